@@ -1,0 +1,59 @@
+"""What every attention shares."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from newllm.attention.cache import LayerCache
+from newllm.attention.kernels import Kernel, attend, check_kernel
+from newllm.position.base import PositionEncoding
+
+
+class Attention(nn.Module):
+    """``forward(x [B, T, hidden], positions [T], encoding, cache) -> [B, T, hidden]``, causal.
+
+    Options stand before the ``*`` of ``__init__``; `hidden_size`, `heads`, `head_dim` and `rotates` (the layer's
+    encoding turns q and k) are handed over by the model.
+
+    observer: when set, called with the layer's "q_before", "k_before" (before rotation), "q", "k" (after it; both
+    before scaling), each [B, heads, T, d], and what else the attention has to show.
+    """
+
+    def __init__(self, kernel: Kernel, *, hidden_size: int, heads: int, head_dim: int):
+        super().__init__()
+        check_kernel(kernel)
+        self.kernel: Kernel = kernel
+        self.hidden_size, self.heads, self.head_dim = hidden_size, heads, head_dim
+        self.rotary_offset = 0  # first dim of q and k that the encoding sees
+        self.rotary_dims = head_dim  # and how many
+        self.observer: Callable[[dict[str, Tensor]], None] | None = None
+
+    @staticmethod
+    def rotary_width(options: dict[str, Any], head_dim: int) -> int:
+        """Width of the q and k that the encoding will be asked to rotate, from the node's options."""
+        return head_dim
+
+    def forward(
+        self, x: Tensor, positions: Tensor, encoding: PositionEncoding | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, encoding: PositionEncoding | None, scale: float) -> Tensor:
+        """Causal attention under the encoding's bias: [B, heads, T, width of v]."""
+        bias = encoding.bias() if encoding is not None else None
+        return attend(q, k, v, bias, scale, self.kernel)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, H, T, D] -> [B, T, H D]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    """A linear layer whose weights are left for `newllm.model.init` to fill."""
+    layer = skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
+    assert isinstance(layer, nn.Linear)
+    return layer

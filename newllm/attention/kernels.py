@@ -1,0 +1,153 @@
+"""Causal attention under each kind of bias, by the fastest path that is exact.
+
+Every path computes ``softmax(q k^T * scale + bias, causal) v`` for q [B, H, Tq, D], k [B, Hk, Tk, D], v [B, Hk, Tk, Dv]
+(Hk divides H; query i stands at key Tk - Tq + i) and returns [B, H, Tq, Dv] in v's dtype.
+
+    bias      Tq == Tk (training, prefill)                                decoding
+    none      fused causal                                                plain
+    linear    row: fp32 row mask [1, H, 1, Tk] + causal (CPU), digits     plain, a row is added to the scores
+    matrix    masked: fused with an explicit mask                         plain
+
+A linear bias never builds a Tq x Tk mask for a fused kernel: softmax drops what is constant along a row, so
+``-m (i - j)`` is ``m j``, a row. As `row` it is a broadcast mask beside is_causal; as `digits` it is a product of a few
+extra dims of q and k (FlashBias, arXiv 2505.12044), for kernels that take no mask.
+"""
+
+import functools
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from newllm.errors import ConfigError
+from newllm.position.bias import Bias, LinearBias
+
+Kernel = Literal["auto", "row", "digits", "masked", "plain"]
+_DIGIT_DIMS = 8  # four are used; fused kernels want the width to be a multiple of 8
+_BASE = 256  # digits of this base are exact in bf16
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, kernel: Kernel = "auto") -> Tensor:
+    """Causal attention as the module describes. kernel: "auto", or the path to take (for comparison)."""
+    # Autocast would round the fp32 row mask to bf16, an error of units at a position of some thousands.
+    with torch.autocast(q.device.type, enabled=False):
+        if q.shape[2] != k.shape[2] or kernel == "plain":
+            return plain(q, k, v, bias, scale)
+        if bias is None:
+            return _fused(q, k, v, scale, mask=None, causal=True)
+        if isinstance(bias, LinearBias) and kernel != "masked":
+            if kernel == "digits" or (kernel == "auto" and not supports_row_bias(q.device.type)):
+                return digits(q, k, v, bias, scale)
+            return row(q, k, v, bias, scale)
+        return masked(q, k, v, bias, scale)
+
+
+def check_kernel(kernel: str) -> None:
+    """Refuse a name that is no kernel."""
+    if kernel not in get_args(Kernel):
+        raise ConfigError(f"attention.kernel must be one of {', '.join(get_args(Kernel))}; got {kernel!r}.")
+
+
+def row(q: Tensor, k: Tensor, v: Tensor, bias: LinearBias, scale: float) -> Tensor:
+    """Fused attention with the bias as a row mask; O(Tk) memory."""
+    return _fused(q, k, v, scale, mask=_row(bias, k.shape[2])[None], causal=True)
+
+
+def digits(q: Tensor, k: Tensor, v: Tensor, bias: LinearBias, scale: float) -> Tensor:
+    """Fused attention without a mask: ``m j = scale * (q+ . k+)`` for a few dims appended to q and k.
+
+    j is written in base 256 (exact in bf16), m / scale as the sum of two numbers of q's dtype, so that slopes which
+    bf16 does not hold keep 16 bits.
+    """
+    heads, length = q.shape[1], k.shape[2]
+    j = torch.arange(length, device=k.device)
+    high, low = (j // _BASE).to(k.dtype), (j % _BASE).to(k.dtype)
+    slope = (bias.slopes / scale).expand(heads)  # [H]
+    slope_high = slope.to(q.dtype)
+    slope_low = (slope - slope_high.float()).to(q.dtype)
+    zeros = torch.zeros_like(slope_high)
+    q_dims = torch.stack(
+        [slope_high * _BASE, slope_low * _BASE, slope_high, slope_low] + [zeros] * (_DIGIT_DIMS - 4), -1
+    )
+    k_dims = torch.stack([high, high, low, low] + [torch.zeros_like(high)] * (_DIGIT_DIMS - 4), -1)
+    q = torch.cat((q, q_dims[None, :, None].expand(*q.shape[:3], -1)), dim=-1)
+    k = torch.cat((k, k_dims[None, None].expand(*k.shape[:3], -1)), dim=-1)
+    return _fused(q, k, v, scale, mask=None, causal=True)
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float) -> Tensor:
+    """Fused attention with the whole [H, Tq, Tk] bias as its mask."""
+    mask = _matrix(q, k, bias).to(q.dtype)
+    return _fused(q, k, v, scale, mask=mask.masked_fill(_future(q, k), float("-inf"))[None], causal=False)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
+    """Two matrix products and a softmax: the reference, and the fastest way for few queries.
+
+    Queries that share a key head are stacked, so MQA and absorbed MLA read the cache once for all heads.
+    """
+    batch, heads, queries, _ = q.shape
+    groups, keys = k.shape[1], k.shape[2]
+    stacked = q.reshape(batch, groups, -1, q.shape[-1])  # [B, Hk, (H / Hk) Tq, D]
+    products = stacked @ k.transpose(-1, -2)  # [B, Hk, (H / Hk) Tq, Tk]
+    scores = products.to(torch.promote_types(q.dtype, torch.float32)).reshape(batch, heads, queries, keys) * scale
+    if isinstance(bias, LinearBias) and queries == 1:
+        scores = scores + _row(bias, keys)
+    elif bias is not None:
+        scores = scores + _matrix(q, k, bias)
+    if queries > 1:
+        scores = scores.masked_fill(_future(q, k), float("-inf"))
+    weights = scores.softmax(-1).to(v.dtype).reshape(batch, groups, -1, keys)
+    return (weights @ v).reshape(batch, heads, queries, -1)
+
+
+@functools.cache
+def supports_row_bias(device_type: str) -> bool:
+    """Whether the fused kernel takes a row mask beside is_causal (undocumented): eight tokens tell.
+
+    Kernels that refuse it raise; a kernel that ignores one of the two gives other numbers.
+    """
+    if device_type != "cpu":
+        return False  # flash attention on CUDA takes no mask, others expand it to T x T
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 8, 8, generator=generator) for _ in range(3))
+    bias = LinearBias(torch.tensor([0.5, 0.25]))
+    try:
+        return torch.allclose(row(q, k, v, bias, 0.35), plain(q, k, v, bias, 0.35), atol=1e-5)
+    except RuntimeError:
+        return False
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, causal: bool) -> Tensor:
+    """torch's fused attention; it wants q, k and v of one width, and zeros change nothing."""
+    width, value_width = max(q.shape[-1], v.shape[-1]), v.shape[-1]
+    if q.shape[-1] < width:
+        q, k = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k))
+    if value_width < width:
+        v = F.pad(v, (0, width - value_width))
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out[..., :value_width]
+
+
+def _row(bias: LinearBias, keys: int) -> Tensor:
+    """[1 or H, 1, Tk] fp32. Counted back from the last key: small numbers where the weight is."""
+    j = torch.arange(1 - keys, 1, device=bias.slopes.device, dtype=torch.float32)
+    return bias.slopes[:, None, None] * j
+
+
+def _positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    j = torch.arange(k.shape[2], device=k.device)
+    return j[k.shape[2] - q.shape[2] :], j
+
+
+def _matrix(q: Tensor, k: Tensor, bias: Bias) -> Tensor:
+    return bias.matrix(*_positions(q, k))
+
+
+def _future(q: Tensor, k: Tensor) -> Tensor:
+    """[Tq, Tk], true where the key stands after the query."""
+    i, j = _positions(q, k)
+    return j[None, :] > i[:, None]

@@ -1,0 +1,140 @@
+"""Multi-head latent attention."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from newllm.attention.base import Attention, linear, merge_heads
+from newllm.attention.cache import LayerCache
+from newllm.attention.kernels import Kernel
+from newllm.errors import ConfigError
+from newllm.position.base import PositionEncoding
+
+_NORM_EPS = 1e-6  # DeepSeek's latent norms have this eps whatever the model's
+
+
+class Latent(Attention):
+    """MLA (DeepSeek-V2, arXiv 2405.04434, §2.1): keys and values are read out of one latent c of kv_dim numbers.
+
+        c = W_DKV x                 k_h = [W_UK,h c | R(W_KR x)]          v_h = W_UV,h c
+        q_h = [q^C_h | R(q^R_h)]    score = q_h . k_h / sqrt(nope + rope)  out = W_O [sum p v_h]
+
+    The rotary part (rope_dim, one key for all heads) is there only in layers whose encoding rotates: a rotation of
+    k^C would stand between W_UK and q and forbid absorption. Biases such as ALiBi's need none.
+
+    Without a cache (training) k and v are formed; with one, W_UK is absorbed into the query and W_UV into the output:
+    ``q~_h = W_UK,h^T q^C_h``, scores against c itself, ``o_h = W_UV,h sum p c``. K and V are never restored, and
+    all heads read one [c | k^R].
+    Cache per token and layer: kv_dim + rope_dim numbers. No projection has a bias.
+
+    value_dim: width of a value head (None: head_dim). query_dim: low-rank queries ``W_UQ RMSNorm(W_DQ x)``.
+    latent_norm: RMS norm on c, which is then cached normed.
+    """
+
+    def __init__(
+        self,
+        kv_dim: int = 64,
+        rope_dim: int = 16,
+        value_dim: int | None = None,
+        query_dim: int | None = None,
+        latent_norm: bool = False,
+        kernel: Kernel = "auto",
+        *,
+        hidden_size: int,
+        heads: int,
+        head_dim: int,
+        rotates: bool,
+    ):
+        super().__init__(kernel, hidden_size=hidden_size, heads=heads, head_dim=head_dim)
+        for name, value in {"kv_dim": kv_dim, "value_dim": value_dim, "query_dim": query_dim}.items():
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be greater than 0, as in {name}=64; got {value}.")
+        if rotates and (rope_dim <= 0 or rope_dim % 2):
+            raise ConfigError(
+                f"this encoding rotates keys, which attention=mla carries in rope_dim dims of their own: rope_dim must be "
+                f"even and greater than 0, as in rope_dim=16; got {rope_dim} (pos_encoding=alibi needs none)."
+            )
+        self.kv_dim = kv_dim
+        self.rope_dim = rope_dim if rotates else 0
+        self.value_dim = head_dim if value_dim is None else value_dim
+        self.rotary_offset, self.rotary_dims = head_dim, self.rope_dim
+        self.scale = (head_dim + self.rope_dim) ** -0.5
+        queries = heads * (head_dim + self.rope_dim)
+        if query_dim is None:
+            self.q: nn.Module = linear(hidden_size, queries)
+        else:
+            norm = nn.RMSNorm(query_dim, eps=_NORM_EPS)
+            self.q = nn.Sequential(linear(hidden_size, query_dim), _InFloat32(norm), linear(query_dim, queries))
+        self.kv_down = linear(hidden_size, kv_dim + self.rope_dim)  # rows: latent | rotary key
+        self.latent_norm = _InFloat32(nn.RMSNorm(kv_dim, eps=_NORM_EPS)) if latent_norm else nn.Identity()
+        self.kv_up = linear(kv_dim, heads * (head_dim + self.value_dim))  # rows, head by head: key | value
+        self.out = linear(heads * self.value_dim, hidden_size)
+
+    @staticmethod
+    def rotary_width(options: dict[str, Any], head_dim: int) -> int:
+        return max(2, int(options.get("rope_dim", 16)))  # an encoding that does not rotate may not mind
+
+    def forward(
+        self, x: Tensor, positions: Tensor, encoding: PositionEncoding | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, T, nope + rope]
+        q_nope, q_rope = q.split([self.head_dim, self.rope_dim], dim=-1)
+        latent, k_rope = self.kv_down(x).split([self.kv_dim, self.rope_dim], dim=-1)
+        latent = self.latent_norm(latent)  # [B, T, kv_dim]
+        k_rope = k_rope[:, None]  # [B, 1, T, rope]
+        q_rope_before, k_rope_before = q_rope, k_rope
+        if encoding is not None and self.rope_dim:
+            q_rope, k_rope = encoding.rotate(q_rope, k_rope, positions)
+        if self.observer is not None:
+            k_nope = self.kv_up(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)[..., : self.head_dim]
+            shown = {
+                "q_before": _join(q_nope, q_rope_before), "k_before": _join(k_nope, k_rope_before),
+                "q": _join(q_nope, q_rope), "k": _join(k_nope, k_rope), "latent": latent,
+            }  # fmt: skip
+            self.observer(shown)
+        if cache is None:
+            return self._expanded(q_nope, q_rope, latent, k_rope, encoding)
+        return self._absorbed(q_nope, q_rope, latent, k_rope, encoding, cache)
+
+    def _expanded(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, encoding: PositionEncoding | None
+    ) -> Tensor:
+        kv = self.kv_up(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, T, nope + value]
+        k_nope, v = kv.split([self.head_dim, self.value_dim], dim=-1)
+        out = self.attend(_join(q_nope, q_rope), _join(k_nope, k_rope), v, encoding, self.scale)  # [B, H, T, value]
+        return self.out(merge_heads(out))
+
+    def _absorbed(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        encoding: PositionEncoding | None,
+        cache: LayerCache,
+    ) -> Tensor:
+        up = self.kv_up.weight.unflatten(0, (self.heads, -1))  # [H, nope + value, kv_dim]
+        w_uk, w_uv = up.split([self.head_dim, self.value_dim], dim=1)
+        q = _join(torch.matmul(q_nope, w_uk), q_rope)  # [B, H, T, kv_dim + rope]
+        (k,) = cache.append(_join(latent[:, None], k_rope))  # [B, 1, all tokens, kv_dim + rope]
+        context = self.attend(q, k, k[..., : self.kv_dim], encoding, self.scale)  # [B, H, T, kv_dim]
+        return self.out(merge_heads(torch.matmul(context, w_uv.transpose(1, 2))))
+
+
+class _InFloat32(nn.Module):
+    """A norm computed in fp32 whatever autocast makes of its input."""
+
+    def __init__(self, norm: nn.RMSNorm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.float()).to(x.dtype)
+
+
+def _join(nope: Tensor, rope: Tensor) -> Tensor:
+    """[nope | rope] on the last dim; a rotary part of one head serves all."""
+    if not rope.shape[-1]:
+        return nope
+    return torch.cat((nope, rope.expand(-1, nope.shape[1], -1, -1)), dim=-1)

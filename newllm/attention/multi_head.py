@@ -1,0 +1,50 @@
+"""Multi-head attention and its grouped forms."""
+
+from torch import Tensor
+
+from newllm.attention.base import Attention, linear, merge_heads
+from newllm.attention.cache import LayerCache
+from newllm.attention.kernels import Kernel
+from newllm.errors import ConfigError
+from newllm.position.base import PositionEncoding
+
+
+class MultiHead(Attention):
+    """Multi-head attention (Vaswani et al. 2017); grouped (GQA, Ainslie et al. 2023) when kv_heads < heads, MQA at 1.
+
+    ``softmax(q k^T / sqrt(head_dim) + bias) v`` per head; query head h reads key head ``h // (heads / kv_heads)``.
+    The projection is fused, its rows in order q | k | v, each head by head.
+    Cache per token and layer: 2 * kv_heads * head_dim numbers.
+    """
+
+    def __init__(
+        self,
+        kv_heads: int | None = None,
+        bias: bool = True,
+        kernel: Kernel = "auto",
+        *,
+        hidden_size: int,
+        heads: int,
+        head_dim: int,
+    ):
+        super().__init__(kernel, hidden_size=hidden_size, heads=heads, head_dim=head_dim)
+        self.kv_heads = heads if kv_heads is None else kv_heads
+        if self.kv_heads <= 0 or heads % self.kv_heads:
+            divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+            raise ConfigError(f"kv_heads must divide the {heads} heads: one of {divisors}; got {kv_heads}.")
+        self.qkv = linear(hidden_size, (heads + 2 * self.kv_heads) * head_dim, bias)
+        self.out = linear(heads * head_dim, hidden_size, bias)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, encoding: PositionEncoding | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H + 2 Hk, T, D]
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        q_before, k_before = q, k
+        if encoding is not None:
+            q, k = encoding.rotate(q, k, positions)
+        if self.observer is not None:
+            self.observer({"q_before": q_before, "k_before": k_before, "q": q, "k": k})
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.out(merge_heads(self.attend(q, k, v, encoding, self.head_dim**-0.5)))

@@ -1,0 +1,171 @@
+"""The decoder-only transformer: one class, whose options are the differences between the published models."""
+
+import pkgutil
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from newllm.attention.base import Attention, linear
+from newllm.attention.cache import Cache, LayerCache
+from newllm.build import build
+from newllm.errors import ConfigError
+from newllm.model.feed_forward import Gelu, SwiGLU
+from newllm.model.init import init_weights
+from newllm.position.base import PositionEncoding
+
+
+class Transformer(nn.Module):
+    """A causal language model: ``model(input_ids [B, T]) -> logits [B, T, vocab_size]``.
+
+    mlp: "gelu" (two matrices) | "swiglu" (three). norm: "layernorm" | "rmsnorm".
+    residual: "sequential" ``x += attn(norm1 x); x += mlp(norm2 x)`` | "parallel" ``x += attn(norm1 x) + mlp(norm2 x)``
+    (GPT-NeoX) | "parallel_shared", the same with one norm for both. bias: linear layers of the MLP have biases (the
+    attention's node says so for itself). tied: the head is the embedding. vocab_size: None takes the tokenizer's size,
+    rounded up to a multiple of 64 (what matrix kernels like).
+
+    Handed over: the nodes of attention and encoding, the tokenizer's size, the training length, the seed of the weights.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_layers: int,
+        heads: int,
+        mlp_size: int,
+        mlp: Literal["gelu", "swiglu"] = "gelu",
+        norm: Literal["layernorm", "rmsnorm"] = "layernorm",
+        norm_eps: float = 1e-5,
+        residual: Literal["sequential", "parallel", "parallel_shared"] = "sequential",
+        bias: bool = True,
+        tied: bool = False,
+        init_std: float = 0.02,
+        vocab_size: int | None = None,
+        *,
+        attention: dict[str, Any],
+        pos_encoding: dict[str, Any],
+        tokens: int,
+        seq_len: int,
+        seed: int,
+    ):
+        super().__init__()
+        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "heads": heads, "mlp_size": mlp_size}
+        for name, size in sizes.items():
+            if size <= 0:
+                raise ConfigError(f"model.{name} must be greater than 0; got {size}.")
+        if hidden_size % heads:
+            near = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0]
+            raise ConfigError(
+                f"model.hidden_size={hidden_size} is not divisible by model.heads={heads}; "
+                f"try model.heads={min(near, key=lambda n: abs(n - heads))}."
+            )
+        if vocab_size is not None and vocab_size < tokens:
+            raise ConfigError(
+                f"the tokenizer has {tokens} ids and the model's vocabulary {vocab_size}: give model.vocab_size={_up(tokens)} "
+                f"or model.vocab_size=null."
+            )
+        self.hidden_size, self.num_layers, self.heads = hidden_size, num_layers, heads
+        self.head_dim = hidden_size // heads
+        self.vocab_size = _up(tokens) if vocab_size is None else vocab_size
+        self.seq_len = seq_len
+
+        rotary_width = pkgutil.resolve_name(attention["_target_"]).rotary_width(attention, self.head_dim)
+        self.position: PositionEncoding = build(
+            pos_encoding,
+            num_layers=num_layers,
+            heads=heads,
+            head_dim=rotary_width,
+            hidden_size=hidden_size,
+            seq_len=seq_len,
+        )
+        embedding = skip_init(nn.Embedding, self.vocab_size, hidden_size, device=torch.get_default_device())
+        assert isinstance(embedding, nn.Embedding)
+        self.embed = embedding
+
+        def make_norm() -> nn.Module:
+            return (nn.LayerNorm if norm == "layernorm" else nn.RMSNorm)(hidden_size, eps=norm_eps)
+
+        blocks = []
+        for layer in range(num_layers):
+            encoding = self.position.at_layer(layer)
+            attend: Attention = build(
+                attention,
+                hidden_size=hidden_size,
+                heads=heads,
+                head_dim=self.head_dim,
+                rotates=encoding is not None and encoding.rotates,
+            )
+            feed = (Gelu if mlp == "gelu" else SwiGLU)(hidden_size, mlp_size, bias)
+            second_norm = None if residual == "parallel_shared" else make_norm()
+            blocks.append(Block(attend, feed, make_norm(), second_norm, residual != "sequential", encoding))
+        self.blocks = nn.ModuleList(blocks)
+        self.final_norm = make_norm()
+        self.head = None if tied else linear(hidden_size, self.vocab_size)
+        init_weights(self, seed, init_std)
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """[vocab_size, hidden_size]; the embedding itself when tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits [B, T, vocab_size] of input_ids [B, T]; with a cache, of these tokens after those it holds."""
+        return F.linear(self.hidden(input_ids, cache), self.head_weight)
+
+    def hidden(self, input_ids: Tensor, cache: Cache | None = None, start: int = 0) -> Tensor:
+        """States [B, T, hidden_size] after the final norm. start: position of the first token (a cache knows better)."""
+        if cache is not None:
+            start = cache.length
+        stop = start + input_ids.shape[1]
+        if self.position.limit is not None and stop > self.position.limit:
+            raise ConfigError(
+                f"pos_encoding has values for {self.position.limit} positions and {stop} were asked for: shorten the input, "
+                f"or train with seq_len={stop}."
+            )
+        positions = torch.arange(start, stop, device=input_ids.device)
+        x = self.embed(input_ids)
+        for i, block in enumerate(self.blocks):
+            x = block(x, positions, None if cache is None else cache.layers[i])
+        return self.final_norm(x)
+
+    def new_cache(self, batch: int = 1, capacity: int | None = None) -> Cache:
+        """An empty cache for `capacity` tokens (default: the training length); `batch` rows decode side by side."""
+        return Cache(self.num_layers, self.seq_len if capacity is None else capacity)
+
+
+class Block(nn.Module):
+    """Attention and MLP around a residual stream: x [B, T, hidden] -> x."""
+
+    encoding: PositionEncoding | None
+
+    def __init__(
+        self,
+        attention: Attention,
+        mlp: nn.Module,
+        norm: nn.Module,
+        mlp_norm: nn.Module | None,
+        parallel: bool,
+        encoding: PositionEncoding | None,
+    ):
+        super().__init__()
+        self.norm, self.attention, self.mlp_norm, self.mlp = norm, attention, mlp_norm, mlp
+        self.parallel = parallel
+        # The model owns the encoding, whose parameters all its layers share: not a submodule here.
+        object.__setattr__(self, "encoding", encoding)
+
+    def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
+        if self.encoding is not None:
+            x = self.encoding.at_input(x, positions)
+        normed = self.norm(x)
+        attended = self.attention(normed, positions, self.encoding, cache)
+        if self.parallel:
+            return x + attended + self.mlp(normed if self.mlp_norm is None else self.mlp_norm(x))
+        assert self.mlp_norm is not None
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def _up(size: int) -> int:
+    return -(-size // 64) * 64

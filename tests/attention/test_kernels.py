@@ -1,0 +1,128 @@
+"""Every path of kernels.py computes the same attention, and the fused ones build no T x T mask for a linear bias."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from newllm.attention import kernels
+from newllm.position.alibi import geometric_slopes
+from newllm.position.bias import LinearBias, MatrixBias, add
+
+HEADS, WIDTH = 4, 16
+
+
+def inputs(
+    length: int = 300, key_heads: int = HEADS, value_width: int = WIDTH, dtype=torch.float32, keys: int | None = None
+):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [
+        (2, HEADS, length, WIDTH),
+        (2, key_heads, keys or length, WIDTH),
+        (2, key_heads, keys or length, value_width),
+    ]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def by_hand(q, k, v, bias: LinearBias | None, scale: float) -> torch.Tensor:
+    """The formula, head by head, -m (i - j) written out."""
+    out = torch.empty(*q.shape[:3], v.shape[-1])
+    offset = k.shape[2] - q.shape[2]
+    i, j = torch.arange(q.shape[2])[:, None] + offset, torch.arange(k.shape[2])[None, :]
+    for h in range(q.shape[1]):
+        key_head = h * k.shape[1] // q.shape[1]
+        scores = q[:, h].float() @ k[:, key_head].float().transpose(1, 2) * scale
+        if bias is not None:
+            scores = scores - bias.slopes.expand(HEADS)[h] * (i - j)
+        out[:, h] = scores.masked_fill(j > i, float("-inf")).softmax(-1) @ v[:, key_head].float()
+    return out
+
+
+SLOPES = {
+    "uniform": LinearBias(torch.tensor([1 / 16])),
+    "per head": LinearBias(torch.tensor(geometric_slopes(HEADS))),
+    "not a bf16 number": LinearBias(torch.tensor([1 / 3])),
+}
+
+
+@pytest.mark.parametrize("kernel", ["auto", "row", "digits", "masked", "plain"])
+@pytest.mark.parametrize("slopes", SLOPES)
+@pytest.mark.parametrize(("key_heads", "value_width"), [(HEADS, WIDTH), (1, WIDTH), (2, 8), (HEADS, 24)])
+def test_linear_bias_on_every_path(kernel, slopes, key_heads, value_width):
+    """Outputs and gradients equal to the formula, also for grouped keys and for values of another width."""
+    q, k, v = inputs(key_heads=key_heads, value_width=value_width)
+    expected = by_hand(q, k, v, SLOPES[slopes], 0.25)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+    out = kernels.attend(q, k, v, SLOPES[slopes], 0.25, kernel)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    gradients = torch.autograd.grad((out * weight).sum(), (q, k, v))
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["row", "digits", "masked", "plain"])
+def test_matrix_equals_linear_bias(kernel):
+    """A general bias goes by the masked path; the sum of a linear and a general one is general."""
+    q, k, v = inputs(80)
+    linear = SLOPES["per head"]
+    general = add(linear, MatrixBias(lambda i, j: torch.zeros(1, len(i), len(j))))
+    assert isinstance(general, MatrixBias)
+    expected = kernels.attend(q, k, v, linear, 0.25, kernel)
+    torch.testing.assert_close(kernels.attend(q, k, v, general, 0.25), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("key_heads", [HEADS, 1])
+def test_queries_at_the_end_of_the_keys(queries, key_heads):
+    """Decoding: the last `queries` rows of the whole, with and without a bias."""
+    q, k, v = inputs(90, key_heads)
+    for bias in (None, SLOPES["per head"]):
+        whole = kernels.attend(q, k, v, bias, 0.25)
+        end = kernels.attend(q[:, :, -queries:], k, v, bias, 0.25)
+        torch.testing.assert_close(end, whole[:, :, -queries:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["row", "digits"])
+def test_bf16_keeps_the_bias_exact_far_out(kernel):
+    """At position 4000 a bias rounded to bf16 is off by 0.5; the fused paths stay within the noise of bf16 products."""
+    q, k, v = inputs(4000, dtype=torch.bfloat16)
+    exact = by_hand(q, k, v, SLOPES["not a bf16 number"], 0.25)
+    out = kernels.attend(q, k, v, SLOPES["not a bf16 number"], 0.25, kernel)
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - exact).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("kernel", ["auto", "row", "digits"])
+def test_linear_bias_builds_no_square_mask(monkeypatch, kernel):
+    masks = []
+    original = F.scaled_dot_product_attention
+
+    def spy(q, k, v, attn_mask=None, **options):
+        masks.append(attn_mask)
+        return original(q, k, v, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    q, k, v = inputs(70)
+    kernels.attend(q, k, v, SLOPES["per head"], 0.25, kernel)
+    assert len(masks) == 1
+    assert masks[0] is None or masks[0].numel() == HEADS * 70
+
+
+def test_auto_leaves_the_row_mask_where_it_is_refused(monkeypatch):
+    """A torch that forbids mask + is_causal, as its documentation has it, gets the digits."""
+
+    def strict(q, k, v, attn_mask=None, is_causal=False, **options):
+        if attn_mask is not None and is_causal:
+            raise RuntimeError("Explicit attn_mask should not be set when is_causal=True")
+        return original(q, k, v, attn_mask=attn_mask, is_causal=is_causal, **options)
+
+    original = F.scaled_dot_product_attention
+    q, k, v = inputs(70)
+    expected = by_hand(q, k, v, SLOPES["uniform"], 0.25)
+    kernels.supports_row_bias.cache_clear()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", strict)
+    try:
+        assert not kernels.supports_row_bias("cpu")
+        torch.testing.assert_close(kernels.attend(q, k, v, SLOPES["uniform"], 0.25), expected, atol=1e-5, rtol=1e-5)
+    finally:
+        kernels.supports_row_bias.cache_clear()
