@@ -12,10 +12,11 @@ def build(node: Mapping[str, Any] | DictConfig, **handed: Any) -> Any:
     """Call the node's ``_target_`` with the node's other keys as options.
 
     The target's keyword-only parameters are handed over by the caller: of `handed`, it gets those that its
-    signature names (all, if it takes ``**``). Nested nodes arrive as plain dicts; the target builds them itself, with sizes of its own.
+    signature names (all, if it takes ``**``). Nested nodes arrive as plain dicts; the target builds them itself,
+    with sizes of its own.
     """
-    options = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    assert isinstance(options, dict)
+    plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    options: dict[str, Any] = dict(plain)
     target = pkgutil.resolve_name(options.pop("_target_"))
     parameters = inspect.signature(target).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):

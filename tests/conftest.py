@@ -24,7 +24,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def small_model() -> Callable:
-    """small_model(pos_encoding, attention, *overrides): a two-layer model of that choice, with weights large enough to matter."""
+    """small_model(pos_encoding, attention, *overrides): a small model of that choice, with weights that matter."""
     import newllm
 
     def build(pos_encoding: str, attention: str, *overrides: str):

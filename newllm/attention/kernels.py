@@ -37,7 +37,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, ker
         if bias is None:
             return _fused(q, k, v, scale, mask=None, causal=True)
         if isinstance(bias, LinearBias) and kernel != "masked":
-            if kernel == "digits" or (kernel == "auto" and not supports_row_bias(q.device.type)):
+            if kernel == "digits" or (kernel == "auto" and not supports_row_bias(q.device.type, q.dtype)):
                 return digits(q, k, v, bias, scale)
             return row(q, k, v, bias, scale)
         return masked(q, k, v, bias, scale)
@@ -51,7 +51,8 @@ def check_kernel(kernel: str) -> None:
 
 def row(q: Tensor, k: Tensor, v: Tensor, bias: LinearBias, scale: float) -> Tensor:
     """Fused attention with the bias as a row mask; O(Tk) memory."""
-    return _fused(q, k, v, scale, mask=_row(bias, k.shape[2])[None], causal=True)
+    mask = _row(bias, k.shape[2])[None].to(torch.promote_types(q.dtype, torch.float32))
+    return _fused(q, k, v, scale, mask=mask, causal=True)
 
 
 def digits(q: Tensor, k: Tensor, v: Tensor, bias: LinearBias, scale: float) -> Tensor:
@@ -103,18 +104,18 @@ def plain(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> T
 
 
 @functools.cache
-def supports_row_bias(device_type: str) -> bool:
+def supports_row_bias(device_type: str, dtype: torch.dtype) -> bool:
     """Whether the fused kernel takes a row mask beside is_causal (undocumented): eight tokens tell.
 
-    Kernels that refuse it raise; a kernel that ignores one of the two gives other numbers.
+    Kernels that refuse it raise; a kernel that ignores or misreads one of the two gives other numbers.
     """
     if device_type != "cpu":
         return False  # flash attention on CUDA takes no mask, others expand it to T x T
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 2, 8, 8, generator=generator) for _ in range(3))
+    q, k, v = (torch.randn(1, 2, 8, 8, generator=generator).to(dtype) for _ in range(3))
     bias = LinearBias(torch.tensor([0.5, 0.25]))
     try:
-        return torch.allclose(row(q, k, v, bias, 0.35), plain(q, k, v, bias, 0.35), atol=1e-5)
+        return torch.allclose(row(q, k, v, bias, 0.35), plain(q, k, v, bias, 0.35), atol=8 * torch.finfo(dtype).eps)
     except RuntimeError:
         return False
 

@@ -52,8 +52,8 @@ class Latent(Attention):
                 raise ConfigError(f"{name} must be greater than 0, as in {name}=64; got {value}.")
         if rotates and (rope_dim <= 0 or rope_dim % 2):
             raise ConfigError(
-                f"this encoding rotates keys, which attention=mla carries in rope_dim dims of their own: rope_dim must be "
-                f"even and greater than 0, as in rope_dim=16; got {rope_dim} (pos_encoding=alibi needs none)."
+                f"this encoding rotates keys, which attention=mla carries in rope_dim dims of their own: "
+                f"rope_dim must be even and greater than 0, as in rope_dim=16; got {rope_dim}."
             )
         self.kv_dim = kv_dim
         self.rope_dim = rope_dim if rotates else 0

@@ -1,4 +1,7 @@
-"""Weights of transformers' models under our names. Each function maps a state dict to one that `load_state_dict` takes."""
+"""Weights of transformers' models under our names.
+
+Each function maps a state dict to one that `load_state_dict` takes.
+"""
 
 import torch
 from torch import Tensor

@@ -26,7 +26,7 @@ class Transformer(nn.Module):
     attention's node says so for itself). tied: the head is the embedding. vocab_size: None takes the tokenizer's size,
     rounded up to a multiple of 64 (what matrix kernels like).
 
-    Handed over: the nodes of attention and encoding, the tokenizer's size, the training length, the seed of the weights.
+    Handed over: the nodes of attention and encoding, the tokenizer's size, the training length, the weights' seed.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Transformer(nn.Module):
             )
         if vocab_size is not None and vocab_size < tokens:
             raise ConfigError(
-                f"the tokenizer has {tokens} ids and the model's vocabulary {vocab_size}: give model.vocab_size={_up(tokens)} "
-                f"or model.vocab_size=null."
+                f"the tokenizer has {tokens} ids and the model's vocabulary {vocab_size}: "
+                f"give model.vocab_size={_up(tokens)} or model.vocab_size=null."
             )
         self.hidden_size, self.num_layers, self.heads = hidden_size, num_layers, heads
         self.head_dim = hidden_size // heads
@@ -108,21 +108,23 @@ class Transformer(nn.Module):
     @property
     def head_weight(self) -> nn.Parameter:
         """[vocab_size, hidden_size]; the embedding itself when tied."""
-        return self.embed.weight if self.head is None else self.head.weight
+        weight = self.embed.weight if self.head is None else self.head.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
     def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits [B, T, vocab_size] of input_ids [B, T]; with a cache, of these tokens after those it holds."""
         return F.linear(self.hidden(input_ids, cache), self.head_weight)
 
     def hidden(self, input_ids: Tensor, cache: Cache | None = None, start: int = 0) -> Tensor:
-        """States [B, T, hidden_size] after the final norm. start: position of the first token (a cache knows better)."""
+        """States [B, T, hidden_size] after the final norm. start: the first token's position (a cache knows better)."""
         if cache is not None:
             start = cache.length
         stop = start + input_ids.shape[1]
         if self.position.limit is not None and stop > self.position.limit:
             raise ConfigError(
-                f"pos_encoding has values for {self.position.limit} positions and {stop} were asked for: shorten the input, "
-                f"or train with seq_len={stop}."
+                f"pos_encoding has values for {self.position.limit} positions and {stop} were asked for: "
+                f"shorten the input, or train with seq_len={stop}."
             )
         positions = torch.arange(start, stop, device=input_ids.device)
         x = self.embed(input_ids)

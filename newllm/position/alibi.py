@@ -15,7 +15,7 @@ class Alibi(PositionEncoding):
     """ALiBi: ``q_i . k_j / sqrt(d) - slope * (i - j)`` (Press et al. 2022, arXiv 2108.12409).
 
     slope: one number for all heads (the uniform form: outside the paper; attention decays by e every 1/slope
-    tokens, halves every ln 2 / slope), "geometric" for the paper's ``2 ** (-8h / H)`` per head, or a list, one per head.
+    tokens, halves every ln 2 / slope), "geometric" for the paper's ``2 ** (-8h / H)``, or a list, one per head.
     The bias is linear in the key position, so it needs no T x T mask (kernel: row bias or digits) and, being free of
     rotations, it leaves latent attention absorbable without a rotary key. Cost: O(T).
     """
@@ -47,7 +47,7 @@ class Alibi(PositionEncoding):
 
 
 def geometric_slopes(heads: int) -> list[float]:
-    """``2 ** (-8h / H)``, h = 1 .. H; for other H than powers of 2, the lower power's slopes and every other one of the next."""
+    """``2 ** (-8h / H)``, h = 1 .. H; H no power of 2: the lower power's slopes, then every other one of the next."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
     if power < heads:

@@ -23,7 +23,7 @@ class LinearBias:
 
 @dataclass(frozen=True)
 class MatrixBias:
-    """A general bias, learned or not: ``matrix(query_positions [Tq], key_positions [Tk])`` gives [1 or heads, Tq, Tk]."""
+    """A general bias: ``matrix(query_positions [Tq], key_positions [Tk])`` gives [1 or heads, Tq, Tk]."""
 
     matrix: Callable[[Tensor, Tensor], Tensor]
 

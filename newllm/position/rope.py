@@ -40,7 +40,8 @@ class Rope(PositionEncoding):
         if not 0 < rotary_pct <= 1 or width == 0 or width % 2:
             raise ConfigError(
                 f"rotary_pct must lie in (0, 1] and give an even number of rotary dims of the {head_dim} there are, "
-                f"as rotary_pct={2 * max(1, head_dim // 8) / head_dim:g} does; {rotary_pct:g} gives {head_dim * rotary_pct:g}."
+                f"as rotary_pct={2 * max(1, head_dim // 8) / head_dim:g} does; "
+                f"{rotary_pct:g} gives {head_dim * rotary_pct:g}."
             )
         self.layout = layout
         self.width = width

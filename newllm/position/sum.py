@@ -32,7 +32,7 @@ class Sum(PositionEncoding):
         return [part for part in self.parts.values() if isinstance(part, PositionEncoding)]
 
     def at_layer(self, layer: int) -> PositionEncoding | None:
-        active = {name: part for name, part in self.parts.items() if part.at_layer(layer) is not None}
+        active = {name: part for name, part in self.parts.items() if layer in _layers(part)}
         return _view(active) if active else None
 
     def at_input(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -53,6 +53,11 @@ class Sum(PositionEncoding):
 
     def pairs(self) -> list[tuple[int, int, float]]:
         return [pair for part in self._encodings() for pair in part.pairs()]
+
+
+def _layers(part: nn.Module) -> frozenset[int]:
+    assert isinstance(part, PositionEncoding)
+    return part.layers
 
 
 def _view(parts: Mapping[str, nn.Module]) -> Sum:

@@ -122,7 +122,13 @@ def test_auto_leaves_the_row_mask_where_it_is_refused(monkeypatch):
     kernels.supports_row_bias.cache_clear()
     monkeypatch.setattr(F, "scaled_dot_product_attention", strict)
     try:
-        assert not kernels.supports_row_bias("cpu")
+        assert not kernels.supports_row_bias("cpu", q.dtype)
         torch.testing.assert_close(kernels.attend(q, k, v, SLOPES["uniform"], 0.25), expected, atol=1e-5, rtol=1e-5)
     finally:
         kernels.supports_row_bias.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_row_bias_serves_every_dtype_on_cpu(dtype):
+    """A mask of another dtype than the kernel expects is misread in silence; the probe must not hide it behind digits."""
+    assert kernels.supports_row_bias("cpu", dtype)

@@ -40,8 +40,9 @@ def test_gpt_neox(rotary_pct: float):
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     config = GPTNeoXConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=256,
-        rotary_pct=rotary_pct, rotary_emb_base=5000, max_position_embeddings=LENGTH, attn_implementation="eager",
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS,
+        intermediate_size=256, rotary_pct=rotary_pct, rotary_emb_base=5000,
+        max_position_embeddings=LENGTH, attn_implementation="eager",
     )  # fmt: skip
     theirs = large_weights(GPTNeoXForCausalLM(config))
     ours = build("model=gpt_neox_70m", "model.mlp_size=256", f"rotary_pct={rotary_pct}", "theta=5000")
@@ -56,8 +57,9 @@ def test_llama(attention: str, kv_heads: int):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=256,
-        num_key_value_heads=kv_heads, rms_norm_eps=1e-6, tie_word_embeddings=True, attn_implementation="eager",
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS,
+        intermediate_size=256, num_key_value_heads=kv_heads, rms_norm_eps=1e-6,
+        tie_word_embeddings=True, attn_implementation="eager",
     )  # fmt: skip
     theirs = large_weights(LlamaForCausalLM(config))
     groups = [f"kv_heads={kv_heads}"] if attention == "gqa" else []
@@ -110,7 +112,7 @@ def test_mla_equals_deepseek(version: int, query_dim: int | None):
     encoding = Rope(layout="interleaved", head_dim=16, num_layers=1)
     x = torch.randn(2, LENGTH, HIDDEN, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     positions = torch.arange(LENGTH)
-    expected = theirs(x, causal_mask(), position_embeddings=rotary(x, positions[None]))[0]
+    expected = theirs(x, attention_mask=causal_mask(), position_embeddings=rotary(x, positions[None]))[0]
     torch.testing.assert_close(ours(x, positions, encoding), expected, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(absorbed(ours, x, encoding), expected, atol=2e-6, rtol=1e-5)
 
@@ -118,7 +120,7 @@ def test_mla_equals_deepseek(version: int, query_dim: int | None):
 @pytest.mark.parametrize("kernel", ["auto", "digits", "masked", "plain"])
 @torch.no_grad()
 def test_mla_with_alibi_equals_deepseek(kernel):
-    """Without a rotary key: theirs cannot have zero rotary dims, so two whose rows are zero; the scale is made up for."""
+    """Without a rotary key: theirs cannot have zero rotary dims, so two whose rows are zero; the scale makes up."""
     theirs, rotary = deepseek(2, 2, None)
     nope, scale = 32, ((32 + 2) / 32) ** 0.5
     weights = convert.deepseek_attention(theirs.state_dict())
@@ -136,6 +138,6 @@ def test_mla_with_alibi_equals_deepseek(kernel):
     x = torch.randn(2, LENGTH, HIDDEN, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     positions = torch.arange(LENGTH)
     mask = causal_mask() - 0.0625 * (positions[:, None] - positions[None, :])
-    expected = theirs(x, mask, position_embeddings=rotary(x, positions[None]))[0]
+    expected = theirs(x, attention_mask=mask, position_embeddings=rotary(x, positions[None]))[0]
     torch.testing.assert_close(ours(x, positions, encoding), expected, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(absorbed(ours, x, encoding), expected, atol=2e-6, rtol=1e-5)

@@ -118,7 +118,7 @@ def test_learned_positions_count_once_and_end(small_model):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Rope(rotary_pct=1.5, head_dim=64, num_layers=1), r"rotary_pct must lie in \(0, 1\].*rotary_pct=0.25 does; 1.5 gives 96"),
+        (lambda: Rope(rotary_pct=1.5, head_dim=64, num_layers=1), "rotary_pct=0.25 does; 1.5 gives 96"),
         (lambda: Rope(rotary_pct=0.0, head_dim=64, num_layers=1), "rotary_pct must lie in"),
         (lambda: Rope(rotary_pct=0.05, head_dim=64, num_layers=1), "even number of rotary dims"),
         (lambda: Rope(theta=0.0, head_dim=64, num_layers=1), "theta must be greater than 0"),

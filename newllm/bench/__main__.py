@@ -1,0 +1,5 @@
+"""`python -m newllm.bench`."""
+
+from newllm.bench import main
+
+raise SystemExit(main())

@@ -1,0 +1,201 @@
+"""`python -m newllm.bench train`: our training step against transformers' model of the same shape.
+
+Both train on the same batches of real text, in the same precision, with AdamW (fused), clipping and a backward pass;
+each has weights and optimizer of its own and they take turns in one process. The roofline is the time of the model's
+matrix products alone, forward and both backward, in that precision.
+"""
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from newllm import build_model, compose
+from newllm.bench.peer import peer
+from newllm.bench.timing import alternate, ratio
+from newllm.build import build
+from newllm.data import prepare
+from newllm.errors import ConfigError
+from newllm.results.atomic import write_text
+from newllm.suggest import did_you_mean
+from newllm.training.precision import Precision, autocast, resolve
+from newllm.training.step import Step
+
+DEFAULTS = ["model=pythia_70m", "batch_size=8", "seq_len=128", "rotary_pct=0.25", "samples=256", "facts=none"]
+OPTIONS: dict[str, Any] = {"rounds": 7, "steps": 3, "compiled": True, "out": None}
+USAGE = """newllm bench train [rounds=7] [steps=3] [compiled=true|false] [out=FILE.json] [key=value of a run …]
+
+  rounds    turns of each contestant        steps   training steps in a turn
+  compiled  also transformers under torch.compile (minutes of compilation)
+  Defaults of the run: """ + " ".join(DEFAULTS)
+
+
+def main(argv: list[str]) -> int:
+    """Measure, print, and write `out`; returns the exit status."""
+    if any(word in ("-h", "--help") for word in argv):
+        print(USAGE)
+        return 0
+    options, overrides = _options(argv)
+    given = {word.split("=")[0] for word in overrides}
+    cfg = compose([word for word in DEFAULTS if word.split("=")[0] not in given] + overrides)
+    results = measure(cfg, options["rounds"], options["steps"], options["compiled"])
+    _print(cfg, results)
+    if options["out"]:
+        write_text(Path(options["out"]), json.dumps(results, indent=2) + "\n")
+        print(f"Written to {options['out']}")
+    return 0
+
+
+def measure(cfg: DictConfig, rounds: int, steps: int, compiled: bool) -> dict[str, Any]:
+    """Flat results: ratio/<peer> (median), ratio/<peer>/min and max, roofline/share, seconds/<contestant> (all rounds)."""
+    runtime = build(cfg.runtime)
+    runtime.apply()
+    device = runtime.device()
+    precision = resolve(cfg.precision, device)
+    data = prepare(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)
+    size = cfg.batch_size
+    batches = [data.train.batch(np.arange(i, i + size)) for i in range(0, len(data.train) - size + 1, size)]
+
+    ours = build_model(cfg, tokens=data.tokenizer.vocab_size).to(device)
+    contestants = {"newllm": _our_step(ours, cfg, batches, device, precision)}
+    name, eager = peer(cfg, ours.vocab_size)
+    contestants["transformers_eager"] = _their_step(eager.to(device), eager, cfg, batches, device, precision)
+    if compiled:
+        _, fresh = peer(cfg, ours.vocab_size)
+        module = torch.compile(fresh.to(device))
+        contestants["transformers_compiled"] = _their_step(module, fresh, cfg, batches, device, precision)
+    contestants["matmuls"] = _matmuls(ours, size * cfg.data.seq_len, device, precision)
+
+    seconds = alternate({name: _waiting(call, device) for name, call in contestants.items()}, rounds, steps)
+    results: dict[str, Any] = {
+        "peer": name,
+        "model": cfg.choices.model,
+        "precision": precision,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "batch_size": size,
+        "seq_len": cfg.data.seq_len,
+        "rounds": rounds,
+        "steps": steps,
+    }
+    for contestant in contestants:
+        if contestant.startswith("transformers"):
+            for which, value in ratio(seconds[contestant], seconds["newllm"]).items():
+                results[f"ratio/{contestant}" + ("" if which == "median" else f"/{which}")] = value
+    results["roofline/share"] = ratio(seconds["matmuls"], seconds["newllm"])["median"]
+    results |= {f"seconds/{contestant}": times for contestant, times in seconds.items()}
+    return results
+
+
+def _our_step(
+    model: nn.Module, cfg: DictConfig, batches: list[tuple[Tensor, Tensor]], device: torch.device, precision: Precision
+) -> Callable[[], object]:
+    optim = build(cfg.optim)
+    step = Step(model, optim, device, precision)  # type: ignore[arg-type]
+    supply = itertools.cycle(batches)
+    return lambda: step([next(supply)], rate=optim.lr)
+
+
+def _their_step(
+    module: Callable[..., Any],
+    model: nn.Module,
+    cfg: DictConfig,
+    batches: list[tuple[Tensor, Tensor]],
+    device: torch.device,
+    precision: Precision,
+) -> Callable[[], object]:
+    """A step as transformers' users write it: the model's own loss, clipping, fused AdamW."""
+    optim = build(cfg.optim)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+    )
+    supply: Iterator[tuple[Tensor, Tensor]] = itertools.cycle(batches)
+    model.train()
+
+    def step() -> None:
+        ids = next(supply)[0].to(device)
+        with autocast(device, precision):
+            loss = module(input_ids=ids, labels=ids).loss
+        loss.backward()
+        if optim.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _matmuls(model: nn.Module, tokens: int, device: torch.device, precision: Precision) -> Callable[[], object]:
+    """All the products of a step and nothing else: ``x W^T``, ``g W`` and ``g^T x`` for each linear layer and the head."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    shapes = [tuple(layer.weight.shape) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    if getattr(model, "head", None) is None:
+        shapes.append(tuple(model.head_weight.shape))  # type: ignore[union-attr, arg-type]
+    operands = {
+        (rows, columns): [
+            torch.ones(size, dtype=dtype, device=device) for size in ((tokens, columns), (rows, columns), (tokens, rows))
+        ]
+        for rows, columns in set(shapes)
+    }
+
+    def run() -> None:
+        for shape in shapes:
+            x, weight, gradient = operands[shape]
+            x @ weight.T
+            gradient @ weight
+            gradient.T @ x
+
+    return run
+
+
+def _waiting(call: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    def run() -> None:
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+def _options(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    options, overrides = dict(OPTIONS), []
+    for word in argv:
+        key, _, value = word.partition("=")
+        if key not in OPTIONS:
+            overrides.append(word)
+        elif key == "out":
+            options[key] = value
+        elif key == "compiled":
+            if value not in ("true", "false"):
+                raise ConfigError(f"compiled must be true or false; {did_you_mean(value, ['true', 'false'])}.")
+            options[key] = value == "true"
+        elif not value.isdigit() or int(value) < 1:
+            raise ConfigError(f"{key} must be a whole number above 0, as in {key}={OPTIONS[key]}; got {value}.")
+        else:
+            options[key] = int(value)
+    return options, overrides
+
+
+def _print(cfg: DictConfig, results: dict[str, Any]) -> None:
+    console = Console()
+    console.print(
+        f"{results['model']}, batch {results['batch_size']} x {results['seq_len']}, {results['precision']}, "
+        f"{results['device']} with {results['threads']} threads; medians of {results['rounds']} rounds"
+    )
+    table = Table("contestant", "ms a step (min … max)", "newllm is faster by (min … max)")
+    for name, seconds in ((key[8:], value) for key, value in results.items() if key.startswith("seconds/")):
+        times = f"{1e3 * statistics.median(seconds):.1f} ({1e3 * min(seconds):.1f} … {1e3 * max(seconds):.1f})"
+        key = f"ratio/{name}"
+        faster = f"{results[key]:.2f} x ({results[key + '/min']:.2f} … {results[key + '/max']:.2f})" if key in results else ""
+        table.add_row(f"{results['peer']}, {name.removeprefix('transformers_')}" if key in results else name, times, faster)
+    console.print(table)
+    console.print(f"share of the roofline (the matrix products alone): {100 * results['roofline/share']:.0f} %")
