@@ -1,0 +1,68 @@
+"""Validation loss, perplexity and bits per byte."""
+
+from typing import Literal
+
+import numpy as np
+
+from newllm.errors import ConfigError
+from newllm.evaluation.diagnosis import BYTES_PER_TOKEN, VERDICTS, rescale
+from newllm.evaluation.subject import Findings, Subject
+
+
+class Loss:
+    """`val/loss` (nats per token), `val/ppl` = exp(val/loss), `val/bits_per_byte`.
+
+    weighting: "token" is the mean over all scored tokens. "batch_mean" is the mean of the means of batches of
+    `batch_size` rows, as published: a smaller last batch counts for more (2 % of perplexity with 500 rows in
+    batches of 8). Bits per byte is always the sum of nats of all scored tokens / ln 2 / the UTF-8 bytes of text
+    they stand for; an end-of-text token costs nats and stands for none.
+
+    verdicts: upper perplexity bounds of what a perplexity says about its run, null for none; they hold
+    at `reference` bytes per token. A vocabulary of 4096 has about 3, so its perplexities are lower for the same
+    quality; bounds are compared after rescaling through bits per byte (`newllm.evaluation.diagnosis`).
+    """
+
+    def __init__(
+        self,
+        weighting: Literal["token", "batch_mean"] = "token",
+        batch_size: int = 8,
+        reference: float = BYTES_PER_TOKEN,
+        verdicts: dict = VERDICTS,
+    ):
+        if batch_size < 1:
+            raise ConfigError(f"eval.loss.batch_size must be at least 1, as in 8; got {batch_size}.")
+        if reference <= 0:
+            raise ConfigError(f"eval.loss.reference must be above 0 bytes per token, as in 4.4; got {reference}.")
+        bounds = list(verdicts.values())
+        if not all(bound is None or isinstance(bound, int | float) for bound in bounds) or len({*bounds}) < len(bounds):
+            raise ConfigError(
+                "eval.loss.verdicts must give each verdict a perplexity bound of its own, or null for no bound, as in "
+                f"'suspicious: 30'; got {verdicts}."
+            )
+        self.weighting = weighting
+        self.batch_size = batch_size
+        self.reference = reference
+
+    def __call__(self, subject: Subject) -> Findings:
+        losses, mask = subject.token_losses()
+        tokens = int(mask.sum())
+        loss = mean_loss(losses, mask, self.batch_size if self.weighting == "batch_mean" else None)
+        ppl, bits = float(np.exp(loss)), subject.bits_per_byte()
+        bytes_per_token = subject.scored_bytes() / tokens
+        how = "token-weighted" if self.weighting == "token" else f"mean over batches of {self.batch_size}, as published"
+        body: list = [
+            f"Perplexity {ppl:.2f}: {subject.diagnose(ppl)}",
+            f"Loss {loss:.4f} nats per token ({how}), {bits:.4f} bits per byte",
+            f"{tokens:,} tokens scored, {bytes_per_token:.2f} bytes each; the verdict is that of perplexity "
+            f"{rescale(ppl, bytes_per_token, self.reference):.0f} at {self.reference:g}",
+        ]
+        metrics = {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits}
+        return Findings("Validation", metrics, body=body)
+
+
+def mean_loss(losses: np.ndarray, mask: np.ndarray, batch_size: int | None = None) -> float:
+    """Mean of the losses [N, T] where mask [N, T]; with a `batch_size`, mean of the means of batches of rows."""
+    if batch_size is None:
+        return float(losses[mask].mean(dtype=np.float64))
+    starts = range(0, len(losses), batch_size)
+    return float(np.mean([losses[i : i + batch_size][mask[i : i + batch_size]].mean(dtype=np.float64) for i in starts]))

@@ -1,0 +1,54 @@
+"""Perplexity by the position of the label in its row."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from newllm.errors import ConfigError
+from newllm.evaluation.subject import Findings, Subject, Table
+
+
+class Position:
+    """`val/ppl_by_position/A-B`: exp of the mean loss of the labels A ≤ t < B of all validation rows.
+
+    Label t is predicted from t + 1 tokens, so the first bucket holds those with little context. Token-weighted:
+    the buckets' mean losses, weighted by their tokens, give the token-weighted val/loss exactly.
+    edges: where buckets begin; the last ends with the row, and those beyond the row are left out.
+    tables/position.csv has one line per label position: mean loss with its standard error over rows.
+    """
+
+    def __init__(self, edges: list[int] = [0, 16, 32, 64, 96]):  # noqa: B006 (only read)
+        if not edges or edges[0] != 0 or sorted(set(edges)) != list(edges):
+            raise ConfigError(f"eval.position.edges must begin with 0 and ascend, as in [0,16,32,64,96]; got {edges}.")
+        self.edges = edges
+
+    def __call__(self, subject: Subject) -> Findings:
+        losses, mask = subject.token_losses()
+        length = losses.shape[1]
+        edges = [edge for edge in self.edges if edge < length] + [length]
+        metrics: dict[str, float] = {}
+        rows: Table = []
+        for start, end in pairwise(edges):
+            scored = losses[:, start:end][mask[:, start:end]]
+            if scored.size == 0:
+                continue
+            ppl = float(np.exp(scored.mean(dtype=np.float64)))
+            metrics[f"val/ppl_by_position/{start}-{end}"] = ppl
+            rows.append(
+                {"positions": f"{start}-{end}", "ppl": ppl, "tokens": scored.size, "verdict": subject.diagnose(ppl)}
+            )
+        return Findings("Perplexity by position", metrics, {"position": by_position(losses, mask)}, [rows])
+
+
+def by_position(losses: np.ndarray, mask: np.ndarray) -> Table:
+    """For each label position: rows that score it, mean loss, its standard error over rows, exp of the mean."""
+    count = mask.sum(axis=0)
+    mean = np.where(mask, losses, 0.0).sum(axis=0, dtype=np.float64) / np.maximum(count, 1)
+    squares = np.where(mask, (losses - mean) ** 2, 0.0).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.sqrt(squares / (count - 1) / count)  # nan with fewer than two rows
+    return [
+        {"position": t, "rows": int(n), "loss": float(loss), "se": float(se), "ppl": float(np.exp(loss))}
+        for t, (n, loss, se) in enumerate(zip(count, mean, error, strict=True))
+        if n
+    ]

@@ -1,0 +1,210 @@
+"""Statistics of queries and keys: sizes, frequency bands, massive-value dimensions."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from newllm.errors import ConfigError
+from newllm.evaluation.observe import Statistics, observing
+from newllm.evaluation.subject import Findings, Subject, Table
+
+TENSORS = ("q_before", "k_before", "q", "k", "latent")
+
+
+class QueryKey:
+    """How large q and k are, before (`qk/before/…`) and after (`qk/…`) rotation, both before the score's scaling.
+
+    Sizes, as published: max |x|; mean |x| and unbiased std of the signed x per batch, averaged over batches. A
+    model's max is the largest of its layers', its mean and std their average.
+
+    Frequency bands: a rotary pair (a, b) is measured by its norm √(x_a² + x_b²), which the rotation leaves alone.
+    The pairs with the higher half of the inverse frequencies are the high band, the others the low one; dims that
+    nothing rotates are a band of their own, measured by |x_d|. The published halves, dims [0, r/2) against [r/2, r)
+    of the r rotary dims, are given as such: in the half layout each holds one coordinate of every pair, so their
+    ratio is about 1 whatever the frequencies do.
+
+    Massive values (Jin et al. 2025, arXiv 2502.01563): M_{h,d}, the L2 norm of dim d of head h over positions, is
+    massive above `factor` times its head's mean over d. Threshold-free beside it: the largest M over the mean, and
+    the share that a head's largest dim has in the sum of its M².
+
+    batches, batch_size: the first validation rows looked at (10 × 8 as published).
+    """
+
+    def __init__(self, batches: int = 10, batch_size: int = 8, factor: float = 5.0):
+        if batches < 1 or batch_size < 1 or factor <= 0:
+            raise ConfigError(
+                "eval.qk needs batches and batch_size of at least 1 and a factor above 0, as in eval.qk.batches=10; "
+                f"got {batches}, {batch_size} and {factor}."
+            )
+        self.batches = batches
+        self.batch_size = batch_size
+        self.factor = factor
+
+    def __call__(self, subject: Subject) -> Findings:
+        layers = self.observe(subject)
+        found = Findings("Queries and keys")
+        found.tables["qk_layers"] = sizes = [_sizes(layer, seen) for layer, seen in enumerate(layers)]
+        for name in ("q", "k"):
+            for prefix, tensor in (("qk", name), ("qk/before", f"{name}_before")):
+                found.metrics[f"{prefix}/{name}_max"] = max(row[f"{tensor}_max"] for row in sizes)
+                for what in ("mean", "std"):
+                    values = [row[f"{tensor}_{what}"] for row in sizes]
+                    found.metrics[f"{prefix}/{name}_{what}"] = sum(values) / len(values)
+        if "latent_max" in sizes[0]:
+            found.metrics["qk/latent_max"] = max(row["latent_max"] for row in sizes)
+        columns = [f"{name}_{what}" for name in ("q", "k") for what in ("max", "mean", "std")]
+        found.body = ["After rotation", [{"layer": row["layer"], **{c: row[c] for c in columns}} for row in sizes]]
+
+        self._bands(found, layers)
+        self._massive(found, layers)
+        return found
+
+    @torch.inference_mode()
+    def observe(self, subject: Subject) -> list[dict[str, Statistics]]:
+        """Statistics of each tensor of each layer over the first validation batches."""
+        layers = [
+            {name: Statistics(pairs=[] if name == "latent" else rotary_pairs(block)) for name in TENSORS}
+            for block in subject.model.blocks
+        ]
+
+        def see(layer: int, tensors: dict[str, Tensor]) -> None:
+            for name in TENSORS:
+                if name in tensors:
+                    x = tensors[name]
+                    layers[layer][name].add(x.unsqueeze(1) if x.dim() == 3 else x)  # latent [B, T, C] as one head
+
+        with observing(subject.model, see):
+            for inputs, _ in subject.batches(size=self.batch_size, limit=self.batches * self.batch_size):
+                with subject.autocast():
+                    subject.model.hidden(inputs)
+        return layers
+
+    def _bands(self, found: Findings, layers: list[dict[str, Statistics]]) -> None:
+        rows: Table = []
+        pairs: Table = []
+        for layer, seen in enumerate(layers):
+            for name in ("q", "k"):
+                rows += [{"layer": layer, "tensor": name, **row} for row in _band_rows(seen[name])]
+                pairs += [{"layer": layer, "tensor": name, **row} for row in _pair_rows(seen[name])]
+        found.tables["qk_bands"] = rows
+        if pairs:
+            found.tables["qk_pairs"] = pairs
+
+        summary: Table = []
+        for cut, prefix in (("frequency", "qk/bands"), ("published halves", "qk/published")):
+            for name in ("q", "k"):
+                largest: dict[str, float] = {}
+                for row in rows:
+                    if row["cut"] == cut and row["tensor"] == name:
+                        largest[row["band"]] = max(largest.get(row["band"], 0.0), row["max"])
+                for band, value in largest.items():
+                    found.metrics[f"{prefix}/{name}_{band.replace('-', '_')}_max"] = value
+                if "low" in largest and largest.get("high"):
+                    ratio = found.metrics[f"{prefix}/{name}_low_over_high"] = largest["low"] / largest["high"]
+                    largest["low/high"] = ratio
+                shown = {band: largest.get(band) for band in ("high", "low", "pass-through", "low/high")}
+                summary.append({"bands": cut, "tensor": name, **shown})
+        found.body += [
+            "Largest value by band (frequency: norm of a rotary pair; published halves: |x| over dims)",
+            summary,
+        ]
+
+    def _massive(self, found: Findings, layers: list[dict[str, Statistics]]) -> None:
+        rows: Table = []
+        for layer, seen in enumerate(layers):
+            for stage, suffix in (("before", "_before"), ("after", "")):
+                for name in ("q", "k"):
+                    rows += [
+                        {"layer": layer, "stage": stage, "tensor": name, **row}
+                        for row in massive(seen[name + suffix].norms(), self.factor)
+                    ]
+        found.tables["qk_massive"] = rows
+        summary: Table = []
+        for name in ("q", "k"):
+            after = [row for row in rows if row["tensor"] == name and row["stage"] == "after"]
+            line = {
+                "dims": sum(row["massive"] for row in after),
+                "max_over_mean": max(row["max_over_mean"] for row in after),
+                "top_share": sum(row["top_share"] for row in after) / len(after),
+            }
+            found.metrics.update({f"qk/massive/{name}_{what}": float(value) for what, value in line.items()})
+            summary.append({"tensor": name, "heads": len(after), **line})
+        found.body += [f"Massive dims: norm over positions above {self.factor:g} x the head's mean", summary]
+
+
+def rotary_pairs(block: Any) -> list[tuple[int, int, float]]:
+    """(dim, dim, inv_freq) of the dims of q and k that this block rotates; a frequency of 0 rotates nothing."""
+    if block.encoding is None:
+        return []
+    offset = block.attention.rotary_offset
+    return [(a + offset, b + offset, frequency) for a, b, frequency in block.encoding.pairs() if frequency != 0]
+
+
+def massive(norms: Tensor, factor: float) -> Table:
+    """Per head of M [H, D]: how many dims exceed factor x the head's mean, which is largest, and by how much."""
+    rows: Table = []
+    for head, line in enumerate(norms):
+        mean, energy = float(line.mean()), float(line.square().sum())
+        rows.append(
+            {
+                "head": head,
+                "massive": int((line > factor * mean).sum()),
+                "top_dim": int(line.argmax()),
+                "max_over_mean": float(line.max()) / mean if mean else 0.0,
+                "top_share": float(line.max().square()) / energy if energy else 0.0,
+            }
+        )
+    return rows
+
+
+def _sizes(layer: int, seen: dict[str, Statistics]) -> dict:
+    used = {name: stats for name, stats in seen.items() if stats.maxima}
+    numbers = {f"{n}_{what}": getattr(s, what) for n, s in used.items() for what in ("max", "mean", "std")}
+    return {"layer": layer, **numbers}
+
+
+def _band_rows(stats: Statistics) -> Table:
+    """Both cuts of the dims of one tensor: the correct frequency bands and the published halves."""
+    assert stats.dim_max is not None
+    dims = len(stats.dim_max)
+    rotary = sorted({d for a, b, _ in stats.pairs for d in (a, b)})
+    passed = [d for d in range(dims) if d not in set(rotary)]
+    rows: Table = []
+
+    def row(cut: str, band: str, width: int, value: float, mean: float | None = None) -> None:
+        rows.append({"cut": cut, "band": band, "dims": width, "max": value, "mean": mean})
+
+    if stats.pair_max is not None and stats.pair_sum is not None:
+        by_frequency = sorted(range(len(stats.pairs)), key=lambda p: -stats.pairs[p][2])
+        middle = math.ceil(len(by_frequency) / 2)
+        for band, members in (("high", by_frequency[:middle]), ("low", by_frequency[middle:])):
+            if members:
+                mean = float(stats.pair_sum[members].mean()) / stats.count
+                row("frequency", band, 2 * len(members), float(stats.pair_max[members].max()), mean)
+    if passed:
+        row("frequency", "pass-through", len(passed), float(stats.dim_max[passed].max()))
+
+    halved = rotary or list(range(dims))  # as published: without rotation the whole head is halved
+    middle = len(halved) // 2
+    for band, members in (("high", halved[:middle]), ("low", halved[middle:])):
+        row("published halves", band, len(members), float(stats.dim_max[members].max()))
+    if rotary and passed:
+        row("published halves", "pass-through", len(passed), float(stats.dim_max[passed].max()))
+    return rows
+
+
+def _pair_rows(stats: Statistics) -> Table:
+    if stats.pair_max is None or stats.pair_sum is None:
+        return []
+    return [
+        {
+            "dims": f"{a}+{b}",
+            "inv_freq": frequency,
+            "wavelength": 2 * math.pi / frequency,
+            "max": float(stats.pair_max[index]),
+            "mean": float(stats.pair_sum[index]) / stats.count,
+        }
+        for index, (a, b, frequency) in enumerate(stats.pairs)
+    ]

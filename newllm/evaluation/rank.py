@@ -1,0 +1,78 @@
+"""Effective rank of hidden states."""
+
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from newllm.errors import ConfigError
+from newllm.evaluation.subject import Findings, Subject, Table
+
+
+def effective_rank(states: Tensor, center: bool = False) -> float:
+    """exp of the entropy of p_i = σ_i / Σσ, the singular values of states [N, D] (Roy & Vetterli 2007).
+
+    σ, not σ² (which gives other quantities, such as the participation ratio); in fp64. Between 1 and min(N, D): n
+    equal orthogonal directions give n, rank one gives 1.
+    """
+    states = states.double()
+    if center:
+        states = states - states.mean(dim=0)
+    sigma = torch.linalg.svdvals(states)
+    share = sigma / sigma.sum()
+    share = share[share > 0]
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+class EffectiveRank:
+    """`rank/effective_rank` of the hidden states that the head sees, `rank/share` of the width; a table per layer.
+
+    positions: how many hidden states (the first of the validation rows) the matrix has; null takes 16 per
+    dimension. Fewer bias the rank down: Gaussian N × 64 gives 52, 62, 63.5 at N = 64, 256, 1024.
+    center: subtract the mean state first. A large common component lowers the uncentred rank.
+    """
+
+    def __init__(self, positions: int | None = None, center: bool = False):
+        if positions is not None and positions < 1:
+            raise ConfigError(f"eval.rank.positions must be at least 1, or null for 16 per dimension; got {positions}.")
+        self.positions = positions
+        self.center = center
+
+    def __call__(self, subject: Subject) -> Findings:
+        width = subject.model.hidden_size
+        states = collect(subject, self.positions or 16 * width)
+        rows: Table = []
+        for layer, matrix in states.items():
+            rank = effective_rank(matrix, self.center)
+            rows.append({"layer": layer, "effective_rank": rank, "share": rank / width})
+        used = len(states["final"])
+        body: list = [rows, f"{used:,} positions of width {width}, {'centred' if self.center else 'not centred'}"]
+        if used < 16 * width:
+            body.append(f"Fewer than 16 positions per dimension ({16 * width:,}): the rank is biased down")
+        metrics = {"rank/effective_rank": rows[-1]["effective_rank"], "rank/share": rows[-1]["share"]}
+        return Findings("Effective rank of hidden states", metrics, {"rank": rows}, body)
+
+
+@torch.inference_mode()
+def collect(subject: Subject, positions: int) -> dict[str, Tensor]:
+    """Hidden states [positions or fewer, hidden] after each block, and "final" (after the last norm), on the CPU."""
+    layers: dict[str, list[Tensor]] = {}
+
+    def keep(layer: str, output: Tensor) -> None:
+        layers.setdefault(layer, []).append(output.flatten(0, 1).float().cpu())
+
+    with ExitStack() as hooks:
+        for index, block in enumerate(subject.model.blocks):
+
+            def hook(module: torch.nn.Module, inputs: object, output: Tensor, layer: str = str(index)) -> None:
+                keep(layer, output)
+
+            hooks.callback(block.register_forward_hook(hook).remove)
+        done = 0
+        for inputs, _ in subject.batches():
+            with subject.autocast():
+                keep("final", subject.model.hidden(inputs))
+            done += inputs.numel()
+            if done >= positions:
+                break
+    return {layer: torch.cat(parts)[:positions] for layer, parts in layers.items()}

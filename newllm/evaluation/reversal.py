@@ -1,0 +1,153 @@
+"""The Reversal Curse: does a model that has read "A is B" know that B is A? (Berglund et al. 2023, arXiv 2309.12288)"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from newllm.data.facts import Question, ReversalFacts
+from newllm.evaluation.subject import Findings, Subject, Table
+
+_PUBLISHED_TOKENS = 63  # of a sentence at most, under scoring=sentence
+
+
+@dataclass
+class Sequence:
+    """Token ids, of which those from `start` (at least 1) on are scored."""
+
+    ids: list[int]
+    start: int
+
+
+class Reversal:
+    """Perplexity of the facts in the trained direction (F) and in the other (B): ratio F / B and gap B - F.
+
+    scoring "answer": exp of the mean nats of all answer tokens, the prompt only read, end-of-text before it where the
+    tokenizer has one, as between packed facts. "sentence", as published: per sentence the mean nats of tokens 2 to n
+    (63 at most, nothing before them), then the mean over sentences, then exp. The two sets of sentences are not
+    equally hard, so also `margin` (under both scorings, answer tokens only): mean over facts and over the other names
+    of their kind of [log p(right name) - log p(wrong name)], each per token; and `accuracy`, the share of those
+    pairs in which the right name is likelier (0.5 by chance). No margin backward with one forward is the curse.
+
+    backward: "well_formed" or "literal" (as published: 30 of the 33 malformed, "Paris is the capital of The capital
+    of France"); "facts" takes the form that the facts group chose, well formed without one. Without trained facts the
+    same numbers are the untrained control.
+    """
+
+    def __init__(
+        self,
+        scoring: Literal["answer", "sentence"] = "answer",
+        backward: Literal["facts", "well_formed", "literal"] = "facts",
+    ):
+        self.scoring = scoring
+        self.backward = backward
+
+    def __call__(self, subject: Subject) -> Findings:
+        trained = subject.data.facts
+        form = self.backward
+        if form == "facts":
+            form = trained.backward_form if trained is not None else "well_formed"
+        facts = ReversalFacts(backward=form)
+        metrics: dict[str, float] = {}
+        table: Table = [{"kind": fact.kind, "forward": fact.sentence} for fact in facts.forward]
+        for direction, questions in (("forward", facts.forward), ("backward", facts.backward)):
+            metrics[f"reversal/{direction}_ppl"] = self._perplexity(subject, questions)
+            rows = compare(subject, questions, self._start(subject))
+            for what in ("margin", "accuracy"):
+                metrics[f"reversal/{direction}_{what}"] = float(np.nanmean([row[what] for row in rows]))
+            for line, question, row in zip(table, questions, rows, strict=True):
+                line[direction] = question.sentence
+                line.update({f"{direction}_{name}": value for name, value in row.items()})
+        ahead, back = metrics["reversal/forward_ppl"], metrics["reversal/backward_ppl"]
+        metrics["reversal/ratio"] = ahead / back
+        metrics["reversal/gap"] = back - ahead
+
+        summary = [
+            {"direction": name, **{what: metrics[f"reversal/{name}_{what}"] for what in ("ppl", "margin", "accuracy")}}
+            for name in ("forward", "backward")
+        ]
+        repeats = trained.repeats if trained is not None else 0
+        scored = "answer tokens" if self.scoring == "answer" else "mean of sentence means, as published"
+        sentences = "well-formed" if form == "well_formed" else "literal (malformed, as published)"
+        body: list = [
+            f"Forward sentences trained {repeats} times" if repeats else "Untrained control: no fact was in training",
+            summary,
+            f"Ratio F/B {ahead / back:.4f}, gap B-F {back - ahead:+.1f}; {scored}, {sentences} backward sentences",
+            "margin: log p(right name) - log p(wrong name) per answer token; accuracy 0.5 is chance",
+            "No verdict on these perplexities: they are of 33 sentences, and the forward ones may be learnt by heart",
+        ]
+        return Findings("Reversal Curse", metrics, {"reversal": table}, body)
+
+    def _start(self, subject: Subject) -> list[int]:
+        eot = subject.data.tokenizer.eot_id
+        return [eot] if self.scoring == "answer" and eot is not None else []
+
+    def _perplexity(self, subject: Subject, questions: list[Question]) -> float:
+        if self.scoring == "answer":
+            sequences = [answer(subject, one.prompt, one.answer, self._start(subject)) for one in questions]
+            return _exp(np.concatenate(score(subject, sequences)).mean())
+        encode = subject.data.tokenizer.encode
+        sentences = [Sequence(encode(one.sentence)[:_PUBLISHED_TOKENS], start=1) for one in questions]
+        return _exp(np.mean([nats.mean() for nats in score(subject, sentences)]))
+
+
+def answer(subject: Subject, prompt: str, name: str, start: list[int]) -> Sequence:
+    """`start`, prompt and name, scored from where the ids differ from those of the prompt alone.
+
+    That is the name's first token where no token spans the space before it, as in every byte-level BPE.
+    """
+    encode = subject.data.tokenizer.encode
+    ids, shared = encode(f"{prompt} {name}"), 0
+    for one, other in zip(ids[:-1], encode(prompt), strict=False):
+        if one != other:
+            break
+        shared += 1
+    return Sequence(start + ids, max(1, len(start) + shared))
+
+
+def compare(subject: Subject, questions: list[Question], start: list[int]) -> Table:
+    """Per question: perplexity of the answer, its margin over the wrong names, the share of them that it beats."""
+    names = [(question.answer, *question.wrong) for question in questions]
+    sequences = [
+        answer(subject, q.prompt, name, start) for q, group in zip(questions, names, strict=True) for name in group
+    ]
+    log_p = iter([-nats.mean() for nats in score(subject, sequences)])
+    rows: Table = []
+    for group in names:
+        right, *wrong = (next(log_p) for _ in group)
+        rows.append(
+            {
+                "ppl": _exp(-right),
+                "margin": float(right - np.mean(wrong)) if wrong else math.nan,
+                "accuracy": float(np.mean([right > other for other in wrong])) if wrong else math.nan,
+            }
+        )
+    return rows
+
+
+def score(subject: Subject, sequences: list[Sequence]) -> list[np.ndarray]:
+    """Nats (fp64) of the scored tokens of each sequence. Sequences of like length share a batch, padded at the end."""
+    found: dict[int, np.ndarray] = {}
+    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index].ids))
+    longest = subject.model.seq_len + 1  # what the model has been trained to see; longer prompts lose their beginning
+    for at in range(0, len(by_length), subject.batch_size):
+        members = by_length[at : at + subject.batch_size]
+        cut = {index: max(0, len(sequences[index].ids) - longest) for index in members}
+        width = max(len(sequences[index].ids) - cut[index] for index in members) - 1
+        inputs = torch.zeros(len(members), width, dtype=torch.int64)
+        labels = torch.full_like(inputs, -100)
+        for row, index in enumerate(members):
+            ids = torch.tensor(sequences[index].ids[cut[index] :])
+            first = max(1, sequences[index].start - cut[index])
+            inputs[row, : len(ids) - 1] = ids[:-1]
+            labels[row, first - 1 : len(ids) - 1] = ids[first:]
+        losses = subject.losses_of(inputs.to(subject.device), labels.to(subject.device)).cpu()
+        for row, index in enumerate(members):
+            found[index] = losses[row][labels[row] != -100].double().numpy()
+    return [found[index] for index in range(len(sequences))]
+
+
+def _exp(nats: float) -> float:
+    return float(np.exp(nats))

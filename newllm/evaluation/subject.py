@@ -1,0 +1,118 @@
+"""The model and data under evaluation, what an evaluator finds, and the loop over evaluators."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from newllm.build import build
+from newllm.data.dataset import Dataset, Rows
+from newllm.errors import RunError
+from newllm.evaluation.diagnosis import diagnose
+from newllm.model import Transformer
+from newllm.training.loss import token_losses
+
+Table = list[dict[str, Any]]
+
+
+@dataclass
+class Findings:
+    """What one evaluator reports."""
+
+    title: str
+    metrics: dict[str, float] = field(default_factory=dict)  # results.json: name -> number
+    tables: dict[str, Table] = field(default_factory=dict)  # tables/<name>.csv
+    body: list[str | Table] = field(default_factory=list)  # the console section: lines and small tables
+
+
+@dataclass
+class Subject:
+    """A model with the data it is judged on. What several evaluators need is computed once."""
+
+    model: Transformer
+    data: Dataset
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager]
+    batch_size: int
+    seed: int
+    config: DictConfig
+    _scored: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)
+
+    def batches(
+        self, rows: Rows | None = None, size: int | None = None, limit: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels [B, T] on the device, in order: validation rows, or `rows`, or the first `limit`."""
+        rows = self.data.val if rows is None else rows
+        size = size or self.batch_size
+        end = len(rows) if limit is None else min(limit, len(rows))
+        for start in range(0, end, size):
+            inputs, labels = rows.batch(np.arange(start, min(start + size, end)))
+            yield inputs.to(self.device), labels.to(self.device)
+
+    def losses_of(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Nats of each label [B, T] in fp32, 0 where the label is -100. Logits are made in pieces, never whole."""
+        with torch.inference_mode(), self.autocast():
+            hidden = self.model.hidden(inputs)  # [B, T, hidden]
+            losses = token_losses(hidden.flatten(0, 1), self.model.head_weight, labels.flatten())  # [B * T]
+        return losses.float().view_as(labels).masked_fill(labels == -100, 0.0)
+
+    def _score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self._scored is None:
+            self.model.eval()
+            losses, labels = [], []
+            for batch_inputs, batch_labels in self.batches():
+                losses.append(self.losses_of(batch_inputs, batch_labels).cpu().numpy())
+                labels.append(batch_labels.cpu().numpy().astype(np.int32))
+            all_labels = np.concatenate(labels)
+            self._scored = np.concatenate(losses), all_labels != -100, all_labels
+        return self._scored
+
+    def token_losses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Nats float32 [N, T] of the validation labels, and the mask bool [N, T] of those that are scored."""
+        return self._score()[:2]
+
+    def scored_bytes(self) -> int:
+        """UTF-8 bytes of text that the scored validation labels stand for."""
+        _, mask, labels = self._score()
+        return int(self.data.tokenizer.token_bytes[labels[mask]].sum())
+
+    def bits_per_byte(self) -> float:
+        """Sum of the nats of all scored labels / ln 2 / the bytes of text they stand for."""
+        losses, mask = self.token_losses()
+        return float(losses[mask].sum(dtype=np.float64) / np.log(2) / max(self.scored_bytes(), 1))
+
+    def diagnose(self, ppl: float) -> str:
+        """The verdict on a validation perplexity by the table of `eval.loss`, scaled to this tokenizer."""
+        node = OmegaConf.select(self.config, "eval.loss")
+        options = {k: node[k] for k in ("verdicts", "reference") if k in node} if node else {}
+        mask = self.token_losses()[1]
+        return diagnose(ppl, self.scored_bytes() / max(int(mask.sum()), 1), **options)
+
+
+def evaluate(nodes: Mapping[str, Any] | None, subject: Subject) -> Iterator[Findings]:
+    """Build and call the evaluators of `cfg.eval`, in its order, each when the one before has been taken.
+
+    An evaluator that fails fails the run: a number must not go missing silently. Two evaluators that report one
+    metric or table under the same name are refused with a RunError.
+    """
+    training = subject.model.training
+    subject.model.eval()
+    owner: dict[str, str] = {}
+    try:
+        for name, node in (nodes or {}).items():
+            findings = build(node)(subject)
+            for metric in [*findings.metrics, *(f"tables/{table}.csv" for table in findings.tables)]:
+                if metric in owner:
+                    raise RunError(
+                        f"eval.{name} reports {metric}, which eval.{owner[metric]} has reported already: "
+                        f"take one of them out of eval=[...] or rename its output"
+                    )
+                owner[metric] = name
+            yield findings
+    finally:
+        subject.model.train(training)

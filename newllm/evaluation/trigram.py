@@ -1,0 +1,62 @@
+"""The baseline a model has to beat: a smoothed trigram model of the same rows."""
+
+import math
+
+import numpy as np
+
+from newllm.errors import ConfigError
+from newllm.evaluation.ngram import KneserNey
+from newllm.evaluation.subject import Findings, Subject
+
+_TOKENS = 2_000_000  # read at a time
+
+
+class Trigram:
+    """`baseline/trigram_bits_per_byte` and `baseline/trigram_ppl` beside the model's own bits per byte.
+
+    Interpolated modified Kneser-Ney over the labels of the very rows that the model trained on, scored on the very
+    labels of the validation rows, with the context that the model has: what precedes in the row, one token for the
+    first label, two for the others. Perplexities are token-weighted.
+
+    max_tokens: training tokens counted, to bound memory (about 40 bytes each); a line says so when rows are left out.
+    """
+
+    def __init__(self, max_tokens: int = 20_000_000):
+        if max_tokens < 1:
+            raise ConfigError(
+                f"eval.trigram.max_tokens must be at least 1, as in eval.trigram.max_tokens=20000000; got {max_tokens}."
+            )
+        self.max_tokens = max_tokens
+
+    def __call__(self, subject: Subject) -> Findings:
+        train = subject.data.train
+        length = subject.token_losses()[1].shape[1]
+        used = min(len(train), max(self.max_tokens // length, 1))
+        model, step = KneserNey(subject.model.vocab_size), max(_TOKENS // length, 1)
+        for start in range(0, used, step):
+            inputs, labels = train.batch(np.arange(start, min(start + step, used)))
+            model.count(inputs.numpy(), labels.numpy())
+        model.fit()
+
+        nats, tokens = 0.0, 0
+        for start in range(0, len(subject.data.val), step):
+            rows = np.arange(start, min(start + step, len(subject.data.val)))
+            inputs, labels = subject.data.val.batch(rows)
+            losses = model.losses(inputs.numpy(), labels.numpy())
+            nats += float(losses.sum())
+            tokens += losses.size
+
+        bits = nats / math.log(2) / max(subject.scored_bytes(), 1)
+        ppl, ours = math.exp(nats / tokens), subject.bits_per_byte()
+        verdict = f"beats the trigram by {1 - ours / bits:.1%}" if ours < bits else "DOES NOT BEAT the trigram"
+        body: list = [
+            [
+                {"": "this model", "bits per byte": ours},
+                {"": "trigram (Kneser-Ney)", "bits per byte": bits},
+            ],
+            f"The model {verdict}; the trigram's perplexity is {ppl:.2f} ({subject.diagnose(ppl)})",
+        ]
+        if used < len(train):
+            body.append(f"The trigram counted {used:,} of the {len(train):,} training rows (eval.trigram.max_tokens)")
+        metrics = {"baseline/trigram_bits_per_byte": bits, "baseline/trigram_ppl": ppl}
+        return Findings("Trigram baseline", metrics, body=body)

@@ -1,0 +1,114 @@
+"""A subject made of real text and a small model with its initial weights: enough for every number but the score."""
+
+import inspect
+import textwrap
+import tokenize
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from newllm.evaluation.subject import Subject
+from newllm.model import build_model
+
+LENGTH = 32
+EOT = 256
+
+
+@dataclass
+class Bytes:
+    """A tokenizer of bytes, with an end-of-text that stands for no text."""
+
+    vocab_size: int = 257
+    eot_id: int | None = EOT
+    token_bytes: np.ndarray = field(default_factory=lambda: np.array([1] * 256 + [0]))
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+@dataclass
+class Rows:
+    inputs: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(self.inputs[indices]), torch.from_numpy(self.labels[indices])
+
+
+@dataclass
+class Data:
+    train: Rows
+    val: Rows
+    tokenizer: Bytes
+    facts: object = None
+
+
+def rows_of(text: str) -> Rows:
+    tokens = np.array([*text.encode(), EOT], dtype=np.int64)
+    count = (len(tokens) - 1) // LENGTH
+    inputs = tokens[: count * LENGTH].reshape(count, LENGTH)
+    labels = tokens[1 : count * LENGTH + 1].reshape(count, LENGTH).copy()
+    return Rows(inputs, labels)
+
+
+ENCODINGS = {
+    "rope": {"_target_": "newllm.position.Rope", "rotary_pct": 0.5},
+    "alibi": {"_target_": "newllm.position.Alibi"},
+}
+ATTENTIONS = {
+    "mha": {"_target_": "newllm.attention.MultiHead"},
+    "gqa": {"_target_": "newllm.attention.MultiHead", "kv_heads": 1},
+    "mla": {"_target_": "newllm.attention.Latent", "kv_dim": 16, "rope_dim": 8},
+}
+
+
+def make_config(encoding: str = "rope", attention: str = "mha") -> DictConfig:
+    return OmegaConf.create(
+        {
+            "model": {
+                "_target_": "newllm.model.Transformer",
+                "hidden_size": 64,
+                "num_layers": 2,
+                "heads": 4,
+                "mlp_size": 96,
+                "init_std": 0.1,
+            },
+            "pos_encoding": ENCODINGS[encoding],
+            "attention": ATTENTIONS[attention],
+            "data": {"seq_len": LENGTH},
+            "trainer": {"seed": 3},
+            "eval": {},
+        }
+    )
+
+
+def make_subject(encoding: str = "rope", attention: str = "mha", batch_size: int = 4) -> Subject:
+    config = make_config(encoding, attention)
+    train, val = rows_of(inspect.getsource(tokenize)), rows_of(inspect.getsource(textwrap)[:3001])
+    val.labels[1, 5:9] = -100  # masked labels, at places of no special kind
+    val.labels[-1, :] = -100
+    val.labels[-1, 0] = EOT
+    return Subject(
+        model=build_model(config, tokens=257),
+        data=Data(train, val, Bytes()),  # type: ignore[arg-type]
+        device=torch.device("cpu"),
+        autocast=nullcontext,
+        batch_size=batch_size,
+        seed=3,
+        config=config,
+    )
+
+
+@torch.no_grad()
+def slow_losses(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+    """All logits at once and torch's cross-entropy: what Subject.token_losses must give."""
+    inputs, labels = subject.data.val.batch(np.arange(len(subject.data.val)))
+    logits = subject.model(inputs).double()
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
+    return losses.numpy(), (labels != -100).numpy()

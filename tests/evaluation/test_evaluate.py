@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+from stand_in import make_subject
+
+import newllm
+from newllm.build import build
+from newllm.errors import RunError
+from newllm.evaluation import Findings, evaluate
+
+SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "eval").glob("*.yaml"))
+
+
+class Answer:
+    def __init__(self, metric: str = "a/b"):
+        self.metric = metric
+
+    def __call__(self, subject):
+        assert not subject.model.training
+        return Findings(self.metric, {self.metric: 42.0})
+
+
+def test_in_the_order_of_the_configuration_and_the_model_as_it_was(subject):
+    subject.model.train()
+    nodes = {name: {"_target_": f"{__name__}.Answer", "metric": f"{name}/x"} for name in ("z", "a", "m")}
+    assert [found.title for found in evaluate(nodes, subject)] == ["z/x", "a/x", "m/x"]
+    assert subject.model.training
+    assert [*evaluate({}, subject), *evaluate(None, subject)] == []
+
+
+def test_two_evaluators_may_not_report_one_name(subject):
+    nodes = {name: {"_target_": f"{__name__}.Answer"} for name in ("one", "two")}
+    with pytest.raises(RunError, match=r"eval\.two reports a/b, which eval.one has reported"):
+        list(evaluate(nodes, subject))
+
+
+@pytest.mark.parametrize("attention", ["mha", "mla"])
+def test_every_shipped_evaluator_reports_finite_numbers(attention):
+    subject = make_subject("rope", attention, batch_size=8)
+    subject.model.seq_len = 64
+    nodes = newllm.compose([f"eval=[{','.join(SHIPPED)}]"]).eval
+    found = list(evaluate(nodes, subject))
+    assert len(found) == len(SHIPPED)
+    assert list(nodes) == SHIPPED
+    for findings in found:
+        assert findings.title
+        assert findings.body
+        assert findings.metrics
+        for name, value in findings.metrics.items():
+            assert type(value) is float, name
+            assert abs(value) < 1e12, name
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_constructor_has_the_values_of_its_yaml(name):
+    node = newllm.compose([f"eval=[{name}]"]).eval[name]
+    assert vars(build(node)) == vars(build({"_target_": node["_target_"]}))

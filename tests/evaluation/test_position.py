@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+from stand_in import slow_losses
+
+from newllm.errors import ConfigError
+from newllm.evaluation.loss import Loss
+from newllm.evaluation.position import Position
+
+
+def test_buckets_recombine_to_the_whole(subject):
+    found = Position(edges=[0, 4, 16, 64])(subject)
+    assert list(found.metrics) == [f"val/ppl_by_position/{bucket}" for bucket in ("0-4", "4-16", "16-32")]
+    tokens = np.array([row["tokens"] for row in found.body[0]])
+    nats = np.log([row["ppl"] for row in found.body[0]])
+    assert (tokens * nats).sum() / tokens.sum() == pytest.approx(Loss()(subject).metrics["val/loss"], abs=1e-9)
+
+
+def test_each_position_has_its_mean_and_standard_error(subject):
+    losses, mask = slow_losses(subject)
+    table = {row["position"]: row for row in Position()(subject).tables["position"]}
+    for position in (0, 6, 31):  # 6 is masked in one row
+        scored = losses[:, position][mask[:, position]]
+        row = table[position]
+        assert row["rows"] == len(scored)
+        assert row["loss"] == pytest.approx(scored.mean(), abs=1e-5)
+        assert row["se"] == pytest.approx(scored.std(ddof=1) / np.sqrt(len(scored)), rel=1e-4)
+
+
+@pytest.mark.parametrize("edges", [[], [1, 5], [0, 8, 8], [0, 9, 3]])
+def test_edges_are_checked(edges):
+    with pytest.raises(ConfigError, match="begin with 0 and ascend"):
+        Position(edges=edges)

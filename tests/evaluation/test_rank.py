@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+from stand_in import LENGTH
+
+from newllm.evaluation.rank import EffectiveRank, collect, effective_rank
+
+
+def test_identities():
+    assert effective_rank(torch.eye(7)) == pytest.approx(7)
+    assert effective_rank(torch.outer(torch.arange(1.0, 9), torch.arange(1.0, 5))) == pytest.approx(1, abs=1e-6)
+    assert effective_rank(torch.diag(torch.tensor([3.0, 3, 0, 0]))) == pytest.approx(2)
+    # σ, not σ²: for singular values 2 and 1 the shares are 2/3 and 1/3.
+    assert effective_rank(torch.diag(torch.tensor([2.0, 1]))) == pytest.approx(3 / 2 ** (2 / 3))
+    shifted = torch.eye(6).repeat(4, 1) + 100
+    assert effective_rank(shifted, center=True) > 4.9 > 2 > effective_rank(shifted)
+
+
+def test_layers_against_their_own_forward_pass(subject):
+    positions = 5 * LENGTH
+    states = collect(subject, positions)
+    inputs, _ = subject.data.val.batch(np.arange(5))
+    with torch.no_grad():
+        x = subject.model.embed(inputs)
+        for layer, block in enumerate(subject.model.blocks):
+            x = block(x, torch.arange(LENGTH))
+            torch.testing.assert_close(states[str(layer)], x.flatten(0, 1), atol=1e-5, rtol=1e-5)
+    final = subject.model.final_norm(x).flatten(0, 1)
+    sigma = np.linalg.svd(final.detach().double().numpy(), compute_uv=False)
+    share = sigma / sigma.sum()
+    found = EffectiveRank(positions=positions)(subject)
+    assert found.metrics["rank/effective_rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-5)
+    assert found.metrics["rank/share"] == pytest.approx(found.metrics["rank/effective_rank"] / 64)
+    assert not any(block._forward_hooks for block in subject.model.blocks)
+
+
+def test_says_how_many_positions_and_when_they_are_too_few(subject):
+    assert "biased down" in EffectiveRank(positions=200)(subject).body[-1]
+    full = EffectiveRank()(subject).body
+    assert "1,024 positions" in full[1]
+    assert len(full) == 2
