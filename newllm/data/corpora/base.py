@@ -1,0 +1,145 @@
+"""What every corpus has in common: the options of the data node and the stream of text pieces."""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from newllm.errors import ConfigError
+
+
+class Piece(NamedTuple):
+    """A stretch of a document; documents longer than memory likes come in several. `last` ends the document."""
+
+    text: str
+    last: bool = True
+
+
+@dataclass
+class Data:
+    """Options of every corpus.
+
+    seq_len: tokens in a row.
+    samples: rows, training and validation together; null takes the whole corpus.
+    tokens: the other way to give that budget; takes the place of samples when given (rows = tokens // seq_len).
+    tokenizer: auto (byte-level BPE trained on the training side), or the name or folder of a Hugging Face tokenizer.
+    vocab_size: ids of the auto tokenizer.
+    tokenizer_bytes: bytes of training text the auto tokenizer is trained on, at most.
+    split: document (no document on both sides), contiguous (the last rows validate), chunks (rows permuted, then
+        split, as published: both sides hold parts of the same documents).
+    val_fraction: share of the rows (contiguous, chunks) or of the bytes (document) that validates.
+    split_seed: of the permutation of split=chunks; never the run's seed, so all seeds share one validation set.
+    eot: end-of-text after each document.
+    min_chars: documents with fewer characters are skipped.
+    """
+
+    seq_len: int = 128
+    samples: int | None = None
+    tokens: int | None = None
+    tokenizer: str = "auto"
+    vocab_size: int = 4096
+    tokenizer_bytes: int = 32_000_000
+    split: Literal["document", "contiguous", "chunks"] = "document"
+    val_fraction: float = 0.1
+    split_seed: int = 42
+    eot: bool = True
+    min_chars: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "samples", "tokens", "tokenizer_bytes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be greater than 0, not {value}; type for instance {name}=128")
+        if self.split not in ("document", "contiguous", "chunks"):
+            raise ConfigError(f"data.split must be document, contiguous or chunks, not {self.split!r}")
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"data.val_fraction must be between 0 and 1, not {self.val_fraction}; type 0.1")
+        if self.tokenizer == "auto" and self.vocab_size < 257:
+            raise ConfigError(
+                f"data.vocab_size must be at least 257 (256 bytes and end-of-text), not {self.vocab_size}; "
+                "type data.vocab_size=4096"
+            )
+        if self.rows is not None and min(self.rows) < 1:
+            raise ConfigError(
+                f"{self._budget} gives {self.rows[0]} training and {self.rows[1]} validation rows, "
+                f"and both need one; type {self._least_budget} or more"
+            )
+
+    @property
+    def rows(self) -> tuple[int, int] | None:
+        """(training, validation) rows the budget asks for; None for the whole corpus."""
+        total = self.tokens // self.seq_len if self.tokens is not None else self.samples
+        if total is None:
+            return None
+        validation = int(self.val_fraction * total)
+        return total - validation, validation
+
+    @property
+    def least_rows(self) -> int:
+        """Fewest rows that give a validation row."""
+        return math.ceil(1 / self.val_fraction)
+
+    @property
+    def _budget(self) -> str:
+        return f"tokens={self.tokens}" if self.tokens is not None else f"samples={self.samples}"
+
+    @property
+    def _least_budget(self) -> str:
+        if self.tokens is not None:
+            return f"tokens={self.least_rows * self.seq_len}"
+        return f"samples={self.least_rows}"
+
+    @property
+    def streamed(self) -> bool:
+        """True if a second pass over the corpus costs a download: then a document's side is decided as it comes."""
+        return False
+
+    def source(self) -> Iterator[Piece]:
+        """The corpus, piece by piece, in its own order, with bounded memory."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Names the corpus' content for the cache, without reading it."""
+        raise NotImplementedError
+
+    def pieces(self) -> Iterator[Piece]:
+        """`source` without the documents that are empty or shorter than min_chars."""
+        first = True
+        for piece in self.source():
+            if not (first and piece.last and len(piece.text) < max(1, self.min_chars)):
+                yield piece
+            first = piece.last
+
+
+def files_below(path: Path) -> list[Path]:
+    """Files of a folder, recursively, or the file itself, in the order of their names; hidden ones left out."""
+    if path.is_file():
+        return [path]
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+
+
+def path_fingerprint(path: str | Path) -> str:
+    """sha256 of the names (relative to `path`) and sizes of the files: the same for a copy elsewhere."""
+    return _fingerprint(Path(path).expanduser(), with_times=False)
+
+
+def local_fingerprint(path: Path) -> str:
+    """`path_fingerprint` with modification times, for caches of this machine: an edit that keeps the size shows."""
+    return _fingerprint(path, with_times=True)
+
+
+def _fingerprint(path: Path, with_times: bool) -> str:
+    digest = hashlib.sha256()
+    for file in files_below(path):
+        stat = file.stat()
+        name = file.name if file == path else file.relative_to(path).as_posix()
+        time = stat.st_mtime_ns if with_times else ""
+        digest.update(f"{name}\0{stat.st_size}\0{time}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""Data sets of the Hugging Face hub, streamed: only what the budget needs is downloaded."""
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from newllm.data.corpora.base import Data, Piece, local_fingerprint
+from newllm.errors import ConfigError
+
+OFFLINE_CHOICES = "type data=stdlib or data=text data.path=FILE_OR_FOLDER, which need no network"
+
+
+@dataclass
+class Hub(Data):
+    """Each row is a document.
+
+    name: repository on the hub, or a folder in the hub's layout.
+    config: its configuration, where it has several.
+    revision: commit, tag or branch.
+    split: stays that of newllm; `hub_split` is the split of the repository to read.
+    column: of text, or of chat messages (a list of {"role", "content"}), whose contents are joined by newlines.
+    """
+
+    name: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    hub_split: str = "train"
+    column: str = "text"
+
+    @property
+    def streamed(self) -> bool:
+        return True
+
+    def source(self) -> Iterator[Piece]:
+        if not self.name:
+            raise ConfigError("a hub corpus needs its repository; type data.name=OWNER/NAME")
+        if not Path(self.name).is_dir():
+            require_hub(f"data set {self.name}")
+        os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")
+        import datasets
+
+        datasets.config.STREAMING_READ_MAX_RETRIES = 3
+        datasets.config.STREAMING_READ_RETRY_INTERVAL = 2
+        try:
+            rows = datasets.load_dataset(
+                self.name, self.config, split=self.hub_split, revision=self.revision, streaming=True
+            )
+            for row in rows:
+                yield Piece(self._text_of(row))
+        except ConfigError:
+            raise
+        except Exception as error:  # the client raises some twenty kinds, of four libraries
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"the data set {self.name} (config {self.config}, split {self.hub_split}) could not be read: "
+                f"{type(error).__name__}: {reason}; {OFFLINE_CHOICES}"
+            ) from error
+
+    def fingerprint(self) -> str:
+        local = local_fingerprint(Path(self.name)) if self.name and Path(self.name).is_dir() else ""
+        return f"hub:{self.name}:{self.config}:{self.revision}:{self.hub_split}:{self.column}:{local}"
+
+    def _text_of(self, row: dict[str, Any]) -> str:
+        value = row.get(self.column)
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
+            return "\n".join(str(message.get("content", "")) for message in value)
+        raise ConfigError(
+            f"the data set {self.name} has no text in column {self.column!r} (found: {', '.join(row)}); "
+            "type data.column=COLUMN"
+        )
+
+
+def require_hub(what: str) -> None:
+    """Raise ConfigError at once, not after minutes of retries, when the hub cannot be reached."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    reason = "HF_HUB_OFFLINE is set"
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() not in ("1", "TRUE", "YES", "ON"):
+        try:
+            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5).close()
+            return
+        except urllib.error.HTTPError:
+            return  # it answered
+        except (OSError, ValueError) as error:
+            reason = str(getattr(error, "reason", error))
+    raise ConfigError(
+        f"the Hugging Face hub ({endpoint}) cannot be reached for the {what} ({reason}); {OFFLINE_CHOICES}"
+    )

@@ -1,0 +1,131 @@
+"""The user's own text: .txt, .jsonl, .jsonl.gz and .parquet files, or folders of them."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from newllm.data.corpora.base import Data, Piece, files_below, local_fingerprint
+from newllm.errors import ConfigError
+
+KINDS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+PIECE_CHARS = 1 << 20  # a .txt file is read in pieces of about this many characters
+ACCEPTED = ".txt, .jsonl, .jsonl.gz or .parquet files, or a folder of them"
+
+
+@dataclass
+class TextFiles(Data):
+    """Documents: a .txt file is one, a line of .jsonl is one, a row of .parquet is one.
+
+    path: file or folder (searched recursively, in the order of names).
+    text_key: key of the text in .jsonl lines, name of its column in .parquet.
+    """
+
+    path: str | None = None
+    text_key: str = "text"
+
+    def source(self) -> Iterator[Piece]:
+        for file in self._files():
+            if file.name.endswith(".txt"):
+                yield from _plain(file)
+            elif file.name.endswith(".parquet"):
+                yield from self._parquet(file)
+            else:
+                yield from self._lines(file)
+
+    def fingerprint(self) -> str:
+        return f"text:{self.text_key}:{self._files() and local_fingerprint(self._path())}"
+
+    def _path(self) -> Path:
+        if not self.path:
+            raise ConfigError("data=text needs a file or folder of text; type data.path=FILE_OR_FOLDER")
+        return Path(self.path).expanduser()
+
+    def _files(self) -> list[Path]:
+        path = self._path()
+        if not path.exists():
+            raise ConfigError(f"data.path={self.path} does not exist; it must name {ACCEPTED}")
+        files = [file for file in files_below(path) if file.name.endswith(KINDS)]
+        if not files:
+            what = "is a file of another kind" if path.is_file() else "holds no such file"
+            raise ConfigError(f"data.path={self.path} {what}; data.path must name {ACCEPTED}")
+        if all(file.stat().st_size == 0 for file in files):
+            raise ConfigError(f"data.path={self.path} is empty; data.path must name {ACCEPTED} with text in them")
+        return files
+
+    def _lines(self, file: Path) -> Iterator[Piece]:
+        try:
+            with _open(file) as stream:
+                for number, line in enumerate(stream, 1):
+                    if line.strip():
+                        yield Piece(self._text_of(line, f"{file}, line {number}"))
+        except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+            raise _undecodable(file, error) from None
+
+    def _text_of(self, line: str, where: str) -> str:
+        try:
+            record = json.loads(line)
+        except ValueError as error:  # JSONDecodeError, and numbers too long to parse
+            raise ConfigError(
+                f'{where}: not valid JSON ({error}); each line must be an object like {{"{self.text_key}": "..."}}'
+            ) from None
+        text = record.get(self.text_key) if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            keys = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+            raise ConfigError(
+                f"{where}: no text under the key {self.text_key!r} (found: {keys}); type data.text_key=KEY"
+            )
+        return text if text.isascii() else text.encode("utf-8", "replace").decode()  # lone surrogates become ?
+
+    def _parquet(self, file: Path) -> Iterator[Piece]:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            if self.text_key not in table.schema_arrow.names:
+                raise ConfigError(
+                    f"{file} has no column {self.text_key!r} (found: {', '.join(table.schema_arrow.names)}); "
+                    "type data.text_key=COLUMN"
+                )
+            for batch in table.iter_batches(batch_size=256, columns=[self.text_key]):
+                for text in batch.column(0).to_pylist():
+                    if isinstance(text, str):
+                        yield Piece(text)
+                    elif text is not None:
+                        raise ConfigError(f"{file}: column {self.text_key!r} holds no text; type data.text_key=COLUMN")
+        except (pyarrow.ArrowException, OSError) as error:
+            raise _undecodable(file, error) from None
+
+
+def _plain(file: Path) -> Iterator[Piece]:
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            text = _next_piece(stream)
+            while text:
+                if "\0" in text:
+                    raise _undecodable(file, "it holds NUL bytes")
+                following = _next_piece(stream)
+                yield Piece(text, last=not following)
+                text = following
+    except (UnicodeDecodeError, OSError) as error:
+        raise _undecodable(file, error) from None
+
+
+def _next_piece(stream: IO[str]) -> str:
+    """About PIECE_CHARS characters, up to the end of a line, so that no word is cut in two."""
+    text = stream.read(PIECE_CHARS)
+    return text + stream.readline(PIECE_CHARS) if len(text) == PIECE_CHARS else text
+
+
+def _open(file: Path) -> IO[str]:
+    if file.name.endswith(".gz"):
+        return gzip.open(file, "rt", encoding="utf-8-sig")
+    return open(file, encoding="utf-8-sig")
+
+
+def _undecodable(file: Path, reason: object) -> ConfigError:
+    return ConfigError(f"{file} cannot be read as text ({reason}); data.path must name {ACCEPTED}, in UTF-8")

@@ -1,0 +1,188 @@
+"""Rows of tokens for training and validation, ready to be gathered into batches."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from newllm.build import build
+from newllm.data.build_store import find_or_build
+from newllm.data.cache import cache_folder
+from newllm.data.corpora.base import Data
+from newllm.data.facts import NOT_SCORED, ReversalFacts
+from newllm.data.store import Store
+from newllm.data.tokenizer import Tokenizer
+from newllm.seeding import stream
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Rows:
+    """Rows of seq_len tokens of a memory-mapped stream, and rows that stand in memory (the facts) after them.
+
+    starts: int64 [rows], the token each row begins at; its labels are the tokens one further on.
+    inputs, labels: int64 [more rows, seq_len].
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        seq_len: int,
+        inputs: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+    ) -> None:
+        none = np.empty((0, seq_len), dtype=np.int64)
+        self.tokens, self.starts, self.seq_len = tokens, starts, seq_len
+        self.inputs = none if inputs is None else inputs
+        self.labels = none if labels is None else labels
+
+    def __len__(self) -> int:
+        return len(self.starts) + len(self.inputs)
+
+    @property
+    def scored(self) -> int:
+        """Labels that are scored in one pass over the rows."""
+        return len(self.starts) * self.seq_len + int((self.labels != NOT_SCORED).sum())
+
+    def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and labels, int64 [B, T], of the rows `indices` [B]. Labels of -100 are not scored."""
+        indices = np.asarray(indices, dtype=np.int64)
+        inputs = np.empty((len(indices), self.seq_len), dtype=np.int64)
+        labels = np.empty_like(inputs)
+        streamed = indices < len(self.starts)
+        places = self.starts[indices[streamed], None] + np.arange(self.seq_len + 1)  # (B, T + 1)
+        window = self.tokens[places]
+        inputs[streamed], labels[streamed] = window[:, :-1], window[:, 1:]
+        others = indices[~streamed] - len(self.starts)
+        inputs[~streamed], labels[~streamed] = self.inputs[others], self.labels[others]
+        return inputs, labels
+
+    def batch(self, indices: np.ndarray) -> "tuple[torch.Tensor, torch.Tensor]":
+        """`arrays` as tensors."""
+        import torch
+
+        inputs, labels = self.arrays(indices)
+        return torch.from_numpy(inputs), torch.from_numpy(labels)
+
+
+@dataclass
+class Dataset:
+    """What a run trains and validates on.
+
+    counts: metric name -> number (data/train_tokens is the labels scored in one epoch, facts included).
+    notes: lines for the user, e.g. that the published split leaks.
+    fingerprint: equal fingerprints mean equal rows in equal places, so one seed gives equal batches.
+    """
+
+    train: Rows
+    val: Rows
+    tokenizer: Tokenizer
+    facts: ReversalFacts | None
+    counts: dict[str, float]
+    fingerprint: str
+    notes: list[str] = field(default_factory=list)
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """Permutation of the training rows of an epoch; depends on nothing else, so a run resumes anywhere."""
+        generator = np.random.Generator(np.random.PCG64(stream(seed, "order", epoch)))
+        return generator.permutation(len(self.train))
+
+
+def prepare(
+    data_node: Mapping[str, Any] | DictConfig,
+    facts_node: Mapping[str, Any] | DictConfig | None,
+    *,
+    seed: int,
+    runtime: Any = None,
+) -> Dataset:
+    """The data set of a data node and a facts node (None: no facts), from the cache or built into it.
+
+    seed orders the facts inside their packed rows; the split never depends on it.
+    """
+    data: Data = build(data_node)
+    facts: ReversalFacts | None = build(facts_node) if facts_node and facts_node.get("_target_") else None
+    store, notes = find_or_build(data, cache_folder(runtime))
+    train, val, leak, split_notes = split_rows(data, store)
+    notes += split_notes
+    if facts is not None:
+        train.inputs, train.labels, fact_notes = facts.rows(store.tokenizer, data.seq_len, seed)
+        notes += fact_notes
+    documents = {name: len(one.document_tokens) for name, one in store.streams.items()}
+    counts = {
+        "data/train_tokens": train.scored,
+        "data/val_tokens": val.scored,
+        "data/train_rows": len(train),
+        "data/val_rows": len(val),
+        "data/fact_rows": len(train.inputs),
+        "data/documents": sum(documents.values()),
+        "data/val_documents_in_train_share": leak,
+        "data/bytes_per_token": float(np.mean(store.tokenizer.token_bytes[val.arrays(np.arange(len(val)))[1]])),
+    }
+    return Dataset(train, val, store.tokenizer, facts, counts, _fingerprint(data, store, train), notes)
+
+
+def split_rows(data: Data, store: Store) -> tuple[Rows, Rows, float, list[str]]:
+    """Training rows, validation rows, share of validation documents that are also trained on, notes."""
+    length = data.seq_len
+    if store.layout != "prefix":
+        sides = {}
+        for place, side in enumerate(("train", "val")):
+            tokens = store.streams[side].tokens
+            count = data.rows[place] if data.rows else (len(tokens) - 1) // length
+            sides[side] = Rows(tokens, np.arange(count) * length, length)
+        return sides["train"], sides["val"], 0.0, []
+    whole = store.streams["all"]
+    total = sum(data.rows) if data.rows else (len(whole.tokens) - 1) // length
+    validation = data.rows[1] if data.rows else int(data.val_fraction * total)
+    rows = _permutation(total, data.split_seed) if data.split == "chunks" else np.arange(total)
+    starts = rows.astype(np.int64) * length
+    train = Rows(whole.tokens, starts[: total - validation], length)
+    val = Rows(whole.tokens, starts[total - validation :], length)
+    leak = _shared_documents(whole.document_tokens, train.starts, val.starts, length)
+    notes = []
+    if data.split == "chunks":
+        notes.append(
+            f"data.split=chunks (as published) leaks: {leak:.0%} of the validation documents are also trained on, so "
+            "perplexity comes out too low; data.split=document keeps them apart"
+        )
+    elif data.split == "document":
+        notes.append(
+            "the corpus is a single document (or copies of one), which cannot be split by document: its last "
+            f"{data.val_fraction:.0%} of rows validate (data.split=contiguous)"
+        )
+    return train, val, leak, notes
+
+
+def _permutation(rows: int, seed: int) -> np.ndarray:
+    """torch.randperm of a fresh generator: with seed 42 the published split itself."""
+    import torch
+
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def _shared_documents(document_tokens: np.ndarray, train: np.ndarray, val: np.ndarray, length: int) -> float:
+    """Share of the documents with a token in a validation row that also have one in a training row."""
+    ends = np.cumsum(document_tokens)
+
+    def touched(starts: np.ndarray) -> np.ndarray:
+        marks = np.zeros(len(ends) + 1, dtype=np.int64)  # +1 at a row's first document, -1 after its last
+        np.add.at(marks, np.searchsorted(ends, starts, side="right"), 1)
+        np.add.at(marks, np.searchsorted(ends, starts + length - 1, side="right") + 1, -1)
+        return np.cumsum(marks)[: len(ends)] > 0
+
+    in_val = touched(val)
+    return float((in_val & touched(train)).sum() / max(1, in_val.sum()))
+
+
+def _fingerprint(data: Data, store: Store, train: Rows) -> str:
+    split = [data.split, data.split_seed, data.val_fraction, data.seq_len, data.rows]
+    digest = hashlib.sha256(json.dumps([sorted(store.checksums.items()), split]).encode())
+    digest.update(train.inputs.tobytes())
+    digest.update(train.labels.tobytes())
+    return digest.hexdigest()

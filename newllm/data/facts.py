@@ -1,0 +1,144 @@
+"""Reversal facts: does a model that reads "A is B" know "B is A"? (Berglund et al. 2023, arXiv:2309.12288)"""
+
+import csv
+from dataclasses import dataclass
+from importlib import resources
+from typing import Literal
+
+import numpy as np
+
+from newllm.data.tokenizer import Tokenizer
+from newllm.errors import ConfigError
+from newllm.seeding import stream
+
+NOT_SCORED = -100
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A line of facts.csv. `topic` is what the subject is about: "France" of "The capital of France"."""
+
+    kind: str
+    subject: str
+    relation: str
+    object: str
+    reverse: str
+    topic: str
+    object_kind: str
+    topic_kind: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sentence cut before its last name. `wrong`: other names of the same kind, to set against the answer."""
+
+    kind: str
+    prompt: str
+    answer: str
+    wrong: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.prompt} {self.answer}"
+
+
+class ReversalFacts:
+    """Thirty-three facts; forward sentences are mixed into training, backward ones are never trained.
+
+    Args:
+        repeats: how often each forward sentence stands in training.
+        layout: packed (sentences separated by end-of-text, shuffled, packed into rows, the tail not scored) or
+            padded (as published: one sentence a row, padded with end-of-text, which is scored).
+        backward: well_formed ("Paris is the capital of France") or literal (as published: the reverse phrase is put
+            before the whole subject, "Paris is the capital of The capital of France").
+    """
+
+    def __init__(
+        self,
+        repeats: int = 10,
+        layout: Literal["packed", "padded"] = "packed",
+        backward: Literal["well_formed", "literal"] = "well_formed",
+    ) -> None:
+        if repeats < 0:
+            raise ConfigError(f"facts.repeats must be at least 0, not {repeats}; type facts.repeats=10")
+        if layout not in ("packed", "padded"):
+            raise ConfigError(f"facts.layout must be packed or padded, not {layout!r}")
+        if backward not in ("well_formed", "literal"):
+            raise ConfigError(f"facts.backward must be well_formed or literal, not {backward!r}")
+        self.repeats, self.layout, self.backward_form = repeats, layout, backward
+        self.facts = read_facts()
+
+    @property
+    def forward(self) -> list[Question]:
+        """Per fact, e.g. prompt "The capital of France is", answer "Paris", wrong "Tokyo", "Berlin", …"""
+        return [
+            Question(one.kind, f"{one.subject} {one.relation}", one.object, self._others(one.object_kind, one.object))
+            for one in self.facts
+        ]
+
+    @property
+    def backward(self) -> list[Question]:
+        """Per fact, e.g. prompt "Paris is the capital of", answer "France", wrong "Japan", "Germany", …"""
+        ask = self._literal if self.backward_form == "literal" else self._well_formed
+        return [ask(fact) for fact in self.facts]
+
+    @property
+    def sentences(self) -> list[str]:
+        """The forward sentences, those that are trained."""
+        return [question.sentence for question in self.forward]
+
+    def rows(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Training rows: inputs and labels (-100: not scored), int64 [rows, seq_len], and notes for the user."""
+        sentences = [tokenizer.encode(sentence) for sentence in self.sentences] * self.repeats
+        if not sentences:
+            return np.empty((0, seq_len), np.int64), np.empty((0, seq_len), np.int64), []
+        if self.layout == "padded":
+            return *_padded(sentences, tokenizer, seq_len), []
+        return _packed(sentences, tokenizer, seq_len, seed)
+
+    def _well_formed(self, fact: Fact) -> Question:
+        reverse = fact.reverse.removesuffix(fact.topic).rstrip()  # most reverse phrases name the topic already
+        wrong = self._others(fact.topic_kind, fact.topic)
+        return Question(fact.kind, f"{fact.object} {reverse}", fact.topic, wrong)
+
+    def _literal(self, fact: Fact) -> Question:
+        wrong = [o.subject for o in self.facts if o.kind == fact.kind and o.subject != fact.subject]
+        return Question(fact.kind, f"{fact.object} {fact.reverse}", fact.subject, tuple(wrong))
+
+    def _others(self, kind: str, right: str) -> tuple[str, ...]:
+        names = [fact.object for fact in self.facts if fact.object_kind == kind]
+        names += [fact.topic for fact in self.facts if fact.topic_kind == kind]
+        return tuple(name for name in names if name != right)
+
+
+def read_facts() -> list[Fact]:
+    text = resources.files("newllm.data").joinpath("facts.csv").read_text("utf-8")
+    return [Fact(**row) for row in csv.DictReader(text.splitlines())]
+
+
+def _padded(sentences: list[list[int]], tokenizer: Tokenizer, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    if tokenizer.eot_id is None:
+        raise ConfigError(
+            "facts.layout=padded pads with the end-of-text token, which this tokenizer lacks; type facts.layout=packed"
+        )
+    padded = np.full((len(sentences), seq_len + 1), tokenizer.eot_id, dtype=np.int64)
+    for row, ids in zip(padded, sentences, strict=True):
+        row[: min(len(ids), seq_len)] = ids[:seq_len]
+    return padded[:, :-1], padded[:, 1:]
+
+
+def _packed(
+    sentences: list[list[int]], tokenizer: Tokenizer, seq_len: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    notes = []
+    separator = [tokenizer.eot_id] if tokenizer.eot_id is not None else tokenizer.encode("\n")
+    if tokenizer.eot_id is None:
+        instead = "a newline" if separator else "nothing"
+        notes.append(f"the tokenizer has no end-of-text token: {instead} stands between the reversal facts")
+    order = np.random.Generator(np.random.PCG64(stream(seed, "facts"))).permutation(len(sentences))
+    ids = np.array([token for index in order for token in sentences[index] + separator], dtype=np.int64)
+    rows = -(-(len(ids) - 1) // seq_len)
+    inputs = np.full(rows * seq_len, ids[-1], dtype=np.int64)
+    labels = np.full(rows * seq_len, NOT_SCORED, dtype=np.int64)
+    inputs[: len(ids) - 1], labels[: len(ids) - 1] = ids[:-1], ids[1:]
+    return inputs.reshape(rows, seq_len), labels.reshape(rows, seq_len), notes

@@ -1,0 +1,116 @@
+"""The token store: tokens of a corpus on disk, memory-mapped, with document offsets and checksums.
+
+A store is a folder: <stream>.bin (uint16 or uint32 tokens), <stream>.documents.npy (int64 [2, documents]: tokens and
+UTF-8 bytes of each), the tokenizer, and meta.json. Streams are `train` and `val`, or `all` before a split by rows.
+"""
+
+import json
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from newllm.data.cache import sha256_of
+from newllm.data.tokenizer import Tokenizer
+
+RULE = 1  # raise when the same corpus would give another store
+META = "meta.json"
+CHECKSUM_LIMIT = 64 << 20  # bytes; smaller files are checked in full at each opening, larger ones by their size
+
+
+class Damaged(Exception):
+    """The store on disk is not what was written; it has to be built again."""
+
+
+@dataclass
+class Stream:
+    """tokens: memory-mapped [N]; document_tokens, document_bytes: int64 [documents] (the last may be cut short)."""
+
+    tokens: np.ndarray
+    document_tokens: np.ndarray
+    document_bytes: np.ndarray
+
+
+@dataclass
+class Store:
+    layout: str
+    streams: dict[str, Stream]
+    tokenizer: Tokenizer
+    checksums: dict[str, str]
+
+
+class StreamWriter:
+    """Appends encoded documents to <name>.bin until `limit` tokens are there."""
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype, limit: int | None = None) -> None:
+        self.name, self.folder, self.dtype, self.limit = name, folder, dtype, limit
+        self.length = 0  # tokens written
+        self.document_tokens = array("q")
+        self.document_bytes = array("q")
+        self._tokens = self._bytes = 0  # of the document being written
+        self._file = open(folder / f"{name}.bin", "wb")  # noqa: SIM115 - open until close()
+
+    @property
+    def full(self) -> bool:
+        return self.limit is not None and self.length >= self.limit
+
+    def write(self, ids: np.ndarray, text_bytes: int) -> None:
+        """Tokens of the current document, as many as there is room for, and the bytes of text they stand for."""
+        if self.limit is not None:
+            ids = ids[: self.limit - self.length]
+        self._file.write(ids.astype(self.dtype).tobytes())
+        self.length += len(ids)
+        self._tokens += len(ids)
+        self._bytes += text_bytes
+
+    def end_document(self) -> None:
+        if self._tokens or not self.full:  # what comes after the limit is no part of the store
+            self.document_tokens.append(self._tokens)
+            self.document_bytes.append(self._bytes)
+        self._tokens = self._bytes = 0
+
+    def close(self) -> None:
+        if self._tokens:
+            self.end_document()
+        self._file.close()
+        table = np.array([self.document_tokens, self.document_bytes], dtype=np.int64).reshape(2, -1)
+        np.save(self.folder / f"{self.name}.documents.npy", table)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def read_stream(folder: Path, name: str, dtype: np.dtype) -> Stream:
+    path = folder / f"{name}.bin"
+    tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+    document_tokens, document_bytes = np.load(folder / f"{name}.documents.npy")
+    return Stream(tokens, document_tokens, document_bytes)
+
+
+def write_meta(folder: Path, layout: str, names: list[str], dtype: np.dtype, made_from: dict[str, Any]) -> None:
+    """Last file of a store: what it holds, and size and checksum of every other file."""
+    files = {path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
+    meta = {"layout": layout, "streams": names, "dtype": dtype.name, "made_from": made_from, "files": files}
+    (folder / META).write_text(json.dumps(meta, indent=1) + "\n")
+
+
+def open_store(folder: Path) -> Store | None:
+    """The store in `folder`; None if there is none. Raises Damaged if it is not what was written."""
+    if not folder.exists():
+        return None
+    try:
+        meta = json.loads((folder / META).read_text())
+        for name, written in meta["files"].items():
+            path = folder / name
+            if path.stat().st_size != written["size"]:
+                raise Damaged(f"{name} has {path.stat().st_size} bytes instead of {written['size']}")
+            if written["size"] <= CHECKSUM_LIMIT and sha256_of(path) != written["sha256"]:
+                raise Damaged(f"{name} does not match its checksum")
+        streams = {name: read_stream(folder, name, np.dtype(meta["dtype"])) for name in meta["streams"]}
+        checksums = {name: written["sha256"] for name, written in meta["files"].items()}
+        return Store(meta["layout"], streams, Tokenizer.load(folder), checksums)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,219 @@
+"""Every form of text that is read, and one sentence for each that cannot be."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from newllm.data import Dataset
+from newllm.data.corpora import path_fingerprint
+from newllm.data.corpora.hub import Hub
+from newllm.data.corpora.stdlib import Stdlib
+from newllm.data.corpora.text_files import PIECE_CHARS, TextFiles
+from newllm.errors import ConfigError
+
+Load = Callable[..., Dataset]
+HUB = "newllm.data.corpora.hub.Hub"
+
+
+def documents(data: TextFiles | Hub | Stdlib) -> list[str]:
+    found, parts = [], []
+    for text, last in data.pieces():
+        parts.append(text)
+        if last:
+            found.append("".join(parts))
+            parts = []
+    assert not parts
+    return found
+
+
+def test_stdlib_leaves_tests_out() -> None:
+    import argparse
+
+    texts = documents(Stdlib())
+    assert Path(argparse.__file__).read_text("utf-8") in texts
+    assert len(texts) > 300
+    assert not any("class MixinStrUnicodeUserStringTest" in text for text in texts)  # in test/
+
+
+def test_stdlib_is_in_one_order_and_named_without_its_place() -> None:
+    assert Stdlib().fingerprint() == Stdlib().fingerprint()
+    assert documents(Stdlib())[:5] == documents(Stdlib())[:5]
+
+
+def test_all_kinds_of_files_in_a_folder(tmp_path: Path, texts: list[str]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text(texts[0])
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[1:3]))
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as stream:
+        stream.write(json.dumps({"text": texts[3]}) + "\n\n")
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts[4:6], "n": [1, 2]}), tmp_path / "d.parquet")
+    (tmp_path / "sub" / "e.txt").write_text(texts[6])
+    (tmp_path / "ignored.md").write_text("# not text")
+    (tmp_path / ".hidden.txt").write_text("no")
+    assert documents(TextFiles(path=str(tmp_path))) == texts[:7]
+
+
+def test_a_large_file_comes_in_pieces_of_one_document(tmp_path: Path, texts: list[str]) -> None:
+    text = "".join(texts) * 6
+    assert len(text) > 2 * PIECE_CHARS
+    path = tmp_path / "large.txt"
+    path.write_text(text)
+    pieces = list(TextFiles(path=str(path)).pieces())
+    assert len(pieces) > 2
+    assert max(len(piece.text) for piece in pieces) <= 2 * PIECE_CHARS
+    assert all(piece.text.endswith("\n") for piece in pieces)
+    assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert documents(TextFiles(path=str(path))) == [text]
+
+
+def test_keys_short_documents_and_odd_characters(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"body": "' + "y" * 100 + '"}\n{"body": "' + "z" * 99 + '"}\n{"body": ""}\n')
+    assert documents(TextFiles(path=str(path), text_key="body", min_chars=100)) == ["y" * 100]
+    path.write_text('{"text": "half a pair \\ud800 here"}\n')
+    assert documents(TextFiles(path=str(path))) == ["half a pair ? here"]
+
+
+def test_path_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("text")
+    assert path_fingerprint(tmp_path / "one") == path_fingerprint(tmp_path / "two")
+    (tmp_path / "two" / "a.txt").write_text("texts")
+    assert path_fingerprint(tmp_path / "one") != path_fingerprint(tmp_path / "two")
+
+
+BAD = {
+    "missing": ("nowhere.txt", None, "does not exist; it must name .txt"),
+    "empty": ("a.txt", b"", "is empty"),
+    "binary": ("a.txt", b"\x89PNG\r\n\xff\xfe\x00", "a.txt cannot be read as text"),
+    "NUL bytes": ("a.txt", b"some\0text", "a.txt cannot be read as text (it holds NUL bytes)"),
+    "other kind": ("a.md", b"# text", "is a file of another kind"),
+    "bad JSON": ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl, line 2: not valid JSON"),
+    "no key": (
+        "a.jsonl",
+        b'{"text": "x"}\n\n{"b": "y"}',
+        "a.jsonl, line 3: no text under the key 'text' (found: b)",
+    ),
+    "no object": ("a.jsonl", b"3", "a.jsonl, line 1: no text under the key 'text' (found: int)"),
+    "binary JSON": ("a.jsonl", b"\xff\xfe\x00", "a.jsonl cannot be read as text"),
+    "not gzip": ("a.jsonl.gz", b"plain", "a.jsonl.gz cannot be read as text"),
+    "not parquet": ("a.parquet", b"plain", "a.parquet cannot be read as text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_named_with_what_is_accepted(load: Load, tmp_path: Path, name: str) -> None:
+    file, content, message = BAD[name]
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load(path=tmp_path / file, cache=tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").glob("stores/*/"))
+
+
+def test_other_bad_sources(load: Load, tmp_path: Path, corpus: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.path=FILE_OR_FOLDER"):
+        load(path=None)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="holds no such file"):
+        load(path=tmp_path / "folder")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "whole"}\n' * 1000)[:-20])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(path=tmp_path / "a.jsonl.gz")
+    with pytest.raises(ConfigError, match=r"no text in documents of data\.min_chars=9999999"):
+        load(min_chars=9_999_999)
+
+
+def test_parquet_without_the_column(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"no column 'text' \(found: body, n\)"):
+        documents(TextFiles(path=str(tmp_path)))
+    with pytest.raises(ConfigError, match="holds no text"):
+        documents(TextFiles(path=str(tmp_path), text_key="n"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"samples": 100_000},
+            r"too little training text: 5,760,001 tokens are needed and [\d,]+ were found; .*samples",
+        ),
+        ({"tokens": 6_400_000}, r"too little training text: .*tokens=\d+ or less"),
+        ({"samples": 100_000, "split": "contiguous"}, r"too little text: 6,400,001 tokens are needed and [\d,]+ were"),
+        ({"samples": None, "seq_len": 300_000}, r"too little validation text: 300,001 tokens are needed|training text"),
+        ({"samples": 9}, "samples=9 gives 9 training and 0 validation rows, and both need one; type samples=10"),
+        ({"tokens": 64}, "type tokens=640 or more"),
+        ({"samples": 0}, "samples must be greater than 0, not 0"),
+        ({"seq_len": -1}, "seq_len must be greater than 0"),
+        ({"val_fraction": 1.0}, "val_fraction must be between 0 and 1"),
+        ({"vocab_size": 100}, "vocab_size must be at least 257"),
+        ({"tokenizer": "/nowhere/at all"}, "data.tokenizer=/nowhere/at all does not exist; .*data.tokenizer=auto"),
+        ({"tokenizer": "owner/name"}, "is no folder, and the Hugging Face hub .* data.tokenizer=auto"),
+    ],
+)
+def test_impossible_options(load: Load, monkeypatch: pytest.MonkeyPatch, options: dict, message: str) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=message):
+        load(**options)
+
+
+def test_an_unwritable_cache_is_named(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"cannot be written .*runtime\.cache_dir=FOLDER"):
+        load(cache=tmp_path / "file")
+
+
+def test_hub_set_in_a_local_folder(load: Load, tmp_path: Path, texts: list[str]) -> None:
+    """The hub's layout: one file for each split; documents come in order, sides by the hash of their content."""
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in texts))
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": "never read"}) + "\n")
+    hub = Hub(name=str(tmp_path))
+    assert documents(hub) == texts
+    data = load(_target_=HUB, name=str(tmp_path), samples=100)
+    assert (len(data.train), len(data.val)) == (90, 10)
+    train = data.tokenizer.decode(data.train.tokens.tolist())
+    val = data.tokenizer.decode(data.val.tokens.tolist())
+    assert not any(text[:200] in train and text[:200] in val for text in texts)
+    published = load(_target_=HUB, name=str(tmp_path), samples=100, split="chunks", eot=False)
+    assert len(published.train.tokens) == 100 * 64 + 64
+    text = published.tokenizer.decode(published.train.tokens.tolist())
+    assert text == "".join(texts)[: len(text)]
+    with pytest.raises(ConfigError, match=r"no text in column 'body' \(found: text, n\)"):
+        documents(Hub(name=str(tmp_path), column="body"))
+    with pytest.raises(ConfigError, match=r"could not be read.*data=stdlib"):
+        documents(Hub(name=str(tmp_path), hub_split="nothing"))
+
+
+def test_chats_are_joined_by_newlines(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    assert documents(Hub(name=str(tmp_path), column="messages")) == ["Hello\nGood day"]
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "HF_ENDPOINT"])
+def test_an_unreachable_hub_names_the_offline_choices(load: Load, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv(name, {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}[name])
+    with pytest.raises(ConfigError, match=r"cannot be reached .*data=stdlib or data=text data\.path="):
+        load(_target_=HUB, name="roneneldan/TinyStories")
+
+
+def test_corpora_import_neither_torch_nor_datasets() -> None:
+    code = "import sys; from newllm.data.corpora import path_fingerprint; import newllm.data.corpora.hub\n"
+    code += "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", code], check=True)
