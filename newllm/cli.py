@@ -1,0 +1,81 @@
+"""`newllm VERB …`, and how every command ends: errors as one sentence, exit statuses that mean something."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+
+from newllm.errors import ConfigError, NewllmError
+from newllm.suggest import did_you_mean
+
+VERBS = {
+    "train": "train a model and evaluate it; with -m, sweep",
+    "generate": "continue a text with a finished run",
+    "bench": "time the training step against transformers",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    return guarded(_dispatch, argv)
+
+
+def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
+    """The exit status of `command`: an error a user can mend is one line on stderr and its own status.
+
+    HYDRA_FULL_ERROR=1 shows the traceback as well. Interrupted by Ctrl-C: 130.
+    """
+    try:
+        return command(argv)
+    except NewllmError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        print(f"newllm: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `… --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv and argv[0] in ("-sc", "--shell-completion"):
+        return _complete(argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise ConfigError(f"{verb!r} is no command; {did_you_mean(verb, VERBS, prefix='newllm ')}.")
+    if find_spec(f"newllm.{verb}") is None:
+        raise ConfigError(f"this version of newllm has no command {verb!r}; newllm --help lists those it has.")
+    return int(import_module(f"newllm.{verb}").main(rest))
+
+
+def _usage() -> str:
+    verbs = [f"  newllm {verb:<10} {purpose}" for verb, purpose in VERBS.items() if find_spec(f"newllm.{verb}")]
+    completion = '  eval "$(newllm -sc install=bash)"   completes choices and keys in this shell (zsh, fish likewise)'
+    return "\n".join(["newllm: a laboratory bench for small language models", "", *verbs, "", completion])
+
+
+def _complete(argv: list[str]) -> int:
+    """Shell completion: verbs by ourselves, what follows `newllm train` by Hydra, which knows nothing of verbs."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split(" ")
+    if any("query" in word for word in argv) and len(words) <= 2:
+        print("\n".join(VERBS))
+        return 0
+    if len(words) > 2:
+        if words[1] != "train":
+            return 0
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+        os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - len(words[1]) - 1)
+    return int(import_module("newllm.train").main(argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,9 @@
+"""Configurations: composed from YAML groups, validated against constructors, named by what they are.
+
+cfg = newllm.compose(["pos_encoding=alibi", "attention=mla", "kv_dim=64"])
+"""
+
+from newllm.config.compose import compose
+from newllm.config.identity import differences, effective, run_directory, signature, slug
+
+__all__ = ["compose", "differences", "effective", "run_directory", "signature", "slug"]

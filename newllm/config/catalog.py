@@ -1,0 +1,108 @@
+"""What the YAML folders offer: groups, their options, the root axes, and which options use which axis.
+
+Read from the files alone, so that help pages and error sentences need no composition.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from newllm.errors import ConfigError
+
+REFERENCE = re.compile(r"\$\{\s*(\w+)\s*\}")
+
+
+def shipped() -> Path:
+    """The folder conf/: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parents[1]
+    found = [folder for folder in (package / "conf", package.parent / "conf") if (folder / "train.yaml").is_file()]
+    if not found:
+        raise ConfigError(
+            f"no conf/train.yaml in {package} or beside it; expected the YAML files that newllm ships with."
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The choices in `folders`; a user's folders come first and may add to every group."""
+
+    folders: tuple[Path, ...]
+
+    @cached_property
+    def _root(self) -> dict[str, Any]:
+        return _read(self.folders[-1] / "train.yaml")
+
+    @cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """Group name -> names of its options; experiment last."""
+        found: dict[str, set[str]] = {group: set() for group in self.defaults}
+        for folder in self.folders:
+            for file in folder.glob("*/*.yaml"):
+                if file.parent.name != "hydra" and not file.stem.startswith("_"):
+                    found.setdefault(file.parent.name, set()).add(file.stem)
+        return {group: sorted(found[group]) for group in sorted(found, key=lambda g: (g == "experiment", g))}
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Group -> option, or list of options, chosen when nothing is said."""
+        entries = [entry for entry in self._root["defaults"] if isinstance(entry, dict)]
+        return {key: value for entry in entries for key, value in entry.items() if " " not in key}
+
+    @cached_property
+    def axes(self) -> dict[str, Any]:
+        """Root axis -> default value."""
+        return {k: v for k, v in self._root.items() if k not in ("defaults", "hydra") and not isinstance(v, dict)}
+
+    @cached_property
+    def axis_comments(self) -> dict[str, str]:
+        """Root axis -> the comment beside it in train.yaml."""
+        text = (self.folders[-1] / "train.yaml").read_text()
+        return {name: said.strip() for name, said in re.findall(r"^(\w+):[^#\n]*#(.*)$", text, re.MULTILINE)}
+
+    def describe(self, group: str, option: str) -> str:
+        """The first comment of an option's file that is not an instruction to Hydra."""
+        lines = self._file(f"{group}/{option}").read_text().splitlines()
+        comments = [line[1:].strip() for line in lines if line.startswith("#") and not line.startswith("# @package")]
+        return comments[0] if comments else ""
+
+    def users(self, axis: str) -> dict[str, list[str]]:
+        """Group -> options whose files refer to ``${axis}``."""
+        found = {
+            group: [option for option in names if axis in self._references(f"{group}/{option}")]
+            for group, names in self.groups.items()
+            if group != "experiment"
+        }
+        return {group: names for group, names in found.items() if names}
+
+    def _file(self, option: str) -> Path:
+        files = [folder / f"{option}.yaml" for folder in self.folders]
+        return next(file for file in files if file.is_file())
+
+    def _references(self, option: str) -> set[str]:
+        """Of the file ``group/name`` and of those its defaults list names (``base``, ``shared/base@_here_``)."""
+        content = _read(self._file(option))
+        bases = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+        home = option.rpartition("/")[0]
+        paths = (base.partition("@")[0] for base in bases)
+        inherited = (self._references(path[1:] if path.startswith("/") else f"{home}/{path}") for path in paths)
+        return references(content).union(*inherited)
+
+
+def references(content: Any) -> set[str]:
+    """The root keys that the strings in a plain, unresolved container refer to."""
+    if isinstance(content, dict):
+        return set().union(*map(references, content.values()))
+    if isinstance(content, Iterable) and not isinstance(content, str):
+        return set().union(*map(references, content))
+    return set(REFERENCE.findall(content)) if isinstance(content, str) else set()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}

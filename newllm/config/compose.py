@@ -1,0 +1,95 @@
+"""compose(): from overrides to a validated configuration. The single way for commands, notebooks and tests."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from newllm.config.axes import refuse_unused
+from newllm.config.catalog import Catalog, shipped
+from newllm.config.overrides import Overrides, parse
+from newllm.config.validate import validate
+from newllm.errors import ConfigError
+
+
+def compose(
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: str | Path | None = None,
+    unused_axes: bool = False,
+) -> DictConfig:
+    """The configuration that `overrides` (as on the command line) describe.
+
+    Every node with a `_target_` has been checked against the constructor's signature: unknown and missing options
+    are refused, values have the types of their annotations, options that the YAML leaves out have their defaults.
+    Beside the group nodes and the root axes it has three keys of its own: `choices` (group -> option, a list for
+    eval, `experiment` included), `overrides` (as given, without ``+``) and `run_dir` (`hydra.run.dir` where that
+    was given, else null).
+
+    config_dir: a folder of further YAML files, laid out like conf/.
+    unused_axes: accept an axis that the chosen groups do not use (in a sweep, where other runs use it).
+
+    Raises ConfigError: one sentence on what was wrong, what was expected and what to type instead.
+    """
+    catalog = catalog_for(config_dir)
+    given = parse(overrides, catalog)
+    cfg = _compose(given, config_dir)
+    choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    assert isinstance(choices, dict)
+    with open_dict(cfg):
+        cfg.choices = _choices({str(group): option for group, option in choices.items()}, cfg, catalog)
+        cfg.overrides = [line.lstrip("+") for line in overrides]
+        cfg.run_dir = cfg.hydra.run.dir if "hydra.run.dir" in given.keys else None
+        del cfg["hydra"]
+        validate(cfg, catalog, given)
+        if not unused_axes:
+            refuse_unused(cfg, catalog, given)
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def catalog_for(config_dir: str | Path | None = None) -> Catalog:
+    """The choices of the shipped folder and of the user's."""
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder; expected one laid out like conf/.")
+    return Catalog((Path(config_dir).resolve(), shipped()) if config_dir else (shipped(),))
+
+
+def search_path(config_dir: str | Path | None) -> list[str]:
+    """The override that shows the user's folder to Hydra."""
+    return [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
+
+
+def _compose(given: Overrides, config_dir: str | Path | None) -> DictConfig:
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    lines = [*search_path(config_dir), *given.for_hydra()]
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # set when a sweep is under way
+    try:
+        with hydra.initialize_config_dir(str(shipped()), job_name="train", version_base="1.3"):
+            return hydra.compose("train", lines, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(_one_sentence(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def _choices(chosen: dict[str, Any], cfg: DictConfig, catalog: Catalog) -> dict[str, Any]:
+    # Hydra's own record leaves out groups that take a list.
+    several = [group for group, default in catalog.defaults.items() if isinstance(default, list)]
+    lists = {group: [name for name, node in cfg[group].items() if "_target_" in node] for group in several}
+    mine = {group: option for group, option in chosen.items() if not group.startswith("hydra/")} | lists
+    return dict(sorted(mine.items()))
+
+
+def _one_sentence(error: BaseException) -> str:
+    """Hydra's many lines in one, without its advice to use +, and with the cause it hides."""
+    cause = error.__cause__ or error.__context__
+    lines = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause else [])]
+    end = next((i for i, line in enumerate(lines) if line.startswith("Config search path")), len(lines))
+    kept = [line.strip().rstrip(".:;") for line in lines[:end] if line.strip() and "To append" not in line]
+    return "the configuration can't be composed: " + "; ".join(kept) + "."

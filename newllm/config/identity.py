@@ -1,0 +1,130 @@
+"""What a configuration is, apart from how it was typed: effective form, signature, names of folders."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from newllm.config.axes import nodes, used_axes
+from newllm.errors import ConfigError
+
+SCHEMA = 1  # raised when the same configuration comes to mean other numbers
+NEVER_CHANGE_A_NUMBER = ("choices", "runtime", "logger")
+
+
+def effective(cfg: DictConfig) -> dict[str, Any]:
+    """Resolved group nodes, used axes, choices and overrides as plain sorted data: the config.yaml of a run.
+
+    Axes that no node refers to are left out, since they say nothing about the run.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration can't be resolved: {str(error).splitlines()[0]}.") from error
+    assert isinstance(plain, dict)
+    kept = {*nodes(cfg), *used_axes(cfg), "choices", "overrides"}
+    return _sorted({str(key): value for key, value in plain.items() if key in kept})
+
+
+def signature(cfg: DictConfig | Mapping[str, Any]) -> str:
+    """8 hex digits of everything that may change a number; equal for equal runs however they were typed.
+
+    Takes a composed configuration or an effective one. Left out: runtime, logger, choices and axes (what they
+    choose is in the nodes). A corpus at `data.path` counts by names and sizes of its files, not by where it lies.
+    """
+    content = _content(cfg)
+    data = content.get("data", {})
+    if isinstance(data.get("path"), str):
+        from newllm.data.corpora import path_fingerprint
+
+        data["path"] = path_fingerprint(data["path"])
+    if isinstance(data.get("tokenizer"), str) and Path(data["tokenizer"]).expanduser().is_dir():
+        data["tokenizer"] = Path(data["tokenizer"]).expanduser().resolve().name
+    text = json.dumps([SCHEMA, _canonical(content)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def slug(cfg: DictConfig) -> str:
+    """Short, readable and safe as a file name: choices, then what was overridden (axes first), then the seed.
+
+    ``tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42``; at most 80 characters, so what does not fit is left out.
+    """
+    chosen = [cfg.choices.get(group) for group in ("experiment", "model", "pos_encoding", "attention", "data")]
+    parts = [_safe(str(option)) for option in chosen if option]
+    seed = f"-s{cfg.seed}" if "seed" in cfg else ""
+    given = {str(line).partition("=")[0] for line in cfg.overrides}
+    used = [axis for axis in used_axes(cfg) if axis in given and axis != "seed"]
+    options = [key for key in sorted(given) if "." in key and not key.startswith(("hydra.", "runtime.", "logger."))]
+    for key in (*used, *options):
+        part = _safe(key.rpartition(".")[2] + _word(OmegaConf.select(cfg, key)))
+        if len("-".join([*parts, part])) + len(seed) <= 80 and part not in parts:
+            parts.append(part)
+    return "-".join(parts) + seed
+
+
+def run_directory(cfg: DictConfig, root: str | Path = "outputs/runs") -> Path:
+    """Where the run lives: `hydra.run.dir` if that was given, else ``<root>/<slug>-<signature>``.
+
+    A folder that carries the signature under another slug (the same run, typed differently) is taken as it is.
+    """
+    if cfg.run_dir:
+        return Path(cfg.run_dir)
+    mark = signature(cfg)
+    existing = sorted(path for path in Path(root).glob(f"*-{mark}") if path.is_dir())
+    return existing[0] if existing else Path(root) / f"{slug(cfg)}-{mark}"
+
+
+def differences(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> list[str]:
+    """``key: value in a != value in b`` for all that may change a number."""
+    one, two = _flat(_content(a)), _flat(_content(b))
+    keys = [key for key in sorted({*one, *two}) if _canonical(one.get(key, ())) != _canonical(two.get(key, ()))]
+    return [f"{key}: {one.get(key, 'absent')} != {two.get(key, 'absent')}" for key in keys]
+
+
+def _content(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The group nodes that may change a number, as a copy of one's own."""
+    plain = (
+        effective(cfg)
+        if isinstance(cfg, DictConfig) and "run_dir" in cfg
+        else OmegaConf.to_container(OmegaConf.create(dict(cfg)), resolve=True)
+    )
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items() if isinstance(v, dict) and v and k not in NEVER_CHANGE_A_NUMBER}
+
+
+def _canonical(value: Any) -> Any:
+    """1e4 and 10000 are one number, whichever way YAML read them."""
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _word(value: Any) -> str:
+    """A value as part of a file name: 10000 for 1e4, the last name of a path."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "_".join(_word(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else Path(str(value)).name
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_.")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value}
+    parts = (_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items())
+    return {key: item for part in parts for key, item in part.items()}
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _sorted(value[key]) for key in sorted(value, key=str)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,127 @@
+"""Overrides as typed on the command line, read before Hydra sees them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from newllm.config.catalog import Catalog
+from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """One parsed command line. `sweep` says whether ``a=1,2`` is allowed."""
+
+    parsed: "tuple[Override, ...]"
+    catalog: Catalog
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys given, group choices among them."""
+        return [override.key_or_group for override in self.parsed]
+
+    @property
+    def values(self) -> "list[Override]":
+        """Those that set a value: no group choices, nothing of Hydra's own."""
+        return [o for o in self.parsed if o.key_or_group not in self.catalog.groups and not _is_hydra(o)]
+
+    def for_hydra(self) -> list[str]:
+        """The same overrides in a form that leaves the check of keys to us.
+
+        Hydra refuses a valid option that a YAML file leaves out and accepts any nonsense behind ``+``; so every
+        option goes in as ``++key=value``, and `validate` compares all keys with the constructors afterwards.
+        """
+        adjusted = []
+        for override in self.parsed:
+            line = override.input_line or ""
+            if override in self.values and not override.is_delete():
+                line = line.lstrip("+") if override.key_or_group in self.catalog.axes else "++" + line.lstrip("+")
+            adjusted.append(line)
+        return adjusted
+
+
+def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Overrides:
+    """Parse and check what needs no composition: syntax, names of groups and options, sweeps without -m."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed = []
+    for line in overrides:
+        try:
+            parsed.append(parser.parse_override(line))
+        except HydraException:
+            raise ConfigError(_syntax(line, catalog)) from None
+    for override in parsed:
+        _check(override, catalog, sweep)
+    return Overrides(tuple(parsed), catalog)
+
+
+def _syntax(line: str, catalog: Catalog) -> str:
+    if "=" not in line:
+        names = [*catalog.groups, *catalog.axes]
+        known = f", as in {line}=VALUE" if line in names else ", as in theta=1e4 or pos_encoding=alibi"
+        return f"{line!r} is not an override; expected key=value{known}."
+    key, _, value = line.partition("=")
+    return (
+        f"{line!r} can't be read: expected key=value with balanced brackets and quotes; "
+        f"a value with special characters goes in quotes, as in '{key}=\"{value}\"'."
+    )
+
+
+def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
+    key, line = override.key_or_group, override.input_line or ""
+    if override.is_sweep_override() and not sweep:
+        example = ""
+        takes_list = key not in catalog.groups or isinstance(catalog.defaults.get(key), list)
+        if takes_list and "," in line and "(" not in line:
+            example = f", or write a list as {line.replace('=', '=[', 1)}]"
+        raise ConfigError(f"{line} is a sweep over several runs; add -m to run them{example}.")
+    if override.is_delete() and (key in catalog.groups or key in catalog.axes):
+        instead = _way_out(key, catalog)
+        raise ConfigError(f"{line}: {key} is part of every configuration and can't be deleted; {instead}.")
+    if key not in catalog.groups or override.is_delete():
+        return
+    if override.is_add() or override.is_force_add():
+        raise ConfigError(f"{line}: {key} is a choice that exists already; type {line.lstrip('+')}, without +.")
+    if override.package:
+        raise ConfigError(f"{line}: a choice can't be moved to another place; type {key}=NAME.")
+    if not override.is_sweep_override():
+        check_option(key, override.value(), catalog)
+
+
+def check_option(group: str, value: object, catalog: Catalog) -> None:
+    """Refuse a value of a group that is none of its options."""
+    chosen = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and not isinstance(catalog.defaults.get(group), list):
+        raise ConfigError(
+            f"{group} takes one choice, got {value}; type {group}=NAME, as in {_example(group, catalog)}."
+        )
+    if value is None and group == "experiment":
+        return
+    for option in chosen:
+        if not isinstance(option, str) or option not in catalog.groups[group]:
+            said = "null" if option is None else str(option)
+            named = did_you_mean(said, catalog.groups[group], prefix=f"{group}=")
+            raise ConfigError(f"{group}={said}: there is no such {group}; {named}.")
+
+
+def _example(group: str, catalog: Catalog) -> str:
+    default = catalog.defaults.get(group)
+    return f"{group}={default if isinstance(default, str) else catalog.groups[group][0]}"
+
+
+def _way_out(key: str, catalog: Catalog) -> str:
+    if isinstance(catalog.defaults.get(key), list):
+        return f"type {key}=[] for none"
+    if "none" in catalog.groups.get(key, []):
+        return f"type {key}=none"
+    return "leave it out to get its default"
+
+
+def _is_hydra(override: "Override") -> bool:
+    return override.key_or_group.startswith(("hydra.", "hydra/"))

@@ -1,0 +1,44 @@
+"""The page behind `newllm train --help`, made from the YAML files themselves."""
+
+from newllm.config.catalog import Catalog
+
+_USAGE = """\
+Train a small language model, evaluate it, and leave a run directory.
+
+  newllm train [CHOICE=NAME …] [AXIS=VALUE …] [GROUP.OPTION=VALUE …] [flags]     (or python -m newllm.train …)
+
+Examples
+  newllm train                                                  the default run, minutes on a laptop's CPU
+  newllm train pos_encoding=alibi attention=mla kv_dim=64       other choices, another axis value
+  newllm train data=text data.path=FILE_OR_FOLDER               your own text
+  newllm train -m pos_encoding=rope,alibi seed=1,2,3            a sweep: six runs
+  newllm train attention=mla --cfg job                          show the configuration, run nothing"""
+
+_FLAGS = """\
+Flags
+  -m, --multirun        sweep over a=1,2 or a=range(1,4)
+  --cfg job             print the configuration and stop; --resolve fills in references, --package GROUP shows a part
+  --config-dir FOLDER   add YAML files of your own, laid out like conf/
+  hydra.run.dir=FOLDER  where the run lands (default: outputs/runs/NAME-SIGNATURE); the same command resumes it
+  HYDRA_FULL_ERROR=1    (environment) show tracebacks"""
+
+
+def page(catalog: Catalog) -> str:
+    """Usage, every choice with what it is (the default marked ``*``), every axis with its default."""
+    lines = [_USAGE, "", "Choices"]
+    for group, names in catalog.groups.items():
+        default = catalog.defaults.get(group)
+        chosen = default if isinstance(default, list) else [default]
+        lines.append(f"  {group}=")
+        for name in names:
+            mark = "*" if name in chosen else " "
+            lines.append(f"   {mark} {name:<16} {_short(catalog.describe(group, name))}".rstrip())
+    lines += ["", "Axes (root keys that choices refer to)"]
+    for axis, value in catalog.axes.items():
+        shown = "null" if value is None else value
+        lines.append(f"  {axis + '=' + str(shown):<20} {catalog.axis_comments.get(axis, '')}".rstrip())
+    return "\n".join([*lines, "", _FLAGS])
+
+
+def _short(text: str, width: int = 100) -> str:
+    return text if len(text) <= width else text[: width - 1].rsplit(" ", 1)[0] + " …"

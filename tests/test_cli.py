@@ -1,0 +1,230 @@
+"""The commands: exit statuses, one-line errors, speed of import, sweeps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from newllm import cli, train
+from newllm.config import compose, run_directory
+from newllm.errors import RunError
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pandas")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
+    """The configurations that reach newllm.run, which does nothing; the working directory is empty."""
+    seen: list[DictConfig] = []
+    fake = ModuleType("newllm.run")
+
+    def run(cfg: DictConfig) -> int:
+        seen.append(cfg)
+        return 0
+
+    fake.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "newllm.run", fake)
+    monkeypatch.chdir(tmp_path)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "typed", ["thta=1", "pos_encoding=alibbi", "slope=0.5", "theta=abc", "+data.tokeniser=x", "seed=1,2"]
+)
+def test_bad_input_ends_with_status_2_one_line_and_nothing_written(
+    typed: str, runs: list[DictConfig], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert train.main([typed]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("newllm: ")
+    assert err.count("\n") == 1
+    assert not runs
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_good_command_line_reaches_the_run(runs: list[DictConfig]) -> None:
+    assert train.main(["pos_encoding=alibi", "attention=mla", "kv_dim=32"]) == 0
+    assert runs[0].attention.kv_dim == 32
+    assert runs[0].choices.pos_encoding == "alibi"
+
+
+def test_traceback_on_request_only(
+    runs: list[DictConfig], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert train.main(["thta=1"]) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_errors_of_a_run_and_interruption_have_statuses_of_their_own(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise RunError("loss is nan at step 3.")
+
+    def interrupt(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert cli.guarded(fail, []) == 1
+    assert capfd.readouterr().err == "newllm: loss is nan at step 3.\n"
+    assert cli.guarded(interrupt, []) == 130
+
+
+def test_cfg_job_prints_what_compose_returns(runs: list[DictConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["pos_encoding=alibi", "--cfg", "job", "seed=3"]) == 0
+    shown = OmegaConf.create(capfd.readouterr().out)
+    cfg = compose(["pos_encoding=alibi", "seed=3"])
+    assert shown == OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("overrides", "run_dir")])
+    assert train.main(["slope=2", "pos_encoding=alibi", "--cfg", "job", "--package", "pos_encoding", "--resolve"]) == 0
+    assert OmegaConf.create(capfd.readouterr().out).slope == 2.0
+    assert train.main(["--cfg", "job", "--package", "atention"]) == 2
+    assert "did you mean attention?" in capfd.readouterr().err
+    assert train.main(["--cfg", "hydra", "--package", "hydra.sweep"]) == 0
+    assert "outputs/sweeps" in capfd.readouterr().out
+    assert not runs
+
+
+def test_unknown_flags_are_refused(runs: list[DictConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--cgf", "job"]) == 2
+    assert "did you mean --cfg?" in capfd.readouterr().err
+    assert train.main(["--config-path", "x"]) == 2
+    assert "--config-dir" in capfd.readouterr().err
+    assert train.main(["--resolve"]) == 2
+    assert "add --cfg job" in capfd.readouterr().err
+    assert not runs
+
+
+def test_help_lists_every_choice_and_axis(capfd: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--help"]) == 0
+    page = capfd.readouterr().out
+    for group in (path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra"):
+        assert f"\n  {group}=" in page
+        assert all(
+            f" {option.stem} " in page or f" {option.stem}\n" in page
+            for option in (ROOT / "conf" / group).glob("*.yaml")
+        )
+    assert "theta=10000.0" in page
+    assert "--config-dir" in page
+
+
+# --- sweeps ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_every_combination_each_in_its_own_folder(runs: list[DictConfig], tmp_path: Path) -> None:
+    assert train.main(["-m", "pos_encoding=alibi,rope", "seed=1,2", "hydra.sweep.dir=here"]) == 0
+    assert [(cfg.choices.pos_encoding, cfg.seed) for cfg in runs] == [
+        ("alibi", 1),
+        ("alibi", 2),
+        ("rope", 1),
+        ("rope", 2),
+    ]
+    folders = [run_directory(cfg) for cfg in runs]
+    assert len(set(folders)) == 4
+    assert all(folder.parent == Path("here") for folder in folders)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_axis_that_a_choice_does_not_use_collapses(runs: list[DictConfig]) -> None:
+    assert train.main(["-m", "attention=mha,mla", "kv_dim=16,32"]) == 0
+    assert len(runs) == 4
+    assert len({run_directory(cfg) for cfg in runs}) == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["thta=1,2"], "did you mean theta?"),
+        (["slope=1,2", "seed=1,2"], "slope is an axis of pos_encoding=alibi"),
+        (["pos_encoding=rope,alibbi"], "did you mean pos_encoding=alibi?"),
+        (["theta=1e4,abc"], "theta=abc: expected a number"),
+    ],
+)
+def test_a_sweep_with_a_mistake_starts_no_run(
+    argv: list[str], said: str, runs: list[DictConfig], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert train.main(["-m", *argv]) == 2
+    assert said in capfd.readouterr().err
+    assert not runs
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_failed_run_fails_the_sweep_but_not_the_other_runs(
+    runs: list[DictConfig], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run(cfg: DictConfig) -> int:
+        runs.append(cfg)
+        if cfg.seed == 1:
+            raise RunError("loss is nan at step 3.")
+        return 0
+
+    monkeypatch.setattr(sys.modules["newllm.run"], "run", run)
+    assert train.main(["-m", "seed=1,2"]) == 1
+    assert len(runs) == 2
+    assert "newllm: loss is nan" in capfd.readouterr().err
+
+
+def test_an_interrupted_run_ends_the_sweep(runs: list[DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(cfg: DictConfig) -> int:
+        runs.append(cfg)
+        return 143
+
+    monkeypatch.setattr(sys.modules["newllm.run"], "run", run)
+    assert train.main(["-m", "seed=1,2"]) == 143
+    assert len(runs) == 1
+
+
+# --- the console script ---------------------------------------------------------------------------------------------
+
+
+def test_verbs(runs: list[DictConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "seed=5"]) == 0
+    assert runs[0].seed == 5
+    assert cli.main(["trian"]) == 2
+    assert "did you mean newllm train?" in capfd.readouterr().err
+    assert cli.main([]) == 0
+    assert "newllm train" in capfd.readouterr().out
+
+
+def test_completion_knows_verbs_choices_and_keys(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def completed(line: str) -> list[str]:
+        monkeypatch.setenv("COMP_LINE", line)
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        assert cli.main(["-sc", "query=bash"]) == 0
+        return capfd.readouterr().out.split()
+
+    assert "train" in completed("newllm tr")
+    assert "pos_encoding=alibi" in completed("newllm train pos_encoding=al")
+    assert "theta=" in completed("newllm train the")
+
+
+# --- what stays unloaded --------------------------------------------------------------------------------------------
+
+
+def _python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=env)
+
+
+@pytest.mark.parametrize("argv", [["--cfg", "job"], ["--help"], ["thta=1"], ["-sc", "query=bash"]])
+def test_composition_and_help_load_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
+    loaded = f"print(*(m for m in {HEAVY} if m in sys.modules), file=sys.stderr)"
+    done = _python(f"import sys, newllm.train; newllm.train.main({argv}); {loaded}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].strip() == ""
+    assert not any(tmp_path.iterdir())
+
+
+def test_importing_the_package_loads_neither_torch_nor_hydra(tmp_path: Path) -> None:
+    done = _python(
+        f"import sys, newllm; print([m for m in {(*HEAVY, 'hydra', 'omegaconf')} if m in sys.modules])",
+        tmp_path,
+    )
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,279 @@
+"""Composition: what a user types, what it becomes, and what is said when it can't be."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import newllm
+from newllm.config import compose, differences, effective, run_directory, signature, slug
+from newllm.config.catalog import Catalog, shipped
+from newllm.config.compose import catalog_for
+from newllm.errors import ConfigError
+
+CATALOG = catalog_for()
+CHOICES = [(group, name) for group, names in CATALOG.groups.items() for name in names]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda part: part)
+def test_every_shipped_choice_composes(group: str, name: str) -> None:
+    cfg = compose([f"{group}={name}"])
+    chosen = cfg.choices[group]
+    assert chosen == name or chosen == [name]
+    assert len(effective(cfg)["choices"]) == len(CATALOG.groups)
+    assert CATALOG.describe(group, name) or group == "trainer", f"{group}/{name}.yaml begins with no comment"
+
+
+def test_the_default_uses_exact_choices_of_train_yaml() -> None:
+    cfg = newllm.compose()
+    assert {group: cfg.choices[group] for group in CATALOG.defaults} == CATALOG.defaults
+
+
+# --- axes -----------------------------------------------------------------------------------------------------------
+
+
+def test_root_axis_and_option_are_two_ways_to_say_one_thing() -> None:
+    by_axis = compose(["attention=mla", "kv_dim=16"])
+    by_option = compose(["attention=mla", "attention.kv_dim=16"])
+    assert by_axis.attention.kv_dim == by_option.attention.kv_dim == 16
+    assert signature(by_axis) == signature(by_option)
+    assert effective(by_axis)["kv_dim"] == 16
+    assert "kv_dim" not in effective(by_option)  # the stale 64 says nothing about the run
+
+
+@pytest.mark.parametrize("same", ["theta=1e4", "theta=10000", "theta=10000.0", "pos_encoding.theta=1e4", "+theta=1e4"])
+def test_one_number_written_differently_is_one_configuration(same: str) -> None:
+    assert signature(compose([same])) == signature(compose())
+    assert type(compose([same]).pos_encoding.theta) is float
+
+
+def test_an_axis_keeps_supplying_its_option_after_conversion() -> None:
+    cfg = compose(["theta=500"])
+    cfg.theta = 7.0
+    assert cfg.pos_encoding.theta == 7.0
+
+
+def test_unused_axis_is_refused_with_the_choices_that_use_it() -> None:
+    with pytest.raises(ConfigError) as error:
+        compose(["slope=0.125"])
+    assert "slope is an axis of pos_encoding=alibi, rope_alibi; this run has pos_encoding=rope" in str(error.value)
+    with pytest.raises(ConfigError, match=r"kv_dim is an axis of attention=mla; this run has attention=mha"):
+        compose(["kv_dim=64"])
+
+
+def test_unused_axis_is_accepted_in_a_sweep_and_changes_nothing() -> None:
+    cfg = compose(["kv_dim=16"], unused_axes=True)
+    assert signature(cfg) == signature(compose())
+    assert slug(cfg) == slug(compose())
+
+
+def test_an_axis_that_an_option_overrides_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"theta has no effect, since pos_encoding.theta is given too and wins"):
+        compose(["pos_encoding.theta=1e5", "theta=1e4"])
+
+
+def test_axes_in_shared_base_files_are_known() -> None:
+    assert set(CATALOG.users("seq_len")["data"]) == set(CATALOG.groups["data"])
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("pos_encodin=rope", "pos_encodin is unknown; did you mean pos_encoding?"),
+        ("pos_encoding=alibbi", "did you mean pos_encoding=alibi? (there are: alibi,"),
+        ("pos_encoding=3", "pos_encoding=3: there is no such pos_encoding; expected one of: alibi"),
+        ("pos_encoding=[rope]", "pos_encoding takes one choice"),
+        ("eval=[loss,qq]", "eval=qq: there is no such eval"),
+        ("facts=null", "facts=null: there is no such facts; expected one of: none"),
+        ("experiment=zzz", "experiment=zzz: there is no such experiment"),
+        ("thta=1e5", "thta is unknown; did you mean theta?"),
+        ("+thta=1e5", "thta is unknown; did you mean theta?"),
+        ("++thta=1e5", "thta is unknown; did you mean theta?"),
+        ("weight_decay=0", "weight_decay is no root key; did you mean optim.weight_decay?"),
+        ("data.tokeniser=auto", "did you mean data.tokenizer?"),
+        ("+data.tokeniser=auto", "did you mean data.tokenizer?"),
+        ("++trainer.epoch=3", "did you mean trainer.epochs?"),
+        ("pos_encoding.head_dim=3", "pos_encoding.head_dim follows from other settings"),
+        ("atention.bias=true", "atention is unknown; did you mean attention?"),
+        ("theta.x=3", "theta is a single value"),
+        ("+experiment=x", "type experiment=x, without +"),
+        ("theta=abc", "theta=abc: expected a number"),
+        ("theta=true", "theta=true: expected a number"),
+        ("theta=null", "theta=null: expected a number"),
+        ("epochs=2.5", "epochs=2.5: expected a whole number"),
+        ("pos_encoding.layout=hal", "expected half or interleaved (did you mean half?)"),
+        ("seed=x", "seed=x: expected a whole number"),
+        ("theta=[1", "'theta=[1' can't be read"),
+        ("theta", "'theta' is not an override; expected key=value, as in theta=VALUE"),
+        (
+            "theta=1,2",
+            "theta=1,2 is a sweep over several runs; add -m to run them, or write a list as theta=[1,2]",
+        ),
+        ("pos_encoding=rope,alibi", "is a sweep over several runs; add -m to run them."),
+        ("seed=range(1,4)", "is a sweep over several runs; add -m to run them."),
+        ("~facts", "facts is part of every configuration and can't be deleted; type facts=none"),
+        ("~theta", "can't be deleted; leave it out to get its default"),
+        (
+            "pos_encoding._target_=newllm.position.Rop",
+            "there is no Rop in newllm.position; did you mean Rope?",
+        ),
+        ("pos_encoding.theta=${thta}", "pos_encoding.theta=${thta} can't be resolved"),
+        ("hydra.rn.dir=x", "Key 'rn' not in 'HydraConf'"),
+        ("hydra/launcher=zzz", "hydra/launcher/zzz"),
+    ],
+)
+def test_bad_input_gets_one_sentence_with_the_way_out(typed: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose([typed])
+    message = str(error.value)
+    assert said in message
+    assert "\n" not in message
+    assert message.endswith((".", "?"))
+    assert error.value.exit_status == 2
+
+
+def test_options_of_choices_not_made() -> None:
+    with pytest.raises(ConfigError, match=r"facts.repeats: facts=none has no options"):
+        compose(["facts=none", "facts.repeats=3"])
+    with pytest.raises(ConfigError, match=r"eval.qk is not among this run's eval; add it with eval=\[loss,qk\]"):
+        compose(["eval=[loss]", "eval.qk.batch_size=3"])
+    with pytest.raises(
+        ConfigError, match=r"pos_encoding.parts.rope.thta .* did you mean pos_encoding.parts.rope.theta"
+    ):
+        compose(["pos_encoding=rope_alibi", "pos_encoding.parts.rope.thta=3"])
+
+
+def test_the_list_group_takes_a_list_one_or_none() -> None:
+    assert list(compose(["eval=[qk,loss]"]).eval) == ["qk", "loss"]
+    assert compose(["eval=loss"]).choices.eval == ["loss"]
+    assert compose(["eval=[]"]).eval == {}
+
+
+# --- a user's own files ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an encoding whose class lies outside the package, and an experiment with an axis of its own."""
+    (tmp_path / "my_encoding.py").write_text(
+        "class Wave:\n    def __init__(self, tau: float, depth: int = 2, *, head_dim: int): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for group in ("pos_encoding", "experiment"):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+    (tmp_path / "conf/pos_encoding/wave.yaml").write_text("# Waves.\n_target_: my_encoding.Wave\ntau: ${tau}\n")
+    (tmp_path / "conf/experiment/waves.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /pos_encoding: wave\ntau: 3\nlr: 0.5\n"
+    )
+    return tmp_path / "conf"
+
+
+def test_own_files_are_choices_like_the_shipped_ones(own: Path) -> None:
+    cfg = compose(["experiment=waves", "lr=0.25"], config_dir=own)
+    assert cfg.choices.pos_encoding == "wave"
+    assert cfg.choices.experiment == "waves"
+    assert (cfg.pos_encoding.tau, cfg.pos_encoding.depth, cfg.optim.lr) == (3.0, 2, 0.25)
+    assert compose(["experiment=waves", "tau=4"], config_dir=own).pos_encoding.tau == 4.0
+    with pytest.raises(ConfigError, match=r"did you mean pos_encoding=wave"):
+        compose(["pos_encoding=wav"], config_dir=own)
+    with pytest.raises(ConfigError, match="depth"):
+        compose(["experiment=waves", "pos_encoding.dept=2"], config_dir=own)
+
+
+def test_a_required_option_is_named(own: Path) -> None:
+    (own / "pos_encoding/wave.yaml").write_text("_target_: my_encoding.Wave\n")
+    with pytest.raises(ConfigError, match=r"pos_encoding.tau is required and has no value"):
+        compose(["pos_encoding=wave"], config_dir=own)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        compose(config_dir=tmp_path / "nowhere")
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["seed=43", "theta=1e5", "pos_encoding=nope", "eval=[loss]", "trainer.patience=1"])
+def test_what_changes_a_number_changes_the_signature(change: str) -> None:
+    assert signature(compose([change])) != signature(compose())
+
+
+@pytest.mark.parametrize(
+    "change", ["runtime.threads=2", "runtime.checkpoint_steps=5", "logger=tensorboard", "hydra.run.dir=x"]
+)
+def test_what_changes_no_number_does_not(change: str) -> None:
+    assert signature(compose([change])) == signature(compose())
+
+
+def test_an_option_left_out_of_the_yaml_counts_with_its_default() -> None:
+    cfg = compose()
+    assert "kv_heads" in cfg.attention
+    assert signature(compose(["attention.kv_heads=null"])) == signature(cfg)
+
+
+def test_signature_survives_the_way_through_a_file(tmp_path: Path) -> None:
+    cfg = compose(["pos_encoding=alibi", "slope=[1,2,4,8]"])
+    OmegaConf.save(OmegaConf.create(effective(cfg)), tmp_path / "config.yaml")
+    loaded = OmegaConf.load(tmp_path / "config.yaml")
+    assert OmegaConf.is_dict(loaded)
+    assert signature(loaded) == signature(effective(cfg)) == signature(cfg)
+    assert differences(loaded, cfg) == []
+
+
+def test_a_corpus_counts_by_its_files_not_by_its_place(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text("It was the best of times, it was the worst of times.")
+    one, two = (signature(compose(["data=text", f"data.path={tmp_path / name}"])) for name in ("a", "b"))
+    (tmp_path / "b" / "text.txt").write_text("It was the age of wisdom.")
+    assert one == two != signature(compose(["data=text", f"data.path={tmp_path / 'b'}"]))
+
+
+def test_differences_name_the_keys() -> None:
+    found = differences(compose(["pos_encoding=alibi"]), compose(["seed=7", "runtime.threads=3"]))
+    assert "trainer.seed: 42 != 7" in found
+    assert "pos_encoding.slope: 0.0625 != absent" in found
+    assert not any("runtime" in line for line in found)
+
+
+def test_slug_reads_well_and_is_a_safe_short_file_name() -> None:
+    typed = ["pos_encoding=alibi", "attention=mla", "slope=1.25e-1", "kv_dim=64", "runtime.threads=1"]
+    assert slug(compose(typed)) == "tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42"
+    nasty = compose(["data=text", "data.path='/tmp/a b/c:d?*'", "slope=0.5", "pos_encoding=alibi", "seed=123"])
+    assert slug(nasty) == "tiny-alibi-mha-text-slope0.5-pathc_d-s123"
+
+
+def test_a_long_slug_leaves_values_out_whole() -> None:
+    many = compose([
+        "attention=mla", "optim.weight_decay=0.31", "data.tokenizer_bytes=1000000", "optim.warmup=0.25",
+        "model.hidden_size=128", "kv_dim=96", "data.vocab_size=512",
+    ])  # fmt: skip
+    assert len(slug(many)) <= 80
+    assert slug(many).startswith("tiny-rope-mla-stdlib-kv_dim96-")
+    known = {"tokenizer_bytes1000000", "vocab_size512", "hidden_size128", "warmup0.25", "weight_decay0.31", "s42"}
+    assert set(slug(many).split("-")[5:]) < known
+
+
+def test_run_directory_is_the_named_one_or_follows_from_the_configuration(tmp_path: Path) -> None:
+    assert run_directory(compose(["hydra.run.dir=some/where"])) == Path("some/where")
+    by_axis, by_option = compose(["theta=1e5"]), compose(["pos_encoding.theta=100000", "batch_size=16"])
+    first = run_directory(by_axis, tmp_path)
+    assert first == tmp_path / f"{slug(by_axis)}-{signature(by_axis)}"
+    first.mkdir()
+    assert run_directory(by_option, tmp_path) == first  # the same run typed differently resumes it
+
+
+def test_composition_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = signature(compose())
+    monkeypatch.chdir(tmp_path)
+    assert signature(compose()) == expected
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_catalog_reads_the_files_alone() -> None:
+    assert Catalog((shipped(),)).axes["theta"] == 10000.0
+    assert CATALOG.axis_comments["theta"]
