@@ -277,3 +277,17 @@ def test_composition_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
 def test_the_catalog_reads_the_files_alone() -> None:
     assert Catalog((shipped(),)).axes["theta"] == 10000.0
     assert CATALOG.axis_comments["theta"]
+
+
+def test_an_experiment_says_nothing_of_what_the_command_line_left_out():
+    """Its options for an evaluator, or for the facts, go with these; options typed by hand do not."""
+    cfg = compose(["experiment=position_encoding", "eval=[loss]", "facts=none"])
+    assert list(cfg.eval) == ["loss"]
+    assert not cfg.facts
+    with pytest.raises(ConfigError, match="eval.reversal is not among this run's eval"):
+        compose(["experiment=position_encoding", "eval=[loss]", "eval.reversal.scoring=answer"])
+
+
+def test_a_misspelt_evaluator_gets_its_name():
+    with pytest.raises(ConfigError, match="eval.qkk: unknown; did you mean eval.qk"):
+        compose(["eval.qkk.batches=3"])

@@ -38,6 +38,7 @@ def compose(
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     assert isinstance(choices, dict)
     with open_dict(cfg):
+        _drop_deselected(cfg, catalog, given)
         cfg.choices = _choices({str(group): option for group, option in choices.items()}, cfg, catalog)
         cfg.overrides = [line.lstrip("+") for line in overrides]
         cfg.run_dir = cfg.hydra.run.dir if "hydra.run.dir" in given.keys else None
@@ -76,6 +77,16 @@ def _compose(given: Overrides, config_dir: str | Path | None) -> DictConfig:
         raise ConfigError(_one_sentence(error)) from error
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def _drop_deselected(cfg: DictConfig, catalog: Catalog, given: Overrides) -> None:
+    """What an experiment says of an evaluator that the command line has left out."""
+    for group, default in catalog.defaults.items():
+        if not isinstance(default, list):
+            continue
+        for name in [str(name) for name, node in cfg[group].items() if "_target_" not in node]:
+            if name in catalog.groups[group] and not any(key.startswith(f"{group}.{name}.") for key in given.keys):
+                del cfg[group][name]
 
 
 def _choices(chosen: dict[str, Any], cfg: DictConfig, catalog: Catalog) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""What a run ran on: command line, version of the code, packages, machine."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import newllm
+
+PACKAGES = [
+    "newllm", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "tokenizers", "transformers", "datasets",
+    "pandas", "pyarrow", "rich", "filelock", "submitit",
+]  # fmt: skip
+
+
+def describe(*, device: str, threads: int, precision: str) -> dict[str, Any]:
+    """The contents of environment.json."""
+    return {
+        "command": [sys.executable, *sys.orig_argv[1:]],
+        "folder": os.getcwd(),
+        "git": git_state(Path(newllm.__file__).resolve().parent),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "device": device,
+        "threads": threads,
+        "precision": precision,
+        "cpu": _cpu_name(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+    }
+
+
+def git_state(folder: Path) -> dict[str, str | None] | None:
+    """Commit of the checkout the code lies in, and a hash of what was changed since; None outside a
+    checkout."""
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None  # no checkout, or a folder inside somebody else's
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "diff", "HEAD", "--binary")
+    dirty = hashlib.sha256(changes).hexdigest() if changes else None
+    return {"commit": commit.decode().strip() if commit else None, "dirty_diff_sha256": dirty}
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.lower().startswith("model name"))
+    return next(names, platform.processor())

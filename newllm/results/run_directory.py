@@ -1,0 +1,174 @@
+"""The directory of one run: its files, who may write to it, and how far it has got.
+
+config.yaml       the resolved effective configuration
+environment.json  command line, code version, packages, machine of the latest attempt
+status.json       state, attempt, progress, times, host, error
+metrics.jsonl     a line per logged step and per epoch
+results.json      metric name -> number
+tables/*.csv      per-layer, per-position, … results
+train.log         what the console showed
+tokenizer/        the tokenizer, so that the run can be read without its data
+checkpoints/      last.safetensors (resumable), best.safetensors (weights)
+"""
+
+import csv
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from filelock import FileLock, Timeout
+
+from newllm.errors import ConfigError, RunError
+from newllm.results.atomic import json_line, replacing, write_json, write_text
+
+State = Literal["queued", "running", "done", "failed", "interrupted"]
+
+
+class RunDirectory:
+    """Paths and files of one run. Reading needs nothing; writing is for the holder of `locked()`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.environment_file = self.path / "environment.json"
+        self.status_file = self.path / "status.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.results_file = self.path / "results.json"
+        self.log_file = self.path / "train.log"
+        self.tokenizer = self.path / "tokenizer"
+        self.tables = self.path / "tables"
+        self.last_checkpoint = self.path / "checkpoints" / "last.safetensors"
+        self.best_checkpoint = self.path / "checkpoints" / "best.safetensors"
+
+    @contextmanager
+    def locked(self) -> Iterator["RunDirectory"]:
+        """Hold the directory (made if need be) for this process alone; ConfigError if another process has it.
+
+        The lock goes with the process, however that ends.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The run directory {self.path} cannot be made ({error.strerror}); choose another with hydra.run.dir=…"
+            ) from None
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            holder = self.status() if self.status_file.exists() else {}
+            who = f"process {holder['pid']} on {holder['host']}" if holder.get("pid") else "another process"
+            raise ConfigError(
+                f"The run directory {self.path} is in use by {who}; wait for it, or give this run a directory of "
+                "its own with hydra.run.dir=…"
+            ) from None
+        try:
+            yield self
+        finally:
+            lock.release()
+
+    def config(self) -> dict[str, Any]:
+        """The effective configuration that was stored, {} if there is none yet."""
+        if not self.config_file.exists():
+            return {}
+        config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ConfigError(f"{self.config_file} holds no configuration; delete the directory to train afresh")
+        return config
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        write_json(self.environment_file, dict(environment))
+
+    def status(self) -> dict[str, Any]:
+        """The contents of status.json, {} if there is none yet."""
+        return _read_json(self.status_file)
+
+    def update_status(self, **changes: Any) -> None:
+        """Change these fields of status.json: state, attempt, progress, error, …; `updated` is set to now."""
+        write_json(self.status_file, {**self.status(), **changes, "updated": _now()})
+
+    def begin_attempt(self) -> int:
+        """Note that this process has begun to work on the run; returns the attempt's number, from 1."""
+        for left in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
+        attempt = int(self.status().get("attempt", 0)) + 1
+        self.update_status(
+            state="running",
+            attempt=attempt,
+            host=platform.node(),
+            pid=os.getpid(),
+            started=_now(),
+            finished=None,
+            error=None,
+        )
+        return attempt
+
+    def end_attempt(self, state: State, error: str | None = None) -> None:
+        self.update_status(state=state, error=error, finished=_now())
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json_line(values))
+
+    def sync_metrics(self) -> int:
+        """Bring metrics.jsonl to the disk; returns its length in bytes."""
+        with self.metrics_file.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def truncate_metrics(self, length: int) -> None:
+        """Forget the lines after the first `length` bytes: they belong to steps that will be done again."""
+        with self.metrics_file.open("ab") as file:
+            if file.tell() < length:
+                raise RunError(
+                    f"{self.metrics_file} is shorter than its checkpoint says; delete {self.path} and train afresh"
+                )
+            file.truncate(length)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+
+    def results(self) -> dict[str, float]:
+        """The contents of results.json, {} before the run is done."""
+        return _read_json(self.results_file)
+
+    def write_results(self, results: Mapping[str, float]) -> None:
+        write_json(self.results_file, dict(results))
+
+    def write_table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write tables/<name>.csv; the columns are the keys of all rows, in order of appearance."""
+        self.tables.mkdir(exist_ok=True)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with (
+            replacing(self.tables / f"{name}.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); delete the directory to train afresh") from None
+    return dict(values)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

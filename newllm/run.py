@@ -1,0 +1,249 @@
+"""One run from its configuration to its results: check, prepare, probe, train or resume, evaluate."""
+
+import errno
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from newllm.build import build
+from newllm.config import differences, effective, run_directory, signature
+from newllm.console import Console
+from newllm.data import Dataset
+from newllm.data import prepare as prepare_data
+from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.evaluation import Findings, Subject, diagnose, evaluate
+from newllm.model import Transformer, build_model
+from newllm.results.environment import describe
+from newllm.results.reference import findings as reference_findings
+from newllm.results.run_directory import RunDirectory
+from newllm.runtime import Runtime
+from newllm.training import causality, display
+from newllm.training.checkpoint import load_weights
+from newllm.training.loggers import Guarded
+from newllm.training.loop import Loop
+from newllm.training.optimizer import AdamW
+from newllm.training.precision import Precision, autocast, resolve
+from newllm.training.signals import Interrupted, Signals
+from newllm.training.trainer import Trainer
+
+
+@dataclass
+class Prepared:
+    """A run's parts: all of them checked, nothing of them written."""
+
+    cfg: DictConfig
+    runtime: Runtime
+    trainer: Trainer
+    optim: AdamW
+    device: torch.device
+    precision: Precision
+    data: Dataset
+    model: Transformer
+
+    def judge(self, ppl: float) -> str:
+        """The verdict on a perplexity, by the table of eval.loss and this tokenizer's bytes per token."""
+        node = self.cfg.eval.get("loss") or {}
+        table = {key: node[key] for key in ("verdicts", "reference") if key in node}
+        return diagnose(ppl, self.data.counts["data/bytes_per_token"], **table)
+
+
+def run(cfg: DictConfig) -> int:
+    """Do the run of a composed configuration; returns the exit status.
+
+    A finished run shows its stored results; one that broke off goes on where its last checkpoint is.
+
+    Raises:
+        ConfigError: before anything has been written.
+        RunError: the run has failed; its status.json says so too.
+    """
+    began = time.monotonic()
+    directory = RunDirectory(run_directory(cfg))
+    _refuse_other_configuration(cfg, directory)
+    console = Console(bar=cfg.runtime.progress)
+    if _is_done(directory):
+        _show_stored(console, directory)
+        return 0
+    try:
+        with Signals().installed() as signals:
+            prepared = prepare(cfg)
+            with directory.locked():
+                _refuse_other_configuration(cfg, directory)
+                if _is_done(directory):  # by another process, while this one prepared
+                    _show_stored(console, directory)
+                    return 0
+                _attempt(prepared, directory, console, signals, began)
+    except Interrupted as stop:
+        console.line(f"{stop}. The same command goes on from here.", style="bold")
+        return stop.exit_status
+    finally:
+        console.close_log()
+    return 0
+
+
+def prepare(cfg: DictConfig) -> Prepared:
+    """Model and data of a configuration. Everything that can be wrong without reading text is checked before
+    it."""
+    runtime: Runtime = build(cfg.runtime)
+    trainer: Trainer = build(cfg.trainer)
+    optim: AdamW = build(cfg.optim)
+    for node in cfg.eval.values():
+        build(node)
+    device = runtime.device()
+    runtime.apply()
+    with torch.device("meta"):
+        build_model(cfg, tokens=cfg.model.vocab_size or 64)
+    build(cfg.logger, directory=run_directory(cfg))
+
+    data = prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime)
+    model = build_model(cfg, data.tokenizer.vocab_size).to(device)
+    precision = resolve(trainer.precision, device)
+    if trainer.precision not in ("auto", precision):
+        data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
+    return Prepared(cfg, runtime, trainer, optim, device, precision, data, model)
+
+
+def _attempt(p: Prepared, directory: RunDirectory, console: Console, signals: Signals, began: float) -> None:
+    """Train and evaluate in a directory that is ours; leaves the state done, interrupted or failed."""
+    directory.write_config(effective(p.cfg))
+    attempt = directory.begin_attempt()
+    try:
+        console.open_log(directory.log_file)
+        logger = Guarded(build(p.cfg.logger, directory=directory.path), console.line)
+        device_name = torch.cuda.get_device_name(p.device) if p.device.type == "cuda" else str(p.device)
+        environment = describe(device=device_name, threads=p.runtime.threads, precision=p.precision)
+        directory.write_environment(environment)
+        directory.tokenizer.mkdir(exist_ok=True)
+        p.data.tokenizer.save(directory.tokenizer)
+        loop = Loop(
+            p.trainer,
+            p.optim,
+            p.model,
+            p.data,
+            p.device,
+            p.precision,
+            directory,
+            p.runtime,
+            signals,
+            console,
+            logger,
+            p.judge,
+            signature(p.cfg),
+        )
+        _header(p, directory, console, loop.steps)
+        row = p.data.val.batch(np.arange(1))[0][0].to(p.device)
+        causality.check(p.model, row, p.precision)
+        if loop.resume():
+            console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
+        loop.run()
+        results = _measure(p, directory, console, loop)
+        results["speed/wall_seconds"] = loop.earlier_seconds + time.monotonic() - began
+        logger.log(loop.progress.step, results)
+        logger.close()
+        display.summary(console, results, p.judge, str(directory.path))
+        directory.write_results(results)
+        directory.end_attempt("done")
+    except Interrupted:
+        directory.end_attempt("interrupted")
+        raise
+    except BaseException as error:
+        full = _full_disk(error, directory)
+        with suppress(OSError):  # a full disk must not hide what went wrong
+            directory.end_attempt("failed", error=str(full or error) or type(error).__name__)
+            if not isinstance(full or error, NewllmError):
+                console.log_only(traceback.format_exc())
+        if full:
+            raise full from error
+        raise
+
+
+def _full_disk(error: BaseException, directory: RunDirectory) -> RunError | None:
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    return RunError(
+        f"The disk of {directory.path} is full; the last checkpoint is whole, so make room and type the same command "
+        "to go on"
+    )
+
+
+def _measure(p: Prepared, directory: RunDirectory, console: Console, loop: Loop) -> dict[str, float]:
+    """Evaluate the weights that the trainer chose; returns all results but the wall time."""
+    progress = loop.progress
+    epoch = progress.best_epoch if p.trainer.eval_weights == "best" else progress.epoch
+    assert epoch is not None
+    if p.trainer.eval_weights == "best":
+        load_weights(directory.best_checkpoint, p.model)
+    console.line(f"Best: epoch {progress.best_epoch}. Evaluated: {p.trainer.eval_weights} weights (epoch {epoch}).")
+
+    line = progress.history[epoch - 1]
+    counted = list(p.model.parameters())
+    results: dict[str, float] = {
+        "params/total": sum(q.numel() for q in counted),
+        "params/trainable": sum(q.numel() for q in counted if q.requires_grad),
+        **p.data.counts,
+        **{name: line[name] for name in ("train/loss", "train/ppl", "val/loss", "val/ppl")},
+        "val/best_epoch": progress.best_epoch or 0,
+        "train/steps": progress.step,
+        "memory/peak_bytes": progress.peak_bytes or 0,
+        "speed/train_tokens_per_second": progress.trained_tokens / max(progress.seconds, 1e-9),
+    }
+    compute = partial(autocast, p.device, p.precision)
+    subject = Subject(p.model, p.data, p.device, compute, p.trainer.batch_size, p.trainer.seed, p.cfg)
+    for findings in evaluate(p.cfg.eval, subject):
+        results |= findings.metrics
+        _show(console, directory, findings)
+    published = reference_findings(p.cfg, results)
+    if published is not None:
+        _show(console, directory, published)
+        results |= published.metrics
+    return results
+
+
+def _show(console: Console, directory: RunDirectory, findings: Findings) -> None:
+    for name, rows in findings.tables.items():
+        directory.write_table(name, rows)
+    console.section(findings.title, findings.body)
+
+
+def _header(p: Prepared, directory: RunDirectory, console: Console, steps: int) -> None:
+    display.header(
+        console,
+        p.cfg,
+        directory=str(directory.path),
+        data=p.data,
+        trainer=p.trainer,
+        device=p.device,
+        precision=p.precision,
+        threads=p.runtime.threads,
+        parameters=sum(q.numel() for q in p.model.parameters()),
+        steps=steps,
+    )
+
+
+def _is_done(directory: RunDirectory) -> bool:
+    return directory.status().get("state") == "done" and directory.results_file.exists()
+
+
+def _show_stored(console: Console, directory: RunDirectory) -> None:
+    results = directory.results()
+    judge: Callable[[float], str] = lambda ppl: diagnose(ppl, results["data/bytes_per_token"])  # noqa: E731
+    console.line(f"This run is done: {directory.path} holds its results. Another seed makes another run (seed=…).")
+    display.summary(console, results, judge, str(directory.path))
+
+
+def _refuse_other_configuration(cfg: DictConfig, directory: RunDirectory) -> None:
+    stored = directory.config()
+    if not stored or signature(stored) == signature(cfg):
+        return
+    found = differences(stored, cfg)
+    listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    raise ConfigError(
+        f"{directory.path} holds a run of another configuration ({listed}); give this run a directory of its own "
+        "with hydra.run.dir=…, or leave that out to have one named for it"
+    )

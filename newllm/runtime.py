@@ -1,0 +1,82 @@
+"""Where and how a run runs: device, threads, cache folder, checkpoint interval. No part of a run's
+signature."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from newllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Runtime:
+    """Settings of the machine rather than of the experiment.
+
+    Args:
+        device: "auto" (CUDA, else MPS, else CPU) or a torch device such as "cpu" or "cuda:1".
+        threads: CPU threads; "auto" is OMP_NUM_THREADS or the cores this process may use. Sums over rows are
+            split among threads, so two thread counts can differ in the last bits.
+        cache_dir: folder of tokenizers and token stores; None is $NEWLLM_CACHE or ~/.cache/newllm.
+        checkpoint_seconds: longest time between two checkpoints; None: at epochs' ends only.
+        checkpoint_steps: most steps between two checkpoints; None: no such bound.
+        progress: a progress bar while training. Only on a terminal: elsewhere there are only lines.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        threads: int | Literal["auto"] = "auto",
+        cache_dir: str | None = None,
+        checkpoint_seconds: float | None = 60.0,
+        checkpoint_steps: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        if threads != "auto" and threads < 1:
+            raise ConfigError(f"runtime.threads must be at least 1; {threads} was given, try runtime.threads=auto")
+        if checkpoint_seconds is not None and checkpoint_seconds < 0:
+            raise ConfigError(f"runtime.checkpoint_seconds must be at least 0; {checkpoint_seconds} was given")
+        if checkpoint_steps is not None and checkpoint_steps < 1:
+            raise ConfigError(f"runtime.checkpoint_steps must be at least 1; {checkpoint_steps} was given")
+        default_cache = os.environ.get("NEWLLM_CACHE") or "~/.cache/newllm"
+        self.cache_dir = Path(cache_dir or default_cache).expanduser()
+        self.threads = _available_threads() if threads == "auto" else threads
+        self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps
+        self.progress = progress
+        self._device = device
+
+    def device(self) -> "torch.device":
+        """The device; raises ConfigError when the asked one is not there."""
+        import torch
+
+        if self._device == "auto":
+            best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+            return torch.device(best)
+        try:
+            device = torch.device(self._device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise ConfigError(
+                f"runtime.device={self._device} is not on this machine; runtime.device=auto takes what there is, "
+                "runtime.device=cpu always works"
+            ) from None
+        if device.type == "meta":
+            raise ConfigError("runtime.device=meta holds no numbers; try runtime.device=auto")
+        return device
+
+    def apply(self) -> None:
+        """Set torch up: threads, and repeatable kernels where a device has others too."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        if torch.cuda.is_available():
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _available_threads() -> int:
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

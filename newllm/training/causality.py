@@ -1,0 +1,61 @@
+"""A look for leaks before any training: changing token t must not change an output before t.
+
+A transposed mask once gave a perplexity of 1.5 that looked like a success, so every run asks this of its own
+model, on its own text and in its own precision, before the first step.
+"""
+
+import torch
+from torch import Tensor
+
+from newllm.errors import RunError
+from newllm.model import Transformer
+from newllm.training.precision import Precision, autocast
+
+# Largest change before t that counts as rounding, as a share of the change after t.
+TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}
+
+
+@torch.no_grad()
+def check(model: Transformer, row: Tensor, precision: Precision) -> float:
+    """Change single tokens of `row` (T,) and compare the outputs; returns the largest leak found.
+
+    A leak is measured as max |change| over the outputs before the changed token, relative to max |change|
+    after it: so neither the scale of the weights nor that of the outputs matters. Each variant runs through
+    the model by itself, in one shape, so that a causal model's outputs before t are equal to the last bit.
+
+    Raises:
+        RunError: the model sees the future; with the position and the measured numbers.
+    """
+    (length,) = row.shape
+    training = model.training
+    model.eval()
+    before = _outputs(model, row, precision)
+    worst = 0.0
+    for t in sorted({t for t in (1, length // 3, length // 2, length - 2, length - 1) if 0 < t < length}):
+        changed = row.clone()
+        changed[t] = _another_token(row, t, model.vocab_size)
+        change = (_outputs(model, changed, precision) - before).abs().amax(dim=-1)  # (T,)
+        leak = change[:t].max().item()
+        later = change[t + 1 :].max().item() if t + 1 < length else 0.0
+        effect = later or change[t].item()
+        share = leak / effect if effect > 0 else float(leak > 0)
+        worst = max(worst, share)
+        if share > TOLERANCE[precision] or share != share:
+            raise RunError(
+                f"The model sees the future: changing token {t} of {length} changed an output before it by "
+                f"{leak:.2g}, against {effect:.2g} after it; a causal model's earlier outputs stay as they are, so "
+                "look for a transposed mask or an operation across positions in the attention or encoding"
+            )
+    model.train(training)
+    return worst
+
+
+def _outputs(model: Transformer, row: Tensor, precision: Precision) -> Tensor:
+    with autocast(row.device, precision):
+        return model.hidden(row[None])[0].float()  # (T, hidden)
+
+
+def _another_token(row: Tensor, t: int, vocab_size: int) -> int:
+    """A token of the same text that is not the one at t."""
+    others = row[row != row[t]]
+    return int(others[0]) if len(others) else (int(row[t]) + 1) % vocab_size

@@ -1,0 +1,144 @@
+"""Checkpoints: safetensors with a JSON header, written atomically. Nothing in them can run code when loaded.
+
+`last.safetensors` holds all that training needs to go on (weights, optimizer state, torch's random state, the
+position); `best.safetensors` holds weights only.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from newllm.errors import ConfigError, RunError
+from newllm.results.atomic import replacing
+
+HEADER = "newllm"
+
+
+@dataclass
+class Progress:
+    """Where training stands; with the tensors it is all that a resumed run needs to make the same numbers.
+
+    Sums are Python floats added up in the order of the steps, so that it does not matter where the run broke
+    off.
+    """
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # epochs done, validation included
+    epoch_step: int = 0  # steps done in the current epoch
+    epoch_loss: float = 0.0  # sum of nats over the epoch's scored tokens so far
+    epoch_tokens: int = 0
+    logged_loss: float = 0.0  # the same since the last line of metrics.jsonl
+    logged_tokens: int = 0
+    trained_tokens: int = 0  # tokens seen in all
+    best_loss: float | None = None
+    best_epoch: int | None = None
+    bad_epochs: int = 0  # epochs since the best
+    train_loss: float | None = None  # of the last finished epoch
+    finished: bool = False
+    metrics_bytes: int = 0  # length of metrics.jsonl
+    peak_bytes: int | None = None  # memory of a training step, measured once
+    seconds: float = 0.0  # spent in training by all attempts
+    history: list[dict[str, float]] = field(default_factory=list)  # the lines of the finished epochs
+
+
+def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
+    """Write the model's weights, with `about` in the header."""
+    _write(path, {f"model.{name}": tensor for name, tensor in _weights(model).items()}, about)
+
+
+def save_training(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, about: dict[str, Any]
+) -> None:
+    """Write everything training needs to go on from `progress`; `about` names the data and the
+    configuration."""
+    tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    _write(path, tensors, {**about, "progress": asdict(progress)})
+
+
+def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
+    """Copy a checkpoint's weights into `model`; returns the header."""
+    tensors, about = _read(path, "model.")
+    _fill(path, _weights(model), tensors)
+    return about
+
+
+def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]) -> Progress:
+    """Put model, optimizer and random states back. The header must carry the same `about` as was saved."""
+    tensors, header = _read(path, "")
+    for key, ours in about.items():
+        if header.get(key) != ours:
+            raise ConfigError(
+                f"{path} was written with another {key} ({header.get(key)}, now {ours}); give this run a directory "
+                "of its own with hydra.run.dir=…, or delete this one"
+            )
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    _fill(path, _weights(model), weights)
+    for name, parameter in model.named_parameters():
+        state = {
+            key.split(".")[1]: tensor
+            for key, tensor in tensors.items()
+            if key.startswith("optimizer.") and key.split(".", 2)[2] == name
+        }
+        if state:
+            # The fused kernels want the step count on the parameter's device, in fp32, as saved.
+            optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in state.items()}
+    torch.set_rng_state(tensors["random.cpu"])
+    if torch.cuda.is_available() and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    known = {f.name for f in fields(Progress)}
+    return Progress(**{key: value for key, value in header["progress"].items() if key in known})
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, each once (tied ones have one name), and the buffers that belong to the model's state."""
+    saved = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    return {**{name: p.detach() for name, p in model.named_parameters()}, **buffers}
+
+
+def _fill(path: Path, targets: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    for name, target in targets.items():
+        found = tensors.get(name)
+        if found is None or found.shape != target.shape:
+            shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
+            raise RunError(f"{path} does not fit the model: {name} is {shape}, expected {tuple(target.shape)}")
+        target.copy_(found)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replacing(path) as temporary:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {HEADER: json.dumps(about)})
+    except (OSError, SafetensorError) as error:
+        kept = "the one before it is untouched" if path.exists() else "there is none before it"
+        raise RunError(
+            f"The checkpoint {path} could not be written ({error}), {kept}; make room and type the same command "
+            "to go on"
+        ) from error
+
+
+def _read(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[HEADER])
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, about
+    except FileNotFoundError:
+        raise RunError(f"There is no checkpoint {path}; run the training again to make it") from None
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise RunError(
+            f"The checkpoint {path} cannot be read ({error}); delete it and type the same command to train afresh"
+        ) from error

@@ -1,0 +1,101 @@
+"""The header, the epoch table and the summary of a run on the console."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from newllm.console import Console, number
+from newllm.data import Dataset
+from newllm.training.trainer import Trainer
+
+EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}   {'time':>8}"
+
+# What the last table shows, where it was measured.
+SUMMARY = [
+    "val/ppl", "val/bits_per_byte", "baseline/trigram_bits_per_byte", "val/loss", "val/best_epoch", "train/ppl",
+    "reversal/forward_ppl", "reversal/backward_ppl", "reversal/ratio",
+    "kv_cache/bytes_per_token", "kv_cache/reduction", "params/total", "memory/peak_bytes",
+    "speed/train_tokens_per_second", "speed/wall_seconds",
+]  # fmt: skip
+
+
+def header(
+    console: Console,
+    cfg: DictConfig,
+    *,
+    directory: str,
+    data: Dataset,
+    trainer: Trainer,
+    device: torch.device,
+    precision: str,
+    threads: int,
+    parameters: int,
+    steps: int,
+) -> None:
+    """The settings that matter and the size of the data."""
+    counts = data.counts
+    length = cfg.data.seq_len
+    rows = f"{counts['data/train_rows']:,.0f} rows of {length} for training"
+    if counts.get("data/fact_rows"):
+        rows += f" ({counts['data/fact_rows']:,.0f} of them facts)"
+    rows += f", {counts['data/val_rows']:,.0f} for validation, from {counts['data/documents']:,.0f} documents"
+    tokens = f"{counts['data/train_tokens']:,.0f} scored in an epoch, {counts['data/val_tokens']:,.0f} in validation"
+    budget = f"{trainer.epochs} epochs" if trainer.epochs else f"{trainer.tokens:,} tokens"
+    choices = cfg.choices
+    pairs = {
+        "experiment": str(choices.get("experiment") or ""),
+        "model": f"{choices.model}, {parameters:,} parameters  {_options(cfg.model)}",
+        "pos_encoding": f"{choices.pos_encoding}  {_options(cfg.pos_encoding)}",
+        "attention": f"{choices.attention}  {_options(cfg.attention)}",
+        "data": f"{choices.data}, {rows}",
+        "tokens": f"{tokens}; tokenizer {cfg.data.tokenizer} with {data.tokenizer.vocab_size:,} ids",
+        "facts": f"{choices.facts}  {_options(cfg.facts)}",
+        "optim": f"{choices.optim}  {_options(cfg.optim)}",
+        "training": f"{budget} in {steps:,} steps of {trainer.batch_size} rows, seed {trainer.seed}",
+        "machine": f"{device}, {precision}, {threads} thread{'s' if threads != 1 else ''}",
+        "run directory": directory,
+    }
+    console.title("newllm")
+    console.settings({name: value for name, value in pairs.items() if value})
+    for note in data.notes:
+        console.line(f"Note: {note}", style="yellow")
+
+
+def epoch_line(values: Mapping[str, Any], judge: Callable[[float], str], seconds: float | None) -> str:
+    """One line of the epoch table; the best epoch so far bears a mark."""
+    mark = "*" if values["val/best"] else " "
+    time = f"{seconds:7.1f}s" if seconds is not None else " " * 8
+    return (
+        f"{values['epoch']:>5}{values['train/ppl']:>12,.1f}{values['val/loss']:>10.4f}"
+        f"{values['val/ppl']:>12,.1f} {mark} {time}   {judge(values['val/ppl'])}"
+    )
+
+
+def summary(console: Console, results: Mapping[str, float], judge: Callable[[float], str], directory: str) -> None:
+    """The results that matter most, where they lie, and what to type next."""
+    rows = []
+    for name in SUMMARY:
+        if results.get(name) is not None:
+            verdict = judge(results[name]) if name == "val/ppl" else ""
+            rows.append({"metric": name, "value": number(results[name]), "": verdict})
+    console.section("Summary", [rows])
+    console.line(f"{len(results)} results and all tables are in {directory}")
+    console.line(f'Next: python -m newllm.generate {directory} "def "')
+
+
+def _options(node: DictConfig | None) -> str:
+    """`name=value` of the node's options, those of nested nodes as well."""
+    plain = OmegaConf.to_container(node, resolve=True) if node else {}
+    return " ".join(_flat(plain))
+
+
+def _flat(node: Any) -> list[str]:
+    words: list[str] = []
+    for key, value in node.items():
+        if isinstance(value, dict):
+            words += _flat(value)
+        elif key != "_target_" and value is not None:
+            words.append(f"{key}={str(value).replace(' ', '')}")
+    return words

@@ -1,0 +1,74 @@
+"""Loggers: places for the metrics beside metrics.jsonl. One that fails is switched off; the run goes on."""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from newllm.errors import ConfigError
+
+
+class Logger(Protocol):
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoLogger:
+    """Nothing beside metrics.jsonl."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """Event files for TensorBoard, in `folder` of the run directory. Opened with the first metrics."""
+
+    def __init__(self, folder: str = "tensorboard", *, directory: Path) -> None:
+        if find_spec("tensorboard") is None:
+            raise ConfigError(
+                "logger=tensorboard needs the package tensorboard, which is not installed; try pip install "
+                "tensorboard, or logger=none"
+            )
+        self.folder = directory / folder
+        self._writer: Any = None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # A resumed run repeats steps: what an earlier attempt wrote from here on is dropped.
+            self._writer = SummaryWriter(str(self.folder), purge_step=step)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Guarded:
+    """A logger whose first failure is told once and ends the logging, not the run."""
+
+    def __init__(self, logger: Logger, tell: Callable[[str], None]) -> None:
+        self._logger: Logger | None = logger
+        self._tell = tell
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._try(lambda logger: logger.log(step, metrics))
+
+    def close(self) -> None:
+        self._try(lambda logger: logger.close())
+
+    def _try(self, act: Callable[[Logger], None]) -> None:
+        if self._logger is None:
+            return
+        try:
+            act(self._logger)
+        except Exception as error:
+            name = type(self._logger).__name__
+            self._logger = None
+            self._tell(f"The logger {name} failed ({error}) and is off for the rest of the run.")

@@ -1,0 +1,283 @@
+"""The training loop: steps, validation, checkpoints, and the way back into a run that broke off.
+
+What makes a resumed run equal to an uninterrupted one, bit for bit: the order of the rows follows from (seed,
+epoch) alone; sums are kept as Python floats added in the order of the steps; metrics.jsonl is cut back to the
+length that the checkpoint knows. At an epoch's end the best weights are written first, then the epoch's line,
+then `last.safetensors`: a run killed in between repeats the steps since the checkpoint before and writes the
+same.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from newllm.console import Console
+from newllm.data import Dataset, Rows
+from newllm.errors import RunError
+from newllm.model import Transformer
+from newllm.results.run_directory import RunDirectory
+from newllm.runtime import Runtime
+from newllm.training import display
+from newllm.training.checkpoint import Progress, load_training, save_training, save_weights
+from newllm.training.loggers import Logger
+from newllm.training.loss import IGNORED, linear_cross_entropy, token_losses
+from newllm.training.memory import peak_bytes
+from newllm.training.optimizer import AdamW
+from newllm.training.precision import Precision, autocast
+from newllm.training.signals import Signals
+from newllm.training.trainer import Trainer
+
+STATUS_SECONDS = 2.0  # between two updates of status.json
+
+
+@dataclass
+class Loop:
+    """One model's training. `run()` trains from the start or the last checkpoint to the end."""
+
+    trainer: Trainer
+    optim: AdamW
+    model: Transformer
+    data: Dataset
+    device: torch.device
+    precision: Precision
+    directory: RunDirectory
+    runtime: Runtime
+    signals: Signals
+    console: Console
+    logger: Logger
+    judge: Callable[[float], str]  # the verdict on a perplexity
+    signature: str
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.optimizer = self.optim.optimizer(self.model)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.about = {"data": self.data.fingerprint, "signature": self.signature, "precision": self.precision}
+        inputs, _ = self.data.train.batch(np.arange(1))
+        self.seq_len = inputs.shape[1]
+        self.epoch_steps, self.steps = self.trainer.steps(len(self.data.train), self.seq_len)
+        # (loss, gradient norm, scored tokens) of steps whose numbers are still on the device.
+        self._pending: list[tuple[Tensor, Tensor, int]] = []
+        self.earlier_seconds = 0.0  # training time of earlier attempts
+        self._began = self._saved = self._reported = self._logged = self._epoch_began = time.monotonic()
+        self._logged_at = 0
+
+    def resume(self) -> bool:
+        """Go on from the last checkpoint, if there is one."""
+        if not self.directory.last_checkpoint.exists():
+            self.directory.truncate_metrics(0)
+            return False
+        self.progress = load_training(self.directory.last_checkpoint, self.model, self.optimizer, self.about)
+        self.directory.truncate_metrics(self.progress.metrics_bytes)
+        self.earlier_seconds = self.progress.seconds
+        return True
+
+    def run(self) -> None:
+        """Train to the end. Signals end it at a step's boundary, with a checkpoint: see Signals."""
+        progress = self.progress
+        self._began = self._saved = self._logged = self._epoch_began = time.monotonic()
+        self._logged_at = progress.trained_tokens
+        self.console.line()
+        self.console.line(display.EPOCH_HEADING, style="bold")
+        for line in progress.history:
+            self.console.line(display.epoch_line(line, self.judge, seconds=None))
+        with self.signals.deferred(), self.console.progress(self.steps, progress.step) as self._bar:
+            while not progress.finished:
+                self.model.train()
+                for indices in self._batches():
+                    self._stop_if_asked()
+                    self._step(indices)
+                self._validate()
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        """The rows of each step left in the current epoch."""
+        progress, size = self.progress, self.trainer.batch_size
+        order = self.data.order(self.trainer.seed, progress.epoch)
+        done_before = progress.step - progress.epoch_step
+        for step in range(progress.epoch_step, min(self.epoch_steps, self.steps - done_before)):
+            yield order[step * size : (step + 1) * size]
+
+    def _step(self, indices: np.ndarray) -> None:
+        progress = self.progress
+        pieces = [self.data.train.batch(rows) for rows in np.array_split(indices, self.trainer.accumulate) if len(rows)]
+        scored = sum(int((labels != IGNORED).sum()) for _, labels in pieces)
+        rate = self.optim.rate(progress.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+        # The first step also allocates the optimizer's state: the second is the one to measure, where there is one.
+        if progress.peak_bytes is None and progress.step == min(1, self.steps - 1):
+            progress.peak_bytes = peak_bytes(lambda: self._update(pieces, scored), self._resident(), self.device)
+        else:
+            self._update(pieces, scored)
+
+        progress.step += 1
+        progress.epoch_step += 1
+        progress.trained_tokens += len(indices) * self.seq_len
+        if progress.step % self.trainer.log_every == 0 or progress.step == self.steps:
+            self._log(rate)
+        if self._checkpoint_due():
+            self._save()
+
+    def _update(self, pieces: list[tuple[Tensor, Tensor]], scored: int) -> None:
+        """One optimizer step on the pieces of a batch. Nothing in it waits for the device."""
+        loss = torch.zeros((), device=self.device)
+        for inputs, labels in pieces:
+            with autocast(self.device, self.precision):
+                hidden = self.model.hidden(self._to_device(inputs))  # (B, T, hidden)
+                part = linear_cross_entropy(
+                    hidden.flatten(0, 1),
+                    self.model.head_weight,
+                    self._to_device(labels).flatten(),
+                    total=scored,
+                )
+            part.backward()
+            loss += part.detach()
+        clip = math.inf if self.optim.clip is None else self.optim.clip
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if clip < math.inf:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._pending.append((loss, norm, scored))
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def _resident(self) -> list[Tensor]:
+        state = [value for values in self.optimizer.state.values() for value in values.values()]
+        return [*self.parameters, *self.model.buffers(), *state]
+
+    def _drain(self) -> float:
+        """Fetch the numbers of the steps since the last time into the sums; returns the last gradient
+        norm."""
+        if not self._pending:
+            return math.nan
+        progress = self.progress
+        losses = torch.stack([loss for loss, _, _ in self._pending]).tolist()
+        norms = torch.stack([norm for _, norm, _ in self._pending]).tolist()
+        first = progress.step - len(losses) + 1
+        for step, (loss, norm, (_, _, scored)) in enumerate(zip(losses, norms, self._pending, strict=True), first):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise RunError(
+                    f"Training broke at step {step}: the loss is {loss:g} and the gradient's norm {norm:g}; a lower "
+                    f"rate (lr={self.optim.lr / 10:g}) or optim.clip=1.0 usually helps, in a run of its own"
+                )
+            progress.epoch_loss += loss * scored
+            progress.epoch_tokens += scored
+            progress.logged_loss += loss * scored
+            progress.logged_tokens += scored
+        self._pending.clear()
+        return float(norms[-1])
+
+    def _log(self, rate: float) -> None:
+        progress = self.progress
+        norm = self._drain()
+        loss = progress.logged_loss / max(progress.logged_tokens, 1)
+        progress.logged_loss, progress.logged_tokens = 0.0, 0
+        now = time.monotonic()
+        speed = (progress.trained_tokens - self._logged_at) / max(now - self._logged, 1e-9)
+        self._logged, self._logged_at = now, progress.trained_tokens
+        self._record(
+            {
+                "train/loss": loss,
+                "train/lr": rate,
+                "train/grad_norm": norm,
+                "train/tokens": progress.trained_tokens,
+            }
+            | {"time/seconds": self._seconds(), "speed/train_tokens_per_second": speed}
+        )
+        self._bar.update(progress.step, loss, speed)
+        if now - self._reported > STATUS_SECONDS:
+            self._reported = now
+            self._report()
+
+    def _validate(self) -> None:
+        """The end of an epoch: validation loss, best weights, the epoch's line, a checkpoint."""
+        progress = self.progress
+        self._drain()
+        loss = self._validation_loss(self.data.val)
+        if not math.isfinite(loss):
+            raise RunError(f"The validation loss after step {progress.step} is {loss:g}; try a lower rate in a new run")
+        progress.epoch += 1
+        train_loss = progress.epoch_loss / max(progress.epoch_tokens, 1)
+        best = progress.best_loss is None or loss < progress.best_loss
+        if best:
+            progress.best_loss, progress.best_epoch, progress.bad_epochs = loss, progress.epoch, 0
+            save_weights(self.directory.best_checkpoint, self.model, {**self.about, "epoch": progress.epoch})
+        else:
+            progress.bad_epochs += 1
+        line = {"epoch": progress.epoch, "train/loss": train_loss, "train/ppl": perplexity(train_loss)}
+        line |= {"val/loss": loss, "val/ppl": perplexity(loss), "val/best": best}
+        progress.history.append(line)
+        now = time.monotonic()
+        self.console.line(display.epoch_line(line, self.judge, seconds=now - self._epoch_began))
+        self._epoch_began = now
+        self._record({**line, "time/seconds": self._seconds()})
+        progress.epoch_step, progress.epoch_loss, progress.epoch_tokens = 0, 0.0, 0
+        patience = self.trainer.patience
+        stopped = patience is not None and progress.bad_epochs >= patience
+        progress.finished = progress.step >= self.steps or stopped
+        if stopped and progress.step < self.steps:
+            self.console.line(f"Stopped early: {progress.bad_epochs} epoch(s) without a better val/loss.")
+        self._save()
+
+    @torch.no_grad()
+    def _validation_loss(self, rows: Rows) -> float:
+        """Mean nats per scored token, all tokens alike."""
+        self.model.eval()
+        total, count = 0.0, 0
+        for start in range(0, len(rows), self.trainer.batch_size):
+            self._stop_if_asked()
+            inputs, labels = rows.batch(np.arange(start, min(start + self.trainer.batch_size, len(rows))))
+            with autocast(self.device, self.precision):
+                hidden = self.model.hidden(inputs.to(self.device))
+                losses = token_losses(hidden.flatten(0, 1), self.model.head_weight, labels.flatten().to(self.device))
+            total += losses.sum(dtype=torch.float64 if self.device.type != "mps" else None).item()
+            count += int((labels != IGNORED).sum())
+        return total / max(count, 1)
+
+    def _stop_if_asked(self) -> None:
+        if self.signals.received:
+            self._save()
+            self.signals.check()
+
+    def _checkpoint_due(self) -> bool:
+        seconds, steps = self.runtime.checkpoint_seconds, self.runtime.checkpoint_steps
+        if steps is not None and self.progress.step % steps == 0:
+            return True
+        return seconds is not None and time.monotonic() - self._saved >= seconds
+
+    def _save(self) -> None:
+        self._drain()
+        progress = self.progress
+        progress.seconds = self._seconds()
+        self._began = time.monotonic()
+        progress.metrics_bytes = self.directory.sync_metrics()
+        save_training(self.directory.last_checkpoint, self.model, self.optimizer, progress, self.about)
+        self._report()
+        self._saved = time.monotonic()
+
+    def _report(self) -> None:
+        progress = self.progress
+        self.directory.update_status(progress={"step": progress.step, "steps": self.steps, "epoch": progress.epoch})
+
+    def _record(self, values: dict[str, float]) -> None:
+        step = self.progress.step
+        self.directory.append_metrics({"step": step, **values})
+        self.logger.log(step, values)
+
+    def _seconds(self) -> float:
+        return self.progress.seconds + time.monotonic() - self._began
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf

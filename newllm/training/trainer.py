@@ -1,0 +1,67 @@
+"""The options of training, and how many steps they come to."""
+
+import math
+from typing import Literal
+
+from newllm.errors import ConfigError
+
+
+class Trainer:
+    """How long and in what portions a model trains.
+
+    Args:
+        seed: of the order of the rows.
+        epochs: passes over the training rows; None if `tokens` is given.
+        batch_size: rows in one optimizer step.
+        tokens: training tokens instead of epochs; the last epoch may then be a part of one.
+        accumulate: pieces that a batch is cut into, to save memory. The step is the same up to rounding.
+        precision: "auto" is bf16 autocast where the processor has it natively, else fp32.
+        patience: stop after so many epochs without a better validation loss; None: never.
+        eval_weights: the weights that the evaluation after training sees: of the epoch with the best
+            validation loss, or of the last one.
+        log_every: steps between two lines of metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        epochs: int | None,
+        batch_size: int,
+        tokens: int | None = None,
+        accumulate: int = 1,
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        patience: int | None = None,
+        eval_weights: Literal["best", "last"] = "best",
+        log_every: int = 20,
+    ) -> None:
+        if (epochs is None) == (tokens is None):
+            both = f"epochs={epochs} and trainer.tokens={tokens} were given"
+            given = "neither was given" if epochs is None else both
+            raise ConfigError(
+                f"training takes either epochs or a budget of tokens, and {given}; try epochs=2, or "
+                "trainer.tokens=5e6 epochs=null"
+            )
+        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1; {value} was given, try {name}=8")
+        options = {"tokens": tokens, "accumulate": accumulate, "patience": patience, "log_every": log_every}
+        for name, value in options.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"trainer.{name} must be at least 1; {value} was given, try trainer.{name}=1")
+        if accumulate > batch_size:
+            raise ConfigError(
+                f"trainer.accumulate={accumulate} would cut batches of {batch_size} rows into more pieces than "
+                f"rows; try trainer.accumulate={batch_size}"
+            )
+        self.seed, self.epochs, self.tokens, self.batch_size = seed, epochs, tokens, batch_size
+        self.accumulate, self.precision, self.patience = accumulate, precision, patience
+        self.eval_weights, self.log_every = eval_weights, log_every
+
+    def steps(self, rows: int, seq_len: int) -> tuple[int, int]:
+        """Steps in an epoch of `rows` training rows (the last batch may be smaller), and steps in all."""
+        epoch = math.ceil(rows / self.batch_size)
+        if self.tokens is None:
+            assert self.epochs is not None
+            return epoch, epoch * self.epochs
+        whole, rest = divmod(self.tokens, rows * seq_len)
+        return epoch, whole * epoch + math.ceil(rest / (self.batch_size * seq_len))

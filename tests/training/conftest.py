@@ -1,0 +1,16 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small import small_cfg
+
+
+@pytest.fixture
+def do_run() -> Callable[..., int]:
+    """do_run(directory, *overrides): the small run, in this process; returns the exit status."""
+    from newllm.run import run
+
+    def do(directory: Path, *overrides: str) -> int:
+        return run(small_cfg(directory, *overrides))
+
+    return do

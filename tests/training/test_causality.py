@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small import small_cfg, state
+from torch import Tensor
+
+from newllm.attention import kernels
+from newllm.errors import RunError
+from newllm.run import prepare, run
+from newllm.training import causality
+
+
+@pytest.fixture
+def transposed_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that sees only the future and itself: the mask with rows and columns exchanged."""
+    sdpa = F.scaled_dot_product_attention
+
+    def leaky(q: Tensor, k: Tensor, v: Tensor, attn_mask=None, dropout_p=0.0, is_causal=False, **options) -> Tensor:
+        future = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu()
+        return sdpa(q, k, v, attn_mask=future, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", leaky)
+    if hasattr(kernels, "scaled_dot_product_attention"):
+        monkeypatch.setattr(kernels, "scaled_dot_product_attention", leaky)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_causal_model_has_no_leak_at_all(tmp_path: Path, precision: str) -> None:
+    prepared = prepare(small_cfg(tmp_path / "run"))
+    row = prepared.data.val.batch([0])[0][0]
+    assert causality.check(prepared.model, row, precision) == 0
+
+
+@pytest.mark.usefixtures("transposed_mask")
+def test_a_leaking_model_is_not_trained(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with pytest.raises(RunError, match=r"sees the future: changing token \d+ of 32 changed an output before it"):
+        run(small_cfg(directory))
+    assert state(directory)["state"] == "failed"
+    assert "sees the future" in state(directory)["error"]
+    assert not (directory / "checkpoints").exists()
+
+
+def test_a_faint_leak_is_found_whatever_the_scale_of_the_outputs(tmp_path: Path) -> None:
+    prepared = prepare(small_cfg(tmp_path / "run"))
+    row = prepared.data.val.batch([0])[0][0]
+    block = prepared.model.blocks[0]
+    for scale in (1e-3, 1.0, 1e3):
+
+        def leak(module, args, x: Tensor) -> Tensor:  # a hundredth of the next token's state
+            return x + 0.01 * torch.cat([x[:, 1:], x[:, -1:]], dim=1)
+
+        with torch.no_grad():
+            prepared.model.final_norm.weight.fill_(scale)
+        handle = block.register_forward_hook(leak)
+        with pytest.raises(RunError, match="sees the future"):
+            causality.check(prepared.model, row, "fp32")
+        handle.remove()

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from newllm.errors import ConfigError, RunError
+from newllm.training import checkpoint
+from newllm.training.checkpoint import Progress, load_training, load_weights, save_training, save_weights
+
+ABOUT = {"data": "d", "signature": "s"}
+
+
+def trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(steps):
+        step(model, optimizer)
+    return model, optimizer
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model(torch.randn(5, 4)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_training_goes_on_to_the_bit_random_numbers_included(tmp_path: Path) -> None:
+    model, optimizer = trained(3)
+    progress = Progress(step=3, epoch_loss=0.1 + 0.2, history=[{"epoch": 1, "val/loss": 1 / 3}])
+    save_training(tmp_path / "last.safetensors", model, optimizer, progress, ABOUT)
+    step(model, optimizer)
+
+    torch.manual_seed(77)
+    other, other_optimizer = trained(0)
+    assert load_training(tmp_path / "last.safetensors", other, other_optimizer, ABOUT) == progress
+    step(other, other_optimizer)
+    for ours, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "last.safetensors"
+    model, optimizer = trained(1)
+    save_training(path, model, optimizer, Progress(step=1), ABOUT)
+    good = path.read_bytes()
+    step(model, optimizer)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # files may not grow beyond 64 bytes
+    try:
+        with pytest.raises(RunError, match="the one before it is untouched"):
+            save_training(path, model, optimizer, Progress(step=2), ABOUT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == good
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_training(path, *trained(0), ABOUT).step == 1
+
+
+def test_a_save_that_is_broken_off_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_written(tensors, path, metadata) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", half_written)
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(tmp_path / "best.safetensors", trained(0)[0], ABOUT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_and_unfitting_checkpoints_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    model, optimizer = trained(1)
+    save_training(path, model, optimizer, Progress(), ABOUT)
+    with pytest.raises(ConfigError, match=r"written with another data \(d, now e\)"):
+        load_training(path, model, optimizer, {**ABOUT, "data": "e"})
+    with pytest.raises(RunError, match=r"does not fit the model: 0.weight is of shape \(3, 4\), expected \(2, 4\)"):
+        load_weights(path, nn.Sequential(nn.Linear(4, 2)))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RunError, match="cannot be read"):
+        load_weights(path, model)
+    with pytest.raises(RunError, match="There is no checkpoint"):
+        load_weights(tmp_path / "none.safetensors", model)

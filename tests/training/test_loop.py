@@ -1,0 +1,203 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import repeatable, small_cfg, state
+
+from newllm.errors import ConfigError, RunError
+from newllm.results import load_run
+from newllm.run import prepare, run
+from newllm.training.loop import Loop
+from newllm.training.loss import linear_cross_entropy
+from newllm.training.trainer import Trainer
+
+
+def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    for name in ("one", "two"):
+        assert do_run(tmp_path / name) == 0
+    assert repeatable(tmp_path / "one") == repeatable(tmp_path / "two")
+    do_run(tmp_path / "other", "seed=43")
+    assert repeatable(tmp_path / "one") != repeatable(tmp_path / "other")
+
+
+def test_the_run_directory_is_complete_and_can_be_read_back(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    directory = tmp_path / "run"
+    assert do_run(directory, "eval=[loss,position,rank]") == 0
+    files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    assert files >= {
+        "config.yaml", "environment.json", "status.json", "metrics.jsonl", "results.json", "train.log",
+        "checkpoints/last.safetensors", "checkpoints/best.safetensors",
+    }  # fmt: skip
+    assert not [name for name in files if "tmp" in name or name.endswith((".pkl", ".pt", ".pth"))]
+    assert state(directory)["state"] == "done"
+    assert state(directory)["progress"]["step"] == state(directory)["progress"]["steps"]
+
+    loaded = load_run(directory)
+    prepared = prepare(small_cfg(tmp_path / "again"))
+    inputs, labels = prepared.data.val.batch(np.arange(len(prepared.data.val)))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=prepared.precision == "bf16"):
+        loss = linear_cross_entropy(
+            loaded.model.hidden(inputs).flatten(0, 1), loaded.model.head_weight, labels.flatten()
+        )
+    assert loss.item() == pytest.approx(loaded.results["val/loss"], rel=1e-4)
+    assert loaded.results["val/ppl"] == pytest.approx(math.exp(loaded.results["val/loss"]))
+    assert loaded.results["params/total"] == sum(p.numel() for p in prepared.model.parameters())
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("def run():")) == "def run():"
+
+
+def test_metrics_hold_every_step_and_every_epoch(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    do_run(tmp_path / "run", "trainer.log_every=4")
+    lines = load_run(tmp_path / "run").metrics
+    steps = [line["step"] for line in lines if "train/lr" in line]
+    epochs = [line for line in lines if "val/loss" in line]
+    total = epochs[-1]["step"]
+    assert steps == sorted({*range(4, total + 1, 4), total})
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    assert epochs[1]["train/loss"] < epochs[0]["train/loss"]
+
+
+def test_the_log_has_no_control_characters(tmp_path: Path, do_run: Callable[..., int], capfd) -> None:
+    do_run(tmp_path / "run")
+    printed = capfd.readouterr().out
+    log = (tmp_path / "run" / "train.log").read_text()
+    for text in (printed, log):
+        assert "\x1b" not in text
+        assert "\r" not in text
+        assert str(tmp_path / "run") in text
+        epochs = [line for line in text.splitlines() if line.strip().startswith(("1  ", "2  ")) and "*" in line]
+        assert len(epochs) == 2
+
+
+def test_pieces_of_a_batch_make_the_same_steps(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    do_run(tmp_path / "whole", "precision=fp32")
+    do_run(tmp_path / "pieces", "precision=fp32", "trainer.accumulate=3")
+    whole, pieces = (load_run(tmp_path / name).metrics for name in ("whole", "pieces"))
+    for one, two in zip(whole[:10], pieces[:10], strict=True):
+        assert one["train/loss"] == pytest.approx(two["train/loss"], rel=1e-4)
+        assert one["train/grad_norm"] == pytest.approx(two["train/grad_norm"], rel=1e-3)
+
+
+def test_patience_stops_after_so_many_epochs_without_a_better_loss(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
+    monkeypatch.setattr(Loop, "_validation_loss", lambda self, rows: next(losses))
+    do_run(tmp_path / "run", "trainer.patience=2", "epochs=9", "eval=[]")
+    epochs = [line for line in load_run(tmp_path / "run").metrics if "val/loss" in line]
+    assert [line["val/loss"] for line in epochs] == [3.0, 2.0, 2.5, 2.1]
+    assert [line["val/best"] for line in epochs] == [True, True, False, False]
+    results = load_run(tmp_path / "run").results
+    assert results["val/best_epoch"] == 2
+    assert results["val/loss"] == 2.0  # of the weights that are evaluated
+
+
+@pytest.mark.parametrize("weights", ["best", "last"])
+def test_the_chosen_weights_are_evaluated(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    real = Loop._validation_loss
+    monkeypatch.setattr(  # the second epoch is made to look worse than it is
+        Loop, "_validation_loss", lambda self, rows: real(self, rows) + 9 * self.progress.epoch
+    )
+    do_run(tmp_path / "run", f"trainer.eval_weights={weights}")
+    epochs = [line for line in load_run(tmp_path / "run").metrics if "val/loss" in line]
+    true_losses = [line["val/loss"] - 9 * i for i, line in enumerate(epochs)]
+    expected = true_losses[0 if weights == "best" else 1]
+    assert load_run(tmp_path / "run").results["val/loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_at_its_step(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Loop._update
+
+    def broken(self: Loop, pieces, scored) -> None:
+        if self.progress.step == 6:  # the seventh
+            with torch.no_grad():
+                self.model.head_weight.fill_(math.nan)
+        update(self, pieces, scored)
+
+    monkeypatch.setattr(Loop, "_update", broken)
+    with pytest.raises(RunError, match="broke at step 7"):
+        do_run(tmp_path / "run", "trainer.log_every=5")
+    status = state(tmp_path / "run")
+    assert status["state"] == "failed"
+    assert "step 7" in status["error"]
+
+
+def test_a_budget_of_tokens_takes_the_steps_it_needs(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    do_run(tmp_path / "run", "trainer.tokens=2000", "epochs=null")
+    lines = [line for line in load_run(tmp_path / "run").metrics if "train/tokens" in line]
+    assert lines[-1]["train/tokens"] - 8 * 32 < 2000 <= lines[-1]["train/tokens"]
+
+
+def test_steps_of_epochs_and_of_tokens() -> None:
+    assert Trainer(seed=1, epochs=6, batch_size=8).steps(rows=4830, seq_len=128) == (604, 3624)  # as published
+    assert Trainer(seed=1, epochs=None, batch_size=8, tokens=10 * 128 + 1).steps(rows=10, seq_len=128) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["batch_size=0"], "batch_size must be at least 1"),
+        (["epochs=-1"], "epochs must be at least 1"),
+        (["trainer.tokens=100"], "either epochs or a budget of tokens"),
+        (["trainer.patience=0"], "trainer.patience must be at least 1"),
+        (["trainer.accumulate=9"], "trainer.accumulate=9 would cut"),
+        (["lr=-1"], "optim.lr must be above 0"),
+        (["runtime.device=tpu7"], "runtime.device=tpu7 is not on this machine"),
+        (["model.hidden_size=30", "model.heads=4"], "not divisible"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(small_cfg(tmp_path / "run", *overrides))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_done_run_shows_its_results_and_trains_no_more(tmp_path: Path, do_run: Callable[..., int], capfd) -> None:
+    directory = tmp_path / "run"
+    do_run(directory)
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    capfd.readouterr()
+    assert do_run(directory) == 0
+    assert "This run is done" in capfd.readouterr().out
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+
+def test_a_directory_of_another_configuration_is_refused(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    do_run(tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"another configuration \(optim.lr: 0.002 != 0.1\).*hydra.run.dir"):
+        do_run(tmp_path / "run", "lr=0.1")
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    assert do_run(tmp_path / "run", "runtime.checkpoint_seconds=5") == 0  # the machine's settings are no difference
+
+
+def test_a_failing_logger_does_not_end_the_run(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from newllm.training.loggers import NoLogger
+
+    def fail(self, step, metrics) -> None:
+        raise OSError("the server has gone")
+
+    monkeypatch.setattr(NoLogger, "log", fail)
+    assert do_run(tmp_path / "run") == 0
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert log.count("the server has gone") == 1
+
+
+def test_environment_says_what_the_run_ran_on(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    do_run(tmp_path / "run")
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["threads"] == 1
+    assert environment["command"]
+    assert environment["precision"] in ("bf16", "fp32")

@@ -1,0 +1,48 @@
+import math
+
+import pytest
+from torch import nn
+
+from newllm.errors import ConfigError
+from newllm.training.optimizer import AdamW
+
+
+def test_published_cosine_schedule() -> None:
+    """762 steps, 15 of warm-up from a rate of 0, then a cosine to 0: the rates that the 50.9M runs logged."""
+    optim = AdamW(lr=6e-4, betas=[0.9, 0.95], warmup=0.02, final=0.0)
+    assert optim.rate(0, 762) == 0
+    assert optim.rate(3, 762) == pytest.approx(6e-4 * 3 / 15)
+    assert optim.rate(15, 762) == pytest.approx(6e-4)
+    assert optim.rate(400, 762) == pytest.approx(6e-4 * 0.5 * (1 + math.cos(math.pi * 385 / 747)))
+    logged = {100: 5.81e-4, 200: 5.14e-4, 300: 4.09e-4, 400: 2.85e-4, 500: 1.64e-4, 600: 6.70e-5, 700: 1.01e-5}
+    for step, rate in logged.items():
+        assert optim.rate(step, 762) == pytest.approx(rate, rel=0.02)
+
+
+def test_constant_schedule_and_final_share() -> None:
+    constant = AdamW(lr=1e-4, betas=[0.9, 0.999], schedule="constant")
+    assert {constant.rate(step, 50) for step in range(50)} == {1e-4}
+    cosine = AdamW(lr=1e-3, betas=[0.9, 0.95], warmup=10, final=0.1)
+    assert cosine.rate(10, 1000) == 1e-3
+    assert cosine.rate(999, 1000) == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_what_decays() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+
+    def decay(which: str) -> dict[int, float]:
+        groups = AdamW(lr=1e-3, betas=[0.9, 0.95], weight_decay=0.1, decay=which).optimizer(model).param_groups
+        return {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+
+    matrices, everything = decay("matrices"), decay("all")
+    for parameter in model.parameters():
+        assert matrices[id(parameter)] == (0.1 if parameter.dim() == 2 else 0.0)
+        assert everything[id(parameter)] == 0.1
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": 0.0}, {"betas": [0.9]}, {"betas": [0.9, 1.0]}, {"clip": 0.0}, {"warmup": 1.5}, {"final": 2.0}]
+)
+def test_impossible_options_are_refused(options: dict) -> None:
+    with pytest.raises(ConfigError, match=f"optim.{next(iter(options))}"):
+        AdamW(**{"lr": 1e-3, "betas": [0.9, 0.95]} | options)

@@ -1,0 +1,145 @@
+"""Runs that break off: by SIGKILL in processes of their own, as a user's would; by other signals in this one."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small import SMALL, repeatable, state
+
+from newllm.errors import ConfigError, RunError
+from newllm.results import RunDirectory
+from newllm.training.loop import Loop
+from newllm.training.signals import Interrupted
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = ["facts=reversal", "samples=240", "epochs=3", "runtime.checkpoint_steps=3", "trainer.log_every=2"]
+
+
+def start(directory: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "newllm.train", *SMALL, *RUN, f"hydra.run.dir={directory}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for_lines(process: subprocess.Popen[str], directory: Path, lines: int) -> None:
+    """Until metrics.jsonl has so many lines."""
+    metrics = directory / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"the run did not come to {lines} lines: {process.communicate()[0]}")
+        time.sleep(0.002)
+
+
+def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    do_run(tmp_path / "whole", *RUN)
+    directory = tmp_path / "killed"
+    total = len(repeatable(tmp_path / "whole")[0])
+    for lines in sorted(random.sample(range(3, total - 8), 2)):
+        process = start(directory)
+        wait_for_lines(process, directory, lines)
+        process.kill()
+        process.communicate()
+        assert state(directory)["state"] == "running"  # kill -9 leaves no chance to say otherwise
+    assert do_run(directory, *RUN) == 0
+    assert "Attempt 3: goes on after step" in (directory / "train.log").read_text()
+    assert repeatable(directory) == repeatable(tmp_path / "whole")
+    assert state(directory)["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("signum", "place"),
+    [(signal.SIGTERM, "step"), (signal.SIGINT, "step"), (signal.SIGUSR1, "validation"), (signal.SIGTERM, "evaluation")],
+)
+def test_a_signal_saves_and_the_same_command_goes_on_to_equal_results(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, place: str
+) -> None:
+    places = {
+        "step": (Loop, "_update"),
+        "validation": (Loop, "_validation_loss"),
+        "evaluation": (sys.modules["newllm.run"], "evaluate"),
+    }
+    owner, name = places[place]
+    real, calls = getattr(owner, name), []
+
+    def signalling(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == (7 if place == "step" else 1):
+            os.kill(os.getpid(), signum)
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, signalling)
+        assert do_run(tmp_path / "stopped") == 128 + signum
+    status = state(tmp_path / "stopped")
+    assert status["state"] == "interrupted"
+    steps = status["progress"]["steps"]
+    assert status["progress"]["step"] == {"step": 7, "validation": steps // 2, "evaluation": steps}[place]
+    assert "The same command goes on" in (tmp_path / "stopped" / "train.log").read_text()
+
+    assert do_run(tmp_path / "stopped") == 0
+    do_run(tmp_path / "whole")
+    assert repeatable(tmp_path / "stopped") == repeatable(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_run_still_resumes(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Loop._update
+
+    def impatient(self: Loop, *args) -> None:
+        if self.progress.step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_update", impatient)
+        assert do_run(tmp_path / "run", "runtime.checkpoint_steps=4") == 130
+    assert state(tmp_path / "run")["state"] == "interrupted"
+    assert do_run(tmp_path / "run", "runtime.checkpoint_steps=4") == 0
+    assert "goes on after step 8 of" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_full_disk_fails_the_run_and_the_last_checkpoint_stays(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = RunDirectory.append_metrics
+
+    def full(self: RunDirectory, values: dict) -> None:
+        if values["step"] == 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "append_metrics", full)
+        with pytest.raises(RunError, match=r"disk .* is full; the last checkpoint is whole"):
+            do_run(tmp_path / "run", "runtime.checkpoint_steps=4")
+    assert state(tmp_path / "run")["state"] == "failed"
+    assert do_run(tmp_path / "run", "runtime.checkpoint_steps=4") == 0
+    assert "goes on after step 8 of" in (tmp_path / "run" / "train.log").read_text()
+    do_run(tmp_path / "whole")
+    assert repeatable(tmp_path / "run") == repeatable(tmp_path / "whole")
+
+
+def test_a_directory_in_use_is_left_alone(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    with RunDirectory(tmp_path / "run").locked() as directory:
+        directory.begin_attempt()
+        before = {path: path.read_bytes() for path in directory.path.iterdir()}
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on .*; wait for it, or give"):
+            do_run(tmp_path / "run")
+        assert {path: path.read_bytes() for path in directory.path.iterdir()} == before
+
+
+def test_no_handler_of_errors_swallows_an_interruption() -> None:
+    assert not issubclass(Interrupted, Exception)
