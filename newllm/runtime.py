@@ -1,7 +1,9 @@
 """Where and how a run runs: device, threads, cache folder, checkpoint interval. No part of a run's
 signature."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +11,8 @@ from newllm.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class Runtime:
@@ -22,6 +26,8 @@ class Runtime:
         checkpoint_seconds: longest time between two checkpoints; None: at epochs' ends only.
         checkpoint_steps: most steps between two checkpoints; None: no such bound.
         progress: a progress bar while training. Only on a terminal: elsewhere there are only lines.
+        keep_memory: keep freed memory for the next step (glibc): a step's large tensors are then not faulted in
+            anew each time. The process stays as large as it once was.
     """
 
     def __init__(
@@ -32,6 +38,7 @@ class Runtime:
         checkpoint_seconds: float | None = 60.0,
         checkpoint_steps: int | None = None,
         progress: bool = True,
+        keep_memory: bool = True,
     ) -> None:
         if threads != "auto" and threads < 1:
             raise ConfigError(f"runtime.threads must be at least 1; {threads} was given, try runtime.threads=auto")
@@ -43,7 +50,7 @@ class Runtime:
         self.cache_dir = Path(cache_dir or default_cache).expanduser()
         self.threads = _available_threads() if threads == "auto" else threads
         self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps
-        self.progress = progress
+        self.progress, self.keep_memory = progress, keep_memory
         self._device = device
 
     def device(self) -> "torch.device":
@@ -70,9 +77,23 @@ class Runtime:
         import torch
 
         torch.set_num_threads(self.threads)
+        if self.keep_memory:
+            keep_freed_memory()
         if torch.cuda.is_available():
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks instead of giving them back to the kernel; elsewhere a no-op."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # no glibc
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)  # read as the largest size_t: never
 
 
 def _available_threads() -> int:

@@ -3,7 +3,7 @@
 Every path computes ``softmax(q k^T * scale + bias, causal) v`` for q [B, H, Tq, D], k [B, Hk, Tk, D], v [B, Hk, Tk, Dv]
 (Hk divides H; query i stands at key Tk - Tq + i) and returns [B, H, Tq, Dv] in v's dtype.
 
-    bias      Tq == Tk (training, prefill)                                decoding
+    bias      Tq == Tk (training, prefill)                                decoding; bf16 on CPU up to 256 tokens
     none      fused causal                                                plain
     linear    row: fp32 row mask [1, H, 1, Tk] + causal (CPU), digits     plain, a row is added to the scores
     matrix    masked: fused with an explicit mask                         plain
@@ -26,13 +26,14 @@ from newllm.position.bias import Bias, LinearBias
 Kernel = Literal["auto", "row", "digits", "masked", "plain"]
 _DIGIT_DIMS = 8  # four are used; fused kernels want the width to be a multiple of 8
 _BASE = 256  # digits of this base are exact in bf16
+_SHORT = 256  # tokens up to which two products beat torch 2.13's fused bf16 kernel on CPU (forward and backward 3 x)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, kernel: Kernel = "auto") -> Tensor:
     """Causal attention as the module describes. kernel: "auto", or the path to take (for comparison)."""
     # Autocast would round the fp32 row mask to bf16, an error of units at a position of some thousands.
     with torch.autocast(q.device.type, enabled=False):
-        if q.shape[2] != k.shape[2] or kernel == "plain":
+        if q.shape[2] != k.shape[2] or kernel == "plain" or (kernel == "auto" and _short(q)):
             return plain(q, k, v, bias, scale)
         if bias is None:
             return _fused(q, k, v, scale, mask=None, causal=True)
@@ -41,6 +42,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, ker
                 return digits(q, k, v, bias, scale)
             return row(q, k, v, bias, scale)
         return masked(q, k, v, bias, scale)
+
+
+def _short(q: Tensor) -> bool:
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= _SHORT
 
 
 def check_kernel(kernel: str) -> None:
@@ -79,8 +84,8 @@ def digits(q: Tensor, k: Tensor, v: Tensor, bias: LinearBias, scale: float) -> T
 
 def masked(q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float) -> Tensor:
     """Fused attention with the whole [H, Tq, Tk] bias as its mask."""
-    mask = _matrix(q, k, bias).to(q.dtype)
-    return _fused(q, k, v, scale, mask=mask.masked_fill(_future(q, k), float("-inf"))[None], causal=False)
+    mask = (_matrix(q, k, bias) + _causal(q, k))[None].to(q.dtype)
+    return _fused(q, k, v, scale, mask=mask, causal=False)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
@@ -91,14 +96,11 @@ def plain(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> T
     batch, heads, queries, _ = q.shape
     groups, keys = k.shape[1], k.shape[2]
     stacked = q.reshape(batch, groups, -1, q.shape[-1])  # [B, Hk, (H / Hk) Tq, D]
-    products = stacked @ k.transpose(-1, -2)  # [B, Hk, (H / Hk) Tq, Tk]
-    scores = products.to(torch.promote_types(q.dtype, torch.float32)).reshape(batch, heads, queries, keys) * scale
-    if isinstance(bias, LinearBias) and queries == 1:
-        scores = scores + _row(bias, keys)
-    elif bias is not None:
-        scores = scores + _matrix(q, k, bias)
-    if queries > 1:
-        scores = scores.masked_fill(_future(q, k), float("-inf"))
+    products = (stacked @ k.transpose(-1, -2)).reshape(batch, heads, queries, keys)
+    # One pass over the products: to fp32 (or wider), scaled, the future masked.
+    scores = torch.add(_causal(q, k), products, alpha=scale)
+    if bias is not None:
+        scores += _row(bias, keys) if isinstance(bias, LinearBias) else _matrix(q, k, bias)
     weights = scores.softmax(-1).to(v.dtype).reshape(batch, groups, -1, keys)
     return (weights @ v).reshape(batch, heads, queries, -1)
 
@@ -148,7 +150,8 @@ def _matrix(q: Tensor, k: Tensor, bias: Bias) -> Tensor:
     return bias.matrix(*_positions(q, k))
 
 
-def _future(q: Tensor, k: Tensor) -> Tensor:
-    """[Tq, Tk], true where the key stands after the query."""
+def _causal(q: Tensor, k: Tensor) -> Tensor:
+    """[Tq, Tk]: 0, or -inf where the key stands after the query; fp32, or fp64 as q."""
     i, j = _positions(q, k)
-    return j[None, :] > i[:, None]
+    mask = torch.zeros(len(i), len(j), dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+    return mask.masked_fill_(j[None, :] > i[:, None], float("-inf"))

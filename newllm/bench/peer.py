@@ -12,7 +12,7 @@ def peer(cfg: DictConfig, vocab_size: int) -> tuple[str, nn.Module]:
 
     model, choices = cfg.model, cfg.choices
     if choices.pos_encoding != "rope" or choices.attention != "mha":
-        raise ConfigError("transformers has a peer for pos_encoding=rope attention=mha only; leave these two as they are.")
+        raise ConfigError("transformers has a peer for pos_encoding=rope attention=mha only; leave these as they are.")
     sizes = {
         "vocab_size": vocab_size,
         "hidden_size": model.hidden_size,

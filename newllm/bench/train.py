@@ -3,6 +3,9 @@
 Both train on the same batches of real text, in the same precision, with AdamW (fused), clipping and a backward pass;
 each has weights and optimizer of its own and they take turns in one process. The roofline is the time of the model's
 matrix products alone, forward and both backward, in that precision.
+
+All contestants share the memory allocator, so they are measured twice: as the system has it (the headline), and with
+`runtime.keep_memory`, as newllm's runs set it (names ending in /keep_memory), which helps the peer as well.
 """
 
 import itertools
@@ -26,6 +29,7 @@ from newllm.build import build
 from newllm.data import prepare
 from newllm.errors import ConfigError
 from newllm.results.atomic import write_text
+from newllm.runtime import keep_freed_memory
 from newllm.suggest import did_you_mean
 from newllm.training.precision import Precision, autocast, resolve
 from newllm.training.step import Step
@@ -56,8 +60,8 @@ def main(argv: list[str]) -> int:
 
 
 def measure(cfg: DictConfig, rounds: int, steps: int, compiled: bool) -> dict[str, Any]:
-    """Flat results: ratio/<peer> (median), ratio/<peer>/min and max, roofline/share, seconds/<contestant> (all rounds)."""
-    runtime = build(cfg.runtime)
+    """Flat results: ratio/<peer> (median), …/min, …/max, roofline/share, seconds/<contestant> (of every round)."""
+    runtime = build({**cfg.runtime, "keep_memory": False})
     runtime.apply()
     device = runtime.device()
     precision = resolve(cfg.precision, device)
@@ -75,7 +79,7 @@ def measure(cfg: DictConfig, rounds: int, steps: int, compiled: bool) -> dict[st
         contestants["transformers_compiled"] = _their_step(module, fresh, cfg, batches, device, precision)
     contestants["matmuls"] = _matmuls(ours, size * cfg.data.seq_len, device, precision)
 
-    seconds = alternate({name: _waiting(call, device) for name, call in contestants.items()}, rounds, steps)
+    waiting = {name: _waiting(call, device) for name, call in contestants.items()}
     results: dict[str, Any] = {
         "peer": name,
         "model": cfg.choices.model,
@@ -87,13 +91,21 @@ def measure(cfg: DictConfig, rounds: int, steps: int, compiled: bool) -> dict[st
         "rounds": rounds,
         "steps": steps,
     }
-    for contestant in contestants:
+    results |= _compare(alternate(waiting, rounds, steps), "")
+    if device.type == "cpu":
+        keep_freed_memory()
+        results |= _compare(alternate(waiting, rounds, steps), "/keep_memory")
+    return results
+
+
+def _compare(seconds: dict[str, list[float]], suffix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for contestant in seconds:
         if contestant.startswith("transformers"):
             for which, value in ratio(seconds[contestant], seconds["newllm"]).items():
-                results[f"ratio/{contestant}" + ("" if which == "median" else f"/{which}")] = value
-    results["roofline/share"] = ratio(seconds["matmuls"], seconds["newllm"])["median"]
-    results |= {f"seconds/{contestant}": times for contestant, times in seconds.items()}
-    return results
+                found[f"ratio/{contestant}{suffix}" + ("" if which == "median" else f"/{which}")] = value
+    found[f"roofline/share{suffix}"] = ratio(seconds["matmuls"], seconds["newllm"])["median"]
+    return found | {f"seconds/{contestant}{suffix}": times for contestant, times in seconds.items()}
 
 
 def _our_step(
@@ -135,16 +147,15 @@ def _their_step(
 
 
 def _matmuls(model: nn.Module, tokens: int, device: torch.device, precision: Precision) -> Callable[[], object]:
-    """All the products of a step and nothing else: ``x W^T``, ``g W`` and ``g^T x`` for each linear layer and the head."""
+    """All the products of a step and nothing else: ``x W^T``, ``g W``, ``g^T x`` for each linear layer and the head."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     shapes = [tuple(layer.weight.shape) for layer in model.modules() if isinstance(layer, nn.Linear)]
     if getattr(model, "head", None) is None:
         shapes.append(tuple(model.head_weight.shape))  # type: ignore[union-attr, arg-type]
     operands = {
-        (rows, columns): [
-            torch.ones(size, dtype=dtype, device=device) for size in ((tokens, columns), (rows, columns), (tokens, rows))
-        ]
+        (rows, columns): [torch.ones(*size, dtype=dtype, device=device) for size in sizes]
         for rows, columns in set(shapes)
+        for sizes in [((tokens, columns), (rows, columns), (tokens, rows))]
     }
 
     def run() -> None:
@@ -191,11 +202,23 @@ def _print(cfg: DictConfig, results: dict[str, Any]) -> None:
         f"{results['model']}, batch {results['batch_size']} x {results['seq_len']}, {results['precision']}, "
         f"{results['device']} with {results['threads']} threads; medians of {results['rounds']} rounds"
     )
-    table = Table("contestant", "ms a step (min … max)", "newllm is faster by (min … max)")
-    for name, seconds in ((key[8:], value) for key, value in results.items() if key.startswith("seconds/")):
+    for suffix, allocator in (("", "the system's allocator settings"), ("/keep_memory", "runtime.keep_memory=true")):
+        if f"roofline/share{suffix}" in results:
+            console.print(_table(results, suffix, allocator))
+            share = 100 * results[f"roofline/share{suffix}"]
+            console.print(f"newllm reaches {share:.0f} % of the roofline (the matrix products alone)\n")
+
+
+def _table(results: dict[str, Any], suffix: str, title: str) -> Table:
+    table = Table("contestant", "ms a step (min … max)", "newllm is faster by (min … max)", title=title)
+    for name in ("newllm", "transformers_eager", "transformers_compiled", "matmuls"):
+        seconds = results.get(f"seconds/{name}{suffix}")
+        if seconds is None:
+            continue
         times = f"{1e3 * statistics.median(seconds):.1f} ({1e3 * min(seconds):.1f} … {1e3 * max(seconds):.1f})"
-        key = f"ratio/{name}"
-        faster = f"{results[key]:.2f} x ({results[key + '/min']:.2f} … {results[key + '/max']:.2f})" if key in results else ""
-        table.add_row(f"{results['peer']}, {name.removeprefix('transformers_')}" if key in results else name, times, faster)
-    console.print(table)
-    console.print(f"share of the roofline (the matrix products alone): {100 * results['roofline/share']:.0f} %")
+        key, label, faster = f"ratio/{name}{suffix}", name, ""
+        if key in results:
+            label = f"{results['peer']}, {name.removeprefix('transformers_')}"
+            faster = f"{results[key]:.2f} x ({results[key + '/min']:.2f} … {results[key + '/max']:.2f})"
+        table.add_row(label, times, faster)
+    return table

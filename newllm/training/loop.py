@@ -25,11 +25,12 @@ from newllm.runtime import Runtime
 from newllm.training import display
 from newllm.training.checkpoint import Progress, load_training, save_training, save_weights
 from newllm.training.loggers import Logger
-from newllm.training.loss import IGNORED, linear_cross_entropy, token_losses
+from newllm.training.loss import IGNORED, token_losses
 from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
 from newllm.training.precision import Precision, autocast
 from newllm.training.signals import Signals
+from newllm.training.step import Step
 from newllm.training.trainer import Trainer
 
 STATUS_SECONDS = 2.0  # between two updates of status.json
@@ -55,8 +56,7 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self.optimizer = self.optim.optimizer(self.model)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.step = Step(self.model, self.optim, self.device, self.precision)
         self.about = {"data": self.data.fingerprint, "signature": self.signature, "precision": self.precision}
         inputs, _ = self.data.train.batch(np.arange(1))
         self.seq_len = inputs.shape[1]
@@ -72,7 +72,7 @@ class Loop:
         if not self.directory.last_checkpoint.exists():
             self.directory.truncate_metrics(0)
             return False
-        self.progress = load_training(self.directory.last_checkpoint, self.model, self.optimizer, self.about)
+        self.progress = load_training(self.directory.last_checkpoint, self.model, self.step.optimizer, self.about)
         self.directory.truncate_metrics(self.progress.metrics_bytes)
         self.earlier_seconds = self.progress.seconds
         return True
@@ -105,16 +105,16 @@ class Loop:
     def _step(self, indices: np.ndarray) -> None:
         progress = self.progress
         pieces = [self.data.train.batch(rows) for rows in np.array_split(indices, self.trainer.accumulate) if len(rows)]
-        scored = sum(int((labels != IGNORED).sum()) for _, labels in pieces)
         rate = self.optim.rate(progress.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+
+        def update() -> None:
+            self._pending.append(self.step(pieces, rate))
 
         # The first step also allocates the optimizer's state: the second is the one to measure, where there is one.
         if progress.peak_bytes is None and progress.step == min(1, self.steps - 1):
-            progress.peak_bytes = peak_bytes(lambda: self._update(pieces, scored), self._resident(), self.device)
+            progress.peak_bytes = peak_bytes(update, self.step.tensors(), self.device)
         else:
-            self._update(pieces, scored)
+            update()
 
         progress.step += 1
         progress.epoch_step += 1
@@ -123,37 +123,6 @@ class Loop:
             self._log(rate)
         if self._checkpoint_due():
             self._save()
-
-    def _update(self, pieces: list[tuple[Tensor, Tensor]], scored: int) -> None:
-        """One optimizer step on the pieces of a batch. Nothing in it waits for the device."""
-        loss = torch.zeros((), device=self.device)
-        for inputs, labels in pieces:
-            with autocast(self.device, self.precision):
-                hidden = self.model.hidden(self._to_device(inputs))  # (B, T, hidden)
-                part = linear_cross_entropy(
-                    hidden.flatten(0, 1),
-                    self.model.head_weight,
-                    self._to_device(labels).flatten(),
-                    total=scored,
-                )
-            part.backward()
-            loss += part.detach()
-        clip = math.inf if self.optim.clip is None else self.optim.clip
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if clip < math.inf:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._pending.append((loss, norm, scored))
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
-
-    def _resident(self) -> list[Tensor]:
-        state = [value for values in self.optimizer.state.values() for value in values.values()]
-        return [*self.parameters, *self.model.buffers(), *state]
 
     def _drain(self) -> float:
         """Fetch the numbers of the steps since the last time into the sums; returns the last gradient
@@ -261,7 +230,7 @@ class Loop:
         progress.seconds = self._seconds()
         self._began = time.monotonic()
         progress.metrics_bytes = self.directory.sync_metrics()
-        save_training(self.directory.last_checkpoint, self.model, self.optimizer, progress, self.about)
+        save_training(self.directory.last_checkpoint, self.model, self.step.optimizer, progress, self.about)
         self._report()
         self._saved = time.monotonic()
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 1024  # rows; at V = 50k a chunk's fp32 softmax takes 200 MB
+CHUNK = 1024  # rows of one GEMM; at V = 50k a chunk's bf16 logits take 100 MB
+_CPU_BLOCK = 32  # rows whose fp32 softmax stays in a CPU's cache: 6 MB at V = 50k
 IGNORED = -100
 
 
@@ -53,7 +54,7 @@ def token_losses(
         for rows, label, scored in _chunks(labels, ignore_index, chunk):
             logits = hidden[rows].to(dtype) @ head.T  # (chunk, V)
             chosen = logits.gather(1, label[:, None]).squeeze(1).float()
-            _, lse = _softmax(logits)
+            lse = torch.cat([_exponentials(part)[1] for part in logits.split(_block(logits))])
             losses[rows] = (lse - chosen) * scored
     return losses
 
@@ -104,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head = weight.to(dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        d_weight: Tensor | None = None
         divisor = _divisor(labels, ignore_index, total)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
 
@@ -112,19 +113,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for rows, label, scored in _chunks(labels, ignore_index, chunk):
                 part = hidden[rows].to(dtype)  # (chunk, D)
                 logits = part @ head.T  # (chunk, V)
-                chosen = logits.gather(1, label[:, None]).squeeze(1).float()
-                probs, lse = _softmax(logits)
-                loss += ((lse - chosen) * scored).sum()
-
-                share = (scored / divisor)[:, None]  # 0 in ignored rows
-                probs *= share
-                probs[torch.arange(len(label), device=label.device), label] -= share.squeeze(1)
-                d_logits = probs.to(dtype)
-                del logits, probs
+                loss += _to_gradient(logits, label, scored, scored / divisor)
                 if d_hidden is not None:
-                    d_hidden[rows] = (d_logits @ head).to(hidden.dtype)
-                if d_weight is not None:
-                    _add_product(d_weight, d_logits, part)
+                    d_hidden[rows] = (logits @ head).to(hidden.dtype)
+                if wants_weight:
+                    d_weight = _add_product(d_weight, logits, part)
 
         ctx.gradients = (d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return loss / divisor
@@ -143,9 +136,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden, d_weight, None, None, None, None
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total (V, D) fp32 += left.T (V, chunk) @ right (chunk, D)."""
+def _to_gradient(logits: Tensor, label: Tensor, scored: Tensor, share: Tensor) -> Tensor:
+    """Turn logits (chunk, V), in place, into ``share * (softmax - onehot)``; returns their summed loss.
+
+    Block by block, so that all the passes over a block's fp32 numbers but the first find them in cache.
+    """
+    loss = torch.zeros((), dtype=torch.float32, device=logits.device)
+    size = _block(logits)
+    for start in range(0, len(logits), size):
+        rows = slice(start, start + size)
+        target, weight = label[rows, None], share[rows, None]
+        chosen = logits[rows].gather(1, target).squeeze(1).float()
+        exponentials, lse, total = _exponentials(logits[rows], in_place=True)
+        loss += ((lse - chosen) * scored[rows]).sum()
+        exponentials.mul_(weight / total)
+        exponentials.scatter_add_(1, target, -weight)
+        if exponentials.dtype != logits.dtype:
+            logits[rows] = exponentials
+    return loss
+
+
+def _exponentials(logits: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """``exp(logits - max)`` (rows, V), log-sum-exp (rows,) and row sums (rows, 1), all fp32."""
+    numbers = logits.to(torch.float32, copy=not in_place)
+    top = numbers.amax(dim=-1, keepdim=True)
+    total = numbers.sub_(top).exp_().sum(dim=-1, keepdim=True)
+    return numbers, (total.log() + top).squeeze(1), total
+
+
+def _block(logits: Tensor) -> int:
+    return _CPU_BLOCK if logits.device.type == "cpu" else len(logits)
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total (V, D) fp32 + left.T (V, chunk) @ right (chunk, D); a total of None is zero."""
+    if total is None:
+        return (left.T @ right).float()
     if left.dtype == total.dtype:
-        total.addmm_(left.T, right)
-    else:
-        total += left.T @ right
+        return total.addmm_(left.T, right)
+    return total.add_(left.T @ right)
