@@ -1,9 +1,9 @@
-"""`python -m newllm.generate RUN "prompt"`: continue a text with a finished run's model, token by token from its cache."""
+"""`python -m newllm.generate RUN "prompt"`: continue a text with a finished run's model, decoding from its cache."""
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from newllm.cli import guarded
 from newllm.errors import ConfigError
@@ -60,8 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(_run, sys.argv[1:] if argv is None else argv)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; newllm generate --help shows the usage.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="newllm generate", description=__doc__)
+    parser = _Parser(prog="newllm generate", description=__doc__)
     parser.add_argument("run", help="run directory, as in outputs/runs/tiny-rope-…")
     parser.add_argument("prompt", help="the text to continue")
     parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N")
@@ -73,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
-    if options.temperature < 0:
+    if not options.temperature >= 0:
         raise ConfigError(f"--temperature must be 0 (greedy) or greater; got {options.temperature:g}.")
     if not 0 < options.top_p <= 1:
         raise ConfigError(f"--top-p must lie in (0, 1]; got {options.top_p:g}.")
@@ -83,16 +88,21 @@ def _run(argv: list[str]) -> int:
     from newllm.results import load_run
 
     run = load_run(options.run)
+    if not run.directory.best_checkpoint.exists():
+        raise ConfigError(f"{options.run} has no weights before its first epoch's end; type the command of that run.")
     model, tokenizer = run.model, run.tokenizer
     prompt = tokenizer.encode(options.prompt)
     if not prompt:
         if tokenizer.eot_id is None:
-            raise ConfigError("the prompt is empty and the tokenizer has no end-of-text to begin after; give some text.")
+            raise ConfigError(
+                "the prompt is empty and the tokenizer has no end-of-text to begin after; give some text."
+            )
         prompt = [tokenizer.eot_id]
     count = options.max_new_tokens
     if model.position.limit is not None and len(prompt) + count > model.position.limit:
         count = model.position.limit - len(prompt)
-        print(f"newllm: this encoding ends at position {model.position.limit}: {max(0, count)} new tokens", file=sys.stderr)
+        end = f"this encoding ends at position {model.position.limit}"
+        print(f"newllm: {end}: {max(0, count)} new tokens", file=sys.stderr)
     _print(options.prompt)
     written, ids = "", []
     for token in generate(model, prompt, count, options.temperature, options.top_p, options.seed, tokenizer.eot_id):

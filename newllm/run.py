@@ -3,10 +3,11 @@
 import errno
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,9 +50,7 @@ class Prepared:
 
     def judge(self, ppl: float) -> str:
         """The verdict on a perplexity, by the table of eval.loss and this tokenizer's bytes per token."""
-        node = self.cfg.eval.get("loss") or {}
-        table = {key: node[key] for key in ("verdicts", "reference") if key in node}
-        return diagnose(ppl, self.data.counts["data/bytes_per_token"], **table)
+        return _judge(self.cfg.eval, self.data.counts["data/bytes_per_token"], ppl)
 
 
 def run(cfg: DictConfig) -> int:
@@ -188,6 +187,7 @@ def _measure(p: Prepared, directory: RunDirectory, console: Console, loop: Loop)
         "params/trainable": sum(q.numel() for q in counted if q.requires_grad),
         **p.data.counts,
         **{name: line[name] for name in ("train/loss", "train/ppl", "val/loss", "val/ppl")},
+        "val/best_ppl": progress.history[(progress.best_epoch or epoch) - 1]["val/ppl"],
         "val/best_epoch": progress.best_epoch or 0,
         "train/steps": progress.step,
         "memory/peak_bytes": progress.peak_bytes or 0,
@@ -232,9 +232,16 @@ def _is_done(directory: RunDirectory) -> bool:
 
 def _show_stored(console: Console, directory: RunDirectory) -> None:
     results = directory.results()
-    judge: Callable[[float], str] = lambda ppl: diagnose(ppl, results["data/bytes_per_token"])  # noqa: E731
+    judge = partial(_judge, directory.config()["eval"], results["data/bytes_per_token"])
     console.line(f"This run is done: {directory.path} holds its results. Another seed makes another run (seed=…).")
     display.summary(console, results, judge, str(directory.path))
+
+
+def _judge(evaluators: Mapping[str, Any] | DictConfig, bytes_per_token: float, ppl: float) -> str:
+    """The verdict on a perplexity by the table of eval.loss, where that is among the evaluators."""
+    node = evaluators.get("loss") or {}
+    table = {key: node[key] for key in ("verdicts", "reference") if key in node}
+    return diagnose(ppl, bytes_per_token, **table)
 
 
 def _refuse_other_configuration(cfg: DictConfig, directory: RunDirectory) -> None:

@@ -284,10 +284,10 @@ def test_an_experiment_says_nothing_of_what_the_command_line_left_out():
     cfg = compose(["experiment=position_encoding", "eval=[loss]", "facts=none"])
     assert list(cfg.eval) == ["loss"]
     assert not cfg.facts
-    with pytest.raises(ConfigError, match="eval.reversal is not among this run's eval"):
+    with pytest.raises(ConfigError, match=r"eval\.reversal is not among this run's eval"):
         compose(["experiment=position_encoding", "eval=[loss]", "eval.reversal.scoring=answer"])
 
 
 def test_a_misspelt_evaluator_gets_its_name():
-    with pytest.raises(ConfigError, match="eval.qkk: unknown; did you mean eval.qk"):
+    with pytest.raises(ConfigError, match=r"eval\.qkk: unknown; did you mean eval\.qk"):
         compose(["eval.qkk.batches=3"])

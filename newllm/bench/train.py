@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from newllm import build_model, compose
 from newllm.bench.peer import peer
 from newllm.bench.timing import alternate, ratio
 from newllm.build import build
+from newllm.config import compose
 from newllm.data import prepare
 from newllm.errors import ConfigError
+from newllm.model import Transformer, build_model
 from newllm.results.atomic import write_text
 from newllm.runtime import keep_freed_memory
 from newllm.suggest import did_you_mean
@@ -109,10 +110,14 @@ def _compare(seconds: dict[str, list[float]], suffix: str) -> dict[str, Any]:
 
 
 def _our_step(
-    model: nn.Module, cfg: DictConfig, batches: list[tuple[Tensor, Tensor]], device: torch.device, precision: Precision
+    model: Transformer,
+    cfg: DictConfig,
+    batches: list[tuple[Tensor, Tensor]],
+    device: torch.device,
+    precision: Precision,
 ) -> Callable[[], object]:
     optim = build(cfg.optim)
-    step = Step(model, optim, device, precision)  # type: ignore[arg-type]
+    step = Step(model, optim, device, precision)
     supply = itertools.cycle(batches)
     return lambda: step([next(supply)], rate=optim.lr)
 
@@ -146,12 +151,13 @@ def _their_step(
     return step
 
 
-def _matmuls(model: nn.Module, tokens: int, device: torch.device, precision: Precision) -> Callable[[], object]:
+def _matmuls(model: Transformer, tokens: int, device: torch.device, precision: Precision) -> Callable[[], object]:
     """All the products of a step and nothing else: ``x W^T``, ``g W``, ``g^T x`` for each linear layer and the head."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    shapes = [tuple(layer.weight.shape) for layer in model.modules() if isinstance(layer, nn.Linear)]
-    if getattr(model, "head", None) is None:
-        shapes.append(tuple(model.head_weight.shape))  # type: ignore[union-attr, arg-type]
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+    if model.head is None:  # tied: the head is the embedding's matrix
+        weights.append(model.head_weight)
+    shapes = [(weight.shape[0], weight.shape[1]) for weight in weights]
     operands = {
         (rows, columns): [torch.ones(*size, dtype=dtype, device=device) for size in sizes]
         for rows, columns in set(shapes)

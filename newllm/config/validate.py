@@ -43,7 +43,9 @@ def _check_root(cfg: DictConfig, catalog: Catalog) -> None:
                 chosen = ",".join([*cfg.choices[group], name])
                 raise ConfigError(f"{group}.{name} is not among this run's {group}; add it with {group}=[{chosen}].")
             if many:
-                raise ConfigError(f"{group}.{name}: unknown; {did_you_mean(str(name), catalog.groups[group], prefix=f'{group}.')}.")
+                raise ConfigError(
+                    f"{group}.{name}: unknown; {did_you_mean(str(name), catalog.groups[group], prefix=f'{group}.')}."
+                )
             if group in catalog.axes:
                 raise ConfigError(f"{group}.{name}: {group} is a single value; type {group}=VALUE.")
             choice = cfg.choices.get(group)

@@ -130,5 +130,5 @@ def test_auto_leaves_the_row_mask_where_it_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_row_bias_serves_every_dtype_on_cpu(dtype):
-    """A mask of another dtype than the kernel expects is misread in silence; the probe must not hide it behind digits."""
+    """A mask of another dtype than the kernel expects is misread in silence; the probe must not hide that."""
     assert kernels.supports_row_bias("cpu", dtype)

@@ -13,6 +13,7 @@ from newllm.results import load_run
 from newllm.run import prepare, run
 from newllm.training.loop import Loop
 from newllm.training.loss import linear_cross_entropy
+from newllm.training.step import Step
 from newllm.training.trainer import Trainer
 
 
@@ -93,6 +94,7 @@ def test_patience_stops_after_so_many_epochs_without_a_better_loss(
     results = load_run(tmp_path / "run").results
     assert results["val/best_epoch"] == 2
     assert results["val/loss"] == 2.0  # of the weights that are evaluated
+    assert results["val/best_ppl"] == pytest.approx(math.exp(2.0))
 
 
 @pytest.mark.parametrize("weights", ["best", "last"])
@@ -107,21 +109,24 @@ def test_the_chosen_weights_are_evaluated(
     epochs = [line for line in load_run(tmp_path / "run").metrics if "val/loss" in line]
     true_losses = [line["val/loss"] - 9 * i for i, line in enumerate(epochs)]
     expected = true_losses[0 if weights == "best" else 1]
-    assert load_run(tmp_path / "run").results["val/loss"] == pytest.approx(expected, abs=1e-6)
+    results = load_run(tmp_path / "run").results
+    assert results["val/loss"] == pytest.approx(expected, abs=1e-6)
+    assert results["val/best_ppl"] == epochs[0]["val/ppl"]  # whichever weights are evaluated
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_at_its_step(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = Loop._update
+    real, calls = Step.__call__, []
 
-    def broken(self: Loop, pieces, scored) -> None:
-        if self.progress.step == 6:  # the seventh
+    def broken(self: Step, pieces, rate):
+        calls.append(None)
+        if len(calls) == 7:
             with torch.no_grad():
                 self.model.head_weight.fill_(math.nan)
-        update(self, pieces, scored)
+        return real(self, pieces, rate)
 
-    monkeypatch.setattr(Loop, "_update", broken)
+    monkeypatch.setattr(Step, "__call__", broken)
     with pytest.raises(RunError, match="broke at step 7"):
         do_run(tmp_path / "run", "trainer.log_every=5")
     status = state(tmp_path / "run")
@@ -169,6 +174,18 @@ def test_a_done_run_shows_its_results_and_trains_no_more(tmp_path: Path, do_run:
     assert do_run(directory) == 0
     assert "This run is done" in capfd.readouterr().out
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+
+def test_a_done_run_keeps_the_verdicts_of_its_configuration(tmp_path: Path, do_run: Callable[..., int], capfd) -> None:
+    def verdict(name: str, *overrides: str) -> str:
+        do_run(tmp_path / name, *overrides)
+        (line,) = [line for line in capfd.readouterr().out.splitlines() if line.split()[:1] == ["val/ppl"]]
+        return line.split(maxsplit=2)[2].strip()
+
+    assert verdict("default") == "undertrained"
+    low = "eval.loss.reference=0.1"  # bytes per token that the bounds are meant for
+    assert verdict("low", low) == "leak or mask bug"
+    assert verdict("low", low) == "leak or mask bug"  # its stored results, shown again
 
 
 def test_a_directory_of_another_configuration_is_refused(tmp_path: Path, do_run: Callable[..., int]) -> None:

@@ -17,6 +17,7 @@ from newllm.errors import ConfigError, RunError
 from newllm.results import RunDirectory
 from newllm.training.loop import Loop
 from newllm.training.signals import Interrupted
+from newllm.training.step import Step
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ["facts=reversal", "samples=240", "epochs=3", "runtime.checkpoint_steps=3", "trainer.log_every=2"]
@@ -65,7 +66,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_equal_results(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, place: str
 ) -> None:
     places = {
-        "step": (Loop, "_update"),
+        "step": (Step, "__call__"),
         "validation": (Loop, "_validation_loss"),
         "evaluation": (sys.modules["newllm.run"], "evaluate"),
     }
@@ -95,16 +96,17 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_equal_results(
 def test_a_second_ctrl_c_ends_at_once_and_the_run_still_resumes(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Loop._update
+    real, calls = Step.__call__, []
 
-    def impatient(self: Loop, *args) -> None:
-        if self.progress.step == 9:
+    def impatient(self: Step, *args):
+        calls.append(None)
+        if len(calls) == 10:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGINT)
-        real(self, *args)
+        return real(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_update", impatient)
+        patch.setattr(Step, "__call__", impatient)
         assert do_run(tmp_path / "run", "runtime.checkpoint_steps=4") == 130
     assert state(tmp_path / "run")["state"] == "interrupted"
     assert do_run(tmp_path / "run", "runtime.checkpoint_steps=4") == 0

@@ -1,0 +1,139 @@
+"""Generation, from a run that was really trained, if shortly."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+import newllm
+from newllm.generate import generate, main
+from newllm.results.load import LoadedRun
+
+PROMPT = "def main(self"
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from newllm.run import run
+
+    directory = tmp_path_factory.mktemp("generate") / "run"
+    cfg = newllm.compose([
+        "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", "batch_size=8", "epochs=1",
+        "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=64",
+        "runtime.threads=1", "eval=[loss]", f"hydra.run.dir={directory}",
+    ])  # fmt: skip
+    assert run(cfg) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def trained(run_directory: Path) -> LoadedRun:
+    return newllm.load_run(run_directory)
+
+
+@pytest.fixture(scope="module")
+def prompt(trained: LoadedRun) -> list[int]:
+    return trained.tokenizer.encode(PROMPT)
+
+
+def test_greedy_decoding_is_the_argmax_of_the_whole_forward(trained: LoadedRun, prompt: list[int]) -> None:
+    ids = list(prompt)
+    with torch.inference_mode():
+        for _ in range(24):
+            ids.append(int(trained.model(torch.tensor([ids]))[0, -1].argmax()))
+    assert list(generate(trained.model, prompt, 24)) == ids[len(prompt) :]
+
+
+def test_a_seed_repeats_its_text_and_another_gives_another(trained: LoadedRun, prompt: list[int]) -> None:
+    def sampled(seed: int) -> list[int]:
+        return list(generate(trained.model, prompt, 30, temperature=1.5, seed=seed))
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
+
+
+def test_a_tiny_nucleus_holds_the_likeliest_token_only(trained: LoadedRun, prompt: list[int]) -> None:
+    greedy = list(generate(trained.model, prompt, 20))
+    assert list(generate(trained.model, prompt, 20, temperature=1.5, top_p=1e-6, seed=3)) == greedy
+    assert list(generate(trained.model, prompt, 20, temperature=1.5, top_p=1.0, seed=3)) != greedy
+
+
+def test_it_ends_before_the_stop_token_and_not_without_one(trained: LoadedRun, prompt: list[int]) -> None:
+    free = list(generate(trained.model, prompt, 30, temperature=1.5, seed=5))
+    assert len(free) == 30
+    stop = free[12]
+    expected = list(itertools.takewhile(lambda token: token != stop, free))
+    assert list(generate(trained.model, prompt, 30, temperature=1.5, seed=5, stop=stop)) == expected
+
+
+def test_the_command_stops_at_end_of_text(
+    run_directory: Path, trained: LoadedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    name = trained.tokenizer.encode(" name")
+    monkeypatch.setattr(newllm.generate, "_choose", lambda *_: next(tokens))
+    tokens = iter([*name, trained.tokenizer.eot_id, *name])
+    assert main([str(run_directory), PROMPT]) == 0
+    assert capsys.readouterr().out == f"{PROMPT} name\n"
+
+
+def test_the_command_prints_the_prompt_and_the_continuation(
+    run_directory: Path, trained: LoadedRun, prompt: list[int], capsys: pytest.CaptureFixture
+) -> None:
+    assert main([str(run_directory), PROMPT, "--max-new-tokens", "12"]) == 0
+    printed = capsys.readouterr()
+    continuation = trained.tokenizer.decode(list(generate(trained.model, prompt, 12, stop=trained.tokenizer.eot_id)))
+    assert continuation
+    assert printed.out == f"{PROMPT}{continuation}\n"
+    assert printed.err == ""
+
+
+def test_an_empty_prompt_begins_after_an_end_of_text(
+    run_directory: Path, trained: LoadedRun, capsys: pytest.CaptureFixture
+) -> None:
+    eot = trained.tokenizer.eot_id
+    assert eot is not None
+    assert main([str(run_directory), "", "--max-new-tokens", "6"]) == 0
+    expected = trained.tokenizer.decode(list(generate(trained.model, [eot], 6, stop=eot)))
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature", "-1"], "--temperature must be 0 (greedy) or greater; got -1"),
+        (["--temperature", "nan"], "--temperature must be 0 (greedy) or greater; got nan"),
+        (["--top-p", "0"], "--top-p must lie in (0, 1]; got 0"),
+        (["--top-p", "1.2"], "--top-p must lie in (0, 1]; got 1.2"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1; got 0"),
+        (["--max-new-tokens", "many"], "--max-new-tokens: invalid int value: 'many'"),
+        (["--beams", "4"], "unrecognized arguments: --beams 4"),
+    ],
+)
+def test_bad_flags_are_answered_in_one_sentence_and_status_2(
+    run_directory: Path, capsys: pytest.CaptureFixture, flags: list[str], message: str
+) -> None:
+    assert main([str(run_directory), PROMPT, *flags]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.startswith("newllm: ")
+    assert printed.err.count("\n") == 1
+
+
+def test_a_missing_run_is_answered_in_one_sentence_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(tmp_path / "nowhere"), PROMPT]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"{tmp_path / 'nowhere'} is no run directory" in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_a_run_without_weights_is_answered_in_one_sentence_and_status_2(
+    run_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "config.yaml").write_bytes((run_directory / "config.yaml").read_bytes())
+    assert main([str(tmp_path), PROMPT]) == 2
+    printed = capsys.readouterr()
+    assert f"{tmp_path} has no weights before its first epoch's end" in printed.err
+    assert printed.err.count("\n") == 1

@@ -1,0 +1,126 @@
+"""The training step against its plain counterpart, on real text."""
+
+import numpy as np
+import pytest
+import torch
+from small import small_cfg
+from torch import Tensor
+
+from newllm.model import Transformer, build_model
+from newllm.run import Prepared, prepare
+from newllm.training.loss import linear_cross_entropy
+from newllm.training.optimizer import AdamW
+from newllm.training.step import Step
+
+STEPS, ROWS = 10, 8
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(small_cfg(tmp_path_factory.mktemp("step") / "run", "precision=fp32"))
+
+
+@pytest.fixture(scope="module")
+def batches(prepared: Prepared) -> list[tuple[Tensor, Tensor]]:
+    return [prepared.data.train.batch(np.arange(i * ROWS, (i + 1) * ROWS)) for i in range(STEPS)]
+
+
+def fresh(prepared: Prepared) -> Transformer:
+    return build_model(prepared.cfg, prepared.data.tokenizer.vocab_size).train()
+
+
+def optim(clip: float | None) -> AdamW:
+    # A large eps: Adam would otherwise divide most of a wrong scale of the gradient out again.
+    return AdamW(lr=1e-2, betas=[0.9, 0.95], eps=1e-2, weight_decay=0.1, clip=clip)
+
+
+def weights(model: Transformer) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def by_step(
+    prepared: Prepared, batches: list[tuple[Tensor, Tensor]], clip: float | None, pieces: int = 1
+) -> tuple[Tensor, list[float]]:
+    """Weights after all the steps, and the norm of each step's gradient."""
+    model = fresh(prepared)
+    step = Step(model, optim(clip), CPU, "fp32")
+    norms = []
+    for inputs, labels in batches:
+        parts = list(zip(inputs.chunk(pieces), labels.chunk(pieces), strict=True))
+        _, norm, scored = step(parts, 1e-2)
+        norms.append(norm.item())
+        assert scored == labels.numel()
+    return weights(model), norms
+
+
+def plainly(prepared: Prepared, batches: list[tuple[Tensor, Tensor]], clip: float) -> tuple[Tensor, list[float]]:
+    """The same with torch's own clipping and the optimizer that is not fused."""
+    model, options = fresh(prepared), optim(clip)
+    groups = options.optimizer(model).param_groups
+    optimizer = torch.optim.AdamW(
+        [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups],
+        lr=options.lr, betas=options.betas, eps=options.eps, fused=False, foreach=False,
+    )  # fmt: skip
+    norms = []
+    for inputs, labels in batches:
+        hidden = model.hidden(inputs).flatten(0, 1)
+        linear_cross_entropy(hidden, model.head_weight, labels.flatten()).backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights(model), norms
+
+
+@pytest.mark.parametrize("where", ["every step above the bound", "some above, some below", "every step below"])
+def test_clipping_inside_the_fused_optimizer_equals_plain_clipping(
+    prepared: Prepared, batches: list[tuple[Tensor, Tensor]], where: str
+) -> None:
+    unclipped, free = by_step(prepared, batches, clip=None)
+    clip = {"every": min(free) / 2, "some": float(np.median(free))}[where.split()[0]]
+    if where.endswith("step below"):
+        clip = 2 * max(free)
+    ours, norms = by_step(prepared, batches, clip)
+    expected, their_norms = plainly(prepared, batches, clip)
+    above = sum(norm > clip for norm in norms)
+    assert {"every step above the bound": above == STEPS, "every step below": above == 0}.get(where, 0 < above < STEPS)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    assert norms == pytest.approx(their_norms, rel=1e-5)  # the norm before clipping is what a run reports
+    if above:  # what is compared can tell clipping from none
+        assert (ours - unclipped).abs().max() > 1e-4
+    else:
+        torch.testing.assert_close(ours, unclipped, rtol=0, atol=0)
+
+
+def test_two_pieces_of_a_batch_equal_the_whole(prepared: Prepared, batches: list[tuple[Tensor, Tensor]]) -> None:
+    whole, norms = by_step(prepared, batches, clip=1.0)
+    pieces, same_norms = by_step(prepared, batches, clip=1.0, pieces=2)
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-6)
+    assert norms == pytest.approx(same_norms, rel=1e-5)
+
+
+def test_pieces_with_unequal_numbers_of_scored_labels_equal_the_whole(
+    prepared: Prepared, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    inputs, labels = batches[0][0], batches[0][1].clone()
+    labels[: ROWS // 2, 5:] = -100  # a mean of the pieces' means would weigh these few labels like the many
+    found = []
+    for pieces in (1, 2):
+        model = fresh(prepared)
+        step = Step(model, optim(1.0), CPU, "fp32")
+        loss, _, scored = step(list(zip(inputs.chunk(pieces), labels.chunk(pieces), strict=True)), 1e-2)
+        assert scored == int((labels != -100).sum())
+        found.append((loss.item(), weights(model)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-6)
+
+
+def test_the_step_takes_the_rate_it_is_given(prepared: Prepared, batches: list[tuple[Tensor, Tensor]]) -> None:
+    model = fresh(prepared)
+    before = weights(model)
+    step = Step(model, optim(1.0), CPU, "fp32")
+    step([batches[0]], 0.0)
+    assert torch.equal(weights(model), before)
+    assert all(p.grad is None for p in model.parameters())
+    step([batches[1]], 1e-2)
+    assert not torch.equal(weights(model), before)
