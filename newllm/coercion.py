@@ -1,5 +1,6 @@
 """Values as typed, brought to the type that an option's annotation asks for."""
 
+import math
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -12,8 +13,9 @@ _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def coerce(value: Any, annotation: Any) -> Any:
     """`value` as `annotation` wants it, without losing anything: 5 -> 5.0 for a float, 5e3 -> 5000 for an int.
 
-    bool is no number and a number is no bool; lists go element by element; of a union, the first member that takes
-    the value unchanged, else the first that can. Raises ValueError, with what was expected as its text.
+    bool is no number and a number is no bool; nan and infinity are no numbers either; lists go element by
+    element; of a union, the first member that takes the value unchanged, else the first that can. Raises ValueError,
+    with what was expected as its text.
     """
     if annotation is Any:
         return value
@@ -67,6 +69,8 @@ def _fit(value: Any, annotation: Any, strict: bool) -> tuple[bool, Any]:
     if origin is dict or annotation is dict:
         return isinstance(value, Mapping), value
     if annotation in _PLAIN:
+        if not _finite(value):
+            return False, None
         if type(value) is annotation:
             return True, value
         return (False, None) if strict else _convert(value, annotation)
@@ -83,7 +87,13 @@ def _convert(value: Any, annotation: type) -> tuple[bool, Any]:
     return False, None
 
 
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _hint(value: Any, annotation: Any) -> str:
+    if not _finite(value):
+        return " (a finite one)"
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
     close = nearest(value, [word for word in words if isinstance(word, str)]) if isinstance(value, str) else None

@@ -49,7 +49,8 @@ def _choose(logits: "torch.Tensor", temperature: float, top_p: float, generator:
 
     if temperature == 0:
         return int(logits.argmax())
-    probabilities, tokens = (logits / temperature).softmax(-1).sort(descending=True)
+    scaled = (logits.double() - logits.max()) / temperature  # at most 0: no temperature is too small
+    probabilities, tokens = scaled.softmax(-1).sort(descending=True)
     before = probabilities.cumsum(0) - probabilities  # mass of the likelier tokens: 0 for the first, which always stays
     probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     return int(tokens[torch.multinomial(probabilities, 1, generator=generator)])
@@ -111,7 +112,7 @@ def _run(argv: list[str]) -> int:
         if not text.endswith("\ufffd"):  # the bytes of a character may come as several tokens
             _print(text[len(written) :])
             written = text
-    _print("\n")
+    _print(tokenizer.decode(ids)[len(written) :] + "\n")  # and what was left of a character that never came whole
     return 0
 
 

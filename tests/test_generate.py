@@ -56,6 +56,7 @@ def test_a_seed_repeats_its_text_and_another_gives_another(trained: LoadedRun, p
 def test_a_tiny_nucleus_holds_the_likeliest_token_only(trained: LoadedRun, prompt: list[int]) -> None:
     greedy = list(generate(trained.model, prompt, 20))
     assert list(generate(trained.model, prompt, 20, temperature=1.5, top_p=1e-6, seed=3)) == greedy
+    assert list(generate(trained.model, prompt, 20, temperature=1e-320, seed=3)) == greedy
     assert list(generate(trained.model, prompt, 20, temperature=1.5, top_p=1.0, seed=3)) != greedy
 
 

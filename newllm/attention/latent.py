@@ -73,7 +73,8 @@ class Latent(Attention):
 
     @staticmethod
     def rotary_width(options: dict[str, Any], head_dim: int) -> int:
-        return max(2, int(options.get("rope_dim", 16)))  # an encoding that does not rotate may not mind
+        width = int(options.get("rope_dim", 16))
+        return max(2, width + width % 2)  # an odd or missing width is for the constructor to refuse: not all rotate
 
     def forward(
         self, x: Tensor, positions: Tensor, encoding: PositionEncoding | None = None, cache: LayerCache | None = None

@@ -1,6 +1,7 @@
 """The auto tokenizer: byte-level BPE (GPT-2's splitting and byte alphabet) trained on the training side only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,10 @@ def auto_tokenizer(data: Data, layout: Layout, found: Survey | None, cache: Path
     )
 
     def train() -> Tokenizer:
+        texts = _training_text(data, layout, found, limit)
+        first = next(texts, "")  # a corpus that cannot be read says so, before anything is announced
         say(f"training a byte-level BPE tokenizer of {data.vocab_size} ids")
-        return _train(_training_text(data, layout, found, limit), data.vocab_size)
+        return _train(chain([first], texts), data.vocab_size)
 
     return cached(cache, key, train)
 
@@ -67,7 +70,7 @@ def _training_text(data: Data, layout: Layout, found: Survey | None, limit: int)
             return
 
 
-def _train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+def _train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

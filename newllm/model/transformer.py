@@ -55,6 +55,9 @@ class Transformer(nn.Module):
         for name, size in sizes.items():
             if size <= 0:
                 raise ConfigError(f"model.{name} must be greater than 0; got {size}.")
+        for name, value, example in (("init_std", init_std, 0.02), ("norm_eps", norm_eps, 1e-5)):
+            if value < 0:
+                raise ConfigError(f"model.{name} must be 0 or greater, as in model.{name}={example:g}; got {value:g}.")
         if hidden_size % heads:
             near = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0]
             raise ConfigError(

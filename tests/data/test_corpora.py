@@ -206,11 +206,14 @@ def test_chats_are_joined_by_newlines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "HF_ENDPOINT"])
-def test_an_unreachable_hub_names_the_offline_choices(load: Load, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_unreachable_hub_names_the_offline_choices(
+    load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
+) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv(name, {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}[name])
     with pytest.raises(ConfigError, match=r"cannot be reached .*data=stdlib or data=text data\.path="):
         load(_target_=HUB, name="roneneldan/TinyStories")
+    assert capsys.readouterr().err == ""  # no work is announced that never began
 
 
 def test_corpora_import_neither_torch_nor_datasets() -> None:

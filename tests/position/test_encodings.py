@@ -115,6 +115,13 @@ def test_learned_positions_count_once_and_end(small_model):
         model(torch.zeros(1, 17, dtype=torch.long))
 
 
+@pytest.mark.parametrize("rope_dim", [-2, 0, 3])
+def test_a_rotary_key_of_odd_or_no_width_is_refused_by_its_own_name(small_model, rope_dim):
+    with pytest.raises(ConfigError, match="rope_dim must be even and greater than 0"):
+        small_model("rope", "mla", f"rope_dim={rope_dim}")
+    small_model("nope", "mla", f"rope_dim={rope_dim}")  # here nothing rotates
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -40,7 +40,7 @@ class Data:
     samples: int | None = None
     tokens: int | None = None
     tokenizer: str = "auto"
-    vocab_size: int = 4096
+    vocab_size: int = 2048
     tokenizer_bytes: int = 32_000_000
     split: Literal["document", "contiguous", "chunks"] = "document"
     val_fraction: float = 0.1
@@ -60,7 +60,7 @@ class Data:
         if self.tokenizer == "auto" and self.vocab_size < 257:
             raise ConfigError(
                 f"data.vocab_size must be at least 257 (256 bytes and end-of-text), not {self.vocab_size}; "
-                "type data.vocab_size=4096"
+                "type data.vocab_size=2048"
             )
         if self.rows is not None and min(self.rows) < 1:
             raise ConfigError(
