@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 import newllm
 from newllm.bench import main as bench
 from newllm.bench.peer import peer
 from newllm.bench.timing import alternate, ratio
-from newllm.bench.train import main
+from newllm.bench.train import main, measure
 from newllm.errors import ConfigError
 
 TINY = [
@@ -100,3 +101,22 @@ def test_the_peer_has_the_shape_of_our_model() -> None:
 def test_the_peer_refuses_what_transformers_has_not(word: str) -> None:
     with pytest.raises(ConfigError, match="transformers has"):
         peer(newllm.compose([*TINY, word]), 512)
+
+
+def test_a_machine_without_a_compiler_still_gets_its_ratio(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """What torch.compile lacks leaves out that peer, with the reason, and nothing else."""
+
+    def no_compiler(model):
+        def call(**inputs):
+            raise RuntimeError("no C++ compiler found\nand much more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    cfg = newllm.compose([*TINY, "runtime.threads=1", "facts=none"])
+    results = measure(cfg, rounds=1, steps=1, compiled=True)
+    assert "ratio/transformers_eager" in results
+    assert "ratio/transformers_compiled" not in results
+    assert "left out: no C++ compiler found\n" in capsys.readouterr().out

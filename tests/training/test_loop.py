@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -23,6 +24,30 @@ def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not(tmp_path: Path, 
     assert repeatable(tmp_path / "one") == repeatable(tmp_path / "two")
     do_run(tmp_path / "other", "seed=43")
     assert repeatable(tmp_path / "one") != repeatable(tmp_path / "other")
+
+
+def test_two_encodings_with_one_seed_train_on_the_same_batches(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every batch that reaches the step, facts included, hashed in order: whatever encoding or attention takes it."""
+    step, digests = Step.__call__, {}
+
+    def watched(self: Step, pieces: list, rate: float) -> tuple:
+        for tensor in (tensor for piece in pieces for tensor in piece):
+            digests[name].update(tensor.numpy().tobytes())
+        return step(self, pieces, rate)
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    for name, overrides in {
+        "rope": ["pos_encoding=rope"],
+        "alibi on mla": ["pos_encoding=alibi", "attention=mla", "kv_dim=8"],
+        "another seed": ["pos_encoding=rope", "seed=43"],
+    }.items():
+        digests[name] = hashlib.sha256()
+        assert do_run(tmp_path / name, "facts=reversal", *overrides) == 0
+    rope, alibi, other = (digest.hexdigest() for digest in digests.values())
+    assert rope == alibi
+    assert rope != other
 
 
 def test_the_run_directory_is_complete_and_can_be_read_back(tmp_path: Path, do_run: Callable[..., int]) -> None:
