@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> int:
     A finished run shows its stored results; one that broke off goes on where its last checkpoint is.
 
     Raises:
-        ConfigError: before anything has been written.
+        ConfigError: before anything has been written; after it, only of a checkpoint that belongs to other data.
         RunError: the run has failed; its status.json says so too.
     """
     began = time.monotonic()
@@ -194,7 +194,7 @@ def _measure(p: Prepared, directory: RunDirectory, console: Console, loop: Loop)
         "speed/train_tokens_per_second": progress.trained_tokens / max(progress.seconds, 1e-9),
     }
     compute = partial(autocast, p.device, p.precision)
-    subject = Subject(p.model, p.data, p.device, compute, p.trainer.batch_size, p.trainer.seed, p.cfg)
+    subject = Subject(p.model, p.data, p.device, compute, p.trainer.batch_size, p.cfg)
     for findings in evaluate(p.cfg.eval, subject):
         results |= findings.metrics
         _show(console, directory, findings)

@@ -28,7 +28,6 @@ class Attention(nn.Module):
         self.kernel: Kernel = kernel
         self.hidden_size, self.heads, self.head_dim = hidden_size, heads, head_dim
         self.rotary_offset = 0  # first dim of q and k that the encoding sees
-        self.rotary_dims = head_dim  # and how many
         self.observer: Callable[[dict[str, Tensor]], None] | None = None
 
     @staticmethod

@@ -26,7 +26,7 @@ from newllm.position.bias import Bias, LinearBias
 Kernel = Literal["auto", "row", "digits", "masked", "plain"]
 _DIGIT_DIMS = 8  # four are used; fused kernels want the width to be a multiple of 8
 _BASE = 256  # digits of this base are exact in bf16
-_SHORT = 256  # tokens up to which two products beat torch 2.13's fused bf16 kernel on CPU (forward and backward 3 x)
+_SHORT = 256  # tokens up to which two products beat torch 2.13's fused bf16 kernel on CPU, forward and backward
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, kernel: Kernel = "auto") -> Tensor:

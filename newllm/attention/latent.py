@@ -58,7 +58,7 @@ class Latent(Attention):
         self.kv_dim = kv_dim
         self.rope_dim = rope_dim if rotates else 0
         self.value_dim = head_dim if value_dim is None else value_dim
-        self.rotary_offset, self.rotary_dims = head_dim, self.rope_dim
+        self.rotary_offset = head_dim
         self.scale = (head_dim + self.rope_dim) ** -0.5
         queries = heads * (head_dim + self.rope_dim)
         if query_dim is None:

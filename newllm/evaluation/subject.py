@@ -39,7 +39,6 @@ class Subject:
     device: torch.device
     autocast: Callable[[], AbstractContextManager]
     batch_size: int
-    seed: int
     config: DictConfig
     _scored: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)
 

@@ -100,7 +100,6 @@ def make_subject(encoding: str = "rope", attention: str = "mha", batch_size: int
         device=torch.device("cpu"),
         autocast=nullcontext,
         batch_size=batch_size,
-        seed=3,
         config=config,
     )
 

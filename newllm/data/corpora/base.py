@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ class Piece(NamedTuple):
 
 
 @dataclass
-class Data:
+class Data(ABC):
     """Options of every corpus.
 
     seq_len: tokens in a row.
@@ -97,13 +98,13 @@ class Data:
         """True if a second pass over the corpus costs a download: then a document's side is decided as it comes."""
         return False
 
+    @abstractmethod
     def source(self) -> Iterator[Piece]:
         """The corpus, piece by piece, in its own order, with bounded memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Names the corpus' content for the cache, without reading it."""
-        raise NotImplementedError
 
     def pieces(self) -> Iterator[Piece]:
         """`source` without the documents that are empty or shorter than min_chars."""
