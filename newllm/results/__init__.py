@@ -3,12 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from newllm.results.frame import load_runs
     from newllm.results.load import load_run
     from newllm.results.run_directory import RunDirectory
 
-__all__ = ["RunDirectory", "load_run"]
+__all__ = ["RunDirectory", "load_run", "load_runs"]
 
-_HOMES = {"load_run": "newllm.results.load", "RunDirectory": "newllm.results.run_directory"}
+_HOMES = {
+    "load_run": "newllm.results.load",
+    "load_runs": "newllm.results.frame",
+    "RunDirectory": "newllm.results.run_directory",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,19 +9,21 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes the place of `path` when the block has succeeded.
 
-    The file's contents reach the disk before its name does, and the folder is synchronised afterwards. If the
-    block fails, the temporary file goes and what was at `path` stays.
+    If `durable`, the file's contents reach the disk before its name does, and the folder is synchronised
+    afterwards. If the block fails, the temporary file goes and what was at `path` stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -37,14 +39,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    with replacing(path, durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """Floats keep their shortest exact form; NaN and infinity become null, which JSON has no word for."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n", durable)
 
 
 def json_line(values: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What a run ran on: command line, version of the code, packages, machine."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import newllm
+
+CODE = "_code.json"  # in a copy of the package: what it was copied from
 
 PACKAGES = [
     "newllm", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "tokenizers", "transformers", "datasets",
@@ -35,8 +38,12 @@ def describe(*, device: str, threads: int, precision: str) -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, str | None] | None:
-    """Commit of the checkout the code lies in, and a hash of what was changed since; None outside a
-    checkout."""
+    """Commit of the checkout the code lies in, and a hash of what was changed since; None outside a checkout.
+
+    A copy that a sweep made of the code says what it was copied from, and the hash of its own files.
+    """
+    if (folder / CODE).exists():
+        return dict(json.loads((folder / CODE).read_text(encoding="utf-8")))
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None  # no checkout, or a folder inside somebody else's
     commit = _git(folder, "rev-parse", "HEAD")
