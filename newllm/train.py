@@ -2,17 +2,14 @@
 
 import argparse
 import sys
-from itertools import chain
 from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.cli import guarded
-from newllm.config.axes import unused, why_unused
 from newllm.config.catalog import shipped
 from newllm.config.compose import catalog_for, compose, search_path
-from newllm.config.identity import run_directory
 from newllm.config.overrides import parse
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
@@ -32,8 +29,13 @@ def _main(argv: list[str]) -> int:
         return 0
     if args.hydra_help or args.info or args.shell_completion:
         return _hand_to_hydra(argv)
-    if args.multirun:
-        return _sweep(args)
+    if args.multirun and _chosen("hydra/sweeper", args.overrides):  # one that searches: Hydra drives, we launch
+        return _hand_to_hydra(_for_hydra(args, ["--multirun"]))
+    launched = args.multirun or _chosen("hydra/launcher", args.overrides) or _chosen("dry_run", args.overrides)
+    if launched and not args.cfg:
+        from newllm.sweep.command import run_sweep
+
+        return run_sweep(args.overrides, config_dir=args.config_dir, several=args.multirun)
     cfg = compose(args.overrides, config_dir=args.config_dir)
     if args.cfg == "job":
         print(_show(cfg, args.package, args.resolve), end="")
@@ -82,44 +84,13 @@ def _show(cfg: DictConfig, package: str | None, resolve: bool) -> str:
     return OmegaConf.to_yaml(node) if OmegaConf.is_config(node) else f"{node}\n"
 
 
-def _sweep(args: argparse.Namespace) -> int:
-    """Check every run of the sweep before the first one starts, then let Hydra's launcher run them."""
-    _check_sweep(args)
-    statuses: list[int] = []
-
-    def task(hydra_cfg: DictConfig) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        job = HydraConfig.get()
-        cfg = compose(list(job.overrides.task), config_dir=args.config_dir, unused_axes=True)
-        cfg.run_dir = str(run_directory(cfg, job.sweep.dir))
-        statuses.append(guarded(lambda _: _run(cfg), []))
-        if statuses[-1] >= 128:  # interrupted: the rest of the sweep is not wanted either
-            raise SystemExit(statuses[-1])
-
-    status = _hand_to_hydra(_for_hydra(args, ["--multirun"]), task)
-    return max([status, *statuses])
+def _chosen(key: str, overrides: list[str]) -> bool:
+    return any(line.lstrip("+").partition("=")[0].removeprefix("sweep.") == key for line in overrides)
 
 
 def _run(cfg: DictConfig) -> int:
-    from newllm.run import run
-
-    return run(cfg)
-
-
-def _check_sweep(args: argparse.Namespace) -> None:
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    catalog = catalog_for(args.config_dir)
-    given = parse(args.overrides, catalog, sweep=True)
-    batches = BasicSweeper.split_arguments(list(given.parsed), max_batch_size=None)
-    never_used: set[str] | None = None
-    for job in chain.from_iterable(batches):
-        cfg = compose(job, config_dir=args.config_dir, unused_axes=True)
-        here = set(unused(cfg, given))
-        never_used = here if never_used is None else never_used & here
-    for axis in sorted(never_used or ()):
-        raise ConfigError(why_unused(axis, cfg, catalog, given))
+    """Never called: of what is handed to Hydra it runs nothing itself."""
+    raise AssertionError
 
 
 def _for_hydra(args: argparse.Namespace, flags: list[str]) -> list[str]:
@@ -127,14 +98,14 @@ def _for_hydra(args: argparse.Namespace, flags: list[str]) -> list[str]:
     return [*flags, *search_path(args.config_dir), *overrides]
 
 
-def _hand_to_hydra(argv: list[str], task: object = None) -> int:
+def _hand_to_hydra(argv: list[str]) -> int:
     """Hydra's own main on our folder of YAML files; it reads sys.argv and ends with sys.exit."""
     import hydra
 
     own = sys.argv
     sys.argv = [own[0] if own[0].endswith("newllm") else "newllm", *argv]
     try:
-        hydra.main(str(shipped()), "train", version_base="1.3")(task or _run)()  # type: ignore[arg-type]
+        hydra.main(str(shipped()), "train", version_base="1.3")(_run)()
         return 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

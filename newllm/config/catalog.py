@@ -60,6 +60,11 @@ class Catalog:
         return {k: v for k, v in self._root.items() if k not in ("defaults", "hydra") and not isinstance(v, dict)}
 
     @cached_property
+    def sweep_options(self) -> tuple[str, ...]:
+        """The keys of the node `sweep`, which may be typed without it."""
+        return tuple(key for key in self._root["sweep"] if key != "_target_")
+
+    @cached_property
     def axis_comments(self) -> dict[str, str]:
         """Root axis -> the comment beside it in train.yaml."""
         text = (self.folders[-1] / "train.yaml").read_text()

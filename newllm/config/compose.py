@@ -1,6 +1,7 @@
 """compose(): from overrides to a validated configuration. The single way for commands, notebooks and tests."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from newllm.config.axes import refuse_unused
 from newllm.config.catalog import Catalog, shipped
 from newllm.config.overrides import Overrides, parse
-from newllm.config.validate import validate
+from newllm.config.validate import validate, validate_node
 from newllm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What Hydra composes, before any check of ours: the run, and beside it what is no part of a run."""
+
+    run: DictConfig  # group nodes and axes
+    choices: dict[str, Any]  # group -> option, as Hydra records it
+    sweep: DictConfig  # which runs a sweep has, and how they are done
+    launcher: DictConfig  # what does them
+    run_dir: str | None  # hydra.run.dir where it was given
+    sweep_dir: str
 
 
 def compose(
@@ -25,24 +38,42 @@ def compose(
     are refused, values have the types of their annotations, options that the YAML leaves out have their defaults.
     Beside the group nodes and the root axes it has three keys of its own: `choices` (group -> option, a list for
     eval, `experiment` included), `overrides` (as given, without ``+``) and `run_dir` (`hydra.run.dir` where that
-    was given, else null).
+    was given, else null). Of sweeps and launchers it says nothing, since they are no part of a run.
 
     config_dir: a folder of further YAML files, laid out like conf/.
     unused_axes: accept an axis that the chosen groups do not use (in a sweep, where other runs use it).
 
     Raises ConfigError: one sentence on what was wrong, what was expected and what to type instead.
     """
-    catalog = catalog_for(config_dir)
-    given = parse(overrides, catalog)
-    cfg = _compose(given, config_dir)
+    given = parse(overrides, catalog_for(config_dir))
+    return finish(raw(given, config_dir), given, unused_axes)
+
+
+def raw(given: Overrides, config_dir: str | Path | None = None) -> Raw:
+    """Compose without checking; ConfigError for what Hydra itself refuses."""
+    cfg = _hydra_compose(given, config_dir)
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     assert isinstance(choices, dict)
     with open_dict(cfg):
+        hydra, sweep = cfg.pop("hydra"), cfg.pop("sweep")
+    return Raw(
+        run=cfg,
+        choices={str(group): option for group, option in choices.items()},
+        sweep=validate_node("sweep", sweep),
+        launcher=validate_node("hydra.launcher", hydra.launcher),
+        run_dir=hydra.run.dir if "hydra.run.dir" in given.keys else None,
+        sweep_dir=hydra.sweep.dir,
+    )
+
+
+def finish(composed: Raw, given: Overrides, unused_axes: bool = False) -> DictConfig:
+    """The checked configuration of a run; `composed.run` becomes it."""
+    cfg, catalog = composed.run, given.catalog
+    with open_dict(cfg):
         _drop_deselected(cfg, catalog, given)
-        cfg.choices = _choices({str(group): option for group, option in choices.items()}, cfg, catalog)
-        cfg.overrides = [line.lstrip("+") for line in overrides]
-        cfg.run_dir = cfg.hydra.run.dir if "hydra.run.dir" in given.keys else None
-        del cfg["hydra"]
+        cfg.choices = _choices(composed.choices, cfg, catalog)
+        cfg.overrides = given.of_run()
+        cfg.run_dir = composed.run_dir
         validate(cfg, catalog, given)
         if not unused_axes:
             refuse_unused(cfg, catalog, given)
@@ -62,14 +93,14 @@ def search_path(config_dir: str | Path | None) -> list[str]:
     return [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
 
 
-def _compose(given: Overrides, config_dir: str | Path | None) -> DictConfig:
+def _hydra_compose(given: Overrides, config_dir: str | Path | None) -> DictConfig:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     lines = [*search_path(config_dir), *given.for_hydra()]
-    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # set when a sweep is under way
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # set where a Hydra program calls us
     try:
         with hydra.initialize_config_dir(str(shipped()), job_name="train", version_base="1.3"):
             return hydra.compose("train", lines, return_hydra_config=True)

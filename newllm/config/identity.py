@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,40 +31,49 @@ def effective(cfg: DictConfig) -> dict[str, Any]:
     return _sorted({str(key): value for key, value in plain.items() if key in kept})
 
 
-def signature(cfg: DictConfig | Mapping[str, Any]) -> str:
+def signature(cfg: DictConfig | Mapping[str, Any], fingerprint: Callable[[str], str] | None = None) -> str:
     """8 hex digits of everything that may change a number; equal for equal runs however they were typed.
 
     Takes a composed configuration or an effective one. Left out: runtime, logger, choices and axes (what they
-    choose is in the nodes). A corpus at `data.path` counts by names and sizes of its files, not by where it lies.
+    choose is in the nodes). A corpus at `data.path` counts by names and sizes of its files, not by where it lies:
+    by `fingerprint` of the path, which a sweep reads once for all its runs.
     """
     content = _content(cfg)
-    data = content.get("data", {})
+    data = dict(content.get("data", {}))
     if isinstance(data.get("path"), str):
-        from newllm.data.corpora import path_fingerprint
-
-        data["path"] = path_fingerprint(data["path"])
+        data["path"] = (fingerprint or path_fingerprint)(data["path"])
     if isinstance(data.get("tokenizer"), str) and Path(data["tokenizer"]).expanduser().is_dir():
         data["tokenizer"] = Path(data["tokenizer"]).expanduser().resolve().name
-    text = json.dumps([SCHEMA, _canonical(content)], sort_keys=True, separators=(",", ":"))
+    whole = {**content, "data": data} if data else content
+    text = json.dumps([SCHEMA, _canonical(whole)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def slug(cfg: DictConfig) -> str:
+def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     """Short, readable and safe as a file name: choices, then what was overridden (axes first), then the seed.
 
     ``tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42``; at most 80 characters, so what does not fit is left out.
+    Takes a composed configuration or an effective one.
     """
-    chosen = [cfg.choices.get(group) for group in ("experiment", "model", "pos_encoding", "attention", "data")]
+    plain = _plain(cfg)
+    chosen = [plain["choices"].get(group) for group in ("experiment", "model", "pos_encoding", "attention", "data")]
     parts = [_safe(str(option)) for option in chosen if option]
-    seed = f"-s{cfg.seed}" if "seed" in cfg else ""
-    given = {str(line).partition("=")[0] for line in cfg.overrides}
-    used = [axis for axis in used_axes(cfg) if axis in given and axis != "seed"]
-    options = [key for key in sorted(given) if "." in key and not key.startswith(("hydra.", "runtime.", "logger."))]
-    for key in (*used, *options):
-        part = _safe(key.rpartition(".")[2] + _word(OmegaConf.select(cfg, key)))
+    seed = f"-s{plain['seed']}" if "seed" in plain else ""
+    given = dict.fromkeys(str(line).partition("=")[0] for line in plain["overrides"])
+    axes = [key for key in given if key in plain and not isinstance(plain[key], dict) and key != "seed"]
+    options = [key for key in given if "." in key and not key.startswith(("runtime.", "logger."))]
+    for key in (*axes, *options):
+        part = _safe(key.rpartition(".")[2] + _word(_at(plain, key)))
         if len("-".join([*parts, part])) + len(seed) <= 80 and part not in parts:
             parts.append(part)
     return "-".join(parts) + seed
+
+
+def path_fingerprint(path: str) -> str:
+    """Names and sizes of the files of a corpus, as a hash."""
+    from newllm.data.corpora import path_fingerprint
+
+    return path_fingerprint(path)
 
 
 def run_directory(cfg: DictConfig, root: str | Path = "outputs/runs") -> Path:
@@ -87,14 +96,26 @@ def differences(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, 
 
 
 def _content(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The group nodes that may change a number, as a copy of one's own."""
-    plain = (
-        effective(cfg)
-        if isinstance(cfg, DictConfig) and "run_dir" in cfg
-        else OmegaConf.to_container(OmegaConf.create(dict(cfg)), resolve=True)
-    )
-    assert isinstance(plain, dict)
+    """The group nodes that may change a number."""
+    plain = _plain(cfg)
     return {str(k): v for k, v in plain.items() if isinstance(v, dict) and v and k not in NEVER_CHANGE_A_NUMBER}
+
+
+def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The effective configuration of a composed one; an effective one as it is."""
+    if not isinstance(cfg, DictConfig):
+        return dict(cfg)
+    plain = effective(cfg) if "run_dir" in cfg else OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _at(plain: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, None if there is none."""
+    value: Any = plain
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _canonical(value: Any) -> Any:

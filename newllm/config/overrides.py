@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from newllm.config.catalog import Catalog
@@ -29,6 +30,11 @@ class Overrides:
         """Those that set a value: no group choices, nothing of Hydra's own."""
         return [o for o in self.parsed if o.key_or_group not in self.catalog.groups and not _is_hydra(o)]
 
+    def of_run(self) -> list[str]:
+        """As typed, without ``+``, and without what says nothing of the run itself (sweep, launcher)."""
+        of_run = [o for o in self.parsed if not _is_hydra(o) and not o.key_or_group.startswith("sweep.")]
+        return [(override.input_line or "").lstrip("+") for override in of_run]
+
     def for_hydra(self) -> list[str]:
         """The same overrides in a form that leaves the check of keys to us.
 
@@ -38,27 +44,38 @@ class Overrides:
         adjusted = []
         for override in self.parsed:
             line = override.input_line or ""
-            if override in self.values and not override.is_delete():
+            if (override in self.values or _of_launcher(override)) and not override.is_delete():
                 line = line.lstrip("+") if override.key_or_group in self.catalog.axes else "++" + line.lstrip("+")
             adjusted.append(line)
         return adjusted
 
 
 def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Overrides:
-    """Parse and check what needs no composition: syntax, names of groups and options, sweeps without -m."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    """Parse and check what needs no composition: syntax, names of groups and options, sweeps without -m.
+
+    The options of `sweep` may be typed without it: ``dry_run=true`` is ``sweep.dry_run=true``.
+    """
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
     parsed = []
     for line in overrides:
+        short = line.lstrip("+").partition("=")[0] in catalog.sweep_options
         try:
-            parsed.append(parser.parse_override(line))
+            parsed.append(parse_line(f"sweep.{line.lstrip('+')}" if short else line))
         except HydraException:
             raise ConfigError(_syntax(line, catalog)) from None
     for override in parsed:
         _check(override, catalog, sweep)
     return Overrides(tuple(parsed), catalog)
+
+
+@cache
+def parse_line(line: str) -> "Override":
+    """One override; HydraException if it is none."""
+    # A sweep of thousands of runs repeats its few lines, and the grammar takes a millisecond for each.
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(line)
 
 
 def _syntax(line: str, catalog: Catalog) -> str:
@@ -75,6 +92,8 @@ def _syntax(line: str, catalog: Catalog) -> str:
 
 def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
     key, line = override.key_or_group, override.input_line or ""
+    if override.is_sweep_override() and key.startswith(("sweep.", "hydra.", "hydra/")):
+        raise ConfigError(f"{line}: {key} is one value for the whole sweep; a list is written {key}=[…].")
     if override.is_sweep_override() and not sweep:
         example = ""
         takes_list = key not in catalog.groups or isinstance(catalog.defaults.get(key), list)
@@ -125,3 +144,7 @@ def _way_out(key: str, catalog: Catalog) -> str:
 
 def _is_hydra(override: "Override") -> bool:
     return override.key_or_group.startswith(("hydra.", "hydra/"))
+
+
+def _of_launcher(override: "Override") -> bool:
+    return override.key_or_group.startswith("hydra.launcher.")

@@ -26,6 +26,13 @@ def validate(cfg: DictConfig, catalog: Catalog, given: Overrides) -> None:
         _check_node(cfg, path, node)
 
 
+def validate_node(path: str, node: DictConfig) -> DictConfig:
+    """A copy of a node that stands beside the run (of the sweep, of the launcher), checked as the run's nodes are."""
+    alone = OmegaConf.create({"node": OmegaConf.to_container(node, resolve=True), "choices": {}})
+    _check_node(alone, path, alone.node)
+    return alone.node
+
+
 def _check_root(cfg: DictConfig, catalog: Catalog) -> None:
     groups = nodes(cfg)
     known = {*catalog.axes, *catalog.groups, *references(groups), *OWN_KEYS}
@@ -58,7 +65,7 @@ def _unknown_root(key: str, groups: dict[str, Any], catalog: Catalog) -> str:
     homes = [f"{group}.{key}" for group, node in groups.items() if key in node and "_target_" in node]
     if homes:
         return f"{key} is no root key; did you mean {homes[0]}?"
-    names = [*catalog.axes, *catalog.groups]
+    names = [*catalog.axes, *catalog.groups, *catalog.sweep_options]
     close = nearest(key, names)
     meant = f"; did you mean {close}?" if close else ";"
     return f"{key} is unknown{meant} axes are {', '.join(catalog.axes)}; groups are {', '.join(catalog.groups)}."

@@ -86,7 +86,9 @@ class RunDirectory:
             config = yaml.load(self.config_file.read_text(encoding="utf-8"), Loader=_LOADER)
         except (OSError, ValueError, yaml.YAMLError) as error:
             first = str(error).splitlines()[0]
-            raise ConfigError(f"{self.config_file} cannot be read ({first}); delete {self.path} to train afresh") from None
+            raise ConfigError(
+                f"{self.config_file} cannot be read ({first}); delete {self.path} to train afresh"
+            ) from None
         if not isinstance(config, dict):
             raise ConfigError(f"{self.config_file} holds no configuration; delete the directory to train afresh")
         return config

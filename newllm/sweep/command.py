@@ -1,0 +1,93 @@
+"""`newllm train -m …` and `hydra/launcher=…`: plan the runs, freeze them, hand them to the launcher."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from newllm.build import build
+from newllm.config.axes import why_unused
+from newllm.config.compose import catalog_for, compose, raw
+from newllm.config.grid import combinations
+from newllm.config.many import Composed, compose_many
+from newllm.config.overrides import Overrides, parse
+from newllm.errors import ConfigError
+from newllm.sweep.plan import Plan, plan
+from newllm.sweep.settings import Sweep
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for: runs, how they are done and by what, and where they land."""
+
+    runs: list[Composed]
+    settings: Sweep
+    launcher: Mapping[str, Any]
+    folder: Path
+    run_dir: str | None
+
+    def plan(self) -> Plan:
+        configs = [run.config for run in self.runs]
+        return plan(configs, self.folder, self.settings.rerun, self.settings.only, self.run_dir)
+
+
+def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, several: bool = True) -> int:
+    """Plan and do the runs of a command line; returns the exit status. `several`: with -m."""
+    from newllm.sweep.show import show
+
+    request = read(overrides, config_dir=config_dir, several=several)
+    if request.settings.dry_run:
+        show(request.plan(), whole=True)
+        return 0
+    own = request.folder / ".sweep"
+    own.mkdir(parents=True, exist_ok=True)
+    with FileLock(own / "lock"):  # two launchers must not both find a run free
+        planned = request.plan()
+        show(planned, whole=False)
+        runs = planned.freeze(afresh=request.settings.rerun == "all")
+    if not runs:
+        return int(any(job.state in ("failed", "unreadable") for job in planned.jobs))
+    return int(build(request.launcher).start(planned.sweep, runs, request.settings.policy))
+
+
+def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> Request:
+    """Check a command line and compose all its runs; ConfigError, and nothing written, for what is wrong with any."""
+    catalog = catalog_for(config_dir)
+    given = parse(overrides, catalog, sweep=several)
+    runs: list[Composed] = []
+    for lines in _by_experiment(given):
+        inner = parse(lines, catalog, sweep=several)
+        composed = raw(
+            parse([o.input_line or "" for o in inner.parsed if not o.is_sweep_override()], catalog), config_dir
+        )
+        settings: Sweep = build(composed.sweep)
+        if several:
+            jobs = combinations(inner, seeds=settings.seeds, grids=settings.grids, zips=settings.zip)
+        else:
+            jobs = [list(lines)]
+        runs += compose_many(jobs, config_dir=config_dir)
+    _refuse_useless(runs, given, config_dir)
+    folder = Path(composed.sweep_dir)
+    if not several:
+        folder = Path(composed.run_dir).parent if composed.run_dir else Path("outputs/runs")
+    return Request(runs, settings, composed.launcher, folder, composed.run_dir)
+
+
+def _by_experiment(given: Overrides) -> list[list[str]]:
+    """The command line for each of its experiments, since each may bring a grid of its own."""
+    lines = [override.input_line or "" for override in given.parsed]
+    swept = [o for o in given.parsed if o.key_or_group == "experiment" and o.is_sweep_override()]
+    if not swept:
+        return [lines]
+    names = [line for job in combinations(Overrides((swept[0],), given.catalog)) for line in job]
+    return [[name if line == swept[0].input_line else line for line in lines] for name in names]
+
+
+def _refuse_useless(runs: Sequence[Composed], given: Overrides, config_dir: str | None) -> None:
+    """An axis of the command line that no run uses is a mistake."""
+    useless = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
+    for axis in sorted(useless):
+        cfg = compose(runs[0].lines, config_dir=config_dir, unused_axes=True)
+        raise ConfigError(why_unused(axis, cfg, given.catalog, given))

@@ -1,0 +1,130 @@
+"""Which runs a sweep has, what has become of each so far, and what is therefore left to do."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from newllm.config.identity import path_fingerprint, signature, slug
+from newllm.errors import ConfigError
+from newllm.results.run_directory import RunDirectory
+from newllm.sweep.runs import signature_of
+from newllm.sweep.state import Line, survey
+
+Rerun = Literal["failed", "none", "all"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One distinct run of a sweep.
+
+    Args:
+        index: number in the plan, from 0.
+        config: effective configuration.
+        state: "new", or what `survey` says of its directory.
+        known: the survey's line, None of a new run.
+        wanted: is it to be started?
+    """
+
+    index: int
+    config: Mapping[str, Any]
+    signature: str
+    path: Path
+    state: str
+    known: Line | None
+    wanted: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The distinct runs of a sweep. `asked` counts the combinations before those that come to the same run."""
+
+    sweep: Path
+    asked: int
+    jobs: tuple[Job, ...]
+
+    @property
+    def wanted(self) -> list[Job]:
+        return [job for job in self.jobs if job.wanted]
+
+    def counts(self) -> dict[str, int]:
+        """State -> number of runs."""
+        return dict(Counter(job.state for job in self.jobs))
+
+    def freeze(self, afresh: bool = False) -> list[Path]:
+        """Queue the wanted runs on disk; returns their directories. `afresh`: without what they have done so far."""
+        for job in self.wanted:
+            directory = RunDirectory(job.path)
+            if afresh:
+                directory.clear()
+            directory.freeze(_with_absolute_paths(job.config))
+        return [job.path for job in self.wanted]
+
+
+def plan(
+    configs: Sequence[Mapping[str, Any]],
+    sweep: Path,
+    rerun: Rerun = "failed",
+    only: Sequence[int] | None = None,
+    run_dir: str | None = None,
+) -> Plan:
+    """Distinct runs in the order in which they were asked for, found again in the folder `sweep` by signature.
+
+    Runs that others are at work on, or that wait for another launcher, are not wanted a second time.
+
+    Args:
+        configs: effective configurations.
+        only: numbers of the runs that are wanted; None: all.
+        run_dir: the directory of the one run that was asked for, where the user named it.
+    """
+    fingerprint = cache(path_fingerprint)  # read once for all runs
+    distinct: dict[str, Mapping[str, Any]] = {}
+    for config in configs:
+        distinct.setdefault(signature(config, fingerprint), config)
+    wrong = [number for number in only or [] if not 0 <= number < len(distinct)]
+    if wrong:
+        raise ConfigError(
+            f"only={list(only or [])}: there is no run {wrong[0]}; the plan numbers them 0 to {len(distinct) - 1}."
+        )
+    there = _directories(sweep)
+    paths = {
+        mark: Path(run_dir) if run_dir else there.get(mark, sweep / f"{slug(config)}-{mark}")
+        for mark, config in distinct.items()
+    }
+    begun = [path for path in paths.values() if (path / "status.json").exists()]
+    known = {Path(line.path): line for line in survey(sweep, begun)}
+    jobs = []
+    for index, (mark, config) in enumerate(distinct.items()):
+        line = known.get(paths[mark])
+        wanted = _wanted(line, rerun) and (only is None or index in only)
+        jobs.append(Job(index, config, mark, paths[mark], line.state if line else "new", line, wanted))
+    return Plan(sweep, len(configs), tuple(jobs))
+
+
+def _wanted(line: Line | None, rerun: Rerun) -> bool:
+    if line is None:
+        return True
+    if line.attended:
+        return False
+    if line.state in ("done", "unreadable"):
+        return rerun == "all"
+    return line.state != "failed" or rerun != "none"
+
+
+def _directories(sweep: Path) -> dict[str, Path]:
+    """Signature -> run directory, for those whose names end in one."""
+    if not sweep.is_dir():
+        return {}
+    named = {signature_of(path.name): path for path in sorted(sweep.iterdir(), reverse=True)}
+    return {mark: path for mark, path in named.items() if mark}
+
+
+def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run may be started again from another folder than the one it was planned in."""
+    data = dict(config.get("data") or {})
+    for key in ("path", "tokenizer"):
+        if isinstance(data.get(key), str) and Path(data[key]).expanduser().exists():
+            data[key] = str(Path(data[key]).expanduser().resolve())
+    return {**config, "data": data} if data else dict(config)
