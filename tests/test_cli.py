@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from newllm import cli, train
 from newllm.config import compose, run_directory
 from newllm.errors import RunError
+from newllm.results.run_directory import RunDirectory
+from newllm.sweep.local import Local
+from newllm.sweep.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pandas")
@@ -103,7 +107,7 @@ def test_unknown_flags_are_refused(runs: list[DictConfig], capfd: pytest.Capture
 def test_help_lists_every_choice_and_axis(capfd: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--help"]) == 0
     page = capfd.readouterr().out
-    for group in (path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra"):
+    for group in (path.name for path in (ROOT / "conf").iterdir() if any(path.glob("*.yaml"))):
         assert f"\n  {group}=" in page
         assert all(
             f" {option.stem} " in page or f" {option.stem}\n" in page
@@ -116,24 +120,88 @@ def test_help_lists_every_choice_and_axis(capfd: pytest.CaptureFixture[str]) -> 
 # --- sweeps ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_runs_every_combination_each_in_its_own_folder(runs: list[DictConfig], tmp_path: Path) -> None:
-    assert train.main(["-m", "pos_encoding=alibi,rope", "seed=1,2", "hydra.sweep.dir=here"]) == 0
-    assert [(cfg.choices.pos_encoding, cfg.seed) for cfg in runs] == [
-        ("alibi", 1),
-        ("alibi", 2),
-        ("rope", 1),
-        ("rope", 2),
+@dataclass
+class Start:
+    """What a launcher was asked to do."""
+
+    sweep: Path
+    runs: list[Path]
+    policy: Policy
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Start]:
+    """A local launcher that finishes every run at once; one with seed 13 fails. The working directory is empty."""
+    monkeypatch.chdir(tmp_path)
+    asked: list[Start] = []
+
+    def start(self: Local, sweep: Path, runs: list[Path], policy: Policy) -> int:
+        asked.append(Start(sweep, list(runs), policy))
+        for run in runs:
+            failed = RunDirectory(run).config()["seed"] == 13
+            RunDirectory(run).write_results({} if failed else {"val/loss": 3.0})
+            RunDirectory(run).end_attempt("failed" if failed else "done")
+        return int(any(RunDirectory(run).status()["state"] == "failed" for run in runs))
+
+    monkeypatch.setattr(Local, "start", start)
+    return asked
+
+
+def test_a_sweep_hands_every_distinct_run_to_the_launcher_once(started: list[Start], tmp_path: Path) -> None:
+    command = [
+        "-m",
+        "attention=mha,mla",
+        "kv_dim=16,32",
+        "seed=1,2",
+        "hydra.sweep.dir=here",
+        "retries=2",
+        "canary=true",
     ]
-    folders = [run_directory(cfg) for cfg in runs]
-    assert len(set(folders)) == 4
-    assert all(folder.parent == Path("here") for folder in folders)
+    assert train.main(command) == 0
+    ((start),) = started
+    assert (start.sweep, start.policy) == (Path("here"), Policy(retries=2, canary=True))
+    assert len(start.runs) == 6
+    assert all(run.parent == Path("here") and (run / "config.yaml").exists() for run in start.runs)
     assert not (tmp_path / "outputs").exists()
+    assert train.main(command) == 0
+    assert len(started) == 1, "a second call has nothing to do"
 
 
-def test_an_axis_that_a_choice_does_not_use_collapses(runs: list[DictConfig]) -> None:
-    assert train.main(["-m", "attention=mha,mla", "kv_dim=16,32"]) == 0
-    assert len(runs) == 4
-    assert len({run_directory(cfg) for cfg in runs}) == 3
+def test_a_failed_run_gives_the_sweep_its_status_and_is_tried_again(started: list[Start]) -> None:
+    assert train.main(["-m", "seed=1,13"]) == 1
+    assert train.main(["-m", "seed=1,13", "rerun=none"]) == 1
+    assert train.main(["-m", "seed=1,13"]) == 1
+    assert [len(start.runs) for start in started] == [2, 1]
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(
+    started: list[Start], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(["-m", "attention=mha,mla", "kv_dim=16,32", "dry_run=true"]) == 0
+    said = capfd.readouterr().out
+    assert "4 combinations are 3 distinct runs: 3 new; 3 to do" in said
+    assert "3,737,856" in said
+    assert not started
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_run_can_be_launched_too(started: list[Start]) -> None:
+    assert train.main(["hydra/launcher=local", "hydra.launcher.threads=1", "seed=7"]) == 0
+    ((run,),) = (start.runs for start in started)
+    assert run == run_directory(compose(["seed=7"]))
+    assert train.main(["hydra/launcher=local", "seed=8", "hydra.run.dir=mine/this"]) == 0
+    assert started[-1].runs == [Path("mine/this")]
+
+
+def test_an_experiment_may_bring_its_grid(started: list[Start], tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "both.yaml").write_text(
+        "# @package _global_\nsweep:\n  seeds: 2\n  grids:\n    - {pos_encoding: [rope, nope]}\n"
+        "    - {attention: mla, kv_dim: [16, 32]}\n"
+    )
+    assert train.main(["-m", "--config-dir", str(tmp_path / "mine"), "experiment=both"]) == 0
+    assert len(started[0].runs) == 2 * (2 + 2)
 
 
 @pytest.mark.parametrize(
@@ -143,40 +211,31 @@ def test_an_axis_that_a_choice_does_not_use_collapses(runs: list[DictConfig]) ->
         (["slope=1,2", "seed=1,2"], "slope is an axis of pos_encoding=alibi"),
         (["pos_encoding=rope,alibbi"], "did you mean pos_encoding=alibi?"),
         (["theta=1e4,abc"], "theta=abc: expected a number"),
+        (["seed=1,2", "retires=2"], "did you mean retries?"),
+        (["seed=1,2", "rerun=al"], "expected failed or none or all"),
+        (["seed=1,2", "hydra.launcher.slot=2"], "did you mean hydra.launcher.slots?"),
+        (["seed=1,2", "hydra/launcher=slrum"], "slrum"),
+        (["seeds=0"], "seeds must be at least 1"),
+        (["theta=1e4,-3"], "theta must be greater than 0"),
+        (["data=text", "data.path=nowhere", "seed=1,2"], "data.path=nowhere does not exist"),
     ],
 )
 def test_a_sweep_with_a_mistake_starts_no_run(
-    argv: list[str], said: str, runs: list[DictConfig], capfd: pytest.CaptureFixture[str], tmp_path: Path
+    argv: list[str], said: str, started: list[Start], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert train.main(["-m", *argv]) == 2
     assert said in capfd.readouterr().err
-    assert not runs
+    assert not started
     assert not any(tmp_path.iterdir())
 
 
-def test_a_failed_run_fails_the_sweep_but_not_the_other_runs(
-    runs: list[DictConfig], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_sweeper_of_somebody_elses_gets_the_losses_back(
+    started: list[Start], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def run(cfg: DictConfig) -> int:
-        runs.append(cfg)
-        if cfg.seed == 1:
-            raise RunError("loss is nan at step 3.")
-        return 0
-
-    monkeypatch.setattr(sys.modules["newllm.run"], "run", run)
-    assert train.main(["-m", "seed=1,2"]) == 1
-    assert len(runs) == 2
-    assert "newllm: loss is nan" in capfd.readouterr().err
-
-
-def test_an_interrupted_run_ends_the_sweep(runs: list[DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(cfg: DictConfig) -> int:
-        runs.append(cfg)
-        return 143
-
-    monkeypatch.setattr(sys.modules["newllm.run"], "run", run)
-    assert train.main(["-m", "seed=1,2"]) == 143
-    assert len(runs) == 1
+    assert train.main(["-m", "hydra/sweeper=basic", "seed=1,2", "hydra.sweep.dir=here"]) == 0
+    assert [len(start.runs) for start in started] == [2]
+    assert train.main(["-m", "hydra/sweeper=basic", "seed=2,13", "hydra.sweep.dir=here"]) == 1
+    assert [len(start.runs) for start in started] == [2, 1]
 
 
 # --- the console script ---------------------------------------------------------------------------------------------

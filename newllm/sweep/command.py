@@ -14,6 +14,7 @@ from newllm.config.grid import combinations
 from newllm.config.many import Composed, compose_many
 from newllm.config.overrides import Overrides, parse
 from newllm.errors import ConfigError
+from newllm.sweep.check import check
 from newllm.sweep.plan import Plan, plan
 from newllm.sweep.settings import Sweep
 
@@ -41,6 +42,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
     if request.settings.dry_run:
         show(request.plan(), whole=True)
         return 0
+    check(run.config for run in request.runs)
     own = request.folder / ".sweep"
     own.mkdir(parents=True, exist_ok=True)
     with FileLock(own / "lock"):  # two launchers must not both find a run free

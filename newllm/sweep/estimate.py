@@ -31,7 +31,7 @@ class Estimates:
             return next((int(r["params/total"]) for c, r in self._done if _same(c, config, PARTS)), None)
         key = json.dumps([config[part] for part in PARTS] + [config["data"]["seq_len"], vocabulary], sort_keys=True)
         if key not in self._parameters:
-            self._parameters[key] = _count(config, vocabulary)
+            self._parameters[key] = count_parameters(config, vocabulary)
         return self._parameters[key]
 
     def seconds(self, config: Mapping[str, Any]) -> float | None:
@@ -65,7 +65,8 @@ def _vocabulary(data: Mapping[str, Any]) -> int | None:
     return int(data["vocab_size"]) if data.get("tokenizer") in (None, "auto") and data.get("vocab_size") else None
 
 
-def _count(config: Mapping[str, Any], vocabulary: int) -> int:
+def count_parameters(config: Mapping[str, Any], vocabulary: int) -> int:
+    """Parameters of the model with so many tokens, built without memory; ConfigError if it cannot be built."""
     import torch
     from omegaconf import OmegaConf
 
@@ -84,8 +85,9 @@ def _work(config: Mapping[str, Any]) -> float:
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], parts: Iterable[str]) -> bool:
-    return all(_seedless(one.get(part)) == _seedless(other.get(part)) for part in parts)
+    return all(seedless(one.get(part)) == seedless(other.get(part)) for part in parts)
 
 
-def _seedless(value: Any) -> Any:
-    return {k: _seedless(v) for k, v in value.items() if k != "seed"} if isinstance(value, Mapping) else value
+def seedless(value: Any) -> Any:
+    """A node without its seeds, however deep they are."""
+    return {k: seedless(v) for k, v in value.items() if k != "seed"} if isinstance(value, Mapping) else value
