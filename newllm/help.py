@@ -1,5 +1,8 @@
 """The page behind `newllm train --help`, made from the YAML files themselves."""
 
+import json
+from typing import Any
+
 from newllm.config.catalog import Catalog
 
 _USAGE = """\
@@ -11,7 +14,7 @@ Examples
   newllm train                                                  the default run, minutes on a laptop's CPU
   newllm train pos_encoding=alibi attention=mla kv_dim=64       other choices, another axis value
   newllm train data=text data.path=FILE_OR_FOLDER               your own text
-  newllm train -m pos_encoding=rope,alibi seed=1,2,3            a sweep: six runs
+  newllm train -m pos_encoding=rope,alibi seeds=3               a sweep: six runs; with dry_run=true, their plan
   newllm train attention=mla --cfg job                          show the configuration, run nothing"""
 
 _FLAGS = """\
@@ -33,11 +36,17 @@ def page(catalog: Catalog) -> str:
         for name in names:
             mark = "*" if name in chosen else " "
             lines.append(f"   {mark} {name:<16} {_short(catalog.describe(group, name))}".rstrip())
-    lines += ["", "Axes (root keys that choices refer to)"]
-    for axis, value in catalog.axes.items():
-        shown = "null" if value is None else value
-        lines.append(f"  {axis + '=' + str(shown):<20} {catalog.axis_comments.get(axis, '')}".rstrip())
+    lines += ["", "Axes (root keys that choices refer to)", *_keys(catalog.axes, catalog)]
+    lines += ["", "Sweeps (with -m; no part of a run)", *_keys(catalog.sweep_options, catalog)]
+    lines.append(f"  {'hydra/launcher=local':<20} where runs are done: {', '.join(catalog.launchers)}")
     return "\n".join([*lines, "", _FLAGS])
+
+
+def _keys(keys: dict[str, Any], catalog: Catalog) -> list[str]:
+    typed = {
+        key: json.dumps(value) if value is None or isinstance(value, bool) else value for key, value in keys.items()
+    }
+    return [f"  {f'{key}={value}':<20} {catalog.comments.get(key, '')}".rstrip() for key, value in typed.items()]
 
 
 def _short(text: str, width: int = 100) -> str:

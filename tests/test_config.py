@@ -279,7 +279,7 @@ def test_composition_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_catalog_reads_the_files_alone() -> None:
     assert Catalog((shipped(),)).axes["theta"] == 10000.0
-    assert CATALOG.axis_comments["theta"]
+    assert CATALOG.comments["theta"]
 
 
 def test_an_experiment_says_nothing_of_what_the_command_line_left_out():

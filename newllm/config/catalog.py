@@ -60,15 +60,20 @@ class Catalog:
         return {k: v for k, v in self._root.items() if k not in ("defaults", "hydra") and not isinstance(v, dict)}
 
     @cached_property
-    def sweep_options(self) -> tuple[str, ...]:
-        """The keys of the node `sweep`, which may be typed without it."""
-        return tuple(key for key in self._root["sweep"] if key != "_target_")
+    def sweep_options(self) -> dict[str, Any]:
+        """Key of the node `sweep`, which may be typed without it -> default value."""
+        return {key: value for key, value in self._root["sweep"].items() if key != "_target_"}
 
     @cached_property
-    def axis_comments(self) -> dict[str, str]:
-        """Root axis -> the comment beside it in train.yaml."""
+    def launchers(self) -> list[str]:
+        """The options of hydra/launcher."""
+        return sorted({file.stem for folder in self.folders for file in folder.glob("hydra/launcher/*.yaml")})
+
+    @cached_property
+    def comments(self) -> dict[str, str]:
+        """Root axis or option of the sweep -> the comment beside it in train.yaml."""
         text = (self.folders[-1] / "train.yaml").read_text()
-        return {name: said.strip() for name, said in re.findall(r"^(\w+):[^#\n]*#(.*)$", text, re.MULTILINE)}
+        return {name: said.strip() for name, said in re.findall(r"^ *(\w+):[^#\n]*#(.*)$", text, re.MULTILINE)}
 
     def describe(self, group: str, option: str) -> str:
         """The first comment of an option's file that is not an instruction to Hydra."""

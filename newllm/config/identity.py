@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.axes import nodes, used_axes
+from newllm.config.axes import axes, nodes, used_axes
 from newllm.errors import ConfigError
 
 SCHEMA = 1  # raised when the same configuration comes to mean other numbers
@@ -27,7 +27,8 @@ def effective(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration can't be resolved: {str(error).splitlines()[0]}.") from error
     assert isinstance(plain, dict)
-    kept = {*nodes(cfg), *used_axes(cfg), "choices", "overrides"}
+    # A frozen configuration has values in place of references; of axes it has those that are used.
+    kept = {*nodes(cfg), *(used_axes(cfg) or axes(cfg)), "choices", "overrides"}
     return _sorted({str(key): value for key, value in plain.items() if key in kept})
 
 

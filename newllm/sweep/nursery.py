@@ -1,0 +1,174 @@
+"""A process that has imported everything once and forks a worker for each run: `python -P -m newllm.sweep.nursery`.
+
+It reads requests from stdin and answers on stdout, a JSON object a line:
+
+    {"id": 3, "run": PATH, "env": {"CUDA_VISIBLE_DEVICES": "1"}}   fork a worker for this run directory
+    {"id": 3, "signal": 15}                                        send its process this signal; 9: all it started too
+    -> {"id": 3, "pid": 4711}                                      it has begun
+    -> {"id": 3, "status": 0}                                      it has ended: its exit status, or minus the signal
+
+The end of stdin says that the launcher is gone: workers are asked to save and end, and killed after PATIENCE seconds.
+Workers notice the same of this process by the end of a pipe. It keeps to one thread and away from CUDA, since
+neither survives a fork.
+"""
+
+import faulthandler
+import gc
+import json
+import os
+import selectors
+import signal
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+PATIENCE = 30.0  # seconds from the request to end to SIGKILL
+STDERR = "stderr.log"  # in the run directory: what no other file holds, such as a crash of the interpreter
+
+
+class Nursery:
+    """Reads requests from the descriptor `requests`, writes answers to `answers`."""
+
+    def __init__(self, requests: int, answers: int) -> None:
+        self._requests, self._answers = requests, answers
+        self._unread = b""
+        self._children: dict[int, tuple[int, Path]] = {}  # pid -> (id, run directory)
+        self._deadline: float | None = None  # set when the launcher has gone
+        self._lifeline, self._held = os.pipe()  # workers read the first; only this process holds the second
+        self._wake, wake = os.pipe()
+        for end in (self._wake, wake):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self._own = (requests, answers, self._held, self._wake, wake)
+
+    def serve(self) -> None:
+        """Until stdin and all workers have ended."""
+        with selectors.DefaultSelector() as self._selector:
+            self._selector.register(self._requests, selectors.EVENT_READ)
+            self._selector.register(self._wake, selectors.EVENT_READ)
+            while self._deadline is None or self._children:
+                for key, _ in self._selector.select(None if self._deadline is None else 1.0):
+                    if key.fd == self._wake:
+                        os.read(self._wake, 4096)
+                    else:
+                        self._read()
+                self._reap()
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    for pid in self._children:
+                        send_signal(pid, signal.SIGKILL)
+
+    def _read(self) -> None:
+        got = os.read(self._requests, 1 << 16)
+        if not got:
+            self._selector.unregister(self._requests)
+            self._deadline = time.monotonic() + PATIENCE
+            for pid in self._children:
+                send_signal(pid, signal.SIGTERM)
+            return
+        *lines, self._unread = (self._unread + got).split(b"\n")
+        for line in lines:
+            self._obey(json.loads(line))
+
+    def _obey(self, request: dict[str, Any]) -> None:
+        if "signal" in request:
+            for pid, (number, _) in self._children.items():
+                if number == request["id"]:
+                    send_signal(pid, request["signal"])
+            return
+        run = Path(request["run"])
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                status = self._work(run, request["env"])
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                with suppress(OSError, ValueError):
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                os._exit(status)
+        self._children[pid] = (request["id"], run)
+        self._answer({"id": request["id"], "pid": pid})
+
+    def _work(self, run: Path, env: dict[str, str]) -> int:
+        """In the worker: away from everything that is the nursery's, then the run."""
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_DFL)
+        self._selector.close()
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)  # stdout goes nowhere already: train.log has it
+        os.dup2(os.open(run / STDERR, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), 2)
+        for descriptor in self._own:
+            if descriptor > 2:
+                os.close(descriptor)
+        faulthandler.enable(file=2)
+        os.environ.update(env)
+        sys.orig_argv[1:] = ["-P", "-m", "newllm.sweep.worker", str(run)]  # what does the same, for environment.json
+        threading.Thread(target=_end_with_nursery, args=(self._lifeline,), daemon=True).start()
+
+        from newllm.sweep.worker import work
+
+        return work(run)
+
+    def _reap(self) -> None:
+        for pid in list(self._children):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended:
+                continue
+            number, run = self._children.pop(pid)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)  # processes that it started and left behind
+            with suppress(OSError):
+                if not (run / STDERR).stat().st_size:
+                    (run / STDERR).unlink()
+            self._answer({"id": number, "status": os.waitstatus_to_exitcode(status)})
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        with suppress(BrokenPipeError):  # the launcher is gone, which the end of stdin says too
+            os.write(self._answers, json.dumps(answer).encode() + b"\n")
+
+
+def send_signal(pid: int, signum: int) -> None:
+    """SIGKILL goes to all that the worker has started, any other signal to the worker, which knows what to do."""
+    with suppress(ProcessLookupError, PermissionError):
+        if signum == signal.SIGKILL:
+            os.killpg(pid, signum)
+        else:
+            os.kill(pid, signum)
+
+
+def _end_with_nursery(lifeline: int) -> None:
+    """In a thread of the worker: the nursery's death is a request to save and end, and then an order."""
+    os.read(lifeline, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> NoReturn:
+    answers = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that prints can get between the answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    import torch._dynamo  # noqa: F401  what torch's optimizers load at their first step; a second for each run otherwise
+
+    import newllm.run  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # workers share these pages as long as no collection touches them
+    Nursery(0, answers).serve()
+    os._exit(0)  # there is nothing to flush, and taking torch down takes a while
+
+
+if __name__ == "__main__":
+    main()

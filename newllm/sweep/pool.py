@@ -1,0 +1,186 @@
+"""Which run starts when: a queue, the slots, and what is done about runs that fail. Knows no processes."""
+
+import signal
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from newllm.errors import ConfigError, RunError
+from newllm.results.run_directory import RunDirectory
+from newllm.sweep.fate import Fate, after_end, before_start, note
+from newllm.sweep.policy import Policy
+from newllm.sweep.slots import Grant, Slots, demand
+
+TICK = 1.0  # seconds between two looks at the clock
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker has ended: its exit status, minus the signal that killed it, None where nobody can tell."""
+
+    number: int
+    status: int | None
+
+
+class Workers(Protocol):
+    """Processes that do runs."""
+
+    def start(self, number: int, run: Path, environment: Mapping[str, str]) -> None:
+        """Begin; RunError if there is no way to."""
+
+    def signal(self, number: int, signum: int) -> None: ...
+
+    def wait(self, seconds: float) -> Iterable[Ended]:
+        """The workers that have ended, as soon as there is one, at `wake()`, or when the time is up."""
+
+    def wake(self) -> None:
+        """End `wait` at once; may be called from a signal handler."""
+
+
+class Watcher(Protocol):
+    """Someone who is told what happens."""
+
+    def started(self, run: Path) -> None: ...
+    def ended(self, run: Path, fate: Fate, error: str | None, again: bool) -> None:
+        """`again`: it has gone back to the queue."""
+
+    def note(self, text: str) -> None: ...
+    def tick(self, waiting: int) -> None:
+        """Called about once a second with the number of runs not yet begun."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    run: RunDirectory
+    grant: Grant
+
+
+class Pool:
+    """Runs are started in their order, each as soon as there is room; `run()` returns when none is left."""
+
+    def __init__(
+        self,
+        runs: Sequence[Path],
+        slots: Slots,
+        workers: Workers,
+        policy: Policy,
+        watcher: Watcher,
+        threads: Mapping[str, int] | None = None,
+    ) -> None:
+        self.fates: dict[Path, Fate] = {}
+        self.stopped_by: int | None = None
+        self._queue = deque(RunDirectory(run) for run in runs)
+        self._slots, self._workers, self._policy, self._watcher = slots, workers, policy, watcher
+        self._threads = threads or {}  # run's name -> threads that it had before
+        self._running: dict[int, _Job] = {}
+        self._attempts: Counter[Path] = Counter()
+        self._asked: deque[int] = deque()
+        self._halted = False
+        self._proved = not policy.canary
+        self._number = 0
+
+    def run(self) -> int:
+        """Do the runs; returns 0 if all are done, 128 + n after signal n, else 1."""
+        self._fill()
+        while self._running:
+            ends = list(self._workers.wait(TICK))
+            for end in ends:
+                self._end(end)
+            self._fill()
+            self._watcher.tick(len(self._queue))
+        if all(fate == "done" for fate in self.fates.values()) and not self._queue:
+            return 0
+        return 1 if self.stopped_by is None else 128 + self.stopped_by
+
+    def stop(self, signum: int) -> None:
+        """Start nothing more and let the running ones save and end; a second SIGINT kills them. For signal
+        handlers: it only notes the wish."""
+        self._asked.append(signum)
+        self._workers.wake()
+
+    def _obey(self) -> None:
+        while self._asked:
+            signum = self._asked.popleft()
+            if self.stopped_by is None:
+                self.stopped_by = signum
+                name = signal.Signals(signum).name
+                self._halt(f"{name}: no more runs start, {len(self._running)} save and end. Ctrl-C kills them at once.")
+            elif signum == signal.SIGINT:
+                self._watcher.note("Killed; their last checkpoints stay.")
+                self._signal_all(signal.SIGKILL)
+
+    def _halt(self, why: str) -> None:
+        self._watcher.note(why)
+        self._halted = True
+        self._signal_all(signal.SIGTERM)
+
+    def _signal_all(self, signum: int) -> None:
+        for number in self._running:
+            self._workers.signal(number, signum)
+
+    def _fill(self) -> None:
+        """Start runs from the head of the queue while there is room."""
+        self._obey()
+        while self._queue and not self._halted and not self._slots.full and (self._proved or not self._running):
+            run = self._queue[0]
+            fate, error = before_start(run)
+            if fate == "queued":
+                try:
+                    want = demand(run.config(), bool(self._slots.gpus))
+                except ConfigError as refusal:
+                    fate, error = "failed", str(refusal)
+                    note(run, fate, error)
+            if fate != "queued":
+                self._close(self._queue.popleft(), fate, error)
+                continue
+            if want.threads is None:
+                want = replace(want, threads=self._threads.get(run.path.name))
+            grant = self._slots.take(want)
+            if grant is None:
+                return
+            self._start(self._queue.popleft(), grant)
+
+    def _start(self, run: RunDirectory, grant: Grant) -> None:
+        self._number += 1
+        try:
+            self._workers.start(self._number, run.path, grant.environment())
+        except RunError as error:
+            self._slots.give(grant)
+            self._queue.appendleft(run)
+            self._halt(str(error))
+            return
+        self._running[self._number] = _Job(run, grant)
+        self._attempts[run.path] += 1
+        self._watcher.started(run.path)
+
+    def _end(self, end: Ended) -> None:
+        job = self._running.pop(end.number)
+        self._slots.give(job.grant)
+        run = job.run
+        fate, error = after_end(run, end.status, self._halted)
+        lost = end.status is None and fate in ("queued", "interrupted")  # with the process that had forked its worker
+        refused = end.status == ConfigError.exit_status
+        again = lost or (fate == "failed" and not refused and self._attempts[run.path] <= self._policy.retries)
+        if self._halted or not again:
+            self._close(run, fate, error)
+            return
+        note(run, "queued", error)
+        self._watcher.ended(run.path, fate, error, again=True)
+        if lost or not self._proved:
+            self._attempts[run.path] -= lost
+            self._queue.appendleft(run)
+        else:  # what failed for want of memory may fare better among other neighbours
+            self._queue.append(run)
+
+    def _close(self, run: RunDirectory, fate: Fate, error: str | None) -> None:
+        self.fates[run.path] = fate
+        self._watcher.ended(run.path, fate, error, again=False)
+        if fate == "done":
+            self._proved = True
+        elif fate == "failed" and not self._halted:
+            if not self._proved:
+                self._halt("The first run has failed, so that the others do not start (canary).")
+            elif self._policy.fail_fast:
+                self._halt(f"A run has failed: no more start, {len(self._running)} save and end (fail_fast).")

@@ -1,0 +1,167 @@
+"""What runs run on: GPUs, or groups of CPU cores, and how much of them one run takes."""
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from newllm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one run asks for.
+
+    Args:
+        devices: processes of the run; on a GPU machine each has a GPU of its own.
+        threads: CPU threads of all its processes together; None leaves the number to the launcher.
+    """
+
+    gpu: bool = False
+    devices: int = 1
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What one run has been given: GPUs by their CUDA names, or units of CPU cores."""
+
+    threads: int
+    units: int = 0
+    gpus: tuple[str, ...] = ()
+    hide_gpus: bool = False
+
+    def environment(self) -> dict[str, str]:
+        """The variables that hold a worker to its grant."""
+        shown = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus or self.hide_gpus else {}
+        return {"OMP_NUM_THREADS": str(self.threads), **shown}
+
+
+def demand(config: Mapping[str, Any], gpus: bool) -> Demand:
+    """What the run of this effective configuration asks for on a machine with or without `gpus`.
+
+    Raises ConfigError if it names one GPU: which one is the launcher's to say.
+    """
+    runtime, trainer = config.get("runtime") or {}, config.get("trainer") or {}
+    device, threads, devices = runtime.get("device", "auto"), runtime.get("threads", "auto"), trainer.get("devices", 1)
+    if gpus and str(device).startswith("cuda:") and device != "cuda:0":
+        raise ConfigError(
+            f"runtime.device={device} names one GPU, while a launcher gives each run its own; leave runtime.device out "
+            f"and type CUDA_VISIBLE_DEVICES={str(device)[5:]} before the command to use that one only"
+        )
+    return Demand(
+        gpu=gpus and (device == "auto" or str(device).startswith("cuda")),
+        devices=devices if isinstance(devices, int) and devices > 0 else 1,
+        threads=threads if isinstance(threads, int) else None,
+    )
+
+
+class Slots:
+    """The free part of a machine. A run on GPUs takes shares of them, any other run units of CPU cores.
+
+    Args:
+        cores: CPU cores this process may use.
+        gpus: CUDA names of the GPUs this process may use.
+        runs: how many runs there are to do.
+        slots: runs at once; "auto": a GPU's share or a group of `threads` cores each.
+        threads: CPU threads of a run; "auto": the cores, shared out among the runs at once.
+        jobs_per_gpu: runs that share a GPU.
+    """
+
+    def __init__(
+        self,
+        cores: int,
+        gpus: tuple[str, ...],
+        runs: int,
+        slots: int | Literal["auto"] = "auto",
+        threads: int | Literal["auto"] = "auto",
+        jobs_per_gpu: int = 1,
+    ) -> None:
+        for name, value in (("slots", slots), ("threads", threads), ("jobs_per_gpu", jobs_per_gpu)):
+            if value != "auto" and value < 1:
+                raise ConfigError(f"hydra.launcher.{name} must be at least 1; {value} was given")
+        shares = len(gpus) * jobs_per_gpu if gpus else cores // (1 if threads == "auto" else threads)
+        self.count = max(1, min(shares, runs) if slots == "auto" else slots)
+        self.threads = max(1, cores // min(self.count, max(runs, 1))) if threads == "auto" else threads
+        self.gpus = gpus
+        self._units = self.count
+        self._shares = dict.fromkeys(gpus, jobs_per_gpu)
+
+    @property
+    def full(self) -> bool:
+        """Nothing at all is free."""
+        return self._units == 0
+
+    def take(self, want: Demand) -> Grant | None:
+        """A part of the machine for one run, None while there is not enough. A run that asks for more than there
+        is gets all of it."""
+        if want.gpu:
+            threads = want.threads or self.threads * want.devices
+            number = min(want.devices, len(self.gpus))
+            units = min(number, self.count)
+            chosen = sorted((gpu for gpu in self.gpus if self._shares[gpu]), key=lambda gpu: -self._shares[gpu])
+            if units > self._units or len(chosen) < number:
+                return None
+            grant = Grant(threads, units, tuple(chosen[:number]))
+        else:
+            threads = want.threads or max(self.threads, want.devices)
+            units = min(-(-max(threads, want.devices) // self.threads), self.count)
+            if units > self._units:
+                return None
+            grant = Grant(threads, units, hide_gpus=bool(self.gpus))
+        self._units -= grant.units
+        for gpu in grant.gpus:
+            self._shares[gpu] -= 1
+        return grant
+
+    def give(self, grant: Grant) -> None:
+        """Take back what a run no longer needs."""
+        self._units += grant.units
+        for gpu in grant.gpus:
+            self._shares[gpu] += 1
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus(
+    environment: Mapping[str, str] | None = None, listing: Callable[[], str] | None = None
+) -> tuple[str, ...]:
+    """CUDA names of the GPUs this process may use: the entries of CUDA_VISIBLE_DEVICES as they stand (numbers,
+    UUIDs, MIG instances), else what nvidia-smi lists. CUDA itself is not touched, so that workers can be forked."""
+    given = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return _listed((listing or _nvidia_smi)())
+    names: list[str] = []
+    for name in (entry.strip() for entry in given.split(",")):
+        if not name or name.startswith("-") or name == "NoDevFiles":  # CUDA ignores what follows such an entry
+            break
+        names.append(name)
+    return tuple(dict.fromkeys(names))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """From the lines of ``nvidia-smi -L``: a GPU by its number, or by the UUIDs of its MIG instances."""
+    names: list[str] = []
+    mig = False  # has the latest GPU instances?
+    for line in text.splitlines():
+        if line.startswith("GPU "):
+            number = line[4:].partition(":")[0]
+            names.append(number)
+            mig = False
+        elif line.strip().startswith("MIG ") and "UUID: " in line:
+            if not mig:
+                names.pop()
+            mig = True
+            names.append(line.partition("UUID: ")[2].rstrip(") \n"))
+    return tuple(names)
+
+
+def _nvidia_smi() -> str:
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,177 @@
+"""The pool's workers: children of a nursery, which is started again if it dies."""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from newllm.errors import RunError
+from newllm.results.atomic import write_text
+from newllm.sweep.nursery import send_signal
+from newllm.sweep.pool import Ended
+
+DEATHS = 3  # of nurseries in a row, no worker having ended in between, before there is no more trying
+PATIENCE = 35.0  # seconds for the workers of a dead nursery; they kill themselves a little before
+
+
+class NurseryWorkers:
+    """Starts the nursery at once, so that it can import while the sweep is being prepared.
+
+    Args:
+        environment: of the nursery and, with what each run adds, of the workers.
+        log: where a nursery that has died leaves what it wrote to stderr.
+    """
+
+    say: Callable[[str], None]  # told in a sentence when the nursery has died
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        # More threads than one would already be there when workers are forked; they get their number then.
+        self._environment = {**environment, "OMP_NUM_THREADS": "1"}
+        self._log, self.say = log, print
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+        self._deaths = 0
+        self._pids: dict[int, int | None] = {}  # id -> process, once there is one
+        self._orphans: dict[int, tuple[int, float]] = {}  # of a dead nursery: id -> process, when it is to be killed
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
+        self._unread = b""
+        self._selector = selectors.DefaultSelector()
+        self._begin()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the nursery; workers that still run save and end."""
+        with suppress(BrokenPipeError):
+            assert self._nursery.stdin is not None
+            self._nursery.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._nursery.wait(PATIENCE)
+        self._selector.close()
+        os.close(self._woken)
+        os.close(self._waker)
+        self._stderr.close()
+
+    def start(self, number: int, run: Path, environment: Mapping[str, str]) -> None:
+        if self._dead:
+            if self._deaths >= DEATHS:
+                raise RunError(f"The process that starts runs has died {DEATHS} times{self._why()}")
+            self._begin()
+        self._pids[number] = None
+        self._send({"id": number, "run": str(run.resolve()), "env": dict(environment)})
+
+    def signal(self, number: int, signum: int) -> None:
+        if not (self._ready or self._dead):  # it imports, and would hear of it only when it has done so
+            self._nursery.kill()
+            return
+        self._send({"id": number, "signal": int(signum)})
+        if number in self._orphans:
+            send_signal(self._orphans[number][0], signum)
+
+    def wake(self) -> None:
+        with suppress(OSError):  # full: it has been woken
+            os.write(self._waker, b".")
+
+    def wait(self, seconds: float) -> list[Ended]:
+        if ends := self._bury():
+            return ends
+        for key, _ in self._selector.select(min(seconds, 0.1) if self._orphans else seconds):
+            if key.fd == self._woken:
+                os.read(self._woken, 4096)
+                continue
+            got = os.read(key.fd, 1 << 16)
+            if not got:
+                return [*ends, *self._mourn()]
+            *lines, self._unread = (self._unread + got).split(b"\n")
+            self._ready = True
+            for line in lines:
+                answer = json.loads(line)
+                if "pid" in answer:
+                    self._pids[answer["id"]] = answer["pid"]
+                else:
+                    del self._pids[answer["id"]]
+                    self._deaths = 0
+                    ends.append(Ended(answer["id"], answer["status"]))
+        return ends
+
+    def _begin(self) -> None:
+        self._nursery = subprocess.Popen(
+            [sys.executable, "-P", "-m", "newllm.sweep.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=self._environment,
+            start_new_session=True,
+            bufsize=0,
+        )
+        self._dead, self._ready, self._unread = False, False, b""
+        self._selector.close()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        assert self._nursery.stdout is not None
+        self._selector.register(self._nursery.stdout.fileno(), selectors.EVENT_READ)
+
+    def _send(self, request: Mapping[str, object]) -> None:
+        assert self._nursery.stdin is not None
+        with suppress(BrokenPipeError):  # it has died, as `wait` will see
+            self._nursery.stdin.write(json.dumps(request).encode() + b"\n")
+
+    def _mourn(self) -> list[Ended]:
+        """The nursery is dead. Its workers have noticed by the end of their pipe, and have some time to save; those
+        that it had not begun yet have ended."""
+        status = self._nursery.wait()
+        self._dead = True
+        self._deaths += 1
+        self._selector.close()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        deadline = time.monotonic() + PATIENCE
+        self._orphans |= {number: (pid, deadline) for number, pid in self._pids.items() if pid is not None}
+        unborn = [Ended(number, None) for number, pid in self._pids.items() if pid is None]
+        self._pids.clear()
+        next_steps = "runs under way save and go on in a new one" if self._orphans else "another one may do better"
+        if status == -signal.SIGKILL and not self._ready:  # our own doing, most likely
+            return unborn
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        self.say(f"The process that starts runs {how}; {next_steps}.")
+        return unborn
+
+    def _why(self) -> str:
+        """The last line on stderr of nurseries that died, and where all of it is."""
+        self._stderr.seek(0)
+        text = self._stderr.read().decode(errors="replace").strip()
+        if not text:
+            return ""
+        write_text(self._log, text + "\n")
+        return f" ({text.splitlines()[-1]}); {self._log} tells more"
+
+    def _bury(self) -> list[Ended]:
+        """Those of dead nurseries' workers that have ended by now."""
+        for pid, deadline in self._orphans.values():
+            if time.monotonic() > deadline:
+                send_signal(pid, signal.SIGKILL)
+        ended = [number for number, (pid, _) in self._orphans.items() if not _alive(pid)]
+        for number in ended:
+            del self._orphans[number]
+        return [Ended(number, None) for number in ended]
+
+
+def _alive(pid: int) -> bool:
+    """Does a process that is nobody's child here still run? One that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    return True

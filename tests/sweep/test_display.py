@@ -1,0 +1,95 @@
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from newllm.results import RunDirectory
+from newllm.sweep.display import Display
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"tiny-{encoding}-mha-s1-0000000{i}" for i, encoding in enumerate(("rope", "alibi", "nope"))]
+    for path in paths:
+        RunDirectory(path).freeze({})
+    return paths
+
+
+def test_elsewhere_each_start_and_end_is_a_line_and_a_summary_follows(
+    runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    display = Display(runs[0].parent, runs)
+    with display.shown(2):
+        for run in runs:
+            display.started(run)
+        RunDirectory(runs[0]).write_results({"val/ppl": 123.4})
+        display.ended(runs[0], "done", None, again=False)
+        display.ended(runs[1], "failed", "the loss is nan", again=True)
+        display.ended(runs[1], "failed", "the loss is nan", again=False)
+        display.ended(runs[2], "interrupted", None, again=False)
+    lines = capsys.readouterr().out.splitlines()
+    folder = runs[0].parent
+    assert lines == [
+        f"3 runs, 2 at once, in {folder}",
+        "start  rope",
+        "start  alibi",
+        "start  nope",
+        "done   rope after 0:00, val/ppl 123.4",
+        "again  alibi, which failed: the loss is nan",
+        "failed alibi after 0:00: the loss is nan",
+        "interrupted nope after 0:00",
+        "3 runs in 0:00: 1 done, 1 failed, 1 interrupted.",
+        f"  failed: alibi: the loss is nan ({runs[1]})",
+        "The same command goes on from here.",
+        f"Next: newllm status {folder}",
+        f"      newllm report {folder}",
+    ]
+
+
+def test_a_terminal_shows_how_far_each_run_is(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    display = Display(runs[0].parent, runs)
+    with display.shown(2):
+        display.started(runs[0])
+        progress = {"step": 1250, "steps": 5000, "epoch": 0, "loss": 4.5678, "tokens_per_second": 34567.8}
+        RunDirectory(runs[0]).update_status(state="running", progress=progress)
+        display.tick(waiting=2)
+    shown = terminal.getvalue()
+    for text in ("rope", "training", "1,250/5,000", "4.568", "34,568", "0 done, 1 running, 2 queued"):
+        assert text in shown
+
+
+def test_ten_thousand_queued_runs_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"tiny-rope-s{i}-{i:08x}" for i in range(10_000)]  # not one of them is there
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    read: list[Path] = []
+    monkeypatch.setattr(RunDirectory, "status", lambda self: read.append(self.path) or {})
+    display = Display(tmp_path, paths)
+    with display.shown(2):
+        display.started(paths[0])
+        display.tick(waiting=9_999)
+    assert set(read) == {paths[0]}
+
+
+def test_a_closed_terminal_ends_no_sweep(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(Terminal):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    display = Display(runs[0].parent, runs)
+    with display.shown(2):
+        display.started(runs[0])
+        display.tick(waiting=2)
+        display.ended(runs[0], "failed", "the loss is nan", again=False)
+        display.note("SIGHUP")
+        display.tick(waiting=2)

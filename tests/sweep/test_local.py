@@ -1,0 +1,186 @@
+"""The local launcher with real processes: what is done, what is lost, and what a second start makes good."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from frozen import freeze, repeatable, state
+
+from newllm.errors import ConfigError
+from newllm.results import RunDirectory
+from newllm.sweep.local import Local
+from newllm.sweep.policy import Policy
+from newllm.sweep.record import launches
+from newllm.sweep.worker import work
+
+SLOW = {"_target_": "frozen.Slow"}
+LAUNCH = """
+import sys
+from pathlib import Path
+from newllm.sweep.local import Local
+from newllm.sweep.policy import Policy
+sweep, *runs = map(Path, sys.argv[1:])
+sys.exit(Local(slots=2).start(sweep, runs, Policy()))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_test_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """undisturbed(seed): that run, done in this process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    def do(seed: int) -> Path:
+        run = folder / str(seed)
+        if not run.exists():
+            assert work(freeze(run, seed)) == 0
+        return run
+
+    return do
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.01)
+
+
+def in_training(run: Path) -> bool:
+    metrics = run / "metrics.jsonl"
+    return metrics.exists() and metrics.read_bytes().count(b"\n") >= 3
+
+
+def nursery_of(launcher: int) -> int:
+    """The process that forks the runs of this launcher."""
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == launcher and b"newllm.sweep.nursery" in (process / "cmdline").read_bytes():
+                    return int(process.name)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    raise AssertionError(f"process {launcher} has no nursery")
+
+
+def test_runs_equal_those_of_this_process_and_bad_ones_cost_themselves_alone(
+    tmp_path: Path, undisturbed: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "a sweep's folder"
+    good = [freeze(sweep / f"tiny-s{seed}-0000000{seed}", seed) for seed in (1, 2)]
+    killed = freeze(sweep / "tiny-s3-00000003", 3, logger={"_target_": "frozen.Killed"})
+    broken = freeze(sweep / "tiny-s4-00000004", 4, eval={"broken": {"_target_": "frozen.Broken"}})
+    assert Local(slots=2).start(sweep, [killed, broken, *good], Policy()) == 1
+
+    for seed, run in enumerate(good, 1):
+        assert state(run)["state"] == "done"
+        assert repeatable(run) == repeatable(undisturbed(seed))
+        assert not (run / "stderr.log").exists()
+    assert state(killed)["state"] == "failed"
+    assert "killed by SIGKILL, as the system does when memory runs out" in state(killed)["error"]
+    assert state(broken)["state"] == "failed"
+    assert state(broken)["error"] == "KeyError: 'head_dim'"
+    assert 'raise KeyError("head_dim")' in state(broken)["traceback"]
+
+    (launch,) = launches(sweep)
+    assert not launch["alive"]
+    assert Local(**launch["launcher"]).slots == 2
+    assert not (sweep / ".sweep" / "nursery.log").exists()
+    printed = capfd.readouterr().out
+    assert f"failed: s4: KeyError: 'head_dim' ({broken / 'train.log'})" in printed
+    assert "4 runs in 0:" in printed
+    assert "2 done, 2 failed." in printed
+
+
+def test_a_killed_launcher_leaves_nothing_behind_and_a_second_start_makes_good(
+    tmp_path: Path, undisturbed: Callable[[int], Path]
+) -> None:
+    runs = [freeze(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2, 3)]
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCH, str(tmp_path), *map(str, runs)])
+    until(lambda: in_training(runs[0]) and in_training(runs[1]))
+    nursery = nursery_of(launcher.pid)
+    assert len(list(Path(f"/proc/{nursery}/task").iterdir())) == 1  # threads would not survive a fork
+    workers = [state(run)["pid"] for run in runs[:2]]
+    launcher.kill()
+    launcher.wait()
+    for pid in (nursery, *workers):
+        until(lambda pid=pid: not _alive(pid))
+    assert [state(run)["state"] for run in runs] == ["interrupted", "interrupted", "queued"]
+    assert all(state(run)["progress"]["step"] >= 3 for run in runs[:2])
+
+    for run in runs[:2]:
+        RunDirectory(run).freeze(RunDirectory(run).config())
+    assert Local(slots=2).start(tmp_path, runs, Policy()) == 0
+    for seed, run in enumerate(runs, 1):
+        assert repeatable(run) == repeatable(undisturbed(seed))
+        assert state(run)["attempt"] == (2 if seed < 3 else 1)
+
+
+def test_ctrl_c_lets_runs_save(tmp_path: Path) -> None:
+    runs = [freeze(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2, 3)]
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, str(tmp_path), *map(str, runs)], stdout=subprocess.PIPE, text=True
+    )
+    until(lambda: in_training(runs[0]) and in_training(runs[1]))
+    launcher.send_signal(signal.SIGINT)
+    printed, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 130
+    assert [state(run)["state"] for run in runs] == ["interrupted", "interrupted", "queued"]
+    assert all((run / "checkpoints" / "last.safetensors").exists() for run in runs[:2])
+    assert "SIGINT: no more runs start, 2 save and end." in printed
+    assert "0 done, 2 interrupted, 1 queued." in printed
+    assert "The same command goes on from here." in printed
+
+
+def test_without_the_process_that_forks_runs_go_on_in_a_new_one(
+    tmp_path: Path, undisturbed: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = [freeze(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2)]
+
+    def interfere() -> None:
+        until(lambda: all(map(in_training, runs)))
+        os.kill(nursery_of(os.getpid()), signal.SIGKILL)
+
+    thread = threading.Thread(target=interfere)
+    thread.start()
+    status = Local(slots=2).start(tmp_path, runs, Policy())
+    thread.join()
+    assert status == 0
+    assert "The process that starts runs was killed by SIGKILL" in capfd.readouterr().out
+    for seed, run in enumerate(runs, 1):
+        assert state(run)["attempt"] == 2
+        assert repeatable(run) == repeatable(undisturbed(seed))
+
+
+def test_a_sweep_that_cannot_begin_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    run = freeze(tmp_path / "s1", 1)
+    monkeypatch.setattr("newllm.sweep.local.snapshot", lambda sweep: tmp_path / "nothing")
+    (tmp_path / "nothing" / "newllm").mkdir(parents=True)
+    (tmp_path / "nothing" / "newllm" / "__init__.py").write_text("raise ImportError('no such machine')")
+    assert Local().start(tmp_path, [run], Policy()) == 1
+    assert state(run)["state"] == "queued"
+    printed = capfd.readouterr().out
+    assert "has died 3 times (ImportError: no such machine); " in printed
+
+
+def test_a_slot_less_launcher_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.slots must be at least 1; 0 was given"):
+        Local(slots=0)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,235 @@
+"""The pool's decisions, with workers that are only pretended; its processes are tested in test_local.py."""
+
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from newllm.errors import RunError
+from newllm.results import RunDirectory
+from newllm.sweep.policy import Policy
+from newllm.sweep.pool import Ended, Pool
+from newllm.sweep.slots import Slots
+
+KILLED = -signal.SIGKILL
+
+
+class Pretended:
+    """Workers that end in the order of their start, each as its run's name says; those told to stop save and end.
+
+    ``fails``: failed. ``fails_once``: failed at first. ``refused``: exit status 2. ``killed``: SIGKILL. Else done.
+    """
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.at_once = 0
+        self.environments: list[Mapping[str, str]] = []
+        self.on_start: dict[str, Callable[[], None]] = {}
+        self.refuses_after: int | None = None
+        self._woken = False
+        self._running: dict[int, tuple[RunDirectory, dict[int, bool]]] = {}
+
+    def start(self, number: int, run: Path, environment: Mapping[str, str]) -> None:
+        if self.refuses_after is not None and len(self.started) >= self.refuses_after:
+            raise RunError("The process that starts runs has died 3 times")
+        self.started.append(run.name)
+        self.environments.append(environment)
+        directory = RunDirectory(run)
+        directory.update_status(state="running")
+        self._running[number] = (directory, {})
+        self.at_once = max(self.at_once, len(self._running))
+        self.on_start.get(run.name, lambda: None)()
+
+    def signal(self, number: int, signum: int) -> None:
+        self._running[number][1][signum] = True
+
+    def wake(self) -> None:
+        self._woken = True
+
+    def wait(self, seconds: float) -> list[Ended]:
+        if self._woken:
+            self._woken = False
+            return []
+        told = [number for number, (_, signals) in self._running.items() if signals]
+        number = told[0] if told else next(iter(self._running))
+        run, signals = self._running.pop(number)
+        if signal.SIGKILL in signals:
+            return [Ended(number, KILLED)]
+        if signal.SIGTERM in signals:
+            run.end_attempt("interrupted")
+            return [Ended(number, 143)]
+        return [Ended(number, self._outcome(run))]
+
+    def _outcome(self, run: RunDirectory) -> int | None:
+        name = run.path.name
+        if name.startswith("killed"):
+            return KILLED
+        if name.startswith("lost") and self.started.count(name) == 1:
+            return None
+        if name.startswith("fails") and not (name.startswith("fails_once") and self.started.count(name) > 1):
+            run.end_attempt("failed", error="the loss is nan")
+            return 1
+        if name.startswith("refused"):
+            run.end_attempt("failed", error="no such file")
+            return 2
+        run.end_attempt("done")
+        return 0
+
+
+class Notes:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def started(self, run: Path) -> None: ...
+
+    def ended(self, run: Path, fate: str, error: str | None, again: bool) -> None:
+        self.lines.append(f"{run.name} {fate}{' again' * again}{f': {error}' if error else ''}")
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+    def tick(self, waiting: int) -> None: ...
+
+
+class Sweep:
+    """Frozen runs, pretended workers and the pool between them."""
+
+    def __init__(self, folder: Path, *names: str, slots: int = 2, policy: Policy | None = None) -> None:
+        self.runs = [folder / name for name in names]
+        for run in self.runs:
+            RunDirectory(run).freeze({"runtime": {"threads": "auto"}, "trainer": {}})
+        self.workers, self.notes = Pretended(), Notes()
+        room = Slots(cores=slots, gpus=(), runs=len(names), slots=slots)
+        self.pool = Pool(self.runs, room, self.workers, policy or Policy(), self.notes)
+
+    def state(self, name: str) -> str:
+        return str(RunDirectory(self.runs[0].parent / name).status()["state"])
+
+    def states(self) -> list[str]:
+        return [self.state(run.name) for run in self.runs]
+
+
+def test_all_runs_are_done_in_order_and_slots_are_never_exceeded(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, *"abcdefg", slots=3)
+    assert sweep.pool.run() == 0
+    assert sweep.workers.started == list("abcdefg")
+    assert sweep.workers.at_once == 3
+    assert sweep.states() == ["done"] * 7
+
+
+def test_a_failed_and_a_killed_run_cost_themselves_alone(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "a", "fails", "killed", "b", "c")
+    assert sweep.pool.run() == 1
+    assert sweep.states() == ["done", "failed", "failed", "done", "done"]
+    assert "killed by SIGKILL, as the system does when memory runs out" in RunDirectory(sweep.runs[2]).status()["error"]
+
+
+def test_failed_runs_are_tried_again_but_not_those_that_were_refused(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "fails", "fails_once", "refused", "killed", "a", slots=1, policy=Policy(retries=2))
+    assert sweep.pool.run() == 1
+    counts = {name: sweep.workers.started.count(name) for name in ("fails", "fails_once", "refused", "killed", "a")}
+    assert counts == {"fails": 3, "fails_once": 2, "refused": 1, "killed": 3, "a": 1}
+    assert sweep.states() == ["failed", "done", "failed", "failed", "done"]
+    assert sweep.workers.started.index("a") < 5  # what has failed goes behind what has not run yet
+
+
+def test_fail_fast_stops_starting_and_lets_the_others_save(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "fails", "a", "b", "c", policy=Policy(fail_fast=True))
+    assert sweep.pool.run() == 1
+    assert sweep.states() == ["failed", "interrupted", "queued", "queued"]
+
+
+def test_fail_fast_waits_for_the_retries(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "fails_once", "a", "b", policy=Policy(retries=1, fail_fast=True))
+    assert sweep.pool.run() == 0
+    assert sweep.states() == ["done"] * 3
+
+
+def test_the_canary_goes_first_and_alone(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "a", "b", "c", policy=Policy(canary=True))
+    alone: list[int] = []
+    sweep.workers.on_start["b"] = lambda: alone.append(sweep.states().count("done"))
+    assert sweep.pool.run() == 0
+    assert alone == [1]
+    assert sweep.workers.at_once == 2
+
+
+def test_nothing_starts_after_a_dead_canary(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "fails", "b", "c", policy=Policy(canary=True, retries=1))
+    assert sweep.pool.run() == 1
+    assert sweep.workers.started == ["fails", "fails"]
+    assert sweep.states() == ["failed", "queued", "queued"]
+
+
+def test_runs_that_are_no_longer_queued_are_left_alone(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "a", "b", "c", "d", "e", slots=1)
+
+    def meanwhile() -> None:
+        RunDirectory(sweep.runs[1]).update_status(state="interrupted", error="Cancelled before it began.")
+        RunDirectory(sweep.runs[2]).end_attempt("done")
+
+    sweep.workers.on_start["a"] = meanwhile
+    with RunDirectory(sweep.runs[3]).locked() as held:
+        held.update_status(state="running")
+        assert sweep.pool.run() == 1  # not all are done
+    assert sweep.workers.started == ["a", "e"]
+    assert "b interrupted: Cancelled before it began." in sweep.notes.lines
+    assert "d elsewhere" in sweep.notes.lines
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_lets_running_runs_save_and_leaves_the_rest_queued(
+    tmp_path: Path, signum: signal.Signals, status: int
+) -> None:
+    sweep = Sweep(tmp_path, "a", "b", "c", "d")
+    sweep.workers.on_start["c"] = lambda: sweep.pool.stop(signum)
+    assert sweep.pool.run() == status
+    assert sweep.states() == ["done", "interrupted", "interrupted", "queued"]
+
+
+def test_a_second_ctrl_c_kills_and_a_repeated_sigterm_does_not(tmp_path: Path) -> None:
+    for second, lines in ((signal.SIGINT, ["Killed; their last checkpoints stay."]), (signal.SIGTERM, [])):
+        sweep = Sweep(tmp_path / second.name, "a", "b")
+
+        def twice(sweep: Sweep = sweep, second: signal.Signals = second) -> None:
+            sweep.pool.stop(signal.SIGTERM)
+            sweep.pool.stop(second)
+
+        sweep.workers.on_start["b"] = twice
+        assert sweep.pool.run() == 143
+        assert sweep.states() == ["interrupted", "interrupted"]
+        assert [line for line in sweep.notes.lines if line.startswith("Killed")] == lines
+
+
+def test_runs_lost_with_the_process_that_forks_go_on_without_costing_a_retry(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "lost", "a")
+    assert sweep.pool.run() == 0
+    assert sweep.workers.started.count("lost") == 2
+
+
+def test_without_a_way_to_start_runs_the_rest_stays_queued(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "a", "b", "c")
+    sweep.workers.refuses_after = 1
+    assert sweep.pool.run() == 1
+    assert sweep.states() == ["interrupted", "queued", "queued"]
+    assert "The process that starts runs has died 3 times" in sweep.notes.lines
+
+
+def test_a_run_that_cannot_be_read_fails_alone(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "a", "b", "c")
+    (sweep.runs[0] / "config.yaml").write_text("[")
+    (sweep.runs[1] / "status.json").write_text("{")
+    assert sweep.pool.run() == 1
+    assert sweep.workers.started == ["c"]
+    assert sweep.state("a") == "failed"
+
+
+def test_runs_keep_the_threads_that_they_began_with(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "a", "b")
+    RunDirectory(sweep.runs[1]).freeze({"runtime": {"threads": 2}, "trainer": {}})
+    room = Slots(cores=4, gpus=(), runs=2)
+    assert Pool(sweep.runs, room, sweep.workers, Policy(), sweep.notes, {"a": 1, "b": 1}).run() == 0
+    assert [environment["OMP_NUM_THREADS"] for environment in sweep.workers.environments] == ["1", "2"]

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+from frozen import freeze, state
+
+from newllm.errors import RunError
+from newllm.results import RunDirectory
+from newllm.sweep.worker import sentence, work
+
+
+def test_a_frozen_run_is_done_once_and_keeps_its_configuration(tmp_path: Path) -> None:
+    run = freeze(tmp_path / "run", 1)
+    frozen = RunDirectory(run).config()
+    assert work(run) == 0
+    assert state(run)["state"] == "done"
+    assert RunDirectory(run).config() == frozen
+    log = (run / "train.log").read_text()
+    assert work(run) == 0
+    assert (run / "train.log").read_text() == log
+    assert state(run)["attempt"] == 1
+
+
+def test_a_refused_run_says_why_and_has_another_exit_status(tmp_path: Path) -> None:
+    run = freeze(tmp_path / "run", 1)
+    config = RunDirectory(run).config()
+    RunDirectory(run).freeze(config | {"runtime": config["runtime"] | {"device": "cuda:7"}})
+    assert work(run) == 2
+    assert state(run)["state"] == "failed"
+    assert "runtime.device=cuda:7 is not on this machine" in state(run)["error"]
+    assert state(run)["traceback"] is None
+
+
+def test_an_unexpected_exception_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(cfg: object) -> int:
+        raise ZeroDivisionError("division by zero")
+
+    run = freeze(tmp_path / "run", 1)
+    monkeypatch.setattr("newllm.run.run", broken)
+    assert work(run) == 1
+    assert state(run)["state"] == "failed"
+    assert state(run)["error"] == "ZeroDivisionError: division by zero"
+    assert 'raise ZeroDivisionError("division by zero")' in state(run)["traceback"]
+    assert state(run)["finished"]
+
+
+def test_an_unwritten_failure_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(cfg: object) -> int:
+        raise RunError("no space left for the token store")
+
+    run = freeze(tmp_path / "run", 1)
+    monkeypatch.setattr("newllm.run.run", broken)
+    assert work(run) == 1
+    assert (state(run)["error"], state(run)["traceback"]) == ("no space left for the token store", None)
+
+
+def test_a_run_in_other_hands_is_left_as_it_is(tmp_path: Path) -> None:
+    run = freeze(tmp_path / "run", 1)
+    with RunDirectory(run).locked() as held:
+        held.begin_attempt()
+        before = state(run)
+        assert work(run) == 2
+        assert state(run) == before
+
+
+def test_a_directory_without_a_frozen_run_is_refused(tmp_path: Path) -> None:
+    assert work(tmp_path / "nothing") == 2
+    assert "holds no frozen run" in state(tmp_path / "nothing")["error"]
+
+
+def test_errors_become_one_sentence() -> None:
+    assert sentence(KeyError("head_dim")) == "KeyError: 'head_dim'"
+    assert sentence(ValueError("one\ntwo")) == "ValueError: one"
+    assert sentence(AssertionError()) == "AssertionError"
+    out = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert "a smaller batch_size" in sentence(out)
