@@ -6,7 +6,12 @@ from pathlib import Path
 
 from newllm.sweep.snapshot import environment, snapshot
 
-_COPY = "import sys; from pathlib import Path; from newllm.sweep.snapshot import snapshot; print(snapshot(Path(sys.argv[1])))"
+_COPY = """
+import sys
+from pathlib import Path
+from newllm.sweep.snapshot import snapshot
+print(snapshot(Path(sys.argv[1])))
+"""
 _SAY = "import newllm; from newllm.config.catalog import shipped; print(newllm.__file__); print(shipped())"
 
 
@@ -18,7 +23,7 @@ def test_the_copy_is_what_runs_and_knows_where_it_comes_from(tmp_path: Path) -> 
     ).stdout.splitlines()
     assert [Path(line).is_relative_to(code) for line in said] == [True, True]
     again = subprocess.run(
-        [sys.executable, "-P", "-c", _COPY, str(tmp_path)],,
+        [sys.executable, "-P", "-c", _COPY, str(tmp_path)],
         env=environment(code), capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert again.stdout.strip() == str(code), "a copy of the copy is the same code"
