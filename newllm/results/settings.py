@@ -1,0 +1,93 @@
+"""Settings of runs as flat keys (``attention.kv_dim``), and which of them can make two runs differ."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from newllm.config.identity import NEVER_CHANGE_A_NUMBER
+
+Flat = dict[str, Any]
+
+
+class Settings:
+    """The flat settings of many effective configurations.
+
+    Keys of choices, of nodes that never change a number (runtime, logger) and root axes are not among them: what a
+    choice or an axis sets is in a node. Nodes that configurations share are looked at once.
+    """
+
+    def __init__(self, configs: Iterable[Mapping[str, Any]]) -> None:
+        self._flat: dict[int, Flat] = {}
+        self._kept: list[Any] = []  # keeps the nodes alive, so that their ids stay theirs
+        self.nodes: list[dict[str, Any]] = [
+            {str(k): v for k, v in config.items() if isinstance(v, Mapping) and k not in NEVER_CHANGE_A_NUMBER}
+            for config in configs
+        ]
+
+    def node(self, row: int, name: str) -> Flat:
+        """The flat settings of one node of one run, {} where the run has no such node."""
+        node = self.nodes[row].get(name)
+        if node is None:
+            return {}
+        if id(node) not in self._flat:
+            self._flat[id(node)] = flatten(node, name)
+            self._kept.append(node)
+        return self._flat[id(node)]
+
+    def row(self, row: int) -> Flat:
+        """All flat settings of one run."""
+        merged: Flat = {}
+        for name in self.nodes[row]:
+            merged |= self.node(row, name)
+        return merged
+
+    def identities(self, without: Sequence[str] = ()) -> list[tuple[str, ...]]:
+        """One value per run, equal for runs whose settings are equal but for seeds and for the keys `without`."""
+        names = sorted({name for nodes in self.nodes for name in nodes})
+        texts: dict[int, str] = {}
+
+        def text(row: int, name: str) -> str:
+            flat = self.node(row, name)
+            if id(flat) not in texts:
+                kept = {key: value for key, value in flat.items() if not is_seed(key) and key not in without}
+                texts[id(flat)] = canonical(kept)
+            return texts[id(flat)] if flat else ""
+
+        return [tuple(text(row, name) for name in names) for row in range(len(self.nodes))]
+
+
+def flatten(value: Any, prefix: str = "") -> Flat:
+    """Nested mappings as one with dotted keys. Lists are values; an empty mapping is the value {}."""
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: Path(value).name if prefix == "data.path" and isinstance(value, str) else value}
+    flat: Flat = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def is_seed(key: str) -> bool:
+    """Is it a seed of the run? (`data.split_seed` is not one: it belongs to the data.)"""
+    return key.rpartition(".")[2] == "seed"
+
+
+def canonical(value: Any) -> str:
+    """Equal texts for equal values; 1e4 and 10000 are one number."""
+    if value is None or isinstance(value, str | int | float):
+        return repr(_canonical(value))
+    return json.dumps(_canonical(value), sort_keys=True, default=str)
+
+
+def varying(flats: Sequence[Flat]) -> list[str]:
+    """The keys whose values differ among `flats`, seeds left out; a key that some lack differs."""
+    keys = dict.fromkeys(key for flat in flats for key in flat if not is_seed(key))
+    return [key for key in keys if len({canonical(flat[key]) if key in flat else "" for flat in flats}) > 1]
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,119 @@
+import csv
+from importlib.resources import files
+from math import isnan, log
+
+import numpy as np
+import pytest
+from run_folders import table
+from scipy import stats
+
+from newllm.errors import ConfigError
+from newllm.results.scaling import fit, laws
+
+
+def published():
+    text = files("newllm.results").joinpath("references", "scaling.csv").read_text()
+    lines = list(csv.DictReader(text.splitlines()))
+    return {run: [line for line in lines if line["run"] == run] for run in dict.fromkeys(line["run"] for line in lines)}
+
+
+@pytest.mark.parametrize(("run", "lines"), published().items(), ids=published().keys())
+def test_published_fits_come_out_to_four_digits(run, lines):
+    """As near as perplexities printed with one decimal can tell: that moves a slope in the fourth digit."""
+    x, y = (np.array([float(line[name]) for line in lines]) for name in ("data/train_tokens", "val/ppl"))
+    found, given = fit(x, y), {name: float(lines[0][name]) for name in ("slope", "r2", "factor")}
+    u = np.log(x) - np.log(x).mean()
+    rounding = float((np.abs(u) / (u @ u) * 0.05 / y).sum())
+    assert found.slope == pytest.approx(given["slope"], abs=0.5e-4 + rounding)
+    assert found.r2 == pytest.approx(given["r2"], abs=1e-4)
+    assert float(f"{found.factor:.3g}") == given["factor"]
+    assert found.n == 4
+
+
+def test_there_are_the_five_published_fits():
+    assert {run: lines[0]["slope"] for run, lines in published().items()} == {
+        "6L-768-1tok": "-0.4860", "6L-768-2tok": "-0.4702", "6L-1152-1tok": "-0.4988", "9L-768-1tok": "-0.4818",
+        "3L-1536-2tok": "-0.5402",
+    }  # fmt: skip
+
+
+def test_fit_and_interval_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    x = np.repeat([1e5, 2e5, 4e5, 8e5], 3)
+    y = 1e4 * x**-0.4 * np.exp(0.05 * rng.normal(size=12))
+    found, theirs = fit(x, y, confidence=0.9), stats.linregress(np.log(x), np.log(y))
+    assert (found.slope, found.intercept) == pytest.approx((theirs.slope, theirs.intercept))
+    assert found.r2 == pytest.approx(theirs.rvalue**2)
+    half = stats.t.ppf(0.95, 10) * theirs.stderr
+    assert (found.low, found.high) == pytest.approx((theirs.slope - half, theirs.slope + half))
+
+
+def test_points_that_make_no_fit():
+    assert isnan(fit([], []).slope)
+    assert isnan(fit([100, 100], [2, 3]).slope)
+    two = fit([1, 10, float("nan"), 5, -1], [100, 10, 1, float("inf"), 3])
+    assert (two.n, two.slope) == (2, pytest.approx(-1))
+    assert isnan(two.low)
+    flat = fit([1, 2, 4], [5, 5, 5])
+    assert (flat.slope, flat.r2) == (0, 1)
+
+
+def study(samples, encodings=("rope", "alibi"), validation=None):
+    runs = []
+    for encoding in encodings:
+        for number in samples:
+            for seed in (1, 2):
+                ppl = 1e4 * number ** (-0.4 if encoding == "rope" else -0.5) * (1 + 0.01 * seed)
+                measured = {"val/ppl": ppl, "data/train_tokens": 115 * number}
+                if validation:
+                    measured["data/val_tokens"] = validation * number
+                runs.append(([f"pos_encoding={encoding}", f"samples={number}"], seed, measured))
+    return table(runs)
+
+
+def test_a_law_per_configuration_over_what_was_swept():
+    for size, least in (("data/train_tokens", 115 * 1000), ("samples", 1000), ("data.samples", 1000)):
+        one, other = laws(study([1000, 2000, 4000]), size)
+        assert {law.label: round(law.fit.slope, 6) for law in (one, other)} == {"rope": -0.4, "alibi": -0.5}
+        assert (one.fit.n, len(one.points), len(one.runs)) == (6, 3, 6)
+        assert one.points[0][0] == least
+        assert one.note == ""
+    rope = next(law for law in (one, other) if law.label == "rope")
+    assert rope.points[0][1] == pytest.approx(1e4 * 1000**-0.4 * np.sqrt(1.01 * 1.02))
+
+
+def test_fewer_than_three_sizes_are_no_law():
+    assert laws(study([1000, 2000])) == []
+    assert laws(study([1000])) == []
+
+
+def test_different_validation_texts_are_noted():
+    (law,) = laws(study([1000, 2000, 4000], ["rope"], validation=12))
+    assert len(law.points) == 3
+    assert "not validated on the same text" in law.note
+
+
+def test_tokenizers_are_never_mixed():
+    runs = []
+    for number, vocabulary in ((1000, 2048), (2000, 2048), (4000, 4096)):
+        overrides = [f"samples={number}", f"data.vocab_size={vocabulary}"]
+        runs.append((overrides, 1, {"val/ppl": 100.0, "data/train_tokens": number}))
+    assert laws(table(runs)) == []
+
+
+def test_over_the_size_of_the_model():
+    runs = []
+    for width, total in ((64, 1e6), (128, 3e6), (256, 9e6)):
+        runs.append(([f"model.hidden_size={width}"], 1, {"val/ppl": 100 / log(total), "params/total": total}))
+    (law,) = laws(table(runs), "params/total")
+    assert [x for x, _ in law.points] == [1e6, 3e6, 9e6]
+
+
+def test_unknown_names():
+    frame = study([1000, 2000, 4000])
+    with pytest.raises(ConfigError, match=r"size=data/train_token is no metric.*did you mean data/train_tokens"):
+        laws(frame, "data/train_token")
+    with pytest.raises(ConfigError, match="size=width is no metric, axis or setting"):
+        laws(frame, "width")
+    with pytest.raises(ConfigError, match=r"val/pl is no metric.*did you mean val/ppl"):
+        laws(frame, metric="val/pl")
