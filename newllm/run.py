@@ -1,13 +1,12 @@
 """One run from its configuration to its results: check, prepare, probe, train or resume, evaluate."""
 
 import errno
+import json
+import sys
 import time
 import traceback
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,41 +15,19 @@ from omegaconf import DictConfig
 from newllm.build import build
 from newllm.config import differences, effective, run_directory, signature
 from newllm.console import Console
-from newllm.data import Dataset
-from newllm.data import prepare as prepare_data
 from newllm.errors import ConfigError, NewllmError, RunError
-from newllm.evaluation import Findings, Subject, diagnose, evaluate
-from newllm.model import Transformer, build_model
+from newllm.evaluation import Findings, Subject, evaluate
+from newllm.prepare import Prepared, judge, prepare
 from newllm.results.environment import describe
 from newllm.results.reference import findings as reference_findings
 from newllm.results.run_directory import RunDirectory
-from newllm.runtime import Runtime
 from newllm.training import causality, display
 from newllm.training.checkpoint import load_weights
+from newllm.training.distributed import team
 from newllm.training.loggers import Guarded
 from newllm.training.loop import Loop
-from newllm.training.optimizer import AdamW
-from newllm.training.precision import Precision, autocast, resolve
+from newllm.training.precision import autocast
 from newllm.training.signals import Interrupted, Signals
-from newllm.training.trainer import Trainer
-
-
-@dataclass
-class Prepared:
-    """A run's parts: all of them checked, nothing of them written."""
-
-    cfg: DictConfig
-    runtime: Runtime
-    trainer: Trainer
-    optim: AdamW
-    device: torch.device
-    precision: Precision
-    data: Dataset
-    model: Transformer
-
-    def judge(self, ppl: float) -> str:
-        """The verdict on a perplexity, by the table of eval.loss and this tokenizer's bytes per token."""
-        return _judge(self.cfg.eval, self.data.counts["data/bytes_per_token"], ppl)
 
 
 def run(cfg: DictConfig) -> int:
@@ -71,7 +48,7 @@ def run(cfg: DictConfig) -> int:
         return 0
     try:
         with Signals().installed() as signals:
-            prepared = prepare(cfg)
+            prepared = prepare(cfg, threads=_threads_before(directory))
             with directory.locked():
                 _refuse_other_configuration(cfg, directory)
                 if _is_done(directory):  # by another process, while this one prepared
@@ -86,28 +63,6 @@ def run(cfg: DictConfig) -> int:
     return 0
 
 
-def prepare(cfg: DictConfig) -> Prepared:
-    """Model and data of a configuration. Everything that can be wrong without reading text is checked before
-    it."""
-    runtime: Runtime = build(cfg.runtime)
-    trainer: Trainer = build(cfg.trainer)
-    optim: AdamW = build(cfg.optim)
-    for node in cfg.eval.values():
-        build(node)
-    device = runtime.device()
-    runtime.apply()
-    with torch.device("meta"):
-        build_model(cfg, tokens=cfg.model.vocab_size or 64)
-    build(cfg.logger, directory=run_directory(cfg))
-
-    data = prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime)
-    model = build_model(cfg, data.tokenizer.vocab_size).to(device)
-    precision = resolve(trainer.precision, device)
-    if trainer.precision not in ("auto", precision):
-        data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
-    return Prepared(cfg, runtime, trainer, optim, device, precision, data, model)
-
-
 def _attempt(p: Prepared, directory: RunDirectory, console: Console, signals: Signals, began: float) -> None:
     """Train and evaluate in a directory that is ours; leaves the state done, interrupted or failed."""
     directory.write_config(effective(p.cfg))
@@ -120,27 +75,29 @@ def _attempt(p: Prepared, directory: RunDirectory, console: Console, signals: Si
         directory.write_environment(environment)
         directory.tokenizer.mkdir(exist_ok=True)
         p.data.tokenizer.save(directory.tokenizer)
-        loop = Loop(
-            p.trainer,
-            p.optim,
-            p.model,
-            p.data,
-            p.device,
-            p.precision,
-            directory,
-            p.runtime,
-            signals,
-            console,
-            logger,
-            p.judge,
-            signature(p.cfg),
-        )
-        _header(p, directory, console, loop.steps)
-        row = p.data.val.batch(np.arange(1))[0][0].to(p.device)
-        causality.check(p.model, row, p.precision)
-        if loop.resume():
-            console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
-        loop.run()
+        with team(p.trainer.devices, directory.path, p.device, p.runtime.threads, partial(_lost, directory)) as others:
+            loop = Loop(
+                p.trainer,
+                p.optim,
+                p.model,
+                p.data,
+                p.device,
+                p.precision,
+                directory,
+                p.runtime,
+                signals,
+                console,
+                logger,
+                p.judge,
+                signature(p.cfg),
+                others,
+            )
+            _header(p, directory, console, loop.steps)
+            row = p.data.val.batch(np.arange(1))[0][0].to(p.device)
+            causality.check(p.model, row, p.precision)
+            if loop.resume():
+                console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
+            loop.run()
         results = _measure(p, directory, console, loop)
         results["speed/wall_seconds"] = loop.earlier_seconds + time.monotonic() - began
         logger.log(loop.progress.step, results)
@@ -154,12 +111,32 @@ def _attempt(p: Prepared, directory: RunDirectory, console: Console, signals: Si
     except BaseException as error:
         full = _full_disk(error, directory)
         with suppress(OSError):  # a full disk must not hide what went wrong
-            directory.end_attempt("failed", error=str(full or error) or type(error).__name__)
             if not isinstance(full or error, NewllmError):
                 console.log_only(traceback.format_exc())
+                directory.update_status(traceback=traceback.format_exc())
+            directory.end_attempt("failed", error=str(full or error) or type(error).__name__)
         if full:
             raise full from error
         raise
+
+
+def _lost(directory: RunDirectory, reason: str) -> None:
+    """Say why the run ends, in place of the main thread, which waits for a process that is no more."""
+    directory.end_attempt("failed", error=reason)
+    print(f"newllm: {reason}", file=sys.stderr, flush=True)
+
+
+def _threads_before(directory: RunDirectory) -> int | None:
+    """Threads of the attempt whose checkpoint this run goes on from."""
+    if not directory.last_checkpoint.exists() or not directory.environment_file.exists():
+        return None
+    try:
+        return int(json.loads(directory.environment_file.read_text(encoding="utf-8"))["threads"])
+    except (ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{directory.environment_file} does not say with how many threads this run began ({error}); delete that "
+            "file to go on with as many as there are"
+        ) from None
 
 
 def _full_disk(error: BaseException, directory: RunDirectory) -> RunError | None:
@@ -232,16 +209,9 @@ def _is_done(directory: RunDirectory) -> bool:
 
 def _show_stored(console: Console, directory: RunDirectory) -> None:
     results = directory.results()
-    judge = partial(_judge, directory.config()["eval"], results["data/bytes_per_token"])
+    verdict = partial(judge, directory.config()["eval"], results["data/bytes_per_token"])
     console.line(f"This run is done: {directory.path} holds its results. Another seed makes another run (seed=…).")
-    display.summary(console, results, judge, str(directory.path))
-
-
-def _judge(evaluators: Mapping[str, Any] | DictConfig, bytes_per_token: float, ppl: float) -> str:
-    """The verdict on a perplexity by the table of eval.loss, where that is among the evaluators."""
-    node = evaluators.get("loss") or {}
-    table = {key: node[key] for key in ("verdicts", "reference") if key in node}
-    return diagnose(ppl, bytes_per_token, **table)
+    display.summary(console, results, verdict, str(directory.path))
 
 
 def _refuse_other_configuration(cfg: DictConfig, directory: RunDirectory) -> None:

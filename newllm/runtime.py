@@ -21,7 +21,8 @@ class Runtime:
     Args:
         device: "auto" (CUDA, else MPS, else CPU) or a torch device such as "cpu" or "cuda:1".
         threads: CPU threads; "auto" is OMP_NUM_THREADS or the cores this process may use. Sums over rows are
-            split among threads, so two thread counts can differ in the last bits.
+            split among threads, so two thread counts can differ in the last bits; a run that broke off goes on
+            with the number that "auto" was when it began. The processes of trainer.devices share them.
         cache_dir: folder of tokenizers and token stores; None is $NEWLLM_CACHE or ~/.cache/newllm.
         checkpoint_seconds: longest time between two checkpoints; None: at epochs' ends only.
         checkpoint_steps: most steps between two checkpoints; None: no such bound.
@@ -72,11 +73,11 @@ class Runtime:
             raise ConfigError("runtime.device=meta holds no numbers; try runtime.device=auto")
         return device
 
-    def apply(self) -> None:
-        """Set torch up: threads, and repeatable kernels where a device has others too."""
+    def apply(self, processes: int = 1) -> None:
+        """Set torch up: this process's share of the threads, and repeatable kernels where a device has others too."""
         import torch
 
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(max(1, self.threads // processes))
         if self.keep_memory:
             keep_freed_memory()
         if torch.cuda.is_available():

@@ -39,7 +39,7 @@ class Progress:
     best_loss: float | None = None
     best_epoch: int | None = None
     bad_epochs: int = 0  # epochs since the best
-    train_loss: float | None = None  # of the last finished epoch
+    last_loss: float | None = None  # training loss on the last line of metrics.jsonl that has one
     finished: bool = False
     metrics_bytes: int = 0  # length of metrics.jsonl
     peak_bytes: int | None = None  # memory of a training step, measured once

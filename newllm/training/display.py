@@ -44,6 +44,7 @@ def header(
     tokens = f"{counts['data/train_tokens']:,.0f} scored in an epoch, {counts['data/val_tokens']:,.0f} in validation"
     budget = f"{trainer.epochs} epochs" if trainer.epochs else f"{trainer.tokens:,} tokens"
     choices = cfg.choices
+    machine = str(device) if trainer.devices == 1 else f"{trainer.devices} processes on {device.type}"
     pairs = {
         "experiment": str(choices.get("experiment") or ""),
         "model": f"{choices.model}, {parameters:,} parameters  {_options(cfg.model)}",
@@ -54,7 +55,7 @@ def header(
         "facts": f"{choices.facts}  {_options(cfg.facts)}",
         "optim": f"{choices.optim}  {_options(cfg.optim)}",
         "training": f"{budget} in {steps:,} steps of {trainer.batch_size} rows, seed {trainer.seed}",
-        "machine": f"{device}, {precision}, {threads} thread{'s' if threads != 1 else ''}",
+        "machine": f"{machine}, {precision}, {threads} thread{'s' if threads != 1 else ''}",
         "run directory": directory,
     }
     console.title("newllm")

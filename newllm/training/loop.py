@@ -24,13 +24,14 @@ from newllm.results.run_directory import RunDirectory
 from newllm.runtime import Runtime
 from newllm.training import display
 from newllm.training.checkpoint import Progress, load_training, save_training, save_weights
+from newllm.training.distributed import Team
 from newllm.training.loggers import Logger
 from newllm.training.loss import IGNORED, token_losses
 from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
 from newllm.training.precision import Precision, autocast
 from newllm.training.signals import Signals
-from newllm.training.step import Step
+from newllm.training.step import Step, cut
 from newllm.training.trainer import Trainer
 
 STATUS_SECONDS = 2.0  # between two updates of status.json
@@ -53,6 +54,7 @@ class Loop:
     logger: Logger
     judge: Callable[[float], str]  # the verdict on a perplexity
     signature: str
+    team: Team | None = None  # the other processes that train this run
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -64,8 +66,10 @@ class Loop:
         # (loss, gradient norm, scored tokens) of steps whose numbers are still on the device.
         self._pending: list[tuple[Tensor, Tensor, int]] = []
         self.earlier_seconds = 0.0  # training time of earlier attempts
-        self._began = self._saved = self._reported = self._logged = self._epoch_began = time.monotonic()
+        self._began = self._saved = self._logged = self._epoch_began = time.monotonic()
+        self._reported = -math.inf
         self._logged_at = 0
+        self._speed: float | None = None  # tokens per second, when last logged
 
     def resume(self) -> bool:
         """Go on from the last checkpoint, if there is one."""
@@ -80,6 +84,9 @@ class Loop:
     def run(self) -> None:
         """Train to the end. Signals end it at a step's boundary, with a checkpoint: see Signals."""
         progress = self.progress
+        if self.team is not None:
+            self.team.join()
+            self.step.distribute()
         self._began = self._saved = self._logged = self._epoch_began = time.monotonic()
         self._logged_at = progress.trained_tokens
         self.console.line()
@@ -104,8 +111,10 @@ class Loop:
 
     def _step(self, indices: np.ndarray) -> None:
         progress = self.progress
-        pieces = [self.data.train.batch(rows) for rows in np.array_split(indices, self.trainer.accumulate) if len(rows)]
+        pieces = cut(self.data.train, indices, self.trainer.accumulate)
         rate = self.optim.rate(progress.step, self.steps)
+        if self.team is not None:
+            self.team.train_on(indices, rate)
 
         def update() -> None:
             self._pending.append(self.step(pieces, rate))
@@ -150,10 +159,10 @@ class Loop:
         progress = self.progress
         norm = self._drain()
         loss = progress.logged_loss / max(progress.logged_tokens, 1)
-        progress.logged_loss, progress.logged_tokens = 0.0, 0
+        progress.last_loss, progress.logged_loss, progress.logged_tokens = loss, 0.0, 0
         now = time.monotonic()
         speed = (progress.trained_tokens - self._logged_at) / max(now - self._logged, 1e-9)
-        self._logged, self._logged_at = now, progress.trained_tokens
+        self._logged, self._logged_at, self._speed = now, progress.trained_tokens, speed
         self._record(
             {
                 "train/loss": loss,
@@ -165,7 +174,6 @@ class Loop:
         )
         self._bar.update(progress.step, loss, speed)
         if now - self._reported > STATUS_SECONDS:
-            self._reported = now
             self._report()
 
     def _validate(self) -> None:
@@ -214,6 +222,8 @@ class Loop:
         return total / max(count, 1)
 
     def _stop_if_asked(self) -> None:
+        if self.team is not None:
+            self.team.check()
         if self.signals.received:
             self._save()
             self.signals.check()
@@ -236,7 +246,16 @@ class Loop:
 
     def _report(self) -> None:
         progress = self.progress
-        self.directory.update_status(progress={"step": progress.step, "steps": self.steps, "epoch": progress.epoch})
+        self._reported = time.monotonic()
+        self.directory.update_status(
+            progress={
+                "step": progress.step,
+                "steps": self.steps,
+                "epoch": progress.epoch,
+                "loss": progress.last_loss,
+                "tokens_per_second": self._speed,
+            }
+        )
 
     def _record(self, values: dict[str, float]) -> None:
         step = self.progress.step

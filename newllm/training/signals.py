@@ -1,5 +1,5 @@
-"""Signals that end a run in good order: SIGTERM, SIGINT and SIGUSR1 (which SLURM sends before the time is
-up)."""
+"""Signals that end a run in good order: SIGTERM, SIGINT, and SIGUSR1 and SIGUSR2, which SLURM sends before the time
+is up (SIGUSR2 is submitit's choice)."""
 
 import signal
 import threading
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING = tuple(s for s in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", None)) if s is not None)
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+STOPPING = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 
 
 class Interrupted(BaseException):

@@ -15,6 +15,8 @@ class Trainer:
         batch_size: rows in one optimizer step.
         tokens: training tokens instead of epochs; the last epoch may then be a part of one.
         accumulate: pieces that a batch is cut into, to save memory. The step is the same up to rounding.
+        devices: processes on this machine that train the run together, each with a GPU or a share of the CPU's
+            threads. The rows of a batch are shared out among them; the step is the same up to rounding.
         precision: "auto" is bf16 autocast where the processor has it natively, else fp32.
         patience: stop after so many epochs without a better validation loss; None: never.
         eval_weights: the weights that the evaluation after training sees: of the epoch with the best
@@ -29,6 +31,7 @@ class Trainer:
         batch_size: int,
         tokens: int | None = None,
         accumulate: int = 1,
+        devices: int = 1,
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         patience: int | None = None,
         eval_weights: Literal["best", "last"] = "best",
@@ -44,7 +47,8 @@ class Trainer:
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1; {value} was given, try {name}=8")
-        options = {"tokens": tokens, "accumulate": accumulate, "patience": patience, "log_every": log_every}
+        options = {"tokens": tokens, "accumulate": accumulate, "devices": devices, "patience": patience}
+        options["log_every"] = log_every
         for name, value in options.items():
             if value is not None and value < 1:
                 raise ConfigError(f"trainer.{name} must be at least 1; {value} was given, try trainer.{name}=1")
@@ -53,9 +57,19 @@ class Trainer:
                 f"trainer.accumulate={accumulate} would cut batches of {batch_size} rows into more pieces than "
                 f"rows; try trainer.accumulate={batch_size}"
             )
+        if devices > batch_size:
+            raise ConfigError(
+                f"trainer.devices={devices} would share batches of {batch_size} rows among more processes than rows; "
+                f"try trainer.devices={batch_size}, or a larger batch_size"
+            )
+        if accumulate * devices > batch_size:
+            raise ConfigError(
+                f"trainer.accumulate={accumulate} on trainer.devices={devices} cuts batches of {batch_size} rows into "
+                f"more pieces than rows; try trainer.accumulate={batch_size // devices}"
+            )
         self.seed, self.epochs, self.tokens, self.batch_size = seed, epochs, tokens, batch_size
-        self.accumulate, self.precision, self.patience = accumulate, precision, patience
-        self.eval_weights, self.log_every = eval_weights, log_every
+        self.accumulate, self.devices, self.precision = accumulate, devices, precision
+        self.patience, self.eval_weights, self.log_every = patience, eval_weights, log_every
 
     def steps(self, rows: int, seq_len: int) -> tuple[int, int]:
         """Steps in an epoch of `rows` training rows (the last batch may be smaller), and steps in all."""

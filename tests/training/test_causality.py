@@ -8,7 +8,8 @@ from torch import Tensor
 
 from newllm.attention import kernels
 from newllm.errors import RunError
-from newllm.run import prepare, run
+from newllm.prepare import prepare
+from newllm.run import run
 from newllm.training import causality
 
 

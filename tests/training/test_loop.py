@@ -10,8 +10,9 @@ import torch
 from small import repeatable, small_cfg, state
 
 from newllm.errors import ConfigError, RunError
-from newllm.results import load_run
-from newllm.run import prepare, run
+from newllm.prepare import prepare
+from newllm.results import RunDirectory, load_run
+from newllm.run import run
 from newllm.training.loop import Loop
 from newllm.training.loss import linear_cross_entropy
 from newllm.training.step import Step
@@ -84,6 +85,24 @@ def test_metrics_hold_every_step_and_every_epoch(tmp_path: Path, do_run: Callabl
     assert steps == sorted({*range(4, total + 1, 4), total})
     assert [line["epoch"] for line in epochs] == [1, 2]
     assert epochs[1]["train/loss"] < epochs[0]["train/loss"]
+
+
+def test_the_status_says_how_training_goes(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, reports = RunDirectory.update_status, []
+
+    def watched(self: RunDirectory, **changes) -> None:
+        reports.extend([changes["progress"]] if "progress" in changes else [])
+        real(self, **changes)
+
+    monkeypatch.setattr(RunDirectory, "update_status", watched)
+    do_run(tmp_path / "run", "trainer.log_every=3")
+    losses = [line["train/loss"] for line in load_run(tmp_path / "run").metrics if "train/lr" in line]
+    assert reports[0]["step"] == 3  # at once, and not only after some seconds
+    assert reports[0]["loss"] == losses[0]
+    assert reports[0]["tokens_per_second"] > 0
+    assert state(tmp_path / "run")["progress"]["loss"] == losses[-1]
 
 
 def test_the_log_has_no_control_characters(tmp_path: Path, do_run: Callable[..., int], capfd) -> None:
@@ -178,6 +197,9 @@ def test_steps_of_epochs_and_of_tokens() -> None:
         (["trainer.tokens=100"], "either epochs or a budget of tokens"),
         (["trainer.patience=0"], "trainer.patience must be at least 1"),
         (["trainer.accumulate=9"], "trainer.accumulate=9 would cut"),
+        (["trainer.devices=0"], "trainer.devices must be at least 1"),
+        (["trainer.devices=9"], "trainer.devices=9 would share batches of 8 rows .* try trainer.devices=8"),
+        (["trainer.devices=3", "trainer.accumulate=4"], "into more pieces than rows; try trainer.accumulate=2"),
         (["lr=-1"], "optim.lr must be above 0"),
         (["runtime.device=tpu7"], "runtime.device=tpu7 is not on this machine"),
         (["model.hidden_size=30", "model.heads=4"], "not divisible"),

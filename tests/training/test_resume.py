@@ -1,6 +1,7 @@
 """Runs that break off: by SIGKILL in processes of their own, as a user's would; by other signals in this one."""
 
 import errno
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from small import SMALL, repeatable, state
 
 from newllm.errors import ConfigError, RunError
@@ -60,7 +62,13 @@ def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("signum", "place"),
-    [(signal.SIGTERM, "step"), (signal.SIGINT, "step"), (signal.SIGUSR1, "validation"), (signal.SIGTERM, "evaluation")],
+    [
+        (signal.SIGTERM, "step"),
+        (signal.SIGINT, "step"),
+        (signal.SIGUSR1, "validation"),
+        (signal.SIGUSR2, "step"),
+        (signal.SIGTERM, "evaluation"),
+    ],
 )
 def test_a_signal_saves_and_the_same_command_goes_on_to_equal_results(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, place: str
@@ -132,6 +140,53 @@ def test_a_full_disk_fails_the_run_and_the_last_checkpoint_stays(
     assert "goes on after step 8 of" in (tmp_path / "run" / "train.log").read_text()
     do_run(tmp_path / "whole")
     assert repeatable(tmp_path / "run") == repeatable(tmp_path / "whole")
+
+
+def test_a_resumed_run_keeps_the_number_of_threads_it_began_with(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads(*overrides: str) -> list[int]:
+        assert do_run(directory, *overrides) == 0
+        noted = json.loads((directory / "environment.json").read_text())["threads"]
+        return [noted, torch.get_num_threads()]
+
+    try:
+        for directory, resumed, expected in [
+            (tmp_path / "auto", "runtime.threads=auto", 2),
+            (tmp_path / "given", "runtime.threads=1", 1),
+        ]:
+            monkeypatch.setenv("OMP_NUM_THREADS", "2")
+            with monkeypatch.context() as patch:
+                patch.setattr(sys.modules["newllm.run"], "evaluate", _interrupting)
+                assert do_run(directory, "runtime.threads=auto") == 128 + signal.SIGTERM
+            monkeypatch.setenv("OMP_NUM_THREADS", "1")
+            assert threads(resumed) == [expected, expected]
+            told = "goes on with 2 threads, as it began" in (directory / "train.log").read_text()
+            assert told == (resumed == "runtime.threads=auto")
+    finally:
+        torch.set_num_threads(1)
+
+
+def _interrupting(*args) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_went_wrong_unexpectedly_is_kept_until_the_next_attempt(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args) -> None:
+        raise ZeroDivisionError("one by none")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["newllm.run"], "evaluate", broken)
+        with pytest.raises(ZeroDivisionError):
+            do_run(tmp_path / "run")
+    status = state(tmp_path / "run")
+    assert (status["state"], status["error"]) == ("failed", "one by none")
+    assert "in broken" in status["traceback"]
+    assert status["traceback"].rstrip().endswith("ZeroDivisionError: one by none")
+    assert do_run(tmp_path / "run") == 0
+    assert state(tmp_path / "run")["traceback"] is None
 
 
 def test_a_directory_in_use_is_left_alone(tmp_path: Path, do_run: Callable[..., int]) -> None:

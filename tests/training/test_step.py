@@ -7,7 +7,7 @@ from small import small_cfg
 from torch import Tensor
 
 from newllm.model import Transformer, build_model
-from newllm.run import Prepared, prepare
+from newllm.prepare import Prepared, prepare
 from newllm.training.loss import linear_cross_entropy
 from newllm.training.optimizer import AdamW
 from newllm.training.step import Step

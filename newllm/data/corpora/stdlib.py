@@ -7,6 +7,7 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from newllm.data.corpora.base import Data, Piece
@@ -30,6 +31,7 @@ class Stdlib(Data):
         return "stdlib:" + digest.hexdigest()
 
 
+@cache  # asked for every file, and slow to answer
 def _root() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 

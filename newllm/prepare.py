@@ -1,0 +1,79 @@
+"""The parts of a run: made from its configuration, all of them checked, before anything is written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from newllm.build import build
+from newllm.config import run_directory
+from newllm.data import Dataset
+from newllm.data import prepare as prepare_data
+from newllm.evaluation import diagnose
+from newllm.model import Transformer, build_model
+from newllm.runtime import Runtime
+from newllm.training.distributed import device_of
+from newllm.training.optimizer import AdamW
+from newllm.training.precision import Precision, resolve
+from newllm.training.trainer import Trainer
+
+
+@dataclass
+class Prepared:
+    """A run's parts: all of them checked, nothing of them written."""
+
+    cfg: DictConfig
+    runtime: Runtime
+    trainer: Trainer
+    optim: AdamW
+    device: torch.device
+    precision: Precision
+    data: Dataset
+    model: Transformer
+
+    def judge(self, ppl: float) -> str:
+        """The verdict on a perplexity, by the table of eval.loss and this tokenizer's bytes per token."""
+        return judge(self.cfg.eval, self.data.counts["data/bytes_per_token"], ppl)
+
+
+def prepare(cfg: DictConfig, *, rank: int = 0, threads: int | None = None) -> Prepared:
+    """Model and data of a configuration. Everything that can be wrong without reading text is checked before it.
+
+    rank: which of the processes of trainer.devices this is. threads: what runtime.threads=auto comes to.
+    """
+    runtime: Runtime = build(cfg.runtime)
+    trainer: Trainer = build(cfg.trainer)
+    optim: AdamW = build(cfg.optim)
+    for node in cfg.eval.values():
+        build(node)
+    notes = []
+    if threads not in (None, runtime.threads) and cfg.runtime.threads == "auto":
+        notes.append(
+            f"this run goes on with {threads} threads, as it began: runtime.threads=auto is {runtime.threads} now, "
+            "and another number of threads can change the last bits"
+        )
+        runtime.threads = threads
+    device = device_of(runtime.device(), rank, trainer.devices)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    runtime.apply(trainer.devices)
+    with torch.device("meta"):
+        build_model(cfg, tokens=cfg.model.vocab_size or 64)
+    build(cfg.logger, directory=run_directory(cfg))
+
+    data = prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime)
+    model = build_model(cfg, data.tokenizer.vocab_size).to(device)
+    precision = resolve(trainer.precision, device)
+    data.notes += notes
+    if trainer.precision not in ("auto", precision):
+        data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
+    return Prepared(cfg, runtime, trainer, optim, device, precision, data, model)
+
+
+def judge(evaluators: Mapping[str, Any] | DictConfig, bytes_per_token: float, ppl: float) -> str:
+    """The verdict on a perplexity by the table of eval.loss, where that is among the evaluators."""
+    node = evaluators.get("loss") or {}
+    table = {key: node[key] for key in ("verdicts", "reference") if key in node}
+    return diagnose(ppl, bytes_per_token, **table)
