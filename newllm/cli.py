@@ -12,6 +12,8 @@ from newllm.suggest import did_you_mean
 
 VERBS = {
     "train": "train a model and evaluate it; with -m, sweep",
+    "status": "the runs of a sweep as they are; their logs; cancel, retry",
+    "report": "tables, figures and verdicts of finished runs, as files and as a page",
     "generate": "continue a text with a finished run",
     "bench": "time the training step against transformers",
 }

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 import sys
 import time
 import traceback
@@ -46,6 +47,7 @@ def run(cfg: DictConfig) -> int:
     if _is_done(directory):
         _show_stored(console, directory)
         return 0
+    queued = directory.status().get("state") == "queued"
     try:
         with Signals().installed() as signals:
             prepared = prepare(cfg, threads=_threads_before(directory))
@@ -54,6 +56,8 @@ def run(cfg: DictConfig) -> int:
                 if _is_done(directory):  # by another process, while this one prepared
                     _show_stored(console, directory)
                     return 0
+                if queued and directory.status().get("state") == "interrupted":  # cancelled meanwhile
+                    raise Interrupted(signal.SIGTERM)
                 _attempt(prepared, directory, console, signals, began)
     except Interrupted as stop:
         console.line(f"{stop}. The same command goes on from here.", style="bold")

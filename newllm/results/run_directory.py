@@ -105,7 +105,7 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config, durable=False)
-        self.update_status(durable=False, state="queued", error=None, traceback=None)
+        self.update_status(durable=False, state="queued", error=None, traceback=None, slurm=None)
 
     def clear(self) -> None:
         """Forget what attempts have left (results, metrics, tables, log, checkpoints), to train afresh."""

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from newllm.build import build
 from newllm.config.axes import why_unused
 from newllm.config.compose import catalog_for, compose, raw
@@ -16,6 +14,7 @@ from newllm.config.overrides import Overrides, parse
 from newllm.errors import ConfigError
 from newllm.sweep.check import check
 from newllm.sweep.plan import Plan, plan
+from newllm.sweep.record import choosing
 from newllm.sweep.settings import Sweep
 
 
@@ -43,9 +42,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
         show(request.plan(), whole=True)
         return 0
     check(run.config for run in request.runs)
-    own = request.folder / ".sweep"
-    own.mkdir(parents=True, exist_ok=True)
-    with FileLock(own / "lock"):  # two launchers must not both find a run free
+    with choosing(request.folder):
         planned = request.plan()
         show(planned, whole=False)
         runs = planned.freeze(afresh=request.settings.rerun == "all")

@@ -55,7 +55,7 @@ class Display:
     def shown(self, slots: int) -> Iterator[None]:
         """The live table, on a terminal, while the block lasts; then the summary."""
         self._slots = slots
-        self._say(f"{self._total:,} runs, {slots:,} at once, in {self._sweep}")
+        self._say(f"{_runs(self._total)}, {slots:,} at once, in {self._sweep}")
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             with suppress(OSError):  # here and below: the terminal may have been closed
@@ -139,7 +139,7 @@ class Display:
     def _summary(self) -> None:
         rest = self._total - sum(count for fate, count in self._counts.items() if fate != "queued")
         parts = [f"{self._counts['done']:,} done", *self._not_done(), *([f"{rest:,} queued"] if rest else [])]
-        self._say(f"{self._total:,} runs in {clock(time.monotonic() - self._began)}: {', '.join(parts)}.", "bold")
+        self._say(f"{_runs(self._total)} in {clock(time.monotonic() - self._began)}: {', '.join(parts)}.", "bold")
         for run, error in self._failures[:SHOWN_FAILURES]:
             log = next((file for file in (run / "train.log", run / "stderr.log") if file.exists()), run)
             self._say(f"  failed: {self._name(run)}: {error or 'no reason is known'} ({log})", "red")
@@ -195,6 +195,10 @@ class _Progress:
             left = clock((self._steps - self._step) / rate)
         loss = f"{self._loss:.3f}" if self._loss is not None else ""
         return [self._state, step, loss, f"{self._speed:,.0f}" if self._speed else "", clock(self.seconds), left]
+
+
+def _runs(number: int) -> str:
+    return f"{number:,} run{'s' * (number != 1)}"
 
 
 def _perplexity(run: Path) -> str:

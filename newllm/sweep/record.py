@@ -16,6 +16,7 @@ from newllm.results.atomic import write_json
 from newllm.sweep.policy import Policy
 
 FOLDER = Path(".sweep") / "launches"
+_LOCK = Path(".sweep") / "lock"
 
 
 class Record:
@@ -59,6 +60,16 @@ def begin(
             yield record
         finally:
             record.update(ended=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+@contextmanager
+def choosing(sweep: Path) -> Iterator[None]:
+    """Hold the sweep folder (made if need be) while runs are chosen and queued: two launchers must not both find a run
+    free."""
+    lock = sweep / _LOCK
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        yield
 
 
 def launches(sweep: Path) -> list[dict[str, Any]]:

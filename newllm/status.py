@@ -1,0 +1,244 @@
+"""`newllm status DIR [RUN …]`: the runs of a sweep as they are, from any shell; their logs; stopping and retrying them.
+
+DIR is a sweep, a folder of sweeps, or a run directory. RUN is a run's name or signature, or a part of its name that no
+other run has. The state of each run is found out from its directory, its lock and SLURM, whether or not a launcher is
+still alive.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from newllm.cli import guarded
+from newllm.errors import ConfigError
+from newllm.sweep.runs import choose, find
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+
+    from newllm.sweep.control import Which
+    from newllm.sweep.state import Line
+
+_MANY = 60  # runs of a sweep above which a terminal shows the first few of each state; a pipe gets all
+_FEW = 12
+_WIDE = 10_000
+_EPILOG = """\
+exit status: 0; 1 if one of the runs shown has failed or can't be read (also with --json and --watch), or if --cancel
+could not reach all; 2 for bad input; with --retry, that of the sweep.
+
+--json prints one object:
+  folder    DIR
+  runs      list; of each: name, path, sweep, state (queued, running, done, failed, interrupted, unreadable), attended
+            (a launcher or SLURM has it in hand), attempt, step, steps, epoch, loss, val_ppl, tokens_per_second,
+            seconds (of the latest attempt), seconds_left, host, pid, slurm (job id), slurm_state, updated, error;
+            null where not known
+  counts    state -> number of runs
+  launches  list, oldest first; of each: sweep, file, backend, launcher (its options), policy, host, pid, alive,
+            started, ended, runs
+"""
+
+Sweeps = dict[Path, list[Path]]  # sweep folder -> the run directories asked for
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return guarded(_run, sys.argv[1:] if argv is None else argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; newllm status --help shows the usage.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="newllm status",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="newllm status DIR [RUN …] [--watch [SECONDS] | --logs [-f] | --cancel | --retry [WHICH] | --json]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("dir", metavar="DIR", type=Path, help="a sweep, a folder of sweeps, or a run directory")
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="only these runs")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--watch", metavar="SECONDS", help="show the table anew every 2 (SECONDS) until all has ended")
+    what.add_argument("--logs", action="store_true", help="print the log of the run")
+    what.add_argument("--cancel", action="store_true", help="stop the runs: they save, and queued ones do not start")
+    what.add_argument(
+        "--retry",
+        metavar="WHICH",
+        choices=("failed", "interrupted", "all"),
+        help="start again what has failed (the default), or was interrupted, or all that is not done, with the "
+        "launcher and the options of the sweep's latest launch",
+    )
+    what.add_argument("--json", action="store_true", help="print all that is known, as described below")
+    parser.add_argument("-f", "--follow", action="store_true", help="with --logs: go on as the log grows")
+    return parser
+
+
+def _run(argv: list[str]) -> int:
+    parser = _parser()
+    options = parser.parse_intermixed_args(_with_values(argv))
+    if options.follow and not options.logs:
+        raise ConfigError("-f follows a log; type --logs RUN -f.")
+    sweeps = _chosen(options.dir, options.runs)
+    if options.logs:
+        return _logs(sweeps, options.follow)
+    if options.watch:
+        return _watch(sweeps, _interval(options.watch))
+    if options.cancel:
+        return _cancel(sweeps)
+    if options.retry:
+        return _retry(sweeps, options.retry)
+    return _json(options.dir, sweeps) if options.json else _show(sweeps)
+
+
+def _with_values(argv: Sequence[str]) -> list[str]:
+    """Give --watch and --retry the value that they have when none is typed, so that a RUN may come after them."""
+    words = list(argv)
+    for index, word in enumerate(words):
+        following = words[index + 1] if index + 1 < len(words) else ""
+        if word == "--retry" and following not in ("failed", "interrupted", "all"):
+            words[index] = "--retry=failed"
+        if word == "--watch" and not following.replace(".", "", 1).isdigit():
+            words[index] = "--watch=2"
+    return words
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86400:
+        raise ConfigError(f"--watch takes seconds between 0.1 and 86400; {text} was given, try --watch 5.")
+    return seconds
+
+
+def _chosen(folder: Path, words: Sequence[str]) -> Sweeps:
+    """The runs that the command is about, by sweep."""
+    sweeps = find(folder)
+    if not words:
+        return sweeps
+    chosen = {*choose(words, [path for paths in sweeps.values() for path in paths])}
+    return {sweep: kept for sweep, paths in sweeps.items() if (kept := [path for path in paths if path in chosen])}
+
+
+def _survey(sweeps: Sweeps) -> dict[Path, list["Line"]]:
+    from newllm.sweep.state import survey
+
+    return {sweep: survey(sweep, runs) for sweep, runs in sweeps.items()}
+
+
+def _status(surveyed: dict[Path, list["Line"]]) -> int:
+    return int(any(line.state in ("failed", "unreadable") for lines in surveyed.values() for line in lines))
+
+
+def _show(sweeps: Sweeps) -> int:
+    surveyed = _survey(sweeps)
+    console = _console(soft_wrap=True)  # so that commands can be copied whole
+    many = console.is_terminal and max(map(len, surveyed.values())) > _MANY
+    console.print(_page(surveyed, _FEW if many else None))
+    return _status(surveyed)
+
+
+def _console(soft_wrap: bool) -> "Console":
+    """As wide as the terminal; what is read by another program is neither cut nor broken."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=soft_wrap, width=None if sys.stdout.isatty() else _WIDE)
+
+
+def _page(surveyed: dict[Path, list["Line"]], fold: int | None) -> "Group":
+    from rich.console import Group
+    from rich.text import Text
+
+    from newllm.sweep.listing import advice, errors, table, total
+
+    page: list[Text] = []
+    for sweep, lines in surveyed.items():
+        page += [Text(""), Text(str(sweep), style="bold")] if len(surveyed) > 1 else []
+        page += [*table(lines, fold), Text(""), Text(total(lines)), *errors(lines, fold)]
+        page += [Text(sentence) for sentence in advice(sweep, lines)]
+    return Group(*page)
+
+
+def _watch(sweeps: Sweeps, seconds: float) -> int:
+    """The page, renewed until no run is at work or waits for a launcher that lives; Ctrl-C leaves."""
+    from rich.live import Live
+
+    console = _console(soft_wrap=False)
+    surveyed = _survey(sweeps)
+    try:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                rows = max(2, console.height // (3 * len(surveyed)) - 4)  # so that the few states at a time fit
+                live.update(_page(surveyed, rows), refresh=True)
+                if not any(line.attended for lines in surveyed.values() for line in lines):
+                    break
+                time.sleep(seconds)
+                surveyed = _survey(sweeps)
+    except KeyboardInterrupt:
+        pass
+    if not console.is_terminal:
+        console.print()
+    return _status(surveyed)
+
+
+def _json(folder: Path, sweeps: Sweeps) -> int:
+    from newllm.sweep.record import launches
+    from newllm.sweep.state import counts
+
+    surveyed = _survey(sweeps)
+    runs = [{**asdict(line), "sweep": str(sweep)} for sweep, lines in surveyed.items() for line in lines]
+    content = {
+        "folder": str(folder),
+        "runs": runs,
+        "counts": counts(line for lines in surveyed.values() for line in lines),
+        "launches": [{"sweep": str(sweep), **launch} for sweep in sweeps for launch in launches(sweep)],
+    }
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+    return _status(surveyed)
+
+
+def _logs(sweeps: Sweeps, follow: bool) -> int:
+    from newllm.sweep.log import show
+
+    runs = [(sweep, path) for sweep, paths in sweeps.items() for path in paths]
+    if len(runs) > 1:
+        names = ", ".join(path.name for _, path in runs[:4])
+        raise ConfigError(f"--logs shows one run's log; name one of {len(runs)}: {names}{' …' * (len(runs) > 4)}")
+    try:
+        show(*runs[0], follow)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+    return 0
+
+
+def _cancel(sweeps: Sweeps) -> int:
+    from newllm.sweep.control import cancel
+    from newllm.sweep.state import survey
+
+    complete = True
+    for sweep, runs in sweeps.items():
+        names = {path.name for path in runs}
+        everyone = survey(sweep)
+        complete = cancel(sweep, [line for line in everyone if line.name in names], everyone, print) and complete
+    return int(not complete)
+
+
+def _retry(sweeps: Sweeps, which: "Which") -> int:
+    from newllm.sweep.control import retry
+
+    return max(retry(sweep, runs, which, print) for sweep, runs in sweeps.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

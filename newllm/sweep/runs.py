@@ -1,0 +1,119 @@
+"""Finding run directories, and naming them: short names that differ, and the runs that a word can mean."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from newllm.errors import ConfigError
+from newllm.suggest import nearest
+
+_SIGNATURE = re.compile(r"-([0-9a-f]{8})$")
+_HYPHEN = re.compile(r"(?<!\de)-")  # not the one of 1e-05
+
+
+def find(folder: Path) -> dict[Path, list[Path]]:
+    """Sweep folder -> its run directories by name; `folder` is a run directory, a sweep, or a folder of sweeps.
+
+    Raises ConfigError if there is no run in it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; give a sweep, a folder of sweeps or a run directory.")
+    if _is_run(folder):
+        return {folder.absolute().parent: [folder]}
+    own, found = [], {}
+    for path in _folders(folder):
+        if _is_run(path):
+            own.append(path)
+        elif runs := runs_in(path):
+            found[path] = runs
+    sweeps = {folder: own, **found} if own else found
+    if not sweeps:
+        raise ConfigError(
+            f"{folder} holds no runs, which are folders with a config.yaml; sweeps land in outputs/sweeps and single "
+            "runs in outputs/runs."
+        )
+    return sweeps
+
+
+def runs_in(sweep: Path) -> list[Path]:
+    """The run directories in a folder, by name."""
+    return [path for path in _folders(sweep) if _is_run(path)]
+
+
+def signature_of(name: str) -> str | None:
+    """The signature at the end of a run directory's name, None if the user named it otherwise."""
+    found = _SIGNATURE.search(name)
+    return found.group(1) if found else None
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Name of a run directory -> what sets it apart: without its signature and without the parts that all share.
+
+    Two runs that would look the same keep their signatures. A single run keeps its name.
+    """
+    names = list(names)
+    parts = {name: _HYPHEN.split(_SIGNATURE.sub("", name)) for name in names}
+    having = Counter(part for words in parts.values() for part in set(words))
+    short = {
+        name: "-".join(word for word in words if having[word] < len(names)) if len(names) > 1 else name
+        for name, words in parts.items()
+    }
+    times = Counter(short.values())
+    return {name: text if text and times[text] == 1 else _with_signature(name, text) for name, text in short.items()}
+
+
+def choose(words: Sequence[str], runs: Sequence[Path]) -> list[Path]:
+    """The run directories among `runs` that `words` mean.
+
+    A word is a run's path, name or signature, or a part of its name that no other run has; parts may be left out
+    (``alibi-s2`` for ``tiny-alibi-mha-stdlib-s2-1a2b3c4d``), as in the short names of a table.
+    Raises ConfigError with the candidates if a word means no run, or several.
+    """
+    short = short_names(dict.fromkeys(path.name for path in runs))
+    chosen = []
+    for word in words:
+        name = _meant(word, short)
+        named = [path for path in runs if path.name == name]
+        chosen += [path for path in named if path.resolve() == Path(word).resolve()] or named
+    return list(dict.fromkeys(chosen))
+
+
+def _meant(word: str, short: Mapping[str, str]) -> str:
+    """The one name, of those that have the short names `short`, that the word fits."""
+    part = os.path.basename(os.path.normpath(word))
+    exact = [name for name in short if part in (name, signature_of(name), short[name])]
+    found = exact or [name for name in short if part in name] or [name for name in short if _in_order(part, name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        raise ConfigError(f"{word!r} is part of {len(found)} runs' names; give more of one: {listed}.")
+    close = nearest(word, {*short.values(), *short})
+    hint = f"did you mean {close}?" if close else f"there are {', '.join(list(short.values())[:4])}"
+    raise ConfigError(f"{word!r} is no run here; {hint}{' …' if not close and len(short) > 4 else ''}")
+
+
+def _in_order(word: str, name: str) -> bool:
+    """Are the hyphenated parts of `word` among those of `name`, in their order?"""
+    rest = iter(_HYPHEN.split(name))
+    return all(part in rest for part in _HYPHEN.split(word))
+
+
+def _with_signature(name: str, short: str) -> str:
+    mark = signature_of(name)
+    return "-".join(filter(None, (short, mark))) if mark else name
+
+
+def _is_run(path: str | Path) -> bool:
+    return os.path.exists(os.path.join(path, "config.yaml")) or os.path.exists(os.path.join(path, "status.json"))
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read ({error.strerror}).") from None
+    return [folder / name for name in names]

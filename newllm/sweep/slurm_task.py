@@ -1,0 +1,159 @@
+"""What a SLURM job does: it hands its runs to a local pool, and goes back to the queue when its time is up.
+
+The pool works in a process of its own, so that the process with submitit's signal handler is always free to act.
+"""
+
+import getpass
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from newllm.errors import RunError
+from newllm.results.run_directory import RunDirectory
+from newllm.sweep.policy import Policy
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+FOLDER = Path(".sweep") / "slurm"  # of the sweep: submitit's files, and what jobs print
+_CLAIM_SECONDS = 30.0  # for the launcher to note which job it has been given for a run
+
+
+@dataclass
+class Task:
+    """Called by submitit in the job.
+
+    Args:
+        sweep: the sweep's folder.
+        name: the jobs' name, which the jobs of one launch share.
+        runs: the directories of the job's runs.
+        policy: what is done about failures; `canary` is the launcher's business.
+        jobs_per_gpu: runs that share a GPU.
+        requeues: how many more times the job may go back to the queue.
+    """
+
+    sweep: str
+    name: str
+    runs: tuple[str, ...]
+    policy: Policy
+    jobs_per_gpu: int
+    requeues: int
+
+    def __call__(self) -> None:
+        """Do the runs that are queued. Raises RunError if one has failed, so that SLURM says FAILED too."""
+        directories = [RunDirectory(run) for run in self.runs]
+        _claim(directories, job_id(os.environ))
+        if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+            _queue_again(directories)
+        self._pool = _start_pool(asdict(self))
+        status = self._wait()
+        failed = [directory.path.name for directory in directories if directory.status().get("state") == "failed"]
+        if failed:
+            if self.policy.fail_fast:
+                _cancel_waiting(self.name)
+            raise RunError(f"{len(failed)} of {len(self.runs)} runs failed: {', '.join(failed)}")
+        if status:  # stopped, as by scancel
+            sys.exit(status if status > 0 else 128 - status)
+
+    def checkpoint(self) -> "DelayedSubmission | None":
+        """Called by submitit when the time limit is near or the job is preempted: the runs save and end.
+
+        Returns what is to be done when the job starts again; None if it may not go back to the queue any more.
+        """
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # schedulers repeat it
+        from submitit.helpers import DelayedSubmission
+
+        if hasattr(self, "_pool"):
+            os.kill(self._pool.pid, signal.SIGTERM)
+            self._wait()
+        directories = [RunDirectory(run) for run in self.runs]
+        if self.requeues > 0:
+            _queue_again(directories)
+            return DelayedSubmission(replace(self, requeues=self.requeues - 1))
+        for directory in directories:
+            if directory.observed() in ("queued", "interrupted"):
+                directory.end_attempt(
+                    "interrupted", "Its job has gone back to the queue as often as max_requeues allows."
+                )
+        return None
+
+    def _wait(self) -> int:
+        """Until the pool has ended; its exit status. The signal handler can enter it while it is under way."""
+        ended = os.waitid(os.P_PID, self._pool.pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def job_id(environment: Mapping[str, str]) -> str:
+    """The id of the job that this is, as squeue shows it: ``123``, or ``123_4`` for an array's task."""
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
+
+
+def _start_pool(request: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    # Where SLURM allots no GPU there is none for us, whatever the machine has.
+    environment = {"CUDA_VISIBLE_DEVICES": "", **os.environ}
+    command = [sys.executable, "-P", "-m", "newllm.sweep.slurm_task", json.dumps(request)]
+    return subprocess.Popen(command, env=environment, preexec_fn=_ignore_requeue_signal)
+
+
+def _ignore_requeue_signal() -> None:
+    """SLURM sends it to all processes of a job, and only the job's first one is to act on it. Children ignore what
+    their parent ignores, until they install a handler."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _claim(directories: Iterable[RunDirectory], job: str) -> None:
+    """See to it that each run names this job. The launcher writes that down, unless it was killed after sbatch."""
+    deadline = time.monotonic() + _CLAIM_SECONDS
+    for directory in directories:
+        while directory.status().get("slurm") != job:
+            if time.monotonic() > deadline:
+                directory.update_status(slurm=job)
+            time.sleep(0.1)
+
+
+def _queue_again(directories: Iterable[RunDirectory]) -> None:
+    """Runs that were stopped with the job, or cut off with its machine, wait for it to start again."""
+    for directory in directories:
+        if directory.observed() == "interrupted" and not directory.status().get("error"):
+            directory.update_status(state="queued")
+
+
+def _cancel_waiting(name: str) -> None:
+    command = ["scancel", "--state=PENDING", f"--jobname={name}", f"--user={getpass.getuser()}"]
+    subprocess.run(command, check=False)
+
+
+def main(argv: list[str]) -> int:
+    """The pool of a job, whose `Task` is the only argument, as JSON; returns the exit status."""
+    from newllm.sweep.display import Display
+    from newllm.sweep.pool import Pool
+    from newllm.sweep.slots import Slots, available_cores, visible_gpus
+    from newllm.sweep.workers import NurseryWorkers
+
+    task = json.loads(argv[0])
+    sweep, runs = Path(task["sweep"]), [Path(run) for run in task["runs"]]
+    cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or available_cores())
+    slots = Slots(cores, visible_gpus(), len(runs), jobs_per_gpu=task["jobs_per_gpu"])
+    with NurseryWorkers(os.environ, sweep / FOLDER / f"{job_id(os.environ)}_nursery.err") as workers:
+        display = Display(sweep, runs)
+        workers.say = display.note
+        pool = Pool(runs, slots, workers, replace(Policy(**task["policy"]), canary=False), display)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, lambda number, frame: pool.stop(number))
+        with display.shown(slots.count):
+            return pool.run()
+
+
+if __name__ == "__main__":
+    from newllm.cli import guarded
+
+    raise SystemExit(guarded(main, sys.argv[1:]))

@@ -1,0 +1,189 @@
+"""What the SLURM launcher decides and understands, without a SLURM; the real one is in tests/launch."""
+
+import signal
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from made import made
+
+from newllm.errors import ConfigError, RunError
+from newllm.sweep.policy import Policy
+from newllm.sweep.slurm import Slurm
+from newllm.sweep.slurm_array import Array, arrays, resources
+from newllm.sweep.slurm_follow import follow, settle
+from newllm.sweep.slurm_state import job_states
+from newllm.sweep.slurm_task import Task
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all of PATH: programs in it stand for SLURM's."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("runs", [1, 4, 5, 41])
+@pytest.mark.parametrize("packed", [1, 3])
+@pytest.mark.parametrize("cap", [None, 1, 2, 7])
+def test_arrays_hold_each_run_once_below_the_largest_size_and_the_cap(runs: int, packed: int, cap: int | None) -> None:
+    found = arrays([1] * runs, packed, largest=4, max_running=cap)
+    assert sorted(run for array in found for task in array.tasks for run in task) == list(range(runs))
+    assert all(len(array.tasks) <= 4 for array in found)
+    assert all(len(task) <= packed for array in found for task in array.tasks)
+    assert all(array.cap >= 1 for array in found)
+    if cap:
+        assert sum(array.cap for array in found if array.after is None) <= cap
+        for i, array in enumerate(found):  # one that waits has no more room than the one that it waits for had
+            assert array.after is None or (array.after < i and lane_cap(found, array) >= array.cap)
+
+
+def lane_cap(found: list[Array], array: Array) -> int:
+    while array.after is not None:
+        array = found[array.after]
+    return array.cap
+
+
+def test_arrays_of_about_equal_size_share_the_cap() -> None:
+    found = arrays([1] * 9, 1, largest=4, max_running=5)
+    assert [(len(array.tasks), array.cap) for array in found] == [(3, 2), (3, 2), (3, 1)]
+
+
+def test_runs_that_need_more_devices_get_arrays_of_their_own() -> None:
+    found = arrays([1, 2, 1, 2], 2, largest=100, max_running=None, first_run=1)
+    assert [(array.devices, array.tasks) for array in found] == [(1, ((1, 3),)), (2, ((2, 4),))]
+    assert resources(devices=4, gpus=1, cpus=8) == (4, 8)
+    assert resources(devices=2, gpus=None, cpus=3) == (None, 6)
+
+
+def test_states_of_jobs_come_from_squeue_and_then_from_sacct(commands: Path) -> None:
+    program(
+        commands,
+        "squeue",
+        "echo '7_0|RUNNING|None'; echo '7_3|PENDING|JobArrayTaskLimit'; echo '9|FAILED|NonZeroExitCode'",
+    )
+    program(commands, "sacct", "echo '7_[1-2%1]|CANCELLED by 1000'")
+    assert job_states(["7_0", "7_1", "7_3", "8", "9"]) == {
+        "7_0": "RUNNING", "7_1": "CANCELLED", "7_3": "PENDING (JobArrayTaskLimit)", "9": "FAILED (NonZeroExitCode)",
+    }  # fmt: skip
+
+
+def test_jobs_that_slurm_has_forgotten_are_no_error_and_a_silent_slurm_is_one(commands: Path) -> None:
+    with pytest.raises(RunError, match="no squeue on this machine's PATH"):
+        job_states(["1"])
+    program(commands, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert job_states(["1"]) == {}
+    program(commands, "squeue", "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(RunError, match=r"^SLURM cannot be asked: Unable to contact slurm controller$"):
+        job_states(["1"])
+
+
+@pytest.mark.parametrize(
+    ("state", "word", "after", "error"),
+    [
+        ("running", "OUT_OF_MEMORY", "failed", "SLURM ended job 5_1: OUT_OF_MEMORY."),
+        ("running", "TIMEOUT (TimeLimit)", "interrupted", "SLURM ended job 5_1: TIMEOUT (TimeLimit)."),
+        ("interrupted", "CANCELLED", "interrupted", "SLURM ended job 5_1: CANCELLED."),
+        ("queued", "FAILED (NonZeroExitCode)", "failed", "SLURM ended job 5_1 before the run began: FAILED (NonZero"),
+        ("queued", None, "interrupted", "SLURM ended job 5_1 before the run began: not known any more"),
+        ("done", "COMPLETED", "done", None),
+    ],
+)
+def test_a_run_whose_job_has_gone_gets_slurms_word(
+    tmp_path: Path, state: str, word: str | None, after: str, error: str | None
+) -> None:
+    run = made(tmp_path, "run", state=state, slurm="5_1")
+    settle(run, word)
+    assert run.status()["state"] == after
+    assert (run.status()["error"] is None) if error is None else run.status()["error"].startswith(error)
+
+
+class Notes:
+    """A watcher that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def started(self, run: Path) -> None:
+        self.told.append(f"started {run.name}")
+
+    def ended(self, run: Path, fate: str, error: str | None, again: bool) -> None:
+        self.told.append(f"{'again' if again else 'ended'} {run.name}: {fate}")
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+    def tick(self, waiting: int) -> None: ...
+
+
+def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(tmp_path: Path) -> None:
+    a, b = made(tmp_path, "a", slurm="1_0"), made(tmp_path, "b", slurm="1_1")
+    script: deque[tuple[str, dict[str, str] | None]] = deque([
+        ("queued", None),
+        ("running", {"1_0": "RUNNING", "1_1": "PENDING (JobHeldUser)"}),
+        ("queued", {"1_0": "PENDING (BeginTime)"}),
+        ("running", {"1_0": "RUNNING"}),
+        ("done", {"1_0": "RUNNING"}),
+    ])  # fmt: skip
+
+    def ask(jobs: Iterable[str]) -> dict[str, str]:
+        state, words = script.popleft()
+        a.update_status(state=state)
+        if words is None:
+            raise RunError("SLURM is away")
+        return words
+
+    notes = Notes()
+    assert follow([a.path, b.path], notes, ask, seconds=0) is False
+    assert notes.told == [
+        "SLURM is away; trying again.",
+        "1 job PENDING (JobHeldUser): squeue(1) explains the reason.",
+        "started a",
+        "again a: interrupted",
+        "started a",
+        "ended b: interrupted",
+        "ended a: done",
+    ]
+
+
+def test_a_job_that_may_not_queue_again_says_why(tmp_path: Path) -> None:
+    run = made(tmp_path, "run", state="interrupted", slurm="5")
+    task = Task(str(tmp_path), "newllm", (str(run.path),), Policy(), jobs_per_gpu=1, requeues=1)
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        again = task.checkpoint()
+        assert run.status()["state"] == "queued"
+        assert again is not None
+        assert again.function.checkpoint() is None
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert run.status()["state"] == "interrupted"
+    assert "as often as max_requeues allows" in run.status()["error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runs_per_job": 0}, "hydra.launcher.runs_per_job must be at least 1; 0 was given"),
+        ({"max_running": -1}, "hydra.launcher.max_running must be at least 1; -1 was given"),
+        ({"time_min": 2}, "signal_delay_s=120 leaves no time to train within time_min=2"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Slurm(**options)
+
+
+def test_a_machine_without_slurm_is_told_so_and_the_run_stays_queued(tmp_path: Path, commands: Path) -> None:
+    run = made(tmp_path, "run")
+    with pytest.raises(ConfigError, match="needs SLURM's sbatch, which is not on this machine's PATH"):
+        Slurm().start(tmp_path, [run.path], Policy())
+    assert run.status()["state"] == "queued"

@@ -1,0 +1,151 @@
+"""`newllm status`: its table, its logs, its JSON, what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from newllm.results import RunDirectory
+from newllm.status import main
+from newllm.sweep.policy import Policy
+from newllm.sweep.record import begin
+
+
+def made(sweep: Path, name: str, state: str = "queued", **status: object) -> RunDirectory:
+    run = RunDirectory(sweep / name)
+    run.freeze({"trainer": {"batch_size": 8}, "data": {"seq_len": 32}})
+    run.update_status(state=state, **status)
+    if state == "done":
+        run.write_results({"val/ppl": 98.76})
+    return run
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A run of each fate."""
+    folder = tmp_path / "sweep"
+    made(folder, "tiny-rope-s1-0000000a", "done")
+    made(folder, "tiny-rope-s2-0000000b", "failed", error="Training broke at step 7.").log_file.write_text("step 7\n")
+    made(folder, "tiny-alibi-s1-0000000c", "running", progress={"step": 1234, "steps": 5000})
+    made(folder, "tiny-alibi-s2-0000000d")
+    return folder
+
+
+def test_the_table_shows_every_run_as_it_is_and_what_to_type(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(sweep)]) == 1
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[:5] == [
+        ["run", "state", "step", "val", "ppl"],
+        ["rope-s2", "failed"],
+        ["alibi-s1", "interrupted", "1,234/5,000"],
+        ["alibi-s2", "queued"],
+        ["rope-s1", "done", "98.76"],
+    ]
+    assert "4 runs: 1 failed, 1 interrupted, 1 queued, 1 done" in out
+    assert "rope-s2: Training broke at step 7." in out
+    assert "The launcher is gone" in out
+    assert f"newllm status {sweep} --retry all" in out
+
+
+def test_the_exit_status_says_whether_one_of_the_runs_shown_failed(sweep: Path) -> None:
+    assert main([str(sweep), "rope-s1", "alibi-s1"]) == 0
+    assert main([str(sweep), "0000000b", "--json"]) == 1
+    assert main([str(sweep / "tiny-rope-s1-0000000a")]) == 0
+    assert main([str(sweep.parent), "--watch", "0.1"]) == 1  # ends at once, since nobody is at work
+
+
+def test_json_is_one_object_with_runs_counts_and_launches(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with begin(sweep, "local", {"slots": 2}, Policy(retries=1), [sweep / "tiny-alibi-s2-0000000d"]):
+        main([str(sweep), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"] == {"failed": 1, "interrupted": 1, "queued": 1, "done": 1}
+    runs = {run["name"]: run for run in found["runs"]}
+    assert runs["tiny-rope-s1-0000000a"]["val_ppl"] == 98.76
+    assert runs["tiny-alibi-s2-0000000d"]["attended"] is True
+    assert runs["tiny-alibi-s1-0000000c"] | {"state": "interrupted", "step": 1234} == runs["tiny-alibi-s1-0000000c"]
+    (launch,) = found["launches"]
+    assert (launch["alive"], launch["launcher"], launch["pid"]) == (True, {"slots": 2}, os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["{sweep}/nowhere"], "is no folder"),
+        (["{sweep}/.sweep"], "holds no runs"),
+        (["{sweep}", "s1"], "part of 2 runs' names"),
+        (["{sweep}", "rope-s3"], "did you mean rope-s"),
+        (["{sweep}", "--logs"], "--logs shows one run's log"),
+        (["{sweep}", "--logs", "alibi-s2"], "has no log yet"),
+        (["{sweep}", "-f"], "--logs RUN -f"),
+        (["{sweep}", "--watch", "0"], "between 0.1 and 86400"),
+        (["{sweep}", "--json", "--cancel"], "--help shows the usage"),
+        ([], "--help shows the usage"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    sweep: Path, capsys: pytest.CaptureFixture[str], typed: list[str], said: str
+) -> None:
+    (sweep / ".sweep").mkdir()
+    assert main([word.format(sweep=sweep) for word in typed]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_logs_prints_the_log_and_what_a_dying_process_said(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(sweep), "--logs", "rope-s2"]) == 0
+    assert capsys.readouterr().out == "step 7\n"
+    (sweep / "tiny-rope-s2-0000000b" / "stderr.log").write_text("Fatal Python error: Segmentation fault\n")
+    assert main([str(sweep), "rope-s2", "--logs"]) == 0
+    assert capsys.readouterr().out.endswith("stderr.log\nFatal Python error: Segmentation fault\n")
+
+
+def test_logs_follows_a_run_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made(tmp_path, "tiny-s1", "running")
+    run.log_file.write_text("first\n")
+
+    def work() -> None:
+        with run.locked():
+            begun.set()
+            time.sleep(0.5)
+            with run.log_file.open("a") as log:
+                log.write("sécond\n")
+            time.sleep(0.5)
+            with run.log_file.open("a") as log:
+                log.write("last\n")
+            run.write_results({"val/ppl": 9.0})
+            run.end_attempt("done")
+
+    begun = threading.Event()
+    worker = threading.Thread(target=work)
+    worker.start()
+    begun.wait()
+    assert main([str(run.path), "--logs", "-f"]) == 0
+    worker.join()
+    assert capsys.readouterr().out == "first\nsécond\nlast\n"
+
+
+def test_watch_ends_with_the_last_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made(tmp_path, "tiny-s1", "running")
+    with run.locked():
+        timer = threading.Timer(0.5, run.end_attempt, ("failed", "Broke."))
+        timer.start()
+        assert main([str(tmp_path), "--watch", "0.1"]) == 1
+    assert "tiny-s1: Broke." in capsys.readouterr().out
+
+
+def test_it_stays_light(sweep: Path) -> None:
+    code = (
+        "import sys; from newllm.status import main; main(sys.argv[1:])\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'submitit', 'omegaconf'}\n"
+        "print(heavy & {*sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(sweep), "--json"], capture_output=True, text=True)
+    assert done.stderr == "set()\n"
