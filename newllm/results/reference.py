@@ -9,11 +9,12 @@ document. `val/best_ppl` is the best epoch's; everything else is the last epoch'
 import csv
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from newllm.evaluation.subject import Findings, Table
+if TYPE_CHECKING:  # it brings torch, which a report has no use for
+    from newllm.evaluation.subject import Findings, Table
 
 # What must be equal, and where the effective configuration has it. An empty cell asks for nothing.
 CONDITIONS = {
@@ -39,7 +40,7 @@ def published() -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> Table:
+def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> "Table":
     """Lines {run, metric, ours, published, difference} for the published runs with the run's conditions.
 
     `config` is composed or effective, with its choices; `difference` is ours / published - 1. A metric is compared
@@ -55,8 +56,10 @@ def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float
     ]
 
 
-def findings(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> Findings | None:
+def findings(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> "Findings | None":
     """The console section on the distance, None where no published run has these conditions."""
+    from newllm.evaluation.subject import Findings
+
     lines = distance(config, results)
     if not lines:
         return None

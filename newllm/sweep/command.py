@@ -1,6 +1,8 @@
 """`newllm train -m …` and `hydra/launcher=…`: plan the runs, freeze them, hand them to the launcher."""
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +43,29 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
     if request.settings.dry_run:
         show(request.plan(), whole=True)
         return 0
-    check(run.config for run in request.runs)
-    with choosing(request.folder):
+    launcher = build(request.launcher)
+    with _nothing_left_if_refused(request.folder), choosing(request.folder):
         planned = request.plan()
+        if planned.wanted:
+            launcher.prepare(request.folder)  # imports torch in a process of its own, as `check` does in this one
+            check(job.config for job in planned.wanted)
         show(planned, whole=False)
         runs = planned.freeze(afresh=request.settings.rerun == "all")
     if not runs:
         return int(any(job.state in ("failed", "unreadable") for job in planned.jobs))
-    return int(build(request.launcher).start(planned.sweep, runs, request.settings.policy))
+    return int(launcher.start(planned.sweep, runs, request.settings.policy))
+
+
+@contextmanager
+def _nothing_left_if_refused(folder: Path) -> Iterator[None]:
+    """Take away the folders made for a sweep that turns out to be a mistake."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except ConfigError:
+        for path in made:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> Request:

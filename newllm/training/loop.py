@@ -197,7 +197,7 @@ class Loop:
         now = time.monotonic()
         self.console.line(display.epoch_line(line, self.judge, seconds=now - self._epoch_began))
         self._epoch_began = now
-        self._record({**line, "time/seconds": self._seconds()})
+        self._record({**line, "train/tokens": progress.trained_tokens, "time/seconds": self._seconds()})
         progress.epoch_step, progress.epoch_loss, progress.epoch_tokens = 0, 0.0, 0
         patience = self.trainer.patience
         stopped = patience is not None and progress.bad_epochs >= patience
