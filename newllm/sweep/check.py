@@ -7,34 +7,33 @@ from typing import Any
 from newllm.sweep.estimate import PARTS, count_parameters, seedless
 
 _LATER = ("runtime", "logger")  # of the machine that a run will run on, and of its directory
+_MODEL = "model"
+
+Part = tuple[str, dict[str, Any]]  # where it stands, its node; for the whole model, the nodes that make it
 
 
-def check(configs: Iterable[Mapping[str, Any]]) -> None:
-    """ConfigError of the first node that its constructor refuses, or of the first model that cannot be built.
+def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
+    """What there is to build in these effective configurations; once, what differs in seeds only. Needs no torch."""
+    found: dict[str, Part] = {}
+    for config in configs:
+        sizes = {"data": {"seq_len": config["data"]["seq_len"]}, "trainer": {"seed": config["trainer"]["seed"]}}
+        whole = {**{part: dict(config[part]) for part in PARTS}, **sizes}
+        for path, node in (*_nodes(config), (_MODEL, whole)):
+            found.setdefault(json.dumps([path, seedless(node)], sort_keys=True), (path, dict(node)))
+    return list(found.values())
 
-    Nodes that differ in seeds only are built once; models are built without memory.
-    """
+
+def build_all(found: Iterable[Part]) -> None:
+    """ConfigError of the first part that its constructor refuses; models are built without memory."""
     from newllm.build import build
 
-    seen: set[str] = set()
-
-    def new(*content: Any) -> bool:
-        key = json.dumps(content, sort_keys=True)
-        if key in seen:
-            return False
-        seen.add(key)
-        return True
-
-    for config in configs:
-        for path, node in _nodes(config):
-            if new(path, seedless(node)):
-                part = build(node)
-                if path == "data":
-                    part.fingerprint()  # refuses a corpus whose files are not there
-        model = {part: config[part] for part in PARTS}
-        vocabulary = int(config["model"].get("vocab_size") or 64)
-        if new(seedless(model), config["data"]["seq_len"], vocabulary):
-            count_parameters(config, vocabulary)
+    for path, node in found:
+        if path == _MODEL:
+            count_parameters(node, int(node["model"].get("vocab_size") or 64))
+            continue
+        part = build(node)
+        if path == "data":
+            part.fingerprint()  # refuses a corpus whose files are not there
 
 
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -45,6 +44,5 @@ def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
         if "_target_" in node:
             yield group, node
         else:
-            yield from (
-                (f"{group}.{name}", n) for name, n in node.items() if isinstance(n, Mapping) and "_target_" in n
-            )
+            inner = ((f"{group}.{name}", one) for name, one in node.items() if isinstance(one, Mapping))
+            yield from ((path, one) for path, one in inner if "_target_" in one)

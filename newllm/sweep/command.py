@@ -14,7 +14,6 @@ from newllm.config.grid import combinations
 from newllm.config.many import Composed, compose_many
 from newllm.config.overrides import Overrides, parse
 from newllm.errors import ConfigError
-from newllm.sweep.check import check
 from newllm.sweep.plan import Plan, plan
 from newllm.sweep.record import choosing
 from newllm.sweep.settings import Sweep
@@ -47,8 +46,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
     with _nothing_left_if_refused(request.folder), choosing(request.folder):
         planned = request.plan()
         if planned.wanted:
-            launcher.prepare(request.folder)  # imports torch in a process of its own, as `check` does in this one
-            check(job.config for job in planned.wanted)
+            launcher.check(request.folder, [job.config for job in planned.wanted])
         show(planned, whole=False)
         runs = planned.freeze(afresh=request.settings.rerun == "all")
     if not runs:

@@ -145,7 +145,7 @@ class Display:
             self._say(f"  failed: {self._name(run)}: {error or 'no reason is known'} ({log})", "red")
         if len(self._failures) > SHOWN_FAILURES:
             self._say(f"  and {len(self._failures) - SHOWN_FAILURES:,} more")
-        if self._counts["interrupted"] or rest:
+        if self._counts["interrupted"]:
             self._say("The same command goes on from here.")
         self._say(f"Next: newllm status {self._sweep}")
         if self._counts["done"]:

@@ -2,12 +2,14 @@
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
+from newllm.errors import ConfigError
+from newllm.sweep.check import parts
 from newllm.sweep.display import Display
 from newllm.sweep.policy import Policy
 from newllm.sweep.pool import Pool
@@ -40,9 +42,17 @@ class Local:
         self._prepared: NurseryWorkers | None = None
         self._slots_for(1, gpus=())  # refuses numbers that make no sense
 
-    def prepare(self, sweep: Path) -> None:
-        """Begin what takes seconds and needs no plan: copy the code, start the process that imports torch. `start` does
-        it too; calling this before planning saves time. What is prepared ends with this process."""
+    def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None:
+        """ConfigError if a part of these effective configurations cannot be built.
+
+        This is done by the process that will start the runs of `sweep`, since it imports torch anyway.
+        """
+        self._prepare(sweep)
+        assert self._prepared is not None
+        if refused := self._prepared.check(parts(configs)):
+            raise ConfigError(refused)
+
+    def _prepare(self, sweep: Path) -> None:
         folder = sweep / ".sweep"
         folder.mkdir(parents=True, exist_ok=True)
         self._prepared = NurseryWorkers(environment(snapshot(sweep)), folder / "nursery.log")
@@ -56,7 +66,7 @@ class Local:
         if not runs:
             return 0
         if self._prepared is None:
-            self.prepare(sweep)
+            self._prepare(sweep)
         assert self._prepared is not None
         workers, self._prepared = self._prepared, None
         with workers:

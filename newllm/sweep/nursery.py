@@ -4,8 +4,10 @@ It reads requests from stdin and answers on stdout, a JSON object a line:
 
     {"id": 3, "run": PATH, "env": {"CUDA_VISIBLE_DEVICES": "1"}}   fork a worker for this run directory
     {"id": 3, "signal": 15}                                        send its process this signal; 9: all it started too
+    {"id": 4, "check": [[PATH, NODE], …]}                          build these parts of configurations (sweep/check.py)
     -> {"id": 3, "pid": 4711}                                      it has begun
     -> {"id": 3, "status": 0}                                      it has ended: its exit status, or minus the signal
+    -> {"id": 4, "refused": null}                                  the sentence of the first that is refused, if any
 
 The end of stdin says that the launcher is gone: workers are asked to save and end, and killed after PATIENCE seconds.
 Workers notice the same of this process by the end of a pipe. It keeps to one thread and away from CUDA, since
@@ -25,6 +27,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+from newllm.errors import NewllmError
 
 PATIENCE = 30.0  # seconds from the request to end to SIGKILL
 STDERR = "stderr.log"  # in the run directory: what no other file holds, such as a crash of the interpreter
@@ -80,8 +84,11 @@ class Nursery:
                 if number == request["id"]:
                     send_signal(pid, request["signal"])
             return
-        run = Path(request["run"])
         sys.stderr.flush()
+        if "check" in request:
+            self._check(request)
+            return
+        run = Path(request["run"])
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -96,6 +103,24 @@ class Nursery:
                 os._exit(status)
         self._children[pid] = (request["id"], run)
         self._answer({"id": request["id"], "pid": pid})
+
+    def _check(self, request: dict[str, Any]) -> None:
+        """In a child, since workers must find this process as it was."""
+        pid = os.fork()
+        if pid == 0:
+            from newllm.sweep.check import build_all
+            from newllm.sweep.worker import sentence
+
+            refused = None
+            try:
+                build_all(request["check"])
+            except NewllmError as error:
+                refused = str(error)
+            except BaseException as error:
+                refused = sentence(error)
+            self._answer({"id": request["id"], "refused": refused})
+            os._exit(0)
+        os.waitpid(pid, 0)
 
     def _work(self, run: Path, env: dict[str, str]) -> int:
         """In the worker: away from everything that is the nursery's, then the run."""
@@ -157,8 +182,8 @@ def _end_with_nursery(lifeline: int) -> None:
 def main() -> NoReturn:
     answers = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that prints can get between the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # which reach the launcher or the job as a whole
+        signal.signal(signum, signal.SIG_IGN)
 
     import torch._dynamo  # noqa: F401  what torch's optimizers load at their first step; a second for each run otherwise
 

@@ -2,12 +2,13 @@
 
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from newllm.errors import ConfigError
 from newllm.results.run_directory import RunDirectory
+from newllm.sweep.check import build_all, parts
 from newllm.sweep.display import Display
 from newllm.sweep.policy import Policy
 from newllm.sweep.record import begin
@@ -79,6 +80,11 @@ class Slurm:
             "additional_parameters": dict(additional or {}),
         }
 
+    def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None:
+        """ConfigError on a machine that cannot submit, or if a part of these configurations cannot be built."""
+        _refuse_without_slurm()
+        build_all(parts(configs))
+
     def start(self, sweep: Path, runs: Sequence[Path], policy: Policy) -> int:
         """Submit the frozen `runs` of the folder `sweep` and, with `wait`, follow them; returns the exit status.
 
@@ -87,12 +93,7 @@ class Slurm:
         """
         if not runs:
             return 0
-        for program in ("sbatch", "srun", "scontrol", "squeue"):
-            if shutil.which(program) is None:
-                raise ConfigError(
-                    f"hydra/launcher=slurm needs SLURM's {program}, which is not on this machine's PATH; submit on a "
-                    "machine of the cluster, or leave the launcher out to use this machine."
-                )
+        _refuse_without_slurm()
         with begin(sweep, "slurm", self._options, policy, runs) as record:
             jobs = self._submit(sweep, runs, policy, f"newllm-{record.file.stem}", record.update)
             print(f"Submitted {_count(len(runs), 'run')} as {_count(len(jobs), 'job')}: {', '.join(jobs)}.")
@@ -147,6 +148,15 @@ class Slurm:
     def _task(self, sweep: Path, name: str, runs: Sequence[Path], policy: Policy) -> Task:
         paths = tuple(str(run.resolve()) for run in runs)
         return Task(str(sweep.resolve()), name, paths, policy, self.jobs_per_gpu, self.max_requeues)
+
+
+def _refuse_without_slurm() -> None:
+    for program in ("sbatch", "srun", "scontrol", "squeue"):
+        if shutil.which(program) is None:
+            raise ConfigError(
+                f"hydra/launcher=slurm needs SLURM's {program}, which is not on this machine's PATH; submit on a "
+                "machine of the cluster, or leave the launcher out to use this machine."
+            )
 
 
 def _count(number: int, what: str) -> str:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from newllm.errors import RunError
 from newllm.results.atomic import write_text
+from newllm.sweep.check import Part
 from newllm.sweep.nursery import send_signal
 from newllm.sweep.pool import Ended
 
@@ -61,6 +62,21 @@ class NurseryWorkers:
         os.close(self._woken)
         os.close(self._waker)
         self._stderr.close()
+
+    def check(self, parts: Sequence[Part]) -> str | None:
+        """The sentence with which the first of these parts is refused; None if all can be built."""
+        self._send({"id": 0, "check": parts})
+        while not self._dead:
+            for key, _ in self._selector.select():
+                got = os.read(key.fd, 1 << 16)
+                if not got:
+                    self._mourn()
+                    break
+                *lines, self._unread = (self._unread + got).split(b"\n")
+                for line in lines:
+                    refused: str | None = json.loads(line)["refused"]
+                    return refused
+        return None  # the runs will tell
 
     def start(self, number: int, run: Path, environment: Mapping[str, str]) -> None:
         if self._dead:

@@ -9,7 +9,9 @@ import pytest
 from made import made
 
 from newllm.errors import ConfigError, RunError
+from newllm.results import RunDirectory
 from newllm.sweep.policy import Policy
+from newllm.sweep.record import launches
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_array import Array, arrays, resources
 from newllm.sweep.slurm_follow import follow, settle
@@ -187,3 +189,33 @@ def test_a_machine_without_slurm_is_told_so_and_the_run_stays_queued(tmp_path: P
     with pytest.raises(ConfigError, match="needs SLURM's sbatch, which is not on this machine's PATH"):
         Slurm().start(tmp_path, [run.path], Policy())
     assert run.status()["state"] == "queued"
+
+
+def test_a_cluster_that_refuses_the_second_array_keeps_the_first(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(commands, "scontrol", "echo 'MaxArraySize            = 2'")
+    program(commands, "srun", "")
+    program(commands, "squeue", "")
+    program(
+        commands,
+        "sbatch",
+        f"""if mkdir {tmp_path}/first 2> /dev/null; then cp "$1" {tmp_path}/first/job.sh; echo Submitted batch job 5
+            else echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; fi""",
+    )
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    runs = [made(tmp_path / "sweep", name).path for name in "abc"]
+    launcher = Slurm(
+        account="lab", gpus=2, max_running=1, setup=["module load cuda"], additional={"constraint": "a100"}
+    )
+    with pytest.raises(ConfigError, match=r"refused the jobs: QOSMax.*; the runs stay queued.* jobs 5, goes on\.$"):
+        launcher.start(tmp_path / "sweep", runs, Policy())
+    assert [RunDirectory(run).status().get("slurm") for run in runs] == ["5", None, None]
+    assert [RunDirectory(run).status()["state"] for run in runs] == ["queued"] * 3
+    assert [record["slurm_jobs"] for record in launches(tmp_path / "sweep")] == [["5"]]
+    job = (tmp_path / "first" / "job.sh").read_text().splitlines()
+    for option in ("account=lab", "gpus-per-node=2", "constraint=a100", "time=60", "signal=USR2@120", "requeue"):
+        assert f"#SBATCH --{option}" in job
+    assert job.index("module load cuda") < next(
+        i for i, line in enumerate(job) if line.startswith("export PYTHONPATH=")
+    )
