@@ -1,4 +1,4 @@
-"""A process that has imported everything once and forks a worker for each run: `python -P -m newllm.sweep.nursery`.
+"""A process that has imported everything once and forks a worker for each run. newllm.sweep.warm starts it.
 
 It reads requests from stdin and answers on stdout, a JSON object a line:
 
@@ -185,15 +185,9 @@ def main() -> NoReturn:
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):  # which reach the launcher or the job as a whole
         signal.signal(signum, signal.SIG_IGN)
 
-    import torch._dynamo  # noqa: F401  what torch's optimizers load at their first step; a second for each run otherwise
-
     import newllm.run  # noqa: F401
 
     gc.collect()
     gc.freeze()  # workers share these pages as long as no collection touches them
     Nursery(0, answers).serve()
     os._exit(0)  # there is nothing to flush, and taking torch down takes a while
-
-
-if __name__ == "__main__":
-    main()

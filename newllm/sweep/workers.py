@@ -5,19 +5,18 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from newllm.errors import RunError
 from newllm.results.atomic import write_text
 from newllm.sweep.check import Part
 from newllm.sweep.nursery import send_signal
 from newllm.sweep.pool import Ended
+from newllm.sweep.warm import take
 
 DEATHS = 3  # of nurseries in a row, no worker having ended in between, before there is no more trying
 PATIENCE = 35.0  # seconds for the workers of a dead nursery; they kill themselves a little before
@@ -34,10 +33,8 @@ class NurseryWorkers:
     say: Callable[[str], None]  # told in a sentence when the nursery has died
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        # More threads than one would already be there when workers are forked; they get their number then.
-        self._environment = {**environment, "OMP_NUM_THREADS": "1"}
+        self._environment = dict(environment)
         self._log, self.say = log, print
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self._deaths = 0
         self._pids: dict[int, int | None] = {}  # id -> process, once there is one
         self._orphans: dict[int, tuple[int, float]] = {}  # of a dead nursery: id -> process, when it is to be killed
@@ -67,15 +64,11 @@ class NurseryWorkers:
         """The sentence with which the first of these parts is refused; None if all can be built."""
         self._send({"id": 0, "check": parts})
         while not self._dead:
-            for key, _ in self._selector.select():
-                got = os.read(key.fd, 1 << 16)
-                if not got:
-                    self._mourn()
-                    break
-                *lines, self._unread = (self._unread + got).split(b"\n")
-                for line in lines:
-                    refused: str | None = json.loads(line)["refused"]
-                    return refused
+            self._selector.select()
+            for answer in self._answers():
+                refused: str | None = answer["refused"]
+                return refused
+        self._mourn()
         return None  # the runs will tell
 
     def start(self, number: int, run: Path, environment: Mapping[str, str]) -> None:
@@ -105,31 +98,31 @@ class NurseryWorkers:
             if key.fd == self._woken:
                 os.read(self._woken, 4096)
                 continue
-            got = os.read(key.fd, 1 << 16)
-            if not got:
-                return [*ends, *self._mourn()]
-            *lines, self._unread = (self._unread + got).split(b"\n")
-            self._ready = True
-            for line in lines:
-                answer = json.loads(line)
+            for answer in self._answers():
                 if "pid" in answer:
                     self._pids[answer["id"]] = answer["pid"]
                 else:
                     del self._pids[answer["id"]]
                     self._deaths = 0
                     ends.append(Ended(answer["id"], answer["status"]))
+            if self._dead:
+                ends += self._mourn()
         return ends
 
+    def _answers(self) -> list[dict[str, Any]]:
+        """What the nursery says now; nothing if it is dead."""
+        assert self._nursery.stdout is not None
+        got = os.read(self._nursery.stdout.fileno(), 1 << 16)
+        if not got:
+            self._dead = True
+            return []
+        *lines, self._unread = (self._unread + got).split(b"\n")
+        self._ready = True
+        return [json.loads(line) for line in lines]
+
     def _begin(self) -> None:
-        self._nursery = subprocess.Popen(
-            [sys.executable, "-P", "-m", "newllm.sweep.nursery"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=self._environment,
-            start_new_session=True,
-            bufsize=0,
-        )
+        warm = take()
+        self._nursery, self._stderr = warm.become_nursery(self._environment), warm.stderr
         self._dead, self._ready, self._unread = False, False, b""
         self._selector.close()
         self._selector = selectors.DefaultSelector()
@@ -146,7 +139,6 @@ class NurseryWorkers:
         """The nursery is dead. Its workers have noticed by the end of their pipe, and have some time to save; those
         that it had not begun yet have ended."""
         status = self._nursery.wait()
-        self._dead = True
         self._deaths += 1
         self._selector.close()
         self._selector = selectors.DefaultSelector()
