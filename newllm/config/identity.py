@@ -46,7 +46,7 @@ def signature(cfg: DictConfig | Mapping[str, Any], fingerprint: Callable[[str], 
     if isinstance(data.get("tokenizer"), str) and Path(data["tokenizer"]).expanduser().is_dir():
         data["tokenizer"] = Path(data["tokenizer"]).expanduser().resolve().name
     whole = {**content, "data": data} if data else content
-    text = json.dumps([SCHEMA, _canonical(whole)], sort_keys=True, separators=(",", ":"))
+    text = json.dumps([SCHEMA, canonical(whole)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -92,7 +92,7 @@ def run_directory(cfg: DictConfig, root: str | Path = "outputs/runs") -> Path:
 def differences(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> list[str]:
     """``key: value in a != value in b`` for all that may change a number."""
     one, two = _flat(_content(a)), _flat(_content(b))
-    keys = [key for key in sorted({*one, *two}) if _canonical(one.get(key, ())) != _canonical(two.get(key, ()))]
+    keys = [key for key in sorted({*one, *two}) if canonical(one.get(key, ())) != canonical(two.get(key, ()))]
     return [f"{key}: {one.get(key, 'absent')} != {two.get(key, 'absent')}" for key in keys]
 
 
@@ -119,12 +119,12 @@ def _at(plain: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """1e4 and 10000 are one number, whichever way YAML read them."""
     if isinstance(value, Mapping):
-        return {str(key): _canonical(item) for key, item in value.items()}
+        return {str(key): canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
+        return [canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

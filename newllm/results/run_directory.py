@@ -26,7 +26,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from newllm.errors import ConfigError, RunError
-from newllm.results.atomic import json_line, replacing, write_json, write_text
+from newllm.results.atomic import is_held, json_line, replacing, write_json, write_text
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 
@@ -116,15 +116,8 @@ class RunDirectory:
 
     def in_use(self) -> bool:
         """Does a living process hold the directory?"""
-        if not (self.path / ".lock").exists():
-            return False
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-        return False
+        lock = self.path / ".lock"
+        return lock.exists() and is_held(lock)
 
     def observed(self) -> State:
         """The state as it is: a run that says `running` while no process holds it has been cut off."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from newllm.config.identity import NEVER_CHANGE_A_NUMBER
+from newllm.config import identity
 
 Flat = dict[str, Any]
 
@@ -21,7 +21,7 @@ class Settings:
         self._flat: dict[int, Flat] = {}
         self._kept: list[Any] = []  # keeps the nodes alive, so that their ids stay theirs
         self.nodes: list[dict[str, Any]] = [
-            {str(k): v for k, v in config.items() if isinstance(v, Mapping) and k not in NEVER_CHANGE_A_NUMBER}
+            {str(k): v for k, v in config.items() if isinstance(v, Mapping) and k not in identity.NEVER_CHANGE_A_NUMBER}
             for config in configs
         ]
 
@@ -75,19 +75,11 @@ def is_seed(key: str) -> bool:
 def canonical(value: Any) -> str:
     """Equal texts for equal values; 1e4 and 10000 are one number."""
     if value is None or isinstance(value, str | int | float):
-        return repr(_canonical(value))
-    return json.dumps(_canonical(value), sort_keys=True, default=str)
+        return repr(identity.canonical(value))
+    return json.dumps(identity.canonical(value), sort_keys=True, default=str)
 
 
 def varying(flats: Sequence[Flat]) -> list[str]:
     """The keys whose values differ among `flats`, seeds left out; a key that some lack differs."""
     keys = dict.fromkeys(key for flat in flats for key in flat if not is_seed(key))
     return [key for key in keys if len({canonical(flat[key]) if key in flat else "" for flat in flats}) > 1]
-
-
-def _canonical(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from newllm.results.atomic import write_json
+from newllm.results.atomic import is_held, write_json
 from newllm.sweep.policy import Policy
 
 FOLDER = Path(".sweep") / "launches"
@@ -84,15 +84,7 @@ def launches(sweep: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError):
             continue
         if isinstance(content, dict):
-            found.append({**content, "alive": not content.get("ended") and _held(file), "file": str(file)})
+            found.append(
+                {**content, "alive": not content.get("ended") and is_held(file.with_suffix(".lock")), "file": str(file)}
+            )
     return found
-
-
-def _held(file: Path) -> bool:
-    lock = FileLock(file.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False

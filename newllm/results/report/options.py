@@ -15,7 +15,6 @@ from newllm.schema import REQUIRED, options
 from newllm.suggest import did_you_mean
 
 FORMATS = ("csv", "md", "tex", "html", "svg", "png")
-LISTS = ("metrics", "compare", "by", "where", "formats")
 _OPTION = re.compile(r"([\w.]+)=(.*)", re.DOTALL)
 
 
