@@ -150,7 +150,7 @@ def _by(configs: Sequence[dict[str, Any]], settings: Settings, by: Sequence[str]
             shown = dict.fromkeys(name for config in configs for name in [*choices_of(config), *axes_of(config)])
             every = dict.fromkeys(name for place in range(len(configs)) for name in settings.row(place))
             close = nearest(key, [*shown, *every])
-            hint = f"did you mean {close}?" if close else f"expected choices or axes, as {', '.join(shown)}"
+            hint = f"did you mean {close}?" if close else f"expected choices or axes, as {', '.join(shown)}."
             raise ConfigError(f"by={key} is no choice, axis or setting of these runs; {hint}")
     return [tuple(canonical(value_of(config, key)) for key in by) for config in configs]
 

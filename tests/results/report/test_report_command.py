@@ -9,8 +9,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from made_runs import grid, make_runs, write_status
+from made_runs import grid, make_run, make_runs, with_seed, write_status
 
+from newllm.config import compose, effective
 from newllm.report import main
 
 
@@ -196,3 +197,11 @@ def test_without_folders_it_shows_its_options(capsys: pytest.CaptureFixture[str]
     assert main([]) == 0
     assert "baseline=null" in capsys.readouterr().out
     assert main(["baseline=rope"]) == 2
+
+
+def test_published_tables_stand_beside_runs_of_their_conditions(tmp_path: Path) -> None:
+    protocol = effective(compose(["experiment=position_encoding", "pos_encoding=rope"]))
+    make_run(tmp_path / "runs", with_seed(protocol, 42))
+    assert main([str(tmp_path / "runs"), f"out={tmp_path}", "formats=[csv]"]) == 0
+    table = {(line["published run"], line["metric"]): line for line in lines(tmp_path / "published.csv")}
+    assert float(table["rope25-5k", "val/best_ppl"]["published"]) == 107.4
