@@ -89,7 +89,7 @@ def _chosen(key: str, overrides: list[str]) -> bool:
 
 
 def _run(cfg: DictConfig) -> int:
-    """Never called: of what is handed to Hydra it runs nothing itself."""
+    """What Hydra's main asks for and our launchers, which run frozen directories, never call."""
     raise AssertionError
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm import cli, train
 from newllm.config import compose, run_directory
-from newllm.errors import RunError
+from newllm.errors import ConfigError, RunError
 from newllm.results.run_directory import RunDirectory
 from newllm.sweep.local import Local
 from newllm.sweep.policy import Policy
@@ -214,7 +214,9 @@ def test_an_experiment_may_bring_its_grid(started: list[Start], tmp_path: Path) 
         (["seed=1,2", "retires=2"], "did you mean retries?"),
         (["seed=1,2", "rerun=al"], "expected failed or none or all"),
         (["seed=1,2", "hydra.launcher.slot=2"], "did you mean hydra.launcher.slots?"),
-        (["seed=1,2", "hydra/launcher=slrum"], "slrum"),
+        (["seed=1,2", "hydra/launcher=slrum"], "did you mean hydra/launcher=slurm?"),
+        (["seed=1,2", "hydra/launcher=basic"], "expected one of: local, slurm"),
+        (["seed=1,2", "hydra.run.dir=x"], "that of a sweep is hydra.sweep.dir=FOLDER"),
         (["seeds=0"], "seeds must be at least 1"),
         (["theta=1e4,-3"], "theta must be greater than 0"),
         (["data=text", "data.path=nowhere", "seed=1,2"], "data.path=nowhere does not exist"),
@@ -227,6 +229,20 @@ def test_a_sweep_with_a_mistake_starts_no_run(
     assert said in capfd.readouterr().err
     assert not started
     assert not any(tmp_path.iterdir())
+
+
+def test_a_refused_sweep_leaves_what_others_have_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(self: Local, sweep: Path, configs: object) -> None:
+        other = Path("outputs/runs/another")
+        other.mkdir(parents=True)
+        raise ConfigError("theta must be greater than 0.")
+
+    monkeypatch.setattr(Local, "check", refuse)
+    assert train.main(["-m", "seed=1,2"]) == 2
+    assert Path("outputs/runs/another").is_dir()
+    assert not Path("outputs/sweeps").exists()
 
 
 def test_a_sweeper_of_somebody_elses_gets_the_losses_back(

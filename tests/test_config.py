@@ -122,7 +122,7 @@ def test_axes_in_shared_base_files_are_known() -> None:
         ),
         ("pos_encoding.theta=${thta}", "pos_encoding.theta=${thta} can't be resolved"),
         ("hydra.rn.dir=x", "Key 'rn' not in 'HydraConf'"),
-        ("hydra/launcher=zzz", "hydra/launcher/zzz"),
+        ("hydra/launcher=zzz", "expected one of: local, slurm"),
     ],
 )
 def test_bad_input_gets_one_sentence_with_the_way_out(typed: str, said: str) -> None:

@@ -100,6 +100,10 @@ def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
         if takes_list and "," in line and "(" not in line:
             example = f", or write a list as {line.replace('=', '=[', 1)}]"
         raise ConfigError(f"{line} is a sweep over several runs; add -m to run them{example}.")
+    if key == "hydra/launcher" and override.value() not in catalog.launchers:
+        raise ConfigError(
+            f"{line}: {did_you_mean(str(override.value()), catalog.launchers, prefix='hydra/launcher=')}."
+        )
     if override.is_delete() and (key in catalog.groups or key in catalog.axes):
         instead = _way_out(key, catalog)
         raise ConfigError(f"{line}: {key} is part of every configuration and can't be deleted; {instead}.")

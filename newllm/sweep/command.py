@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,16 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
 
 @contextmanager
 def _nothing_left_if_refused(folder: Path) -> Iterator[None]:
-    """Take away the folders made for a sweep that turns out to be a mistake."""
+    """Take away the folders made for a sweep that turns out to be a mistake; not what others have put there."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     except ConfigError:
-        for path in made:
-            shutil.rmtree(path, ignore_errors=True)
+        if made:
+            shutil.rmtree(folder / ".sweep", ignore_errors=True)
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
         raise
 
 
@@ -80,6 +83,8 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
             parse([o.input_line or "" for o in inner.parsed if not o.is_sweep_override()], catalog), config_dir
         )
         settings: Sweep = build(composed.sweep)
+        if several and composed.run_dir:
+            raise ConfigError("hydra.run.dir is the directory of one run; that of a sweep is hydra.sweep.dir=FOLDER.")
         if several:
             jobs = combinations(inner, seeds=settings.seeds, grids=settings.grids, zips=settings.zip)
         else:

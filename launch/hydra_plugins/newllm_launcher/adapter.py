@@ -1,5 +1,6 @@
 """Hydra's contract for launchers, met by planning and freezing the batch that a sweeper hands over."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ class Adapter(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
 
-    def start(self, sweep: Path, runs: list[Path], policy: Policy) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def start(self, sweep: Path, runs: list[Path], policy: Policy) -> int: ...
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch; a run that is done already is not run again. The runs' value is their validation loss."""
