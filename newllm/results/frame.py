@@ -11,7 +11,7 @@ import yaml
 
 from newllm.config.identity import signature
 from newllm.errors import ConfigError
-from newllm.results.run_directory import RunDirectory
+from newllm.results.run_directory import LOADER, RunDirectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,6 @@ Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 FIXED = ("run", "path", "sweep", "state", "signature", "seed", "overrides", "config", "error")
 NEEDED = ("choices", "data", "model", "pos_encoding", "attention", "optim", "trainer", "eval")
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # where a key of the outermost mapping begins
 _GENERATED_NAME = re.compile(r"-s\d+-([0-9a-f]{8})$")  # <slug>-s<seed>-<signature>
 
@@ -76,7 +75,7 @@ def find_runs(path: Paths) -> list[Path]:
 
 def read_yaml(path: Path) -> Any:
     """A YAML file as plain data, by the fast loader where there is one."""
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -119,7 +118,7 @@ class _Reader:
         try:
             config = self._joined(text)
             if config is None:
-                config = yaml.load(text, Loader=_Loader)
+                config = yaml.load(text, Loader=LOADER)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise _Unreadable(f"config.yaml is no YAML ({_first_line(error)})") from None
         if not isinstance(config, dict):
@@ -138,7 +137,7 @@ class _Reader:
         for block in _TOP_LEVEL.split(text):
             if block not in self._parts:
                 try:
-                    part = yaml.load(block, Loader=_Loader)
+                    part = yaml.load(block, Loader=LOADER)
                 except yaml.YAMLError:
                     return None
                 if part is not None and not isinstance(part, dict):

@@ -31,7 +31,7 @@ from newllm.results.atomic import is_held, json_line, replacing, write_json, wri
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml, where it was built in, is ten times as fast
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LOCK_PATIENCE = 0.2  # seconds; in_use() holds the lock for an instant, and a run that starts must not stumble over it
 
 
@@ -83,7 +83,7 @@ class RunDirectory:
         if not self.config_file.exists():
             return {}
         try:
-            config = yaml.load(self.config_file.read_text(encoding="utf-8"), Loader=_LOADER)
+            config = yaml.load(self.config_file.read_text(encoding="utf-8"), Loader=LOADER)
         except (OSError, ValueError, yaml.YAMLError) as error:
             first = str(error).splitlines()[0]
             raise ConfigError(
