@@ -3,14 +3,16 @@
 Every path computes ``softmax(q k^T * scale + bias, causal) v`` for q [B, H, Tq, D], k [B, Hk, Tk, D], v [B, Hk, Tk, Dv]
 (Hk divides H; query i stands at key Tk - Tq + i) and returns [B, H, Tq, Dv] in v's dtype.
 
-    bias      Tq == Tk (training, prefill)                                decoding; bf16 on CPU up to 256 tokens
-    none      fused causal                                                plain
-    linear    row: fp32 row mask [1, H, 1, Tk] + causal (CPU), digits     plain, a row is added to the scores
-    matrix    masked: fused with an explicit mask                         plain
+    bias      Tq == Tk (training, prefill)                                        after a cache
+    none      fused causal; on CPU in bf16, or if D and Dv differ, blocked        plain, of many queries blocked
+    linear    digits; on CPU in fp32 row (fp32 row mask [B, H, 1, Tk] + causal),  the same: a row is added to
+              in bf16, or if D and Dv differ, blocked                             the scores
+    matrix    blocked                                                             the same
 
-A linear bias never builds a Tq x Tk mask for a fused kernel: softmax drops what is constant along a row, so
-``-m (i - j)`` is ``m j``, a row. As `row` it is a broadcast mask beside is_causal; as `digits` it is a product of a few
-extra dims of q and k (FlashBias, arXiv 2505.12044), for kernels that take no mask.
+Nothing but `plain` ever holds Tq x Tk numbers. For a linear bias that is so since softmax drops what is constant along
+a row: ``-m (i - j)`` is ``m j``, a row. As `row` it is a broadcast mask beside is_causal; as `digits` it is a product
+of a few extra dims of q and k (FlashBias, arXiv 2505.12044), for kernels that take no mask; `blocked` adds it block by
+block (`newllm.attention.blocked`).
 """
 
 import functools
@@ -20,32 +22,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from newllm.attention.blocked import blocked
 from newllm.errors import ConfigError
-from newllm.position.bias import Bias, LinearBias
+from newllm.position.bias import Bias, LinearBias, MatrixBias
 
-Kernel = Literal["auto", "row", "digits", "masked", "plain"]
+Kernel = Literal["auto", "row", "digits", "blocked", "plain"]
 _DIGIT_DIMS = 8  # four are used; fused kernels want the width to be a multiple of 8
 _BASE = 256  # digits of this base are exact in bf16
-_SHORT = 256  # tokens up to which two products beat torch 2.13's fused bf16 kernel on CPU, forward and backward
+_FEW = 16  # queries after a cache up to which all their scores are made at once
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, kernel: Kernel = "auto") -> Tensor:
     """Causal attention as the module describes. kernel: "auto", or the path to take (for comparison)."""
     # Autocast would round the fp32 row mask to bf16, an error of units at a position of some thousands.
     with torch.autocast(q.device.type, enabled=False):
-        if q.shape[2] != k.shape[2] or kernel == "plain" or (kernel == "auto" and _short(q)):
+        path = _path(q, k, v, bias) if kernel == "auto" else kernel
+        if path == "plain":
             return plain(q, k, v, bias, scale)
+        if path == "blocked" or isinstance(bias, MatrixBias) or q.shape[2] != k.shape[2]:
+            return blocked(q, k, v, bias, scale)
         if bias is None:
-            return _fused(q, k, v, scale, mask=None, causal=True)
-        if isinstance(bias, LinearBias) and kernel != "masked":
-            if kernel == "digits" or (kernel == "auto" and not supports_row_bias(q.device.type, q.dtype)):
-                return digits(q, k, v, bias, scale)
-            return row(q, k, v, bias, scale)
-        return masked(q, k, v, bias, scale)
+            return _fused(q, k, v, scale, mask=None)
+        return (digits if path == "digits" else row)(q, k, v, bias, scale)
 
 
-def _short(q: Tensor) -> bool:
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= _SHORT
+def _path(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Kernel:
+    if q.shape[2] != k.shape[2]:
+        return "plain" if q.shape[2] <= _FEW else "blocked"
+    if q.device.type == "cpu" and (q.dtype in (torch.bfloat16, torch.float16) or q.shape[-1] != v.shape[-1]):
+        return "blocked"
+    return "row" if bias is None or supports_row_bias(q.device.type, q.dtype) else "digits"
 
 
 def check_kernel(kernel: str) -> None:
@@ -56,8 +62,7 @@ def check_kernel(kernel: str) -> None:
 
 def row(q: Tensor, k: Tensor, v: Tensor, bias: LinearBias, scale: float) -> Tensor:
     """Fused attention with the bias as a row mask; O(Tk) memory."""
-    mask = _row(bias, k.shape[2])[None].to(torch.promote_types(q.dtype, torch.float32))
-    return _fused(q, k, v, scale, mask=mask, causal=True)
+    return _fused(q, k, v, scale, mask=_row(bias, k.shape[2]).to(torch.promote_types(q.dtype, torch.float32)))
 
 
 def digits(q: Tensor, k: Tensor, v: Tensor, bias: LinearBias, scale: float) -> Tensor:
@@ -69,7 +74,7 @@ def digits(q: Tensor, k: Tensor, v: Tensor, bias: LinearBias, scale: float) -> T
     heads, length = q.shape[1], k.shape[2]
     j = torch.arange(length, device=k.device)
     high, low = (j // _BASE).to(k.dtype), (j % _BASE).to(k.dtype)
-    slope = (bias.slopes / scale).expand(heads)  # [H]
+    slope = (bias.slopes / scale).expand(*bias.slopes.shape[:-1], heads)  # [H] or [B, H]
     slope_high = slope.to(q.dtype)
     slope_low = (slope - slope_high.float()).to(q.dtype)
     zeros = torch.zeros_like(slope_high)
@@ -77,15 +82,9 @@ def digits(q: Tensor, k: Tensor, v: Tensor, bias: LinearBias, scale: float) -> T
         [slope_high * _BASE, slope_low * _BASE, slope_high, slope_low] + [zeros] * (_DIGIT_DIMS - 4), -1
     )
     k_dims = torch.stack([high, high, low, low] + [torch.zeros_like(high)] * (_DIGIT_DIMS - 4), -1)
-    q = torch.cat((q, q_dims[None, :, None].expand(*q.shape[:3], -1)), dim=-1)
+    q = torch.cat((q, q_dims[..., None, :].expand(*q.shape[:3], -1)), dim=-1)
     k = torch.cat((k, k_dims[None, None].expand(*k.shape[:3], -1)), dim=-1)
-    return _fused(q, k, v, scale, mask=None, causal=True)
-
-
-def masked(q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float) -> Tensor:
-    """Fused attention with the whole [H, Tq, Tk] bias as its mask."""
-    mask = (_matrix(q, k, bias) + _causal(q, k))[None].to(q.dtype)
-    return _fused(q, k, v, scale, mask=mask, causal=False)
+    return _fused(q, k, v, scale, mask=None)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
@@ -122,23 +121,24 @@ def supports_row_bias(device_type: str, dtype: torch.dtype) -> bool:
         return False
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, causal: bool) -> Tensor:
-    """torch's fused attention; it wants q, k and v of one width, and zeros change nothing."""
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """torch's fused causal attention; it wants q, k and v of one width, and zeros change nothing."""
     width, value_width = max(q.shape[-1], v.shape[-1]), v.shape[-1]
     if q.shape[-1] < width:
         q, k = (F.pad(t, (0, width - t.shape[-1])) for t in (q, k))
     if value_width < width:
         v = F.pad(v, (0, width - value_width))
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     return out[..., :value_width]
 
 
 def _row(bias: LinearBias, keys: int) -> Tensor:
-    """[1 or H, 1, Tk] fp32. Counted back from the last key: small numbers where the weight is."""
+    """[B or 1, H or 1, 1, Tk] fp32. Counted back from the last key: small numbers where the weight is."""
     j = torch.arange(1 - keys, 1, device=bias.slopes.device, dtype=torch.float32)
-    return bias.slopes[:, None, None] * j
+    row = bias.slopes[..., None, None] * j
+    return row if row.dim() == 4 else row[None]
 
 
 def _positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from newllm.attention import kernels
 from newllm.position.alibi import geometric_slopes
 from newllm.position.bias import LinearBias, MatrixBias, add
+from newllm.training.memory import peak_bytes
 
 HEADS, WIDTH = 4, 16
 
@@ -44,7 +45,7 @@ SLOPES = {
 }
 
 
-@pytest.mark.parametrize("kernel", ["auto", "row", "digits", "masked", "plain"])
+@pytest.mark.parametrize("kernel", ["auto", "row", "digits", "blocked", "plain"])
 @pytest.mark.parametrize("slopes", SLOPES)
 @pytest.mark.parametrize(("key_heads", "value_width"), [(HEADS, WIDTH), (1, WIDTH), (2, 8), (HEADS, 24)])
 def test_linear_bias_on_every_path(kernel, slopes, key_heads, value_width):
@@ -60,9 +61,9 @@ def test_linear_bias_on_every_path(kernel, slopes, key_heads, value_width):
         torch.testing.assert_close(gradient, wanted, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", ["row", "digits", "masked", "plain"])
+@pytest.mark.parametrize("kernel", ["row", "digits", "blocked", "plain"])
 def test_matrix_equals_linear_bias(kernel):
-    """A general bias goes by the masked path; the sum of a linear and a general one is general."""
+    """The sum of a linear and a general bias is general, and equal to the linear one where the other is 0."""
     q, k, v = inputs(80)
     linear = SLOPES["per head"]
     general = add(linear, MatrixBias(lambda i, j: torch.zeros(1, len(i), len(j))))
@@ -71,7 +72,37 @@ def test_matrix_equals_linear_bias(kernel):
     torch.testing.assert_close(kernels.attend(q, k, v, general, 0.25), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("key_heads", [HEADS, 2, 1])
+@pytest.mark.parametrize("shared", [True, False], ids=["one for all heads", "per head"])
+def test_a_learned_bias_gets_its_gradient_block_by_block(key_heads, shared):
+    """KERPLE's logarithmic bias: outputs and all gradients equal to those of the whole matrix."""
+    q, k, v = inputs(300, key_heads, dtype=torch.float64)
+    parameters = [torch.rand(1 if shared else HEADS, 1, 1, dtype=torch.float64).requires_grad_() for _ in range(2)]
+
+    def matrix(i, j):
+        a, p = parameters
+        return -p * torch.log1p(a * (i[:, None] - j[None, :]).clamp(min=0).double())
+
+    found, wanted = [], []
+    for kernel, into in (("blocked", found), ("plain", wanted)):
+        out = kernels.attend(q, k, v, MatrixBias(matrix, tuple(parameters)), 0.25, kernel)
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+        into += [out, *torch.autograd.grad((out * weight).sum(), (q, k, v, *parameters))]
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "row", "digits", "blocked", "plain"])
+def test_rows_of_a_batch_may_have_slopes_of_their_own(kernel):
+    q, k, v = inputs(70)
+    slopes = torch.tensor([[0.5, 0.25, 0.125, 0.0625], [0.0, 1.0, 0.5, 0.3]])
+    out = kernels.attend(q, k, v, LinearBias(slopes), 0.25, kernel)
+    for row in range(2):
+        alone = kernels.attend(*(x[row : row + 1] for x in (q, k, v)), LinearBias(slopes[row]), 0.25, "plain")
+        torch.testing.assert_close(out[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [1, 5, 40])
 @pytest.mark.parametrize("key_heads", [HEADS, 1])
 def test_queries_at_the_end_of_the_keys(queries, key_heads):
     """Decoding: the last `queries` rows of the whole, with and without a bias."""
@@ -82,7 +113,7 @@ def test_queries_at_the_end_of_the_keys(queries, key_heads):
         torch.testing.assert_close(end, whole[:, :, -queries:], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", ["row", "digits"])
+@pytest.mark.parametrize("kernel", ["auto", "row", "digits", "blocked"])
 def test_bf16_keeps_the_bias_exact_far_out(kernel):
     """At position 4000 a bias rounded to bf16 is off by 0.5; the fused paths stay within the noise of bf16 products."""
     q, k, v = inputs(4000, dtype=torch.bfloat16)
@@ -92,7 +123,7 @@ def test_bf16_keeps_the_bias_exact_far_out(kernel):
     assert (out.float() - exact).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("kernel", ["auto", "row", "digits"])
+@pytest.mark.parametrize("kernel", ["row", "digits"])
 def test_linear_bias_builds_no_square_mask(monkeypatch, kernel):
     masks = []
     original = F.scaled_dot_product_attention
@@ -106,6 +137,17 @@ def test_linear_bias_builds_no_square_mask(monkeypatch, kernel):
     kernels.attend(q, k, v, SLOPES["per head"], 0.25, kernel)
     assert len(masks) == 1
     assert masks[0] is None or masks[0].numel() == HEADS * 70
+
+
+def test_blocked_never_holds_a_square_of_scores():
+    """At 2048 tokens and 4 heads all scores take 67 MB; forward and backward stay far below, gradients and all."""
+    q, k, v = inputs(2048)
+    kernels.attend(q, k, v, SLOPES["per head"], 0.25, "blocked").sum().backward()  # warm
+
+    def step():
+        kernels.attend(q, k, v, SLOPES["per head"], 0.25, "blocked").sum().backward()
+
+    assert peak_bytes(step, [q, k, v], torch.device("cpu")) < 30e6
 
 
 def test_auto_leaves_the_row_mask_where_it_is_refused(monkeypatch):

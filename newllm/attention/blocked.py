@@ -1,0 +1,180 @@
+"""Causal attention by plain matrix products on blocks of queries: any bias, and never T x T numbers at once.
+
+For the queries s … e of a block only the keys up to e count. Their scores (b x e, for as many heads as fit a cache)
+are made, used and forgotten; the backward pass makes them again from the saved log-sum-exp. That is FlashAttention's
+plan (Dao et al. 2022, arXiv 2205.14135) with blocks large enough for the library's matrix products, which on CPUs
+are several times faster than torch's fused kernel in bf16. Since a block's scores are ordinary numbers, any bias can be
+added to them, its gradient can be read off them, and queries, keys and values may differ in width.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from newllm.position.bias import Bias, LinearBias
+
+_LOG2_E = 1 / math.log(2)  # scores are kept in base 2: exp2 takes a fifth of exp's time on CPUs
+_QUERIES = 256  # of a block, at most
+_SCORES = {"cpu": 1 << 19}  # numbers of a tile: 2 MB in fp32, which stay in cache
+_SCORES_ELSEWHERE = 1 << 26
+
+
+def blocked(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
+    """``softmax(q k^T * scale + bias, causal) v``; shapes as in `newllm.attention.kernels`. Differentiable once.
+
+    Products are in the dtype of q, k and v, scores and sums in fp32 (fp64 for fp64). Memory: O(Tk) beside the output.
+    """
+    tensors = () if bias is None or isinstance(bias, LinearBias) else bias.tensors
+    out: Tensor = _Blocked.apply(q, k, v, bias, scale, *tensors)
+    return out
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Some heads of some rows of the batch, the queries first … last, and all the keys before `keys`."""
+
+    rows: slice
+    heads: slice  # of the keys; each serves H / Hk query heads
+    first: int
+    last: int
+    keys: int
+
+
+class _Scores:
+    """Scores of any tile, in base 2."""
+
+    def __init__(self, q: Tensor, k: Tensor, bias: Bias | None, scale: float) -> None:
+        self.bias, self.scale = bias, scale
+        (self.batch, heads, self.queries, _), self.key_heads, self.keys = q.shape, k.shape[1], k.shape[2]
+        self.groups = heads // self.key_heads
+        self.device, self.dtype = q.device, torch.promote_types(q.dtype, torch.float32)
+        room = _SCORES.get(q.device.type, _SCORES_ELSEWHERE)
+        self.block = min(_QUERIES, self.queries, max(16, room // (self.groups * self.keys)))
+        self.at_once = max(1, room // (self.groups * self.block * self.keys))  # key heads of a tile
+        self.future = torch.full((self.block, self.block), -math.inf, device=q.device, dtype=self.dtype).triu_(1)
+        self.row: Tensor | None = None
+        if isinstance(bias, LinearBias):
+            # Counted back from the last key, so that numbers are small where the weight is.
+            distance = torch.arange(1 - self.keys, 1, device=q.device, dtype=self.dtype)
+            self.row = self._by_head(bias.slopes.to(self.dtype)[..., None, None] * _LOG2_E) * distance
+
+    def parts(self) -> Iterator[tuple[slice, slice]]:
+        """Rows of the batch and key heads that are worked on together."""
+        rows, heads = max(1, self.at_once // self.key_heads), min(self.at_once, self.key_heads)
+        for row in range(0, self.batch, rows):
+            for head in range(0, self.key_heads, heads):
+                yield slice(row, row + rows), slice(head, head + heads)
+
+    def tiles(self, rows: slice, heads: slice) -> Iterator[_Tile]:
+        before = self.keys - self.queries  # keys of earlier tokens, as a cache holds them
+        for first in range(0, self.queries, self.block):
+            last = min(first + self.block, self.queries)
+            yield _Tile(rows, heads, first, last, before + last)
+
+    def stack(self, x: Tensor, tile: _Tile) -> Tensor:
+        """The tile's part of x [B, H, Tq, D] as [rows, key heads, groups * queries, D]: groups share their keys."""
+        part = x.unflatten(1, (self.key_heads, self.groups))[tile.rows, tile.heads, :, tile.first : tile.last]
+        return part.flatten(2, 3).contiguous()
+
+    def put(self, x: Tensor, tile: _Tile, part: Tensor) -> None:
+        """The way back: write the tile's part into x [B, H, Tq, D]."""
+        target = x.unflatten(1, (self.key_heads, self.groups))[tile.rows, tile.heads, :, tile.first : tile.last]
+        target.copy_(part.unflatten(2, (self.groups, -1)))
+
+    def of(self, q: Tensor, k: Tensor, tile: _Tile, matrix: Tensor | None = None) -> Tensor:
+        """[rows, key heads, groups * queries, keys] in base 2, of the tile's stacked q and its keys k.
+
+        matrix: what `matrix_bias` gives for this tile, where the bias is a general one.
+        """
+        products = _product(q, k.transpose(-1, -2)).to(self.dtype).unflatten(2, (self.groups, -1))
+        added = matrix
+        if self.row is not None:
+            added = _select(self.row, tile)[..., self.keys - tile.keys :]
+        if added is None:
+            products.mul_(self.scale * _LOG2_E)
+        else:
+            torch.add(added, products, alpha=self.scale * _LOG2_E, out=products)
+        size = tile.last - tile.first
+        products[..., tile.keys - size :] += self.future[:size, :size]
+        return products.flatten(2, 3)
+
+    def matrix_bias(self, tile: _Tile) -> Tensor | None:
+        """A general bias for this tile in base 2: [rows or 1, key heads or 1, groups or 1, queries, keys]."""
+        if self.bias is None or isinstance(self.bias, LinearBias):
+            return None
+        j = torch.arange(tile.keys, device=self.device)
+        whole = self.bias.matrix(j[tile.keys - (tile.last - tile.first) :], j).to(self.dtype)
+        return _select(self._by_head(whole), tile) * _LOG2_E
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[H or 1, …] or [B, H or 1, …] -> [B or 1, Hk or 1, groups or 1, …] of a bias, whose last two dims follow."""
+        x = x if x.dim() == 4 else x[None]
+        return x[:, :, None] if x.shape[1] == 1 else x.unflatten(1, (self.key_heads, self.groups))
+
+
+def _select(x: Tensor, tile: _Tile) -> Tensor:
+    """The tile's rows and heads of x [B or 1, Hk or 1, groups or 1, …]."""
+    x = x if x.shape[0] == 1 else x[tile.rows]
+    return x if x.shape[1] == 1 else x[:, tile.heads]
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b on the last two dims; batched products of a single matrix would copy one that is transposed."""
+    return (a[0, 0] @ b[0, 0])[None, None] if a.shape[:2].numel() == 1 else a @ b
+
+
+class _Blocked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, *tensors: Tensor) -> Tensor:
+        scores = _Scores(q, k, bias, scale)
+        out = torch.empty(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=v.device)
+        log_sums = torch.empty(*q.shape[:3], 1, dtype=scores.dtype, device=q.device)  # base 2
+        for rows, heads in scores.parts():
+            keys, values = k[rows, heads].contiguous(), v[rows, heads].contiguous()
+            for tile in scores.tiles(rows, heads):
+                numbers = scores.of(scores.stack(q, tile), keys[:, :, : tile.keys], tile, scores.matrix_bias(tile))
+                top = numbers.amax(-1, keepdim=True)
+                total = numbers.sub_(top).exp2_().sum(-1, keepdim=True)
+                scores.put(out, tile, _product(numbers.to(v.dtype), values[:, :, : tile.keys]) / total)
+                scores.put(log_sums, tile, total.log2_().add_(top))
+        ctx.save_for_backward(q, k, v, log_sums, *tensors)
+        ctx.bias, ctx.scale = bias, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        q, k, v, log_sums, *tensors = ctx.saved_tensors
+        scores = _Scores(q, k, ctx.bias, ctx.scale)
+        d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        d_tensors = [torch.zeros_like(tensor) for tensor in tensors]
+        for rows, heads in scores.parts():
+            keys, values = k[rows, heads].contiguous(), v[rows, heads].contiguous()
+            sum_k, sum_v = (torch.zeros(x.shape, dtype=scores.dtype, device=x.device) for x in (keys, values))
+            for tile in scores.tiles(rows, heads):
+                queries, d_out = scores.stack(q, tile), scores.stack(grad_outputs[0], tile)
+                with torch.enable_grad():
+                    matrix = scores.matrix_bias(tile)
+                there = slice(tile.keys)
+                numbers = scores.of(queries, keys[:, :, there], tile, None if matrix is None else matrix.detach())
+                p = numbers.sub_(scores.stack(log_sums, tile)).exp2_().to(v.dtype)
+                sum_v[:, :, there] += _product(p.transpose(-1, -2), d_out)
+                d_p = _product(d_out, values[:, :, there].transpose(-1, -2))
+                d_scores = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+                scores.put(d_q, tile, _product(d_scores, keys[:, :, there]) * ctx.scale)
+                sum_k[:, :, there] += _product(d_scores.transpose(-1, -2), queries)
+                if matrix is not None and matrix.requires_grad:
+                    whole = d_scores.to(scores.dtype).unflatten(2, (scores.groups, -1))
+                    # d / d (bias in base 2) = d / d (bias) * ln 2
+                    per_bias = whole.sum_to_size(matrix.shape) / _LOG2_E
+                    found = torch.autograd.grad(matrix, tensors, per_bias, allow_unused=True)
+                    for total, gradient in zip(d_tensors, found, strict=True):
+                        if gradient is not None:
+                            total += gradient
+            d_k[rows, heads], d_v[rows, heads] = sum_k * ctx.scale, sum_v
+        return d_q, d_k, d_v, None, None, *d_tensors
