@@ -13,34 +13,48 @@ OWN_KEYS = ("choices", "overrides", "run_dir")  # keys of a configuration that a
 
 def nodes(cfg: DictConfig) -> dict[str, Any]:
     """Root key -> plain, unresolved group node."""
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(k): v for k, v in plain.items() if isinstance(v, dict) and k not in OWN_KEYS}
+    return _nodes(_plain(cfg))
 
 
 def axes(cfg: DictConfig) -> list[str]:
     """The root keys that are no group nodes."""
-    groups = nodes(cfg)
-    return [str(key) for key in cfg if key not in groups and key not in OWN_KEYS]
+    return _axes(_plain(cfg))
 
 
 def used_axes(cfg: DictConfig) -> list[str]:
     """The axes that some node refers to, directly or through another axis."""
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(plain, dict)
-    everything = axes(cfg)
-    found: set[str] = set()
-    fresh = references(nodes(cfg))
-    while fresh:
-        found |= fresh
-        fresh = references([plain[name] for name in fresh if name in everything]) - found
-    return [name for name in everything if name in found]
+    return _used(_plain(cfg))
 
 
 def unused(cfg: DictConfig, given: Overrides) -> list[str]:
     """The axes given on the command line that change nothing in this configuration."""
-    used = used_axes(cfg)
-    return [key for key in dict.fromkeys(given.keys) if key in axes(cfg) and key not in used]
+    plain = _plain(cfg)
+    idle = {*_axes(plain)}.difference(_used(plain))
+    return [key for key in dict.fromkeys(given.keys) if key in idle]
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _nodes(plain: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in plain.items() if isinstance(value, dict) and key not in OWN_KEYS}
+
+
+def _axes(plain: dict[str, Any]) -> list[str]:
+    return [key for key, value in plain.items() if not isinstance(value, dict) and key not in OWN_KEYS]
+
+
+def _used(plain: dict[str, Any]) -> list[str]:
+    everything = _axes(plain)
+    found: set[str] = set()
+    fresh = references(_nodes(plain))
+    while fresh:
+        found |= fresh
+        fresh = references([plain[name] for name in fresh if name in everything]) - found
+    return [name for name in everything if name in found]
 
 
 def refuse_unused(cfg: DictConfig, catalog: Catalog, given: Overrides) -> None:

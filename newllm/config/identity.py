@@ -121,11 +121,13 @@ def _at(plain: Mapping[str, Any], path: str) -> Any:
 
 def canonical(value: Any) -> Any:
     """1e4 and 10000 are one number, whichever way YAML read them."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, str | int) or value is None:  # most values; asking for an abstract class takes longer
+        return value
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return [canonical(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _word(value: Any) -> str:

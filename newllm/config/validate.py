@@ -112,7 +112,8 @@ def _unknown_option(cfg: DictConfig, path: str, key: str, signature: Signature) 
 
 
 def _convert(cfg: DictConfig, path: str, node: DictConfig, option: Option) -> None:
-    raw = OmegaConf.to_container(node, resolve=False)[option.name]  # type: ignore[index, call-overload]
+    inner: Any = node._get_node(option.name)
+    raw = OmegaConf.to_container(inner, resolve=False) if OmegaConf.is_config(inner) else inner._value()
     try:
         value = node[option.name]
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

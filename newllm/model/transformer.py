@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from newllm.attention.base import Attention, linear
 from newllm.attention.cache import Cache, LayerCache
@@ -83,9 +82,7 @@ class Transformer(nn.Module):
             hidden_size=hidden_size,
             seq_len=seq_len,
         )
-        embedding = skip_init(nn.Embedding, self.vocab_size, hidden_size, device=torch.get_default_device())
-        assert isinstance(embedding, nn.Embedding)
-        self.embed = embedding
+        self.embed = nn.Embedding.from_pretrained(torch.empty(self.vocab_size, hidden_size), freeze=False)
 
         def make_norm() -> nn.Module:
             return (nn.LayerNorm if norm == "layernorm" else nn.RMSNorm)(hidden_size, eps=norm_eps)

@@ -68,8 +68,9 @@ def find_runs(path: Paths) -> list[Path]:
     for root in map(Path, paths):
         if not root.is_dir():
             raise ConfigError(f"{root}: no such folder; expected a run directory or a folder of runs, as outputs/runs")
-        for folder in _walk(root):
-            found.setdefault(folder.resolve(), folder)
+        real = root.resolve()
+        for folder in _walk(root):  # which follows no links, so only what leads to `root` is to be resolved
+            found.setdefault(real / folder.relative_to(root), folder)
     return list(found.values())
 
 

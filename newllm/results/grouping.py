@@ -62,7 +62,7 @@ class Group:
         """Seed -> metric, of the runs that have it. A seed that ran more than once counts once, with the mean of its
         runs (the geometric mean where the metric is compared by ratio)."""
         found: dict[int, list[float]] = {}
-        for seed, value in zip(self.frame["seed"].to_numpy()[self.positions], self.values(metric), strict=True):
+        for seed, value in zip(self.frame["seed"].take(self.positions), self.values(metric), strict=True):
             if np.isfinite(value):
                 found.setdefault(int(seed), []).append(float(value))
         return {seed: _mean(values, metric) for seed, values in sorted(found.items())}

@@ -35,21 +35,32 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LOCK_PATIENCE = 0.2  # seconds; in_use() holds the lock for an instant, and a run that starts must not stumble over it
 
 
+class _Inside:
+    """A path in the run directory, made when it is asked for: of ten thousand runs, a command reads two files each."""
+
+    def __init__(self, *parts: str) -> None:
+        self._parts = parts
+
+    def __get__(self, directory: "RunDirectory", owner: type | None = None) -> Path:
+        return directory.path.joinpath(*self._parts)
+
+
 class RunDirectory:
     """Paths and files of one run. Reading needs nothing; writing is for the holder of `locked()`."""
 
+    config_file = _Inside("config.yaml")
+    environment_file = _Inside("environment.json")
+    status_file = _Inside("status.json")
+    metrics_file = _Inside("metrics.jsonl")
+    results_file = _Inside("results.json")
+    log_file = _Inside("train.log")
+    tokenizer = _Inside("tokenizer")
+    tables = _Inside("tables")
+    last_checkpoint = _Inside("checkpoints", "last.safetensors")
+    best_checkpoint = _Inside("checkpoints", "best.safetensors")
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
-        self.environment_file = self.path / "environment.json"
-        self.status_file = self.path / "status.json"
-        self.metrics_file = self.path / "metrics.jsonl"
-        self.results_file = self.path / "results.json"
-        self.log_file = self.path / "train.log"
-        self.tokenizer = self.path / "tokenizer"
-        self.tables = self.path / "tables"
-        self.last_checkpoint = self.path / "checkpoints" / "last.safetensors"
-        self.best_checkpoint = self.path / "checkpoints" / "best.safetensors"
 
     @contextmanager
     def locked(self) -> Iterator["RunDirectory"]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,11 @@ from newllm.results.run_directory import RunDirectory
 PARTS = ("model", "pos_encoding", "attention")
 
 
+_ALIKE = ((*PARTS, "data", "trainer", "optim", "eval", "facts"), (*PARTS, "eval"), PARTS, ("model",))
+
+Node = Mapping[str, Any]
+
+
 class Estimates:
     """Costs of runs, remembered: most runs of a sweep share their sizes.
 
@@ -22,31 +28,31 @@ class Estimates:
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-        self._parameters: dict[str, int | None] = {}
+        self._parameters: dict[tuple[str, ...], int | None] = {}
+        self._texts: dict[int, tuple[Any, str]] = {}
 
-    def parameters(self, config: Mapping[str, Any]) -> int | None:
+    def parameters(self, config: Node) -> int | None:
         """Number of parameters; None where only the tokenizer, once it is read, will tell."""
         vocabulary = config["model"].get("vocab_size") or _vocabulary(config["data"])
         if vocabulary is None:
-            return next((int(r["params/total"]) for c, r in self._done if _same(c, config, PARTS)), None)
-        key = json.dumps([config[part] for part in PARTS] + [config["data"]["seq_len"], vocabulary], sort_keys=True)
+            return self._done.parameters.get(self._key(config, PARTS))
+        key = (*self._key(config, PARTS), str(config["data"]["seq_len"]), str(vocabulary))
         if key not in self._parameters:
             self._parameters[key] = count_parameters(config, vocabulary)
         return self._parameters[key]
 
-    def seconds(self, config: Mapping[str, Any]) -> float | None:
+    def seconds(self, config: Node) -> float | None:
         """Wall time by that of finished runs, scaled by the tokens trained on: of runs that differ in nothing but the
         seed, else of the same model, encoding and attention, else of the same model. None: nothing is known."""
-        work = _work(config)
-        for parts in ((*PARTS, "data", "trainer", "optim", "eval", "facts"), (*PARTS, "eval"), PARTS, ("model",)):
-            times = [r["speed/wall_seconds"] * work / _work(c) for c, r in self._done if _same(c, config, parts)]
-            if times:
-                return fmean(times)
-        return None
+        if not self._done.rates:
+            return None
+        found = (self._done.rates.get(self._key(config, parts)) for parts in _ALIKE)
+        rates = next(filter(None, found), None)
+        return fmean(rates) * _work(config) if rates else None
 
     @cached_property
-    def _done(self) -> list[tuple[dict[str, Any], dict[str, float]]]:
-        found = []
+    def _done(self) -> "_Done":
+        done = _Done()
         for folder in self._folders:
             for path in folder.iterdir():
                 directory = RunDirectory(path)
@@ -57,8 +63,29 @@ class Estimates:
                 except (ConfigError, TypeError):
                     continue
                 if results.get("speed/wall_seconds") and all(part in config for part in (*PARTS, "data", "trainer")):
-                    found.append((config, results))
-        return found
+                    for parts in _ALIKE:
+                        rates = done.rates.setdefault(self._key(config, parts), [])
+                        rates.append(results["speed/wall_seconds"] / _work(config))
+                    done.parameters.setdefault(self._key(config, PARTS), int(results["params/total"]))
+        return done
+
+    def _key(self, config: Node, parts: Iterable[str]) -> tuple[str, ...]:
+        """These nodes as texts, equal for runs that differ in seeds only; runs of one sweep share most nodes."""
+        texts = []
+        for part in parts:
+            node = config.get(part)
+            if id(node) not in self._texts:  # the node is kept, so that nothing else can have its id
+                self._texts[id(node)] = (node, json.dumps(seedless(node), sort_keys=True))
+            texts.append(self._texts[id(node)][1])
+        return tuple(texts)
+
+
+@dataclass
+class _Done:
+    """What is known of finished runs that are alike. rates: wall seconds by the work; parameters: of the first."""
+
+    rates: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
+    parameters: dict[tuple[str, ...], int] = field(default_factory=dict)
 
 
 def _vocabulary(data: Mapping[str, Any]) -> int | None:
@@ -82,10 +109,6 @@ def _work(config: Mapping[str, Any]) -> float:
     trainer, data = config["trainer"], config["data"]
     rows = data.get("samples") or 1
     return float(trainer.get("tokens") or rows * data["seq_len"] * (trainer.get("epochs") or 1))
-
-
-def _same(one: Mapping[str, Any], other: Mapping[str, Any], parts: Iterable[str]) -> bool:
-    return all(seedless(one.get(part)) == seedless(other.get(part)) for part in parts)
 
 
 def seedless(value: Any) -> Any:

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
 from newllm.sweep.estimate import Estimates
@@ -40,23 +39,32 @@ def _show_runs(plan: Plan, console: Console) -> None:
     estimates = Estimates([plan.sweep, Path("outputs/runs")])
     times = [estimates.seconds(job.config) for job in plan.jobs]
     columns = _columns(plan.jobs)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", *columns, "state", "parameters", "time"):
-        right = name not in columns and name != "state"
-        table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+    rows = []
     for job, seconds in zip(plan.jobs, times, strict=True):
         parameters = estimates.parameters(job.config)
         cells = [_value(job.config, column) for column in columns]
-        table.add_row(str(job.index), *cells, job.state, f"{parameters:,}" if parameters else "?", duration(seconds))
-    if not console.is_terminal:  # a file or a pipe has no width
-        unbounded = console.options.update(max_width=10_000)
-        console.width = max(console.width, Measurement.get(console, unbounded, table).maximum)
-    console.print(table)
+        rows.append([str(job.index), *cells, job.state, f"{parameters:,}" if parameters else "?", duration(seconds)])
+    heading, *lines = _aligned([["run", *columns, "state", "parameters", "time"], *rows], {*columns, "state"})
+    console.out(heading, style="bold", highlight=False)
+    console.out("\n".join(lines), highlight=False)
     todo = [seconds for job, seconds in zip(plan.jobs, times, strict=True) if job.wanted]
     told = [seconds for seconds in todo if seconds is not None]
     if told:
         missing = f", and {len(todo) - len(told)} of unknown time" if len(told) < len(todo) else ""
         console.print(f"One after another: {duration(sum(told))} by the speed of finished runs{missing}.")
+
+
+def _aligned(rows: list[list[str]], left: set[str]) -> list[str]:
+    """The rows, a heading first, as lines of equal columns; those named in `left` are set to the left."""
+    # rich's own table takes milliseconds a row, and a sweep may have ten thousand.
+    columns = []
+    for cells in map(list, zip(*rows, strict=True)):
+        widths = [cell_len(cell) for cell in cells]
+        widest = max(widths)
+        pads = [" " * (widest - width) for width in widths]
+        pairs = zip(cells, pads, strict=True) if cells[0] in left else zip(pads, cells, strict=True)
+        columns.append([a + b for a, b in pairs])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 def _columns(jobs: tuple[Job, ...]) -> list[str]:

@@ -40,4 +40,5 @@ def drawing(name: str, title: str, figure: "Figure", caption: str = "") -> Drawi
     """To be called within `styled()`, where the figure was made."""
     held = io.BytesIO()
     figure.savefig(held, format="svg", metadata={"Date": None})
+    figure.set_layout_engine("none")  # it is laid out now; the PNG need not do it again
     return Drawing(name, title, figure, held.getvalue(), caption)

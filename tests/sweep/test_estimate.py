@@ -1,0 +1,47 @@
+"""What a plan says that its runs will cost, from what finished runs have cost."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from newllm.config import compose, effective
+from newllm.results.run_directory import RunDirectory
+from newllm.sweep.estimate import Estimates
+from newllm.sweep.show import _aligned
+
+
+def done(folder: Path, seconds: float, *overrides: str) -> None:
+    directory = RunDirectory(folder)
+    directory.freeze(effective(compose(overrides)))
+    directory.results_file.write_text(json.dumps({"speed/wall_seconds": seconds, "params/total": 7}))
+
+
+def test_time_is_that_of_the_most_alike_scaled_by_tokens(tmp_path: Path) -> None:
+    done(tmp_path / "a", 10.0, "seed=1", "samples=100")
+    done(tmp_path / "b", 14.0, "seed=2", "samples=100")
+    done(tmp_path / "c", 50.0, "lr=0.01", "samples=100")
+    estimates = Estimates([tmp_path, tmp_path / "nowhere"])
+
+    def seconds(*overrides: str) -> float | None:
+        return estimates.seconds(effective(compose(overrides)))
+
+    assert seconds("seed=3", "samples=100") == pytest.approx(12.0)  # seeds of the same run alone
+    assert seconds("samples=300") == pytest.approx(3 * (10 + 14 + 50) / 3)  # another size: all of that model
+    assert seconds("pos_encoding=nope", "samples=100") == pytest.approx((10 + 14 + 50) / 3)  # by the model alone
+    assert seconds("model=llama_50m") is None
+    assert Estimates([]).seconds(effective(compose([]))) is None
+
+
+def test_parameters_are_counted_or_known_from_a_finished_run(tmp_path: Path) -> None:
+    done(tmp_path / "a", 10.0, "data.tokenizer=some/where", "seed=1")
+    estimates = Estimates([tmp_path])
+    assert estimates.parameters(effective(compose(["seed=2"]))) == 3_737_856
+    assert estimates.parameters(effective(compose(["data.tokenizer=some/where", "seed=2"]))) == 7
+    assert estimates.parameters(effective(compose(["data.tokenizer=some/where", "pos_encoding=nope"]))) is None
+
+
+def test_columns_are_as_wide_as_their_widest_cell() -> None:
+    rows = [["run", "theta"], ["0", "1e4"], ["10", "文文文"]]
+    assert _aligned(rows, {"theta"}) == ["run  theta", "  0  1e4", " 10  文文文"]
+    assert _aligned([["run", "time"]], set()) == ["run  time"]
