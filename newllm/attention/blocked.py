@@ -8,7 +8,7 @@ added to them, its gradient can be read off them, and queries, keys and values m
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,13 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) ->
 
     Products are in the dtype of q, k and v, scores and sums in fp32 (fp64 for fp64). Memory: O(Tk) beside the output.
     """
-    tensors = () if bias is None or isinstance(bias, LinearBias) else bias.tensors
+    if bias is None or isinstance(bias, LinearBias):
+        if torch.compiler.is_compiling():  # one operator of the graph, not some hundreds
+            graph_out: Tensor = torch.ops.newllm.blocked(q, k, v, bias.slopes if bias else None, scale)[0]
+            return graph_out
+        tensors: tuple[Tensor, ...] = ()
+    else:
+        tensors = bias.tensors
     out: Tensor = _Blocked.apply(q, k, v, bias, scale, *tensors)
     return out
 
@@ -128,20 +134,67 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return (a[0, 0] @ b[0, 0])[None, None] if a.shape[:2].numel() == 1 else a @ b
 
 
+def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> tuple[Tensor, Tensor]:
+    """The output, and the log-sum-exp of each query's scores in base 2, [B, H, Tq, 1]."""
+    scores = _Scores(q, k, bias, scale)
+    out = torch.empty(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=v.device)
+    log_sums = torch.empty(*q.shape[:3], 1, dtype=scores.dtype, device=q.device)
+    for rows, heads in scores.parts():
+        keys, values = k[rows, heads].contiguous(), v[rows, heads].contiguous()
+        for tile in scores.tiles(rows, heads):
+            numbers = scores.of(scores.stack(q, tile), keys[:, :, : tile.keys], tile, scores.matrix_bias(tile))
+            top = numbers.amax(-1, keepdim=True)
+            total = numbers.sub_(top).exp2_().sum(-1, keepdim=True)
+            scores.put(out, tile, _product(numbers.to(v.dtype), values[:, :, : tile.keys]) / total)
+            scores.put(log_sums, tile, total.log2_().add_(top))
+    return out, log_sums
+
+
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_sums: Tensor,
+    d_out: Tensor,
+    bias: Bias | None,
+    scale: float,
+    tensors: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Gradients of q, k, v and of the bias' tensors."""
+    scores = _Scores(q, k, bias, scale)
+    d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    d_tensors = [torch.zeros_like(tensor) for tensor in tensors]
+    for rows, heads in scores.parts():
+        keys, values = k[rows, heads].contiguous(), v[rows, heads].contiguous()
+        sum_k, sum_v = (torch.zeros(x.shape, dtype=scores.dtype, device=x.device) for x in (keys, values))
+        for tile in scores.tiles(rows, heads):
+            queries, wanted = scores.stack(q, tile), scores.stack(d_out, tile)
+            with torch.enable_grad():
+                matrix = scores.matrix_bias(tile)
+            there = slice(tile.keys)
+            numbers = scores.of(queries, keys[:, :, there], tile, None if matrix is None else matrix.detach())
+            p = numbers.sub_(scores.stack(log_sums, tile)).exp2_().to(v.dtype)
+            sum_v[:, :, there] += _product(p.transpose(-1, -2), wanted)
+            d_p = _product(wanted, values[:, :, there].transpose(-1, -2))
+            d_scores = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+            scores.put(d_q, tile, _product(d_scores, keys[:, :, there]) * scale)
+            sum_k[:, :, there] += _product(d_scores.transpose(-1, -2), queries)
+            if matrix is not None and matrix.requires_grad:
+                whole = d_scores.to(scores.dtype).unflatten(2, (scores.groups, -1))
+                # d / d (bias in base 2) = d / d (bias) * ln 2
+                per_bias = whole.sum_to_size(matrix.shape) / _LOG2_E
+                found = torch.autograd.grad(matrix, tensors, per_bias, allow_unused=True)
+                for total, gradient in zip(d_tensors, found, strict=True):
+                    if gradient is not None:
+                        total += gradient
+        d_k[rows, heads], d_v[rows, heads] = sum_k * scale, sum_v
+    return d_q, d_k, d_v, d_tensors
+
+
 class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, *tensors: Tensor) -> Tensor:
-        scores = _Scores(q, k, bias, scale)
-        out = torch.empty(*q.shape[:3], v.shape[-1], dtype=v.dtype, device=v.device)
-        log_sums = torch.empty(*q.shape[:3], 1, dtype=scores.dtype, device=q.device)  # base 2
-        for rows, heads in scores.parts():
-            keys, values = k[rows, heads].contiguous(), v[rows, heads].contiguous()
-            for tile in scores.tiles(rows, heads):
-                numbers = scores.of(scores.stack(q, tile), keys[:, :, : tile.keys], tile, scores.matrix_bias(tile))
-                top = numbers.amax(-1, keepdim=True)
-                total = numbers.sub_(top).exp2_().sum(-1, keepdim=True)
-                scores.put(out, tile, _product(numbers.to(v.dtype), values[:, :, : tile.keys]) / total)
-                scores.put(log_sums, tile, total.log2_().add_(top))
+        out, log_sums = forward(q, k, v, bias, scale)
         ctx.save_for_backward(q, k, v, log_sums, *tensors)
         ctx.bias, ctx.scale = bias, scale
         return out
@@ -150,31 +203,5 @@ class _Blocked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         q, k, v, log_sums, *tensors = ctx.saved_tensors
-        scores = _Scores(q, k, ctx.bias, ctx.scale)
-        d_q, d_k, d_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-        d_tensors = [torch.zeros_like(tensor) for tensor in tensors]
-        for rows, heads in scores.parts():
-            keys, values = k[rows, heads].contiguous(), v[rows, heads].contiguous()
-            sum_k, sum_v = (torch.zeros(x.shape, dtype=scores.dtype, device=x.device) for x in (keys, values))
-            for tile in scores.tiles(rows, heads):
-                queries, d_out = scores.stack(q, tile), scores.stack(grad_outputs[0], tile)
-                with torch.enable_grad():
-                    matrix = scores.matrix_bias(tile)
-                there = slice(tile.keys)
-                numbers = scores.of(queries, keys[:, :, there], tile, None if matrix is None else matrix.detach())
-                p = numbers.sub_(scores.stack(log_sums, tile)).exp2_().to(v.dtype)
-                sum_v[:, :, there] += _product(p.transpose(-1, -2), d_out)
-                d_p = _product(d_out, values[:, :, there].transpose(-1, -2))
-                d_scores = torch._softmax_backward_data(d_p, p, -1, p.dtype)
-                scores.put(d_q, tile, _product(d_scores, keys[:, :, there]) * ctx.scale)
-                sum_k[:, :, there] += _product(d_scores.transpose(-1, -2), queries)
-                if matrix is not None and matrix.requires_grad:
-                    whole = d_scores.to(scores.dtype).unflatten(2, (scores.groups, -1))
-                    # d / d (bias in base 2) = d / d (bias) * ln 2
-                    per_bias = whole.sum_to_size(matrix.shape) / _LOG2_E
-                    found = torch.autograd.grad(matrix, tensors, per_bias, allow_unused=True)
-                    for total, gradient in zip(d_tensors, found, strict=True):
-                        if gradient is not None:
-                            total += gradient
-            d_k[rows, heads], d_v[rows, heads] = sum_k * ctx.scale, sum_v
-        return d_q, d_k, d_v, None, None, *d_tensors
+        *gradients, of_tensors = backward(q, k, v, log_sums, grad_outputs[0], ctx.bias, ctx.scale, tensors)
+        return *gradients, None, None, *of_tensors

@@ -27,19 +27,21 @@ def linear_cross_entropy(
     labels: Tensor,
     ignore_index: int = IGNORED,
     *,
-    total: int | None = None,
+    total: float | None = None,
     chunk: int = CHUNK,
+    outermost: bool = False,
 ) -> Tensor:
     """Mean cross-entropy in nats (fp32, 0-d) of ``softmax(hidden @ weight.T)``.
 
     Shapes: hidden (N, D), weight (V, D), labels (N,). Rows labelled `ignore_index` count for nothing. The sum
-    is divided by the number of scored rows, or by `total`: a batch cut into pieces gives each piece the
+    is divided by the number of scored rows, or by `total` (0 counts as 1): a batch cut into pieces gives each piece the
     number of the whole batch, and the pieces' losses and gradients then add up to the batch's.
 
-    With no scored row the loss is 0. The graph can be gone through once.
+    With no scored row the loss is 0. The graph can be gone through once. outermost: a promise that backward() starts
+    here or at a sum of such losses: the gradients are then handed over as they are, without a look at what comes in.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, ignore_index, total, chunk)
+        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, ignore_index, total, chunk, outermost)
         return loss
     losses = token_losses(hidden, weight, labels, ignore_index, chunk=chunk)
     return losses.sum() / _divisor(labels, ignore_index, total)
@@ -67,9 +69,9 @@ def _gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def _divisor(labels: Tensor, ignore_index: int, total: int | None) -> Tensor:
+def _divisor(labels: Tensor, ignore_index: int, total: float | None) -> Tensor:
     if total is not None:
-        return torch.tensor(float(max(total, 1)), device=labels.device)
+        return torch.tensor(float(total or 1), device=labels.device)
     return (labels != ignore_index).sum().clamp(min=1).float()  # stays on the device: no synchronisation
 
 
@@ -91,8 +93,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         labels: Tensor,
         ignore_index: int,
-        total: int | None,
+        total: float | None,
         chunk: int,
+        outermost: bool,
     ) -> Tensor:
         dtype = _gemm_dtype(hidden, weight)
         head = weight.to(dtype)
@@ -116,6 +119,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     if d_weight is not None:
                         _add_product(d_weight[words], gradient, part, first=rows.start == 0)
 
+        ctx.outermost = outermost
         ctx.gradients = (
             None if d_hidden is None else d_hidden.to(hidden.dtype),
             None if d_weight is None else d_weight.to(weight.dtype),
@@ -130,10 +134,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("linear_cross_entropy: backward can run only once per forward")
         # Handed on, not kept: autograd can then take the weight's gradient without copying it.
         gradients, ctx.gradients = ctx.gradients, None
-        if grad_output.device.type == "cpu" and grad_output.item() == 1.0:
-            return *gradients, None, None, None, None
-        d_hidden, d_weight = (None if g is None else g * grad_output.to(g.dtype) for g in gradients)
-        return d_hidden, d_weight, None, None, None, None
+        if not ctx.outermost:
+            gradients = tuple(None if g is None else g * grad_output.to(g.dtype) for g in gradients)
+        return *gradients, None, None, None, None, None
 
 
 def _to_gradient(logits: Tensor, label: Tensor, scored: Tensor, share: Tensor) -> Tensor:

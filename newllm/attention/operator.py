@@ -1,0 +1,55 @@
+"""Blocked attention as an operator of torch, for torch.compile: the import makes `torch.ops.newllm.blocked`.
+
+A compiler that looked into `newllm.attention.blocked` would unroll its loops into hundreds of kernels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from newllm.attention.blocked import backward, forward
+from newllm.position.bias import LinearBias
+
+
+def _bias(slopes: Tensor | None) -> LinearBias | None:
+    return None if slopes is None else LinearBias(slopes)
+
+
+@torch.library.custom_op("newllm::blocked", mutates_args=())
+def _operator(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return forward(q, k, v, _bias(slopes), scale)
+
+
+@_operator.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    out = v.new_empty(*q.shape[:3], v.shape[-1])
+    return out, q.new_empty(*q.shape[:3], 1, dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@torch.library.custom_op("newllm::blocked_backward", mutates_args=())
+def _backward_operator(
+    q: Tensor, k: Tensor, v: Tensor, log_sums: Tensor, d_out: Tensor, slopes: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backward(q, k, v, log_sums, d_out, _bias(slopes), scale)[:3]
+
+
+@_backward_operator.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, log_sums: Tensor, d_out: Tensor, slopes: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    fresh = [x.new_empty(x.shape) for x in (q, k, v)]
+    return fresh[0], fresh[1], fresh[2]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.slopes, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, output[1])
+
+
+def _gradients(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, log_sums = ctx.saved_tensors
+    return *_backward_operator(q, k, v, log_sums, d_out, ctx.slopes, ctx.scale), None, None
+
+
+_operator.register_autograd(_gradients, setup_context=_save)
