@@ -35,7 +35,7 @@ def auto_tokenizer(data: Data, layout: Layout, found: Survey | None, cache: Path
         texts = _training_text(data, layout, found, limit)
         first = next(texts, "")  # a corpus that cannot be read says so, before anything is announced
         say(f"training a byte-level BPE tokenizer of {data.vocab_size} ids")
-        return _train(chain([first], texts), data.vocab_size)
+        return train_bpe(chain([first], texts), data.vocab_size)
 
     return cached(cache, key, train)
 
@@ -70,7 +70,8 @@ def _training_text(data: Data, layout: Layout, found: Survey | None, limit: int)
             return
 
 
-def _train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of `vocab_size` ids, end-of-text among them."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from newllm.data.bpe import RULE as BPE_RULE
 from newllm.data.bpe import auto_tokenizer
 from newllm.data.cache import build_folder, key_of, locked, say
 from newllm.data.corpora.base import Data, Piece
+from newllm.data.encode import encode
 from newllm.data.progress import Progress
 from newllm.data.split import Layout, Survey, choose_validation, hash_order, hash_validates, picked, prefix, survey
-from newllm.data.store import RULE, Damaged, Store, StreamWriter, open_store, read_stream, token_dtype, write_meta
+from newllm.data.store import RULE, Damaged, Store, StreamWriter, open_store, token_dtype, write_meta
 from newllm.data.tokenizer import Tokenizer, identity, pretrained
 from newllm.errors import ConfigError
 
-BATCH_CHARS = 4 << 20  # text encoded at once
+COPIED = 1 << 20  # tokens copied at once
 BYTES_PER_TOKEN = 6.0  # first guess of how much text a budget of tokens needs; doubled until it is enough
 
 Budget = dict[str, int] | None  # tokens needed of each stream
@@ -77,15 +79,15 @@ def _fill(data: Data, folder: Path, cache: Path, made_from: dict[str, Any]) -> N
     )
     if data.eot and tokenizer.eot_id is None:
         raise ConfigError(f"data.tokenizer={data.tokenizer} has no end-of-text token; type data.eot=false")
+    tokenizer.save(folder)
     budget = _budget(data, layout)
     if layout == "document":
         assert found is not None
         writers = _by_survey(data, found, tokenizer, budget, folder)
     else:
         writers = _writers(folder, tokenizer, ["train", "val"] if layout == "stream" else ["all"], budget)
-        _encode(_sides(data, layout, writers), tokenizer, data.eot, writers)
+        _encode(_sides(data, layout, writers), tokenizer, folder, data.eot, writers)
     _check(data, writers, budget)
-    tokenizer.save(folder)
     write_meta(folder, layout, [*writers], token_dtype(tokenizer.vocab_size), made_from)
 
 
@@ -137,7 +139,7 @@ def _by_survey(
             wanted[numbers] = True
         rough = _writers(folder, tokenizer, ["train", "val"], None)
         pieces = (("val" if validates[number] else "train", piece) for number, piece in picked(data, wanted))
-        _encode(pieces, tokenizer, data.eot, rough)
+        _encode(pieces, tokenizer, folder, data.eot, rough)
         if budget is None or all(
             rough[side].length >= budget[side] or len(chosen[side]) == len(orders[side]) for side in orders
         ):
@@ -153,44 +155,40 @@ def _by_survey(
 
 def _reorder(folder: Path, rough: StreamWriter, final: StreamWriter, numbers: np.ndarray, limit: int | None) -> None:
     """Copy the documents, written in the corpus' order, in the order of `numbers`."""
-    stream = read_stream(folder, rough.name, rough.dtype)
-    ends = np.cumsum(stream.document_tokens)
+    lengths = np.frombuffer(rough.document_tokens, dtype=np.int64)
+    starts = np.cumsum(lengths) - lengths
     final.limit = limit
-    for place in np.argsort(np.argsort(numbers)):
-        if final.full:
-            break
-        end, length = ends[place], stream.document_tokens[place]
-        final.write(stream.tokens[end - length : end], int(stream.document_bytes[place]))
-        final.end_document()
+    with open(folder / f"{rough.name}.bin", "rb", buffering=0) as stream:  # read: mapped pages would count as ours
+        for place in np.argsort(np.argsort(numbers)):
+            if final.full:
+                break
+            stream.seek(int(starts[place]) * rough.dtype.itemsize)
+            left = int(lengths[place])
+            while left and not final.full:
+                ids = np.fromfile(stream, rough.dtype, min(left, COPIED))
+                final.write(ids, 0)
+                left -= len(ids)
+            final.write(np.empty(0, rough.dtype), rough.document_bytes[place])
+            final.end_document()
     final.close()
 
 
 def _encode(
-    pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, eot: bool, writers: dict[str, StreamWriter]
+    pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, folder: Path, eot: bool, writers: dict[str, StreamWriter]
 ) -> None:
-    """Encode the pieces batch by batch into their writers, which are closed at the end."""
-    ending = np.array([tokenizer.eot_id] if eot else [], dtype=np.uint32)
+    """Encode the pieces into their writers, which are closed at the end. The tokenizer is saved in `folder`."""
+    dtype = token_dtype(tokenizer.vocab_size)
+    ending = np.array([tokenizer.eot_id] if eot else [], dtype=dtype)
     progress = Progress("encoding", "tokens")
-    batch: list[tuple[str, Piece]] = []
-    chars = 0
-
-    def flush() -> None:
-        for (side, piece), ids in zip(batch, tokenizer.encode_batch([piece.text for _, piece in batch]), strict=True):
+    items = (((side, piece.last), piece.text) for side, piece in pieces)
+    with closing(encode(items, tokenizer, folder, dtype)) as encoded:
+        for (side, last), (size, ids) in encoded:
             writer = writers[side]
-            writer.write(ids, len(piece.text.encode()))
-            if piece.last:
+            writer.write(ids, size)
+            if last:
                 writer.write(ending, 0)
                 writer.end_document()
-        batch.clear()
-        progress.show(sum(writer.length for writer in writers.values()))
-
-    for item in pieces:
-        batch.append(item)
-        chars += len(item[1].text)
-        if chars >= BATCH_CHARS:
-            flush()
-            chars = 0
-    flush()
+            progress.show(sum(writer.length for writer in writers.values()))
     progress.end()
     for writer in writers.values():
         writer.close()

@@ -122,9 +122,16 @@ def prepare(
         "data/fact_rows": len(train.inputs),
         "data/documents": sum(documents.values()),
         "data/val_documents_in_train_share": leak,
-        "data/bytes_per_token": float(np.mean(store.tokenizer.token_bytes[val.arrays(np.arange(len(val)))[1]])),
+        "data/bytes_per_token": _bytes_per_token(val, store.tokenizer),
     }
     return Dataset(train, val, store.tokenizer, facts, counts, _fingerprint(data, store, train), notes)
+
+
+def _bytes_per_token(rows: Rows, tokenizer: Tokenizer) -> float:
+    """Bytes of text that a label stands for, on average; in pieces, since a large corpus validates on much text."""
+    chunks = np.array_split(np.arange(len(rows)), len(rows) * rows.seq_len // 1_000_000 + 1)
+    total = sum(int(tokenizer.token_bytes[rows.arrays(chunk)[1]].sum()) for chunk in chunks)
+    return total / (len(rows) * rows.seq_len)
 
 
 def split_rows(data: Data, store: Store) -> tuple[Rows, Rows, float, list[str]]:

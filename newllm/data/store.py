@@ -60,7 +60,7 @@ class StreamWriter:
         """Tokens of the current document, as many as there is room for, and the bytes of text they stand for."""
         if self.limit is not None:
             ids = ids[: self.limit - self.length]
-        self._file.write(ids.astype(self.dtype).tobytes())
+        self._file.write(ids.astype(self.dtype, copy=False).data)
         self.length += len(ids)
         self._tokens += len(ids)
         self._bytes += text_bytes

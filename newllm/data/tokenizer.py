@@ -23,6 +23,7 @@ class Tokenizer:
 
     vocab_size: ids a model must know (the auto tokenizer's configured size, even if its text gave fewer).
     eot_id: end-of-text, or None.
+    spec: the tokenizer.json, without its vocabulary.
     token_bytes: int64 [vocab_size], bytes of UTF-8 text each id stands for; 0 for end-of-text and special ids.
         Their sum over an encoded text is the length of the text, exactly, for byte-level BPE
         (of the normalised text, where the tokenizer normalises).
@@ -36,15 +37,13 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self.eot = eot
         self.eot_id: int | None = backend.token_to_id(eot) if eot is not None else None
-        self.token_bytes: np.ndarray = _token_bytes(json.loads(backend.to_str()), backend.get_vocab(), vocab_size)
+        self.spec: dict[str, Any] = json.loads(backend.to_str())
+        self.token_bytes: np.ndarray = _token_bytes(self.spec, backend.get_vocab(), vocab_size)
+        for table in ("vocab", "merges"):
+            self.spec["model"].pop(table, None)
 
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, on all cores."""
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=False)

@@ -153,7 +153,7 @@ def test_tokenizer_never_sees_validation_text(load: Load, corpus: Path, tmp_path
     lines = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
     kept = [text for text in lines if text[:200] not in val]
     # The training documents alone, with the sides chosen as before, would give the same vocabulary.
-    from newllm.data.bpe import _train
+    from newllm.data.bpe import train_bpe
     from newllm.data.corpora.text_files import TextFiles
     from newllm.data.split import hash_order, prefix, survey
 
@@ -161,5 +161,5 @@ def test_tokenizer_never_sees_validation_text(load: Load, corpus: Path, tmp_path
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in kept))
     found = survey(TextFiles(path=str(path)))
     chosen = prefix(hash_order(found, np.ones(len(kept), dtype=bool)), found.sizes, 100_000)
-    alone = _train((kept[number] for number in sorted(chosen)), 512)
+    alone = train_bpe((kept[number] for number in sorted(chosen)), 512)
     assert alone.backend.get_vocab() == data.tokenizer.backend.get_vocab()

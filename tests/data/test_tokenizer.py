@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -19,9 +18,9 @@ Load = Callable[..., Dataset]
 
 @pytest.fixture(scope="module")
 def auto(texts: list[str]) -> Tokenizer:
-    from newllm.data.bpe import _train
+    from newllm.data.bpe import train_bpe
 
-    return _train(iter(texts[:8]), 512)
+    return train_bpe(iter(texts[:8]), 512)
 
 
 @settings(max_examples=200, deadline=None)
@@ -107,6 +106,4 @@ def test_folder_of_a_hugging_face_tokenizer(load: Load, folder_of_a_tokenizer: P
 def test_a_real_tokenizer_is_exact_in_bytes(tmp_path: Path, texts: list[str]) -> None:
     tokenizer = pretrained(os.environ["NEWLLM_TEST_TOKENIZER"], tmp_path)
     for text in texts:
-        ids = tokenizer.encode_batch([text])[0]
-        assert int(tokenizer.token_bytes[ids].sum()) == len(text.encode())
-        assert np.array_equal(ids, tokenizer.encode(text))
+        assert int(tokenizer.token_bytes[tokenizer.encode(text)].sum()) == len(text.encode())
