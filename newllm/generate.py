@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from newllm.model import Transformer
+    from newllm.training.precision import Precision
 
 
 def generate(
@@ -22,26 +23,27 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     stop: int | None = None,
+    precision: "Precision" = "fp32",
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` token ids after `prompt`, decoding from a cache; ends before the id `stop`.
 
     temperature: 0 takes the likeliest token; else samples from softmax(logits / temperature). top_p: sample only among
     the likeliest tokens whose probabilities reach it (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751).
+    precision: of the arithmetic, "fp32" or "bf16".
     """
     import torch
 
-    device = next(model.parameters()).device
+    from newllm.decoder import Decoder
+
     generator = torch.Generator().manual_seed(seed)
-    cache = model.new_cache(capacity=len(prompt) + max_new_tokens)
-    step = torch.tensor([list(prompt)], device=device)  # [1, T]: the prompt, then one token at a time
+    decoder = Decoder(model, len(prompt) + max_new_tokens, precision)
+    step = torch.tensor([list(prompt)])  # [1, T]: the prompt, then one token at a time
     for _ in range(max_new_tokens):
-        with torch.inference_mode():
-            logits = model(step, cache=cache)[0, -1].float().cpu()  # [V]
-        token = _choose(logits, temperature, top_p, generator)
+        token = _choose(decoder(step)[0].cpu(), temperature, top_p, generator)
         if token == stop:
             return
         yield token
-        step = torch.tensor([[token]], device=device)
+        step = torch.tensor([[token]])
 
 
 def _choose(logits: "torch.Tensor", temperature: float, top_p: float, generator: "torch.Generator") -> int:
@@ -87,11 +89,13 @@ def _run(argv: list[str]) -> int:
         raise ConfigError(f"--max-new-tokens must be at least 1; got {options.max_new_tokens}.")
 
     from newllm.results import load_run
+    from newllm.training.precision import resolve
 
     run = load_run(options.run)
     if not run.directory.best_checkpoint.exists():
         raise ConfigError(f"{options.run} has no weights before its first epoch's end; type the command of that run.")
     model, tokenizer = run.model, run.tokenizer
+    precision = resolve(run.config.trainer.precision, model.embed.weight.device)
     prompt = tokenizer.encode(options.prompt)
     if not prompt:
         if tokenizer.eot_id is None:
@@ -106,7 +110,8 @@ def _run(argv: list[str]) -> int:
         print(f"newllm: {end}: {max(0, count)} new tokens", file=sys.stderr)
     _print(options.prompt)
     written, ids = "", []
-    for token in generate(model, prompt, count, options.temperature, options.top_p, options.seed, tokenizer.eot_id):
+    sampling = (options.temperature, options.top_p, options.seed)
+    for token in generate(model, prompt, count, *sampling, tokenizer.eot_id, precision):
         ids.append(token)
         text = tokenizer.decode(ids)
         if not text.endswith("\ufffd"):  # the bytes of a character may come as several tokens

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import newllm
+from newllm import decoder
+from newllm.decoder import Decoder
 from newllm.generate import generate, main
 from newllm.results.load import LoadedRun
 
@@ -19,7 +21,7 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     directory = tmp_path_factory.mktemp("generate") / "run"
     cfg = newllm.compose([
-        "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", "batch_size=8", "epochs=1",
+        "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", "batch_size=8", "epochs=1", "precision=fp32",
         "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=64",
         "runtime.threads=1", "eval=[loss]", f"hydra.run.dir={directory}",
     ])  # fmt: skip
@@ -43,6 +45,37 @@ def test_greedy_decoding_is_the_argmax_of_the_whole_forward(trained: LoadedRun, 
         for _ in range(24):
             ids.append(int(trained.model(torch.tensor([ids]))[0, -1].argmax()))
     assert list(generate(trained.model, prompt, 24)) == ids[len(prompt) :]
+
+
+@torch.inference_mode()
+def test_a_long_prompt_is_read_in_pieces_and_makes_the_logits_of_its_end_alone(
+    trained: LoadedRun, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows side by side; the pieces' logits are those of the whole."""
+    monkeypatch.setattr(decoder, "PIECE", 7)
+    pieces, heads = [], []
+    hidden, linear = trained.model.hidden, torch.nn.functional.linear
+    monkeypatch.setattr(trained.model, "hidden", lambda ids, cache: pieces.append(ids.shape) or hidden(ids, cache))
+    monkeypatch.setattr(
+        decoder.F, "linear", lambda x, weight, *rest: heads.append((x, weight)) or linear(x, weight, *rest)
+    )
+    ids = torch.tensor([prompt * 4, [*reversed(prompt * 4)]])[:, :20]
+    logits = Decoder(trained.model, 20)(ids)
+    assert pieces == [(2, 7), (2, 7), (2, 6)]
+    assert [x.shape[:-1] for x, weight in heads if weight is trained.model.head_weight] == [(2,)]
+    monkeypatch.undo()
+    torch.testing.assert_close(logits, trained.model(ids)[:, -1], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_bf16_decoding_is_that_of_autocast(trained: LoadedRun, prompt: list[int]) -> None:
+    """Decoding in a run's precision: greedy tokens are those of the model under autocast with a cache."""
+    cache, step, expected = trained.model.new_cache(), torch.tensor([prompt]), []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(12):
+            expected.append(int(trained.model(step, cache)[0, -1].float().argmax()))
+            step = torch.tensor([expected[-1:]])
+    assert list(generate(trained.model, prompt, 12, precision="bf16")) == expected
 
 
 def test_a_seed_repeats_its_text_and_another_gives_another(trained: LoadedRun, prompt: list[int]) -> None:

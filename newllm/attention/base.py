@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
+from newllm.attention import cached
 from newllm.attention.cache import LayerCache
 from newllm.attention.kernels import Kernel, attend, check_kernel
 from newllm.position.base import PositionEncoding
@@ -45,14 +44,24 @@ class Attention(nn.Module):
         bias = encoding.bias() if encoding is not None else None
         return attend(q, k, v, bias, scale, self.kernel)
 
+    def attend_cached(
+        self, q: Tensor, k: Tensor, v: Tensor, length: int, encoding: PositionEncoding | None, scale: float
+    ) -> Tensor:
+        """The same of queries at the end of the `length` tokens in the cache's storages k and v."""
+        bias = encoding.bias() if encoding is not None else None
+        return cached.attend(q, k, v, length, bias, scale, self.kernel)
+
 
 def merge_heads(x: Tensor) -> Tensor:
     """[B, H, T, D] -> [B, T, H D]."""
     return x.transpose(1, 2).flatten(2)
 
 
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing: the values would be overwritten, and on the meta device they cost a second of imports."""
+
+
 def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
     """A linear layer whose weights are left for `newllm.model.init` to fill."""
-    layer = skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
-    assert isinstance(layer, nn.Linear)
-    return layer
+    return _Linear(inputs, outputs, bias=bias)

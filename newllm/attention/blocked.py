@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from newllm.position.bias import Bias, LinearBias
+from newllm.position.bias import Bias, LinearBias, MatrixBias
 
 _LOG2_E = 1 / math.log(2)  # scores are kept in base 2: exp2 takes a fifth of exp's time on CPUs
 _QUERIES = 256  # of a block, at most
@@ -60,8 +60,12 @@ class _Scores:
         self.groups = heads // self.key_heads
         self.device, self.dtype = q.device, torch.promote_types(q.dtype, torch.float32)
         room = _SCORES.get(q.device.type, _SCORES_ELSEWHERE)
-        self.block = min(_QUERIES, self.queries, max(16, room // (self.groups * self.keys)))
-        self.at_once = max(1, room // (self.groups * self.block * self.keys))  # key heads of a tile
+        together = 1  # key heads that a tile has at least
+        if isinstance(bias, MatrixBias):
+            # All of them, so that a block of the bias is made once; then blocks are shorter.
+            room, together = 4 * room, self.batch * self.key_heads
+        self.block = min(_QUERIES, self.queries, max(16, room // (together * self.groups * self.keys)))
+        self.at_once = max(together, room // (self.groups * self.block * self.keys))
         self.future = torch.full((self.block, self.block), -math.inf, device=q.device, dtype=self.dtype).triu_(1)
         self.row: Tensor | None = None
         if isinstance(bias, LinearBias):
@@ -180,6 +184,8 @@ def backward(
             scores.put(d_q, tile, _product(d_scores, keys[:, :, there]) * scale)
             sum_k[:, :, there] += _product(d_scores.transpose(-1, -2), queries)
             if matrix is not None and matrix.requires_grad:
+                if not tensors:
+                    raise RuntimeError("this MatrixBias learns: its `tensors` must name what it is computed from")
                 whole = d_scores.to(scores.dtype).unflatten(2, (scores.groups, -1))
                 # d / d (bias in base 2) = d / d (bias) * ln 2
                 per_bias = whole.sum_to_size(matrix.shape) / _LOG2_E

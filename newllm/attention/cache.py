@@ -1,13 +1,18 @@
 """What decoding keeps of the tokens it has seen."""
 
-import torch
 from torch import Tensor
 
 from newllm.errors import ConfigError
 
+_GROWTH = 16  # the storage grows by a sixteenth, so all its copying together is that of a few steps' reading
+_LEAST = 64
+
 
 class LayerCache:
-    """One layer's tensors [B, heads, tokens, width], in storage set aside for `capacity` tokens at the first append."""
+    """One layer's tensors [B, heads, tokens, width], at most `capacity` tokens.
+
+    Their storage grows as tokens come. Its heads lie one after another without gaps but for what it has grown ahead.
+    """
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -15,20 +20,36 @@ class LayerCache:
         self._storage: list[Tensor] = []
 
     def append(self, *new: Tensor) -> list[Tensor]:
-        """Add the tokens of each `new` [B, heads, T, width]; returns all tokens so far, as views."""
+        """Add the tokens of each `new` [B, heads, T, width].
+
+        Returns the storages [B, heads, S, width], S >= length: what stands after the first `length` tokens is no token
+        (and finite).
+        """
         start, stop = self.length, self.length + new[0].shape[2]
         if stop > self.capacity:
             raise ConfigError(
                 f"the cache holds {self.capacity} tokens and was asked for {stop}; make it with capacity={stop}."
             )
-        if not self._storage:
-            self._storage = [
-                torch.empty((*t.shape[:2], self.capacity, t.shape[3]), dtype=t.dtype, device=t.device) for t in new
-            ]
+        if not self._storage or stop > self._storage[0].shape[2]:
+            self._grow(new, stop)
         for storage, tensor in zip(self._storage, new, strict=True):
             storage[:, :, start:stop] = tensor
         self.length = stop
-        return [storage[:, :, :stop] for storage in self._storage]
+        return self._storage
+
+    def select(self, rows: Tensor, capacity: int) -> "LayerCache":
+        """A copy with the batch rows `rows` [B'] of this one, which may repeat, and room for `capacity` tokens."""
+        copy = LayerCache(capacity)
+        if self._storage:
+            copy.append(*(storage[rows, :, : self.length] for storage in self._storage))
+        return copy
+
+    def _grow(self, new: tuple[Tensor, ...], least: int) -> None:
+        size = min(self.capacity, least + max(_LEAST, least // _GROWTH))
+        grown = [tensor.new_zeros((*tensor.shape[:2], size, tensor.shape[3])) for tensor in new]
+        for storage, tensor in zip(self._storage, grown, strict=False):
+            tensor[:, :, : self.length] = storage[:, :, : self.length]
+        self._storage = grown
 
     @property
     def nbytes(self) -> int:
@@ -41,6 +62,12 @@ class Cache:
 
     def __init__(self, num_layers: int, capacity: int):
         self.layers = [LayerCache(capacity) for _ in range(num_layers)]
+
+    def select(self, rows: Tensor, capacity: int) -> "Cache":
+        """A copy with the batch rows `rows` [B'] of this one, which may repeat, and room for `capacity` tokens."""
+        copy = Cache(0, capacity)
+        copy.layers = [layer.select(rows, capacity) for layer in self.layers]
+        return copy
 
     @property
     def length(self) -> int:

@@ -24,8 +24,9 @@ class Latent(Attention):
     k^C would stand between W_UK and q and forbid absorption. Biases such as ALiBi's need none.
 
     Without a cache (training) k and v are formed; with one, W_UK is absorbed into the query and W_UV into the output:
-    ``q~_h = W_UK,h^T q^C_h``, scores against c itself, ``o_h = W_UV,h sum p c``. K and V are never restored, and
-    all heads read one [c | k^R].
+    ``q~_h = W_UK,h^T q^C_h``, scores against c itself, ``o_h = W_UV,h sum p c``. K and V are not restored, and
+    all heads read one [c | k^R]; but many new tokens at once, a prompt, restore them for the layer at work where that
+    takes fewer multiplications (`absorbs`).
     Cache per token and layer: kv_dim + rope_dim numbers. No projection has a bias.
 
     value_dim: width of a value head (None: head_dim). query_dim: low-rank queries ``W_UQ RMSNorm(W_DQ x)``.
@@ -95,32 +96,39 @@ class Latent(Attention):
             }  # fmt: skip
             self.observer(shown)
         if cache is None:
-            return self._expanded(q_nope, q_rope, latent, k_rope, encoding)
-        return self._absorbed(q_nope, q_rope, latent, k_rope, encoding, cache)
-
-    def _expanded(
-        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, encoding: PositionEncoding | None
-    ) -> Tensor:
-        kv = self.kv_up(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, T, nope + value]
-        k_nope, v = kv.split([self.head_dim, self.value_dim], dim=-1)
-        out = self.attend(_join(q_nope, q_rope), _join(k_nope, k_rope), v, encoding, self.scale)  # [B, H, T, value]
-        return self.out(merge_heads(out))
-
-    def _absorbed(
-        self,
-        q_nope: Tensor,
-        q_rope: Tensor,
-        latent: Tensor,
-        k_rope: Tensor,
-        encoding: PositionEncoding | None,
-        cache: LayerCache,
-    ) -> Tensor:
+            k, v = self._restore(latent, k_rope)
+            return self._output(self.attend(_join(q_nope, q_rope), k, v, encoding, self.scale))
+        (held,) = cache.append(_join(latent[:, None], k_rope))  # [B, 1, S, kv_dim + rope]
+        if not self.absorbs(x.shape[1]):
+            k, v = self._restore(*held.split([self.kv_dim, self.rope_dim], dim=-1))
+            return self._output(self.attend_cached(_join(q_nope, q_rope), k, v, cache.length, encoding, self.scale))
         up = self.kv_up.weight.unflatten(0, (self.heads, -1))  # [H, nope + value, kv_dim]
         w_uk, w_uv = up.split([self.head_dim, self.value_dim], dim=1)
         q = _join(torch.matmul(q_nope, w_uk), q_rope)  # [B, H, T, kv_dim + rope]
-        (k,) = cache.append(_join(latent[:, None], k_rope))  # [B, 1, all tokens, kv_dim + rope]
-        context = self.attend(q, k, k[..., : self.kv_dim], encoding, self.scale)  # [B, H, T, kv_dim]
-        return self.out(merge_heads(torch.matmul(context, w_uv.transpose(1, 2))))
+        # Values as wide as the keys: a view without the rotary part would be copied before the product.
+        context = self.attend_cached(q, held, held, cache.length, encoding, self.scale)[..., : self.kv_dim]
+        return self._output(torch.matmul(context, w_uv.mT))
+
+    def absorbs(self, queries: int) -> bool:
+        """Whether so many new tokens are better off absorbed.
+
+        Restoring costs ``kv_dim (nope + value)`` multiplications a cached token and head, absorption
+        ``2 kv_dim - nope - value`` more for each query that looks at it.
+        """
+        restored = self.head_dim + self.value_dim
+        return queries * (2 * self.kv_dim - restored) <= self.kv_dim * restored
+
+    def _restore(self, latent: Tensor, k_rope: Tensor) -> tuple[Tensor, Tensor]:
+        """k [B, H, T, nope + rope] and v [B, H, T, value] of latent [B, (1,) T, kv_dim], k_rope [B, 1, T, rope]."""
+        latent = latent.flatten(1, -2)
+        kv = self.kv_up(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, T, nope + value]
+        k_nope, v = kv.split([self.head_dim, self.value_dim], dim=-1)
+        return _join(k_nope, k_rope), v
+
+    def _output(self, out: Tensor) -> Tensor:
+        """[B, H, T, value] -> [B, T, hidden]."""
+        projected: Tensor = self.out(merge_heads(out))
+        return projected
 
 
 class _InFloat32(nn.Module):

@@ -45,6 +45,10 @@ class MultiHead(Attention):
             q, k = encoding.rotate(q, k, positions)
         if self.observer is not None:
             self.observer({"q_before": q_before, "k_before": k_before, "q": q, "k": k})
-        if cache is not None:
+        scale = self.head_dim**-0.5
+        if cache is None:
+            out = self.attend(q, k, v, encoding, scale)
+        else:
             k, v = cache.append(k, v)
-        return self.out(merge_heads(self.attend(q, k, v, encoding, self.head_dim**-0.5)))
+            out = self.attend_cached(q, k, v, cache.length, encoding, scale)
+        return self.out(merge_heads(out))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 
 from newllm.data.facts import Question, ReversalFacts
+from newllm.evaluation import scoring
 from newllm.evaluation.subject import Findings, Subject, Table
 
 _PUBLISHED_TOKENS = 63  # of a sentence at most, under scoring=sentence
@@ -128,25 +128,13 @@ def compare(subject: Subject, questions: list[Question], start: list[int]) -> Ta
 
 
 def score(subject: Subject, sequences: list[Sequence]) -> list[np.ndarray]:
-    """Nats (fp64) of the scored tokens of each sequence. Sequences of like length share a batch, padded at the end."""
-    found: dict[int, np.ndarray] = {}
-    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index].ids))
-    longest = subject.model.seq_len + 1  # what the model has been trained to see; longer prompts lose their beginning
-    for at in range(0, len(by_length), subject.batch_size):
-        members = by_length[at : at + subject.batch_size]
-        cut = {index: max(0, len(sequences[index].ids) - longest) for index in members}
-        width = max(len(sequences[index].ids) - cut[index] for index in members) - 1
-        inputs = torch.zeros(len(members), width, dtype=torch.int64)
-        labels = torch.full_like(inputs, -100)
-        for row, index in enumerate(members):
-            ids = torch.tensor(sequences[index].ids[cut[index] :])
-            first = max(1, sequences[index].start - cut[index])
-            inputs[row, : len(ids) - 1] = ids[:-1]
-            labels[row, first - 1 : len(ids) - 1] = ids[first:]
-        losses = subject.losses_of(inputs.to(subject.device), labels.to(subject.device)).cpu()
-        for row, index in enumerate(members):
-            found[index] = losses[row][labels[row] != -100].double().numpy()
-    return [found[index] for index in range(len(sequences))]
+    """Nats (fp64) of the scored tokens of each sequence; a longer one than training's rows loses its beginning."""
+    longest = subject.model.seq_len + 1
+    cut = [max(0, len(one.ids) - longest) for one in sequences]
+    starts = [max(1, one.start - lost) for one, lost in zip(sequences, cut, strict=True)]
+    kept = [one.ids[lost:] for one, lost in zip(sequences, cut, strict=True)]
+    prompts = [ids[:start] for ids, start in zip(kept, starts, strict=True)]
+    return scoring.score(subject, prompts, [ids[start:] for ids, start in zip(kept, starts, strict=True)])
 
 
 def _exp(nats: float) -> float:

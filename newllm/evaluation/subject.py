@@ -1,7 +1,7 @@
 """The model and data under evaluation, what an evaluator finds, and the loop over evaluators."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,12 @@ from newllm.data.dataset import Dataset, Rows
 from newllm.errors import RunError
 from newllm.evaluation.diagnosis import diagnose
 from newllm.model import Transformer
+from newllm.model.cast import cast_products
 from newllm.training.loss import token_losses
 
 Table = list[dict[str, Any]]
+
+TOKENS = 4096  # of a batch at least: large enough for matrix products to be worth their weights' reading
 
 
 @dataclass
@@ -40,25 +43,50 @@ class Subject:
     autocast: Callable[[], AbstractContextManager]
     batch_size: int
     config: DictConfig
+    _cast: Transformer | None = field(default=None, init=False, repr=False)
     _scored: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a batch may have: as many as training's, which needed more memory for each."""
+        return max(TOKENS, self.batch_size * self.model.seq_len)
 
     def batches(
         self, rows: Rows | None = None, size: int | None = None, limit: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels [B, T] on the device, in order: validation rows, or `rows`, or the first `limit`."""
+        """Inputs and labels [B, T] on the device, in order: validation rows, or `rows`, or the first `limit`.
+
+        size: rows of a batch; by default as many as `tokens` allows, so long rows come one by one.
+        """
         rows = self.data.val if rows is None else rows
-        size = size or self.batch_size
         end = len(rows) if limit is None else min(limit, len(rows))
-        for start in range(0, end, size):
-            inputs, labels = rows.batch(np.arange(start, min(start + size, end)))
+        if size is None and end:
+            size = max(1, self.tokens // rows.batch(np.arange(1))[0].shape[1])
+        for start in range(0, end, size or 1):
+            inputs, labels = rows.batch(np.arange(start, min(start + (size or 1), end)))
             yield inputs.to(self.device), labels.to(self.device)
 
-    def losses_of(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Nats of each label [B, T] in fp32, 0 where the label is -100. Logits are made in pieces, never whole."""
+    @contextmanager
+    def computing(self) -> Iterator[Transformer]:
+        """The model for forward passes without gradients in the run's precision, its weights cast but once."""
         with torch.inference_mode(), self.autocast():
-            hidden = self.model.hidden(inputs)  # [B, T, hidden]
-            losses = token_losses(hidden.flatten(0, 1), self.model.head_weight, labels.flatten())  # [B * T]
-        return losses.float().view_as(labels).masked_fill(labels == -100, 0.0)
+            device = self.device.type
+            if not torch.is_autocast_enabled(device):
+                yield self.model
+                return
+            self._cast = self._cast or cast_products(self.model, torch.get_autocast_dtype(device))
+            yield self._cast
+
+    def losses_of(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Nats of each label [B, T] in fp32, 0 where the label is -100.
+
+        Logits are made of the labelled positions only, and in pieces, never whole.
+        """
+        with self.computing() as model:
+            scored = labels != -100
+            losses = torch.zeros(labels.shape, device=labels.device)
+            losses[scored] = token_losses(model.hidden(inputs)[scored], model.head_weight, labels[scored])
+        return losses
 
     def _score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._scored is None:

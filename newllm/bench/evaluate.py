@@ -1,0 +1,135 @@
+"""Evaluation of long rows and of the reversal facts, against the way one writes it first; turns in one process.
+
+Long rows: validation rows of `length` tokens, their losses as newllm's evaluators take them, against cross-entropy of
+all logits. Facts: every question with its right and wrong names, against rows padded to the longest and all logits.
+The model has new weights; the text is real. Peak memory counts tensors, the parameters among them.
+
+  length   tokens of a long row      rounds   turns of each contestant     facts   the second part as well
+"""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from newllm.bench.result import Result
+from newllm.bench.timing import alternate, ratio_metrics
+from newllm.build import build
+from newllm.config import compose
+from newllm.data import prepare
+from newllm.data.facts import ReversalFacts
+from newllm.evaluation.reversal import Sequence, answer, score
+from newllm.evaluation.subject import Subject
+from newllm.model import build_model
+from newllm.training.memory import peak_bytes
+from newllm.training.precision import autocast, resolve
+
+PURPOSE = "evaluation of long rows and of the reversal facts: time and memory against all logits"
+OPTIONS: dict[str, Any] = {"length": 16384, "rounds": 3, "facts": True}
+DEFAULTS = ["model=pythia_70m", "pos_encoding=alibi", "samples=10"]
+_LABELS = {"newllm": "newllm", "all_logits": "all logits at once", "padded": "padded rows, all logits"}
+
+
+def measure(overrides: list[str], *, length: int, rounds: int, facts: bool) -> Result:
+    """long/tokens_per_second/<contestant>, long/peak_bytes/<contestant>, ratio/long, ratio/long_memory,
+    ratio/reversal, seconds/<contestant>/long and …/reversal of every round; largest differences of the nats."""
+    cfg = compose([*overrides, f"seq_len={length}", "facts=none"])
+    runtime = build(cfg.runtime)
+    runtime.apply()
+    device = runtime.device()
+    precision = resolve(cfg.trainer.precision, device)
+    data = prepare(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)
+    model = build_model(cfg, tokens=data.tokenizer.vocab_size).to(device).eval()
+    subject = Subject(model, data, device, partial(autocast, device, precision), cfg.trainer.batch_size, cfg)
+    shape = f"{cfg.choices.model}, {precision}, {device}, {runtime.threads} threads"
+    result = Result(
+        {
+            "model": cfg.choices.model, "precision": precision, "device": str(device), "threads": runtime.threads,
+            "length": length, "rounds": rounds,
+        },
+        tables=[],
+        notes=[f"Medians of {rounds} rounds."],
+    )  # fmt: skip
+    _long(result, subject, rounds, shape)
+    if facts:
+        _facts(result, subject, rounds, shape)
+    return result
+
+
+def _long(result: Result, subject: Subject, rounds: int, shape: str) -> None:
+    inputs, labels = next(subject.batches(size=1))
+    contestants = {
+        "newllm": partial(subject.losses_of, inputs, labels),
+        "all_logits": partial(_all_logits, subject, inputs, labels),
+    }
+    metrics = result.metrics
+    metrics["difference/long"] = float((contestants["newllm"]() - contestants["all_logits"]()).abs().max())
+    held = [*subject.model.parameters(), *subject.model.buffers(), inputs, labels]
+    for name, call in contestants.items():
+        metrics[f"long/peak_bytes/{name}"] = peak_bytes(partial(_discard, call), held, subject.device)
+    seconds = alternate(contestants, rounds, calls=1)
+    rows = []
+    for name, times in seconds.items():
+        metrics[f"seconds/{name}/long"] = times
+        speed = metrics[f"long/tokens_per_second/{name}"] = labels.numel() / statistics.median(times)
+        rows.append([_LABELS[name], f"{speed:,.0f}", f"{metrics[f'long/peak_bytes/{name}'] / 1e9:.2f}"])
+    metrics |= ratio_metrics("ratio/long", seconds["all_logits"], seconds["newllm"])
+    metrics["ratio/long_memory"] = metrics["long/peak_bytes/all_logits"] / metrics["long/peak_bytes/newllm"]
+    rows[0] += [f"{metrics['ratio/long']:.2f} x", f"{metrics['ratio/long_memory']:.2f} x"]
+    rows[1] += ["", ""]
+    columns = ["losses of a row", "tokens per second", "GB at its peak", "faster", "less memory"]
+    result.tables = [*result.tables, (f"A row of {labels.numel():,} tokens: {shape}", columns, rows)]
+
+
+def _facts(result: Result, subject: Subject, rounds: int, shape: str) -> None:
+    questions = [*ReversalFacts().forward, *ReversalFacts().backward]
+    sequences = [answer(subject, q.prompt, name, [0]) for q in questions for name in (q.answer, *q.wrong)]
+    contestants: dict[str, Callable[[], list[np.ndarray]]] = {
+        "newllm": partial(score, subject, sequences),
+        "padded": partial(_padded, subject, sequences),
+    }
+    metrics = result.metrics
+    pairs = zip(contestants["newllm"](), contestants["padded"](), strict=True)
+    metrics["difference/reversal"] = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
+    seconds = alternate(contestants, rounds, calls=1)
+    metrics |= ratio_metrics("ratio/reversal", seconds["padded"], seconds["newllm"])
+    rows = []
+    for name, times in seconds.items():
+        metrics[f"seconds/{name}/reversal"] = times
+        rows.append([_LABELS[name], f"{statistics.median(times):.2f}", ""])
+    rows[0][-1] = f"{metrics['ratio/reversal']:.2f} x"
+    title = f"{len(questions)} questions, {len(sequences)} answers: {shape}"
+    result.tables = [*result.tables, (title, ["scoring", "seconds", "faster"], rows)]
+
+
+@torch.no_grad()  # inference mode would hide what cross-entropy makes inside from the count of memory
+def _all_logits(subject: Subject, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Nats [B, T] by cross-entropy of the fp32 logits of all positions."""
+    with subject.autocast():
+        logits = subject.model(inputs)
+    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100)
+    return losses.view_as(labels)
+
+
+def _padded(subject: Subject, sequences: list[Sequence]) -> list[np.ndarray]:
+    """Nats of the scored tokens: batches in the order of the questions, all rows as long as the longest."""
+    width = max(len(one.ids) for one in sequences) - 1
+    found = []
+    for start in range(0, len(sequences), subject.batch_size):
+        batch = sequences[start : start + subject.batch_size]
+        inputs = torch.zeros(len(batch), width, dtype=torch.int64)
+        labels = torch.full_like(inputs, -100)
+        for row, one in enumerate(batch):
+            inputs[row, : len(one.ids) - 1] = torch.tensor(one.ids[:-1])
+            labels[row, one.start - 1 : len(one.ids) - 1] = torch.tensor(one.ids[one.start :])
+        losses = _all_logits(subject, inputs.to(subject.device), labels.to(subject.device)).cpu().double()
+        found += [losses[row][labels[row] != -100].numpy() for row in range(len(batch))]
+    return found
+
+
+def _discard(call: Callable[[], object]) -> None:
+    call()
