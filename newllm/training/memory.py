@@ -27,6 +27,10 @@ def peak_bytes(step: Callable[[], None], resident: Iterable[Tensor], device: tor
 
 
 class _Watch(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # what is watched is never compiled, and the precaution imports torch.compile: a second
+
     def __init__(self, resident: Iterable[Tensor]) -> None:
         super().__init__()
         self.alive: dict[int, int] = {}

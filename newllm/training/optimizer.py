@@ -1,5 +1,6 @@
 """AdamW and the learning rate of each step."""
 
+import inspect
 import math
 from typing import Literal
 
@@ -7,6 +8,16 @@ import torch
 from torch import nn
 
 from newllm.errors import ConfigError
+
+
+class _Optimizer(torch.optim.AdamW):
+    """torch's own, without the wrappers that import torch.compile's machinery (a second) when first called."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
 
 
 class AdamW:
@@ -66,7 +77,7 @@ class AdamW:
             {"params": others, "weight_decay": 0.0},
         ]
         fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
-        return torch.optim.AdamW(
+        return _Optimizer(
             [group for group in groups if group["params"]],
             lr=self.lr,
             betas=self.betas,
