@@ -15,7 +15,7 @@ VERBS = {
     "status": "the runs of a sweep as they are; their logs; cancel, retry",
     "report": "tables, figures and verdicts of finished runs, as files and as a page",
     "generate": "continue a text with a finished run",
-    "bench": "time the training step against transformers",
+    "bench": "speed as ratios: training, attention, decoding, evaluation, data, sweeps",
 }
 
 

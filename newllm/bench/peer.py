@@ -1,18 +1,20 @@
 """transformers' model of the same shape as a configuration of ours."""
 
+from typing import TYPE_CHECKING
+
 from omegaconf import DictConfig
-from torch import nn
 
 from newllm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def peer(cfg: DictConfig, vocab_size: int) -> tuple[str, nn.Module]:
-    """(name, model): GPTNeoXForCausalLM for parallel blocks, LlamaForCausalLM for the Llama kind; RoPE and mha only."""
+
+def peer(cfg: DictConfig, vocab_size: int) -> "nn.Module":
+    """The peer, a GPTNeoXForCausalLM or LlamaForCausalLM with new weights. Raises ConfigError if there is none."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    model, choices = cfg.model, cfg.choices
-    if choices.pos_encoding != "rope" or choices.attention != "mha":
-        raise ConfigError("transformers has a peer for pos_encoding=rope attention=mha only; leave these as they are.")
+    model = cfg.model
     sizes = {
         "vocab_size": vocab_size,
         "hidden_size": model.hidden_size,
@@ -23,10 +25,25 @@ def peer(cfg: DictConfig, vocab_size: int) -> tuple[str, nn.Module]:
         "tie_word_embeddings": model.tied,
         "use_cache": False,
     }
+    if peer_name(cfg) == "LlamaForCausalLM":
+        rope = {"rope_theta": cfg.pos_encoding.theta}
+        return LlamaForCausalLM(LlamaConfig(**sizes, **rope, rms_norm_eps=model.norm_eps))
+    rope = {"rotary_pct": cfg.pos_encoding.rotary_pct, "rotary_emb_base": cfg.pos_encoding.theta}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **rope, attention_dropout=0.0, hidden_dropout=0.0))
+
+
+def peer_name(cfg: DictConfig) -> str:
+    """GPTNeoXForCausalLM for parallel blocks, LlamaForCausalLM for the Llama kind, both with RoPE and mha only.
+
+    Raises ConfigError for what transformers has no model of. Imports nothing heavy.
+    """
+    model, choices = cfg.model, cfg.choices
+    if choices.pos_encoding != "rope" or choices.attention != "mha":
+        raise ConfigError("transformers has a peer for pos_encoding=rope attention=mha only; leave these as they are.")
     if model.residual != "sequential" and model.mlp == "gelu" and model.norm == "layernorm":
-        rope = {"rotary_pct": cfg.pos_encoding.rotary_pct, "rotary_emb_base": cfg.pos_encoding.theta}
-        config = GPTNeoXConfig(**sizes, **rope, attention_dropout=0.0, hidden_dropout=0.0)
-        return "GPTNeoXForCausalLM", GPTNeoXForCausalLM(config)
+        return "GPTNeoXForCausalLM"
+    if cfg.pos_encoding.rotary_pct != 1:
+        raise ConfigError("transformers' Llama rotates all dims of a head; leave out rotary_pct.")
     if model.residual == "sequential" and model.mlp == "swiglu" and model.norm == "rmsnorm" and not model.bias:
-        return "LlamaForCausalLM", LlamaForCausalLM(LlamaConfig(**sizes, rms_norm_eps=model.norm_eps))
+        return "LlamaForCausalLM"
     raise ConfigError("transformers has no model of this shape; try model=pythia_70m or model=llama_50m.")

@@ -1,0 +1,125 @@
+"""What `newllm bench train` times: a training step of ours, of transformers, and its matrix products alone.
+
+Each function composes the run's configuration in the process it is called in, and returns one step. All train on the
+same batches of text, with clipping and fused AdamW.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from newllm.bench.peer import peer
+from newllm.build import build
+from newllm.config import compose
+from newllm.data import Dataset, Rows
+from newllm.data import prepare as prepare_data
+from newllm.model import Transformer, build_model
+from newllm.prepare import prepare
+from newllm.runtime import Runtime, keep_freed_memory
+from newllm.training.precision import Precision, autocast, resolve
+from newllm.training.step import Step
+
+
+def ours(overrides: list[str]) -> Callable[[], object]:
+    """The step of `newllm train`, prepared as that prepares it."""
+    cfg = compose(overrides)
+    p = prepare(cfg)
+    step = Step(p.model, p.optim, p.device, p.precision)
+    supply = _batches(p.data.train, cfg.trainer.batch_size)
+    return _waiting(lambda: step([next(supply)], rate=p.optim.lr), p.device)
+
+
+def theirs(overrides: list[str], precision: Precision | None = None, compiled: bool = False) -> Callable[[], object]:
+    """A step as transformers' users write it: the model's own loss, clipping, fused AdamW.
+
+    precision: None is the one that newllm takes. The allocator is as the system has it.
+    """
+    cfg = compose(overrides)
+    runtime: Runtime = build({**cfg.runtime, "keep_memory": False})
+    runtime.apply()
+    device = runtime.device()
+    data = prepare_data(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)
+    precision = precision or resolve(cfg.trainer.precision, device)
+    model = peer(cfg, _shape(cfg, data).vocab_size).to(device).train()
+    module = torch.compile(model) if compiled else model
+    optim = build(cfg.optim)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+    )
+    supply = _batches(data.train, cfg.trainer.batch_size)
+
+    def step() -> None:
+        ids = next(supply)[0].to(device)
+        with autocast(device, precision):
+            loss = module(input_ids=ids, labels=ids).loss
+        loss.backward()
+        if optim.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return _waiting(step, device)
+
+
+def matmuls(overrides: list[str]) -> Callable[[], object]:
+    """The roofline: ``x W^T``, ``g W``, ``g^T x`` of every linear layer and the head, and nothing else.
+
+    Freed memory is kept, so that no page fault is timed.
+    """
+    cfg = compose(overrides)
+    runtime: Runtime = build(cfg.runtime)
+    runtime.apply()
+    keep_freed_memory()
+    device = runtime.device()
+    dtype = torch.bfloat16 if resolve(cfg.trainer.precision, device) == "bf16" else torch.float32
+    shapes = _products(_shape(cfg, prepare_data(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)))
+    tokens = cfg.trainer.batch_size * cfg.data.seq_len
+    operands = {
+        (rows, columns): [torch.ones(*size, dtype=dtype, device=device) for size in sizes]
+        for rows, columns in set(shapes)
+        for sizes in [((tokens, columns), (rows, columns), (tokens, rows))]
+    }
+
+    def run() -> None:
+        for shape in shapes:
+            x, weight, gradient = operands[shape]
+            x @ weight.T
+            gradient @ weight
+            gradient.T @ x
+
+    return _waiting(run, device)
+
+
+def _shape(cfg: DictConfig, data: Dataset) -> Transformer:
+    """Our model without numbers."""
+    with torch.device("meta"):
+        return build_model(cfg, tokens=data.tokenizer.vocab_size)
+
+
+def _products(model: Transformer) -> list[tuple[int, int]]:
+    """(outputs, inputs) of every linear layer, the head included, tied or not."""
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+    if model.head is None:  # tied: the head is the embedding's matrix
+        weights.append(model.head_weight)
+    return [(weight.shape[0], weight.shape[1]) for weight in weights]
+
+
+def _batches(rows: Rows, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels [size, T], batch after batch, for ever."""
+    starts = range(0, len(rows) - size + 1, size)
+    return itertools.cycle([rows.batch(np.arange(start, start + size)) for start in starts])
+
+
+def _waiting(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """`call`, and the device's end of it."""
+    return partial(_and_wait, call, device) if device.type == "cuda" else call
+
+
+def _and_wait(call: Callable[[], object], device: torch.device) -> None:
+    call()
+    torch.cuda.synchronize(device)

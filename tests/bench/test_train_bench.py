@@ -1,0 +1,95 @@
+"""The training bench at a size where it takes seconds: what it writes, not how fast anything is."""
+
+import json
+import math
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import newllm
+from newllm.bench import main, measure, train
+from newllm.bench.peer import peer, peer_name
+from newllm.errors import ConfigError
+
+TINY = [
+    "model=llama_50m", "model.hidden_size=32", "model.num_layers=1", "model.heads=2", "model.mlp_size=64",
+    "model.vocab_size=512", "data.vocab_size=512", "batch_size=2", "seq_len=32", "samples=40", "runtime.threads=1",
+]  # fmt: skip
+
+
+def test_the_training_bench_writes_ratio_roofline_and_every_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "bench.json"
+    assert main(["train", *TINY, "precision=fp32", "rounds=2", "steps=1", "compiled=false", f"out={file}"]) == 0
+    results = json.loads(file.read_text())
+    assert results["peer"] == "LlamaForCausalLM"
+    assert (results["rounds"], results["steps"], results["batch_size"], results["seq_len"]) == (2, 1, 2, 32)
+    for suffix in ("", "/keep_memory"):
+        for contestant in ("newllm", "transformers_eager", "matmuls"):
+            assert len(results[f"seconds/{contestant}{suffix}"]) == 2
+        ours, theirs = results[f"seconds/newllm{suffix}"], results[f"seconds/transformers_eager{suffix}"]
+        of_rounds = [b / a for a, b in zip(ours, theirs, strict=True)]
+        assert results[f"ratio/transformers_eager{suffix}"] == pytest.approx(sum(of_rounds) / 2)  # the median of two
+        assert results[f"ratio/transformers_eager{suffix}/min"] == min(of_rounds)
+        assert results[f"ratio/transformers_eager{suffix}/max"] == max(of_rounds)
+        assert results[f"roofline/share{suffix}"] > 0
+    assert not [name for name in results if "compiled" in name]
+    assert "ratio/transformers_eager_fp32" not in results  # eager is in fp32 already
+    printed = capsys.readouterr().out
+    assert "LlamaForCausalLM" in printed
+    assert f"Written to {file}" in printed
+
+
+def test_a_machine_without_a_compiler_still_gets_its_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile lacks leaves out that peer, with the reason, and nothing else."""
+    wanted = {"newllm", "transformers_eager", "transformers_compiled", "transformers_eager_fp32", "matmuls"}
+    assert train._contestants(TINY, "bf16", compiled=True).keys() == wanted
+    idle, broken = partial(partial, int), partial(int, "no compiler")  # a builder, and one that raises
+    quick = {name: broken if name == "transformers_compiled" else idle for name in wanted}
+    monkeypatch.setattr(train, "_contestants", lambda *_: quick)
+    result = measure("train", [*TINY, "facts=none", "rounds=1", "steps=1"])
+    assert {"ratio/transformers_eager", "ratio/transformers_eager_fp32/keep_memory"} <= result.metrics.keys()
+    assert not [name for name in result.metrics if "compiled" in name]
+    left_out = "transformers, torch.compile, is left out: transformers_compiled failed: invalid literal"
+    assert result.notes[1].startswith(left_out)
+
+
+def test_memory_of_a_step_is_less_than_with_all_logits_in_fp32() -> None:
+    found = measure("train", [*TINY, "model.vocab_size=8192", "seq_len=512", "facts=none", "memory=true"]).metrics
+    logits = 2 * 512 * 8192 * 4
+    assert found["memory/plain_bytes"] - found["memory/peak_bytes"] > logits
+    assert found["memory/peak_bytes"] > found["memory/held_bytes"]
+    assert found["ratio/memory"] == found["memory/plain_bytes"] / found["memory/peak_bytes"]
+
+
+def test_a_mistyped_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match="roundz"):
+        measure("train", [*TINY, "roundz=3"])
+
+
+def test_the_peer_has_the_shape_of_our_model() -> None:
+    for model, expected in (("pythia_70m", "GPTNeoXForCausalLM"), ("llama_50m", "LlamaForCausalLM")):
+        cfg = newllm.compose([*TINY, f"model={model}"])
+        theirs = peer(cfg, 512)
+        assert type(theirs).__name__ == peer_name(cfg) == expected
+        shapes = Counter(tuple(p.shape) for p in theirs.parameters() if p.dim() == 2)
+        hidden, mlp = cfg.model.hidden_size, cfg.model.mlp_size
+        assert shapes[512, hidden] == (1 if cfg.model.tied else 2)
+        assert sum(math.prod(shape) for shape in shapes if mlp in shape) > 0
+
+
+@pytest.mark.parametrize("word", ["pos_encoding=alibi", "attention=mla", "model.norm=layernorm", "rotary_pct=0.5"])
+def test_the_bench_refuses_what_transformers_has_not(word: str) -> None:
+    with pytest.raises(ConfigError, match="transformers"):
+        measure("train", [*TINY, word])
+
+
+def test_pythia_rotates_a_quarter_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("newllm.bench.step_memory.measure", lambda cfg: seen.append(cfg.pos_encoding))
+    for words in ([], ["rotary_pct=0.5"], ["pos_encoding=alibi"], ["model=llama_50m"]):
+        measure("train", ["memory=true", *words])
+    assert [node.get("rotary_pct") for node in seen] == [0.25, 0.5, None, 1.0]
