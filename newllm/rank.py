@@ -81,7 +81,7 @@ def _obey(path: Path, orders: "SimpleQueue[dict[str, Any] | None]", ready: Calla
     cfg.run_dir = str(path)
     p = prepare(cfg, rank=place["rank"], threads=place["threads"])
     p.model.train()
-    step = Step(p.model, p.optim, p.device, p.precision)
+    step = Step(p.model, p.optim, p.device, p.precision, p.runtime.fused)
     if directory.last_checkpoint.exists():  # none is written before the first step, which waits for this process
         load_training(directory.last_checkpoint, p.model, step.optimizer, {})
     store = dist.TCPStore("127.0.0.1", place["port"], is_master=False)

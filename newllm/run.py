@@ -1,4 +1,8 @@
-"""One run from its configuration to its results: check, prepare, probe, train or resume, evaluate."""
+"""One run from its configuration to its results: check, prepare, probe, train or resume, evaluate.
+
+`steps` is the run as a generator, which leaves it to others to make its training steps: `run` does, one after
+another, and newllm.pack those of several runs at once.
+"""
 
 import errno
 import json
@@ -7,6 +11,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -26,7 +31,7 @@ from newllm.training import causality, display
 from newllm.training.checkpoint import load_weights
 from newllm.training.distributed import team
 from newllm.training.loggers import Guarded
-from newllm.training.loop import Loop
+from newllm.training.loop import Loop, Steps, alone
 from newllm.training.precision import autocast
 from newllm.training.signals import Interrupted, Signals
 
@@ -40,25 +45,31 @@ def run(cfg: DictConfig) -> int:
         ConfigError: before anything has been written; after it, only of a checkpoint that belongs to other data.
         RunError: the run has failed; its status.json says so too.
     """
+    with Signals().installed() as signals:
+        return alone(steps(cfg, signals))
+
+
+def steps(cfg: DictConfig, signals: Signals, beside: int = 0) -> Steps[int]:
+    """`run` as a generator of the training steps that it wants made. beside: runs that train together with it."""
     began = time.monotonic()
     directory = RunDirectory(run_directory(cfg))
     _refuse_other_configuration(cfg, directory)
-    console = Console(bar=cfg.runtime.progress)
+    console = Console(bar=cfg.runtime.progress and not beside)
     if _is_done(directory):
         _show_stored(console, directory)
         return 0
     queued = directory.status().get("state") == "queued"
     try:
-        with Signals().installed() as signals:
-            prepared = prepare(cfg, threads=_threads_before(directory))
-            with directory.locked():
-                _refuse_other_configuration(cfg, directory)
-                if _is_done(directory):  # by another process, while this one prepared
-                    _show_stored(console, directory)
-                    return 0
-                if queued and directory.status().get("state") == "interrupted":  # cancelled meanwhile
-                    raise Interrupted(signal.SIGTERM)
-                _attempt(prepared, directory, console, signals, began)
+        before = _before(directory)
+        prepared = prepare(cfg, threads=before.threads if before else None)
+        with directory.locked():
+            _refuse_other_configuration(cfg, directory)
+            if _is_done(directory):  # by another process, while this one prepared
+                _show_stored(console, directory)
+                return 0
+            if queued and directory.status().get("state") == "interrupted":  # cancelled meanwhile
+                raise Interrupted(signal.SIGTERM)
+            yield from _attempt(prepared, directory, console, signals, began, beside, before)
     except Interrupted as stop:
         console.line(f"{stop}. The same command goes on from here.", style="bold")
         return stop.exit_status
@@ -67,7 +78,15 @@ def run(cfg: DictConfig) -> int:
     return 0
 
 
-def _attempt(p: Prepared, directory: RunDirectory, console: Console, signals: Signals, began: float) -> None:
+def _attempt(
+    p: Prepared,
+    directory: RunDirectory,
+    console: Console,
+    signals: Signals,
+    began: float,
+    beside: int,
+    before: "Before | None",
+) -> Steps[None]:
     """Train and evaluate in a directory that is ours; leaves the state done, interrupted or failed."""
     directory.write_config(effective(p.cfg))
     attempt = directory.begin_attempt()
@@ -76,6 +95,7 @@ def _attempt(p: Prepared, directory: RunDirectory, console: Console, signals: Si
         logger = Guarded(build(p.cfg.logger, directory=directory.path), console.line)
         device_name = torch.cuda.get_device_name(p.device) if p.device.type == "cuda" else str(p.device)
         environment = describe(device=device_name, threads=p.runtime.threads, precision=p.precision)
+        environment["compiled"] = before.compiled if before else False
         directory.write_environment(environment)
         directory.tokenizer.mkdir(exist_ok=True)
         p.data.tokenizer.save(directory.tokenizer)
@@ -97,11 +117,18 @@ def _attempt(p: Prepared, directory: RunDirectory, console: Console, signals: Si
                 others,
             )
             _header(p, directory, console, loop.steps)
+            if beside:
+                console.line(
+                    f"Trains together with {beside} other run{'s' * (beside > 1)}; the times are of all of them."
+                )
             row = p.data.val.batch(np.arange(1))[0][0].to(p.device)
             causality.check(p.model, row, p.precision)
             if loop.resume():
                 console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
-            loop.run()
+            together = beside > 0 or p.trainer.devices > 1
+            if not together and loop.compile(before.compiled if before else p.runtime.compile):
+                directory.write_environment({**environment, "compiled": True})
+            yield from loop.train()
         results = _measure(p, directory, console, loop)
         results["speed/wall_seconds"] = loop.earlier_seconds + time.monotonic() - began
         logger.log(loop.progress.step, results)
@@ -109,7 +136,7 @@ def _attempt(p: Prepared, directory: RunDirectory, console: Console, signals: Si
         display.summary(console, results, p.judge, str(directory.path))
         directory.write_results(results)
         directory.end_attempt("done")
-    except Interrupted:
+    except (Interrupted, GeneratorExit):
         directory.end_attempt("interrupted")
         raise
     except BaseException as error:
@@ -130,16 +157,24 @@ def _lost(directory: RunDirectory, reason: str) -> None:
     print(f"newllm: {reason}", file=sys.stderr, flush=True)
 
 
-def _threads_before(directory: RunDirectory) -> int | None:
-    """Threads of the attempt whose checkpoint this run goes on from."""
+@dataclass(frozen=True)
+class Before:
+    """What the attempt whose checkpoint a run goes on from has settled, since it moves the last bits of numbers."""
+
+    threads: int
+    compiled: bool
+
+
+def _before(directory: RunDirectory) -> Before | None:
     if not directory.last_checkpoint.exists() or not directory.environment_file.exists():
         return None
     try:
-        return int(json.loads(directory.environment_file.read_text(encoding="utf-8"))["threads"])
+        environment = json.loads(directory.environment_file.read_text(encoding="utf-8"))
+        return Before(int(environment["threads"]), bool(environment["compiled"]))
     except (ValueError, KeyError) as error:
         raise ConfigError(
-            f"{directory.environment_file} does not say with how many threads this run began ({error}); delete that "
-            "file to go on with as many as there are"
+            f"{directory.environment_file} does not say with how many threads this run began, or whether compiled "
+            f"({error}); delete that file to go on as a new run would"
         ) from None
 
 

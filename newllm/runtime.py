@@ -29,6 +29,10 @@ class Runtime:
         progress: a progress bar while training. Only on a terminal: elsewhere there are only lines.
         keep_memory: keep freed memory for the next step (glibc): a step's large tensors are then not faulted in
             anew each time. The process stays as large as it once was.
+        fused: the loss together with the head, by chunks, and the fused AdamW that clips in its own pass; False takes
+            torch's plain ones, for comparison.
+        compile: torch.compile for the training steps. "auto" measures in long runs whether it pays back
+            (newllm.training.compilation); runs that train together (pack) or on several devices do without.
     """
 
     def __init__(
@@ -40,6 +44,8 @@ class Runtime:
         checkpoint_steps: int | None = None,
         progress: bool = True,
         keep_memory: bool = True,
+        fused: bool = True,
+        compile: bool | Literal["auto"] = "auto",
     ) -> None:
         if threads != "auto" and threads < 1:
             raise ConfigError(f"runtime.threads must be at least 1; {threads} was given, try runtime.threads=auto")
@@ -51,7 +57,7 @@ class Runtime:
         self.cache_dir = Path(cache_dir or default_cache).expanduser()
         self.threads = _available_threads() if threads == "auto" else threads
         self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps
-        self.progress, self.keep_memory = progress, keep_memory
+        self.progress, self.keep_memory, self.fused, self.compile = progress, keep_memory, fused, compile
         self._device = device
 
     def device(self) -> "torch.device":

@@ -21,16 +21,20 @@ from newllm.data import prepare as prepare_data
 from newllm.model import Transformer, build_model
 from newllm.prepare import prepare
 from newllm.runtime import Runtime, keep_freed_memory
+from newllm.training.compilation import settle
 from newllm.training.precision import Precision, autocast, resolve
 from newllm.training.step import Step
 
 
-def ours(overrides: list[str]) -> Callable[[], object]:
-    """The step of `newllm train`, prepared as that prepares it."""
+def ours(overrides: list[str], compiled: bool = False) -> Callable[[], object]:
+    """The step of `newllm train`, prepared as that prepares it; the model as it is, or compiled."""
     cfg = compose(overrides)
     p = prepare(cfg)
     step = Step(p.model, p.optim, p.device, p.precision)
     supply = _batches(p.data.train, cfg.trainer.batch_size)
+    reasons: list[str] = []
+    if compiled and not settle(True, step, next(supply), 1, p.runtime, reasons.append):
+        raise RuntimeError(*reasons)
     return _waiting(lambda: step([next(supply)], rate=p.optim.lr), p.device)
 
 

@@ -33,16 +33,18 @@ OPTIONS: dict[str, Any] = {"rounds": 7, "steps": 3, "compiled": True, "alike": T
 DEFAULTS = ["model=pythia_70m", "batch_size=8", "seq_len=128", "samples=256", "facts=none"]
 _LABELS = {
     "newllm": "newllm",
+    "newllm_compiled": "newllm, torch.compile",
     "transformers_eager": "transformers, eager",
     "transformers_compiled": "transformers, torch.compile",
     "transformers_eager_fp32": "transformers, eager, fp32",
     "matmuls": "matrix products alone",
 }
+_COMPILED = ["newllm_compiled", "transformers_compiled"]  # left out where there is no compiler
 
 
 def measure(overrides: list[str], *, rounds: int, steps: int, compiled: bool, alike: bool, memory: bool) -> Result:
-    """ratio/<peer> (median), …/min, …/max, roofline/share, seconds/<contestant> (of every round); with `memory`,
-    memory/peak_bytes, memory/plain_bytes and ratio/memory."""
+    """ratio/<contestant>: its time divided by newllm's (median), …/min, …/max; roofline/share; seconds/<contestant> of
+    every round. With `memory`: memory/peak_bytes, memory/plain_bytes and ratio/memory."""
     overrides = _as_pythia(overrides)
     cfg = compose(overrides)
     if memory:
@@ -70,7 +72,7 @@ def measure(overrides: list[str], *, rounds: int, steps: int, compiled: bool, al
         tables=[],
         notes=[f"Peer: {peer}. Medians of {rounds} rounds of {steps} steps (least … greatest)."],
     )
-    with Processes(_contestants(overrides, precision, compiled), optional=["transformers_compiled"]) as processes:
+    with Processes(_contestants(overrides, precision, compiled), optional=_COMPILED) as processes:
         series = [("", "each as its users run it", processes.alternate(rounds, steps))]
         if alike and device.type == "cpu":
             processes.do(keep_freed_memory)
@@ -97,6 +99,7 @@ def _contestants(overrides: list[str], precision: str, compiled: bool) -> dict[s
         "transformers_eager": partial(contestants.theirs, overrides),
     }
     if compiled:
+        found["newllm_compiled"] = partial(contestants.ours, overrides, compiled=True)
         found["transformers_compiled"] = partial(contestants.theirs, overrides, compiled=True)
     if precision == "bf16":  # what newllm's choice of precision wins for those who would not choose it
         found["transformers_eager_fp32"] = partial(contestants.theirs, overrides, precision="fp32")
@@ -106,8 +109,11 @@ def _contestants(overrides: list[str], precision: str, compiled: bool) -> dict[s
 def _metrics(seconds: dict[str, list[float]], suffix: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, times in seconds.items():
-        if name.startswith("transformers"):
+        if name not in ("newllm", "matmuls"):
             found |= ratio_metrics(f"ratio/{name}{suffix}", times, seconds["newllm"])
+    if all(name in seconds for name in _COMPILED):
+        ours, theirs = (seconds[name] for name in _COMPILED)
+        found |= ratio_metrics(f"ratio/transformers_compiled/newllm_compiled{suffix}", theirs, ours)
     found |= ratio_metrics(f"roofline/share{suffix}", seconds["matmuls"], seconds["newllm"])
     return found | {f"seconds/{name}{suffix}": times for name, times in seconds.items()}
 

@@ -15,6 +15,7 @@ from newllm.config.many import Composed, compose_many
 from newllm.config.overrides import Overrides, parse
 from newllm.errors import ConfigError
 from newllm.sweep import warm
+from newllm.sweep.packing import require_packable
 from newllm.sweep.plan import Plan, plan
 from newllm.sweep.record import choosing
 from newllm.sweep.settings import Sweep
@@ -48,6 +49,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
     launcher = build(request.launcher)
     with _nothing_left_if_refused(request.folder), choosing(request.folder):
         planned = request.plan()
+        require_packable([job.config for job in planned.jobs], request.settings.policy.pack)
         if planned.wanted:
             launcher.check(request.folder, [job.config for job in planned.wanted])
         show(planned, whole=False)

@@ -4,12 +4,14 @@ import os
 import platform
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from newllm.errors import ConfigError
 from newllm.results.run_directory import RunDirectory
+from newllm.sweep.fate import ask_to_end
 from newllm.sweep.policy import Policy
 from newllm.sweep.record import choosing, launches
 from newllm.sweep.runs import signature_of
@@ -34,13 +36,14 @@ def cancel(sweep: Path, lines: Sequence[Line], everyone: Sequence[Line], say: Sa
     asked, complete = _stop_launchers(sweep, say) if len(lines) == len(everyone) else (set(), True)
     asked_slurm, cancelled = _cancel_jobs(lines, everyone, say)
     asked, complete = asked | asked_slurm, complete and cancelled
+    others = Counter((line.host, line.pid) for line in everyone if line.state == "running")
     withdrawn = 0
     for line in lines:
         directory = RunDirectory(line.path)
         if line.state == "queued" and _withdraw(directory):
             withdrawn += 1
         elif line.state == "queued" or (line.state == "running" and line.name not in asked):
-            complete = _stop_process(directory, say) and complete
+            complete = _stop_process(directory, shared=others[line.host, line.pid] > 1, say=say) and complete
     if withdrawn:
         say(f"{_runs(withdrawn)} will not be started.")
     if not asked and not any(line.state in ("queued", "running") for line in lines):
@@ -126,9 +129,13 @@ def _withdraw(directory: RunDirectory) -> bool:
         return False
 
 
-def _stop_process(directory: RunDirectory, say: Say) -> bool:
-    """Ask the process of a run to save and end; False if it is on another machine."""
+def _stop_process(directory: RunDirectory, shared: bool, say: Say) -> bool:
+    """Ask a run to save and end, through its process unless that is `shared`; False if it is on another machine."""
     if not directory.in_use():
+        return True
+    if shared:
+        say(f"Asking {directory.path.name}, one of a pack, to save and end; the others go on.")
+        ask_to_end(directory)
         return True
     status = directory.status()
     name, pid, host = directory.path.name, status.get("pid"), status.get("host")

@@ -18,6 +18,7 @@ from newllm.errors import ConfigError
 from newllm.results.run_directory import RunDirectory
 from newllm.sweep.fate import Fate
 from newllm.sweep.listing import clock
+from newllm.sweep.packing import Packing
 from newllm.sweep.runs import short_names
 
 SHOWN_ROWS = 40  # of running runs in the live table
@@ -52,10 +53,14 @@ class Display:
         self._waiting = len(runs)
 
     @contextmanager
-    def shown(self, slots: int) -> Iterator[None]:
-        """The live table, on a terminal, while the block lasts; then the summary."""
-        self._slots = slots
-        self._say(f"{_runs(self._total)}, {slots:,} at once, in {self._sweep}")
+    def shown(self, slots: int, packing: Packing | None = None) -> Iterator[None]:
+        """The live table, on a terminal, while the block lasts; then the summary. slots: workers at once."""
+        size = packing.size if packing else 1
+        self._slots = min(slots * size, self._total)
+        packed = f", in packs of up to {size} that train together" if size > 1 else ""
+        self._say(f"{_runs(self._total)}, {self._slots if packed else slots:,} at once{packed}, in {self._sweep}")
+        for line in packing.notes if packing else ():
+            self._say(line)
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             with suppress(OSError):  # here and below: the terminal may have been closed

@@ -7,6 +7,8 @@ from typing import Literal
 from newllm.errors import ConfigError
 from newllm.results.run_directory import RunDirectory, State
 
+_END = ".end"  # a file in the run directory
+
 # elsewhere: another process is at it
 Fate = Literal["queued", "done", "failed", "interrupted", "elsewhere"]
 
@@ -68,3 +70,17 @@ def _how_it_ended(run: RunDirectory, status: int) -> str:
     if status < 0:
         return f"ended by {signal.Signals(-status).name}; {where}"
     return f"its process ended with status {status} and without results; {where}"
+
+
+def ask_to_end(run: RunDirectory) -> None:
+    """Have a run that shares its process with others save and end, for which a signal would end them all."""
+    (run.path / _END).touch()
+
+
+def asked_to_end(run: RunDirectory) -> bool:
+    """Was that asked of the run? It is so once."""
+    try:
+        (run.path / _END).unlink()
+    except OSError:
+        return False
+    return True

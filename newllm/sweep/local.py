@@ -11,10 +11,11 @@ from typing import Any, Literal
 from newllm.errors import ConfigError
 from newllm.sweep.check import parts
 from newllm.sweep.display import Display
+from newllm.sweep.packing import pack
 from newllm.sweep.policy import Policy
 from newllm.sweep.pool import Pool
 from newllm.sweep.record import begin, launches
-from newllm.sweep.slots import Slots, available_cores, visible_gpus
+from newllm.sweep.slots import Grant, Slots, available_cores, visible_gpus
 from newllm.sweep.snapshot import environment, snapshot
 from newllm.sweep.workers import NurseryWorkers
 
@@ -72,13 +73,17 @@ class Local:
         with workers:
             display = Display(sweep, runs)
             workers.say = display.note
-            slots = self._slots_for(len(runs), visible_gpus())
+            gpus = visible_gpus()
+            slots = self._slots_for(len(runs), gpus)
             kept = {} if self.threads != "auto" else _earlier_threads(sweep)
             options = {"slots": self.slots, "threads": self.threads, "jobs_per_gpu": self.jobs_per_gpu}
             with begin(sweep, "local", options, policy, runs) as record:
+                sample = Grant(slots.threads, gpus=gpus[:1])
+                packing = pack(sweep, runs, policy.pack, workers, sample, slots.count, kept)
+                slots = self._slots_for(len(packing.packs), gpus)
                 record.update(threads=slots.threads)
-                pool = Pool(runs, slots, workers, policy, display, kept)
-                with _stopping(pool), display.shown(slots.count):
+                pool = Pool(packing.packs, slots, workers, policy, display, kept)
+                with _stopping(pool), display.shown(slots.count, packing):
                     return pool.run()
 
     def _slots_for(self, runs: int, gpus: tuple[str, ...]) -> Slots:

@@ -2,12 +2,15 @@
 
 It reads requests from stdin and answers on stdout, a JSON object a line:
 
-    {"id": 3, "run": PATH, "env": {"CUDA_VISIBLE_DEVICES": "1"}}   fork a worker for this run directory
+    {"id": 3, "runs": [PATH], "env": {"CUDA_VISIBLE_DEVICES": "1"}}   fork a worker for this run directory; for several,
+                                                                   which train together
     {"id": 3, "signal": 15}                                        send its process this signal; 9: all it started too
     {"id": 4, "check": [[PATH, NODE], …]}                          build these parts of configurations (sweep/check.py)
+    {"id": 5, "measure": [PATH, …], "sizes": [1, 2], "env": {}}    time these runs' training steps (pack/measure.py)
     -> {"id": 3, "pid": 4711}                                      it has begun
     -> {"id": 3, "status": 0}                                      it has ended: its exit status, or minus the signal
     -> {"id": 4, "refused": null}                                  the sentence of the first that is refused, if any
+    -> {"id": 5, "refused": null, "speeds": [20.0, 24.5]}          runs' steps per second in packs of these sizes
 
 The end of stdin says that the launcher is gone: workers are asked to save and end, and killed after PATIENCE seconds.
 Workers notice the same of this process by the end of a pipe. It keeps to one thread and away from CUDA, since
@@ -19,11 +22,13 @@ import gc
 import json
 import os
 import selectors
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,7 +45,7 @@ class Nursery:
     def __init__(self, requests: int, answers: int) -> None:
         self._requests, self._answers = requests, answers
         self._unread = b""
-        self._children: dict[int, tuple[int, Path]] = {}  # pid -> (id, run directory)
+        self._children: dict[int, tuple[int, list[Path]]] = {}  # pid -> (id, run directories)
         self._deadline: float | None = None  # set when the launcher has gone
         self._lifeline, self._held = os.pipe()  # workers read the first; only this process holds the second
         self._wake, wake = os.pipe()
@@ -88,12 +93,15 @@ class Nursery:
         if "check" in request:
             self._check(request)
             return
-        run = Path(request["run"])
+        if "measure" in request:
+            self._measure(request)
+            return
+        runs = [Path(run) for run in request["runs"]]
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
-                status = self._work(run, request["env"])
+                status = self._work(runs, request["env"])
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -101,29 +109,46 @@ class Nursery:
                     sys.stdout.flush()
                     sys.stderr.flush()
                 os._exit(status)
-        self._children[pid] = (request["id"], run)
+        self._children[pid] = (request["id"], runs)
         self._answer({"id": request["id"], "pid": pid})
 
     def _check(self, request: dict[str, Any]) -> None:
-        """In a child, since workers must find this process as it was."""
+        from newllm.sweep.check import build_all
+
+        def check() -> dict[str, Any]:
+            build_all(request["check"])
+            return {}
+
+        self._in_child(request["id"], check)
+
+    def _measure(self, request: dict[str, Any]) -> None:
+        def measure() -> dict[str, Any]:
+            os.environ.update(request["env"])
+            from newllm.pack.measure import measure
+
+            return {"speeds": measure([Path(run) for run in request["measure"]], request["sizes"])}
+
+        self._in_child(request["id"], measure)
+
+    def _in_child(self, number: int, act: Callable[[], dict[str, Any]]) -> None:
+        """Answer with what `act` finds, or the sentence that refuses it; workers must find this process as it was."""
         pid = os.fork()
         if pid == 0:
-            from newllm.sweep.check import build_all
             from newllm.sweep.worker import sentence
 
-            refused = None
+            refused, found = None, {}
             try:
-                build_all(request["check"])
+                found = act()
             except NewllmError as error:
                 refused = str(error)
             except BaseException as error:
                 refused = sentence(error)
-            self._answer({"id": request["id"], "refused": refused})
+            self._answer({"id": number, "refused": refused, **found})
             os._exit(0)
         os.waitpid(pid, 0)
 
-    def _work(self, run: Path, env: dict[str, str]) -> int:
-        """In the worker: away from everything that is the nursery's, then the run."""
+    def _work(self, runs: list[Path], env: dict[str, str]) -> int:
+        """In the worker: away from everything that is the nursery's, then the runs."""
         os.setsid()
         signal.set_wakeup_fd(-1)
         for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -131,30 +156,34 @@ class Nursery:
         self._selector.close()
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)  # stdout goes nowhere already: train.log has it
-        os.dup2(os.open(run / STDERR, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), 2)
+        os.dup2(os.open(runs[0] / STDERR, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), 2)
         for descriptor in self._own:
             if descriptor > 2:
                 os.close(descriptor)
         faulthandler.enable(file=2)
         os.environ.update(env)
-        sys.orig_argv[1:] = ["-P", "-m", "newllm.sweep.worker", str(run)]  # what does the same, for environment.json
+        # What does the same, for environment.json.
+        sys.orig_argv[1:] = ["-P", "-m", "newllm.sweep.worker", *map(str, runs)]
         threading.Thread(target=_end_with_nursery, args=(self._lifeline,), daemon=True).start()
 
-        from newllm.sweep.worker import work
+        from newllm.sweep.worker import work_packed
 
-        return work(run)
+        return work_packed(runs)
 
     def _reap(self) -> None:
         for pid in list(self._children):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if not ended:
                 continue
-            number, run = self._children.pop(pid)
+            number, runs = self._children.pop(pid)
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)  # processes that it started and left behind
             with suppress(OSError):
-                if not (run / STDERR).stat().st_size:
-                    (run / STDERR).unlink()
+                if not (runs[0] / STDERR).stat().st_size:
+                    (runs[0] / STDERR).unlink()
+                else:
+                    for run in runs[1:]:
+                        shutil.copy(runs[0] / STDERR, run / STDERR)
             self._answer({"id": number, "status": os.waitstatus_to_exitcode(status)})
 
     def _answer(self, answer: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from newllm.errors import ConfigError, RunError
 from newllm.results.run_directory import RunDirectory
 from newllm.sweep.fate import Fate, after_end, before_start, note
 from newllm.sweep.policy import Policy
-from newllm.sweep.slots import Grant, Slots, demand
+from newllm.sweep.slots import Demand, Grant, Slots, demand
 
 TICK = 1.0  # seconds between two looks at the clock
 
@@ -27,8 +27,8 @@ class Ended:
 class Workers(Protocol):
     """Processes that do runs."""
 
-    def start(self, number: int, run: Path, environment: Mapping[str, str]) -> None:
-        """Begin; RunError if there is no way to."""
+    def start(self, number: int, runs: Sequence[Path], environment: Mapping[str, str]) -> None:
+        """Begin a run, or several that train together; RunError if there is no way to."""
 
     def signal(self, number: int, signum: int) -> None: ...
 
@@ -53,16 +53,19 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class _Job:
-    run: RunDirectory
+    runs: list[RunDirectory]
     grant: Grant
 
 
 class Pool:
-    """Runs are started in their order, each as soon as there is room; `run()` returns when none is left."""
+    """Packs of runs are started in their order, each as soon as there is room; `run()` returns when none is left.
+
+    A pack is what one worker does: a run, or several that train together. What goes back to the queue goes alone.
+    """
 
     def __init__(
         self,
-        runs: Sequence[Path],
+        packs: Iterable[Sequence[Path]],
         slots: Slots,
         workers: Workers,
         policy: Policy,
@@ -71,7 +74,7 @@ class Pool:
     ) -> None:
         self.fates: dict[Path, Fate] = {}
         self.stopped_by: int | None = None
-        self._queue = deque(RunDirectory(run) for run in runs)
+        self._queue = deque([RunDirectory(run) for run in pack] for pack in packs)
         self._slots, self._workers, self._policy, self._watcher = slots, workers, policy, watcher
         self._threads = threads or {}  # run's name -> threads that it had before
         self._running: dict[int, _Job] = {}
@@ -89,7 +92,7 @@ class Pool:
             for end in ends:
                 self._end(end)
             self._fill()
-            self._watcher.tick(len(self._queue))
+            self._watcher.tick(sum(map(len, self._queue)))
         if all(fate == "done" for fate in self.fates.values()) and not self._queue:
             return 0
         return 1 if self.stopped_by is None else 128 + self.stopped_by
@@ -106,7 +109,7 @@ class Pool:
             if self.stopped_by is None:
                 self.stopped_by = signum
                 name = signal.Signals(signum).name
-                self._halt(f"{name}: no more runs start, {len(self._running)} save and end. Ctrl-C kills them at once.")
+                self._halt(f"{name}: no more runs start, {self._at_work} save and end. Ctrl-C kills them at once.")
             elif signum == signal.SIGINT:
                 self._watcher.note("Killed; their last checkpoints stay.")
                 self._signal_all(signal.SIGKILL)
@@ -124,44 +127,56 @@ class Pool:
         """Start runs from the head of the queue while there is room."""
         self._obey()
         while self._queue and not self._halted and not self._slots.full and (self._proved or not self._running):
-            run = self._queue[0]
-            fate, error = before_start(run)
-            if fate == "queued":
-                try:
-                    want = demand(run.config(), bool(self._slots.gpus))
-                except ConfigError as refusal:
-                    fate, error = "failed", str(refusal)
-                    note(run, fate, error)
-            if fate != "queued":
-                self._close(self._queue.popleft(), fate, error)
+            if not self._proved and len(self._queue[0]) > 1:  # the canary goes alone
+                self._queue.appendleft([self._queue[0].pop(0)])
+            wants = [want for run in list(self._queue[0]) if (want := self._demand(run))]
+            if not wants:
+                self._queue.popleft()
                 continue
-            if want.threads is None:
-                want = replace(want, threads=self._threads.get(run.path.name))
-            grant = self._slots.take(want)
+            grant = self._slots.take(wants[0])  # packed runs have one demand
             if grant is None:
                 return
             self._start(self._queue.popleft(), grant)
 
-    def _start(self, run: RunDirectory, grant: Grant) -> None:
+    def _demand(self, run: RunDirectory) -> Demand | None:
+        """What the run, of the pack at the head of the queue, asks for; None if it is not to be started any more."""
+        fate, error = before_start(run)
+        if fate == "queued":
+            try:
+                want = demand(run.config(), bool(self._slots.gpus))
+            except ConfigError as refusal:
+                fate, error = "failed", str(refusal)
+                note(run, fate, error)
+        if fate != "queued":
+            self._queue[0].remove(run)
+            self._close(run, fate, error)
+            return None
+        return want if want.threads else replace(want, threads=self._threads.get(run.path.name))
+
+    def _start(self, runs: list[RunDirectory], grant: Grant) -> None:
         self._number += 1
         try:
-            self._workers.start(self._number, run.path, grant.environment())
+            self._workers.start(self._number, [run.path for run in runs], grant.environment())
         except RunError as error:
             self._slots.give(grant)
-            self._queue.appendleft(run)
+            self._queue.appendleft(runs)
             self._halt(str(error))
             return
-        self._running[self._number] = _Job(run, grant)
-        self._attempts[run.path] += 1
-        self._watcher.started(run.path)
+        self._running[self._number] = _Job(runs, grant)
+        for run in runs:
+            self._attempts[run.path] += 1
+            self._watcher.started(run.path)
 
     def _end(self, end: Ended) -> None:
         job = self._running.pop(end.number)
         self._slots.give(job.grant)
-        run = job.run
-        fate, error = after_end(run, end.status, self._halted)
-        lost = end.status is None and fate in ("queued", "interrupted")  # with the process that had forked its worker
-        refused = end.status == ConfigError.exit_status
+        for run in job.runs:
+            self._end_run(run, end.status)
+
+    def _end_run(self, run: RunDirectory, status: int | None) -> None:
+        fate, error = after_end(run, status, self._halted)
+        lost = status is None and fate in ("queued", "interrupted")  # with the process that had forked its worker
+        refused = status == ConfigError.exit_status
         again = lost or (fate == "failed" and not refused and self._attempts[run.path] <= self._policy.retries)
         if self._halted or not again:
             self._close(run, fate, error)
@@ -170,9 +185,13 @@ class Pool:
         self._watcher.ended(run.path, fate, error, again=True)
         if lost or not self._proved:
             self._attempts[run.path] -= lost
-            self._queue.appendleft(run)
+            self._queue.appendleft([run])
         else:  # what failed for want of memory may fare better among other neighbours
-            self._queue.append(run)
+            self._queue.append([run])
+
+    @property
+    def _at_work(self) -> int:
+        return sum(len(job.runs) for job in self._running.values())
 
     def _close(self, run: RunDirectory, fate: Fate, error: str | None) -> None:
         self.fates[run.path] = fate
@@ -183,4 +202,4 @@ class Pool:
             if not self._proved:
                 self._halt("The first run has failed, so that the others do not start (canary).")
             elif self._policy.fail_fast:
-                self._halt(f"A run has failed: no more start, {len(self._running)} save and end (fail_fast).")
+                self._halt(f"A run has failed: no more start, {self._at_work} save and end (fail_fast).")

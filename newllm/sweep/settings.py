@@ -20,7 +20,7 @@ class Sweep:
         dry_run: show the plan and start nothing.
         rerun: which of the runs that have ended are run again. "failed": those that failed go on from their last
             checkpoint; "none": no run; "all": all are trained afresh. Interrupted runs go on in any case.
-        retries, fail_fast, canary: see `Policy`.
+        retries, fail_fast, canary, pack: see `Policy`.
     """
 
     def __init__(
@@ -34,11 +34,14 @@ class Sweep:
         retries: int = 0,
         fail_fast: bool = False,
         canary: bool = False,
+        pack: int | Literal["auto"] | None = None,
     ) -> None:
         if seeds is not None and seeds < 1:
             raise ConfigError(f"seeds must be at least 1; {seeds} was given, try seeds=5")
         if retries < 0:
             raise ConfigError(f"retries must be at least 0; {retries} was given, try retries=2")
+        if isinstance(pack, int) and pack < 1:
+            raise ConfigError(f"pack must be at least 1, auto or null; {pack} was given, try pack=4")
         self.seeds, self.grids, self.zip, self.only = seeds, grids or [], zip or [], only
         self.dry_run, self.rerun = dry_run, rerun
-        self.policy = Policy(retries, fail_fast, canary)
+        self.policy = Policy(retries, fail_fast, canary, pack)

@@ -116,7 +116,8 @@ class Slurm:
         need = [devices(RunDirectory(run).config()) for run in runs]
         first = int(policy.canary and len(runs) > 1)
         planned = [Array(((0,),), need[0], cap=1)] * first
-        planned += arrays(need[first:], self.runs_per_job, largest_array(), self.max_running, first_run=first)
+        together = max(self.runs_per_job, policy.pack if isinstance(policy.pack, int) else 1)
+        planned += arrays(need[first:], together, largest_array(), self.max_running, first_run=first)
         code = snapshot(sweep)
         jobs: list[str] = []
         for array in planned:

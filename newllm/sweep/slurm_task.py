@@ -135,21 +135,27 @@ def _cancel_waiting(name: str) -> None:
 def main(argv: list[str]) -> int:
     """The pool of a job, whose `Task` is the only argument, as JSON; returns the exit status."""
     from newllm.sweep.display import Display
+    from newllm.sweep.packing import pack
     from newllm.sweep.pool import Pool
-    from newllm.sweep.slots import Slots, available_cores, visible_gpus
+    from newllm.sweep.slots import Grant, Slots, available_cores, visible_gpus
     from newllm.sweep.workers import NurseryWorkers
 
     task = json.loads(argv[0])
     sweep, runs = Path(task["sweep"]), [Path(run) for run in task["runs"]]
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or available_cores())
-    slots = Slots(cores, visible_gpus(), len(runs), jobs_per_gpu=task["jobs_per_gpu"])
+    gpus, shared = visible_gpus(), task["jobs_per_gpu"]
+    policy = replace(Policy(**task["policy"]), canary=False)
     with NurseryWorkers(os.environ, sweep / FOLDER / f"{job_id(os.environ)}_nursery.err") as workers:
         display = Display(sweep, runs)
         workers.say = display.note
-        pool = Pool(runs, slots, workers, replace(Policy(**task["policy"]), canary=False), display)
+        slots = Slots(cores, gpus, len(runs), jobs_per_gpu=shared)
+        sample = Grant(slots.threads, gpus=gpus[:1])
+        packing = pack(sweep, runs, policy.pack, workers, sample, slots.count, {})
+        slots = Slots(cores, gpus, len(packing.packs), jobs_per_gpu=shared)
+        pool = Pool(packing.packs, slots, workers, policy, display)
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, lambda number, frame: pool.stop(number))
-        with display.shown(slots.count):
+        with display.shown(slots.count, packing):
             return pool.run()
 
 

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO
 
-# torch._dynamo: what torch's optimizers load at their first step; a second for each run otherwise. The order is read
-# byte by byte, since what follows it is for the nursery.
+# The order is read byte by byte, since what follows it is for the nursery.
 _BOOT = """
 import json, os, sys
-import torch._dynamo
+import torch
 order = b""
 while not order.endswith(b"\\n"):
     byte = os.read(0, 1)

@@ -1,15 +1,22 @@
-"""One frozen run from its directory: what a process of any launcher does, and what it leaves when it fails.
+"""Frozen runs from their directories: what a process of any launcher does, and what it leaves when one fails.
 
-`python -P -m newllm.sweep.worker RUN_DIRECTORY` does the run by hand.
+`python -P -m newllm.sweep.worker RUN_DIRECTORY` does the run by hand; several directories make a packed one.
 """
 
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
 from newllm.errors import ConfigError, NewllmError
 from newllm.results.run_directory import RunDirectory
+from newllm.sweep.fate import asked_to_end
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def work(path: str | os.PathLike[str]) -> int:
@@ -21,15 +28,46 @@ def work(path: str | os.PathLike[str]) -> int:
     """
     directory = RunDirectory(path)
     try:
-        if directory.status().get("state") == "done" and directory.results_file.exists():
+        if _is_done(directory):
             return 0
-        return _run(directory)
-    except NewllmError as error:
-        _note(directory, str(error), None)
-        return error.exit_status
+        from newllm.run import run
+
+        return run(_frozen(directory))
     except (Exception, SystemExit) as error:
-        _note(directory, sentence(error), traceback.format_exc())
-        return 1
+        return _failed(directory, error)
+
+
+def work_packed(paths: Sequence[str | os.PathLike[str]]) -> int:
+    """Do the runs that are frozen in these directories as one batched model; returns the exit status.
+
+    0: all are done. 1: some have failed. Else that of the first that is not done, as `work` has it. A run that fails,
+    or is asked to end (`asked_to_end`), leaves the others to go on.
+    """
+    directories = [directory for directory in map(RunDirectory, paths) if not _is_done(directory)]
+    if len(directories) < 2:
+        return work(paths[0] if not directories else directories[0].path)
+    from newllm.pack.alike import require_alike
+    from newllm.pack.together import together
+    from newllm.run import steps
+
+    try:
+        configs = [_frozen(directory) for directory in directories]
+        require_alike([directory.config() for directory in directories], len(directories))
+    except NewllmError as error:
+        for directory in directories:
+            _failed(directory, error)
+        return error.exit_status
+    for directory in directories:  # of an earlier attempt
+        asked_to_end(directory)
+    runs = [partial(steps, config, beside=len(directories) - 1) for config in configs]
+    ends = together(runs, lambda number: asked_to_end(directories[number]))
+    for directory in directories:  # too late for it
+        asked_to_end(directory)
+    statuses = [
+        end if isinstance(end, int) else _failed(directory, end)
+        for directory, end in zip(directories, ends, strict=True)
+    ]
+    return 1 if 1 in statuses else next((status for status in statuses if status), 0)
 
 
 def sentence(error: BaseException) -> str:
@@ -41,15 +79,27 @@ def sentence(error: BaseException) -> str:
     return text
 
 
-def _run(directory: RunDirectory) -> int:
-    from omegaconf import OmegaConf
+def _is_done(directory: RunDirectory) -> bool:
+    return directory.status().get("state") == "done" and directory.results_file.exists()
 
-    from newllm.run import run
+
+def _frozen(directory: RunDirectory) -> "DictConfig":
+    from omegaconf import OmegaConf
 
     config = directory.config()
     if not config:
         raise ConfigError(f"{directory.path} holds no frozen run, since it has no config.yaml; plan the sweep again")
-    return run(OmegaConf.create({**config, "run_dir": str(directory.path)}))
+    return OmegaConf.create({**config, "run_dir": str(directory.path)})
+
+
+def _failed(directory: RunDirectory, error: BaseException) -> int:
+    """Note why a run has failed, and the traceback too unless it was foreseen; returns the exit status."""
+    if isinstance(error, NewllmError):
+        _note(directory, str(error), None)
+        return error.exit_status
+    trace = "".join(traceback.format_exception(error))
+    _note(directory, sentence(error), trace)
+    return 1
 
 
 def _note(directory: RunDirectory, error: str, trace: str | None) -> None:
@@ -59,4 +109,4 @@ def _note(directory: RunDirectory, error: str, trace: str | None) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(work(sys.argv[1]))
+    raise SystemExit(work_packed(sys.argv[1:]))

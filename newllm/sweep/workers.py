@@ -62,22 +62,35 @@ class NurseryWorkers:
 
     def check(self, parts: Sequence[Part]) -> str | None:
         """The sentence with which the first of these parts is refused; None if all can be built."""
-        self._send({"id": 0, "check": parts})
+        return self._ask({"id": 0, "check": parts}).get("refused")
+
+    def measure(
+        self, runs: Sequence[Path], sizes: Sequence[int], environment: Mapping[str, str]
+    ) -> tuple[str | None, list[float]]:
+        """The sentence with which these runs cannot be packed, if so, and else how many steps of runs a second takes
+        in packs of each of these sizes."""
+        answer = self._ask(
+            {"id": 0, "measure": [str(run.resolve()) for run in runs], "sizes": list(sizes), "env": dict(environment)}
+        )
+        return answer.get("refused"), answer.get("speeds") or []
+
+    def _ask(self, request: Mapping[str, object]) -> dict[str, Any]:
+        """What the nursery answers, while nothing else is under way; nothing if it dies: the runs will tell."""
+        self._send(request)
         while not self._dead:
             self._selector.select()
             for answer in self._answers():
-                refused: str | None = answer["refused"]
-                return refused
+                return answer
         self._mourn()
-        return None  # the runs will tell
+        return {}
 
-    def start(self, number: int, run: Path, environment: Mapping[str, str]) -> None:
+    def start(self, number: int, runs: Sequence[Path], environment: Mapping[str, str]) -> None:
         if self._dead:
             if self._deaths >= DEATHS:
                 raise RunError(f"The process that starts runs has died {DEATHS} times{self._why()}")
             self._begin()
         self._pids[number] = None
-        self._send({"id": number, "run": str(run.resolve()), "env": dict(environment)})
+        self._send({"id": number, "runs": [str(run.resolve()) for run in runs], "env": dict(environment)})
 
     def signal(self, number: int, signum: int) -> None:
         if not (self._ready or self._dead):  # it imports, and would hear of it only when it has done so

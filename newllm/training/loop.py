@@ -1,5 +1,8 @@
 """The training loop: steps, validation, checkpoints, and the way back into a run that broke off.
 
+A loop is a generator: it yields each step that it wants made and is sent the step's numbers, so that several runs can
+make theirs together. `alone` makes them for a loop by itself.
+
 What makes a resumed run equal to an uninterrupted one, bit for bit: the order of the rows follows from (seed,
 epoch) alone; sums are kept as Python floats added in the order of the steps; metrics.jsonl is cut back to the
 length that the checkpoint knows. At an epoch's end the best weights are written first, then the epoch's line,
@@ -9,12 +12,12 @@ same.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from newllm.console import Console
 from newllm.data import Dataset, Rows
@@ -24,6 +27,7 @@ from newllm.results.run_directory import RunDirectory
 from newllm.runtime import Runtime
 from newllm.training import display
 from newllm.training.checkpoint import Progress, load_training, save_training, save_weights
+from newllm.training.compilation import settle
 from newllm.training.distributed import Team
 from newllm.training.loggers import Logger
 from newllm.training.loss import IGNORED, token_losses
@@ -31,15 +35,34 @@ from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
 from newllm.training.precision import Precision, autocast
 from newllm.training.signals import Signals
-from newllm.training.step import Step, cut
+from newllm.training.step import Numbers, Step, Wanted, cut
 from newllm.training.trainer import Trainer
 
 STATUS_SECONDS = 2.0  # between two updates of status.json
 
+T = TypeVar("T")
+Steps = Generator[Wanted, Numbers, T]
+
+
+def alone(steps: Steps[T]) -> T:
+    """Make all the steps that `steps` wants, each by itself; returns what it returns."""
+    numbers: Numbers | None = None
+    error: BaseException | None = None
+    while True:
+        try:
+            wanted = steps.throw(error) if error is not None else steps.send(numbers)  # type: ignore[arg-type]
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        try:
+            numbers, error = wanted.alone(), None
+        except BaseException as failure:  # the run is to hear of it, and say so in its directory
+            error = failure
+
 
 @dataclass
 class Loop:
-    """One model's training. `run()` trains from the start or the last checkpoint to the end."""
+    """One model's training. `train()` trains from the start or the last checkpoint to the end."""
 
     trainer: Trainer
     optim: AdamW
@@ -58,13 +81,13 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self.step = Step(self.model, self.optim, self.device, self.precision)
+        self.step = Step(self.model, self.optim, self.device, self.precision, self.runtime.fused)
         self.about = {"data": self.data.fingerprint, "signature": self.signature, "precision": self.precision}
         inputs, _ = self.data.train.batch(np.arange(1))
         self.seq_len = inputs.shape[1]
         self.epoch_steps, self.steps = self.trainer.steps(len(self.data.train), self.seq_len)
         # (loss, gradient norm, scored tokens) of steps whose numbers are still on the device.
-        self._pending: list[tuple[Tensor, Tensor, int]] = []
+        self._pending: list[Numbers] = []
         self.earlier_seconds = 0.0  # training time of earlier attempts
         self._began = self._saved = self._logged = self._epoch_began = time.monotonic()
         self._reported = -math.inf
@@ -81,7 +104,13 @@ class Loop:
         self.earlier_seconds = self.progress.seconds
         return True
 
-    def run(self) -> None:
+    def compile(self, wanted: bool | Literal["auto"]) -> bool:
+        """Let torch compile the model if that is wanted, or "auto" and worth it; returns whether it did."""
+        batch = self.data.order(self.trainer.seed, 0)[: self.trainer.batch_size]
+        piece = cut(self.data.train, batch, self.trainer.accumulate)[0]
+        return settle(wanted, self.step, piece, self.steps - self.progress.step, self.runtime, self.console.line)
+
+    def train(self) -> Steps[None]:
         """Train to the end. Signals end it at a step's boundary, with a checkpoint: see Signals."""
         progress = self.progress
         if self.team is not None:
@@ -98,7 +127,7 @@ class Loop:
                 self.model.train()
                 for indices in self._batches():
                     self._stop_if_asked()
-                    self._step(indices)
+                    yield from self._step(indices)
                 self._validate()
 
     def _batches(self) -> Iterator[np.ndarray]:
@@ -109,21 +138,17 @@ class Loop:
         for step in range(progress.epoch_step, min(self.epoch_steps, self.steps - done_before)):
             yield order[step * size : (step + 1) * size]
 
-    def _step(self, indices: np.ndarray) -> None:
+    def _step(self, indices: np.ndarray) -> Steps[None]:
         progress = self.progress
         pieces = cut(self.data.train, indices, self.trainer.accumulate)
         rate = self.optim.rate(progress.step, self.steps)
         if self.team is not None:
             self.team.train_on(indices, rate)
-
-        def update() -> None:
-            self._pending.append(self.step(pieces, rate))
-
-        # The first step also allocates the optimizer's state: the second is the one to measure, where there is one.
-        if progress.peak_bytes is None and progress.step == min(1, self.steps - 1):
-            progress.peak_bytes = peak_bytes(update, self.step.tensors(), self.device)
+        wanted = Wanted(self.step, pieces, rate)
+        if progress.peak_bytes is None:
+            self._measured(wanted)
         else:
-            update()
+            self._pending.append((yield wanted))
 
         progress.step += 1
         progress.epoch_step += 1
@@ -132,6 +157,19 @@ class Loop:
             self._log(rate)
         if self._checkpoint_due():
             self._save()
+
+    def _measured(self, wanted: Wanted) -> None:
+        """A step made here and now, since its memory is to be that of this run alone.
+
+        The first step also allocates the optimizer's state: the second is the one to measure, where there is one.
+        """
+        if self.progress.step < min(1, self.steps - 1):
+            self._pending.append(wanted.alone())
+            return
+        with self.step.batch_loss.plain():  # what watches memory does not see into compiled code
+            self.progress.peak_bytes = peak_bytes(
+                lambda: self._pending.append(wanted.alone()), self.step.tensors(), self.device
+            )
 
     def _drain(self) -> float:
         """Fetch the numbers of the steps since the last time into the sums; returns the last gradient

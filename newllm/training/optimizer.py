@@ -67,8 +67,8 @@ class AdamW:
         self.weight_decay, self.decay, self.clip = weight_decay, decay, clip
         self.schedule, self.warmup, self.final = schedule, warmup, final
 
-    def optimizer(self, model: nn.Module) -> torch.optim.AdamW:
-        """The optimizer of all trainable parameters; the fused kernel where the device has one."""
+    def optimizer(self, model: nn.Module, fused: bool = True) -> torch.optim.AdamW:
+        """The optimizer of all trainable parameters; the fused kernel if it is wanted and the device has one."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         decayed = [p for p in parameters if self.decay == "all" or p.dim() >= 2]
         others = [p for p in parameters if self.decay == "matrices" and p.dim() < 2]
@@ -76,7 +76,7 @@ class AdamW:
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
+        fused = fused and all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
         return _Optimizer(
             [group for group in groups if group["params"]],
             lr=self.lr,

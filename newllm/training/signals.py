@@ -3,7 +3,7 @@ is up (SIGUSR2 is submitit's choice)."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -34,15 +34,8 @@ class Signals:
     @contextmanager
     def installed(self) -> Iterator["Signals"]:
         """Handle the signals within this block. Outside the main thread Python allows no handlers: no-op."""
-        if threading.current_thread() is not threading.main_thread():
+        with handling(self.handle):
             yield self
-            return
-        before = {signum: signal.signal(signum, self._handle) for signum in STOPPING}
-        try:
-            yield self
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -65,8 +58,27 @@ class Signals:
             signum, self._received = self._received, None
             raise Interrupted(signum)
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
+    def note(self, signum: int) -> None:
+        """Let the next `check()` raise."""
+        self._received = self._received or signum
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """What is done when a signal comes: the handler."""
         again = self._received is not None and signum == signal.SIGINT
         if not self._deferring or again:
             raise Interrupted(signum)
-        self._received = self._received or signum
+        self.note(signum)
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have the stopping signals handled so within this block. Outside the main thread Python allows it not: no-op."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, handler) for signum in STOPPING}
+    try:
+        yield
+    finally:
+        for signum, former in before.items():
+            signal.signal(signum, former)

@@ -5,11 +5,14 @@ DistributedDataParallel adds their gradients up, so that all ranks hold the same
 """
 
 import math
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,33 +22,69 @@ from newllm.training.loss import IGNORED, linear_cross_entropy
 from newllm.training.optimizer import AdamW
 from newllm.training.precision import Precision, autocast
 
+Piece = tuple[Tensor, Tensor]  # inputs and labels, [b, T] each
+Numbers = tuple[Tensor, Tensor, int]  # mean loss and norm of the gradient, still on the device; scored tokens
 
-def cut(rows: Rows, indices: np.ndarray, pieces: int) -> list[tuple[Tensor, Tensor]]:
+
+def cut(rows: Rows, indices: np.ndarray, pieces: int) -> list[Piece]:
     """The rows `indices` [B] of a batch in so many pieces (inputs, labels: [b, T] each), none of them empty."""
     return [rows.batch(part) for part in np.array_split(indices, pieces) if len(part)]
 
 
+def count_scored(pieces: list[Piece]) -> int:
+    """Labels of a batch that are scored, counted before it goes to the device."""
+    return sum(int(np.count_nonzero(labels.numpy() != IGNORED)) for _, labels in pieces)
+
+
 class BatchLoss(nn.Module):
-    """Nats of a piece's scored tokens, divided by the scored tokens of the whole batch (0-d, fp32)."""
+    """Nats of a piece's scored tokens, divided by `total`, such as the scored tokens of the whole batch (0-d, fp32).
 
-    def __init__(self, model: Transformer, device: torch.device, precision: Precision) -> None:
+    backward() has to start at this loss. compiled: the model's `hidden` under torch.compile, where a run has it.
+    fused: the head and the loss in one, by chunks; else the logits of the whole piece are made.
+    """
+
+    def __init__(self, model: Transformer, device: torch.device, precision: Precision, fused: bool = True) -> None:
         super().__init__()
-        self.model, self.device, self.precision = model, device, precision
+        self.model, self.device, self.precision, self.fused = model, device, precision, fused
+        self.compiled: Callable[[Tensor], Tensor] | None = None
 
-    def forward(self, inputs: Tensor, labels: Tensor, scored: int) -> Tensor:
+    def forward(self, inputs: Tensor, labels: Tensor, total: float) -> Tensor:
         with autocast(self.device, self.precision):
-            hidden = self.model.hidden(inputs)  # [b, T, hidden]
-            return linear_cross_entropy(hidden.flatten(0, 1), self.model.head_weight, labels.flatten(), total=scored)
+            return self.of((self.compiled or self.model.hidden)(inputs), labels, total)
+
+    def of(self, hidden: Tensor, labels: Tensor, total: float) -> Tensor:
+        """The loss of the model's `hidden` states [b, T, hidden], under the caller's autocast."""
+        if not self.fused:
+            logits = F.linear(hidden, self.model.head_weight).flatten(0, 1).float()
+            return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / (total or 1)
+        return linear_cross_entropy(
+            hidden.flatten(0, 1), self.model.head_weight, labels.flatten(), total=total, outermost=True
+        )
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within this block the model runs as it is, compiled or not."""
+        compiled, self.compiled = self.compiled, None
+        try:
+            yield
+        finally:
+            self.compiled = compiled
 
 
 class Step:
-    """``step(pieces, rate)``: forward, backward, clipping and AdamW on a batch. Nothing in it waits for the device."""
+    """``step(pieces, rate)``: forward, backward, clipping and AdamW on a batch. Nothing in it waits for the device.
 
-    def __init__(self, model: Transformer, optim: AdamW, device: torch.device, precision: Precision) -> None:
-        self.model, self.device = model, device
-        self.loss: nn.Module = BatchLoss(model, device, precision)
+    fused=False takes torch's plain loss and optimizer, for comparison.
+    """
+
+    def __init__(
+        self, model: Transformer, optim: AdamW, device: torch.device, precision: Precision, fused: bool = True
+    ) -> None:
+        self.model, self.device, self.precision = model, device, precision
+        self.batch_loss = BatchLoss(model, device, precision, fused)
+        self.loss: nn.Module = self.batch_loss  # or DDP around it
         self.rank, self.ranks = 0, 1
-        self.optimizer = optim.optimizer(model)
+        self.optimizer = optim.optimizer(model, fused)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.clip = math.inf if optim.clip is None else optim.clip
 
@@ -58,7 +97,7 @@ class Step:
         """
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         inputs = torch.zeros((1, self.model.seq_len), dtype=torch.int64)
-        nothing = self._to_device(inputs), self._to_device(torch.full_like(inputs, IGNORED)), 1
+        nothing = self.to_device(inputs), self.to_device(torch.full_like(inputs, IGNORED)), 1
         self.loss(*nothing).backward()
         unreached = any(p.grad is None for p in self.parameters)
         self.optimizer.zero_grad(set_to_none=True)
@@ -71,18 +110,23 @@ class Step:
         self.loss(*nothing).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def __call__(self, pieces: list[tuple[Tensor, Tensor]], rate: float) -> tuple[Tensor, Tensor, int]:
-        """Train on the pieces (inputs, labels: [b, T] each) of one batch at the learning rate `rate`.
+    def __call__(self, pieces: list[Piece], rate: float) -> Numbers:
+        """Train on the pieces of one batch at the learning rate `rate`.
 
         Every rank is given the whole batch. Returns, the first two still on the device: mean loss, norm of the
         gradient before clipping, scored tokens; all three of the whole batch.
         """
-        scored = sum(int((labels != IGNORED).sum()) for _, labels in pieces)
+        scored = count_scored(pieces)
         loss = torch.zeros((), device=self.device)
         for number, piece in enumerate(pieces, 1):
             loss += self._backward(piece, scored, last=number == len(pieces))
         if self.ranks > 1:
             dist.all_reduce(loss)
+            loss /= self.ranks
+        return loss, self.update(rate), scored
+
+    def update(self, rate: float) -> Tensor:
+        """Clip the gradients that are there and let AdamW use them up; returns their norm before clipping."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.clip < math.inf:
             self._clip(norm)
@@ -90,16 +134,16 @@ class Step:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm, scored
+        return norm
 
-    def _backward(self, piece: tuple[Tensor, Tensor], scored: int, last: bool) -> Tensor:
+    def _backward(self, piece: Piece, scored: int, last: bool) -> Tensor:
         """Add this rank's part of a piece to the gradients; with the last piece they become those of all ranks."""
         inputs, labels = self._share(*piece)
         waiting = isinstance(self.loss, DistributedDataParallel) and not last
         with self.loss.no_sync() if waiting else nullcontext():  # type: ignore[operator]
-            loss: Tensor = self.loss(self._to_device(inputs), self._to_device(labels), scored)
             # DDP takes the mean over the ranks, and what is wanted is the sum of their shares.
-            (loss if self.ranks == 1 else loss * self.ranks).backward()
+            loss: Tensor = self.loss(self.to_device(inputs), self.to_device(labels), scored / self.ranks)
+            loss.backward()
         return loss.detach()
 
     def _share(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +166,20 @@ class Step:
         state = [value for values in self.optimizer.state.values() for value in values.values()]
         return [*self.parameters, *self.model.buffers(), *state]
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """Without waiting for it to arrive."""
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A step that a training loop wants made, alone or together with those of other runs (newllm.pack)."""
+
+    step: Step
+    pieces: list[Piece]
+    rate: float
+
+    def alone(self) -> Numbers:
+        return self.step(self.pieces, self.rate)

@@ -1,7 +1,7 @@
 """The pool's decisions, with workers that are only pretended; its processes are tested in test_local.py."""
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,18 +28,22 @@ class Pretended:
         self.on_start: dict[str, Callable[[], None]] = {}
         self.refuses_after: int | None = None
         self._woken = False
-        self._running: dict[int, tuple[RunDirectory, dict[int, bool]]] = {}
+        self.packs: list[list[str]] = []
+        self._running: dict[int, tuple[list[RunDirectory], dict[int, bool]]] = {}
 
-    def start(self, number: int, run: Path, environment: Mapping[str, str]) -> None:
+    def start(self, number: int, runs: Sequence[Path], environment: Mapping[str, str]) -> None:
         if self.refuses_after is not None and len(self.started) >= self.refuses_after:
             raise RunError("The process that starts runs has died 3 times")
-        self.started.append(run.name)
+        self.packs.append([run.name for run in runs])
+        self.started += self.packs[-1]
         self.environments.append(environment)
-        directory = RunDirectory(run)
-        directory.update_status(state="running")
-        self._running[number] = (directory, {})
+        directories = [RunDirectory(run) for run in runs]
+        for directory in directories:
+            directory.update_status(state="running")
+        self._running[number] = (directories, {})
         self.at_once = max(self.at_once, len(self._running))
-        self.on_start.get(run.name, lambda: None)()
+        for run in runs:
+            self.on_start.get(run.name, lambda: None)()
 
     def signal(self, number: int, signum: int) -> None:
         self._running[number][1][signum] = True
@@ -53,13 +57,15 @@ class Pretended:
             return []
         told = [number for number, (_, signals) in self._running.items() if signals]
         number = told[0] if told else next(iter(self._running))
-        run, signals = self._running.pop(number)
+        runs, signals = self._running.pop(number)
         if signal.SIGKILL in signals:
             return [Ended(number, KILLED)]
         if signal.SIGTERM in signals:
-            run.end_attempt("interrupted")
+            for run in runs:
+                run.end_attempt("interrupted")
             return [Ended(number, 143)]
-        return [Ended(number, self._outcome(run))]
+        statuses = [self._outcome(run) for run in runs]
+        return [Ended(number, next((status for status in statuses if status != 0), 0))]
 
     def _outcome(self, run: RunDirectory) -> int | None:
         name = run.path.name
@@ -97,13 +103,14 @@ class Notes:
 class Sweep:
     """Frozen runs, pretended workers and the pool between them."""
 
-    def __init__(self, folder: Path, *names: str, slots: int = 2, policy: Policy | None = None) -> None:
+    def __init__(self, folder: Path, *names: str, slots: int = 2, policy: Policy | None = None, pack: int = 1) -> None:
         self.runs = [folder / name for name in names]
         for run in self.runs:
             RunDirectory(run).freeze({"runtime": {"threads": "auto"}, "trainer": {}})
         self.workers, self.notes = Pretended(), Notes()
         room = Slots(cores=slots, gpus=(), runs=len(names), slots=slots)
-        self.pool = Pool(self.runs, room, self.workers, policy or Policy(), self.notes)
+        packs = [self.runs[i : i + pack] for i in range(0, len(names), pack)]
+        self.pool = Pool(packs, room, self.workers, policy or Policy(), self.notes)
 
     def state(self, name: str) -> str:
         return str(RunDirectory(self.runs[0].parent / name).status()["state"])
@@ -231,5 +238,32 @@ def test_runs_keep_the_threads_that_they_began_with(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "a", "b")
     RunDirectory(sweep.runs[1]).freeze({"runtime": {"threads": 2}, "trainer": {}})
     room = Slots(cores=4, gpus=(), runs=2)
-    assert Pool(sweep.runs, room, sweep.workers, Policy(), sweep.notes, {"a": 1, "b": 1}).run() == 0
+    assert Pool([[run] for run in sweep.runs], room, sweep.workers, Policy(), sweep.notes, {"a": 1, "b": 1}).run() == 0
     assert [environment["OMP_NUM_THREADS"] for environment in sweep.workers.environments] == ["1", "2"]
+
+
+def test_a_pack_is_started_at_once_and_each_of_its_runs_ends_by_itself(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "a", "fails_once", "b", "c", "d", slots=1, pack=3, policy=Policy(retries=1))
+    assert sweep.pool.run() == 0
+    assert sweep.workers.packs == [["a", "fails_once", "b"], ["c", "d"], ["fails_once"]]
+    assert sweep.states() == ["done"] * 5
+
+
+def test_runs_of_a_killed_pack_have_failed_and_those_done_before_have_not(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "a", "killed", "killed too", "b", pack=3)
+    assert sweep.pool.run() == 1
+    assert sweep.states() == ["done", "failed", "failed", "done"]
+    assert "killed by SIGKILL" in RunDirectory(sweep.runs[2]).status()["error"]
+
+
+def test_the_canary_leaves_its_pack(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "a", "b", "c", pack=3, policy=Policy(canary=True))
+    assert sweep.pool.run() == 0
+    assert sweep.workers.packs == [["a"], ["b", "c"]]
+
+
+def test_a_run_of_a_pack_that_was_cancelled_meanwhile_is_not_started(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "a", "b", "c", pack=3)
+    RunDirectory(sweep.runs[1]).update_status(state="interrupted")
+    assert sweep.pool.run() == 1
+    assert sweep.workers.packs == [["a", "c"]]

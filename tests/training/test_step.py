@@ -1,15 +1,22 @@
 """The training step against its plain counterpart, on real text."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from small import small_cfg
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import newllm
 from newllm.model import Transformer, build_model
 from newllm.prepare import Prepared, prepare
 from newllm.training.loss import linear_cross_entropy
+from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
+from newllm.training.precision import Precision
 from newllm.training.step import Step
 
 STEPS, ROWS = 10, 8
@@ -124,3 +131,54 @@ def test_the_step_takes_the_rate_it_is_given(prepared: Prepared, batches: list[t
     assert all(p.grad is None for p in model.parameters())
     step([batches[1]], 1e-2)
     assert not torch.equal(weights(model), before)
+
+
+def test_nothing_in_a_step_reads_a_number_off_the_device(
+    prepared: Prepared, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    """On a GPU each such read would wait for all the work queued so far. On CPUs the same reads can be counted."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+            return func(*args, **(kwargs or {}))
+
+    step = Step(fresh(prepared), optim(1.0), CPU, "bf16")
+    step([batches[0]], 1e-2)
+    with Reads() as reads:
+        loss, _, _ = step([batches[1]], 1e-2)
+        assert reads.count == 0
+        loss.item()
+        assert reads.count == 1  # it does count
+
+
+def test_a_step_never_holds_the_logits_of_the_batch() -> None:
+    """Vocabulary 50,304: at most half of the memory of the plain path, which makes all logits in fp32."""
+    node = {"hidden_size": 32, "num_layers": 1, "heads": 2, "mlp_size": 64}
+    cfg = newllm.compose(["model.vocab_size=50304", *(f"model.{key}={value}" for key, value in node.items())])
+    rows = torch.randint(0, 50304, (16, 129), generator=torch.Generator().manual_seed(0))
+    inputs, labels = rows[:, :-1], rows[:, 1:]
+    model = build_model(cfg, tokens=50304).train()
+    parameters = list(model.parameters())
+
+    def plainly() -> None:
+        F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten()).backward()
+
+    plain = peak_bytes(plainly, parameters, CPU)
+    step = Step(model, optim(1.0), CPU, "fp32")
+    step([(inputs, labels)], 1e-3)
+    assert peak_bytes(lambda: step([(inputs, labels)], 1e-3), step.tensors(), CPU) < plain / 2
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 5e-3)])
+def test_the_fused_step_trains_as_the_plain_one_does(
+    prepared: Prepared, batches: list[tuple[Tensor, Tensor]], precision: Precision, tolerance: float
+) -> None:
+    curves = []
+    for fused in (True, False):
+        step = Step(fresh(prepared), optim(1.0), CPU, precision, fused)
+        curves.append([step([batch], 1e-2)[0].item() for batch in batches * 2])
+    assert curves[0] == pytest.approx(curves[1], abs=tolerance)
+    assert curves[0][-1] < curves[0][0] - 0.1  # it did train

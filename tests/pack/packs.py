@@ -1,0 +1,84 @@
+"""Small runs that can be packed, on real text, and encodings and attentions as users write them."""
+
+from collections.abc import Sequence
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+import newllm
+from newllm.attention import MultiHead
+from newllm.data import Dataset
+from newllm.position import PositionEncoding
+from newllm.position.bias import MatrixBias
+from newllm.training.optimizer import AdamW
+from newllm.training.step import Numbers, Step, Wanted, cut
+
+CPU = torch.device("cpu")
+ROWS = 8
+SMALL = [
+    "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", f"batch_size={ROWS}", "model.hidden_size=32",
+    "model.num_layers=2", "model.heads=2", "model.mlp_size=64", "runtime.threads=1", "precision=fp32",
+]  # fmt: skip
+
+
+class Distances(PositionEncoding):
+    """A learned bias for each head and distance up to `reach`, `scale` times as strong."""
+
+    def __init__(self, reach: int = 4, scale: float = 1.0, *, heads: int, num_layers: int):
+        super().__init__(num_layers=num_layers)
+        self.reach, self.scale = reach, scale
+        self.table = nn.Parameter(torch.empty(heads, reach))
+
+    def bias(self) -> MatrixBias:
+        def matrix(query: Tensor, key: Tensor) -> Tensor:
+            distance = (query[:, None] - key[None, :]).clamp(0, self.reach - 1)
+            return self.scale * self.table[:, distance].float()
+
+        return MatrixBias(matrix, (self.table,))
+
+
+class Tempered(MultiHead):
+    """An attention with a parameter of its own."""
+
+    def __init__(
+        self, kv_heads: int | None = None, bias: bool = False, kernel: str = "auto",
+        *, hidden_size: int, heads: int, head_dim: int,
+    ):  # fmt: skip
+        super().__init__(kv_heads, bias, kernel, hidden_size=hidden_size, heads=heads, head_dim=head_dim)
+        self.temperature = nn.Parameter(torch.ones(1))
+
+
+class Gathering(MultiHead):
+    """An attention that looks at all rows of its batch."""
+
+    def forward(self, x, *args):
+        return super().forward(x - x.mean(0, keepdim=True), *args)
+
+
+def configs(runs: Sequence[Sequence[str]], *shared: str) -> list[DictConfig]:
+    return [newllm.compose([*SMALL, *shared, *run]) for run in runs]
+
+
+def make(cfgs: Sequence[DictConfig], data: Dataset) -> list[Step]:
+    models = [newllm.build_model(cfg, data.tokenizer.vocab_size).train() for cfg in cfgs]
+    return [Step(model, optim(cfg), CPU, "fp32") for model, cfg in zip(models, cfgs, strict=True)]
+
+
+def optim(cfg: DictConfig) -> AdamW:
+    # A large eps: Adam would otherwise divide most of a wrong scale of the gradient out again.
+    return AdamW(cfg.optim.lr, [0.9, 0.95], 1e-4, cfg.optim.weight_decay, clip=cfg.optim.clip)
+
+
+def wanted(steps: Sequence[Step], cfgs: Sequence[DictConfig], data: Dataset, step: int) -> list[Wanted]:
+    """What the runs' loops ask for at this step, each in its own order of the rows."""
+    per_epoch = len(data.train) // ROWS
+    epoch, place = divmod(step, per_epoch)
+    orders = [data.order(cfg.trainer.seed, epoch)[place * ROWS : (place + 1) * ROWS] for cfg in cfgs]
+    pieces = [cut(data.train, order, cfg.trainer.accumulate) for order, cfg in zip(orders, cfgs, strict=True)]
+    return [Wanted(*one) for one in zip(steps, pieces, [cfg.optim.lr for cfg in cfgs], strict=True)]
+
+
+def numbers(made: Sequence[Numbers]) -> Tensor:
+    """[runs, 2]: losses and norms."""
+    return torch.tensor([[loss.item(), norm.item()] for loss, norm, _ in made])

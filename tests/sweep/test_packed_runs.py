@@ -1,0 +1,192 @@
+"""Runs that train together, from their directories to their results, against the same runs alone."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from frozen import SMALL, repeatable, state
+
+import newllm
+from newllm.config import effective
+from newllm.pack import measure as measuring
+from newllm.pack import together as lock_step
+from newllm.pack.step import PackedStep
+from newllm.results import RunDirectory
+from newllm.results.run_directory import State
+from newllm.sweep.fate import ask_to_end
+from newllm.sweep.local import Local
+from newllm.sweep.policy import Policy
+from newllm.sweep.worker import work, work_packed
+
+FEW = ["samples=80", "eval=[position]"]  # nine steps in an epoch
+LINES = {"a": ["seed=1", "theta=100"], "b": ["seed=2", "lr=1e-2"], "c": ["seed=3"]}
+
+
+def freeze(folder: Path, *shared: str, lines: dict[str, list[str]] = LINES) -> list[Path]:
+    runs = [folder / name for name in lines]
+    for run, line in zip(runs, lines.values(), strict=True):
+        RunDirectory(run).freeze(effective(newllm.compose([*SMALL, *FEW, *shared, *line])))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    runs = freeze(tmp_path_factory.mktemp("alone"))
+    assert [work(run) for run in runs] == [0, 0, 0]
+    return runs
+
+
+def assert_equal(run: Path, other: Path) -> None:
+    """metrics.jsonl and results.json, numbers to 1e-5 of a nat or of themselves."""
+    for ours, theirs in zip(*(_lines(one) for one in (run, other)), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5, nan_ok=True)
+
+
+def _lines(run: Path) -> list[dict]:
+    lines, results = repeatable(run)
+    return [*lines, results]
+
+
+def states(runs: list[Path]) -> list[State]:
+    return [state(run)["state"] for run in runs]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Have `act` called before the packed step of this number, from 1."""
+    real, calls = PackedStep.__call__, []
+
+    def counting(self: PackedStep, *args):
+        calls.append(None)
+        if len(calls) == number:
+            act()
+        return real(self, *args)
+
+    monkeypatch.setattr(PackedStep, "__call__", counting)
+
+
+def test_packed_runs_end_with_the_results_of_the_same_runs_alone(tmp_path: Path, alone: list[Path]) -> None:
+    runs = freeze(tmp_path)
+    assert work_packed(runs) == 0
+    for run, other in zip(runs, alone, strict=True):
+        assert_equal(run, other)
+        assert state(run)["state"] == "done"
+        assert "Trains together with 2 other runs" in (run / "train.log").read_text()
+    before = [(run / "results.json").stat().st_mtime_ns for run in runs]
+    assert work_packed(runs) == 0
+    assert [(run / "results.json").stat().st_mtime_ns for run in runs] == before
+
+
+def test_a_run_that_stops_early_or_breaks_leaves_the_others_to_go_on(tmp_path: Path) -> None:
+    lines = {"good": ["seed=1"], "stops": ["seed=2", "lr=1e-30"], "breaks": ["seed=3", "lr=1e30", "optim.clip=null"]}
+    shared = ["trainer.patience=1", "epochs=3", "eval=[]"]
+    own, runs = freeze(tmp_path / "own", *shared, lines=lines), freeze(tmp_path / "runs", *shared, lines=lines)
+    assert [work(run) for run in own] == [0, 0, 1]
+    assert work_packed(runs) == 1
+    assert states(runs) == ["done", "done", "failed"]
+    for run, other in zip(runs[:2], own[:2], strict=True):
+        assert_equal(run, other)
+    assert "Stopped early" in (runs[1] / "train.log").read_text()
+    assert "Stopped early" not in (runs[0] / "train.log").read_text()
+    assert state(runs[2])["error"] == state(own[2])["error"]
+    assert "Training broke at step" in state(runs[2])["error"]
+
+
+def test_a_signal_stops_all_and_they_go_on_alone_or_packed(
+    tmp_path: Path, alone: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = freeze(tmp_path)
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert work_packed(runs) == 128 + signal.SIGTERM
+    assert states(runs) == ["interrupted"] * 3
+    assert {state(run)["progress"]["step"] for run in runs} == {7}  # the first two are each run's own
+    assert work(runs[0]) == 0
+    assert work_packed(runs[1:]) == 0
+    for run, other in zip(runs, alone, strict=True):
+        assert_equal(run, other)
+        assert "Attempt 2: goes on after step 7" in (run / "train.log").read_text()
+
+
+def test_a_run_that_began_alone_goes_on_in_a_pack(
+    tmp_path: Path, alone: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = freeze(tmp_path)
+    with monkeypatch.context() as patch:
+        at_step(patch, 9, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert work_packed(runs[:2]) == 128 + signal.SIGINT
+    assert work_packed(runs) == 0  # two at step 11, one from its start
+    for run, other in zip(runs, alone, strict=True):
+        assert_equal(run, other)
+
+
+def test_killed_runs_go_on_from_their_checkpoints(tmp_path: Path, alone: list[Path]) -> None:
+    runs = freeze(tmp_path, "runtime.checkpoint_steps=4")
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        work_packed(runs)
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while sum(_length(run) >= 12 for run in runs) < 3 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert states(runs) == ["running"] * 3
+    assert [RunDirectory(run).observed() for run in runs] == ["interrupted"] * 3
+    assert work_packed(runs) == 0
+    for run, other in zip(runs, alone, strict=True):
+        assert_equal(run, other)
+
+
+def _length(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def test_one_run_of_a_pack_can_be_cancelled(tmp_path: Path, alone: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = freeze(tmp_path)
+    monkeypatch.setattr(lock_step, "_LOOK_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: ask_to_end(RunDirectory(runs[1])))
+        assert work_packed(runs) == 128 + signal.SIGTERM
+    assert states(runs) == ["done", "interrupted", "done"]
+    for place in (0, 2):
+        assert_equal(runs[place], alone[place])
+    assert work(runs[1]) == 0
+    assert_equal(runs[1], alone[1])
+
+
+def test_runs_that_differ_in_shape_are_refused_together(tmp_path: Path) -> None:
+    runs = freeze(tmp_path, lines={"a": ["batch_size=8"], "b": ["batch_size=4"]})
+    assert work_packed(runs) == 2
+    for run in runs:
+        assert state(run)["state"] == "failed"
+        assert "pack=2: the runs differ in trainer.batch_size (8, 4)" in state(run)["error"]
+
+
+def test_packs_are_timed_on_the_runs_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_SECONDS", 0.0)
+    runs = freeze(tmp_path)
+    speeds = measuring.measure(runs, [1, 2])
+    assert len(speeds) == 2
+    assert all(speed > 0 for speed in speeds)
+    assert measuring.measure(runs, []) == []
+    assert [_length(run) for run in runs] == [0, 0, 0]
+
+
+def test_the_local_launcher_packs_what_it_can(
+    tmp_path: Path, alone: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = freeze(tmp_path, lines={**LINES, "odd": ["epochs=1"]})
+    assert Local(slots=1, threads=1).start(tmp_path, runs, Policy(pack=3)) == 0
+    for run, other in zip(runs[:3], alone, strict=True):
+        assert_equal(run, other)
+    said = capsys.readouterr().out
+    assert "4 runs, 3 at once, in packs of up to 3 that train together" in said
+    assert "1 run trains alone, since no other shares its trainer.epochs." in said
+    pids = [state(run)["pid"] for run in runs]
+    assert len(set(pids[:3])) == 1
+    assert pids[3] != pids[0]

@@ -1,0 +1,109 @@
+"""torch.compile: the same numbers, chosen where it pays back, and left out in one line where it does not work."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from small import small_cfg
+
+from newllm.model import build_model
+from newllm.prepare import Prepared, prepare
+from newllm.runtime import Runtime
+from newllm.training import compilation
+from newllm.training.compilation import Measured, settle
+from newllm.training.step import Piece, Step
+
+needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants g++ on CPU")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    overrides = ["precision=fp32", "model.num_layers=1", "pos_encoding=alibi"]
+    return prepare(small_cfg(tmp_path_factory.mktemp("compile") / "run", *overrides))
+
+
+@pytest.fixture
+def batches(prepared: Prepared) -> list[Piece]:
+    return [prepared.data.train.batch(np.arange(8 * i, 8 * i + 8)) for i in range(8)]
+
+
+def fresh(prepared: Prepared) -> Step:
+    model = build_model(prepared.cfg, prepared.data.tokenizer.vocab_size).train()
+    return Step(model, prepared.optim, torch.device("cpu"), "fp32")
+
+
+def losses(step: Step, batches: list[Piece]) -> list[float]:
+    return [step([piece], 1e-3)[0].item() for piece in batches]
+
+
+@needs_a_compiler
+def test_a_compiled_model_trains_to_the_same_losses(prepared, batches, tmp_path):
+    said: list[str] = []
+    step = fresh(prepared)
+    assert settle(True, step, batches[0], 100, Runtime(cache_dir=str(tmp_path)), said.append)
+    assert step.batch_loss.compiled is not None
+    assert not said
+    torch.testing.assert_close(losses(step, batches), losses(fresh(prepared), batches), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """torch.compile hands the function back, and counts; passes take the times that a test gives."""
+    calls: list[object] = []
+
+    def compile_(function, **options):
+        calls.append(function)
+        return lambda ids: function(ids)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    return calls
+
+
+def test_short_runs_are_left_as_they_are_without_a_measurement(prepared, batches, tmp_path, no_compiler):
+    step = fresh(prepared)
+    assert not settle("auto", step, batches[0], 10_000, Runtime(cache_dir=str(tmp_path)), print)
+    assert not no_compiler
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("compiled", "chosen"), [(0.5, True), (1.0, False)])
+def test_a_long_run_measures_once_and_takes_what_pays(
+    prepared, batches, tmp_path, no_compiler, monkeypatch, compiled, chosen
+):
+    """A step of a second, compiled half a second or none less; the next run reads what the first has found."""
+
+    def seconds(step: Step, piece: Piece) -> float:
+        return compiled if step.batch_loss.compiled else 1.0
+
+    monkeypatch.setattr(compilation, "_seconds", seconds)
+    runtime, said = Runtime(cache_dir=str(tmp_path)), []
+    weights = [p.detach().clone() for p in fresh(prepared).parameters]
+    for attempt in range(2):
+        step = fresh(prepared)
+        assert settle("auto", step, batches[0], 1000, runtime, said.append) is chosen
+        assert (step.batch_loss.compiled is not None) is chosen
+        assert all(torch.equal(a, b) and b.grad is None for a, b in zip(weights, step.parameters, strict=True))
+        assert len(said) == 1, attempt
+    (record,) = (tmp_path / "compile").glob("*.json")
+    assert json.loads(record.read_text())["plain"] == 1.0
+    assert len(no_compiler) == (2 if chosen else 1)
+    # Too few steps to win back the time of compiling.
+    assert not Measured(plain=1.0, compiled=0.9, compiling=30.0).pays(steps=299)
+    assert Measured(plain=1.0, compiled=0.9, compiling=30.0).pays(steps=301)
+
+
+def test_where_the_compiler_fails_one_line_says_so(prepared, batches, tmp_path, monkeypatch):
+    def broken(function, **options):
+        def call(ids):
+            raise RuntimeError("no working C++ compiler found\nand a long story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    said: list[str] = []
+    step = fresh(prepared)
+    assert not settle(True, step, batches[0], 100, Runtime(cache_dir=str(tmp_path)), said.append)
+    assert said == ["torch.compile does not work here, so the model runs as it is: no working C++ compiler found"]
+    assert losses(step, batches) == losses(fresh(prepared), batches)
