@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch.nn.functional as F
 from small import small_cfg, state
 from torch import Tensor
 
-from newllm.attention import kernels
+from newllm.attention import blocked, kernels
 from newllm.errors import RunError
 from newllm.prepare import prepare
 from newllm.run import run
@@ -25,6 +26,13 @@ def transposed_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "scaled_dot_product_attention", leaky)
     causal = kernels._causal
     monkeypatch.setattr(kernels, "_causal", lambda q, k: causal(q, k).T)
+    make = blocked._Scores.__init__
+
+    def leaky_scores(self: blocked._Scores, *arguments: Any) -> None:
+        make(self, *arguments)
+        self.future = self.future.T
+
+    monkeypatch.setattr(blocked._Scores, "__init__", leaky_scores)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
