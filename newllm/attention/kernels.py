@@ -9,10 +9,10 @@ Every path computes ``softmax(q k^T * scale + bias, causal) v`` for q [B, H, Tq,
               in bf16, or if D and Dv differ, blocked                             the scores
     matrix    blocked                                                             the same
 
-Nothing but `plain` ever holds Tq x Tk numbers. For a linear bias that is so since softmax drops what is constant along
-a row: ``-m (i - j)`` is ``m j``, a row. As `row` it is a broadcast mask beside is_causal; as `digits` it is a product
-of a few extra dims of q and k (FlashBias, arXiv 2505.12044), for kernels that take no mask; `blocked` adds it block by
-block (`newllm.attention.blocked`).
+Up to 128 tokens `plain` stands in for `blocked`; nothing else ever holds Tq x Tk numbers. For a linear bias that is so
+since softmax drops what is constant along a row: ``-m (i - j)`` is ``m j``, a row. As `row` it is a broadcast mask beside
+is_causal; as `digits` it is a product of a few extra dims of q and k (FlashBias, arXiv 2505.12044), for kernels that take
+no mask; `blocked` adds it block by block (`newllm.attention.blocked`).
 """
 
 import functools
@@ -30,6 +30,7 @@ Kernel = Literal["auto", "row", "digits", "blocked", "plain"]
 _DIGIT_DIMS = 8  # four are used; fused kernels want the width to be a multiple of 8
 _BASE = 256  # digits of this base are exact in bf16
 _FEW = 16  # queries after a cache up to which all their scores are made at once
+_SHORT = 128  # tokens up to which, in bf16 on CPU, keeping all scores is faster than making them again
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, kernel: Kernel = "auto") -> Tensor:
@@ -50,7 +51,7 @@ def _path(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Kernel:
     if q.shape[2] != k.shape[2]:
         return "plain" if q.shape[2] <= _FEW else "blocked"
     if q.device.type == "cpu" and (q.dtype in (torch.bfloat16, torch.float16) or q.shape[-1] != v.shape[-1]):
-        return "blocked"
+        return "plain" if q.shape[2] <= _SHORT else "blocked"
     if bias is not None and torch.compiler.is_compiling():
         return "blocked" if q.device.type == "cpu" else "digits"  # without the probe, which is no part of the graph
     return "row" if bias is None or supports_row_bias(q.device.type, q.dtype) else "digits"

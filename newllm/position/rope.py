@@ -1,6 +1,6 @@
 """Rotary position embedding."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ class Rope(PositionEncoding):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[:, None].float() * self.inv_freq.float()  # [T, r/2]
         cos, sin = angles.cos(), angles.sin()
-        turn = _turn_half if self.layout == "half" else _turn_interleaved
-        return turn(q, cos, sin), turn(k, cos, sin)
+        halves = self.layout == "half"
+        return _Turn.apply(q, cos, sin, halves), _Turn.apply(k, cos, sin, halves)
 
     def pairs(self) -> list[tuple[int, int, float]]:
         half = self.width // 2
@@ -62,16 +62,32 @@ class Rope(PositionEncoding):
         return [(2 * i, 2 * i + 1, frequency[i]) for i in range(half)]
 
 
-def _turn_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+class _Turn(torch.autograd.Function):
+    """x [..., T, D], its first r dims turned; the gradient turns back, so that nothing but the angles is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, halves: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.halves = halves
+        return _turned(x, cos, sin, halves)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _Turn.apply(grad_outputs[0], cos, -sin, ctx.halves), None, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, halves: bool) -> Tensor:
     half = cos.shape[-1]
-    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
-    turned = ((a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype))
-    return torch.cat((*turned, rest) if rest.shape[-1] else turned, dim=-1)
-
-
-def _turn_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    width = 2 * cos.shape[-1]
-    rotary, rest = x.split([width, x.shape[-1] - width], dim=-1)
-    a, b = rotary[..., 0::2], rotary[..., 1::2]
-    turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if halves:
+        first, second = slice(half), slice(half, 2 * half)
+    else:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    exact = torch.promote_types(x.dtype, cos.dtype)
+    a, b, cos, sin = x[..., first].to(exact), x[..., second].to(exact), cos.to(exact), sin.to(exact)
+    out[..., first] = torch.addcmul(a * cos, b, sin, value=-1)
+    out[..., second] = torch.addcmul(b * cos, a, sin)
+    if 2 * half < x.shape[-1]:
+        out[..., 2 * half :] = x[..., 2 * half :]
+    return out

@@ -166,7 +166,7 @@ def _exponentials(logits: Tensor, in_place: bool = False) -> tuple[Tensor, Tenso
     """
     numbers = logits.to(torch.float32, copy=not in_place)
     top = numbers.amax(dim=-1, keepdim=True)
-    total = numbers.sub_(top).mul_(_LOG2_E).exp2_().sum(dim=-1, keepdim=True)
+    total = torch.add(top * -_LOG2_E, numbers, alpha=_LOG2_E, out=numbers).exp2_().sum(dim=-1, keepdim=True)
     return numbers, (total.log() + top).squeeze(1), total
 
 
