@@ -9,10 +9,10 @@ Every path computes ``softmax(q k^T * scale + bias, causal) v`` for q [B, H, Tq,
               in bf16, or if D and Dv differ, blocked                             the scores
     matrix    blocked                                                             the same
 
-Up to 128 tokens `plain` stands in for `blocked`; nothing else ever holds Tq x Tk numbers. For a linear bias that is so
-since softmax drops what is constant along a row: ``-m (i - j)`` is ``m j``, a row. As `row` it is a broadcast mask beside
-is_causal; as `digits` it is a product of a few extra dims of q and k (FlashBias, arXiv 2505.12044), for kernels that take
-no mask; `blocked` adds it block by block (`newllm.attention.blocked`).
+Up to 128 tokens `plain` stands in for `blocked`; nothing else ever holds Tq x Tk numbers. For a linear bias that is
+so since softmax drops what is constant along a row: ``-m (i - j)`` is ``m j``, a row. As `row` it is a broadcast mask
+beside is_causal; as `digits` it is a product of a few extra dims of q and k (FlashBias, arXiv 2505.12044), for kernels
+that take no mask; `blocked` adds it block by block (`newllm.attention.blocked`).
 """
 
 import functools
