@@ -4,11 +4,12 @@ Every path computes ``softmax(q k^T * scale + bias, causal) v`` for q [B, H, Tq,
 (Hk divides H; query i stands at key Tk - Tq + i) and returns [B, H, Tq, Dv] in v's dtype.
 
     bias      Tq == Tk (training, prefill)                                        after a cache
-    none      fused causal; on CPU in bf16, or if D and Dv differ, blocked        plain, of many queries blocked
+    none      fused causal; on CPU in bf16 blocked                                plain, of many queries blocked
     linear    digits; on CPU in fp32 row (fp32 row mask [B, H, 1, Tk] + causal),  the same: a row is added to
-              in bf16, or if D and Dv differ, blocked                             the scores
+              in bf16 blocked                                                     the scores
     matrix    blocked                                                             the same
 
+In fp32 on CPU `blocked` also serves short rows whose D and Dv differ, which the fused kernel wants padded.
 Up to 128 tokens `plain` stands in for `blocked`; nothing else ever holds Tq x Tk numbers. For a linear bias that is
 so since softmax drops what is constant along a row: ``-m (i - j)`` is ``m j``, a row. As `row` it is a broadcast mask
 beside is_causal; as `digits` it is a product of a few extra dims of q and k (FlashBias, arXiv 2505.12044), for kernels
@@ -30,7 +31,8 @@ Kernel = Literal["auto", "row", "digits", "blocked", "plain"]
 _DIGIT_DIMS = 8  # four are used; fused kernels want the width to be a multiple of 8
 _BASE = 256  # digits of this base are exact in bf16
 _FEW = 16  # queries after a cache up to which all their scores are made at once
-_SHORT = 128  # tokens up to which, in bf16 on CPU, keeping all scores is faster than making them again
+_PADDED = 1024  # tokens up to which, in fp32 on CPU, it is better not to pad narrow values for the fused kernel
+_SHORT = 128  # tokens up to which keeping all scores is faster on CPU than making them again
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, kernel: Kernel = "auto") -> Tensor:
@@ -50,8 +52,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, ker
 def _path(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Kernel:
     if q.shape[2] != k.shape[2]:
         return "plain" if q.shape[2] <= _FEW else "blocked"
-    if q.device.type == "cpu" and (q.dtype in (torch.bfloat16, torch.float16) or q.shape[-1] != v.shape[-1]):
-        return "plain" if q.shape[2] <= _SHORT else "blocked"
+    length, padded = q.shape[2], q.shape[-1] != v.shape[-1]
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    if q.device.type == "cpu" and (half or (padded and length <= _PADDED)):
+        return "plain" if length <= _SHORT else "blocked"
     if bias is not None and torch.compiler.is_compiling():
         return "blocked" if q.device.type == "cpu" else "digits"  # without the probe, which is no part of the graph
     return "row" if bias is None or supports_row_bias(q.device.type, q.dtype) else "digits"

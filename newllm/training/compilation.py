@@ -26,7 +26,7 @@ from newllm.results.atomic import write_text
 from newllm.training.step import Piece, Step
 
 LONG = 600.0  # seconds of training below which no half minute is spent on finding out
-_STEPS = 500  # and not even the seconds of a step are
+_WORK = 3e13  # operations (6 a parameter and token) that take no machine so long: not even a pass is timed then
 _ROUNDS = 3
 
 
@@ -60,7 +60,7 @@ def settle(
         measured = Measured(**json.loads(record.read_text(encoding="utf-8")))
         return measured.pays(steps) and _compile(step, piece, say)
     # The first pass is slow, so it is enough to tell a short run, and a second one tells a long run.
-    if steps < _STEPS or any(steps * _seconds(step, piece) < LONG for _ in range(2)):
+    if steps * _work(step, piece) < _WORK or any(steps * _seconds(step, piece) < LONG for _ in range(2)):
         return False
     began = time.perf_counter()
     if not _compile(step, piece, say):
@@ -99,6 +99,10 @@ def _compile(step: Step, piece: Piece, say: Callable[[str], None]) -> bool:
         say(f"torch.compile does not work here, so the model runs as it is: {reason}")
         return False
     return True
+
+
+def _work(step: Step, piece: Piece) -> float:
+    return 6.0 * sum(p.numel() for p in step.parameters) * piece[0].numel()
 
 
 def _pass(step: Step, piece: Piece) -> None:

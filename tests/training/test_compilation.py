@@ -61,7 +61,11 @@ def no_compiler(monkeypatch):
     return calls
 
 
-def test_short_runs_are_left_as_they_are_without_a_measurement(prepared, batches, tmp_path, no_compiler):
+@pytest.mark.parametrize("least", [0, compilation._WORK])
+def test_short_runs_are_left_as_they_are_without_a_measurement(
+    prepared, batches, tmp_path, no_compiler, monkeypatch, least
+):
+    monkeypatch.setattr(compilation, "_WORK", least)
     step = fresh(prepared)
     assert not settle("auto", step, batches[0], 10_000, Runtime(cache_dir=str(tmp_path)), print)
     assert not no_compiler
@@ -78,6 +82,7 @@ def test_a_long_run_measures_once_and_takes_what_pays(
         return compiled if step.batch_loss.compiled else 1.0
 
     monkeypatch.setattr(compilation, "_seconds", seconds)
+    monkeypatch.setattr(compilation, "_WORK", 0)
     runtime, said = Runtime(cache_dir=str(tmp_path)), []
     weights = [p.detach().clone() for p in fresh(prepared).parameters]
     for attempt in range(2):
