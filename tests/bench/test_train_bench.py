@@ -49,7 +49,7 @@ def test_a_machine_without_a_compiler_still_gets_its_ratios(monkeypatch: pytest.
     wanted = {"newllm", "transformers_eager", "transformers_eager_fp32", "matmuls", *compiled}
     assert train._contestants(TINY, "bf16", compiled=True).keys() == wanted
     idle, broken = partial(partial, int), partial(int, "no compiler")  # a builder, and one that raises
-    quick = {name: broken if name in compiled else idle for name in wanted}
+    quick = {name: broken if name in compiled else idle for name in sorted(wanted)}  # newllm before transformers
     monkeypatch.setattr(train, "_contestants", lambda *_: quick)
     result = measure("train", [*TINY, "facts=none", "rounds=1", "steps=1"])
     assert {"ratio/transformers_eager", "ratio/transformers_eager_fp32/keep_memory"} <= result.metrics.keys()
