@@ -20,7 +20,7 @@ from newllm.position.bias import Bias, LinearBias, MatrixBias
 
 _LOG2_E = 1 / math.log(2)  # scores are kept in base 2: exp2 takes a fifth of exp's time on CPUs
 _QUERIES = 256  # of a block, at most
-_SCORES = {"cpu": 1 << 19}  # numbers of a tile: 2 MB in fp32, which stay in cache
+_SCORES = {"cpu": 1 << 21}  # numbers of a tile: 8 MB in fp32, which several cores' cache holds
 _SCORES_ELSEWHERE = 1 << 26
 
 
@@ -62,8 +62,7 @@ class _Scores:
         room = _SCORES.get(q.device.type, _SCORES_ELSEWHERE)
         together = 1  # key heads that a tile has at least
         if isinstance(bias, MatrixBias):
-            # All of them, so that a block of the bias is made once; then blocks are shorter.
-            room, together = 4 * room, self.batch * self.key_heads
+            together = self.batch * self.key_heads  # all, so that a block of the bias is made once
         self.block = min(_QUERIES, self.queries, max(16, room // (together * self.groups * self.keys)))
         self.at_once = max(together, room // (self.groups * self.block * self.keys))
         self.future = torch.full((self.block, self.block), -math.inf, device=q.device, dtype=self.dtype).triu_(1)
