@@ -140,14 +140,14 @@ def test_linear_bias_builds_no_square_mask(monkeypatch, kernel):
 
 
 def test_blocked_never_holds_a_square_of_scores():
-    """At 2048 tokens and 4 heads all scores take 67 MB; forward and backward stay far below, gradients and all."""
-    q, k, v = inputs(2048)
+    """At 4096 tokens and 4 heads all scores take 268 MB; forward and backward stay far below, gradients and all."""
+    q, k, v = inputs(4096)
     kernels.attend(q, k, v, SLOPES["per head"], 0.25, "blocked").sum().backward()  # warm
 
     def step():
         kernels.attend(q, k, v, SLOPES["per head"], 0.25, "blocked").sum().backward()
 
-    assert peak_bytes(step, [q, k, v], torch.device("cpu")) < 30e6
+    assert peak_bytes(step, [q, k, v], torch.device("cpu")) < 60e6
 
 
 def test_auto_leaves_the_row_mask_where_it_is_refused(monkeypatch):
