@@ -12,9 +12,11 @@ from newllm.suggest import did_you_mean
 
 VERBS = {
     "train": "train a model and evaluate it; with -m, sweep",
+    "evaluate": "other evaluations of finished runs, also under other settings; or their own once more",
     "status": "the runs of a sweep as they are; their logs; cancel, retry",
     "report": "tables, figures and verdicts of finished runs, as files and as a page",
     "generate": "continue a text with a finished run",
+    "frequencies": "rotary spectra of configurations as a table and a picture; trains nothing",
     "bench": "speed as ratios: training, attention, decoding, evaluation, data, sweeps",
 }
 
@@ -59,7 +61,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = [f"  newllm {verb:<10} {purpose}" for verb, purpose in VERBS.items() if find_spec(f"newllm.{verb}")]
+    verbs = [f"  newllm {verb:<11} {purpose}" for verb, purpose in VERBS.items() if find_spec(f"newllm.{verb}")]
     completion = '  eval "$(newllm -sc install=bash)"   completes choices and keys in this shell (zsh, fish likewise)'
     return "\n".join(["newllm: a laboratory bench for small language models", "", *verbs, "", completion])
 

@@ -36,14 +36,19 @@ def generate(
     from newllm.decoder import Decoder
 
     generator = torch.Generator().manual_seed(seed)
-    decoder = Decoder(model, len(prompt) + max_new_tokens, precision)
+    length = len(prompt) + max_new_tokens
+    decoder = Decoder(model, length, precision)
     step = torch.tensor([list(prompt)])  # [1, T]: the prompt, then one token at a time
-    for _ in range(max_new_tokens):
-        token = _choose(decoder(step)[0].cpu(), temperature, top_p, generator)
-        if token == stop:
-            return
-        yield token
-        step = torch.tensor([[token]])
+    model.position.adapt(length)  # cached keys stay as they are, so the whole text has one scaling
+    try:
+        for _ in range(max_new_tokens):
+            token = _choose(decoder(step)[0].cpu(), temperature, top_p, generator)
+            if token == stop:
+                return
+            yield token
+            step = torch.tensor([[token]])
+    finally:
+        model.position.adapt(model.seq_len)
 
 
 def _choose(logits: "torch.Tensor", temperature: float, top_p: float, generator: "torch.Generator") -> int:
@@ -92,7 +97,7 @@ def _run(argv: list[str]) -> int:
     from newllm.training.precision import resolve
 
     run = load_run(options.run)
-    if not run.directory.best_checkpoint.exists():
+    if not run.directory.trained.best_checkpoint.exists():
         raise ConfigError(f"{options.run} has no weights before its first epoch's end; type the command of that run.")
     model, tokenizer = run.model, run.tokenizer
     precision = resolve(run.config.trainer.precision, model.embed.weight.device)

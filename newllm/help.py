@@ -35,7 +35,7 @@ def page(catalog: Catalog) -> str:
         lines.append(f"  {group}=")
         for name in names:
             mark = "*" if name in chosen else " "
-            lines.append(f"   {mark} {name:<16} {_short(catalog.describe(group, name))}".rstrip())
+            lines.append(f"   {mark} {name:<18} {_short(catalog.describe(group, name))}".rstrip())
     lines += ["", "Axes (root keys that choices refer to)", *_keys(catalog.axes, catalog)]
     lines += ["", "Sweeps (with -m; no part of a run)", *_keys(catalog.sweep_options, catalog)]
     lines.append(f"  {'hydra/launcher=local':<20} where runs are done: {', '.join(catalog.launchers)}")

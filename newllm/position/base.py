@@ -1,5 +1,8 @@
 """The contract of a position encoding: three optional methods."""
 
+import re
+
+import torch
 from torch import Tensor, nn
 
 from newllm.errors import ConfigError
@@ -13,7 +16,8 @@ class PositionEncoding(nn.Module):
     Options stand before the ``*`` of ``__init__``; sizes after it (`num_layers`, `heads`, `head_dim`, `hidden_size`,
     `seq_len`) are handed over by the model, only those that the signature names.
 
-    layers: "all", or the list of layers (0 first) in which the encoding acts; elsewhere the layer has none.
+    layers: where the encoding acts; the other layers have none. "all", a list (0 is the first), or a pattern for any
+    depth: "every 4th" is layers 3, 7, 11, …, and "all but every 4th" is the others.
     """
 
     rotates = False  # rotate() changes q and k; latent attention then carries a rotary key of its own
@@ -22,14 +26,7 @@ class PositionEncoding(nn.Module):
 
     def __init__(self, layers: str | list[int] = "all", *, num_layers: int):
         super().__init__()
-        if layers == "all":
-            layers = list(range(num_layers))
-        if isinstance(layers, str) or any(not 0 <= layer < num_layers for layer in layers):
-            raise ConfigError(
-                f"pos_encoding.layers must be 'all' or a list of layers from 0 to {num_layers - 1}, "
-                f"as in pos_encoding.layers=[0,{num_layers - 1}]; got {layers}."
-            )
-        self.layers = frozenset(layers)
+        self.layers = _chosen(layers, num_layers)
 
     def at_layer(self, layer: int) -> "PositionEncoding | None":
         """What acts in this layer: the encoding itself, a part of it, or None."""
@@ -47,6 +44,36 @@ class PositionEncoding(nn.Module):
         """What is added to the scaled scores."""
         return None
 
+    def initial(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
+        """First values of the encoding's own parameter or buffer `name`; all randomness from `generator`, its stream.
+
+        None: a parameter as the model's others (see `newllm.model.init`), a buffer as the constructor left it.
+        """
+        return None
+
+    def adapt(self, length: int) -> None:
+        """Inputs of `length` tokens are coming: an inference-time scaling without a factor of its own takes theirs.
+
+        To be called between inputs, not while one is being decoded: cached keys stay as they were turned. What changes
+        is written into buffers in place, since copies of a model may share them.
+        """
+
     def pairs(self) -> list[tuple[int, int, float]]:
         """Rotary pairs as (dim, dim, inverse frequency) within the width that rotate() sees."""
         return []
+
+
+def _chosen(layers: str | list[int], num_layers: int) -> frozenset[int]:
+    """The layers that the option stands for."""
+    pattern = re.fullmatch(r"(all but )?every ([1-9]\d*)(?:st|nd|rd|th)", layers) if isinstance(layers, str) else None
+    if layers == "all":
+        return frozenset(range(num_layers))
+    if pattern:
+        others, n = bool(pattern[1]), int(pattern[2])
+        return frozenset(layer for layer in range(num_layers) if ((layer + 1) % n == 0) != others)
+    if isinstance(layers, str) or any(not 0 <= layer < num_layers for layer in layers):
+        raise ConfigError(
+            "pos_encoding.layers must be 'all', a pattern such as 'all but every 4th', or a list of layers from 0 to "
+            f"{num_layers - 1}, as in pos_encoding.layers=[0,{num_layers - 1}]; got {layers}."
+        )
+    return frozenset(layers)

@@ -51,6 +51,10 @@ class Sum(PositionEncoding):
             total = add(total, part.bias())
         return total
 
+    def adapt(self, length: int) -> None:
+        for part in self._encodings():
+            part.adapt(length)
+
     def pairs(self) -> list[tuple[int, int, float]]:
         return [pair for part in self._encodings() for pair in part.pairs()]
 

@@ -68,13 +68,20 @@ class AdamW:
         self.schedule, self.warmup, self.final = schedule, warmup, final
 
     def optimizer(self, model: nn.Module, fused: bool = True) -> torch.optim.AdamW:
-        """The optimizer of all trainable parameters; the fused kernel if it is wanted and the device has one."""
+        """The optimizer of all trainable parameters; the fused kernel if it is wanted and the device has one.
+
+        Each group has a `rate_factor`: its learning rate is that times the rate of the step. It is 1 but for what a
+        module names in its `rate_factors` (own parameter's name -> factor), which does not decay either.
+        """
+        factors = _rate_factors(model)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        decayed = [p for p in parameters if self.decay == "all" or p.dim() >= 2]
-        others = [p for p in parameters if self.decay == "matrices" and p.dim() < 2]
+        common = [p for p in parameters if p not in factors]
+        decayed = [p for p in common if self.decay == "all" or p.dim() >= 2]
+        others = [p for p in common if self.decay == "matrices" and p.dim() < 2]
         groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": self.weight_decay, "rate_factor": 1.0},
+            {"params": others, "weight_decay": 0.0, "rate_factor": 1.0},
+            *({"params": [p], "weight_decay": 0.0, "rate_factor": factor} for p, factor in factors.items()),
         ]
         fused = fused and all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
         return _Optimizer(
@@ -94,6 +101,15 @@ class AdamW:
             return self.lr
         cosine = (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
         return self.lr * (self.final + (1 - self.final) * cosine)
+
+
+def _rate_factors(model: nn.Module) -> dict[nn.Parameter, float]:
+    """What the modules say of parameters of their own."""
+    return {
+        module.get_parameter(name): factor
+        for module in model.modules()
+        for name, factor in getattr(module, "rate_factors", {}).items()
+    }
 
 
 def _require(holds: bool, message: str) -> None:

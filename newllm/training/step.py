@@ -131,7 +131,7 @@ class Step:
         if self.clip < math.inf:
             self._clip(norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -70,6 +70,38 @@ def test_llama(attention: str, kv_heads: int):
     torch.testing.assert_close(ours(token_ids()), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0}, "kind:yarn_channels,factor:4"),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+         "kind:llama3,factor:8"),
+        ({"rope_type": "dynamic", "factor": 2.0}, "kind:dynamic_ntk_transformers,factor:2"),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_scaled_rope_in_a_whole_model(theirs: dict, ours: str):
+    """Inputs of LENGTH tokens, of models trained at a quarter of that."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    trained = LENGTH // 4
+    original = {} if theirs["rope_type"] == "dynamic" else {"original_max_position_embeddings": trained}
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS,
+        intermediate_size=256, max_position_embeddings=trained, attn_implementation="eager",
+        rope_parameters={"rope_theta": 5000.0, "partial_rotary_factor": 0.5, **theirs, **original},
+    )  # fmt: skip
+    reference = large_weights(GPTNeoXForCausalLM(config))
+    model = build(
+        "model=gpt_neox_70m", "model.mlp_size=256", "rotary_pct=0.5", "theta=5000", f"seq_len={trained}",
+        f"pos_encoding.scaling={{{ours}}}",
+    )  # fmt: skip
+    model.load_state_dict(convert.gpt_neox(reference.state_dict(), HEADS))
+    model.position.adapt(LENGTH)
+    expected = reference(token_ids()).logits
+    torch.testing.assert_close(model(token_ids()), expected, atol=1e-5, rtol=1e-5)
+
+
 def deepseek(version: int, rope_dim: int, query_dim: int | None):
     """transformers' MLA layer in double precision, with its own rotary embedding."""
     from transformers.models.deepseek_v2 import modeling_deepseek_v2 as v2
@@ -109,7 +141,7 @@ def test_mla_equals_deepseek(version: int, query_dim: int | None):
         48, 16, 24, query_dim, latent_norm=True, hidden_size=HIDDEN, heads=HEADS, head_dim=32, rotates=True
     ).double()
     ours.load_state_dict(convert.deepseek_attention(theirs.state_dict()))
-    encoding = Rope(layout="interleaved", head_dim=16, num_layers=1)
+    encoding = Rope(layout="interleaved", head_dim=16, num_layers=1, seq_len=LENGTH)
     x = torch.randn(2, LENGTH, HIDDEN, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     positions = torch.arange(LENGTH)
     expected = theirs(x, attention_mask=causal_mask(), position_embeddings=rotary(x, positions[None]))[0]

@@ -1,0 +1,5 @@
+"""`python -m newllm.frequencies`."""
+
+from newllm.frequencies import main
+
+raise SystemExit(main())

@@ -1,0 +1,76 @@
+"""EVQ-Cosh: frequencies at the quantiles of a density that falls with the wavelength as a hyperbolic cosine."""
+
+from typing import Literal
+
+import numpy as np
+
+from newllm.position.frequencies.domain import above, channels, within
+
+Grid = Literal["midpoint", "endpoint", "closed"]
+SERIES_BELOW = 1e-4  # of tau: below it the closed form divides rounding errors by tau, and its series is exact
+LARGEST_TAU = 100.0  # sinh(tau) is still far from the largest float64
+
+
+def evq_cosh(dim: int, theta: float, tau: float, grid: Grid = "midpoint") -> np.ndarray:
+    """``w_k = theta ** -phi(u_k)``, ``phi(u) = 1 - asinh((1 - u) sinh tau) / tau`` (hybrid-rope, EVQ). Returns [K].
+
+    phi are the quantiles of the density ``tau cosh(tau (1 - phi)) / sinh tau`` on the logarithmic axis from 1 (phi = 0)
+    to 1 / theta (phi = 1); tau = 0 is uniform: the geometric series on that grid. The larger tau, the more channels
+    have short wavelengths.
+
+    grid: u_k is (k + 1/2) / K "midpoint", k / K "endpoint" (keeps w_0 = 1), or k / (K-1) "closed" (reaches 1 / theta).
+    """
+    above("theta", theta, 0, 500000)
+    return theta ** -warp(grid_points(channels(dim), grid), tau)
+
+
+def evq_split(dim: int, theta: float, tau: float, kept: int) -> np.ndarray:
+    """The first `kept` channels of the midpoint geometric series g, the others EVQ-Cosh between its ends. Returns [K].
+
+    Channel kept + i of the n = K - kept others has ``g[K-1] ** phi * g[kept] ** (1 - phi)``, phi = phi(i / (n-1)) as in
+    `evq_cosh` (the "r-split" of hybrid-rope). kept = K, and tau = 0, are the series g itself.
+    """
+    count = channels(dim)
+    within("kept", kept, 0, count, count // 2)
+    start = evq_cosh(dim, theta, 0.0, "midpoint")
+    if kept == count:
+        return start
+    phi = warp(grid_points(count - kept, "closed"), tau)
+    return np.concatenate([start[:kept], start[-1] ** phi * start[kept] ** (1 - phi)])
+
+
+def optimal_tau(head_dim: int, length: int, theta: float | None = None) -> float:
+    """The rule for tau: ``head_dim / sqrt(length)``, of the width of a head and the length of training rows.
+
+    theta: with it the refined rule, the same times ``sqrt(45 Q)``, where
+    ``Q = integral over phi in [0, 1] of ((1 - phi)^2 / 2 - 1/6) q(length * theta ** -phi)`` and
+    ``q(x) = 1/2 + sin(2x) / (4x) - (sin(x) / x)^2`` (hybrid-rope, EVQ).
+    """
+    above("head_dim", head_dim, 0, 64)
+    above("length", length, 0, 2048)
+    rule = head_dim / float(np.sqrt(length))
+    if theta is None:
+        return rule
+    above("theta", theta, 1, 500000)
+    points = int(16 * length * np.log(theta)) + 4096  # sin(2x) turns fastest at phi = 0, once per pi / (L ln theta)
+    phi = (np.arange(points) + 0.5) / points
+    x = length * theta**-phi
+    q = 0.5 + np.sin(2 * x) / (4 * x) - (np.sin(x) / x) ** 2
+    return rule * float(np.sqrt(45 * np.mean(((1 - phi) ** 2 / 2 - 1 / 6) * q)))
+
+
+def grid_points(count: int, grid: Grid) -> np.ndarray:
+    """u_k of the K = `count` channels. Returns float64 [K]."""
+    k = np.arange(count, dtype=np.float64)
+    if grid == "midpoint":
+        return (k + 0.5) / count
+    return k / count if grid == "endpoint" else k / max(1, count - 1)
+
+
+def warp(u: np.ndarray, tau: float) -> np.ndarray:
+    """phi(u) of `evq_cosh`; for tau near 0 its series ``u - tau^2 / 6 * (1 - u) (1 - (1 - u)^2)``."""
+    within("tau", tau, 0, LARGEST_TAU, 1.5)
+    rest = 1 - u
+    if tau < SERIES_BELOW:
+        return u - tau**2 / 6 * rest * (1 - rest**2)
+    return 1 - np.arcsinh(rest * np.sinh(tau)) / tau

@@ -1,0 +1,80 @@
+"""Families of inverse frequencies, one function each: what a model is trained with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from newllm.errors import ConfigError
+from newllm.position.frequencies.domain import above, channels, within
+
+
+def geometric(dim: int, theta: float = 10000.0) -> np.ndarray:
+    """``w_k = theta ** (-k / K)``, k = 0 .. K-1: RoPE (Su et al. 2021, arXiv 2104.09864). Returns float64 [K].
+
+    So w_0 = 1, and the last is theta ** (-(K-1)/K), not 1 / theta.
+    """
+    count = channels(dim)
+    above("theta", theta, 0, 10000)
+    return theta ** (-np.arange(count, dtype=np.float64) / count)
+
+
+def sigmoid(
+    dim: int, theta: float = 10000.0, steepness: float = 8.0, midpoint: float = 0.5, omf: float = 0.3
+) -> np.ndarray:
+    """``ln w_k = S_k ln w_min``, ``S_k = 1 / (1 + exp(-steepness (t_k - midpoint)))``, ``t_k = k / (K-1)``.
+
+    ``w_min = omf * theta ** (-(K-1)/K)``: omf multiplies the lowest geometric frequency. S reaches neither 0 nor 1, so
+    the spectrum lies inside (w_min, 1). Unified search of the hybrid-rope repository, February 2026. Returns [K].
+    """
+    above("steepness", steepness, 0, 8)
+    s = 1 / (1 + np.exp(-steepness * (_unit(channels(dim)) - midpoint)))
+    return np.exp(s * _ln_lowest(dim, theta, omf))
+
+
+def anchored_polynomial(dim: int, theta: float = 10000.0, p: float = 3.9, omf: float = 0.3) -> np.ndarray:
+    """``ln w_k = t_k ** p * ln w_min``, t_k and w_min as in `sigmoid`: from 1 to w_min, both reached. Returns [K].
+
+    p = 1 is geometric between these ends; a larger p keeps more channels near 1. Source as `sigmoid`.
+    """
+    above("p", p, 0, 3.9)
+    return np.exp(_unit(channels(dim)) ** p * _ln_lowest(dim, theta, omf))
+
+
+def mix(a: np.ndarray, b: np.ndarray, alpha: float) -> np.ndarray:
+    """``(1 - alpha) a + alpha b``, of the frequencies themselves, not of their logarithms. Returns [K]."""
+    within("alpha", alpha, 0, 1, 0.2)
+    if len(a) != len(b):
+        raise ConfigError(f"the two spectra of a mix must be of one length; got {len(a)} and {len(b)} frequencies.")
+    return (1 - alpha) * np.asarray(a, dtype=np.float64) + alpha * np.asarray(b, dtype=np.float64)
+
+
+def hybrid(dim: int, theta: float, alpha: float, p: float = 3.9, omf: float = 0.3) -> np.ndarray:
+    """``mix(geometric(theta), anchored_polynomial(theta, p, omf), alpha)``. Returns [K].
+
+    Where the polynomial is far above the geometric series, in the middle channels, the mix is about alpha times the
+    polynomial: so it raises the middle of the spectrum. Source as `sigmoid`.
+    """
+    return mix(geometric(dim, theta), anchored_polynomial(dim, theta, p, omf), alpha)
+
+
+def listed(values: Sequence[float], dim: int) -> np.ndarray:
+    """Frequencies given one by one: dim / 2 numbers above 0. Returns float64 [K]."""
+    count = channels(dim)
+    if len(values) != count:
+        raise ConfigError(
+            f"inv_freq must hold {count} numbers, one for each pair of {dim} rotary dims; got {len(values)}."
+        )
+    for k, value in enumerate(values):
+        if not 0 < value < np.inf:
+            raise ConfigError(f"inv_freq must hold numbers greater than 0, as in 0.001; entry {k} is {value:g}.")
+    return np.array(values, dtype=np.float64)
+
+
+def _unit(count: int) -> np.ndarray:
+    """k / (K-1), from 0 to 1; 0 for a single channel."""
+    return np.arange(count, dtype=np.float64) / max(1, count - 1)
+
+
+def _ln_lowest(dim: int, theta: float, omf: float) -> float:
+    above("omf", omf, 0, 0.3)
+    return float(np.log(omf * geometric(dim, theta)[-1]))

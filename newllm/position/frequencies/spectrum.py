@@ -1,0 +1,28 @@
+"""What a spectrum of frequencies looks like, without training."""
+
+import numpy as np
+
+_BANDS = {"short": (1, 5, 10, 50, 100), "mid": (500, 1000, 5000), "long": (10000,)}  # distances in tokens
+_WEIGHTS = {"short": 0.2, "mid": 0.3, "long": 0.5}
+
+
+def wavelengths(inv_freq: np.ndarray) -> np.ndarray:
+    """``2 pi / w_k`` in tokens; infinite where a channel does not turn. [K] -> [K]."""
+    with np.errstate(divide="ignore"):
+        return 2 * np.pi / np.asarray(inv_freq, dtype=np.float64)
+
+
+def channels_longer_than(inv_freq: np.ndarray, length: int) -> int:
+    """How many channels have not gone full circle after `length` tokens: their later phases are never trained."""
+    return int((wavelengths(inv_freq) > length).sum())
+
+
+def phase_collision(inv_freq: np.ndarray) -> dict[str, float]:
+    """``c(D) = mean_k cos(w_k D)``, how alike two positions D apart look, averaged in bands of distances.
+
+    short: D = 1, 5, 10, 50, 100; mid: 500, 1000, 5000; long: 10000; total = 0.2 short + 0.3 mid + 0.5 long
+    (`run_evq_sweep.py` of hybrid-rope). It is a description, no prediction: the long band is one single distance, and
+    the score does not order published perplexities.
+    """
+    bands = {name: float(np.cos(np.outer(distances, inv_freq)).mean()) for name, distances in _BANDS.items()}
+    return {**bands, "total": sum(_WEIGHTS[name] * score for name, score in bands.items())}

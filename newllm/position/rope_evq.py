@@ -1,0 +1,82 @@
+"""Rotary embedding with EVQ-Cosh frequencies, whose parameter can be learned."""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from newllm.position.frequencies import evq_cosh, optimal_tau
+from newllm.position.frequencies.domain import above
+from newllm.position.frequencies.evq import SERIES_BELOW, Grid, grid_points
+from newllm.position.frequencies.scaled import Scaling, scale
+from newllm.position.rotary import Layout, Rotary
+
+
+class RopeEvq(Rotary):
+    """Rotary, with ``w_k = theta ** -phi_k``, ``phi_k = 1 - asinh((1 - u_k) sinh tau) / tau`` (`frequencies.evq_cosh`).
+
+    EVQ-Cosh of hybrid-rope, 2026. tau: null is the rule `frequencies.optimal_tau`, head_dim / sqrt(seq_len) (on
+    attention=mla of the rotary key's width). grid: where the u_k lie: "midpoint", "endpoint" or "closed".
+    learn: one number more, psi, with ``tau = softplus(psi)`` in every forward pass; it starts at tau, its learning rate
+    is tau_rate times the others', and it does not decay. A scaling then multiplies the frequencies by what it does to
+    those of the present tau, a constant to the gradient. The other options, cost, kernel: `Rotary`.
+    """
+
+    length: Tensor  # tokens that the scaling is set for
+
+    def __init__(
+        self,
+        theta: float = 500000.0,
+        tau: float | None = None,
+        grid: Grid = "midpoint",
+        learn: bool = False,
+        tau_rate: float = 10.0,
+        rotary_pct: float = 1.0,
+        layout: Layout = "half",
+        layers: str | list[int] = "all",
+        scaling: Scaling = None,
+        *,
+        head_dim: int,
+        num_layers: int,
+        seq_len: int,
+    ):
+        chosen = optimal_tau(head_dim, seq_len) if tau is None else tau
+        frequencies = partial(evq_cosh, theta=theta, tau=chosen, grid=grid)
+        sizes = {"head_dim": head_dim, "num_layers": num_layers, "seq_len": seq_len}
+        super().__init__(frequencies, rotary_pct, layout, layers, scaling, **sizes)
+        above("tau_rate", tau_rate, 0, 10)
+        self.psi: nn.Parameter | None = None
+        if learn:
+            above("a learned tau", chosen, 0, 1)
+            self.psi = nn.Parameter(torch.tensor(math.log(math.expm1(chosen))))
+            self.rate_factors = {"psi": tau_rate}  # read by newllm.training.optimizer
+            self.ln_theta = math.log(theta)
+            self.register_buffer("u", torch.tensor(grid_points(self.width // 2, grid)), persistent=False)
+            self.register_buffer("length", torch.tensor(seq_len), persistent=False)
+        self.u: Tensor
+
+    def adapt(self, length: int) -> None:
+        super().adapt(length)
+        if self.psi is not None:
+            self.length.fill_(length)
+
+    def in_use(self) -> Tensor:
+        if self.psi is None:
+            return super().in_use()
+        inv_freq = torch.exp(-self.ln_theta * _warp(self.u.double(), F.softplus(self.psi.double())))
+        if self.scaling is not None:
+            now = inv_freq.detach().cpu().numpy()
+            scaled, _ = scale(now, self.scaling, length=int(self.length), seq_len=self.seq_len)
+            inv_freq = inv_freq * torch.tensor(scaled / now, device=inv_freq.device)
+        return inv_freq.float()
+
+
+def _warp(u: Tensor, tau: Tensor) -> Tensor:
+    """`frequencies.evq.warp`, differentiable in tau at 0 too."""
+    rest = 1 - u
+    small = tau < SERIES_BELOW
+    safe = torch.where(small, 1.0, tau)  # the branch not taken must not divide by 0, nor its gradient
+    series = u - tau**2 / 6 * rest * (1 - rest**2)
+    return torch.where(small, series, 1 - torch.asinh(rest * torch.sinh(safe)) / safe)
