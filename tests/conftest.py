@@ -24,7 +24,12 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def small_model() -> Callable:
-    """small_model(pos_encoding, attention, *overrides): a small model of that choice, with weights that matter."""
+    """small_model(pos_encoding, attention, *overrides): a small model of that choice, with weights that matter.
+
+    That is, what an encoding learns from 0 on is drawn at random.
+    """
+    import torch
+
     import newllm
 
     def build(pos_encoding: str, attention: str, *overrides: str):
@@ -33,6 +38,11 @@ def small_model() -> Callable:
             "model.num_layers=3", "model.heads=4", "model.mlp_size=96", "model.vocab_size=128", "model.init_std=0.15",
             "seq_len=64", *overrides,
         ])  # fmt: skip
-        return newllm.build_model(cfg).eval()
+        model = newllm.build_model(cfg).eval()
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.position.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=cfg.model.init_std, generator=generator)
+        return model
 
     return build

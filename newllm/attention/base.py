@@ -45,11 +45,21 @@ class Attention(nn.Module):
         return attend(q, k, v, bias, scale, self.kernel)
 
     def attend_cached(
-        self, q: Tensor, k: Tensor, v: Tensor, length: int, encoding: PositionEncoding | None, scale: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        length: int,
+        encoding: PositionEncoding | None,
+        scale: float,
+        unabsorbed: Tensor | None = None,
     ) -> Tensor:
-        """The same of queries at the end of the `length` tokens in the cache's storages k and v."""
+        """The same of queries at the end of the `length` tokens in the cache's storages k and v.
+
+        unabsorbed: what of the queries stood there before a weight was absorbed into q.
+        """
         bias = encoding.bias() if encoding is not None else None
-        return cached.attend(q, k, v, length, bias, scale, self.kernel)
+        return cached.attend(q, k, v, length, bias, scale, self.kernel, unabsorbed)
 
 
 def merge_heads(x: Tensor) -> Tensor:

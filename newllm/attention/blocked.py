@@ -4,7 +4,8 @@ For the queries s … e of a block only the keys up to e count. Their scores (b 
 are made, used and forgotten; the backward pass makes them again from the saved log-sum-exp. That is FlashAttention's
 plan (Dao et al. 2022, arXiv 2205.14135) with blocks large enough for the library's matrix products, which on CPUs
 are several times faster than torch's fused kernel in bf16. Since a block's scores are ordinary numbers, any bias can be
-added to them, its gradient can be read off them, and queries, keys and values may differ in width.
+added to them, even one that reads them first (a block holds whole rows of them), its gradient can be read off them,
+and queries, keys and values may differ in width.
 """
 
 import math
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from newllm.position.bias import Bias, LinearBias, MatrixBias
+from newllm.position.bias import Bias, LinearBias, MatrixBias, ScoreBias, by_positions, learned
 
 _LOG2_E = 1 / math.log(2)  # scores are kept in base 2: exp2 takes a fifth of exp's time on CPUs
 _QUERIES = 256  # of a block, at most
 _SCORES = {"cpu": 1 << 21}  # numbers of a tile: 8 MB in fp32, which several cores' cache holds
 _SCORES_ELSEWHERE = 1 << 26
+_READ = 8  # times as many numbers live while a bias reads the scores
 
 
 def blocked(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
@@ -29,14 +31,16 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) ->
 
     Products are in the dtype of q, k and v, scores and sums in fp32 (fp64 for fp64). Memory: O(Tk) beside the output.
     """
-    if bias is None or isinstance(bias, LinearBias):
-        if torch.compiler.is_compiling():  # one operator of the graph, not some hundreds
-            graph_out: Tensor = torch.ops.newllm.blocked(q, k, v, bias.slopes if bias else None, scale)[0]
-            return graph_out
-        tensors: tuple[Tensor, ...] = ()
-    else:
-        tensors = bias.tensors
-    out: Tensor = _Blocked.apply(q, k, v, bias, scale, *tensors)
+    if torch.compiler.is_compiling():
+        from newllm.attention import operator  # loaded by whoever compiles
+
+        return operator.blocked(q, k, v, bias, scale)
+    return apply(q, k, v, bias, scale)
+
+
+def apply(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
+    """`blocked` as a function of autograd."""
+    out: Tensor = _Blocked.apply(q, k, v, bias, scale, *learned(bias))
     return out
 
 
@@ -51,26 +55,36 @@ class _Tile:
     keys: int
 
 
+@dataclass(frozen=True)
+class _Read:
+    """Scores of a tile in base e, and what a bias that reads them adds: [rows, key heads, groups, queries, keys]."""
+
+    queries: Tensor  # [rows, key heads, groups, queries, D]
+    scores: Tensor
+    added: Tensor
+
+
 class _Scores:
     """Scores of any tile, in base 2."""
 
     def __init__(self, q: Tensor, k: Tensor, bias: Bias | None, scale: float) -> None:
-        self.bias, self.scale = bias, scale
+        self.bias, self.scale = by_positions(bias), scale
+        self.reads = bias if isinstance(bias, ScoreBias) else None
         (self.batch, heads, self.queries, _), self.key_heads, self.keys = q.shape, k.shape[1], k.shape[2]
         self.groups = heads // self.key_heads
         self.device, self.dtype = q.device, torch.promote_types(q.dtype, torch.float32)
-        room = _SCORES.get(q.device.type, _SCORES_ELSEWHERE)
+        room = _SCORES.get(q.device.type, _SCORES_ELSEWHERE) // (_READ if self.reads else 1)
         together = 1  # key heads that a tile has at least
-        if isinstance(bias, MatrixBias):
-            together = self.batch * self.key_heads  # all, so that a block of the bias is made once
+        if isinstance(self.bias, MatrixBias) or (self.reads and self.reads.whole_batch):
+            together = self.batch * self.key_heads  # all; so that a block of the bias is made once
         self.block = min(_QUERIES, self.queries, max(16, room // (together * self.groups * self.keys)))
         self.at_once = max(together, room // (self.groups * self.block * self.keys))
         self.future = torch.full((self.block, self.block), -math.inf, device=q.device, dtype=self.dtype).triu_(1)
         self.row: Tensor | None = None
-        if isinstance(bias, LinearBias):
+        if isinstance(self.bias, LinearBias):
             # Counted back from the last key, so that numbers are small where the weight is.
             distance = torch.arange(1 - self.keys, 1, device=q.device, dtype=self.dtype)
-            self.row = self._by_head(bias.slopes.to(self.dtype)[..., None, None] * _LOG2_E) * distance
+            self.row = self._of_heads(self.bias.slopes.to(self.dtype)[..., None, None] * _LOG2_E) * distance
 
     def parts(self) -> Iterator[tuple[slice, slice]]:
         """Rows of the batch and key heads that are worked on together."""
@@ -95,32 +109,59 @@ class _Scores:
         target = x.unflatten(1, (self.key_heads, self.groups))[tile.rows, tile.heads, :, tile.first : tile.last]
         target.copy_(part.unflatten(2, (self.groups, -1)))
 
-    def of(self, q: Tensor, k: Tensor, tile: _Tile, matrix: Tensor | None = None) -> Tensor:
+    def of(self, q: Tensor, k: Tensor, tile: _Tile, matrix: Tensor | None = None, read: _Read | None = None) -> Tensor:
         """[rows, key heads, groups * queries, keys] in base 2, of the tile's stacked q and its keys k.
 
-        matrix: what `matrix_bias` gives for this tile, where the bias is a general one.
+        matrix, read: what `matrix_bias` and `read` give for this tile.
         """
-        products = _product(q, k.transpose(-1, -2)).to(self.dtype).unflatten(2, (self.groups, -1))
+        if read is None:
+            numbers, factor = self._products(q, k), self.scale * _LOG2_E
+        else:
+            numbers, factor = (read.scores + read.added).detach(), _LOG2_E
         added = matrix
         if self.row is not None:
             added = _select(self.row, tile)[..., self.keys - tile.keys :]
         if added is None:
-            products.mul_(self.scale * _LOG2_E)
+            numbers.mul_(factor)
         else:
-            torch.add(added, products, alpha=self.scale * _LOG2_E, out=products)
+            torch.add(added, numbers, alpha=factor, out=numbers)
         size = tile.last - tile.first
-        products[..., tile.keys - size :] += self.future[:size, :size]
-        return products.flatten(2, 3)
+        numbers[..., tile.keys - size :] += self.future[:size, :size]
+        return numbers.flatten(2, 3)
 
     def matrix_bias(self, tile: _Tile) -> Tensor | None:
         """A general bias for this tile in base 2: [rows or 1, key heads or 1, groups or 1, queries, keys]."""
         if self.bias is None or isinstance(self.bias, LinearBias):
             return None
-        j = torch.arange(tile.keys, device=self.device)
-        whole = self.bias.matrix(j[tile.keys - (tile.last - tile.first) :], j).to(self.dtype)
-        return _select(self._by_head(whole), tile) * _LOG2_E
+        whole = self.bias.matrix(*self._positions(tile)).to(self.dtype)
+        return _select(self._of_heads(whole), tile) * _LOG2_E
 
-    def _by_head(self, x: Tensor) -> Tensor:
+    def read(self, q: Tensor, k: Tensor, tile: _Tile) -> _Read | None:
+        """What a bias makes of the scores of this tile's stacked q and keys k; differentiable where gradients are on.
+
+        The bias sees [rows, heads, queries, …], with the heads in their order.
+        """
+        if self.reads is None:
+            return None
+        queries = q.unflatten(2, (self.groups, -1)).detach().requires_grad_(torch.is_grad_enabled())
+        scores = self._products(q, k).mul_(self.scale).detach().requires_grad_(torch.is_grad_enabled())
+        added = self.reads.read(queries.flatten(1, 2), scores.flatten(1, 2), *self._positions(tile))
+        return _Read(queries, scores, added.unflatten(1, (-1, self.groups)))
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """[rows, key heads, groups * queries, …] -> [rows, key heads, groups, queries, …], in the scores' dtype."""
+        return x.to(self.dtype).unflatten(2, (self.groups, -1))
+
+    def _products(self, q: Tensor, k: Tensor) -> Tensor:
+        """[rows, key heads, groups, queries, keys], not yet scaled."""
+        return self.by_head(_product(q, k.transpose(-1, -2)))
+
+    def _positions(self, tile: _Tile) -> tuple[Tensor, Tensor]:
+        """Of the tile's queries and of its keys."""
+        j = torch.arange(tile.keys, device=self.device)
+        return j[tile.keys - (tile.last - tile.first) :], j
+
+    def _of_heads(self, x: Tensor) -> Tensor:
         """[H or 1, …] or [B, H or 1, …] -> [B or 1, Hk or 1, groups or 1, …] of a bias, whose last two dims follow."""
         x = x if x.dim() == 4 else x[None]
         return x[:, :, None] if x.shape[1] == 1 else x.unflatten(1, (self.key_heads, self.groups))
@@ -145,7 +186,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) ->
     for rows, heads in scores.parts():
         keys, values = k[rows, heads].contiguous(), v[rows, heads].contiguous()
         for tile in scores.tiles(rows, heads):
-            numbers = scores.of(scores.stack(q, tile), keys[:, :, : tile.keys], tile, scores.matrix_bias(tile))
+            queries, there = scores.stack(q, tile), keys[:, :, : tile.keys]
+            numbers = scores.of(queries, there, tile, scores.matrix_bias(tile), scores.read(queries, there, tile))
             top = numbers.amax(-1, keepdim=True)
             total = numbers.sub_(top).exp2_().sum(-1, keepdim=True)
             scores.put(out, tile, _product(numbers.to(v.dtype), values[:, :, : tile.keys]) / total)
@@ -172,28 +214,51 @@ def backward(
         sum_k, sum_v = (torch.zeros(x.shape, dtype=scores.dtype, device=x.device) for x in (keys, values))
         for tile in scores.tiles(rows, heads):
             queries, wanted = scores.stack(q, tile), scores.stack(d_out, tile)
-            with torch.enable_grad():
-                matrix = scores.matrix_bias(tile)
             there = slice(tile.keys)
-            numbers = scores.of(queries, keys[:, :, there], tile, None if matrix is None else matrix.detach())
+            with torch.enable_grad():
+                matrix, read = scores.matrix_bias(tile), scores.read(queries, keys[:, :, there], tile)
+            fixed = None if matrix is None else matrix.detach()
+            numbers = scores.of(queries, keys[:, :, there], tile, fixed, read)
             p = numbers.sub_(scores.stack(log_sums, tile)).exp2_().to(v.dtype)
             sum_v[:, :, there] += _product(p.transpose(-1, -2), wanted)
             d_p = _product(wanted, values[:, :, there].transpose(-1, -2))
             d_scores = torch._softmax_backward_data(d_p, p, -1, p.dtype)
-            scores.put(d_q, tile, _product(d_scores, keys[:, :, there]) * scale)
-            sum_k[:, :, there] += _product(d_scores.transpose(-1, -2), queries)
             if matrix is not None and matrix.requires_grad:
-                if not tensors:
-                    raise RuntimeError("this MatrixBias learns: its `tensors` must name what it is computed from")
-                whole = d_scores.to(scores.dtype).unflatten(2, (scores.groups, -1))
+                per_bias = scores.by_head(d_scores).sum_to_size(matrix.shape)
                 # d / d (bias in base 2) = d / d (bias) * ln 2
-                per_bias = whole.sum_to_size(matrix.shape) / _LOG2_E
-                found = torch.autograd.grad(matrix, tensors, per_bias, allow_unused=True)
-                for total, gradient in zip(d_tensors, found, strict=True):
-                    if gradient is not None:
-                        total += gradient
+                _add_gradients(matrix, per_bias / _LOG2_E, tensors, d_tensors)
+            of_queries = None  # by what the bias makes of them
+            if read is not None:
+                of_queries, of_scores = _through(read, scores.by_head(d_scores), tensors, d_tensors)
+                d_scores = of_scores.flatten(2, 3).to(d_scores.dtype)
+            d_queries = _product(d_scores, keys[:, :, there]) * scale
+            if of_queries is not None:
+                d_queries += of_queries.flatten(2, 3)
+            scores.put(d_q, tile, d_queries)
+            sum_k[:, :, there] += _product(d_scores.transpose(-1, -2), queries)
         d_k[rows, heads], d_v[rows, heads] = sum_k * scale, sum_v
     return d_q, d_k, d_v, d_tensors
+
+
+def _through(
+    read: _Read, d_added: Tensor, tensors: Sequence[Tensor], d_tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a tile's queries, by what the bias makes of them, and of its scores, by that and by themselves."""
+    of_queries, of_scores = torch.zeros_like(read.queries), d_added.clone()
+    inputs, totals = (read.queries, read.scores, *tensors), (of_queries, of_scores, *d_tensors)
+    _add_gradients(read.added, d_added, inputs, totals)
+    return of_queries, of_scores
+
+
+def _add_gradients(of: Tensor, d_of: Tensor, inputs: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+    """Add to the totals what the inputs, from which `of` was computed, get of its gradient."""
+    if not inputs:
+        raise RuntimeError("this bias learns: its `tensors` must name what it is computed from")
+    pairs = [(tensor, total) for tensor, total in zip(inputs, totals, strict=True) if tensor.requires_grad]
+    found = torch.autograd.grad(of, [tensor for tensor, _ in pairs], d_of, allow_unused=True)
+    for (_, total), gradient in zip(pairs, found, strict=True):
+        if gradient is not None:
+            total += gradient
 
 
 class _Blocked(torch.autograd.Function):

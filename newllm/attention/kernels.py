@@ -8,6 +8,7 @@ Every path computes ``softmax(q k^T * scale + bias, causal) v`` for q [B, H, Tq,
     linear    digits; on CPU in fp32 row (fp32 row mask [B, H, 1, Tk] + causal),  the same: a row is added to
               in bf16 blocked                                                     the scores
     matrix    blocked                                                             the same
+    score     blocked                                                             the same
 
 In fp32 on CPU `blocked` also serves short rows whose D and Dv differ, which the fused kernel wants padded.
 Up to 128 tokens `plain` stands in for `blocked`; nothing else ever holds Tq x Tk numbers. For a linear bias that is
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from newllm.attention.blocked import blocked
 from newllm.errors import ConfigError
-from newllm.position.bias import Bias, LinearBias, MatrixBias
+from newllm.position.bias import Bias, LinearBias, PositionBias, ScoreBias, by_positions
 
 Kernel = Literal["auto", "row", "digits", "blocked", "plain"]
 _DIGIT_DIMS = 8  # four are used; fused kernels want the width to be a multiple of 8
@@ -42,7 +43,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, ker
         path = _path(q, k, v, bias) if kernel == "auto" else kernel
         if path == "plain":
             return plain(q, k, v, bias, scale)
-        if path == "blocked" or isinstance(bias, MatrixBias) or q.shape[2] != k.shape[2]:
+        if path == "blocked" or q.shape[2] != k.shape[2] or not isinstance(bias, LinearBias | None):
             return blocked(q, k, v, bias, scale)
         if bias is None:
             return _fused(q, k, v, scale, mask=None)
@@ -54,7 +55,8 @@ def _path(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Kernel:
         return "plain" if q.shape[2] <= _FEW else "blocked"
     length, padded = q.shape[2], q.shape[-1] != v.shape[-1]
     half = q.dtype in (torch.bfloat16, torch.float16)
-    if q.device.type == "cpu" and (half or (padded and length <= _PADDED)):
+    general = not isinstance(bias, LinearBias | None)
+    if general or (q.device.type == "cpu" and (half or (padded and length <= _PADDED))):
         return "plain" if length <= _SHORT else "blocked"
     if bias is not None and torch.compiler.is_compiling():
         return "blocked" if q.device.type == "cpu" else "digits"  # without the probe, which is no part of the graph
@@ -105,8 +107,11 @@ def plain(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> T
     products = (stacked @ k.transpose(-1, -2)).reshape(batch, heads, queries, keys)
     # One pass over the products: to fp32 (or wider), scaled, the future masked.
     scores = torch.add(_causal(q, k), products, alpha=scale)
-    if bias is not None:
-        scores += _row(bias, keys) if isinstance(bias, LinearBias) else _matrix(q, k, bias)
+    if isinstance(bias, ScoreBias):
+        scores += bias.read(q, products.to(scores.dtype) * scale, *_positions(q, k))
+    rest = by_positions(bias)
+    if rest is not None:
+        scores += _row(rest, keys) if isinstance(rest, LinearBias) else _matrix(q, k, rest)
     weights = scores.softmax(-1).to(v.dtype).reshape(batch, groups, -1, keys)
     return (weights @ v).reshape(batch, heads, queries, -1)
 
@@ -153,7 +158,7 @@ def _positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return j[k.shape[2] - q.shape[2] :], j
 
 
-def _matrix(q: Tensor, k: Tensor, bias: Bias) -> Tensor:
+def _matrix(q: Tensor, k: Tensor, bias: PositionBias) -> Tensor:
     return bias.matrix(*_positions(q, k))
 
 

@@ -104,10 +104,10 @@ class Latent(Attention):
             return self._output(self.attend_cached(_join(q_nope, q_rope), k, v, cache.length, encoding, self.scale))
         up = self.kv_up.weight.unflatten(0, (self.heads, -1))  # [H, nope + value, kv_dim]
         w_uk, w_uv = up.split([self.head_dim, self.value_dim], dim=1)
-        q = _join(torch.matmul(q_nope, w_uk), q_rope)  # [B, H, T, kv_dim + rope]
+        absorbed = _join(torch.matmul(q_nope, w_uk), q_rope)  # [B, H, T, kv_dim + rope]
         # Values as wide as the keys: a view without the rotary part would be copied before the product.
-        context = self.attend_cached(q, held, held, cache.length, encoding, self.scale)[..., : self.kv_dim]
-        return self._output(torch.matmul(context, w_uv.mT))
+        context = self.attend_cached(absorbed, held, held, cache.length, encoding, self.scale, unabsorbed=q_nope)
+        return self._output(torch.matmul(context[..., : self.kv_dim], w_uv.mT))
 
     def absorbs(self, queries: int) -> bool:
         """Whether so many new tokens are better off absorbed.

@@ -1,6 +1,7 @@
-"""Blocked attention as an operator of torch, for torch.compile: the import makes `torch.ops.newllm.blocked`.
+"""Blocked attention for torch.compile, which must not look into it: it would unroll its loops into hundreds of kernels.
 
-A compiler that looked into `newllm.attention.blocked` would unroll its loops into hundreds of kernels.
+Without a bias or with a linear one it is an operator of torch, a node of the graph. Other biases are functions of their
+encodings', which no operator takes: there the graph is cut in two.
 """
 
 from typing import Any
@@ -8,8 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm.attention.blocked import backward, forward
-from newllm.position.bias import LinearBias
+from newllm.attention.blocked import apply, backward, forward
+from newllm.position.bias import Bias, LinearBias
+
+_apart = torch.compiler.disable(apply)
+
+
+def blocked(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
+    """`newllm.attention.blocked.blocked` while a compiler looks."""
+    if isinstance(bias, LinearBias | None):
+        node: Tensor = _operator(q, k, v, bias.slopes if bias else None, scale)[0]
+        return node
+    out: Tensor = _apart(q, k, v, bias, scale)
+    return out
 
 
 def _bias(slopes: Tensor | None) -> LinearBias | None:

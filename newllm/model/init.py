@@ -3,21 +3,31 @@
 import torch
 from torch import nn
 
+from newllm.position.base import PositionEncoding
 from newllm.seeding import stream
 
 
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int, std: float) -> None:
-    """Matrices and embeddings N(0, std^2), biases 0; norms keep their ones.
+    """Matrices and embeddings N(0, std^2), biases 0; norms keep their ones, encodings give first values of their own.
 
     Each parameter draws from a stream of its own name, so that models which differ in one part (another encoding,
-    another attention) start equal in all others.
+    another attention) start equal in all others. So does a buffer that an encoding draws.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            continue
-        if parameter.dim() >= 2:
+    for path, module in model.named_modules():
+        encoding = module if isinstance(module, PositionEncoding) else None
+        buffers = encoding.named_buffers(recurse=False) if encoding else ()
+        for own_name, tensor in (*module.named_parameters(recurse=False), *buffers):
+            if tensor.is_meta:
+                continue
+            name = f"{path}.{own_name}" if path else own_name
             generator = torch.Generator().manual_seed(stream(seed, "init", name))
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
-        elif name.endswith("bias"):
-            parameter.zero_()
+            given = encoding.initial(own_name, tensor.shape, generator) if encoding else None
+            if given is not None:
+                tensor.copy_(given)
+            elif not isinstance(tensor, nn.Parameter):
+                continue
+            elif tensor.dim() >= 2:
+                tensor.copy_(torch.empty(tensor.shape).normal_(0.0, std, generator=generator))
+            elif own_name.endswith("bias"):
+                tensor.zero_()

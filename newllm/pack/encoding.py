@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from newllm.position.base import PositionEncoding
-from newllm.position.bias import Bias, LinearBias, MatrixBias
+from newllm.position.bias import Bias, LinearBias, MatrixBias, PositionBias, ScoreBias, by_positions, learned
 
 
 @dataclass
@@ -51,12 +51,11 @@ class PackedEncoding(PositionEncoding):
         found = [(encoding.bias(), runs * self._rows.each) for encoding, runs in self._groups]
         if len(found) == 1 or all(bias is None for bias, _ in found):
             return found[0][0]
-        linear = [(bias.slopes, rows) for bias, rows in found if isinstance(bias, LinearBias)]
-        if len(linear) == len(found):
-            heads = max(slopes.shape[-1] for slopes, _ in linear)
-            return LinearBias(torch.cat([slopes.expand(rows, heads) for slopes, rows in linear]))
-        tensors = tuple(t for bias, _ in found if isinstance(bias, MatrixBias) for t in bias.tensors)
-        return MatrixBias(lambda query, key: _matrices(found, query, key), tensors)
+        return _together(found)
+
+    def adapt(self, length: int) -> None:
+        for encoding, _ in self._groups:
+            encoding.adapt(length)
 
     def _apart(self, act: Callable[..., tuple[Tensor, ...]], *whole: Tensor) -> tuple[Tensor, ...]:
         """`act` on each group's rows; what no group changes is not copied."""
@@ -102,7 +101,35 @@ def _equal_values(one: Any, other: Any) -> bool:
     return isinstance(one, str | int | float | None | frozenset | set) and one == other
 
 
-def _matrices(found: Sequence[tuple[Bias | None, int]], query: Tensor, key: Tensor) -> Tensor:
+def _together(found: Sequence[tuple[Bias | None, int]]) -> Bias | None:
+    """One bias of the whole batch, of biases for so many of its rows each, one after another."""
+    beside = _of_positions([(by_positions(bias), rows) for bias, rows in found])
+    if not any(isinstance(bias, ScoreBias) for bias, _ in found):
+        return beside
+    sizes = [rows for _, rows in found]
+
+    def read(q: Tensor, scores: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        parts = zip(found, q.split(sizes), scores.split(sizes), strict=True)
+        return torch.cat([
+            bias.read(queries, part, query, key) if isinstance(bias, ScoreBias) else torch.zeros_like(part)
+            for (bias, _), queries, part in parts
+        ])  # fmt: skip
+
+    return ScoreBias(read, tuple(t for bias, _ in found for t in learned(bias)), beside, whole_batch=True)
+
+
+def _of_positions(found: Sequence[tuple[PositionBias | None, int]]) -> PositionBias | None:
+    if all(bias is None for bias, _ in found):
+        return None
+    linear = [(bias.slopes, rows) for bias, rows in found if isinstance(bias, LinearBias)]
+    if len(linear) == len(found):
+        heads = max(slopes.shape[-1] for slopes, _ in linear)
+        return LinearBias(torch.cat([slopes.expand(rows, heads) for slopes, rows in linear]))
+    tensors = tuple(t for bias, _ in found for t in learned(bias))
+    return MatrixBias(lambda query, key: _matrices(found, query, key), tensors)
+
+
+def _matrices(found: Sequence[tuple[PositionBias | None, int]], query: Tensor, key: Tensor) -> Tensor:
     """[K * B, 1 or heads, Tq, Tk] of biases [1 or heads, Tq, Tk] or none, each for so many rows."""
     none = torch.zeros(1, len(query), len(key), device=query.device)
     matrices = [none if bias is None else bias.matrix(query, key) for bias, _ in found]

@@ -15,7 +15,8 @@ class Alibi(PositionEncoding):
     """ALiBi: ``q_i . k_j / sqrt(d) - slope * (i - j)`` (Press et al. 2022, arXiv 2108.12409).
 
     slope: one number for all heads (the uniform form: outside the paper; attention decays by e every 1/slope
-    tokens, halves every ln 2 / slope), "geometric" for the paper's ``2 ** (-8h / H)``, or a list, one per head.
+    tokens, halves every ln 2 / slope), a list, one per head, or "geometric" for the paper's ``2 ** (-8h / H)``, which
+    pos_encoding=alibi_per_head has. No parameters.
     The bias is linear in the key position, so it needs no T x T mask (kernel: row bias or digits) and, being free of
     rotations, it leaves latent attention absorbable without a rotary key. Cost: O(T).
     """

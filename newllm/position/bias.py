@@ -1,8 +1,9 @@
 """What a position encoding may add to the attention scores. The kind decides which kernel serves it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -25,7 +26,9 @@ class LinearBias:
 class MatrixBias:
     """A general bias: ``matrix(query_positions [Tq], key_positions [Tk])`` gives [1 or heads, Tq, Tk].
 
-    It may have the batch in front. It is asked for one block of queries at a time, again in the backward pass.
+    It may have the batch in front. Positions are consecutive. It is asked for one block of queries at a time, again in
+    the backward pass. What it gives for keys after the query is masked, but must be finite, as must be its gradient:
+    `past` and `by_distance` see to that.
     tensors: what it is computed from and learns; they get their gradients, and nothing else does.
     """
 
@@ -33,7 +36,57 @@ class MatrixBias:
     tensors: tuple[Tensor, ...] = ()
 
 
-Bias = LinearBias | MatrixBias
+@dataclass(frozen=True)
+class ScoreBias:
+    """A bias that depends on what queries and keys hold: ``read(q, scores, query_positions, key_positions)``.
+
+    q [..., Tq, D] are the queries (latent attention's begin with their unrotated part; the rotary one may be missing),
+    scores [..., Tq, Tk] their products with the keys, scaled, in fp32 (fp64 as q); so is the result, of the scores'
+    shape. Tk are the keys from the first one on; scores of those after a query are meaningless, and must have no effect
+    on the others. The leading dims are rows of the batch and heads, some or all of them, so that nothing may depend on
+    which they are.
+
+    tensors: as in `MatrixBias`, those of `beside` included. beside: what is added of the other kinds.
+    whole_batch: `read` is to have all rows of the batch, as the first dim, since they are not treated alike.
+    """
+
+    read: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    tensors: tuple[Tensor, ...] = ()
+    beside: LinearBias | MatrixBias | None = None
+    whole_batch: bool = False
+
+
+PositionBias = LinearBias | MatrixBias  # needs positions alone
+Bias = PositionBias | ScoreBias
+
+
+def past(query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    """Distances ``i - j`` [Tq, Tk] of keys from their queries, 0 for those after it, of which nothing is asked."""
+    return (query_positions[:, None] - key_positions[None, :]).clamp(min=0)
+
+
+def by_distance(values: Callable[[Tensor], Tensor], query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    """[heads, Tq, Tk] of a bias that depends on the distance alone: values(distances [N] >= 0) gives [heads, N].
+
+    Only Tq + Tk values are computed. All rows of the matrix are pieces of one longer row, each beginning one place
+    before that above it; so they are found in copies of that row, read as if it were one number shorter.
+    """
+    queries, keys = len(query_positions), len(key_positions)
+    farthest = query_positions[-1] - key_positions[0]
+    row = values((farthest - torch.arange(queries + keys, device=farthest.device)).clamp(min=0))
+    copies = row[:, None].expand(-1, queries, -1).flatten(1)  # [heads, Tq * (Tq + Tk)]
+    width = queries + keys - 1
+    return copies[:, queries - 1 : queries - 1 + queries * width].unflatten(1, (queries, width))[..., :keys]
+
+
+def by_positions(bias: Bias | None) -> PositionBias | None:
+    """The part of a bias that needs positions alone."""
+    return bias.beside if isinstance(bias, ScoreBias) else bias
+
+
+def learned(bias: Bias | None) -> tuple[Tensor, ...]:
+    """What a bias is computed from and learns."""
+    return () if bias is None or isinstance(bias, LinearBias) else bias.tensors
 
 
 def add(a: Bias | None, b: Bias | None) -> Bias | None:
@@ -42,6 +95,16 @@ def add(a: Bias | None, b: Bias | None) -> Bias | None:
         return a or b
     if isinstance(a, LinearBias) and isinstance(b, LinearBias):
         return LinearBias(a.slopes + b.slopes)
+    tensors = tuple(dict.fromkeys(learned(a) + learned(b)))  # each once, or its gradient would count twice
+    if isinstance(a, ScoreBias) or isinstance(b, ScoreBias):
+        beside = add(by_positions(a), by_positions(b))
+        assert not isinstance(beside, ScoreBias)
+        if not (isinstance(a, ScoreBias) and isinstance(b, ScoreBias)):
+            reader = a if isinstance(a, ScoreBias) else b
+            assert isinstance(reader, ScoreBias)
+            return replace(reader, tensors=tensors, beside=beside)
+        one, other = a.read, b.read
+        whole = a.whole_batch or b.whole_batch
+        return ScoreBias(lambda *given: one(*given) + other(*given), tensors, beside, whole)
     first, second = a.matrix, b.matrix
-    tensors = tuple(tensor for bias in (a, b) if isinstance(bias, MatrixBias) for tensor in bias.tensors)
     return MatrixBias(lambda query, key: first(query, key) + second(query, key), tensors)

@@ -21,9 +21,15 @@ CASES = {
     ),
     "thetas": (["pos_encoding=rope", "rotary_pct=0.5"], [["theta=100"], ["theta=1e4"], ["theta=1e4", "seed=2"]]),
     "widths of rotation": (["pos_encoding=rope", "attention=gqa", "kv_heads=1"], [["rotary_pct=0.25"], []]),
+    "learned taus": (
+        ["pos_encoding=rope_evq", "pos_encoding.learn=true"],
+        [["tau=1.0"], ["tau=2.0"], ["tau=2.0", "seed=2"]],
+    ),
     "slopes": (["pos_encoding=alibi"], [["slope=0.0625"], ["slope=0.5"], ["slope=[0.5,0.25]"]]),
     "slopes in mla": (["pos_encoding=rope_alibi", "attention=mla", "kv_dim=16"], [["slope=0.1"], ["slope=0.5"]]),
     "learned positions": (["pos_encoding=learned", "trainer.accumulate=2"], [["seed=1"], ["seed=2"]]),
+    "kernels of distances": (["pos_encoding=kerple_log"], [["pos_encoding.p=1"], ["pos_encoding.p=[0.5,2]", "seed=2"]]),
+    "positions counted in gates": (["pos_encoding=cope", "pos_encoding.npos_max=8"], [["seed=1"], ["seed=2"]]),
     "layer norms and biases": (
         ["model=pythia_70m", "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=64"],
         [["seed=1"], ["seed=2"]],

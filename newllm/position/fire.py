@@ -1,0 +1,73 @@
+"""FIRE: functional interpolation for relative positions."""
+
+import torch
+from torch import Tensor, nn
+
+from newllm.errors import ConfigError
+from newllm.position.base import PositionEncoding
+from newllm.position.bias import MatrixBias, by_distance, past
+
+_PART = 2**13  # numbers that f takes at a time: their hidden layer stays in a CPU's cache, several times faster
+_EPS = 1e-6  # keeps the quotient defined where c = 0; from the authors' listing
+
+
+class Fire(PositionEncoding):
+    """``q_i . k_j / sqrt(d) + f(psi(i - j) / psi(max(L, i)))``, ``psi(x) = ln(|c| x + 1)`` (Li et al. 2024, §3.3).
+
+    arXiv 2310.04418. f is an MLP with one hidden layer of ReLU, 1 -> width -> heads; c and the threshold L are learned:
+    below L the bias depends on i - j alone, beyond it distances are interpolated into [0, 1], so that any length has a
+    value. i counts from the first key. As in the authors' listing, L is `threshold` times a learned factor.
+
+    c, threshold: their first values. f starts from U(-1 / sqrt(n), 1 / sqrt(n)), n inputs of a layer.
+    Parameters: width * (heads + 2) + heads + 2, shared by all layers. Cost: O(T^2) per head, and beyond the threshold
+    f of every pair, O(T^2 width heads), which takes longer than the rest. Kernel: blocked (matrix bias).
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        c: float = 0.1,
+        threshold: float = 512.0,
+        layers: str | list[int] = "all",
+        *,
+        heads: int,
+        num_layers: int,
+    ):
+        super().__init__(layers, num_layers=num_layers)
+        for name, value, example in (("width", width, 32), ("c", c, 0.1), ("threshold", threshold, 512)):
+            if value <= 0:
+                raise ConfigError(
+                    f"pos_encoding.{name} must be greater than 0, as in pos_encoding.{name}={example}; got {value}."
+                )
+        self.first_c, self.threshold = c, threshold
+        self.c, self.factor = (nn.Parameter(torch.empty(1)) for _ in range(2))
+        self.weight1, self.bias1 = nn.Parameter(torch.empty(width, 1)), nn.Parameter(torch.empty(width))
+        self.weight2, self.bias2 = nn.Parameter(torch.empty(heads, width)), nn.Parameter(torch.empty(heads))
+
+    def initial(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        if name in ("c", "factor"):
+            return torch.tensor([self.first_c if name == "c" else 1.0])
+        inputs = 1 if name.endswith("1") else self.weight2.shape[1]
+        return torch.rand(shape, generator=generator).mul_(2).sub_(1).div_(inputs**0.5)
+
+    def bias(self) -> MatrixBias:
+        return MatrixBias(self._matrix, tuple(self.parameters()))
+
+    def _matrix(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        threshold = (self.threshold * self.factor).abs()
+        if query_positions[-1] <= threshold:
+            whole = self._psi(threshold) + _EPS
+            return by_distance(lambda distance: self._f(self._psi(distance) / whole), query_positions, key_positions)
+        whole = self._psi(torch.maximum(query_positions, threshold)) + _EPS  # [Tq]
+        return self._f(self._psi(past(query_positions, key_positions)) / whole[:, None])
+
+    def _psi(self, distance: Tensor) -> Tensor:
+        return torch.log1p(self.c.abs() * distance)
+
+    def _f(self, share: Tensor) -> Tensor:
+        """[...] -> [heads, ...]."""
+        parts = []
+        for part in share.flatten().split(_PART):
+            hidden = torch.relu(self.weight1 * part + self.bias1[:, None])  # [width, N]
+            parts.append(self.weight2 @ hidden + self.bias2[:, None])
+        return torch.cat(parts, dim=1).unflatten(1, share.shape)
