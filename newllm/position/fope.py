@@ -1,0 +1,90 @@
+"""Fourier position embedding."""
+
+import math
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from newllm.errors import ConfigError
+from newllm.position.frequencies import geometric
+from newllm.position.frequencies.domain import at_least
+from newllm.position.rotary import Layout, Rotary, Scaling, turn
+
+
+class Fope(Rotary):
+    """FoPE: every rotary pair is a Fourier series, not one wave (Hua et al. 2024, arXiv 2412.17739, ICML 2025).
+
+        x_k (a complex number per pair)  ->  x_k * (C_k(n) + i S_k(n))
+        C_k(n) = cos(w_k n) + sum_j a_jk cos(w_j n),   S_k(n) = sin(w_k n) + sum_j b_jk sin(w_j n)
+
+    over the F frequencies w_j of RoPE that complete a turn within the training length (w >= 2 pi / seq_len). The
+    others have not been trained on a whole turn: they become 0, ``C = 1`` and ``S = 0``.
+
+    What is random: a and b are two draws, one set for each key head (its group of queries has the same; MLA's shared
+    rotary key has the first), equal for q and k, fixed for good and not learned; normal with the deviation
+    ``gain * sqrt(2 / (F (F + H)))`` for H heads. So it is in the authors' code (their fourier_init=eye_xavier_norm,
+    separate_basis, separate_head, learnable=false; Xavier's rule as torch reads it off a tensor [H, F, F]), with gains
+    of 0.3, 0.4 and 0.6 for 60M, 180M and 1.2B parameters; the paper writes one real coefficient for both waves.
+    Unlike that code, one draw serves all layers; all F pairs turn (there at most half of a head's pairs); and
+    the others have the paper's zero frequency (there their sine is 1, which is no frequency).
+
+    The coefficients come from the model's seed and are saved with its weights. With gain > 0 the map is no rotation:
+    scores depend on both positions, not on their difference alone, if weakly.
+    Cost: O(T r) per head and a product [T, r/2] x [r/2, r/2] per head for the series. Kernel: plain causal attention.
+    """
+
+    def __init__(
+        self,
+        theta: float = 10000.0,
+        rotary_pct: float = 1.0,
+        gain: float = 0.3,
+        layout: Layout = "half",
+        layers: str | list[int] = "all",
+        scaling: Scaling = None,
+        *,
+        heads: int,
+        head_dim: int,
+        num_layers: int,
+        seq_len: int,
+    ):
+        sizes = {"head_dim": head_dim, "num_layers": num_layers, "seq_len": seq_len}
+        super().__init__(partial(_whole_turns, theta, seq_len), rotary_pct, layout, layers, scaling, **sizes)
+        at_least("gain", gain, 0, 0.3)
+        self.waves = sum(frequency > 0 for frequency in self.trained)  # F
+        if not self.waves:
+            raise ConfigError(f"pos_encoding=fope: no wave fits into seq_len={seq_len}; take seq_len=7 or more.")
+        self.gain, self.relative = gain, gain == 0
+        one_wave = torch.eye(self.width // 2).repeat(heads, 1, 1)  # [H, from frequency, to pair]
+        self.register_buffer("cos_mix", one_wave)
+        self.register_buffer("sin_mix", one_wave.clone())
+        self.cos_mix: Tensor
+        self.sin_mix: Tensor
+
+    def initial(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
+        if name not in ("cos_mix", "sin_mix"):
+            return None
+        heads, pairs, _ = shape
+        f = self.waves
+        deviation = self.gain * math.sqrt(2 / (f * (f + heads)))
+        mix = torch.eye(pairs).repeat(heads, 1, 1)
+        mix[:, :f, :f] += torch.empty(heads, f, f).normal_(0.0, deviation, generator=generator)
+        return mix
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.turning(positions)  # [T, r/2]
+        with torch.autocast(cos.device.type, enabled=False):
+            key_heads = k.shape[1]
+            cos = cos @ self.cos_mix[:key_heads].to(cos.dtype)  # [Hk, T, r/2]
+            sin = sin @ self.sin_mix[:key_heads].to(sin.dtype)
+        halves, group = self.layout == "half", q.shape[1] // key_heads
+        (q,) = turn(cos.repeat_interleave(group, dim=0), sin.repeat_interleave(group, dim=0), halves, q)
+        (k,) = turn(cos, sin, halves, k)
+        return q, k
+
+
+def _whole_turns(theta: float, seq_len: int, width: int) -> np.ndarray:
+    """RoPE's frequencies [width / 2], 0 where seq_len tokens are less than a turn."""
+    waves = geometric(width, theta)
+    return np.where(waves >= 2 * math.pi / seq_len, waves, 0.0)
