@@ -1,12 +1,14 @@
 """The published tables, and the distance of a run to those with its conditions."""
 
+from functools import cache
 from math import exp, log
+from statistics import fmean, pstdev, stdev
 
 import pytest
 from omegaconf import OmegaConf
 
 import newllm
-from newllm.results.reference import distance, findings, published
+from newllm.results.reference import distance, findings, published, reference_table
 
 RESULTS = {
     "val/ppl": 108.5,
@@ -23,12 +25,70 @@ def compare(*overrides):
     return {(line["run"], line["metric"]): line for line in lines}
 
 
-@pytest.mark.parametrize("line", [line for line in published() if line["experiment"]], ids=lambda line: line["run"])
-def test_each_published_run_is_found_by_its_experiment(line):
-    axes = [f"{axis}={line[axis]}" for axis in ("rotary_pct", "theta", "slope", "kv_dim") if line[axis]]
-    cfg = newllm.compose([f"experiment={line['experiment']}", f"pos_encoding={line['pos_encoding']}", *axes])
-    lines = distance(cfg, RESULTS)
-    assert (line["run"], "val/best_ppl") in {(found["run"], found["metric"]) for found in lines}
+OURS = [one for one in published() if one.experiment]
+
+
+@cache
+def composed(experiment, encoding):
+    return newllm.compose([f"experiment={experiment}", f"pos_encoding={encoding}"])
+
+
+@pytest.mark.parametrize("one", OURS, ids=lambda one: one.run)
+def test_each_published_configuration_is_found_by_its_experiment(one):
+    cfg = composed(one.experiment, one.conditions["pos_encoding"]).copy()
+    for axis in ("rotary_pct", "theta", "slope", "kv_dim", "alpha", "p", "omf", "steepness", "midpoint"):
+        if axis in one.conditions:
+            cfg[axis] = float(one.conditions[axis])
+    results = dict.fromkeys(one.numbers, 7.0)
+    compared = {(line["run"], line["metric"]) for line in distance(cfg, results)}
+    wanted = {name for name in one.numbers if name == "val/best_ppl" or name.startswith("extrapolation/")}
+    assert wanted
+    assert {(one.run, name) for name in wanted} <= compared
+    neighbours = {other.run for other in OURS if other.experiment == one.experiment}
+    assert {run for run, _ in compared} & neighbours == {one.run}
+
+
+def test_runs_of_one_configuration_are_pooled():
+    """geo_500k ran 22 times at 6e-4, on four machines; its mean over these stands beside ours."""
+    one = next(one for one in published() if one.run == "geo_500k")
+    at_end = one.numbers["extrapolation/ppl@16384"]
+    assert (one.runs, min(at_end), max(at_end)) == (22, 15.788, 21.327)
+    results = {"extrapolation/ppl@16384": 20.0, "extrapolation/tail_ppl@16384": 20.0}
+    (line,) = distance(newllm.compose(["experiment=rope_frequencies"]), results)
+    assert (line["run"], line["runs"]) == ("geo_500k", 22)
+    assert line["published"] == pytest.approx(fmean(at_end))
+    assert line["std"] == pytest.approx(stdev(at_end))
+    section = findings(newllm.compose(["experiment=rope_frequencies"]), results)
+    assert section is not None
+    assert "up to 22 runs" in section.body[0]
+
+
+@pytest.mark.parametrize(
+    "change", ["lr=3e-4", "batch_size=16", "data.eot=true", "eval.extrapolation.chunks=5", "pos_encoding.scaling=yarn",
+               "data.val_hub_split=null"],
+)  # fmt: skip
+def test_a_frequency_run_under_other_conditions_is_not_compared(change):
+    cfg = newllm.compose(["experiment=rope_frequencies", change])
+    assert not [line for line in distance(cfg, {"extrapolation/ppl@16384": 20.0}) if line["run"] == "geo_500k"]
+
+
+def test_published_means_and_deviations_follow_from_the_runs():
+    """A check on the figures typed in: each machine's mean ± population standard deviation, as published."""
+    lines = [line for line in reference_table("rope_frequencies") if line["experiment"] == "rope_frequencies_3x3"]
+    stated = {
+        ("geo_500k", "A100"): (6.826, 0.048, 18.207, 0.768), ("geo_500k", "R6000"): (6.821, 0.067, 19.386, 2.007),
+        ("hybrid_a0.2_t100k", "A100"): (6.699, 0.168, 17.324, 0.360),
+        ("hybrid_a0.2_t100k", "RTX6000"): (6.693, 0.124, 16.903, 1.510),
+        ("anchpoly_p3.9_omf0.3_t500k", "R6000"): (6.620, 0.245, 17.945, 0.546),
+    }  # fmt: skip
+    for (run, machine), numbers in stated.items():
+        some = [line for line in lines if (line["run"], line["machine"]) == (run, machine)]
+        found = [[float(line[f"extrapolation/ppl@{length}"]) for line in some] for length in (2048, 16384)]
+        got = [value for side in found for value in (fmean(side), pstdev(side))]
+        assert got == pytest.approx(list(numbers), abs=6e-4), (run, machine)
+    ten = [line for line in reference_table("rope_frequencies") if line["experiment"] == "rope_frequencies_2x10"]
+    geo = [float(line["extrapolation/ppl@16384"]) for line in ten if line["run"] == "geo_500k" and line["machine"]]
+    assert (len(geo), fmean(geo), pstdev(geo)) == (10, pytest.approx(18.798, abs=6e-4), pytest.approx(1.643, abs=6e-4))
 
 
 def test_numbers_and_their_distance():
@@ -85,7 +145,7 @@ def test_the_effective_configuration_of_a_stored_run_serves_as_well():
 def test_position_tables_are_those_of_the_last_epoch():
     """Published buckets recombine, by width, to the last epoch's perplexity: a check on the figures typed in."""
     checked = 0
-    for line in published():
+    for line in reference_table("runs"):
         buckets = {name: float(cell) for name, cell in line.items() if "by_position" in name and cell}
         if len(buckets) == 5 and line["val/ppl"] and line["weighting"] != "batch_mean":
             widths = [16, 16, 32, 32, 32]

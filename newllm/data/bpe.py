@@ -61,7 +61,7 @@ def _training_text(data: Data, layout: Layout, found: Survey | None, limit: int)
         return
     left = limit
     for piece in data.pieces():
-        if layout == "stream" and hash_validates(piece.text, data.val_fraction):
+        if layout == "stream" and not data.own_validation and hash_validates(piece.text, data.val_fraction):
             continue
         content = piece.text.encode()[:left]
         yield content.decode("utf-8", "ignore")

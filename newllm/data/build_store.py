@@ -22,7 +22,7 @@ from newllm.errors import ConfigError
 COPIED = 1 << 20  # tokens copied at once
 BYTES_PER_TOKEN = 6.0  # first guess of how much text a budget of tokens needs; doubled until it is enough
 
-Budget = dict[str, int] | None  # tokens needed of each stream
+Budget = dict[str, int] | None  # tokens needed of each stream; all there are of one that is not named
 
 
 def find_or_build(data: Data, cache: Path) -> tuple[Store, list[str]]:
@@ -94,7 +94,7 @@ def _fill(data: Data, folder: Path, cache: Path, made_from: dict[str, Any]) -> N
 def _layout(data: Data, found: Survey | None) -> Layout:
     if data.split != "document":
         return "prefix"
-    if found is None:
+    if found is None or data.own_validation:
         return "stream"
     return "document" if found.distinct > 1 else "prefix"
 
@@ -102,17 +102,27 @@ def _layout(data: Data, found: Survey | None) -> Layout:
 def _budget(data: Data, layout: Layout) -> Budget:
     if data.rows is None:
         return None
-    train, val = (rows * data.seq_len for rows in data.rows)
-    return {"all": train + val + data.seq_len} if layout == "prefix" else {"train": train + 1, "val": val + 1}
+    both = zip(("train", "val"), data.rows, strict=True)
+    sides = {side: rows * data.seq_len for side, rows in both if rows is not None}
+    if layout == "prefix":
+        return {"all": sum(sides.values()) + data.seq_len}
+    return {side: tokens + 1 for side, tokens in sides.items()}
 
 
 def _writers(folder: Path, tokenizer: Tokenizer, names: list[str], budget: Budget) -> dict[str, StreamWriter]:
     dtype = token_dtype(tokenizer.vocab_size)
-    return {name: StreamWriter(folder, name, dtype, budget[name] if budget else None) for name in names}
+    return {name: StreamWriter(folder, name, dtype, budget.get(name) if budget else None) for name in names}
 
 
 def _sides(data: Data, layout: Layout, writers: dict[str, StreamWriter]) -> Iterator[tuple[str, Piece]]:
     """Pieces in the corpus' order with the stream of each, until every stream is full."""
+    if data.own_validation:
+        for side, pieces in (("train", data.pieces()), ("val", data.validation_pieces())):
+            for piece in pieces:
+                if writers[side].full:
+                    break
+                yield side, piece
+        return
     for piece in data.pieces():
         if all(writer.full for writer in writers.values()):
             return
@@ -197,12 +207,12 @@ def _encode(
 def _check(data: Data, writers: dict[str, StreamWriter], budget: Budget) -> None:
     """Raise ConfigError when there is less text than the budget (or one row a side) needs."""
     for side, writer in writers.items():
-        needed = budget[side] if budget else data.seq_len + 1
+        needed = budget.get(side, data.seq_len + 1) if budget else data.seq_len + 1
         if side == "all":  # the last row needs one token after it, not the whole row that is taken where there is one
             needed = needed - data.seq_len + 1 if budget else data.least_rows * data.seq_len + 1
         if writer.length < needed:
             where = {"train": "training ", "val": "validation ", "all": ""}[side]
-            rows = sum(data.rows) if data.rows else 0
+            rows = sum(filter(None, data.rows)) if data.rows and budget and side in budget else 0
             possible = int(rows * writer.length / needed)
             fewer = f"tokens={possible * data.seq_len}" if data.tokens is not None else f"samples={possible}"
             instead = f"{fewer} or less" if possible >= data.least_rows else "a smaller seq_len"

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Beside:
     """A group's metric beside a published one of the same conditions.
 
-    ours: mean over `n` seeds; std: their sample standard deviation. published: one seed. difference: ours / published
-    - 1. run, source, status: which line of the published tables, where it stands, and whether a log proves it.
+    ours: mean over `n` seeds; std: their sample standard deviation. published: mean over `published_n` runs;
+    published_std: theirs, NaN for one. difference: ours / published - 1. run, source, status: which configuration of
+    the published tables, where it stands, and whether a log proves it.
     """
 
     label: str
@@ -31,6 +32,8 @@ class Beside:
     ours: float
     std: float
     published: float
+    published_std: float
+    published_n: int
     difference: float
     source: str
     status: str
@@ -67,8 +70,8 @@ class Agreement:
 
 def beside_published(among: Iterable[Group]) -> list[Beside]:
     """The groups whose conditions are those of a published run, metric by metric."""
-    lines = {line["run"]: line for line in published()}
-    corpora = {line["data"] for line in lines.values()}
+    known = {one.run: one for one in published()}
+    corpora = {one.conditions.get("data", "") for one in known.values()}
     found = []
     for group in among:
         if choices_of(group.config).get("data") not in corpora and "" not in corpora:
@@ -86,9 +89,11 @@ def beside_published(among: Iterable[Group]) -> list[Beside]:
                     line["ours"],
                     sample_std(values),
                     line["published"],
+                    float("nan") if line["std"] is None else line["std"],
+                    line["runs"],
                     line["difference"],
-                    lines[line["run"]]["source"],
-                    lines[line["run"]]["status"],
+                    known[line["run"]].source,
+                    known[line["run"]].status,
                 )
             )
     return found

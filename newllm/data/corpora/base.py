@@ -35,6 +35,7 @@ class Data(ABC):
     split_seed: of the permutation of split=chunks; never the run's seed, so all seeds share one validation set.
     eot: end-of-text after each document.
     min_chars: documents with fewer characters are skipped.
+    passkey: share of the training rows that carry passkeys (`newllm.data.passkey.PasskeyRows`); never of the facts.
     """
 
     seq_len: int = 128
@@ -48,6 +49,7 @@ class Data(ABC):
     split_seed: int = 42
     eot: bool = True
     min_chars: int = 1
+    passkey: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "samples", "tokens", "tokenizer_bytes"):
@@ -56,32 +58,46 @@ class Data(ABC):
                 raise ConfigError(f"{name} must be greater than 0, not {value}; type for instance {name}=128")
         if self.split not in ("document", "contiguous", "chunks"):
             raise ConfigError(f"data.split must be document, contiguous or chunks, not {self.split!r}")
+        if self.own_validation and self.split != "document":
+            raise ConfigError(
+                f"data.split={self.split} takes validation rows out of the training text, and data.val_hub_split names "
+                "another text that validates; leave one of the two out"
+            )
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"data.val_fraction must be between 0 and 1, not {self.val_fraction}; type 0.1")
+        if not 0 <= self.passkey <= 1:
+            raise ConfigError(
+                f"data.passkey is a share of the training rows, from 0 to 1, not {self.passkey:g}; "
+                "type data.passkey=0.1"
+            )
         if self.tokenizer == "auto" and self.vocab_size < 257:
             raise ConfigError(
                 f"data.vocab_size must be at least 257 (256 bytes and end-of-text), not {self.vocab_size}; "
                 "type data.vocab_size=2048"
             )
-        if self.rows is not None and min(self.rows) < 1:
+        if self.rows is not None and 0 in self.rows:
+            validation = "" if self.rows[1] is None else f" and {self.rows[1]} validation"
             raise ConfigError(
-                f"{self._budget} gives {self.rows[0]} training and {self.rows[1]} validation rows, "
-                f"and both need one; type {self._least_budget} or more"
+                f"{self._budget} gives {self.rows[0]} training{validation} rows, "
+                f"and {'both need' if validation else 'at least'} one{'' if validation else ' is needed'}; "
+                f"type {self._least_budget} or more"
             )
 
     @property
-    def rows(self) -> tuple[int, int] | None:
-        """(training, validation) rows the budget asks for; None for the whole corpus."""
+    def rows(self) -> tuple[int, int | None] | None:
+        """(training, validation) rows the budget asks for, None for as many as there are; None for the whole corpus."""
         total = self.tokens // self.seq_len if self.tokens is not None else self.samples
         if total is None:
             return None
+        if self.own_validation:
+            return total, None
         validation = int(self.val_fraction * total)
         return total - validation, validation
 
     @property
     def least_rows(self) -> int:
-        """Fewest rows that give a validation row."""
-        return math.ceil(1 / self.val_fraction)
+        """Fewest rows that a budget may ask for: with them, each side has one."""
+        return 1 if self.own_validation else math.ceil(1 / self.val_fraction)
 
     @property
     def _budget(self) -> str:
@@ -98,9 +114,18 @@ class Data(ABC):
         """True if a second pass over the corpus costs a download: then a document's side is decided as it comes."""
         return False
 
+    @property
+    def own_validation(self) -> bool:
+        """True if the corpus has a text of its own that validates, all of it; the budget is then of training rows."""
+        return False
+
     @abstractmethod
     def source(self) -> Iterator[Piece]:
         """The corpus, piece by piece, in its own order, with bounded memory."""
+
+    def validation_source(self) -> Iterator[Piece]:
+        """The text that validates, where `own_validation`."""
+        raise NotImplementedError(f"{type(self).__name__} has no validation text of its own")
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -108,8 +133,15 @@ class Data(ABC):
 
     def pieces(self) -> Iterator[Piece]:
         """`source` without the documents that are empty or shorter than min_chars."""
+        return self._long_enough(self.source())
+
+    def validation_pieces(self) -> Iterator[Piece]:
+        """`validation_source` without them."""
+        return self._long_enough(self.validation_source())
+
+    def _long_enough(self, source: Iterator[Piece]) -> Iterator[Piece]:
         first = True
-        for piece in self.source():
+        for piece in source:
             if not (first and piece.last and len(piece.text) < max(1, self.min_chars)):
                 yield piece
             first = piece.last

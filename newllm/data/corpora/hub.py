@@ -22,6 +22,8 @@ class Hub(Data):
     config: its configuration, where it has several.
     revision: commit, tag or branch.
     split: stays that of newllm; `hub_split` is the split of the repository to read.
+    val_hub_split: another split of the repository that validates, all of it; samples and tokens then count training
+        rows alone. null: a part of `hub_split` validates.
     column: of text, or of chat messages (a list of {"role", "content"}), whose contents are joined by newlines.
     """
 
@@ -29,13 +31,25 @@ class Hub(Data):
     config: str | None = None
     revision: str | None = None
     hub_split: str = "train"
+    val_hub_split: str | None = None
     column: str = "text"
 
     @property
     def streamed(self) -> bool:
         return True
 
+    @property
+    def own_validation(self) -> bool:
+        return self.val_hub_split is not None
+
     def source(self) -> Iterator[Piece]:
+        return self._rows(self.hub_split)
+
+    def validation_source(self) -> Iterator[Piece]:
+        assert self.val_hub_split is not None
+        return self._rows(self.val_hub_split)
+
+    def _rows(self, split: str) -> Iterator[Piece]:
         if not self.name:
             raise ConfigError("a hub corpus needs its repository; type data.name=OWNER/NAME")
         if not Path(self.name).is_dir():
@@ -46,9 +60,7 @@ class Hub(Data):
         datasets.config.STREAMING_READ_MAX_RETRIES = 3
         datasets.config.STREAMING_READ_RETRY_INTERVAL = 2
         try:
-            rows = datasets.load_dataset(
-                self.name, self.config, split=self.hub_split, revision=self.revision, streaming=True
-            )
+            rows = datasets.load_dataset(self.name, self.config, split=split, revision=self.revision, streaming=True)
             for row in rows:
                 yield Piece(self._text_of(row))
         except ConfigError:
@@ -56,13 +68,14 @@ class Hub(Data):
         except Exception as error:  # the client raises some twenty kinds, of four libraries
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
-                f"the data set {self.name} (config {self.config}, split {self.hub_split}) could not be read: "
+                f"the data set {self.name} (config {self.config}, split {split}) could not be read: "
                 f"{type(error).__name__}: {reason}; {OFFLINE_CHOICES}"
             ) from error
 
     def fingerprint(self) -> str:
         local = local_fingerprint(Path(self.name)) if self.name and Path(self.name).is_dir() else ""
-        return f"hub:{self.name}:{self.config}:{self.revision}:{self.hub_split}:{self.column}:{local}"
+        splits = self.hub_split if self.val_hub_split is None else f"{self.hub_split}+{self.val_hub_split}"
+        return f"hub:{self.name}:{self.config}:{self.revision}:{splits}:{self.column}:{local}"
 
     def _text_of(self, row: dict[str, Any]) -> str:
         value = row.get(self.column)

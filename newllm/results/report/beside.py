@@ -16,7 +16,8 @@ def published_table(study: Study) -> Table | None:
     if not found:
         return None
     columns = [Column("group"), Column("published run"), Column("metric"), Column("n", numeric=True),
-               Column("ours", numeric=True), Column("published", numeric=True), Column("difference", numeric=True),
+               Column("ours", numeric=True), Column("published", numeric=True),
+               Column("runs", numeric=True, hint="published runs"), Column("difference", numeric=True),
                Column("source")]  # fmt: skip
     rows = [
         [
@@ -25,13 +26,17 @@ def published_table(study: Study) -> Table | None:
             words(one.metric, "metric"),
             figure(one.n, "n"),
             figure(one.ours, "ours", spread(one.ours, one.std)),
-            figure(one.published, "published"),
+            figure(one.published, "published", spread(one.published, one.published_std)),
+            figure(one.published_n, "published runs"),
             figure(one.difference, "difference", percent(one.difference)),
             words(f"{one.source} ({one.status})", "source"),
         ]
         for one in found
     ]
-    note = "Each published number is of one seed. The difference is ours / published - 1."
+    note = (
+        "Published numbers of several runs (seeds, repeats, machines) are their mean ± sample standard deviation. The "
+        "difference is ours / published - 1."
+    )
     return Table("published", "Distance to published tables", columns, rows, [note])
 
 

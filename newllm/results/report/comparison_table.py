@@ -1,10 +1,12 @@
 """The comparisons in full: every number behind a verdict, the rule in words, and the noise of repeats."""
 
+from collections.abc import Sequence
 from math import expm1, isfinite
 from typing import TYPE_CHECKING
 
 from newllm.results.comparison import Comparison, repeat_noise
 from newllm.results.report.main_table import difference_words, verdict_cell
+from newllm.results.report.options import Options
 from newllm.results.report.study import Part
 from newllm.results.report.table import Cell, Column, Table, figure, percent, spread, words
 
@@ -35,18 +37,23 @@ def comparison_table(part: Part, rule_words: str) -> Table | None:
     """A row per comparison, None where nothing is compared."""
     if not part.comparisons:
         return None
-    scales = dict.fromkeys(one.scale for one in part.comparisons)
+    title = part.named(f"Comparisons with {part.comparisons[0].baseline}")
+    return full_table(f"comparisons{part.mark}", title, part.comparisons, part.options, [rule_words])
+
+
+def full_table(
+    name: str, title: str, comparisons: Sequence[Comparison], options: Options, notes: Sequence[str]
+) -> Table:
+    """Every number of some comparisons; `notes` stand last below them."""
+    scales = dict.fromkeys(one.scale for one in comparisons)
     said = {
         "log": "Perplexities and other ratios are compared by their logarithms: the difference is the ratio of "
         "geometric means less one, the spread that of logarithms.",
         "difference": "Other metrics are compared by plain differences in their own unit.",
     }
-    how = {"t": "Student's t", "bootstrap": "the BCa bootstrap"}[part.options.interval]
-    notes = [*(said[scale] for scale in scales), f"Intervals of {part.options.confidence:.0%} by {how}.", rule_words]
-    rows = [_row(one) for one in part.comparisons]
-    return Table(
-        f"comparisons{part.mark}", part.named(f"Comparisons with {part.comparisons[0].baseline}"), _COLUMNS, rows, notes
-    )
+    how = {"t": "Student's t", "bootstrap": "the BCa bootstrap"}[options.interval]
+    before = [*(said[scale] for scale in scales), f"Intervals of {options.confidence:.0%} by {how}."]
+    return Table(name, title, _COLUMNS, [_row(one) for one in comparisons], [*before, *notes])
 
 
 def _row(one: Comparison) -> list[Cell]:

@@ -1,6 +1,5 @@
-"""Learning curves, perplexity by position and by length, queries and keys by layer: lines with bands over seeds."""
+"""Learning curves, perplexity by position, queries and keys by layer: lines with bands over seeds."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,9 @@ import numpy as np
 from newllm.results.report.drawing import Drawing, drawing
 from newllm.results.report.figures.lines import lines
 from newllm.results.report.figures.series import Series, over_seeds
+from newllm.results.report.numbered import at_number, over_number
 from newllm.results.report.reading import course, of_runs, stacked, table, together
-from newllm.results.report.study import Drawn, Part, by_seed
+from newllm.results.report.study import Part
 
 BAND = "Mean over seeds; the band is ± one sample standard deviation."
 GEOMETRIC = "Geometric mean over seeds; the band is ± one sample standard deviation of ln perplexity."
@@ -36,18 +36,12 @@ def learning(part: Part) -> list[Drawing]:
 
 def by_position(part: Part) -> list[Drawing]:
     """`val/ppl_by_position/A-B` over the middle of A and B."""
-    return _by_number(
-        part, r"val/ppl_by_position/(\d+)-(\d+)", lambda a, b: (float(a) + float(b)) / 2, "position",
-        "Perplexity by position in the row", "position of the label",
-    )  # fmt: skip
-
-
-def by_length(part: Part) -> list[Drawing]:
-    """`extrapolation/ppl@N` over N, on logarithmic axes."""
-    return _by_number(
-        part, r"extrapolation/ppl@(\d+)", float, "length", "Perplexity by length of the context", "tokens of context",
-        log_x=True,
-    )  # fmt: skip
+    at = at_number(part, r"val/ppl_by_position/(\d+)-(\d+)", lambda a, b: (float(a) + float(b)) / 2)
+    series = over_number(part.drawn, at, log=True) if len(at) > 1 else []
+    if not series:
+        return []
+    figure = lines({"": series}, "position of the label", "perplexity", log_y=True, dots=True)
+    return [drawing(f"position{part.mark}", part.named("Perplexity by position in the row"), figure, GEOMETRIC)]
 
 
 def queries_and_keys(part: Part) -> list[Drawing]:
@@ -58,26 +52,6 @@ def queries_and_keys(part: Part) -> list[Drawing]:
         read = partial(_bands, tensor=name)
         made += _by_layer(part, f"qk-bands-{name}{part.mark}", named, read, ("high", "low", "pass-through"))
     return made
-
-
-def _by_number(
-    part: Part, pattern: str, number: Callable[..., float], name: str, title: str, x: str, log_x: bool = False
-) -> list[Drawing]:
-    found = {metric: match for metric in part.groups[0].frame if (match := re.fullmatch(pattern, str(metric)))}
-    at = sorted((number(*match.groups()), metric) for metric, match in found.items())
-    if len(at) < 2:
-        return []
-    series = [_series(one, at) for one in part.drawn]
-    series = [one for one in series if len(one.x)]
-    if not series:
-        return []
-    figure = lines({"": series}, x, "perplexity", log_x=log_x, log_y=True, dots=True)
-    return [drawing(f"{name}{part.mark}", part.named(title), figure, GEOMETRIC)]
-
-
-def _series(one: Drawn, at: Sequence[tuple[float, str]]) -> Series:
-    rows = by_seed(one.group, [metric for _, metric in at])
-    return over_seeds(one.index, one.group.label, [x for x, _ in at], rows, log=True)
 
 
 _TITLES = {"q": "Queries", "k": "Keys", "high": "High frequencies", "low": "Low frequencies",

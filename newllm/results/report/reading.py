@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -69,7 +69,7 @@ def together(curves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return x, np.array(rows)
 
 
-def stacked(rows: list[Mapping[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+def stacked(rows: Sequence[Mapping[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     """Mappings x -> value of several runs as x and rows [runs, points], NaN where a run lacks a point."""
     x = sorted({at for row in rows for at in row})
     return np.array(x, dtype=float), np.array([[row.get(at, np.nan) for at in x] for row in rows], dtype=float)

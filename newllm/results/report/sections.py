@@ -8,6 +8,7 @@ from newllm.results.report.comparison_table import comparison_table, repeats
 from newllm.results.report.drawing import Drawing
 from newllm.results.report.figures.style import styled
 from newllm.results.report.laws import scaling_laws
+from newllm.results.report.long_context import long_context
 from newllm.results.report.main_table import main_table
 from newllm.results.report.section import Section
 from newllm.results.report.study import Part, Study
@@ -15,7 +16,7 @@ from newllm.results.report.unfinished import unfinished_table
 
 FIGURES: list[tuple[str, str, Callable[[Part, str], Sequence[Drawing]]]] = [
     ("curves", "Learning curves", lambda part, _: curves.learning(part)),
-    ("position", "Position and length", lambda part, _: [*curves.by_position(part), *curves.by_length(part)]),
+    ("position", "Position in the row", lambda part, _: curves.by_position(part)),
     ("qk", "Queries and keys", lambda part, _: curves.queries_and_keys(part)),
     ("cache", "Quality and KV cache", tradeoffs.cache),
     ("axes", "Swept axes", tradeoffs.swept),
@@ -28,6 +29,7 @@ def sections(study: Study, figures: bool) -> list[Section]:
     metric = (study.options.compare or study.options.metrics)[0]
     made = [_results(study), _comparisons(study, metric)]
     with styled():
+        made += long_context(study, _capped(study) if figures else (), figures)
         if figures:
             for name, title, draw in FIGURES:
                 drawings = [drawing for part in study.drawn_parts for drawing in draw(part, metric)]

@@ -162,10 +162,10 @@ def _nearest_to_defaults(among: Sequence[Group]) -> Group:
     catalog = Catalog((shipped(),))
     defaults = {**catalog.axes, **catalog.defaults}
 
-    def likeness(group: Group) -> tuple[int, int]:
+    def likeness(group: Group) -> tuple[bool, int, int]:
         known = [key for key in group.settings if key in defaults]
         usual = sum(value_of(group.config, key) in (defaults[key], None) for key in known)
-        return usual, len(group.positions)
+        return "evaluated" not in group.config["choices"], usual, len(group.positions)
 
     return max(among, key=likeness)
 

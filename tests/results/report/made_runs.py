@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from long_runs import growth, long_results, write_long_tables
 
 import newllm
 from newllm.config import effective, signature
@@ -30,13 +31,17 @@ def make_runs(
     shift: float = 0.0,
     noise: float = 0.01,
     tables: bool = True,
+    long: bool = False,
 ) -> list[Path]:
-    """A finished run directory for each configuration (overrides) and seed; `shift` is added to ln perplexity."""
+    """A finished run directory for each configuration (overrides) and seed; `shift` is added to ln perplexity.
+
+    long: with what the evaluators of long context leave.
+    """
     made = []
     for overrides in configurations:
         config = effective(newllm.compose([*SMALL, *overrides]))
         for seed in seeds:
-            made.append(make_run(folder, with_seed(config, seed), shift=shift, noise=noise, tables=tables))
+            made.append(make_run(folder, with_seed(config, seed), shift=shift, noise=noise, tables=tables, long=long))
     return made
 
 
@@ -61,6 +66,7 @@ def make_run(
     shift: float = 0.0,
     noise: float = 0.01,
     tables: bool = True,
+    long: bool = False,
     mark: str | None = None,
 ) -> Path:
     """One finished run; `mark` takes the place of the signature (computing ten thousand of them takes a while)."""
@@ -69,13 +75,15 @@ def make_run(
     path = folder / f"{name}-{mark or signature(config)}"
     path.mkdir(parents=True)
     loss = _loss(config, shift, noise)
-    results = _results(config, loss)
+    results = _results(config, loss) | (long_results(config, loss) if long else {})
     (path / "config.yaml").write_text(yaml.dump(dict(config), Dumper=yaml.CSafeDumper))
     (path / "results.json").write_text(json.dumps(results))
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in _metrics(loss)))
     write_status(path, "done", progress={"step": STEPS, "steps": STEPS, "epoch": 2})
     if tables:
         _write_tables(path / "tables", config, loss)
+    if long:
+        write_long_tables(path / "tables", config, loss)
     return path
 
 
@@ -87,7 +95,7 @@ def write_status(path: Path, state: str, **more: Any) -> None:
 
 def _loss(config: Mapping[str, Any], shift: float, noise: float) -> float:
     choices = config["choices"]
-    loss = 5.0 + shift + ENCODINGS[choices["pos_encoding"]] + ATTENTIONS[choices["attention"]]
+    loss = 5.0 + shift + ENCODINGS.get(choices["pos_encoding"], 0.01) + ATTENTIONS[choices["attention"]]
     if choices["attention"] == "mla":
         loss += 0.02 * math.log2(256 / config["kv_dim"])
     if "theta" in config:
@@ -137,7 +145,7 @@ def _results(config: Mapping[str, Any], loss: float) -> dict[str, float]:
     }
     for begin, end, factor in ((0, 16, 1.3), (16, 32, 1.05), (32, 64, 1.0), (64, 96, 0.98), (96, 128, 0.97)):
         results[f"val/ppl_by_position/{begin}-{end}"] = ppl * factor
-    far = {"alibi": 0.0, "nope": 0.5, "rope": 0.8, "rope_alibi": 0.05}[config["choices"]["pos_encoding"]]
+    far = growth(config)
     for power in range(5):
         results[f"extrapolation/ppl@{LENGTH * 2**power}"] = ppl * math.exp(far * power * (1 + 0.1 * rng.normal()))
     return results

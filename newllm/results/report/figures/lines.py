@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from newllm.results.report.figures.series import Series
-from newllm.results.report.figures.style import Marks, band, canvas, few_ticks, plain_ticks, thousands
+from newllm.results.report.figures.style import Marks, band, canvas, few_ticks, mark_value, plain_ticks, thousands
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,8 +18,13 @@ def lines(
     log_y: bool = False,
     dots: bool = False,
     whole_x: bool = False,
+    marked_x: float | None = None,
+    marked_y: Mapping[str, float] | None = None,
 ) -> "Figure":
-    """A panel for each title, all with one legend; bands where there is more than one seed; `whole_x` for layers."""
+    """A panel for each title, all with one legend; bands where there is more than one seed; `whole_x` for layers.
+
+    Dashed lines stand at `marked_x` in all panels, and at `marked_y` in the panels that it names.
+    """
     figure, axes = canvas(columns=len(panels))
     marks = Marks()
     labels: dict[int, str] = {}
@@ -37,5 +42,6 @@ def lines(
         if log_y:
             panel.set_yscale("log")
             plain_ticks(panel.yaxis)
+        mark_value(panel, marked_x, (marked_y or {}).get(title))
     marks.legend(figure, sorted(labels.items()), mark=dots)
     return figure

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from newllm.results.report.figures.series import Series
-from newllm.results.report.figures.style import MUTED, Marks, band, canvas, error_bars, few_ticks, plain_ticks
+from newllm.results.report.figures.style import (
+    MUTED,
+    Marks,
+    band,
+    canvas,
+    error_bars,
+    few_ticks,
+    mark_value,
+    plain_ticks,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +106,7 @@ def bars(panels: dict[str, Sequence[Series]], names: Sequence[str], chance: dict
             labels[one.index] = one.label
             error_bars(panel, marks, one.index, one.x + _aside(place, len(drawn)), one.mean, one.low, one.high)
         if title in chance:
-            panel.axhline(chance[title], color=MUTED, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+            mark_value(panel, y=chance[title])
         panel.set_xticks(range(len(names)), list(names))
         panel.set_xlim(-0.5, len(names) - 0.5)
         panel.grid(axis="x", visible=False)

@@ -70,16 +70,18 @@ def styled() -> Iterator[None]:
         yield
 
 
-def canvas(columns: int = 1, width: float = 8.4, height: float = 3.5, **options: Any) -> "tuple[Figure, list[Axes]]":
-    """A figure with `columns` panels side by side; sizes in inches."""
+def canvas(
+    columns: int = 1, width: float = 8.4, height: float = 3.5, rows: int = 1, **options: Any
+) -> "tuple[Figure, list[Axes]]":
+    """A figure with `columns` panels side by side, in `rows` rows; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, columns, squeeze=False, **options)
-    return figure, list(panels[0])
+    panels = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(panels.flat)
 
 
 class Marks:
@@ -141,6 +143,15 @@ def band(axes: "Axes", marks: Marks, index: int, x: Any, y: Any, low: Any, high:
     if np.isfinite(np.asarray(low, dtype=float)).any():
         filled = axes.fill_between(x, low, high, color=colour(index), alpha=0.16, linewidth=0)
         marks.group(index, filled)
+
+
+def mark_value(axes: "Axes", x: float | None = None, y: float | None = None) -> None:
+    """A thin dashed line at a value that all groups share: the training length, chance."""
+    style: dict[str, Any] = {"color": MUTED, "linewidth": 1, "linestyle": (0, (3, 2)), "zorder": 1}
+    if x is not None:
+        axes.axvline(x, **style)
+    if y is not None:
+        axes.axhline(y, **style)
 
 
 def plain_ticks(axis: Any) -> None:

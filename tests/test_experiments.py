@@ -1,0 +1,101 @@
+"""The published study of RoPE frequencies, its CPU-sized twins, the long-context studies: schedule, sizes of sweeps."""
+
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import newllm
+from newllm.build import build
+from newllm.config import effective
+from newllm.sweep.command import read
+from newllm.sweep.estimate import count_parameters
+from newllm.sweep.plan import plan
+
+RUNS = {
+    "rope_frequencies_split_a": 12,
+    "rope_frequencies_split_b": 12,
+    "rope_frequencies_3x3": 9,
+    "rope_frequencies_2x10": 20,
+    "rope_frequencies_controls": 24,
+    "rope_frequencies_theta": 18,
+    "frequency_families_small": 56,
+    "alibi_slope_small": 54,
+    "rotary_pct_small": 48,
+    "theta_small": 56,
+}
+TWINS = ["rope_frequencies_split_a", "rope_frequencies_split_b", "rope_frequencies_3x3", "rope_frequencies_2x10",
+         "rope_frequencies_controls"]  # fmt: skip
+
+
+@cache
+def configurations(experiment: str) -> list[dict]:
+    return [run.config for run in read([f"experiment={experiment}"], config_dir=None, several=True).runs]
+
+
+@pytest.mark.parametrize("name", [*RUNS, *(f"{name}_small" for name in TWINS)])
+def test_every_run_of_a_sweep_is_another_one(name: str, tmp_path: Path) -> None:
+    found = plan(configurations(name), tmp_path)
+    assert found.asked == len(found.jobs) == RUNS[name if name in RUNS else name.removesuffix("_small")]
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.endswith("_small")])
+def test_studies_have_five_seeds_or_more_of_every_configuration(name: str) -> None:
+    seeds: dict[str, set[int]] = {}
+    for config in configurations(name):
+        seeds.setdefault(str(config["pos_encoding"]), set()).add(config["seed"])
+    assert len({frozenset(one) for one in seeds.values()}) == 1  # the same seeds, so that they pair
+    assert min(map(len, seeds.values())) >= 5
+
+
+def test_the_published_model_and_schedule() -> None:
+    config = effective(newllm.compose(["experiment=rope_frequencies"]))
+    assert count_parameters(config, 50304) == 50_928_128
+    data, trainer, optim = (build(config[name]) for name in ("data", "trainer", "optim"))
+    assert data.rows == (24_414, None)  # 50,000,000 // 2048 rows train, the hub's validation split validates
+    _, steps = trainer.steps(24_414, 2048)
+    assert steps == 762 == 24_414 // 32
+    rates = [optim.rate(step, steps) for step in range(steps)]
+    assert rates[0] == 0
+    assert rates[14] < rates[15] == max(rates) == 6e-4
+    assert rates[14] == pytest.approx(6e-4 * 14 / 15)
+    published = {100: "5.81e-04", 200: "5.14e-04", 300: "4.09e-04", 400: "2.85e-04", 500: "1.64e-04", 600: "6.70e-05",
+                 700: "1.01e-05"}  # fmt: skip
+    assert {step: f"{rates[step]:.2e}" for step in published} == published
+    assert rates[-1] == pytest.approx(3e-4 * (1 + math.cos(math.pi * 746 / 747)), rel=1e-9)
+    assert optim.rate(steps, steps) == 0  # where the cosine ends
+    assert (optim.betas, optim.weight_decay, optim.decay, optim.clip) == ((0.9, 0.95), 0.1, "all", 1.0)
+    assert (trainer.precision, trainer.batch_size, config["data"]["eot"]) == ("bf16", 32, False)
+
+
+def test_a_twin_trains_as_many_steps_with_the_same_schedule() -> None:
+    config = effective(newllm.compose(["experiment=rope_frequencies_small"]))
+    whole = effective(newllm.compose(["experiment=rope_frequencies"]))
+    data, trainer, optim = (build(config[name]) for name in ("data", "trainer", "optim"))
+    assert trainer.steps(data.rows[0], data.seq_len) == (762, 762)
+    assert {**config["optim"], "lr": None} == {**whole["optim"], "lr": None}
+    assert int(optim.warmup * 762) == 15
+    assert config["model"]["hidden_size"] // config["model"]["heads"] == 64  # as many channels
+    lengths = whole["eval"]["extrapolation"]["lengths"]
+    assert [f"{length // 2048}x" for length in lengths] == config["eval"]["extrapolation"]["lengths"]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_sweeps_what_the_published_one_does_with_theta_by_the_length(name: str) -> None:
+    """Published thetas over 16, as rows of 128 tokens are a sixteenth of those of 2048; everything else is equal."""
+
+    def swept(experiment: str, scale: float) -> list[tuple]:
+        return [
+            (config["choices"]["pos_encoding"], config["seed"], _scaled(config["pos_encoding"], scale))
+            for config in configurations(experiment)
+        ]
+
+    assert swept(f"{name}_small", 16) == swept(name, 1)
+
+
+def _scaled(node: dict, scale: float) -> dict:
+    return {
+        key: value * scale if key == "theta" else _scaled(value, scale) if isinstance(value, dict) else value
+        for key, value in node.items()
+    }
