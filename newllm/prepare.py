@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from newllm.build import build
 from newllm.config import run_directory
 from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
-from newllm.evaluation import diagnose
+from newllm.evaluation import Subject, diagnose
 from newllm.model import Transformer, build_model
 from newllm.runtime import Runtime
 from newllm.training.distributed import device_of
 from newllm.training.optimizer import AdamW
-from newllm.training.precision import Precision, resolve
+from newllm.training.precision import Precision, autocast, resolve
 from newllm.training.trainer import Trainer
 
 
@@ -33,21 +34,38 @@ class Prepared:
     data: Dataset
     model: Transformer
 
+    @property
+    def counts(self) -> dict[str, float]:
+        """Metrics that are known without training: sizes of the model and of the data."""
+        parameters = list(self.model.parameters())
+        return {
+            "params/total": sum(one.numel() for one in parameters),
+            "params/trainable": sum(one.numel() for one in parameters if one.requires_grad),
+            **self.data.counts,
+        }
+
+    def subject(self) -> Subject:
+        """The model and its data, as evaluators see them."""
+        compute = partial(autocast, self.device, self.precision)
+        return Subject(self.model, self.data, self.device, compute, self.trainer.batch_size, self.cfg)
+
     def judge(self, ppl: float) -> str:
         """The verdict on a perplexity, by the table of eval.loss and this tokenizer's bytes per token."""
         return judge(self.cfg.eval, self.data.counts["data/bytes_per_token"], ppl)
 
 
-def prepare(cfg: DictConfig, *, rank: int = 0, threads: int | None = None) -> Prepared:
+def prepare(
+    cfg: DictConfig, *, rank: int = 0, threads: int | None = None, trained_length: int | None = None
+) -> Prepared:
     """Model and data of a configuration. Everything that can be wrong without reading text is checked before it.
 
     rank: which of the processes of trainer.devices this is. threads: what runtime.threads=auto comes to.
+    trained_length: tokens of the rows that the model has been trained on; None: those of data.seq_len.
     """
     runtime: Runtime = build(cfg.runtime)
     trainer: Trainer = build(cfg.trainer)
     optim: AdamW = build(cfg.optim)
-    for node in cfg.eval.values():
-        build(node)
+    evaluators = [build(node) for node in cfg.eval.values()]
     notes = []
     if threads not in (None, runtime.threads) and cfg.runtime.threads == "auto":
         notes.append(
@@ -60,11 +78,14 @@ def prepare(cfg: DictConfig, *, rank: int = 0, threads: int | None = None) -> Pr
         torch.cuda.set_device(device)
     runtime.apply(trainer.devices)
     with torch.device("meta"):
-        build_model(cfg, tokens=cfg.model.vocab_size or 64)
+        build_model(cfg, tokens=cfg.model.vocab_size or 64, seq_len=trained_length)
     build(cfg.logger, directory=run_directory(cfg))
 
     data = prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime)
-    model = build_model(cfg, data.tokenizer.vocab_size).to(device)
+    model = build_model(cfg, data.tokenizer.vocab_size, trained_length).to(device)
+    for evaluator in evaluators:
+        if hasattr(evaluator, "check"):  # of what this text and this model can be asked
+            evaluator.check(data, model)
     precision = resolve(trainer.precision, device)
     data.notes += notes
     if trainer.precision not in ("auto", precision):

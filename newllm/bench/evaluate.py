@@ -1,14 +1,20 @@
-"""Evaluation of long rows and of the reversal facts, against the way one writes it first; turns in one process.
+"""Evaluation of long rows and of the reversal facts: what encodings cost, what memory it takes, and both against the
+way one writes it first; turns in one process.
 
-Long rows: validation rows of `length` tokens, their losses as newllm's evaluators take them, against cross-entropy of
-all logits. Facts: every question with its right and wrong names, against rows padded to the longest and all logits.
-The model has new weights; the text is real. Peak memory counts tensors, the parameters among them.
+Encodings: the losses of a row of `length` tokens by models that differ in the encoding alone, against plain causal
+attention (nope). Memory: the peak of rows of a quarter, half and all of these tokens. Long rows: losses as
+newllm's evaluators take them, against cross-entropy of all logits. Facts: every question with its right and
+wrong names, against rows padded to the longest and all logits. The models have new weights; the text is real. Peak
+memory counts tensors, the parameters among them.
 
-  length   tokens of a long row      rounds   turns of each contestant     facts   the second part as well
+  length          tokens of the longest row           rounds   turns of each contestant
+  logits_length   tokens of the row that is also      facts    the last part as well
+                  scored by all its logits
 """
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,21 +28,27 @@ from newllm.build import build
 from newllm.config import compose
 from newllm.data import prepare
 from newllm.data.facts import ReversalFacts
+from newllm.evaluation.memory import row_bytes
 from newllm.evaluation.reversal import Sequence, answer, score
 from newllm.evaluation.subject import Subject
 from newllm.model import build_model
 from newllm.training.memory import peak_bytes
 from newllm.training.precision import autocast, resolve
 
-PURPOSE = "evaluation of long rows and of the reversal facts: time and memory against all logits"
-OPTIONS: dict[str, Any] = {"length": 16384, "rounds": 3, "facts": True}
+PURPOSE = "evaluation of long rows and of the reversal facts: encodings, memory, and against all logits"
+OPTIONS: dict[str, Any] = {"length": 16384, "logits_length": 8192, "rounds": 3, "facts": True}
 DEFAULTS = ["model=pythia_70m", "pos_encoding=alibi", "samples=10"]
+_ENCODINGS = ("nope", "rope", "alibi")  # the first is what the others are measured by
 _LABELS = {"newllm": "newllm", "all_logits": "all logits at once", "padded": "padded rows, all logits"}
 
 
-def measure(overrides: list[str], *, length: int, rounds: int, facts: bool) -> Result:
-    """long/tokens_per_second/<contestant>, long/peak_bytes/<contestant>, ratio/long, ratio/long_memory,
-    ratio/reversal, seconds/<contestant>/long and …/reversal of every round; largest differences of the nats."""
+def measure(overrides: list[str], *, length: int, logits_length: int, rounds: int, facts: bool) -> Result:
+    """ratio/<encoding>: time of a long row against nope's, lower is better; seconds/<encoding>/encoding.
+
+    memory/peak_bytes@<tokens>, memory/estimated_bytes@<tokens> (beside the weights), memory/bytes_per_token;
+    long/tokens_per_second/<contestant>, long/peak_bytes/<contestant>, ratio/long, ratio/long_memory; ratio/reversal;
+    seconds/<contestant>/long and …/reversal of every round; largest differences of the nats.
+    """
     cfg = compose([*overrides, f"seq_len={length}", "facts=none"])
     runtime = build(cfg.runtime)
     runtime.apply()
@@ -49,19 +61,76 @@ def measure(overrides: list[str], *, length: int, rounds: int, facts: bool) -> R
     result = Result(
         {
             "model": cfg.choices.model, "precision": precision, "device": str(device), "threads": runtime.threads,
-            "length": length, "rounds": rounds,
+            "length": length, "logits_length": min(length, logits_length), "rounds": rounds,
         },
         tables=[],
-        notes=[f"Medians of {rounds} rounds."],
+        notes=[f"Medians of {rounds} rounds. Times against nope are better when lower, 1.00 x is as fast."],
     )  # fmt: skip
-    _long(result, subject, rounds, shape)
+    row, labels = next(subject.batches(size=1))
+    _encodings(result, overrides, subject, row, labels, rounds, shape)
+    _memory(result, subject, row, labels, f"{shape}, {cfg.choices.pos_encoding}")
+    _long(result, subject, row[:, :logits_length], labels[:, :logits_length], rounds, shape)
     if facts:
         _facts(result, subject, rounds, shape)
     return result
 
 
-def _long(result: Result, subject: Subject, rounds: int, shape: str) -> None:
-    inputs, labels = next(subject.batches(size=1))
+def _encodings(
+    result: Result, overrides: list[str], subject: Subject, row: torch.Tensor, labels: torch.Tensor, rounds: int,
+    shape: str,
+) -> None:  # fmt: skip
+    """The losses of one row by each encoding, everything else the same."""
+    length = row.shape[1]
+    others = [word for word in overrides if not word.startswith(("pos_encoding=", "pos_encoding."))]
+    contestants = {}
+    for name in _ENCODINGS:
+        cfg = compose([*others, f"pos_encoding={name}", f"seq_len={length}", "facts=none"], unused_axes=True)
+        model = build_model(cfg, tokens=subject.data.tokenizer.vocab_size).to(subject.device).eval()
+        contestants[name] = partial(replace(subject, model=model).losses_of, row, labels)
+    seconds = alternate(contestants, rounds, calls=1)
+    rows = []
+    for name, times in seconds.items():
+        result.metrics[f"seconds/{name}/encoding"] = times
+        against = ""
+        if name != _ENCODINGS[0]:
+            found = ratio_metrics(f"ratio/{name}", times, seconds[_ENCODINGS[0]])
+            result.metrics |= found
+            against = "{:.2f} x ({:.2f} … {:.2f})".format(*found.values())
+        median = statistics.median(times)
+        rows.append([name, f"{median:.2f}", f"{length / median:,.0f}", against])
+    columns = ["encoding", "seconds", "tokens per second", f"time against {_ENCODINGS[0]} (min … max)"]
+    result.tables = [*result.tables, (f"Losses of a row of {length:,} tokens: {shape}", columns, rows)]
+
+
+def _memory(result: Result, subject: Subject, row: torch.Tensor, labels: torch.Tensor, shape: str) -> None:
+    """Peak memory of the losses of rows of a quarter, half and all of the tokens."""
+    metrics, length = result.metrics, row.shape[1]
+    lengths = [length // 4, length // 2, length]
+    with subject.computing() as cast:
+        held = [*subject.model.parameters(), *subject.model.buffers(), *cast.parameters(), row, labels]
+    weights = sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}.values())
+    rows = []
+    for tokens in lengths:
+        call = partial(subject.losses_of, row[:, :tokens], labels[:, :tokens])
+        peak = metrics[f"memory/peak_bytes@{tokens}"] = peak_bytes(partial(_discard, call), held, subject.device)
+        estimated = metrics[f"memory/estimated_bytes@{tokens}"] = row_bytes(subject.model, tokens)
+        squares = 4 * subject.model.heads * tokens**2
+        rows.append([f"{tokens:,}", *(f"{count / 1e6:,.0f}" for count in (peak, peak - weights, estimated, squares))])
+    steps = zip(lengths[1:], lengths, strict=False)
+    growth = [
+        (metrics[f"memory/peak_bytes@{more}"] - metrics[f"memory/peak_bytes@{less}"]) / (more - less)
+        for more, less in steps
+    ]
+    metrics["memory/bytes_per_token"] = growth[-1]
+    for line, each in zip(rows, ["", *(f"{each:,.0f}" for each in growth)], strict=True):
+        line.append(each)
+    columns = ["tokens", "MB at its peak", "beside the weights", "estimated", "T x T scores", "bytes a further token"]
+    result.tables = [*result.tables, (f"Memory of the losses of a row: {shape}", columns, rows)]
+
+
+def _long(
+    result: Result, subject: Subject, inputs: torch.Tensor, labels: torch.Tensor, rounds: int, shape: str
+) -> None:
     contestants = {
         "newllm": partial(subject.losses_of, inputs, labels),
         "all_logits": partial(_all_logits, subject, inputs, labels),

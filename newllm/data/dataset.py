@@ -14,8 +14,10 @@ from newllm.data.build_store import find_or_build
 from newllm.data.cache import cache_folder
 from newllm.data.corpora.base import Data
 from newllm.data.facts import NOT_SCORED, ReversalFacts
+from newllm.data.passkey import PasskeyRows
 from newllm.data.store import Store
 from newllm.data.tokenizer import Tokenizer
+from newllm.errors import ConfigError
 from newllm.seeding import stream
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Rows:
 
     starts: int64 [rows], the token each row begins at; its labels are the tokens one further on.
     inputs, labels: int64 [more rows, seq_len].
+    passkeys: which rows of the stream carry passkeys, and what they then are (None: none does).
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Rows:
         self.tokens, self.starts, self.seq_len = tokens, starts, seq_len
         self.inputs = none if inputs is None else inputs
         self.labels = none if labels is None else labels
+        self.passkeys: PasskeyRows | None = None
 
     def __len__(self) -> int:
         return len(self.starts) + len(self.inputs)
@@ -58,6 +62,8 @@ class Rows:
         streamed = indices < len(self.starts)
         places = self.starts[indices[streamed], None] + np.arange(self.seq_len + 1)  # (B, T + 1)
         window = self.tokens[places]
+        if self.passkeys is not None:
+            self.passkeys.write(window, indices[streamed])
         inputs[streamed], labels[streamed] = window[:, :-1], window[:, 1:]
         others = indices[~streamed] - len(self.starts)
         inputs[~streamed], labels[~streamed] = self.inputs[others], self.labels[others]
@@ -88,6 +94,20 @@ class Dataset:
     fingerprint: str
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def val_tokens(self) -> np.ndarray:
+        """The validation text as one run of token ids [N], in its order: the inputs of all rows and the last label.
+
+        Memory-mapped, in the store's dtype. Raises ConfigError where the rows do not follow one another in the text.
+        """
+        starts, length = self.val.starts, self.val.seq_len
+        if (np.diff(starts) != length).any():
+            raise ConfigError(
+                "rows longer than those of training need the validation text in one piece, and data.split=chunks "
+                "scatters it; type data.split=contiguous or data.split=document"
+            )
+        return self.val.tokens[int(starts[0]) : int(starts[-1]) + length + 1]
+
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Permutation of the training rows of an epoch; depends on nothing else, so a run resumes anywhere."""
         generator = np.random.Generator(np.random.PCG64(stream(seed, "order", epoch)))
@@ -113,6 +133,8 @@ def prepare(
     if facts is not None:
         train.inputs, train.labels, fact_notes = facts.rows(store.tokenizer, data.seq_len, seed)
         notes += fact_notes
+    if data.passkey:
+        train.passkeys = PasskeyRows(data.passkey, len(train.starts), data.seq_len, store.tokenizer)
     documents = {name: len(one.document_tokens) for name, one in store.streams.items()}
     counts = {
         "data/train_tokens": train.scored,
@@ -120,6 +142,7 @@ def prepare(
         "data/train_rows": len(train),
         "data/val_rows": len(val),
         "data/fact_rows": len(train.inputs),
+        "data/passkey_rows": 0 if train.passkeys is None else len(train.passkeys),
         "data/documents": sum(documents.values()),
         "data/val_documents_in_train_share": leak,
         "data/bytes_per_token": _bytes_per_token(val, store.tokenizer),
@@ -141,12 +164,13 @@ def split_rows(data: Data, store: Store) -> tuple[Rows, Rows, float, list[str]]:
         sides = {}
         for place, side in enumerate(("train", "val")):
             tokens = store.streams[side].tokens
-            count = data.rows[place] if data.rows else (len(tokens) - 1) // length
+            asked = data.rows[place] if data.rows else None
+            count = (len(tokens) - 1) // length if asked is None else asked
             sides[side] = Rows(tokens, np.arange(count) * length, length)
         return sides["train"], sides["val"], 0.0, []
     whole = store.streams["all"]
-    total = sum(data.rows) if data.rows else (len(whole.tokens) - 1) // length
-    validation = data.rows[1] if data.rows else int(data.val_fraction * total)
+    total = sum(filter(None, data.rows)) if data.rows else (len(whole.tokens) - 1) // length
+    validation = (data.rows[1] or 0) if data.rows else int(data.val_fraction * total)
     rows = _permutation(total, data.split_seed) if data.split == "chunks" else np.arange(total)
     starts = rows.astype(np.int64) * length
     train = Rows(whole.tokens, starts[: total - validation], length)
@@ -189,6 +213,7 @@ def _shared_documents(document_tokens: np.ndarray, train: np.ndarray, val: np.nd
 
 def _fingerprint(data: Data, store: Store, train: Rows) -> str:
     split = [data.split, data.split_seed, data.val_fraction, data.seq_len, data.rows]
+    split += [data.passkey] if data.passkey else []
     digest = hashlib.sha256(json.dumps([sorted(store.checksums.items()), split]).encode())
     digest.update(train.inputs.tobytes())
     digest.update(train.labels.tobytes())

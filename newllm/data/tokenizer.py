@@ -67,7 +67,13 @@ def identity(name: str) -> str:
 
 
 def pretrained(name: str, cache: Path) -> Tokenizer:
-    """The Hugging Face tokenizer `name` (or folder), kept in the cache so that transformers reads it only once."""
+    """The Hugging Face tokenizer `name` (or folder), kept in the cache so that transformers reads it only once.
+
+    The folder tokenizer/ of a run is taken as it is.
+    """
+    folder = Path(name).expanduser()
+    if (folder / ABOUT).is_file():
+        return Tokenizer.load(folder)
     from newllm.data.hub_tokenizer import load_with_transformers  # imports transformers only when called
 
     return cached(cache, key_of(rule=1, tokenizer=identity(name)), lambda: load_with_transformers(name))

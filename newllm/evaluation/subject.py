@@ -77,6 +77,15 @@ class Subject:
             self._cast = self._cast or cast_products(self.model, torch.get_autocast_dtype(device))
             yield self._cast
 
+    @contextmanager
+    def at_length(self, length: int) -> Iterator[None]:
+        """For inputs of `length` tokens: an inference-time scaling without a factor of its own takes theirs."""
+        self.model.position.adapt(length)
+        try:
+            yield
+        finally:
+            self.model.position.adapt(self.model.seq_len)
+
     def losses_of(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Nats of each label [B, T] in fp32, 0 where the label is -100.
 
@@ -113,12 +122,16 @@ class Subject:
         losses, mask = self.token_losses()
         return float(losses[mask].sum(dtype=np.float64) / np.log(2) / max(self.scored_bytes(), 1))
 
-    def diagnose(self, ppl: float) -> str:
-        """The verdict on a validation perplexity by the table of `eval.loss`, scaled to this tokenizer."""
+    def diagnose(self, ppl: float, bytes_per_token: float | None = None) -> str:
+        """The verdict on a perplexity by the table of `eval.loss`, scaled to this tokenizer.
+
+        bytes_per_token: of the text that the perplexity is of; None is the validation rows.
+        """
         node = OmegaConf.select(self.config, "eval.loss")
         options = {k: node[k] for k in ("verdicts", "reference") if k in node} if node else {}
-        mask = self.token_losses()[1]
-        return diagnose(ppl, self.scored_bytes() / max(int(mask.sum()), 1), **options)
+        if bytes_per_token is None:
+            bytes_per_token = self.scored_bytes() / max(int(self.token_losses()[1].sum()), 1)
+        return diagnose(ppl, bytes_per_token, **options)
 
 
 def evaluate(nodes: Mapping[str, Any] | None, subject: Subject) -> Iterator[Findings]:

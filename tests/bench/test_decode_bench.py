@@ -31,3 +31,7 @@ def test_evaluate_gives_the_plain_numbers_with_less():
     assert 0 < metrics["difference/reversal"] < 1e-5
     assert metrics["long/peak_bytes/newllm"] < metrics["long/peak_bytes/all_logits"]
     assert metrics["ratio/reversal"] > 0
+    for name in ("rope", "alibi"):
+        assert metrics[f"ratio/{name}"] == metrics[f"seconds/{name}/encoding"][0] / metrics["seconds/nope/encoding"][0]
+    steps = [metrics[f"memory/peak_bytes@{tokens}"] for tokens in (256, 512, 1024)]
+    assert steps[2] - steps[1] == pytest.approx(2 * (steps[1] - steps[0]), rel=0.05)  # linear

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from newllm.data import Dataset, Rows
 from newllm.data.split import Survey, choose_validation
+from newllm.errors import ConfigError
 
 Load = Callable[..., Dataset]
 
@@ -163,3 +164,16 @@ def test_tokenizer_never_sees_validation_text(load: Load, corpus: Path, tmp_path
     chosen = prefix(hash_order(found, np.ones(len(kept), dtype=bool)), found.sizes, 100_000)
     alone = train_bpe((kept[number] for number in sorted(chosen)), 512)
     assert alone.backend.get_vocab() == data.tokenizer.backend.get_vocab()
+
+
+@pytest.mark.parametrize("split", ["document", "contiguous"])
+def test_validation_text_is_one_run_of_tokens(load: Load, split: str) -> None:
+    data = load(split=split)
+    inputs, labels = data.val.arrays(np.arange(len(data.val)))
+    assert data.val_tokens.tolist() == [*inputs.reshape(-1).tolist(), int(labels[-1, -1])]
+    assert np.shares_memory(data.val_tokens, data.val.tokens)
+
+
+def test_scattered_validation_rows_are_no_text(load: Load) -> None:
+    with pytest.raises(ConfigError, match=r"data.split=chunks scatters it; type data.split=contiguous"):
+        _ = load(split="chunks").val_tokens

@@ -46,11 +46,17 @@ class Data:
     train: Rows
     val: Rows
     tokenizer: Bytes
+    val_tokens: np.ndarray
     facts: object = None
+    notes: list[str] = field(default_factory=list)
+
+
+def tokens_of(text: str) -> np.ndarray:
+    return np.array([*text.encode(), EOT], dtype=np.int64)
 
 
 def rows_of(text: str) -> Rows:
-    tokens = np.array([*text.encode(), EOT], dtype=np.int64)
+    tokens = tokens_of(text)
     count = (len(tokens) - 1) // LENGTH
     inputs = tokens[: count * LENGTH].reshape(count, LENGTH)
     labels = tokens[1 : count * LENGTH + 1].reshape(count, LENGTH).copy()
@@ -90,13 +96,14 @@ def make_config(encoding: str = "rope", attention: str = "mha") -> DictConfig:
 
 def make_subject(encoding: str = "rope", attention: str = "mha", batch_size: int = 4) -> Subject:
     config = make_config(encoding, attention)
-    train, val = rows_of(inspect.getsource(tokenize)), rows_of(inspect.getsource(textwrap)[:3001])
+    text = inspect.getsource(textwrap)[:3001]
+    train, val = rows_of(inspect.getsource(tokenize)), rows_of(text)
     val.labels[1, 5:9] = -100  # masked labels, at places of no special kind
     val.labels[-1, :] = -100
     val.labels[-1, 0] = EOT
     return Subject(
         model=build_model(config, tokens=257),
-        data=Data(train, val, Bytes()),  # type: ignore[arg-type]
+        data=Data(train, val, Bytes(), tokens_of(text)),  # type: ignore[arg-type]
         device=torch.device("cpu"),
         autocast=nullcontext,
         batch_size=batch_size,

@@ -1,0 +1,68 @@
+"""Retrieval by distance: nothing but the needle moves."""
+
+import re
+
+import numpy as np
+import pytest
+from retrieval import asked, copier, slow_nats, uniform
+
+from newllm.errors import ConfigError
+from newllm.evaluation import distance
+from newllm.evaluation.distance import Distance
+
+MARKER = re.compile(rb"<<PASS:[-\d]+>>")
+
+
+def test_the_key_stands_so_many_tokens_before_the_query(monkeypatch, subject):
+    evaluator = Distance(length="8x", distances=["1x", 40, "4x", "8x"], trials=3)
+    (trials,) = asked(monkeypatch, distance, evaluator, subject).values()
+    prompts = [bytes(trial.prompt) for trial in trials]
+    assert {len(trial.prompt) + len(one) for trial in trials for one in trial.candidates} == {257}
+    query = 257 - len("0-0-0-0-0>>") - len("<<PASS:")
+    back = [query - prompt.index(b"<<PASS:") for prompt in prompts]
+    assert back == [32] * 3 + [40] * 3 + [128] * 3 + [query - 1] * 3  # the last behind the row's first token
+    for trial in range(3):
+        same = prompts[trial::3]
+        assert len({MARKER.sub(b"", prompt) for prompt in same}) == 1
+        assert len({MARKER.search(prompt)[0] for prompt in same}) == 1
+        assert len(set(same)) == 4
+
+
+def test_numbers_are_those_of_full_logits(monkeypatch, subject):
+    evaluator = Distance(length=160, distances=[40, 120], trials=3)
+    (trials,) = asked(monkeypatch, distance, evaluator, subject).values()
+    found = evaluator(subject)
+    nats = np.array([[slow_nats(subject, trial.prompt, one) for one in trial.candidates] for trial in trials])
+    margins = (nats[:, 1] - nats[:, 0]).reshape(2, 3)
+    for row, margin, at in zip(found.tables["distance"], margins, (40, 120), strict=True):
+        assert (row["distance"], row["length"], row["trials"]) == (at, 160, 3)
+        assert row["margin"] == found.metrics[f"distance/margin@{at}"] == pytest.approx(margin.mean(), abs=1e-5)
+        assert row["accuracy"] == found.metrics[f"distance/accuracy@{at}"] == np.mean(margin > 0)
+
+
+def test_copying_finds_all_and_knowing_nothing_none():
+    subject = copier()
+    found = Distance(trials=2)(subject).metrics
+    assert [found[f"distance/accuracy@{at}"] for at in (32, 64, 96, 128, 160, 192, 256, 384, 512)] == [1] * 9
+    assert subject.model.lengths == [512, 64]
+    nothing = Distance(length="4x", distances=["1x"], trials=2)(uniform()).metrics
+    assert nothing == {"distance/accuracy@32": 0, "distance/margin@32": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": "4x"}, r"goes to 256 tokens, and rows have 128; type eval\.distance\.length=256"),
+        ({"distances": [17]}, "17 tokens, and the marker itself takes 18"),
+        ({"length": 4000, "distances": ["1x"]}, r"type eval\.distance\.length=3002"),
+    ],
+)
+def test_distances_that_cannot_be_are_refused_before_training(subject, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Distance(**options).check(subject.data, subject.model)
+
+
+@pytest.mark.parametrize("options", [{"distances": []}, {"trials": 0}, {"digits": 0}, {"length": "far"}])
+def test_options_are_checked(options):
+    with pytest.raises(ConfigError, match=r"eval\.distance"):
+        Distance(**options)

@@ -1,0 +1,345 @@
+"""Perplexity at other lengths: the published slices, one text at all lengths, sliding windows, positions, bounds."""
+
+import csv
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stand_in import make_subject
+
+import newllm
+from newllm.errors import ConfigError, RunError
+from newllm.evaluation import bounds, memory
+from newllm.evaluation.extrapolation import Extrapolation, measure
+from newllm.evaluation.lengths import parse
+from newllm.evaluation.memory import longest_row, row_bytes
+from newllm.evaluation.subject import Findings, Subject
+from newllm.model import build_model
+from newllm.run import run
+from newllm.training.memory import peak_bytes
+
+LENGTHS = [32, 64, 128, 256]  # 1x, 2x, 4x, 8x of the stand-in
+
+
+@torch.no_grad()
+def direct(subject: Subject, window: np.ndarray) -> np.ndarray:
+    """Nats float64 [L - 1] of a window of L tokens: all logits at once and torch's cross-entropy."""
+    ids = torch.from_numpy(np.asarray(window, dtype=np.int64))
+    logits = subject.model(ids[None, :-1])[0].double()
+    return torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").numpy()
+
+
+def table(found: Findings, protocol: str) -> dict[int, dict]:
+    return {row["length"]: row for row in found.tables["extrapolation"] if row["protocol"] == protocol}
+
+
+class Recorder:
+    """Notes what a subject is given to read, and for which lengths its encoding is set."""
+
+    def __init__(self, subject: Subject, monkeypatch: pytest.MonkeyPatch):
+        self.rows: list[tuple[np.ndarray, np.ndarray]] = []
+        self.adapted: list[int] = []
+        losses_of = subject.losses_of
+
+        def record(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            self.rows += zip(inputs.numpy().copy(), labels.numpy().copy(), strict=True)
+            assert self.adapted[-1] == inputs.shape[1] + 1
+            return losses_of(inputs, labels)
+
+        monkeypatch.setattr(subject, "losses_of", record)
+        monkeypatch.setattr(subject.model.position, "adapt", self.adapted.append)
+
+
+@pytest.mark.parametrize(("encoding", "attention"), [("rope", "mha"), ("alibi", "mla")])
+def test_slices_are_the_published_protocol(encoding, attention):
+    subject = make_subject(encoding, attention)
+    text = subject.data.val_tokens
+    found = Extrapolation()(subject)
+    lines = table(found, "slices")
+    assert list(lines) == LENGTHS
+    for length in LENGTHS:
+        chunks = [direct(subject, text[i * length : (i + 1) * length]).mean() for i in range(10)]
+        assert found.metrics[f"extrapolation/ppl@{length}"] == pytest.approx(math.exp(np.mean(chunks)), rel=1e-6)
+        line = lines[length]
+        assert line["loss"] == pytest.approx(np.mean(chunks), abs=1e-6)
+        assert line["se"] == pytest.approx(np.std(chunks, ddof=1) / math.sqrt(10), abs=1e-6)
+        assert (line["chunks"], line["tokens"]) == (10, 10 * (length - 1))
+        # Bytes are tokens here, and no end-of-text stands in these targets.
+        assert line["bytes"] == line["tokens"]
+        assert line["bits_per_byte"] == pytest.approx(np.mean(chunks) / math.log(2), abs=1e-6)
+
+
+def test_the_rows_read_are_those_of_the_text_to_the_byte(subject, monkeypatch):
+    text, record = subject.data.val_tokens, Recorder(subject, monkeypatch)
+    Extrapolation(lengths=[48, 128], chunks=7, tail=None, sliding=[])(subject)
+    assert len(record.rows) == 14
+    windows = [text[i * length : (i + 1) * length] for length in (48, 128) for i in range(7)]
+    for (inputs, labels), window in zip(record.rows, windows, strict=True):
+        np.testing.assert_array_equal(inputs, window[:-1])
+        np.testing.assert_array_equal(labels, window[1:])
+    assert record.adapted == [48, 32, 128, 32]  # the encoding is set for each length, then back
+
+
+def test_tail_scores_the_same_targets_with_growing_context(subject, monkeypatch):
+    text, record = subject.data.val_tokens, Recorder(subject, monkeypatch)
+    found = Extrapolation(chunks=5, tail=11, slices=False, positions=False, sliding=[])(subject)
+    assert len(record.rows) == 5 * len(LENGTHS)
+    for length in LENGTHS:
+        windows = [text[end - length : end] for end in range(256, 256 * 6, 256)]
+        losses = np.concatenate([direct(subject, window)[-11:] for window in windows])
+        assert found.metrics[f"extrapolation/tail_ppl@{length}"] == pytest.approx(math.exp(losses.mean()), rel=1e-6)
+        assert table(found, "tail")[length]["tokens"] == 55
+    targets = [labels[labels != -100] for _, labels in record.rows]
+    assert {len(one) for one in targets} == {11}  # and nothing else has logits
+    for place in range(5):
+        assert len({targets[place + 5 * length].tobytes() for length in range(len(LENGTHS))}) == 1
+    assert set(found.metrics) == {f"extrapolation/tail_ppl@{length}" for length in LENGTHS}
+
+
+def test_the_longest_windows_are_read_once_for_slices_and_tail(subject, monkeypatch):
+    alone = Extrapolation(slices=False, positions=False, sliding=[])(subject)
+    record = Recorder(subject, monkeypatch)
+    together = Extrapolation(sliding=[])(subject)
+    assert len(record.rows) == 10 * (2 * len(LENGTHS) - 1)
+    for name, value in alone.metrics.items():
+        assert together.metrics[name] == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_scaling_without_a_factor_takes_that_of_each_length(half):
+    """Also where weights are cast to bf16, in a copy of the model that shares the encoding's buffers."""
+
+    def measured(scaling: object) -> dict[str, float]:
+        subject = make_subject()
+        subject.config.pos_encoding.scaling = scaling
+        subject.model = build_model(subject.config, tokens=257)
+        if half:
+            subject.autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+        metrics = Extrapolation(lengths=["1x", "4x"], chunks=2, sliding=[])(subject).metrics
+        assert subject.model.position.inv_freq[0] == (0.25 if isinstance(scaling, dict) else 1)  # as it was before
+        return metrics
+
+    by_length, plain = measured("position_interpolation"), measured(None)
+    fixed = measured({"kind": "position_interpolation", "factor": 4})
+    for name in ("ppl", "tail_ppl"):
+        assert by_length[f"extrapolation/{name}@32"] == plain[f"extrapolation/{name}@32"]
+        assert by_length[f"extrapolation/{name}@128"] == fixed[f"extrapolation/{name}@128"]
+        assert by_length[f"extrapolation/{name}@128"] != plain[f"extrapolation/{name}@128"]
+
+
+def test_tail_is_at_most_half_of_the_shortest_length(subject):
+    found = Extrapolation()(subject)
+    assert {row["tokens"] for row in table(found, "tail").values()} == {10 * 16}
+    assert "the last 16 tokens" in "\n".join(line for line in found.body if isinstance(line, str))
+
+
+@pytest.mark.parametrize("stride", [None, 5])
+def test_sliding_windows_score_each_target_once_behind_enough_context(subject, monkeypatch, stride):
+    text, record = subject.data.val_tokens, Recorder(subject, monkeypatch)
+    found = Extrapolation(chunks=3, slices=False, tail=None, positions=False, sliding=["1x", "2x"], stride=stride)(
+        subject
+    )
+    read = 0
+    for window in (32, 64):
+        step = stride or window // 2
+        starts = range(64 + step - window, 64 * 4 - window + 1, step)
+        losses = [direct(subject, text[start : start + window])[-step:] for start in starts]
+        assert found.metrics[f"extrapolation/sliding_ppl@{window}"] == pytest.approx(
+            math.exp(np.mean(losses)), rel=1e-6
+        )
+        rows = record.rows[read : read + len(losses)]
+        read += len(losses)
+        scored = np.concatenate([labels[labels != -100] for _, labels in rows])
+        np.testing.assert_array_equal(scored, text[64 : 64 + len(scored)])
+        assert len(scored) > 3 * 64 - step
+        assert all((labels[: window - 1 - step] == -100).all() for _, labels in rows)
+    assert read == len(record.rows)
+
+
+def test_positions_recombine_to_the_slices_and_are_means_of_direct_losses(subject):
+    found = Extrapolation(lengths=["1x", 100], chunks=6)(subject)
+    for length in (32, 100):
+        bins = [row for row in found.tables["extrapolation_positions"] if row["length"] == length]
+        assert [(row["from"], row["to"]) for row in bins[:3]] == [(1, 2), (2, 4), (4, 8)]
+        assert (bins[-1]["from"], bins[-1]["to"]) == ((16, 32) if length == 32 else (64, 100))
+        tokens, loss = (np.array([row[column] for row in bins]) for column in ("tokens", "loss"))
+        line = table(found, "slices")[length]
+        assert tokens.sum() == line["tokens"]
+        assert (tokens * loss).sum() / tokens.sum() == pytest.approx(line["loss"], abs=1e-9)
+        text = subject.data.val_tokens
+        losses = np.array([direct(subject, text[i * length : (i + 1) * length]) for i in range(6)])
+        for row in bins:
+            each = losses[:, row["from"] - 1 : row["to"] - 1].mean(axis=1)  # target t has t tokens before it
+            assert row["loss"] == pytest.approx(each.mean(), abs=1e-6)
+            assert row["se"] == pytest.approx(each.std(ddof=1) / math.sqrt(6), abs=1e-6)
+            assert row["ppl"] == pytest.approx(math.exp(row["loss"]))
+
+
+def test_positions_alone_report_no_perplexity_at_lengths(subject):
+    found = Extrapolation(slices=False, tail=None, sliding=[])(subject)
+    assert list(found.tables) == ["extrapolation_positions"]
+    assert not found.metrics
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("not enough memory: you tried to allocate"), MemoryError()])
+def test_a_length_that_fails_leaves_the_numbers_of_the_others(subject, monkeypatch, failure):
+    undisturbed = Extrapolation()(subject)
+    losses_of, adapted = subject.losses_of, []
+
+    def fail(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if inputs.shape[1] > 200:
+            raise failure
+        return losses_of(inputs, labels)
+
+    monkeypatch.setattr(subject, "losses_of", fail)
+    monkeypatch.setattr(subject.model.position, "adapt", adapted.append)
+    found = Extrapolation()(subject)
+    lost = {"extrapolation/ppl@256", "extrapolation/tail_ppl@256"}
+    assert found.metrics == {name: ppl for name, ppl in undisturbed.metrics.items() if name not in lost}
+    for protocol in ("slices", "tail"):
+        line = table(found, protocol)[256]
+        assert line["failed"] == (str(failure) or "MemoryError")
+        assert "ppl" not in line
+        assert not table(found, protocol)[128]["failed"]
+    assert sum(isinstance(line, str) and line.startswith("FAILED: ") for line in found.body) == 2
+    assert adapted[-1] == 32
+    assert max(row["length"] for row in found.tables["extrapolation_positions"]) == 128
+
+
+def test_a_length_beyond_the_memory_at_hand_is_not_tried(subject, monkeypatch):
+    free = row_bytes(subject.model, 130)
+    monkeypatch.setattr(measure, "free_bytes", lambda device: free)
+    found = Extrapolation(sliding=[])(subject)
+    assert set(found.metrics) == {
+        f"extrapolation/{name}@{length}" for name in ("ppl", "tail_ppl") for length in LENGTHS[:3]
+    }
+    assert "are free on cpu" in table(found, "slices")[256]["failed"]
+
+
+def test_a_loss_that_is_not_finite_is_a_failure_and_nothing_measured_an_error(subject):
+    with torch.no_grad():
+        subject.model.final_norm.weight.fill_(math.nan)
+    with pytest.raises(RunError, match=r"measured nothing: slices of 32 tokens: its loss is not finite"):
+        Extrapolation()(subject)
+
+
+def test_lengths_beyond_the_text_are_refused_before_training(subject):
+    with pytest.raises(ConfigError, match=r"rows of 4,000 tokens, .* room for 3,002: .*=\[32,64\], or give more text"):
+        Extrapolation(lengths=["1x", 4000, 64]).check(subject.data, subject.model)
+    with pytest.raises(ConfigError, match=r"sliding asks for rows of 2,500 tokens, .* room for 2,001"):
+        Extrapolation(sliding=[2500]).check(subject.data, subject.model)
+    assert not subject.data.notes
+    Extrapolation(lengths=["1x", 1000], sliding=[]).check(subject.data, subject.model)
+    assert subject.data.notes[0].endswith("there are 3 windows of 1,000")
+    assert table(Extrapolation(lengths=["1x", 1000])(subject), "tail")[32]["chunks"] == 3
+
+
+def test_lengths_beyond_a_table_of_positions_are_refused(small_model, subject):
+    learned = small_model("learned", "mha", "seq_len=64")
+    with pytest.raises(
+        ConfigError, match=r"512 tokens, and pos_encoding has values for 64 positions: .*=\[64\], or train"
+    ):
+        Extrapolation().check(subject.data, learned)
+    Extrapolation(lengths=["0.5x", "1x"]).check(subject.data, learned)
+    Extrapolation().check(subject.data, small_model("sinusoidal", "mha", "seq_len=64"))
+
+
+def test_lengths_beyond_the_memory_are_refused_with_the_longest_that_fits(subject, monkeypatch):
+    free = row_bytes(subject.model, 200)
+    assert longest_row(subject.model, free) == 200
+    monkeypatch.setattr(bounds, "free_bytes", lambda device: free)
+    with pytest.raises(
+        ConfigError, match=r"256 tokens, and one takes .* the longest that fits has 200; .*\[32,64,128\]"
+    ):
+        Extrapolation().check(subject.data, subject.model)
+    monkeypatch.setattr(bounds, "free_bytes", lambda device: None)  # a system that does not say
+    Extrapolation().check(subject.data, subject.model)
+
+
+@pytest.mark.parametrize(("encoding", "attention"), [("alibi", "gqa"), ("rope", "mla")])
+def test_the_estimate_of_memory_holds_and_the_peak_grows_linearly(encoding, attention):
+    subject = make_subject(encoding, attention)
+    text = torch.from_numpy(np.resize(subject.data.val_tokens, 6145))[None]
+    peaks = []
+    for length in (2048, 4096, 6144):
+        held = [*subject.model.parameters(), *subject.model.buffers(), text]
+
+        def read(length: int = length) -> None:
+            subject.losses_of(text[:, :length], text[:, 1 : length + 1])
+
+        peaks.append(peak_bytes(read, held, subject.device) - sum(tensor.nbytes for tensor in held))
+        assert peaks[-1] < row_bytes(subject.model, length) < 8 * peaks[-1] + memory._TILES
+    assert peaks[2] - peaks[1] == pytest.approx(peaks[1] - peaks[0], rel=0.05)
+
+
+def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemFree:  5 kB\nMemAvailable:    7 kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    assert memory.free_bytes(torch.device("cpu")) == 7 * 1024
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
+    assert memory.free_bytes(torch.device("cpu")) is None
+
+
+def test_lengths_are_tokens_or_multiples():
+    assert parse(["4x", 100, "1x", "0.5x", 128], 128, "o") == [64, 100, 128, 512]
+    for wrong in ("x4", "4", "2048 tokens", "-1x"):
+        with pytest.raises(ConfigError, match=r"o must be tokens or multiples of the training length, as in"):
+            parse([wrong], 128, "o")
+    for short in (1, -5, 0, "0.01x"):
+        with pytest.raises(ConfigError, match=r"o must be 2 tokens or more each"):
+            parse([short], 128, "o")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": []}, "must have one length at least"),
+        ({"lengths": ["2k"]}, r"eval.extrapolation.lengths must be tokens or multiples .* got '2k'"),
+        ({"sliding": ["x"]}, "eval.extrapolation.sliding must be tokens or multiples"),
+        ({"chunks": 0}, "eval.extrapolation.chunks must be at least 1"),
+        ({"tail": 0}, "eval.extrapolation.tail must be at least 1"),
+        ({"stride": -1}, "eval.extrapolation.stride must be at least 1"),
+        ({"slices": False, "tail": None, "positions": False, "sliding": []}, "all its parts off"),
+    ],
+)
+def test_options_out_of_their_domain(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Extrapolation(**options)
+
+
+def test_a_stride_is_shorter_than_its_window(subject):
+    with pytest.raises(ConfigError, match=r"stride must be smaller than the window of 32 tokens .* got 32"):
+        Extrapolation(stride=32).check(subject.data, subject.model)
+
+
+SMALL = [
+    "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", "batch_size=8", "epochs=1",
+    "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=64", "runtime.threads=1",
+    "eval=[extrapolation]",
+]  # fmt: skip
+
+
+def test_a_run_leaves_metrics_and_tables(tmp_path: Path) -> None:
+    words = ["eval.extrapolation.lengths=[1x,4x]", "eval.extrapolation.chunks=3", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert run(newllm.compose([*SMALL, *words])) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    names = {"ppl@32", "ppl@128", "tail_ppl@32", "tail_ppl@128", "sliding_ppl@32"}
+    assert {name for name in results if name.startswith("extrapolation/")} == {f"extrapolation/{n}" for n in names}
+    with open(tmp_path / "run" / "tables" / "extrapolation.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["length"], line["protocol"]) for line in lines] == [
+        ("32", "slices"), ("32", "tail"), ("128", "slices"), ("128", "tail"), ("32", "sliding"),
+    ]  # fmt: skip
+    assert float(lines[2]["ppl"]) == results["extrapolation/ppl@128"]
+    assert (tmp_path / "run" / "tables" / "extrapolation_positions.csv").exists()
+
+
+def test_a_run_that_asks_for_too_much_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    cfg = newllm.compose([*SMALL, "eval.extrapolation.lengths=[1x,4096]", f"hydra.run.dir={tmp_path / 'run'}"])
+    with pytest.raises(ConfigError, match=r"rows of 4,096 tokens, and the validation text has room for 513"):
+        run(cfg)
+    assert not (tmp_path / "run").exists()
