@@ -4,13 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from newllm.config import compose
+    from newllm.again import evaluate_run
+    from newllm.config.compose import compose
     from newllm.model import build_model
     from newllm.results import load_run
 
-__all__ = ["build_model", "compose", "load_run"]
+__all__ = ["build_model", "compose", "evaluate_run", "load_run"]
 
-_HOMES = {"build_model": "newllm.model", "compose": "newllm.config", "load_run": "newllm.results"}
+_HOMES = {
+    "build_model": "newllm.model",
+    "compose": "newllm.config",
+    "evaluate_run": "newllm.again",
+    "load_run": "newllm.results",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,13 +5,11 @@ another, and newllm.pack those of several runs at once.
 """
 
 import errno
-import json
 import signal
 import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -22,9 +20,9 @@ from newllm.build import build
 from newllm.config import differences, effective, run_directory, signature
 from newllm.console import Console
 from newllm.errors import ConfigError, NewllmError, RunError
-from newllm.evaluation import Findings, Subject, evaluate
+from newllm.evaluation import Findings, evaluate
 from newllm.prepare import Prepared, judge, prepare
-from newllm.results.environment import describe
+from newllm.results.environment import Before, before, describe
 from newllm.results.reference import findings as reference_findings
 from newllm.results.run_directory import RunDirectory
 from newllm.training import causality, display
@@ -32,7 +30,6 @@ from newllm.training.checkpoint import load_weights
 from newllm.training.distributed import team
 from newllm.training.loggers import Guarded
 from newllm.training.loop import Loop, Steps, alone
-from newllm.training.precision import autocast
 from newllm.training.signals import Interrupted, Signals
 
 
@@ -55,21 +52,21 @@ def steps(cfg: DictConfig, signals: Signals, beside: int = 0) -> Steps[int]:
     directory = RunDirectory(run_directory(cfg))
     _refuse_other_configuration(cfg, directory)
     console = Console(bar=cfg.runtime.progress and not beside)
-    if _is_done(directory):
+    if directory.is_done():
         _show_stored(console, directory)
         return 0
     queued = directory.status().get("state") == "queued"
     try:
-        before = _before(directory)
-        prepared = prepare(cfg, threads=before.threads if before else None)
+        begun = _begun(directory)
+        prepared = prepare(cfg, threads=begun.threads if begun else None)
         with directory.locked():
             _refuse_other_configuration(cfg, directory)
-            if _is_done(directory):  # by another process, while this one prepared
+            if directory.is_done():  # by another process, while this one prepared
                 _show_stored(console, directory)
                 return 0
             if queued and directory.status().get("state") == "interrupted":  # cancelled meanwhile
                 raise Interrupted(signal.SIGTERM)
-            yield from _attempt(prepared, directory, console, signals, began, beside, before)
+            yield from _attempt(prepared, directory, console, signals, began, beside, begun)
     except Interrupted as stop:
         console.line(f"{stop}. The same command goes on from here.", style="bold")
         return stop.exit_status
@@ -85,7 +82,7 @@ def _attempt(
     signals: Signals,
     began: float,
     beside: int,
-    before: "Before | None",
+    begun: Before | None,
 ) -> Steps[None]:
     """Train and evaluate in a directory that is ours; leaves the state done, interrupted or failed."""
     directory.write_config(effective(p.cfg))
@@ -95,7 +92,7 @@ def _attempt(
         logger = Guarded(build(p.cfg.logger, directory=directory.path), console.line)
         device_name = torch.cuda.get_device_name(p.device) if p.device.type == "cuda" else str(p.device)
         environment = describe(device=device_name, threads=p.runtime.threads, precision=p.precision)
-        environment["compiled"] = before.compiled if before else False
+        environment["compiled"] = begun.compiled if begun else False
         directory.write_environment(environment)
         directory.tokenizer.mkdir(exist_ok=True)
         p.data.tokenizer.save(directory.tokenizer)
@@ -126,7 +123,7 @@ def _attempt(
             if loop.resume():
                 console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
             together = beside > 0 or p.trainer.devices > 1
-            if not together and loop.compile(before.compiled if before else p.runtime.compile):
+            if not together and loop.compile(begun.compiled if begun else p.runtime.compile):
                 directory.write_environment({**environment, "compiled": True})
             yield from loop.train()
         results = _measure(p, directory, console, loop)
@@ -157,25 +154,9 @@ def _lost(directory: RunDirectory, reason: str) -> None:
     print(f"newllm: {reason}", file=sys.stderr, flush=True)
 
 
-@dataclass(frozen=True)
-class Before:
-    """What the attempt whose checkpoint a run goes on from has settled, since it moves the last bits of numbers."""
-
-    threads: int
-    compiled: bool
-
-
-def _before(directory: RunDirectory) -> Before | None:
-    if not directory.last_checkpoint.exists() or not directory.environment_file.exists():
-        return None
-    try:
-        environment = json.loads(directory.environment_file.read_text(encoding="utf-8"))
-        return Before(int(environment["threads"]), bool(environment["compiled"]))
-    except (ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{directory.environment_file} does not say with how many threads this run began, or whether compiled "
-            f"({error}); delete that file to go on as a new run would"
-        ) from None
+def _begun(directory: RunDirectory) -> Before | None:
+    """What the attempt has settled whose checkpoint this run goes on from."""
+    return before(directory.environment_file) if directory.last_checkpoint.exists() else None
 
 
 def _full_disk(error: BaseException, directory: RunDirectory) -> RunError | None:
@@ -197,11 +178,8 @@ def _measure(p: Prepared, directory: RunDirectory, console: Console, loop: Loop)
     console.line(f"Best: epoch {progress.best_epoch}. Evaluated: {p.trainer.eval_weights} weights (epoch {epoch}).")
 
     line = progress.history[epoch - 1]
-    counted = list(p.model.parameters())
     results: dict[str, float] = {
-        "params/total": sum(q.numel() for q in counted),
-        "params/trainable": sum(q.numel() for q in counted if q.requires_grad),
-        **p.data.counts,
+        **p.counts,
         **{name: line[name] for name in ("train/loss", "train/ppl", "val/loss", "val/ppl")},
         "val/best_ppl": progress.history[(progress.best_epoch or epoch) - 1]["val/ppl"],
         "val/best_epoch": progress.best_epoch or 0,
@@ -209,9 +187,7 @@ def _measure(p: Prepared, directory: RunDirectory, console: Console, loop: Loop)
         "memory/peak_bytes": progress.peak_bytes or 0,
         "speed/train_tokens_per_second": progress.trained_tokens / max(progress.seconds, 1e-9),
     }
-    compute = partial(autocast, p.device, p.precision)
-    subject = Subject(p.model, p.data, p.device, compute, p.trainer.batch_size, p.cfg)
-    for findings in evaluate(p.cfg.eval, subject):
+    for findings in evaluate(p.cfg.eval, p.subject()):
         results |= findings.metrics
         _show(console, directory, findings)
     published = reference_findings(p.cfg, results)
@@ -240,10 +216,6 @@ def _header(p: Prepared, directory: RunDirectory, console: Console, steps: int) 
         parameters=sum(q.numel() for q in p.model.parameters()),
         steps=steps,
     )
-
-
-def _is_done(directory: RunDirectory) -> bool:
-    return directory.status().get("state") == "done" and directory.results_file.exists()
 
 
 def _show_stored(console: Console, directory: RunDirectory) -> None:

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -35,8 +35,8 @@ could not reach all; 2 for bad input; with --retry, that of the sweep.
   folder    DIR
   runs      list; of each: name, path, sweep, state (queued, running, done, failed, interrupted, unreadable), attended
             (a launcher or SLURM has it in hand), attempt, step, steps, epoch, loss, val_ppl, tokens_per_second,
-            seconds (of the latest attempt), seconds_left, host, pid, slurm (job id), slurm_state, updated, error;
-            null where not known
+            seconds (of the latest attempt), seconds_left, host, pid, slurm (job id), slurm_state, updated, error,
+            evaluated_from (of an evaluation under other settings: the run's name); null where not known
   counts    state -> number of runs
   launches  list, oldest first; of each: sweep, file, backend, launcher (its options), policy, host, pid, alive,
             started, ended, runs
@@ -131,9 +131,17 @@ def _chosen(folder: Path, words: Sequence[str]) -> Sweeps:
 
 
 def _survey(sweeps: Sweeps) -> dict[Path, list["Line"]]:
+    """The runs, and after each its evaluations under other settings."""
+    from newllm.sweep.runs import runs_in
     from newllm.sweep.state import survey
 
-    return {sweep: survey(sweep, runs) for sweep, runs in sweeps.items()}
+    def with_evaluations(runs: list[Path]) -> Iterator[Path]:
+        for run in runs:
+            yield run
+            if (run / "evaluations").is_dir():
+                yield from runs_in(run / "evaluations")
+
+    return {sweep: survey(sweep, with_evaluations(runs)) for sweep, runs in sweeps.items()}
 
 
 def _status(surveyed: dict[Path, list["Line"]]) -> int:

@@ -15,6 +15,7 @@ from newllm.errors import ConfigError
 
 SCHEMA = 1  # raised when the same configuration comes to mean other numbers
 NEVER_CHANGE_A_NUMBER = ("choices", "runtime", "logger")
+ABSENT = "absent"
 
 
 def effective(cfg: DictConfig) -> dict[str, Any]:
@@ -70,6 +71,12 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     return "-".join(parts) + seed
 
 
+def folder_name(said: Sequence[str], cfg: Mapping[str, Any]) -> str:
+    """``scaling-yarn-s42-1a2b3c4d``: what an evaluation `said` to be otherwise, the seed and the signature."""
+    parts = ["-".join(map(_safe, part.split("=", 1))) for part in said]
+    return f"{'-'.join(parts)[:60].rstrip('-')}-s{cfg['trainer']['seed']}-{signature(cfg)}"
+
+
 def path_fingerprint(path: str) -> str:
     """Names and sizes of the files of a corpus, as a hash."""
     from newllm.data.corpora import path_fingerprint
@@ -91,9 +98,14 @@ def run_directory(cfg: DictConfig, root: str | Path = "outputs/runs") -> Path:
 
 def differences(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> list[str]:
     """``key: value in a != value in b`` for all that may change a number."""
+    return [f"{key}: {one} != {two}" for key, (one, two) in changed(a, b).items()]
+
+
+def changed(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key -> value in a, value in b (`ABSENT` where there is none), for all that may change a number."""
     one, two = _flat(_content(a)), _flat(_content(b))
     keys = [key for key in sorted({*one, *two}) if canonical(one.get(key, ())) != canonical(two.get(key, ()))]
-    return [f"{key}: {one.get(key, 'absent')} != {two.get(key, 'absent')}" for key in keys]
+    return {key: (one.get(key, ABSENT), two.get(key, ABSENT)) for key in keys}
 
 
 def _content(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:

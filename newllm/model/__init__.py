@@ -6,11 +6,11 @@ from newllm.build import build
 from newllm.model.transformer import Transformer
 
 
-def build_model(cfg: DictConfig, tokens: int | None = None) -> Transformer:
+def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None = None) -> Transformer:
     """The model of a composed configuration, weights drawn from its seed.
 
     tokens: size of the tokenizer; by default read off the configuration (a Hugging Face tokenizer is opened for it
-    unless model.vocab_size says enough).
+    unless model.vocab_size says enough). seq_len: the training length, where it is not that of the data.
     """
     if tokens is None:
         from newllm.data import vocab_size
@@ -21,7 +21,7 @@ def build_model(cfg: DictConfig, tokens: int | None = None) -> Transformer:
         attention=OmegaConf.to_container(cfg.attention, resolve=True),
         pos_encoding=OmegaConf.to_container(cfg.pos_encoding, resolve=True),
         tokens=tokens,
-        seq_len=cfg.data.seq_len,
+        seq_len=seq_len or cfg.data.seq_len,
         seed=cfg.trainer.seed,
     )
 

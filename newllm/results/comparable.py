@@ -69,6 +69,7 @@ def tokenizer_of(config: Mapping[str, Any]) -> str:
 
 def _identity(config: Mapping[str, Any], tokens: float | None, bytes_per_token: float | None) -> dict[str, Any]:
     flat = flatten(config["data"], "data")
+    flat.pop("data.passkey", None)  # of training rows only
     tokenizer = str(flat.get("data.tokenizer"))
     if tokenizer != "auto":
         flat |= {"data.tokenizer": tokenizer if tokenizer.count("/") == 1 else Path(tokenizer).name}

@@ -6,11 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import newllm
+from newllm.errors import ConfigError
 
 CODE = "_code.json"  # in a copy of the package: what it was copied from
 
@@ -25,7 +26,7 @@ def describe(*, device: str, threads: int, precision: str) -> dict[str, Any]:
     return {
         "command": [sys.executable, *sys.orig_argv[1:]],
         "folder": os.getcwd(),
-        "git": git_state(Path(newllm.__file__).resolve().parent),
+        "git": git_state(Path(__file__).resolve().parents[1]),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "device": device,
@@ -35,6 +36,29 @@ def describe(*, device: str, threads: int, precision: str) -> dict[str, Any]:
         "host": platform.node(),
         "platform": platform.platform(),
     }
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a run's latest attempt has settled, since it moves the last bits of numbers."""
+
+    threads: int
+    compiled: bool
+    precision: Literal["fp32", "bf16"]
+
+
+def before(file: Path) -> Before | None:
+    """Of an environment.json, None where there is none. ConfigError if it does not say."""
+    if not file.exists():
+        return None
+    try:
+        noted = json.loads(file.read_text(encoding="utf-8"))
+        return Before(int(noted["threads"]), bool(noted["compiled"]), noted["precision"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{file} does not say with how many threads and in which precision this run began, or whether compiled "
+            f"({error}); delete that file to go on as a new run would"
+        ) from None
 
 
 def git_state(folder: Path) -> dict[str, str | None] | None:

@@ -11,14 +11,15 @@ import yaml
 
 from newllm.config.identity import signature
 from newllm.errors import ConfigError
-from newllm.results.run_directory import LOADER, RunDirectory
+from newllm.results.run_directory import LOADER, RunDirectory, evaluated_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-FIXED = ("run", "path", "sweep", "state", "signature", "seed", "overrides", "config", "error")
+FIXED = ("run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "overrides", "config", "error")
+OBJECTS = ("overrides", "config", "error")  # columns of FIXED that come last, since they are wide
 NEEDED = ("choices", "data", "model", "pos_encoding", "attention", "optim", "trainer", "eval")
 
 _TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # where a key of the outermost mapping begins
@@ -32,10 +33,15 @@ class _Unreadable(Exception):
 def load_runs(path: Paths) -> "pd.DataFrame":
     """One row per run directory at or below `path` (a folder, or a list of folders). Reads no checkpoint.
 
-    Columns: ``run`` (folder name), ``path``, ``sweep`` (the folder it is in), ``state``, ``signature``, ``seed``,
-    ``overrides`` (list of str), ``config`` (effective configuration; parts of it are shared between rows, so copy
-    before changing one), ``error``; a column per group with its choice (a list joined by ``+``); a column per axis
-    with its value, missing where the run does not use it; and a column per metric, float64, under its name.
+    An evaluation of a run under other settings (in the run's folder evaluations/) is a row as well: with those settings
+    in ``config``, what they are in the column ``evaluated``, and in ``evaluated_from`` the name of the run, which is
+    missing in the rows of runs. Evaluations that only add metrics add them to the run's own row.
+
+    Columns: ``run`` (folder name), ``path``, ``sweep`` (the folder it is in), ``evaluated_from``, ``state``,
+    ``signature``, ``seed``, ``overrides`` (list of str), ``config`` (effective configuration; parts of it are shared
+    between rows, so copy before changing one), ``error``; a column per group with its choice (a list joined by ``+``);
+    a column per axis with its value, missing where the run does not use it; and a column per metric, float64, under
+    its name.
 
     ``state`` is the observed one; runs that are not done are rows without metrics. A directory that cannot be read
     has state ``unreadable`` and the reason in ``error``, which otherwise says why a run failed.
@@ -48,19 +54,20 @@ def load_runs(path: Paths) -> "pd.DataFrame":
     rows = [read.row(folder) for folder in find_runs(path)]
     metrics = list(dict.fromkeys(name for _, _, results in rows for name in results))
     named = list(dict.fromkeys(name for _, named, _ in rows for name in named if name not in FIXED))
-    columns: dict[str, Any] = {name: [fixed[name] for fixed, _, _ in rows] for name in FIXED[:7]}
+    columns: dict[str, Any] = {name: [fixed[name] for fixed, _, _ in rows] for name in FIXED if name not in OBJECTS}
     columns["seed"] = pd.array(columns["seed"], dtype="Int64")
     columns |= {name: [row.get(name) for _, row, _ in rows] for name in named}
     nan = float("nan")
     columns |= {name: [results.get(name, nan) for *_, results in rows] for name in metrics}
-    columns |= {name: pd.Series([fixed[name] for fixed, _, _ in rows], dtype=object) for name in FIXED[7:]}
+    columns |= {name: pd.Series([fixed[name] for fixed, _, _ in rows], dtype=object) for name in OBJECTS}
     return pd.DataFrame(columns)
 
 
 def find_runs(path: Paths) -> list[Path]:
-    """The run directories (folders with a config.yaml) at or below `path`, in order of name, each once.
+    """The run directories (folders with a config.yaml) at or below `path`, in order of name, each once; after each run
+    the folders of its evaluations.
 
-    Neither run directories nor folders whose name begins with a dot are searched. ConfigError for a path that
+    Nothing else in run directories is searched, nor folders whose name begins with a dot. ConfigError for a path that
     does not exist.
     """
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
@@ -82,8 +89,11 @@ def read_yaml(path: Path) -> Any:
 def _walk(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         if "config.yaml" in files:
-            folders.clear()
             yield Path(folder)
+            if "evaluations" in folders:
+                inside = sorted(Path(folder, "evaluations").glob("[!.]*/config.yaml"))
+                yield from (file.parent for file in inside)
+            folders.clear()
         else:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
 
@@ -93,19 +103,24 @@ class _Reader:
 
     def __init__(self) -> None:
         self._parts: dict[str, dict[Any, Any]] = {}
+        self._evaluators: dict[str, dict[str, Any]] = {}
 
     def row(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
         """Fixed columns, choices and axes, metrics."""
         fixed: dict[str, Any] = dict.fromkeys(FIXED)
-        fixed |= {"run": folder.name, "path": str(folder), "sweep": str(folder.parent), "overrides": [], "config": {}}
+        origin = evaluated_run(folder) if folder.parent.name == "evaluations" else None
+        sweep = folder.parent.parent.parent if origin else folder.parent
+        fixed |= {"run": folder.name, "path": str(folder), "sweep": str(sweep), "overrides": [], "config": {}}
+        fixed["evaluated_from"] = origin.name if origin else None
         results: dict[str, float] = {}
         named: dict[str, Any] = {}
         try:
             config = self._config(folder)
             fixed |= {"config": config, "overrides": [str(line) for line in config.get("overrides") or []]}
             fixed["seed"] = config["trainer"]["seed"]
-            named = {**_choices(config), **_axes(config)}
             fixed["signature"] = _signature(folder, config)
+            fixed["config"] = config = self._with_later_evaluators(folder, config)
+            named = {**_choices(config), **_axes(config)}
             status = _json(folder / "status.json", required=False)
             fixed["state"], fixed["error"] = _state(folder, status), status.get("error")
             if fixed["state"] == "done":
@@ -113,6 +128,23 @@ class _Reader:
         except (_Unreadable, ConfigError, OSError, OverflowError) as error:
             fixed |= {"state": "unreadable", "error": str(error)}
         return fixed, named, results
+
+    def _with_later_evaluators(self, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration with the evaluators that evaluations after the run have added."""
+        file = folder / "evaluations.jsonl"
+        if not file.exists():
+            return config
+        added: dict[str, Any] = {}
+        for line in _text(file).splitlines():
+            try:
+                added |= json.loads(line)["eval"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise _Unreadable(f"evaluations.jsonl has a line that is none ({_first_line(error)})") from None
+        whole = {**added, **config["eval"]}
+        mark = json.dumps(whole, sort_keys=True)
+        names = list(dict.fromkeys([*(config["choices"].get("eval") or []), *whole]))
+        choices = {**config["choices"], "eval": names}
+        return {**config, "eval": self._evaluators.setdefault(mark, whole), "choices": choices}
 
     def _config(self, folder: Path) -> dict[str, Any]:
         text = _text(folder / "config.yaml")

@@ -72,8 +72,8 @@ def groups(frame: "pd.DataFrame", by: Sequence[str] | None = None, without: Sequ
     """The finished runs of `frame` (from `load_runs`) in groups, sorted by what differs.
 
     By default, runs that are equal but for seeds and for what never changes a number are together. by: group by
-    these keys instead: choices (``attention``), axes (``kv_dim``) or settings (``optim.lr``). without: settings
-    (``data.samples``) that do not separate groups.
+    these keys instead: choices (``attention``), axes (``kv_dim``) or settings (``optim.lr``); evaluations under other
+    settings than those of training stay apart. without: settings (``data.samples``) that do not separate groups.
 
     Raises ConfigError for an unknown key in `by`.
     """
@@ -82,6 +82,8 @@ def groups(frame: "pd.DataFrame", by: Sequence[str] | None = None, without: Sequ
         return []
     stored = frame["config"].tolist()
     configs = [stored[row] for row in done]
+    if by and any("evaluated" in config["choices"] for config in configs):
+        by = list(dict.fromkeys([*by, "evaluated"]))  # a run and its evaluations under other settings are never one
     settings = Settings(configs)
     marks = _by(configs, settings, by) if by else settings.identities(without)
     members: dict[Any, list[int]] = {}
@@ -102,7 +104,7 @@ def groups(frame: "pd.DataFrame", by: Sequence[str] | None = None, without: Sequ
         Group(name, settings, frame, done[places])
         for name, settings, places in zip(names, known, members.values(), strict=True)
     ]
-    return sorted(made, key=lambda group: [_order(value) for value in group.settings.values()])
+    return sorted(made, key=_place)
 
 
 def find(among: Sequence[Group], wanted: str) -> Group:
@@ -200,6 +202,12 @@ def _mean(values: Sequence[float], metric: str) -> float:
     if scale_of(metric) == "log" and min(values) > 0:
         return float(np.exp(np.mean(np.log(values))))
     return float(np.mean(values))
+
+
+def _place(group: Group) -> list[tuple[int, float, str]]:
+    """Where a group stands among others: by its settings; a run before its evaluations under other settings."""
+    settings = {**group.settings, "evaluated": group.settings.get("evaluated") or ""}
+    return [_order(value) for value in settings.values()]
 
 
 def _order(value: Any) -> tuple[int, float, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from newllm.results.settings import Flat, canonical, varying
 
 NAMED_BY_VALUE = ("pos_encoding", "attention", "model", "data")  # choices that say by themselves what they are
-NOT_NAMED = ("experiment", "runtime", "logger")  # sets of choices, and what never changes a number
+NOT_NAMED = ("experiment", "runtime", "logger", "eval")  # sets of choices, and what makes no other run
 SEPARATOR = " · "
 
 
@@ -29,7 +29,8 @@ def labels(configs: Sequence[Mapping[str, Any]], flats: Sequence[Flat]) -> list[
     _tell_apart(parts, flats)
     if len(parts) == 1 and not parts[0]:
         parts = [[say_choice(name, chosen[0][name]) for name in NAMED_BY_VALUE[:2] if name in chosen[0]]]
-    return _numbered([SEPARATOR.join(part) or "the others" for part in parts])
+    rest = "as trained" if "evaluated" in names else "the others"
+    return _numbered([SEPARATOR.join(part) or rest for part in parts])
 
 
 def labels_by(by: Sequence[str], values: Sequence[Sequence[Any]], choices: Sequence[str]) -> list[str]:
@@ -38,8 +39,8 @@ def labels_by(by: Sequence[str], values: Sequence[Sequence[Any]], choices: Seque
 
     def part(key: str, value: Any) -> str:
         if value is None:
-            return f"no {short[key]}"
-        return say_choice(key, value) if key in choices else _named(short[key], value)
+            return "as trained" if key == "evaluated" else f"no {short[key]}"
+        return say_choice(key, value) if key in (*choices, "evaluated") else _named(short[key], value)
 
     return _numbered([SEPARATOR.join(map(part, by, row)) for row in values])
 

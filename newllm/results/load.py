@@ -16,7 +16,10 @@ from newllm.training.checkpoint import load_weights
 
 @dataclass
 class LoadedRun:
-    """What a run directory holds; model and tokenizer are read when first asked for."""
+    """What a run directory holds; model and tokenizer are read when first asked for.
+
+    Of an evaluation under other settings, `config` and `results` are its own; the weights are the run's.
+    """
 
     directory: RunDirectory
     config: DictConfig
@@ -31,19 +34,19 @@ class LoadedRun:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.directory.tokenizer)
+        return Tokenizer.load(self.directory.trained.tokenizer)
 
     @cached_property
     def model(self) -> Transformer:
         """The trained model on the CPU, in evaluation mode. Reads safetensors only."""
-        model = build_model(self.config, self.tokenizer.vocab_size)
-        best, last = self.directory.best_checkpoint, self.directory.last_checkpoint
-        load_weights(best if self.weights == "best" else last, model)
+        trained = self.directory.trained
+        model = build_model(self.config, self.tokenizer.vocab_size, trained.config()["data"]["seq_len"])
+        load_weights(trained.best_checkpoint if self.weights == "best" else trained.last_checkpoint, model)
         return model.eval()
 
 
 def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] = "best") -> LoadedRun:
-    """The run in the directory `path`; `weights` says which checkpoint its model comes from.
+    """The run in the directory `path`, or one of its evaluations; `weights` says which checkpoint its model comes from.
 
     Raises ConfigError if there is no run.
     """

@@ -9,9 +9,10 @@ tables/*.csv      per-layer, per-position, … results
 train.log         what the console showed
 tokenizer/        the tokenizer, so that the run can be read without its data
 checkpoints/      last.safetensors (resumable), best.safetensors (weights)
+evaluations.jsonl a line per later evaluation whose results are among those above
+evaluations/      a folder per evaluation under other settings, with files of the same names but the weights
 """
 
-import csv
 import json
 import os
 import platform
@@ -26,7 +27,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from newllm.errors import ConfigError, RunError
-from newllm.results.atomic import is_held, json_line, replacing, write_json, write_text
+from newllm.results.atomic import is_held, json_line, write_json, write_text
+from newllm.results.tables import Rows, as_csv
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 
@@ -58,13 +60,22 @@ class RunDirectory:
     tables = _Inside("tables")
     last_checkpoint = _Inside("checkpoints", "last.safetensors")
     best_checkpoint = _Inside("checkpoints", "best.safetensors")
+    evaluations_file = _Inside("evaluations.jsonl")
+    evaluations = _Inside("evaluations")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
+    @property
+    def trained(self) -> "RunDirectory":
+        """The run that has the weights: of the folder of an evaluation the run that was evaluated, else itself."""
+        origin = evaluated_run(self.path)
+        return self if origin is None else RunDirectory(origin)
+
     @contextmanager
-    def locked(self) -> Iterator["RunDirectory"]:
-        """Hold the directory (made if need be) for this process alone; ConfigError if another process has it.
+    def locked(self, patience: float = _LOCK_PATIENCE) -> Iterator["RunDirectory"]:
+        """Hold the directory (made if need be) for this process alone; ConfigError if another process has it and
+        keeps it for `patience` seconds.
 
         The lock goes with the process, however that ends.
         """
@@ -76,7 +87,7 @@ class RunDirectory:
             ) from None
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=_LOCK_PATIENCE, poll_interval=0.01)
+            lock.acquire(timeout=patience, poll_interval=0.01)
         except Timeout:
             holder = self.status() if self.status_file.exists() else {}
             who = f"process {holder['pid']} on {holder['host']}" if holder.get("pid") else "another process"
@@ -119,10 +130,17 @@ class RunDirectory:
         self.update_status(durable=False, state="queued", error=None, traceback=None, slurm=None)
 
     def clear(self) -> None:
-        """Forget what attempts have left (results, metrics, tables, log, checkpoints), to train afresh."""
-        for file in (self.results_file, self.metrics_file, self.log_file, self.status_file, self.environment_file):
+        """Forget what attempts have left (results, metrics, tables, log, checkpoints, evaluations), to train afresh."""
+        for file in (
+            self.results_file,
+            self.metrics_file,
+            self.log_file,
+            self.status_file,
+            self.environment_file,
+            self.evaluations_file,
+        ):
             file.unlink(missing_ok=True)
-        for folder in (self.tables, self.last_checkpoint.parent, self.tokenizer):
+        for folder in (self.tables, self.last_checkpoint.parent, self.tokenizer, self.evaluations):
             shutil.rmtree(folder, ignore_errors=True)
 
     def in_use(self) -> bool:
@@ -198,17 +216,26 @@ class RunDirectory:
     def write_results(self, results: Mapping[str, float]) -> None:
         write_json(self.results_file, dict(results))
 
-    def write_table(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def is_done(self) -> bool:
+        """Has it ended, with results?"""
+        return self.status().get("state") == "done" and self.results_file.exists()
+
+    def write_table(self, name: str, rows: Rows) -> None:
         """Write tables/<name>.csv; the columns are the keys of all rows, in order of appearance."""
         self.tables.mkdir(exist_ok=True)
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        with (
-            replacing(self.tables / f"{name}.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_text(self.tables / f"{name}.csv", as_csv(rows))
+
+    def evaluated(self) -> list[dict[str, Any]]:
+        """The lines of evaluations.jsonl: evaluations after the run's own, oldest first."""
+        if not self.evaluations_file.exists():
+            return []
+        return [json.loads(line) for line in self.evaluations_file.read_text(encoding="utf-8").splitlines()]
+
+
+def evaluated_run(path: Path) -> Path | None:
+    """The run directory of which `path` holds an evaluation, None if it does not."""
+    folder = path.absolute().parent
+    return folder.parent if folder.name == "evaluations" and (folder.parent / "config.yaml").exists() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

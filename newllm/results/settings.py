@@ -14,7 +14,8 @@ class Settings:
     """The flat settings of many effective configurations.
 
     Keys of choices, of nodes that never change a number (runtime, logger) and root axes are not among them: what a
-    choice or an axis sets is in a node. Nodes that configurations share are looked at once.
+    choice or an axis sets is in a node. Of evaluators, those are among them that have several sets of options here:
+    whether one has been called makes no other run of it. Nodes that configurations share are looked at once.
     """
 
     def __init__(self, configs: Iterable[Mapping[str, Any]]) -> None:
@@ -24,6 +25,22 @@ class Settings:
             {str(k): v for k, v in config.items() if isinstance(v, Mapping) and k not in identity.NEVER_CHANGE_A_NUMBER}
             for config in configs
         ]
+        self._keep_contested_evaluators()
+
+    def _keep_contested_evaluators(self) -> None:
+        whole = {id(node): node for nodes in self.nodes if (node := nodes.get("eval")) is not None}
+        sets: dict[str, set[str]] = {}
+        for node in whole.values():
+            for name, options in node.items():
+                sets.setdefault(name, set()).add(canonical(options))
+        reduced = {
+            mark: {name: options for name, options in node.items() if len(sets[name]) > 1}
+            for mark, node in whole.items()
+        }
+        self._kept += whole.values()
+        for nodes in self.nodes:
+            if "eval" in nodes:
+                nodes["eval"] = reduced[id(nodes["eval"])]
 
     def node(self, row: int, name: str) -> Flat:
         """The flat settings of one node of one run, {} where the run has no such node."""

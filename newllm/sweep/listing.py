@@ -2,12 +2,12 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.text import Text
 
-from newllm.sweep.runs import short_names
+from newllm.sweep.runs import short_names, signature_of
 from newllm.sweep.state import STATES, Line, counts
 
 STYLES = {
@@ -26,16 +26,19 @@ def table(lines: Sequence[Line], fold: int | None = None) -> list[Text]:
 
     fold: of each state, show so many runs and say how many more there are; None shows all.
     """
-    short = short_names(line.name for line in lines)
-    ordered = sorted(lines, key=lambda line: (STATES.index(line.state), _natural(line.name)))
+    runs = short_names(line.name for line in lines if line.evaluated_from is None)
+    evaluations = [line.name for line in lines if line.evaluated_from is not None]
+    short = {**{name: name.removesuffix(f"-{signature_of(name)}") for name in evaluations}, **runs}
+    ordered = sorted(lines, key=lambda line: (STATES.index(line.state), *map(_natural, _place(line))))
     rows: list[tuple[str, dict[str, str]]] = []
     for state in STATES:
         here = [line for line in ordered if line.state == state]
         shown = here if fold is None or len(here) <= fold else here[:fold]
-        rows += [(state, _cells(line, short[line.name])) for line in shown]
+        rows += [(state, _cells(line, short[line.name], runs)) for line in shown]
         if len(shown) < len(here):
             rows.append((state, {"run": f"… {len(here) - len(shown):,} more", "state": state}))
-    columns = [name for name in _cells(ordered[0], "") if any(cells.get(name) for _, cells in rows)] if rows else []
+    names = _cells(ordered[0], "", runs) if ordered else {}
+    columns = [name for name in names if any(cells.get(name) for _, cells in rows)]
     width = {name: max(len(name), *(len(cells.get(name, "")) for _, cells in rows)) for name in columns}
 
     def line(cells: dict[str, str]) -> str:
@@ -52,8 +55,11 @@ def table(lines: Sequence[Line], fold: int | None = None) -> list[Text]:
 def total(lines: Iterable[Line]) -> str:
     """``12 runs: 2 running, 1 failed, 9 done``."""
     lines = list(lines)
-    parts = ", ".join(f"{number:,} {state}" for state, number in counts(lines).items())
-    return f"{len(lines):,} run{'s' * (len(lines) != 1)}: {parts}"
+    runs = [line for line in lines if line.evaluated_from is None]
+    parts = ", ".join(f"{number:,} {state}" for state, number in counts(runs).items())
+    more = len(lines) - len(runs)
+    beside = f"; {more:,} evaluation{'s' * (more != 1)} under other settings" if more else ""
+    return f"{len(runs):,} run{'s' * (len(runs) != 1)}: {parts}{beside}"
 
 
 def errors(lines: Sequence[Line], fold: int | None = None) -> list[Text]:
@@ -102,7 +108,13 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _cells(line: Line, name: str) -> dict[str, str]:
+def _place(line: Line) -> tuple[str, str]:
+    """Where a line stands among others: an evaluation after its run."""
+    return (line.evaluated_from, line.name) if line.evaluated_from else (line.name, "")
+
+
+def _cells(line: Line, name: str, runs: Mapping[str, str]) -> dict[str, str]:
+    """runs: the short names of runs."""
     step = f"{line.step:,}/{line.steps:,}" if line.step is not None and line.steps is not None else ""
     return {
         "run": name,
@@ -116,6 +128,7 @@ def _cells(line: Line, name: str) -> dict[str, str]:
         "attempt": str(line.attempt) if line.attempt > 1 else "",
         "job": line.slurm or "",
         "SLURM": line.slurm_state or "",
+        "evaluated from": runs.get(line.evaluated_from, line.evaluated_from) if line.evaluated_from else "",
     }
 
 

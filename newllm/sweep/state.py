@@ -39,6 +39,7 @@ class Line:
         seconds_left: of a running one, at its latest speed, without the evaluation.
         slurm, slurm_state: id of the job, and SLURM's word for it.
         error: one sentence.
+        evaluated_from: the run's name, where the line is of an evaluation of it under other settings.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Line:
     slurm_state: str | None = None
     updated: str | None = None
     error: str | None = None
+    evaluated_from: str | None = None
 
 
 def ask_slurm(ids: list[str]) -> Mapping[str, str] | None:
@@ -125,6 +127,7 @@ def _line(
     progress = status.get("progress")
     progress = progress if isinstance(progress, dict) else {}
     job = _job(status)
+    origin = directory.trained
     to_come = meaning(word) in ("waiting", "at work")
     line = Line(
         name=directory.path.name,
@@ -147,6 +150,7 @@ def _line(
         slurm_state=word,
         updated=status.get("updated"),
         error=error,
+        evaluated_from=None if origin is directory else origin.path.name,
     )
     return replace(line, seconds_left=_left(line, directory)) if state == "running" else line
 

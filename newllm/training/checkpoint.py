@@ -101,6 +101,11 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     return Progress(**{key: value for key, value in header["progress"].items() if key in known})
 
 
+def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all that a checkpoint has of a model."""
+    return {name: tuple(tensor.shape) for name, tensor in _weights(model).items()}
+
+
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, each once (tied ones have one name), and the buffers that belong to the model's state."""
     saved = model.state_dict().keys()

@@ -40,6 +40,8 @@ def header(
     rows = f"{counts['data/train_rows']:,.0f} rows of {length} for training"
     if counts.get("data/fact_rows"):
         rows += f" ({counts['data/fact_rows']:,.0f} of them facts)"
+    if counts.get("data/passkey_rows"):
+        rows += f" ({counts['data/passkey_rows']:,.0f} with passkeys)"
     rows += f", {counts['data/val_rows']:,.0f} for validation, from {counts['data/documents']:,.0f} documents"
     tokens = f"{counts['data/train_tokens']:,.0f} scored in an epoch, {counts['data/val_tokens']:,.0f} in validation"
     budget = f"{trainer.epochs} epochs" if trainer.epochs else f"{trainer.tokens:,} tokens"

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -52,9 +53,38 @@ def test_runs_are_found_at_any_depth_but_not_inside_runs_or_hidden_folders(tmp_p
     (tmp_path / "empty").mkdir()
     empty = load_runs(tmp_path / "empty")
     assert len(empty) == 0
-    assert {"run", "path", "sweep", "state", "signature", "seed", "overrides", "config", "error"} == set(empty)
+    assert {*empty} == {
+        "run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "overrides", "config", "error"
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="no such folder"):
         load_runs(tmp_path / "nowhere")
+
+
+def test_evaluations_under_other_settings_are_rows_after_their_run(tmp_path: Path):
+    runs = [folder(tmp_path / "sweep", config(seed=seed), {"val/ppl": 100.0}) for seed in (1, 2)]
+    for path, seed in zip(runs, (1, 2), strict=True):
+        made = config("pos_encoding.theta=100", seed=seed)
+        made["choices"]["evaluated"] = "theta=100"
+        folder(path / "evaluations", made, {"val/ppl": 120.0})
+        folder(path / "evaluations" / "deeper", made, {})
+    (runs[0] / "evaluations" / ".half.building").mkdir()
+    frame = load_runs(tmp_path)
+    assert frame["evaluated_from"].fillna("").tolist() == ["", runs[0].name, "", runs[1].name]
+    assert frame["evaluated"].fillna("").tolist() == ["", "theta=100", "", "theta=100"]
+    assert frame["sweep"].unique().tolist() == [str(tmp_path / "sweep")]
+    assert frame["val/ppl"].tolist() == [100.0, 120.0, 100.0, 120.0]
+
+
+def test_evaluators_of_later_are_in_the_configuration(tmp_path: Path):
+    path = folder(tmp_path, config("eval=[loss]"), {"val/ppl": 100.0, "rank/share": 0.5})
+    rank = config("eval=[rank]")["eval"]["rank"]
+    (path / "evaluations.jsonl").write_text(json.dumps({"eval": {"rank": rank}}) + "\n")
+    row = load_runs(tmp_path).iloc[0]
+    assert row["eval"] == "loss+rank"
+    assert row["config"]["eval"] == {"loss": config("eval=[loss]")["eval"]["loss"], "rank": rank}
+    assert row["signature"] == signature(config("eval=[loss]"))
+    (path / "evaluations.jsonl").write_text("half a li")
+    assert "evaluations.jsonl has a line" in load_runs(tmp_path)["error"].iloc[0]
 
 
 def test_unfinished_runs_are_rows_without_metrics(tmp_path: Path):

@@ -30,6 +30,31 @@ def test_a_number_is_one_however_it_was_stored():
     assert len(groups(frame)) == 1
 
 
+def test_evaluators_make_no_groups_but_their_options_do():
+    """Who evaluates some seeds once more still has one group; who asks them in two ways has two."""
+    found = grouped(["eval=[loss]"], ["eval=[loss,rank]"])
+    assert [(group.label, len(group.runs)) for group in found] == [("rope · mha", 6)]
+    weighted = ["eval=[loss]", "eval.loss.weighting=batch_mean"]
+    assert labels(["eval=[loss]"], ["eval=[rank,loss]"], weighted) == {"weighting token", "weighting batch_mean"}
+
+
+def evaluated(seeds=(1, 2, 3)):
+    """Rows of runs, and of their evaluations with another theta."""
+    frame = table([(["pos_encoding.theta=100"] * later, seed, {}) for seed in seeds for later in (False, True)])
+    for row in frame.itertuples():
+        if row.config["pos_encoding"]["theta"] == 100:
+            row.config["choices"]["evaluated"] = "theta=100"
+    return frame
+
+
+def test_a_run_and_its_evaluations_under_other_settings_are_never_one_group():
+    found = groups(evaluated())
+    assert [group.label for group in found] == ["as trained", "evaluated theta=100"]
+    assert [[*group.runs["seed"]] for group in found] == [[1, 2, 3], [1, 2, 3]]
+    found = groups(evaluated(), by=["pos_encoding"])
+    assert [group.label for group in found] == ["rope · as trained", "rope · evaluated theta=100"]
+
+
 def test_labels_are_the_choices_that_differ():
     assert labels(["pos_encoding=rope"], ["pos_encoding=alibi"], ["pos_encoding=nope"]) == {"rope", "alibi", "nope"}
     assert labels(["attention=mha"], ["pos_encoding=alibi", "attention=mla"]) == {"rope · mha", "alibi · mla"}
@@ -119,6 +144,11 @@ def parts(*runs):
 def test_one_validation_set_is_one_table():
     (part,) = parts(([], {}), (["pos_encoding=alibi", "samples=9000", "model.hidden_size=128"], {}), (["lr=0.1"], {}))
     assert (part.title, part.reason, len(part.runs)) == ("", "", 3)
+
+
+def test_passkeys_in_training_leave_the_validation_set_as_it_is():
+    assert len(parts(([], {}), (["data.passkey=0.1"], {}))) == 1
+    assert len(grouped([], ["data.passkey=0.1"])) == 2
 
 
 @pytest.mark.parametrize(
