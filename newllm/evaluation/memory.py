@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from newllm.evaluation.cgroup import free_in_cgroup
 from newllm.model import Transformer
 
 _MEMINFO = Path("/proc/meminfo")
@@ -30,14 +31,16 @@ def longest_row(model: Transformer, free: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on the device; None where the system does not say."""
+    """Memory that can still be had on the device, the limit of a container or job counted; None where the system does
+    not say."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
     if device.type != "cpu" or not _MEMINFO.exists():
         return None
     found = re.search(r"MemAvailable:\s+(\d+) kB", _MEMINFO.read_text())
-    return int(found[1]) * 1024 if found else None
+    known = (int(found[1]) * 1024 if found else None, free_in_cgroup())
+    return min((one for one in known if one is not None), default=None)
 
 
 def gigabytes(count: int) -> str:
