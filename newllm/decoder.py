@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from newllm.attention import Cache
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
 from newllm.training.precision import Precision, autocast
 
@@ -19,7 +19,7 @@ class Decoder:
     what autocast would make of them at every call; all numbers are those of the model under autocast.
     """
 
-    def __init__(self, model: Transformer, capacity: int, precision: Precision = "fp32"):
+    def __init__(self, model: LanguageModel, capacity: int, precision: Precision = "fp32"):
         self.device = model.embed.weight.device
         self.precision = precision
         self.model = cast_products(model, torch.bfloat16) if precision == "bf16" else model

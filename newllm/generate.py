@@ -11,12 +11,12 @@ from newllm.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from newllm.model import Transformer
+    from newllm.model import LanguageModel
     from newllm.training.precision import Precision
 
 
 def generate(
-    model: "Transformer",
+    model: "LanguageModel",
     prompt: Sequence[int],
     max_new_tokens: int,
     temperature: float = 0.0,

@@ -58,15 +58,21 @@ class LayerCache:
 
 
 class Cache:
-    """A model's cache: ``model(ids, cache=cache)`` appends the tokens and returns their logits."""
+    """A model's cache: ``model(ids, cache=cache)`` appends the tokens and returns their logits.
+
+    state: what a recurrence carries from token to token [B, width], of one size however many tokens came; None where
+    there is no recurrence, or no token yet.
+    """
 
     def __init__(self, num_layers: int, capacity: int):
         self.layers = [LayerCache(capacity) for _ in range(num_layers)]
+        self.state: Tensor | None = None
 
     def select(self, rows: Tensor, capacity: int) -> "Cache":
         """A copy with the batch rows `rows` [B'] of this one, which may repeat, and room for `capacity` tokens."""
         copy = Cache(0, capacity)
         copy.layers = [layer.select(rows, capacity) for layer in self.layers]
+        copy.state = None if self.state is None else self.state[rows]
         return copy
 
     @property
@@ -75,10 +81,15 @@ class Cache:
         return self.layers[0].length
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes that do not grow with the tokens."""
+        return 0 if self.state is None else self.state.nbytes
+
+    @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(layer.nbytes for layer in self.layers) + self.state_bytes
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes per token position, over all layers and the whole batch."""
-        return self.nbytes / max(1, self.length)
+        """Bytes per token position, over all layers and the whole batch; the state is no part of them."""
+        return (self.nbytes - self.state_bytes) / max(1, self.length)

@@ -18,7 +18,7 @@ from newllm.build import build
 from newllm.config import compose
 from newllm.data import Dataset, Rows
 from newllm.data import prepare as prepare_data
-from newllm.model import Transformer, build_model
+from newllm.model import LanguageModel, build_model
 from newllm.prepare import prepare
 from newllm.runtime import Runtime, keep_freed_memory
 from newllm.training.compilation import settle
@@ -99,13 +99,13 @@ def matmuls(overrides: list[str]) -> Callable[[], object]:
     return _waiting(run, device)
 
 
-def _shape(cfg: DictConfig, data: Dataset) -> Transformer:
+def _shape(cfg: DictConfig, data: Dataset) -> LanguageModel:
     """Our model without numbers."""
     with torch.device("meta"):
         return build_model(cfg, tokens=data.tokenizer.vocab_size)
 
 
-def _products(model: Transformer) -> list[tuple[int, int]]:
+def _products(model: LanguageModel) -> list[tuple[int, int]]:
     """(outputs, inputs) of every linear layer, the head included, tied or not."""
     weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
     if model.head is None:  # tied: the head is the embedding's matrix

@@ -31,7 +31,7 @@ from newllm.data.facts import ReversalFacts
 from newllm.evaluation.memory import row_bytes
 from newllm.evaluation.reversal import Sequence, answer, score
 from newllm.evaluation.subject import Subject
-from newllm.model import build_model
+from newllm.model import Transformer, build_model
 from newllm.training.memory import peak_bytes
 from newllm.training.precision import autocast, resolve
 
@@ -106,6 +106,7 @@ def _memory(result: Result, subject: Subject, row: torch.Tensor, labels: torch.T
     """Peak memory of the losses of rows of a quarter, half and all of the tokens."""
     metrics, length = result.metrics, row.shape[1]
     lengths = [length // 4, length // 2, length]
+    assert isinstance(subject.model, Transformer)
     with subject.computing() as cast:
         held = [*subject.model.parameters(), *subject.model.buffers(), *cast.parameters(), row, labels]
     weights = sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}.values())

@@ -2,11 +2,11 @@
 
 from newllm.errors import ConfigError
 from newllm.evaluation.memory import free_bytes, gigabytes, longest_row, row_bytes
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 
 
 def require(
-    option: str, lengths: list[int], model: Transformer, text: int, memory: bool = True, several: bool = True
+    option: str, lengths: list[int], model: LanguageModel, text: int, memory: bool = True, several: bool = True
 ) -> None:
     """ConfigError where the longest of `lengths` (ascending) is beyond text, encoding or memory; it names what fits.
 

@@ -10,7 +10,7 @@ from newllm.evaluation.bounds import require
 from newllm.evaluation.needles import Trial, check_counts, generator, judge_at, summary
 from newllm.evaluation.passkey import CHANCE, Filler, key_trial, trained
 from newllm.evaluation.subject import Findings, Subject, Table
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 
 
 class Distance:
@@ -44,7 +44,7 @@ class Distance:
         self.length, self.distances, self.trials = length, distances, trials
         self.digits, self.filler, self.seed = digits, filler, seed
 
-    def check(self, data: Dataset, model: Transformer, memory: bool = True) -> None:
+    def check(self, data: Dataset, model: LanguageModel, memory: bool = True) -> None:
         """ConfigError for a length or distances that this text, encoding, memory or marker cannot give."""
         length, distances = self._tokens(model)
         require("eval.distance.length", [length], model, len(data.val_tokens), memory, several=False)
@@ -85,7 +85,7 @@ class Distance:
         ]
         return Findings("Retrieval by distance", metrics, {"distance": table}, body)
 
-    def _tokens(self, model: Transformer) -> tuple[int, list[int]]:
+    def _tokens(self, model: LanguageModel) -> tuple[int, list[int]]:
         (length,) = given.parse([self.length], model.seq_len, "eval.distance.length")
         return length, given.parse(self.distances, model.seq_len, "eval.distance.distances")
 

@@ -4,17 +4,22 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from newllm.attention import Cache
+from newllm.data import Dataset
 from newllm.errors import ConfigError
+from newllm.evaluation.observe import require_attention
 from newllm.evaluation.subject import Findings, Subject
-from newllm.model import Transformer, build_model
+from newllm.model import LanguageModel, Transformer, build_model
 
 
 class KVCache:
     """`kv_cache/bytes_per_token` after decoding real tokens one by one; `kv_cache/reduction` against the MHA twin.
 
     The twin is the same configuration with multi-head attention, built and decoded as well: reduction = 1 − bytes
-    per token / the twin's. `kv_cache/max_logit_error` is the largest difference between the logits of cached
-    decoding and of one pass over all tokens, in the precision of the weights (autocast off).
+    per token / the twin's. A model whose states are narrower than its embeddings has a twin whose states are not; what
+    its recurrence carries, one vector however many tokens came, is no part of the bytes per token but
+    `kv_cache/state_bytes`. `kv_cache/max_logit_error` is the largest difference between the logits of cached decoding
+    and of one pass over all tokens, in the precision of the weights (autocast off).
 
     tokens: how many are decoded, at most the first validation row.
     """
@@ -24,12 +29,17 @@ class KVCache:
             raise ConfigError(f"eval.kv_cache.tokens must be at least 1, as in eval.kv_cache.tokens=64; got {tokens}.")
         self.tokens = tokens
 
+    def check(self, data: Dataset, model: LanguageModel) -> None:
+        """ConfigError for a model whose cache holds neither keys nor values."""
+        require_attention("kv_cache", model)
+
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> Findings:
         ids = next(subject.batches(size=1))[0][:, : self.tokens]  # [1, T]
         with subject.autocast():
-            held, _ = decode(subject.model, ids)
-            twin, _ = decode(multi_head_twin(subject).to(subject.device).eval(), ids)
+            cache, _ = decode(subject.model, ids)
+            twin_cache, _ = decode(multi_head_twin(subject).to(subject.device).eval(), ids)
+        held, twin = cache.bytes_per_token, twin_cache.bytes_per_token
         _, logits = decode(subject.model, ids)
         error = float((logits - subject.model(ids)).abs().max())
 
@@ -39,26 +49,43 @@ class KVCache:
             "kv_cache/reduction": 1 - held / twin,
             "kv_cache/max_logit_error": error,
         }
+        wide = f" as wide as the embedding ({width})" if (width := _wider(subject.model)) else ""
         body: list = [
             f"{held:,.0f} bytes per token measured over {ids.shape[1]} decoded tokens; {twin:,.0f} with multi-head "
-            f"attention: {1 - held / twin:.2%} less",
+            f"attention{wide}: {1 - held / twin:.2%} less",
             f"Cached and full logits differ by at most {error:.1e}",
         ]
+        if cache.state_bytes:
+            metrics["kv_cache/state_bytes"] = cache.state_bytes
+            body.insert(1, f"{cache.state_bytes:,} bytes beside it, of one size however many tokens come")
         return Findings("KV cache", metrics, body=body)
 
 
-def decode(model: Transformer, ids: Tensor) -> tuple[float, Tensor]:
-    """Feed ids [1, T] one at a time through a cache: bytes it then holds per token, and the logits [1, T, V]."""
+def decode(model: LanguageModel, ids: Tensor) -> tuple[Cache, Tensor]:
+    """Feed ids [1, T] one at a time through a cache: the cache, and the logits [1, T, V]."""
     cache = model.new_cache(batch=1, capacity=ids.shape[1])
     logits = [model(ids[:, t : t + 1], cache=cache) for t in range(ids.shape[1])]
-    return cache.nbytes / cache.length, torch.cat(logits, dim=1).float()
+    return cache, torch.cat(logits, dim=1).float()
 
 
-def multi_head_twin(subject: Subject) -> Transformer:
+def multi_head_twin(subject: Subject) -> LanguageModel:
     """The model of the same sizes with multi-head attention. Its weights are new: a cache does not depend on them,
     nor on the encoding, which the twin does without (one may not fit both a latent's rotary key and a whole head).
+    Where the states are narrower than the embeddings, the twin's are as wide as they.
     """
+    model = subject.model
     config = DictConfig(OmegaConf.to_container(subject.config, resolve=True))
+    if width := _wider(model):
+        assert isinstance(model, Transformer)
+        heads = model.heads if width % model.heads == 0 else 1  # which the bytes do not depend on
+        sizes = {"hidden_size": width, "num_layers": model.num_layers, "heads": heads, "mlp_size": width}
+        config.model = {"_target_": "newllm.model.Transformer", **sizes}
     config.attention = {"_target_": "newllm.attention.MultiHead"}
     config.pos_encoding = {"_target_": "newllm.position.NoPE"}
     return build_model(config, tokens=subject.data.tokenizer.vocab_size)
+
+
+def _wider(model: LanguageModel) -> int | None:
+    """The embedding's width where it is wider than the states that keys and values are made of."""
+    width = model.embed.embedding_dim
+    return width if width > model.hidden_size else None

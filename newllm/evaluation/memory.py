@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from newllm.evaluation.cgroup import free_in_cgroup
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 
 _MEMINFO = Path("/proc/meminfo")
 _LOGITS = 1024  # positions whose logits exist at one time
 _TILES = 20 * (8 << 20)  # bytes of attention's tiles of scores and what is made of them: a learned bias needs most
 
 
-def row_bytes(model: Transformer, length: int) -> int:
+def row_bytes(model: LanguageModel, length: int) -> int:
     """Bytes beside the weights that the losses of a row of `length` tokens take, estimated from above.
 
     ``4 (2 S + 3 H) length + 8 * 1024 V + 160 MiB``. S is the sum of the widths of what one block's linear layers give
@@ -25,7 +25,7 @@ def row_bytes(model: Transformer, length: int) -> int:
     return _token_bytes(model) * length + _fixed_bytes(model)
 
 
-def longest_row(model: Transformer, free: int) -> int:
+def longest_row(model: LanguageModel, free: int) -> int:
     """Tokens of the longest row that by `row_bytes` fits into `free` bytes; 0 if none does."""
     return max(0, (free - _fixed_bytes(model)) // _token_bytes(model))
 
@@ -48,12 +48,12 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.3g} GB"
 
 
-def _token_bytes(model: Transformer) -> int:
+def _token_bytes(model: LanguageModel) -> int:
     widths = (
         sum(layer.out_features for layer in block.modules() if isinstance(layer, nn.Linear)) for block in model.blocks
     )
     return 4 * (2 * max(widths) + 3 * model.hidden_size)
 
 
-def _fixed_bytes(model: Transformer) -> int:
+def _fixed_bytes(model: LanguageModel) -> int:
     return 8 * _LOGITS * model.vocab_size + _TILES

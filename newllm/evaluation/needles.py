@@ -12,7 +12,7 @@ from newllm.errors import ConfigError
 from newllm.evaluation import scoring
 from newllm.evaluation.memory import free_bytes, gigabytes, row_bytes
 from newllm.evaluation.subject import Subject
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 from newllm.seeding import stream
 from newllm.training.loss import CHUNK, token_losses
 
@@ -92,7 +92,7 @@ def judge_at(subject: Subject, length: int, trials: Sequence[Trial]) -> tuple[Ou
     return (found, "") if np.isfinite(found.margin).all() else (None, "its losses are not finite")
 
 
-def _cache_bytes(model: Transformer, length: int) -> int:
+def _cache_bytes(model: LanguageModel, length: int) -> int:
     """Of a prompt's keys and values in fp32, and of their copy for its candidates; at most those of multi-head ones."""
     return 2 * 4 * len(model.blocks) * 2 * model.hidden_size * length
 

@@ -8,11 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm.model import Transformer
+from newllm.errors import ConfigError
+from newllm.model import LanguageModel
+
+
+def require_attention(evaluator: str, model: LanguageModel) -> None:
+    """ConfigError where `evaluator` (a name in eval) would look at attention in a model that has none."""
+    if not all(hasattr(block, "attention") for block in model.blocks):
+        raise ConfigError(
+            f"eval.{evaluator} looks at attention, and {type(model).__name__} has none; leave it out, as in "
+            "eval=[loss,accuracy]."
+        )
 
 
 @contextmanager
-def observing(model: Transformer, see: Callable[[int, dict[str, Tensor]], None]) -> Iterator[None]:
+def observing(model: LanguageModel, see: Callable[[int, dict[str, Tensor]], None]) -> Iterator[None]:
     """Within the context every forward pass calls ``see(layer, tensors)`` once per layer; always undone."""
     attentions: list[Any] = [block.attention for block in model.blocks]
     before = [attention.observer for attention in attentions]

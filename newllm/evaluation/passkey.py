@@ -12,7 +12,7 @@ from newllm.evaluation import lengths as given
 from newllm.evaluation.bounds import require
 from newllm.evaluation.needles import Trial, check_counts, generator, judge_at, stretch, summary, too_short
 from newllm.evaluation.subject import Findings, Subject, Table
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 
 Filler = Literal["varied", "prefix"]
 
@@ -61,7 +61,7 @@ class Passkey:
         self.lengths, self.depths, self.trials = lengths, depths, trials
         self.digits, self.filler, self.seed = digits, filler, seed
 
-    def check(self, data: Dataset, model: Transformer, memory: bool = True) -> None:
+    def check(self, data: Dataset, model: LanguageModel, memory: bool = True) -> None:
         """ConfigError for lengths that this text, encoding, memory or marker cannot give."""
         lengths = self._lengths(model)
         require("eval.passkey.lengths", lengths, model, len(data.val_tokens), memory)
@@ -104,7 +104,7 @@ class Passkey:
         ]
         return Findings("Passkey retrieval", metrics, {"passkey": table}, body)
 
-    def _lengths(self, model: Transformer) -> list[int]:
+    def _lengths(self, model: LanguageModel) -> list[int]:
         return given.parse(self.lengths, model.seq_len, "eval.passkey.lengths")
 
     def _trials(self, tokenizer: Tokenizer, text: np.ndarray, length: int) -> list[Trial]:

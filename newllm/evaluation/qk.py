@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from newllm.data import Dataset
 from newllm.errors import ConfigError
-from newllm.evaluation.observe import Statistics, observing
+from newllm.evaluation.observe import Statistics, observing, require_attention
 from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.model import LanguageModel
 
 TENSORS = ("q_before", "k_before", "q", "k", "latent")
 
@@ -41,6 +43,10 @@ class QueryKey:
         self.batches = batches
         self.batch_size = batch_size
         self.factor = factor
+
+    def check(self, data: Dataset, model: LanguageModel) -> None:
+        """ConfigError for a model without queries and keys."""
+        require_attention("qk", model)
 
     def __call__(self, subject: Subject) -> Findings:
         layers = self.observe(subject)

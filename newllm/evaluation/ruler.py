@@ -11,7 +11,7 @@ from newllm.evaluation.needles import Trial, check_counts, generator, judge_at, 
 from newllm.evaluation.passkey import trained
 from newllm.evaluation.puzzles import MOST_KEYS, TASKS
 from newllm.evaluation.subject import Findings, Subject, Table
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 from newllm.suggest import did_you_mean
 
 
@@ -53,7 +53,7 @@ class Ruler:
         check_counts("eval.ruler", trials=trials)
         self.lengths, self.tasks, self.trials, self.keys, self.seed = lengths, tasks, trials, keys, seed
 
-    def check(self, data: Dataset, model: Transformer, memory: bool = True) -> None:
+    def check(self, data: Dataset, model: LanguageModel, memory: bool = True) -> None:
         """ConfigError for lengths that this text, encoding or memory cannot give, or that a task does not fit into."""
         lengths = self._lengths(model)
         require("eval.ruler.lengths", lengths, model, len(data.val_tokens), memory)
@@ -92,7 +92,7 @@ class Ruler:
         ]
         return Findings("Small RULER tasks", metrics, {"ruler": table}, body)
 
-    def _lengths(self, model: Transformer) -> list[int]:
+    def _lengths(self, model: LanguageModel) -> list[int]:
         return given.parse(self.lengths, model.seq_len, "eval.ruler.lengths")
 
     def _trial(self, task: str, tokenizer: Tokenizer, text: np.ndarray, length: int, number: int) -> Trial:

@@ -1,12 +1,24 @@
 """Models, and how a configuration becomes one."""
 
+from typing import TYPE_CHECKING, Any
+
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.build import build
-from newllm.model.transformer import Transformer
+from newllm.model.base import LanguageModel
+
+if TYPE_CHECKING:
+    from newllm.model.context_token import ContextToken
+    from newllm.model.dproj import DProjTransformer
+    from newllm.model.transformer import Transformer
+
+__all__ = ["ContextToken", "DProjTransformer", "LanguageModel", "Transformer", "build_model"]
+
+_HOMES = {"ContextToken": "context_token", "DProjTransformer": "dproj", "Transformer": "transformer"}
+_PARTS = ("attention", "pos_encoding")  # groups whose nodes are handed to models that take them
 
 
-def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None = None) -> Transformer:
+def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None = None) -> LanguageModel:
     """The model of a composed configuration, weights drawn from its seed.
 
     tokens: size of the tokenizer; by default read off the configuration (a Hugging Face tokenizer is opened for it
@@ -16,14 +28,19 @@ def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None 
         from newllm.data import vocab_size
 
         tokens = int(cfg.model.vocab_size or vocab_size(cfg.data))
-    return build(
+    model: LanguageModel = build(
         cfg.model,
-        attention=OmegaConf.to_container(cfg.attention, resolve=True),
-        pos_encoding=OmegaConf.to_container(cfg.pos_encoding, resolve=True),
+        **{group: OmegaConf.to_container(cfg[group], resolve=True) for group in _PARTS},
         tokens=tokens,
         seq_len=seq_len or cfg.data.seq_len,
         seed=cfg.trainer.seed,
     )
+    return model
 
 
-__all__ = ["Transformer", "build_model"]
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"newllm.model.{_HOMES[name]}"), name)

@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import nn
 
-from newllm.model.transformer import Transformer
+from newllm.model.base import LanguageModel
 
 
-def cast_products(model: Transformer, dtype: torch.dtype) -> Transformer:
+def cast_products(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
     """The model with the parameters of its linear layers, and the head, in `dtype`; all else is shared with `model`.
 
     For many small forward passes under autocast, which casts weights at every use: the numbers are the same.

@@ -8,8 +8,10 @@ from newllm.seeding import stream
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, seed: int, std: float) -> None:
-    """Matrices and embeddings N(0, std^2), biases 0; norms keep their ones, encodings give first values of their own.
+def init_weights(model: nn.Module, seed: int, std: float, bias_std: float = 0.0) -> None:
+    """Matrices and embeddings N(0, std^2), biases of linear layers N(0, bias_std^2).
+
+    Norms keep their ones and zeros, encodings give first values of their own.
 
     Each parameter draws from a stream of its own name, so that models which differ in one part (another encoding,
     another attention) start equal in all others. So does a buffer that an encoding draws.
@@ -30,4 +32,7 @@ def init_weights(model: nn.Module, seed: int, std: float) -> None:
             elif tensor.dim() >= 2:
                 tensor.copy_(torch.empty(tensor.shape).normal_(0.0, std, generator=generator))
             elif own_name.endswith("bias"):
-                tensor.zero_()
+                if isinstance(module, nn.Linear) and bias_std:
+                    tensor.copy_(torch.empty(tensor.shape).normal_(0.0, bias_std, generator=generator))
+                else:
+                    tensor.zero_()

@@ -11,12 +11,13 @@ from newllm.attention.base import Attention, linear
 from newllm.attention.cache import Cache, LayerCache
 from newllm.build import build
 from newllm.errors import ConfigError
+from newllm.model.base import LanguageModel
 from newllm.model.feed_forward import Gelu, SwiGLU
 from newllm.model.init import init_weights
 from newllm.position.base import PositionEncoding
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModel):
     """A causal language model: ``model(input_ids [B, T]) -> logits [B, T, vocab_size]``.
 
     mlp: "gelu" (two matrices) | "swiglu" (three). norm: "layernorm" | "rmsnorm".
@@ -26,6 +27,7 @@ class Transformer(nn.Module):
     rounded up to a multiple of 64 (what matrix kernels like).
 
     Handed over: the nodes of attention and encoding, the tokenizer's size, the training length, the weights' seed.
+    A subclass that has something between the embedding and the first block hands over the embedding's own width.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Transformer(nn.Module):
         tokens: int,
         seq_len: int,
         seed: int,
+        embed_dim: int | None = None,
     ):
         super().__init__()
         sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "heads": heads, "mlp_size": mlp_size}
@@ -74,7 +77,7 @@ class Transformer(nn.Module):
         self.seq_len = seq_len
 
         rotary_width = pkgutil.resolve_name(attention["_target_"]).rotary_width(attention, self.head_dim)
-        self.position: PositionEncoding = build(
+        self.position = build(
             pos_encoding,
             num_layers=num_layers,
             heads=heads,
@@ -82,7 +85,8 @@ class Transformer(nn.Module):
             hidden_size=hidden_size,
             seq_len=seq_len,
         )
-        self.embed = nn.Embedding.from_pretrained(torch.empty(self.vocab_size, hidden_size), freeze=False)
+        embeddings = torch.empty(self.vocab_size, hidden_size if embed_dim is None else embed_dim)
+        self.embed = nn.Embedding.from_pretrained(embeddings, freeze=False)
 
         def make_norm() -> nn.Module:
             return (nn.LayerNorm if norm == "layernorm" else nn.RMSNorm)(hidden_size, eps=norm_eps)
@@ -127,10 +131,20 @@ class Transformer(nn.Module):
                 f"shorten the input, or train with seq_len={stop}."
             )
         positions = torch.arange(start, stop, device=input_ids.device)
-        x = self.embed(input_ids)
+        x = self.inputs(input_ids, cache)
         for i, block in enumerate(self.blocks):
             x = block(x, positions, None if cache is None else cache.layers[i])
         return self.final_norm(x)
+
+    def inputs(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """What enters the first block [B, T, hidden_size] for the tokens [B, T] after those that the cache holds."""
+        return self.embed(input_ids)
+
+    def auxiliary(self) -> Tensor | None:
+        """The mean over the layers of what their attentions add."""
+        attentions: list[Any] = [block.attention for block in self.blocks]
+        terms = [term for attention in attentions if (term := attention.auxiliary()) is not None]
+        return torch.stack(terms).mean(dim=0) if terms else None
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> Cache:
         """An empty cache for `capacity` tokens (default: the training length); `batch` rows decode side by side."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from newllm.errors import ConfigError
-from newllm.model import Transformer
+from newllm.model import LanguageModel, Transformer
 from newllm.pack.encoding import PackedEncoding, Rows
 from newllm.pack.layers import Linears, Norms, Split
 from newllm.position.base import PositionEncoding
@@ -22,7 +22,7 @@ _PLAIN = (bool, int, float, str, type(None))
 _MAY_DIFFER = ("training", "observer")
 
 
-def twin(models: Sequence[Transformer], rows: Rows) -> Transformer:
+def twin(models: Sequence[LanguageModel], rows: Rows) -> Transformer:
     """One model of all `models`: its `hidden` takes their rows run by run, [K * B, T] -> [K * B, T, hidden].
 
     It owns nothing: parameters and their gradients are those of the models. ConfigError, naming the class, if a module

@@ -39,3 +39,17 @@ def test_the_published_reductions_are_measured(subject, kv_dim, reduction):
     cfg = newllm.compose([*overrides, "model.num_layers=1", "model.vocab_size=320"])
     subject.config, subject.model = cfg, newllm.build_model(cfg)
     assert KVCache(tokens=8)(subject).metrics["kv_cache/reduction"] == reduction
+
+
+@pytest.mark.parametrize(("name", "width", "reduction"), [("dproj_pythia", 320, 0.375), ("dproj_pythia_256", 256, 0.5)])
+def test_narrow_states_are_measured_against_those_of_the_embeddings_width(subject, name, width, reduction):
+    """What a recurrence carries is of one size, and no part of a token's bytes."""
+    cfg = newllm.compose([f"model={name}", "rotary_pct=0.25", "model.num_layers=1", "model.vocab_size=320"])
+    subject.config, subject.model = cfg, newllm.build_model(cfg)
+    findings = KVCache(tokens=8)(subject)
+    assert findings.metrics["kv_cache/bytes_per_token"] == 2 * width * 4
+    assert findings.metrics["kv_cache/mha_bytes_per_token"] == 2 * 512 * 4
+    assert findings.metrics["kv_cache/reduction"] == reduction
+    assert findings.metrics["kv_cache/state_bytes"] == width * 4
+    assert findings.metrics["kv_cache/max_logit_error"] < 1e-4
+    assert "as wide as the embedding (512)" in str(findings.body)

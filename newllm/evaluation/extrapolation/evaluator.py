@@ -8,7 +8,7 @@ from newllm.evaluation.extrapolation import windows as layout
 from newllm.evaluation.extrapolation.measure import Part, measure
 from newllm.evaluation.extrapolation.screen import body
 from newllm.evaluation.subject import Findings, Subject
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 
 _OPTION = "eval.extrapolation"
 _METRIC = {"slices": "ppl", "tail": "tail_ppl", "sliding": "sliding_ppl"}
@@ -68,7 +68,7 @@ class Extrapolation:
         self.slices, self.tail, self.positions = slices, tail, positions
         self.sliding, self.stride = sliding, stride
 
-    def check(self, data: Dataset, model: Transformer) -> None:
+    def check(self, data: Dataset, model: LanguageModel) -> None:
         """ConfigError for lengths that this text, this encoding or this machine's memory cannot give.
 
         Lengths at which the text fills fewer windows than `chunks` are said in data.notes.
@@ -102,7 +102,7 @@ class Extrapolation:
         found = body(shown, failures, bins, subject)
         return Findings("Extrapolation", metrics, {name: rows for name, rows in tables.items() if rows}, found)
 
-    def parts(self, tokens: int, model: Transformer, memory: bool = False) -> list[Part]:
+    def parts(self, tokens: int, model: LanguageModel, memory: bool = False) -> list[Part]:
         """What there is to measure on a text of so many tokens, the shortest windows first.
 
         Raises ConfigError for a length that the text cannot fill once, that is beyond the encoding's table or, if that
