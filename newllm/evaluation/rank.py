@@ -7,21 +7,7 @@ from torch import Tensor
 
 from newllm.errors import ConfigError
 from newllm.evaluation.subject import Findings, Subject, Table
-
-
-def effective_rank(states: Tensor, center: bool = False) -> float:
-    """exp of the entropy of p_i = σ_i / Σσ, the singular values of states [N, D] (Roy & Vetterli 2007).
-
-    σ, not σ² (which gives other quantities, such as the participation ratio); in fp64. Between 1 and min(N, D): n
-    equal orthogonal directions give n, rank one gives 1.
-    """
-    states = states.double()
-    if center:
-        states = states - states.mean(dim=0)
-    sigma = torch.linalg.svdvals(states)
-    share = sigma / sigma.sum()
-    share = share[share > 0]
-    return float(torch.exp(-(share * share.log()).sum()))
+from newllm.singular import effective_rank
 
 
 class EffectiveRank:
@@ -43,8 +29,8 @@ class EffectiveRank:
         states = collect(subject, self.positions or 16 * width)
         rows: Table = []
         for layer, matrix in states.items():
-            rank = effective_rank(matrix, self.center)
-            rows.append({"layer": layer, "effective_rank": rank, "share": rank / width})
+            rank = effective_rank(matrix, samples=None, centred=self.center)
+            rows.append({"layer": layer, "effective_rank": rank, "share": rank / matrix.shape[1]})
         used = len(states["final"])
         body: list = [rows, f"{used:,} positions of width {width}, {'centred' if self.center else 'not centred'}"]
         if used < 16 * width:

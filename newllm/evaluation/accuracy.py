@@ -1,0 +1,43 @@
+"""How often the likeliest next token is the right one."""
+
+import torch
+from torch import Tensor
+
+from newllm.evaluation.subject import Findings, Subject
+from newllm.training.loss import CHUNK, IGNORED
+
+
+class Accuracy:
+    """`val/accuracy`: the share of the scored validation labels that have the largest logit.
+
+    Where several tokens have it, which logits in bf16 often do, each counts as much as the others: a label among two
+    is half a hit.
+    """
+
+    def __call__(self, subject: Subject) -> Findings:
+        hits, tokens = 0.0, 0
+        for inputs, labels in subject.batches(subject.rows):
+            with subject.reading() as model:
+                scored = labels != IGNORED
+                hidden = model.hidden(inputs)[scored]
+                hits += float(top1(hidden, model.head_weight, labels[scored]).sum(dtype=torch.float64))
+                tokens += len(hidden)
+        share = hits / max(tokens, 1)
+        return Findings(
+            "Accuracy", {"val/accuracy": share}, body=[f"The likeliest token is right for {share:.2%} of {tokens:,}"]
+        )
+
+
+def top1(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """1 where hidden [N, D] @ weight [V, D].T is largest at the label [N], 1/k where k tokens tie with it, else 0.
+
+    fp32 [N]. Logits are made for 1024 rows at a time, in the weight's dtype.
+    """
+    hits = torch.empty(len(labels), device=hidden.device)
+    for start in range(0, len(labels), CHUNK):
+        rows = slice(start, start + CHUNK)
+        logits = hidden[rows].to(weight.dtype) @ weight.T
+        best = logits.amax(dim=1, keepdim=True)
+        right = logits.gather(1, labels[rows, None]) == best
+        hits[rows] = right.squeeze(1) / (logits == best).sum(dim=1)
+    return hits

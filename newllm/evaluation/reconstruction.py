@@ -1,0 +1,61 @@
+"""How well compressed values are restored (attention=vdproj)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from newllm.attention import CompressedValues
+from newllm.errors import ConfigError
+from newllm.evaluation.observe import observing
+from newllm.evaluation.subject import Findings, Subject, Table
+
+
+class Reconstruction:
+    """`reconstruction/mse`: MSE(v', v) of the restored values v' over tokens and dims, mean over the layers.
+
+    `reconstruction/relative_error` is the mean over the layers of sum (v' - v)^2 / sum v^2, which does not depend on
+    how large values are: 0 gives them back whole, 1 is as good as restoring zeros. A table has both per layer.
+
+    batches, batch_size: the first validation rows looked at.
+    """
+
+    def __init__(self, batches: int = 10, batch_size: int = 8):
+        if batches < 1 or batch_size < 1:
+            raise ConfigError(
+                "eval.reconstruction needs batches and batch_size of at least 1, as in eval.reconstruction.batches=10; "
+                f"got {batches} and {batch_size}."
+            )
+        self.batches, self.batch_size = batches, batch_size
+
+    def check(self, data: Any, model: torch.nn.Module) -> None:
+        if not any(isinstance(module, CompressedValues) for module in model.modules()):
+            raise ConfigError(
+                "eval.reconstruction compares restored values with the values, and no attention of this model restores "
+                "any; type attention=vdproj, or leave reconstruction out of eval=[…]."
+            )
+
+    @torch.inference_mode()
+    def __call__(self, subject: Subject) -> Findings:
+        sums: dict[int, Tensor] = {}  # layer -> fp64 sums of (v' - v)^2 and v^2, number of values
+
+        def see(layer: int, tensors: dict[str, Tensor]) -> None:
+            restored, value = tensors["restored"].double(), tensors["value"].double()
+            found = torch.stack(
+                [(restored - value).square().sum(), value.square().sum(), value.new_tensor(value.numel())]
+            )
+            sums[layer] = sums.get(layer, torch.zeros(3, dtype=torch.float64)) + found.cpu()
+
+        model: Any = subject.model
+        with observing(model, see):
+            for inputs, _ in subject.batches(size=self.batch_size, limit=self.batches * self.batch_size):
+                with subject.autocast():
+                    model.hidden(inputs)
+        rows: Table = [
+            {"layer": layer, "mse": float(error / count), "relative_error": float(error / square)}
+            for layer, (error, square, count) in sorted(sums.items())
+        ]
+        metrics = {
+            f"reconstruction/{name}": sum(row[name] for row in rows) / len(rows) for name in ("mse", "relative_error")
+        }
+        return Findings("Restored values", metrics, {"reconstruction": rows}, [rows])
