@@ -14,7 +14,7 @@ from newllm.model import Transformer
 CONF = Path(__file__).parents[1] / "conf"
 VOCABULARY, LENGTH = 128, 48
 ENCODINGS, ATTENTIONS = (
-    sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in ("pos_encoding", "attention")
+    sorted(p.stem for p in (CONF / group).glob("*.yaml") if p.stem != "none") for group in ("pos_encoding", "attention")
 )
 
 Build = Callable[[tuple[str, str]], Transformer | ConfigError]

@@ -4,5 +4,6 @@ from newllm.attention.base import Attention
 from newllm.attention.cache import Cache, LayerCache
 from newllm.attention.latent import Latent
 from newllm.attention.multi_head import MultiHead
+from newllm.attention.value_projection import CompressedValues, NarrowValues
 
-__all__ = ["Attention", "Cache", "Latent", "LayerCache", "MultiHead"]
+__all__ = ["Attention", "Cache", "CompressedValues", "Latent", "LayerCache", "MultiHead", "NarrowValues"]

@@ -39,6 +39,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward")
 
+    def auxiliary(self) -> Tensor | None:
+        """What this layer adds to the loss of the last forward pass in training, for each row [B]; handed out once."""
+        return None
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, encoding: PositionEncoding | None, scale: float) -> Tensor:
         """Causal attention under the encoding's bias: [B, heads, T, width of v]."""
         bias = encoding.bias() if encoding is not None else None

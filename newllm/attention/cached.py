@@ -28,7 +28,8 @@ def attend(
 ) -> Tensor:
     """``softmax(q k^T * scale + bias, causal) v``: [B, H, Tq, Dv] in v's dtype.
 
-    q [B, H, Tq, D] stand at the end of the `length` tokens that the storages k [B, Hk, S, D] and v [B, Hk, S, Dv] hold.
+    q [B, H, Tq, D] stand at the end of the `length` tokens that the storages k [B, Hk, S, D] and v [B, Hk, S, Dv] hold;
+    for queries behind a past, v may also be [B, 1, S, Dv], one for all heads.
     Queries without a past (a prompt) go by the kernel that training has; one query, or more of them behind a past, by
     products: all heads of one query together, blocks of many queries head by head.
 
@@ -52,7 +53,8 @@ def _by_head(q: Tensor, shown: Tensor, first: int, k: Tensor, v: Tensor, bias: B
     added = _bias(q, k, first, bias)
     per_head = added.expand(*added.shape[:-3], q.shape[1], -1, -1)
     stacked = q.shape[1] // k.shape[1]
-    parts = zip(q.split(stacked, 1), k.split(1, 1), v.split(1, 1), per_head.split(stacked, -3), strict=True)
+    values = v.split(1, 1) if v.shape[1] > 1 else [v] * k.shape[1]
+    parts = zip(q.split(stacked, 1), k.split(1, 1), values, per_head.split(stacked, -3), strict=True)
     seen = (_reader(bias, part, first) for part in shown.split(stacked, 1))
     return torch.cat([_products(*part, scale, read) for part, read in zip(parts, seen, strict=True)], dim=1)
 
@@ -60,9 +62,10 @@ def _by_head(q: Tensor, shown: Tensor, first: int, k: Tensor, v: Tensor, bias: B
 def _products(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, read: Callable[[Tensor], Tensor] | None
 ) -> Tensor:
-    """q [B, H, Tq, D] over k [B, Hk, S, D] and v [B, Hk, S, Dv] with bias [1 or H, Tq, S], -inf where masked.
+    """q [B, H, Tq, D] over k [B, Hk, S, D] and v [B, Hk or 1, S, Dv] with bias [1 or H, Tq, S], -inf where masked.
 
-    Queries that share a key head are stacked, so MQA and absorbed MLA read the cache once for all heads.
+    Queries that share a key head (or the one value head) are stacked, so MQA and absorbed MLA read the cache once for
+    all heads.
     read: what else is added, of the scaled scores.
     """
     batch, heads, queries, width = q.shape
@@ -73,7 +76,7 @@ def _products(
     scores = torch.add(bias, products, alpha=scale)
     if read is not None:
         scores += read(products.to(scores.dtype) * scale)
-    weights = scores.softmax(-1).to(v.dtype).reshape(batch, groups, -1, keys)
+    weights = scores.softmax(-1).to(v.dtype).reshape(batch, v.shape[1], -1, keys)
     return (weights @ v).reshape(batch, heads, queries, -1)
 
 

@@ -64,8 +64,11 @@ class PackedStep:
         labels = first.to_device(torch.cat([labels for _, labels in pieces]))
         with autocast(first.device, first.precision):
             hidden = self._twin.hidden(inputs)  # [K * B, T, hidden]
-            parts = zip(self._steps, hidden.chunk(len(pieces)), labels.chunk(len(pieces)), scored, strict=True)
-            return [step.batch_loss.of(states, wanted, number) for step, states, wanted, number in parts]
+            auxiliary = self._twin.auxiliary()  # [K * B]
+            runs = len(pieces)
+            added = [None] * runs if auxiliary is None else auxiliary.chunk(runs)
+            parts = zip(self._steps, hidden.chunk(runs), labels.chunk(runs), scored, added, strict=True)
+            return [step.batch_loss.of(states, wanted, number, more) for step, states, wanted, number, more in parts]
 
 
 def _shapes(wanted: Wanted) -> tuple[torch.Size, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from newllm.data import Rows
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 from newllm.training.loss import IGNORED, linear_cross_entropy
 from newllm.training.optimizer import AdamW
 from newllm.training.precision import Precision, autocast
@@ -39,21 +39,35 @@ def count_scored(pieces: list[Piece]) -> int:
 class BatchLoss(nn.Module):
     """Nats of a piece's scored tokens, divided by `total`, such as the scored tokens of the whole batch (0-d, fp32).
 
-    backward() has to start at this loss. compiled: the model's `hidden` under torch.compile, where a run has it.
-    fused: the head and the loss in one, by chunks; else the logits of the whole piece are made.
+    backward() has to start at this loss. What a model adds to it by itself (`auxiliary`) is in the gradient, in
+    proportion to the piece's share of `total`, and not in the value, which is the tokens' nats alone.
+
+    compiled: the model's `hidden` under torch.compile, where a run has it. fused: the head and the loss in one, by
+    chunks; else the logits of the whole piece are made.
     """
 
-    def __init__(self, model: Transformer, device: torch.device, precision: Precision, fused: bool = True) -> None:
+    def __init__(self, model: LanguageModel, device: torch.device, precision: Precision, fused: bool = True) -> None:
         super().__init__()
         self.model, self.device, self.precision, self.fused = model, device, precision, fused
         self.compiled: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, inputs: Tensor, labels: Tensor, total: float) -> Tensor:
         with autocast(self.device, self.precision):
-            return self.of((self.compiled or self.model.hidden)(inputs), labels, total)
+            hidden = (self.compiled or self.model.hidden)(inputs)
+            return self.of(hidden, labels, total, self.model.auxiliary())
 
-    def of(self, hidden: Tensor, labels: Tensor, total: float) -> Tensor:
-        """The loss of the model's `hidden` states [b, T, hidden], under the caller's autocast."""
+    def of(self, hidden: Tensor, labels: Tensor, total: float, auxiliary: Tensor | None = None) -> Tensor:
+        """The loss of the model's `hidden` states [b, T, hidden], under the caller's autocast.
+
+        auxiliary: [b], what the model adds to the loss for each row.
+        """
+        loss = self._of_tokens(hidden, labels, total)
+        if auxiliary is None:
+            return loss
+        added = auxiliary.mean() * ((labels != IGNORED).sum() / (total or 1))
+        return loss + (added - added.detach())
+
+    def _of_tokens(self, hidden: Tensor, labels: Tensor, total: float) -> Tensor:
         if not self.fused:
             logits = F.linear(hidden, self.model.head_weight).flatten(0, 1).float()
             return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / (total or 1)
@@ -78,7 +92,7 @@ class Step:
     """
 
     def __init__(
-        self, model: Transformer, optim: AdamW, device: torch.device, precision: Precision, fused: bool = True
+        self, model: LanguageModel, optim: AdamW, device: torch.device, precision: Precision, fused: bool = True
     ) -> None:
         self.model, self.device, self.precision = model, device, precision
         self.batch_loss = BatchLoss(model, device, precision, fused)

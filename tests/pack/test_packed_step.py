@@ -27,6 +27,8 @@ CASES = {
     ),
     "slopes": (["pos_encoding=alibi"], [["slope=0.0625"], ["slope=0.5"], ["slope=[0.5,0.25]"]]),
     "slopes in mla": (["pos_encoding=rope_alibi", "attention=mla", "kv_dim=16"], [["slope=0.1"], ["slope=0.5"]]),
+    "a loss of the model's own": (["attention=vdproj", "trainer.accumulate=2"], [["seed=1"], ["seed=2"]]),
+    "a recurrent projection": (["model=dproj_tiny", "model.embed_dim=48"], [["seed=1"], ["seed=2"]]),
     "learned positions": (["pos_encoding=learned", "trainer.accumulate=2"], [["seed=1"], ["seed=2"]]),
     "kernels of distances": (["pos_encoding=kerple_log"], [["pos_encoding.p=1"], ["pos_encoding.p=[0.5,2]", "seed=2"]]),
     "positions counted in gates": (["pos_encoding=cope", "pos_encoding.npos_max=8"], [["seed=1"], ["seed=2"]]),

@@ -1,0 +1,190 @@
+"""Multi-head attention that caches less than the values: V-DProj (github.com/rato-tokyo/new-llm, December 2025).
+
+Two ways, both with q and k as multi-head attention has them: `CompressedValues` squeezes V of full width through a
+narrow layer and back, `NarrowValues` has narrow values from the start.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from newllm.attention.base import Attention, linear, merge_heads
+from newllm.attention.cache import LayerCache
+from newllm.attention.kernels import Kernel
+from newllm.errors import ConfigError
+from newllm.position.base import PositionEncoding
+
+
+class CompressedValues(Attention):
+    """Values restored from a code c of value_dim numbers, shared by all heads (the old V-DProj).
+
+        q, k, v = W_qkv x          c = W_c v + b_c          v' = W_r c + b_r          out = W_o [A_h v'_h]_h
+
+    where v is that of all heads together, H * D wide. The restored v' is what is attended to in training as in
+    decoding, so v itself is no more than the input of the code; `auxiliary` pulls the two together.
+
+    The cache holds k and c: ``H D + value_dim`` numbers per token and layer. A step of decoding restores nothing:
+    the rows of A sum to 1, so ``A_h (c W_r,h + b_r,h) = (A_h c) W_r,h + b_r,h``. Many new tokens at once restore v'
+    of all cached ones for the layer at work, where that takes fewer multiplications (`absorbs`).
+
+    value_dim: width of c; None is five eighths of H * D, as published (320 of 512). reconstruction_weight: what
+    training adds to the loss is this times the mean over layers of MSE(v', v), v not detached.
+    """
+
+    def __init__(
+        self,
+        value_dim: int | None = None,
+        bias: bool = True,
+        reconstruction_weight: float = 0.1,
+        kernel: Kernel = "auto",
+        *,
+        hidden_size: int,
+        heads: int,
+        head_dim: int,
+    ):
+        super().__init__(kernel, hidden_size=hidden_size, heads=heads, head_dim=head_dim)
+        width = heads * head_dim
+        self.value_dim = _narrow(heads, head_dim) if value_dim is None else value_dim
+        if not 0 < self.value_dim <= width:
+            raise ConfigError(
+                f"attention.value_dim must be from 1 to the width of the values, {width}, as in "
+                f"attention.value_dim={_narrow(heads, head_dim)}; got {value_dim}."
+            )
+        if reconstruction_weight < 0:
+            raise ConfigError(
+                "attention.reconstruction_weight must be 0 or greater, as in attention.reconstruction_weight=0.1; "
+                f"got {reconstruction_weight:g}."
+            )
+        self.reconstruction_weight = reconstruction_weight
+        self.qkv = linear(hidden_size, 3 * width, bias)  # rows: q | k | v, each head by head
+        self.compress = linear(width, self.value_dim, bias)
+        self.restore = linear(self.value_dim, width, bias)
+        self.out = linear(width, hidden_size, bias)
+        self._error: Tensor | None = None
+
+    def forward(
+        self, x: Tensor, positions: Tensor, encoding: PositionEncoding | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        width = self.heads * self.head_dim
+        qk, v = self.qkv(x).split([2 * width, width], dim=-1)
+        q, k = qk.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).split(self.heads, dim=1)  # [B, H, T, D] each
+        q_before, k_before = q, k
+        if encoding is not None:
+            q, k = encoding.rotate(q, k, positions)
+        code = self.compress(v)  # [B, T, value_dim]
+        scale = self.head_dim**-0.5
+        restored = self.restore(code) if cache is None else None  # [B, T, H D]
+        if self.observer is not None:
+            shown = {"q_before": q_before, "k_before": k_before, "q": q, "k": k, "latent": code}
+            self.observer(shown if restored is None else {**shown, "value": v, "restored": restored})
+        if cache is None:
+            assert restored is not None
+            self._learn(restored, v)
+            return self._output(self.attend(q, k, self._per_head(restored), encoding, scale))
+        k, held = cache.append(k, code[:, None])  # [B, H, S, D], [B, 1, S, value_dim]
+        queries, length = x.shape[1], cache.length
+        if queries == length or not self.absorbs(queries):
+            v = self._per_head(self.restore(held[:, 0]))
+            return self._output(self.attend_cached(q, k, v, length, encoding, scale))
+        context = self.attend_cached(q, k, held, length, encoding, scale)  # [B, H, T, value_dim]
+        per_head = self.restore.weight.unflatten(0, (self.heads, -1))  # [H, D, value_dim]
+        out = torch.matmul(context, per_head.mT)
+        if self.restore.bias is not None:
+            out = out + self.restore.bias.unflatten(0, (self.heads, 1, -1))
+        return self._output(out)
+
+    def absorbs(self, queries: int) -> bool:
+        """Whether so many new tokens behind a past are better off with the codes.
+
+        Restoring costs ``value_dim D`` multiplications a cached token and head, attending to codes
+        ``value_dim - D`` more for each query that looks at it.
+        """
+        return queries * (self.value_dim - self.head_dim) <= self.value_dim * self.head_dim
+
+    def auxiliary(self) -> Tensor | None:
+        error, self._error = self._error, None
+        return None if error is None else self.reconstruction_weight * error
+
+    def _learn(self, restored: Tensor, v: Tensor) -> None:
+        wanted = self.training and self.reconstruction_weight > 0
+        self._error = reconstruction_error(restored, v) if wanted else None
+
+    def _per_head(self, v: Tensor) -> Tensor:
+        """[B, S, H D] -> [B, H, S, D]."""
+        return v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _output(self, out: Tensor) -> Tensor:
+        """[B, H, T, D] -> [B, T, hidden]."""
+        projected: Tensor = self.out(merge_heads(out))
+        return projected
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the error of the last forward pass: a tensor with a history cannot be copied."""
+        return {**self.__dict__, "_error": None}
+
+
+class NarrowValues(Attention):
+    """Heads of D-wide queries and keys whose values are value_dim / H wide (the new V-DProj).
+
+        q, k = W_q x, W_k x (H * D each)          v = W_v x (value_dim)          out = W_o [A_h v_h]_h
+
+    The published layer has a matrix for each of q, k and v; here they are one, its rows in order q | k | v.
+    Cache per token and layer: ``H D + value_dim`` numbers.
+
+    value_dim: width of the values of all heads; None is five eighths of H * D, as published (320 of 512).
+    """
+
+    def __init__(
+        self,
+        value_dim: int | None = None,
+        bias: bool = True,
+        kernel: Kernel = "auto",
+        *,
+        hidden_size: int,
+        heads: int,
+        head_dim: int,
+    ):
+        super().__init__(kernel, hidden_size=hidden_size, heads=heads, head_dim=head_dim)
+        self.value_dim = _narrow(heads, head_dim) if value_dim is None else value_dim
+        if self.value_dim <= 0 or self.value_dim % heads:
+            near = max(1, round(self.value_dim / heads)) * heads
+            raise ConfigError(
+                f"attention.value_dim must be a multiple of the {heads} heads, as in attention.value_dim={near}; "
+                f"got {value_dim}."
+            )
+        width = heads * head_dim
+        self.qkv = linear(hidden_size, 2 * width + self.value_dim, bias)
+        self.out = linear(self.value_dim, hidden_size, bias)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, encoding: PositionEncoding | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        width = self.heads * self.head_dim
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(x).split([width, width, self.value_dim], dim=-1)
+        )  # [B, H, T, D] twice, [B, H, T, value_dim / H]
+        q_before, k_before = q, k
+        if encoding is not None:
+            q, k = encoding.rotate(q, k, positions)
+        if self.observer is not None:
+            self.observer({"q_before": q_before, "k_before": k_before, "q": q, "k": k})
+        scale = self.head_dim**-0.5
+        if cache is None:
+            out = self.attend(q, k, v, encoding, scale)
+        else:
+            k, v = cache.append(k, v)
+            out = self.attend_cached(q, k, v, cache.length, encoding, scale)
+        return self.out(merge_heads(out))
+
+
+def reconstruction_error(restored: Tensor, value: Tensor) -> Tensor:
+    """Mean squared error [B] of each row of restored values against the values [B, T, H D], in fp32."""
+    return F.mse_loss(restored.float(), value.float(), reduction="none").mean(dim=(1, 2))
+
+
+def _narrow(heads: int, head_dim: int) -> int:
+    """Five eighths of the width, the same for every head."""
+    return heads * max(1, head_dim * 5 // 8)
