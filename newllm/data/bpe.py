@@ -8,7 +8,17 @@ import numpy as np
 
 from newllm.data.cache import key_of, say
 from newllm.data.corpora.base import Data
-from newllm.data.split import Layout, Survey, choose_validation, hash_order, hash_validates, picked, prefix
+from newllm.data.split import (
+    Layout,
+    Survey,
+    choose_validation,
+    hash_order,
+    hash_validates,
+    number_validates,
+    numbered,
+    picked,
+    prefix,
+)
 from newllm.data.tokenizer import Tokenizer, cached
 
 RULE = 1  # raise when the same text would give another tokenizer
@@ -18,9 +28,11 @@ EOT = "<|endoftext|>"
 def auto_tokenizer(data: Data, layout: Layout, found: Survey | None, cache: Path) -> Tokenizer:
     """The cached tokenizer of this corpus, split and vocabulary, trained if need be.
 
-    found: the survey of a finite corpus; None for a streamed one.
+    found: the survey of a finite corpus; None for one that is read once. How much of the training side trains the
+    model makes no difference to it, unless what validates follows from that.
     """
     limit = data.tokenizer_bytes if layout != "prefix" else _prefix_bytes(data, found)
+    by_number = {"val_documents": data.val_documents} if layout == "numbered" else {}
     key = key_of(
         rule=RULE,
         corpus=data.fingerprint(),
@@ -29,6 +41,7 @@ def auto_tokenizer(data: Data, layout: Layout, found: Survey | None, cache: Path
         bytes=limit,
         val_fraction=data.val_fraction,
         min_chars=data.min_chars,
+        **by_number,
     )
 
     def train() -> Tokenizer:
@@ -43,7 +56,7 @@ def auto_tokenizer(data: Data, layout: Layout, found: Survey | None, cache: Path
 def _prefix_bytes(data: Data, found: Survey | None) -> int:
     """Bytes at the beginning of the stream that train, whatever the tokenizer: a token is at least one byte."""
     bound = data.tokenizer_bytes
-    if data.rows is not None:
+    if data.rows is not None and data.rows[0] is not None:
         bound = min(bound, data.rows[0] * data.seq_len)
     elif found is not None:
         bound = min(bound, int((1 - data.val_fraction) * found.sizes.sum()))
@@ -60,8 +73,10 @@ def _training_text(data: Data, layout: Layout, found: Survey | None, limit: int)
             yield piece.text
         return
     left = limit
-    for piece in data.pieces():
+    for number, piece in numbered(data.pieces()):
         if layout == "stream" and not data.own_validation and hash_validates(piece.text, data.val_fraction):
+            continue
+        if data.val_documents is not None and number_validates(number, data.val_documents):
             continue
         content = piece.text.encode()[:left]
         yield content.decode("utf-8", "ignore")

@@ -1,7 +1,7 @@
 """Fill a token store: one pass (two for documents split by a survey) over the corpus, in batches of bounded memory."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,16 @@ from newllm.data.bpe import auto_tokenizer
 from newllm.data.cache import build_folder, key_of, locked, say
 from newllm.data.corpora.base import Data, Piece
 from newllm.data.encode import encode
+from newllm.data.enough import Budget, budget_of, check_lengths, refuse_too_few
 from newllm.data.progress import Progress
-from newllm.data.split import Layout, Survey, choose_validation, hash_order, hash_validates, picked, prefix, survey
+from newllm.data.sides import sides
+from newllm.data.split import Layout, Survey, choose_validation, hash_order, picked, prefix, survey
 from newllm.data.store import RULE, Damaged, Store, StreamWriter, open_store, token_dtype, write_meta
 from newllm.data.tokenizer import Tokenizer, identity, pretrained
 from newllm.errors import ConfigError
 
 COPIED = 1 << 20  # tokens copied at once
 BYTES_PER_TOKEN = 6.0  # first guess of how much text a budget of tokens needs; doubled until it is enough
-
-Budget = dict[str, int] | None  # tokens needed of each stream; all there are of one that is not named
 
 
 def find_or_build(data: Data, cache: Path) -> tuple[Store, list[str]]:
@@ -63,11 +63,20 @@ def _made_from(data: Data) -> dict[str, Any]:
         "val_fraction": data.val_fraction,
         "eot": data.eot,
         "min_chars": data.min_chars,
+        **_apart(data),
     }
 
 
+def _apart(data: Data) -> dict[str, Any]:
+    """The options that keep training and validation text apart, for the key; nothing where none is given."""
+    if (data.documents, data.val_documents, data.val_samples) == (None, None, None):
+        return {}
+    names = ("documents", "val_documents", "val_joint", "val_samples")
+    return {"apart": {name: getattr(data, name) for name in names}}
+
+
 def _fill(data: Data, folder: Path, cache: Path, made_from: dict[str, Any]) -> None:
-    found = None if data.streamed else survey(data)
+    found = None if data.streamed or data.val_documents is not None else survey(data)
     if found is not None and not len(found.sizes):
         raise ConfigError(
             f"the corpus has no text in documents of data.min_chars={data.min_chars} characters or more; "
@@ -80,57 +89,38 @@ def _fill(data: Data, folder: Path, cache: Path, made_from: dict[str, Any]) -> N
     if data.eot and tokenizer.eot_id is None:
         raise ConfigError(f"data.tokenizer={data.tokenizer} has no end-of-text token; type data.eot=false")
     tokenizer.save(folder)
-    budget = _budget(data, layout)
+    budget = budget_of(data, layout)
     if layout == "document":
         assert found is not None
         writers = _by_survey(data, found, tokenizer, budget, folder)
     else:
-        writers = _writers(folder, tokenizer, ["train", "val"] if layout == "stream" else ["all"], budget)
-        _encode(_sides(data, layout, writers), tokenizer, folder, data.eot, writers)
-    _check(data, writers, budget)
+        writers = _writers(folder, tokenizer, ["all"] if layout == "prefix" else ["train", "val"], budget)
+        _encode(sides(data, layout, writers), tokenizer, folder, data.eot, writers)
+    check_lengths(data, layout, {name: writer.length for name, writer in writers.items()})
     write_meta(folder, layout, [*writers], token_dtype(tokenizer.vocab_size), made_from)
 
 
 def _layout(data: Data, found: Survey | None) -> Layout:
     if data.split != "document":
         return "prefix"
+    if data.val_documents is not None:
+        return "numbered"
     if found is None or data.own_validation:
         return "stream"
-    return "document" if found.distinct > 1 else "prefix"
-
-
-def _budget(data: Data, layout: Layout) -> Budget:
-    if data.rows is None:
-        return None
-    both = zip(("train", "val"), data.rows, strict=True)
-    sides = {side: rows * data.seq_len for side, rows in both if rows is not None}
-    if layout == "prefix":
-        return {"all": sum(sides.values()) + data.seq_len}
-    return {side: tokens + 1 for side, tokens in sides.items()}
+    if found.distinct > 1:
+        return "document"
+    if data.validates_apart:
+        name = "val_samples" if data.documents is None else "documents"
+        raise ConfigError(
+            f"data.{name} keeps training and validation text apart by document, and the corpus is a single document "
+            f"(or copies of one); give several documents or leave data.{name} out"
+        )
+    return "prefix"
 
 
 def _writers(folder: Path, tokenizer: Tokenizer, names: list[str], budget: Budget) -> dict[str, StreamWriter]:
     dtype = token_dtype(tokenizer.vocab_size)
-    return {name: StreamWriter(folder, name, dtype, budget.get(name) if budget else None) for name in names}
-
-
-def _sides(data: Data, layout: Layout, writers: dict[str, StreamWriter]) -> Iterator[tuple[str, Piece]]:
-    """Pieces in the corpus' order with the stream of each, until every stream is full."""
-    if data.own_validation:
-        for side, pieces in (("train", data.pieces()), ("val", data.validation_pieces())):
-            for piece in pieces:
-                if writers[side].full:
-                    break
-                yield side, piece
-        return
-    for piece in data.pieces():
-        if all(writer.full for writer in writers.values()):
-            return
-        side = "all"
-        if layout == "stream":
-            side = "val" if hash_validates(piece.text, data.val_fraction) else "train"
-        if not writers[side].full:
-            yield side, piece
+    return {name: StreamWriter(folder, name, dtype, budget.get(name)) for name in names}
 
 
 def _by_survey(
@@ -139,25 +129,29 @@ def _by_survey(
     """Both sides of a split by document, each in the order of hashes, so that a budget takes a fair sample."""
     validates = choose_validation(found, data.val_fraction)
     orders = {"train": hash_order(found, ~validates), "val": hash_order(found, validates)}
+    if data.documents is not None:
+        refuse_too_few(data.documents, len(orders["train"]))
+        orders["train"] = np.sort(orders["train"])[: data.documents]
     per_token = BYTES_PER_TOKEN
     while True:
-        chosen = orders
-        if budget is not None:
-            chosen = {side: prefix(order, found.sizes, budget[side] * per_token) for side, order in orders.items()}
+        chosen = {
+            side: prefix(order, found.sizes, budget[side] * per_token) if side in budget else order
+            for side, order in orders.items()
+        }
         wanted = np.zeros(len(validates), dtype=bool)
         for numbers in chosen.values():
             wanted[numbers] = True
-        rough = _writers(folder, tokenizer, ["train", "val"], None)
+        rough = _writers(folder, tokenizer, ["train", "val"], {})
         pieces = (("val" if validates[number] else "train", piece) for number, piece in picked(data, wanted))
         _encode(pieces, tokenizer, folder, data.eot, rough)
-        if budget is None or all(
-            rough[side].length >= budget[side] or len(chosen[side]) == len(orders[side]) for side in orders
+        if all(
+            rough[side].length >= needed or len(chosen[side]) == len(orders[side]) for side, needed in budget.items()
         ):
             break
         per_token *= 2
-    final = _writers(folder, tokenizer, ["train.ordered", "val.ordered"], None)
+    final = _writers(folder, tokenizer, ["train.ordered", "val.ordered"], {})
     for side, numbers in chosen.items():
-        _reorder(folder, rough[side], final[f"{side}.ordered"], numbers, budget[side] if budget else None)
+        _reorder(folder, rough[side], final[f"{side}.ordered"], numbers, budget.get(side))
         for ending in ("bin", "documents.npy"):
             (folder / f"{side}.ordered.{ending}").replace(folder / f"{side}.{ending}")
     return {side: final[f"{side}.ordered"] for side in orders}
@@ -202,21 +196,3 @@ def _encode(
     progress.end()
     for writer in writers.values():
         writer.close()
-
-
-def _check(data: Data, writers: dict[str, StreamWriter], budget: Budget) -> None:
-    """Raise ConfigError when there is less text than the budget (or one row a side) needs."""
-    for side, writer in writers.items():
-        needed = budget.get(side, data.seq_len + 1) if budget else data.seq_len + 1
-        if side == "all":  # the last row needs one token after it, not the whole row that is taken where there is one
-            needed = needed - data.seq_len + 1 if budget else data.least_rows * data.seq_len + 1
-        if writer.length < needed:
-            where = {"train": "training ", "val": "validation ", "all": ""}[side]
-            rows = sum(filter(None, data.rows)) if data.rows and budget and side in budget else 0
-            possible = int(rows * writer.length / needed)
-            fewer = f"tokens={possible * data.seq_len}" if data.tokens is not None else f"samples={possible}"
-            instead = f"{fewer} or less" if possible >= data.least_rows else "a smaller seq_len"
-            raise ConfigError(
-                f"too little {where}text: {needed:,} tokens are needed and {writer.length:,} were found; "
-                f"give more text or type {instead}" + (", or samples=null tokens=null for all there is" if rows else "")
-            )

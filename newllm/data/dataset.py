@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from omegaconf import DictConfig
@@ -13,6 +13,7 @@ from newllm.build import build
 from newllm.data.build_store import find_or_build
 from newllm.data.cache import cache_folder
 from newllm.data.corpora.base import Data
+from newllm.data.enough import check_lengths
 from newllm.data.facts import NOT_SCORED, ReversalFacts
 from newllm.data.passkey import PasskeyRows
 from newllm.data.store import Store
@@ -29,6 +30,7 @@ class Rows:
 
     starts: int64 [rows], the token each row begins at; its labels are the tokens one further on.
     inputs, labels: int64 [more rows, seq_len].
+    text: all tokens of this side as one run [N], those that fill no row included; None where the rows are scattered.
     passkeys: which rows of the stream carry passkeys, and what they then are (None: none does).
     """
 
@@ -39,11 +41,13 @@ class Rows:
         seq_len: int,
         inputs: np.ndarray | None = None,
         labels: np.ndarray | None = None,
+        text: np.ndarray | None = None,
     ) -> None:
         none = np.empty((0, seq_len), dtype=np.int64)
         self.tokens, self.starts, self.seq_len = tokens, starts, seq_len
         self.inputs = none if inputs is None else inputs
         self.labels = none if labels is None else labels
+        self.text = text
         self.passkeys: PasskeyRows | None = None
 
     def __len__(self) -> int:
@@ -108,6 +112,20 @@ class Dataset:
             )
         return self.val.tokens[int(starts[0]) : int(starts[-1]) + length + 1]
 
+    def stream(self, side: Literal["train", "val"]) -> np.ndarray:
+        """All tokens of a side as one run of ids [N], documents in their order, without facts and passkeys.
+
+        Memory-mapped, in the store's dtype; N - 1 of them follow another. A budget in rows ends with its last label.
+        Raises ConfigError where the split scatters the side.
+        """
+        text = (self.train if side == "train" else self.val).text
+        if text is None:
+            raise ConfigError(
+                "a model that reads the text as one stream needs it in one piece, and data.split=chunks scatters it; "
+                "type data.split=contiguous or data.split=document"
+            )
+        return text
+
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Permutation of the training rows of an epoch; depends on nothing else, so a run resumes anywhere."""
         generator = np.random.Generator(np.random.PCG64(stream(seed, "order", epoch)))
@@ -136,6 +154,8 @@ def prepare(
     if data.passkey:
         train.passkeys = PasskeyRows(data.passkey, len(train.starts), data.seq_len, store.tokenizer)
     documents = {name: len(one.document_tokens) for name, one in store.streams.items()}
+    if data.val_joint is not None and data.val_documents is not None:  # in the store they are one
+        documents["val"] = data.val_documents[1] - data.val_documents[0] + 1
     counts = {
         "data/train_tokens": train.scored,
         "data/val_tokens": val.scored,
@@ -160,13 +180,14 @@ def _bytes_per_token(rows: Rows, tokenizer: Tokenizer) -> float:
 def split_rows(data: Data, store: Store) -> tuple[Rows, Rows, float, list[str]]:
     """Training rows, validation rows, share of validation documents that are also trained on, notes."""
     length = data.seq_len
+    check_lengths(data, store.layout, {name: len(one.tokens) for name, one in store.streams.items()})
     if store.layout != "prefix":
         sides = {}
         for place, side in enumerate(("train", "val")):
             tokens = store.streams[side].tokens
             asked = data.rows[place] if data.rows else None
             count = (len(tokens) - 1) // length if asked is None else asked
-            sides[side] = Rows(tokens, np.arange(count) * length, length)
+            sides[side] = Rows(tokens, np.arange(count) * length, length, text=tokens)
         return sides["train"], sides["val"], 0.0, []
     whole = store.streams["all"]
     total = sum(filter(None, data.rows)) if data.rows else (len(whole.tokens) - 1) // length
@@ -175,6 +196,9 @@ def split_rows(data: Data, store: Store) -> tuple[Rows, Rows, float, list[str]]:
     starts = rows.astype(np.int64) * length
     train = Rows(whole.tokens, starts[: total - validation], length)
     val = Rows(whole.tokens, starts[total - validation :], length)
+    if data.split != "chunks":
+        train.text = whole.tokens[: len(train) * length + 1]
+        val.text = whole.tokens[len(train) * length : total * length + 1]
     leak = _shared_documents(whole.document_tokens, train.starts, val.starts, length)
     notes = []
     if data.split == "chunks":

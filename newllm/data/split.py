@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +12,9 @@ from newllm.data.corpora.base import Data, Piece
 from newllm.data.progress import Progress
 
 # How a store lays its text out: two streams, filled by a survey of the whole corpus (document) or as the documents
-# come (stream); or one stream in the corpus' order (prefix: what trains is its beginning, or rows of it).
-Layout = Literal["document", "stream", "prefix"]
+# come, a side chosen by content (stream) or by number (numbered); or one stream in the corpus' order (prefix: what
+# trains is its beginning, or rows of it).
+Layout = Literal["document", "stream", "numbered", "prefix"]
 
 
 @dataclass
@@ -85,6 +86,11 @@ def hash_validates(text: str, fraction: float) -> bool:
     return content_hash(text) < fraction * 2.0**64
 
 
+def number_validates(number: int, chosen: Sequence[int]) -> bool:
+    """The side of a document by its number: validation from the first to the last of `chosen`."""
+    return chosen[0] <= number <= chosen[1]
+
+
 def prefix(order: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
     """The first documents of `order` that together reach `budget` bytes."""
     return order[: int(np.searchsorted(np.cumsum(sizes[order]), budget)) + 1]
@@ -92,8 +98,14 @@ def prefix(order: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
 
 def picked(data: Data, chosen: np.ndarray) -> Iterator[tuple[int, Piece]]:
     """(number, piece) of the documents marked in `chosen` (bool [documents]), in one pass in the corpus' order."""
-    number = 0
-    for piece in data.pieces():
+    for number, piece in numbered(data.pieces()):
         if chosen[number]:
             yield number, piece
+
+
+def numbered(pieces: Iterable[Piece]) -> Iterator[tuple[int, Piece]]:
+    """Each piece with the number of its document, from 0."""
+    number = 0
+    for piece in pieces:
+        yield number, piece
         number += piece.last
