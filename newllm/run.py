@@ -1,4 +1,4 @@
-"""One run from its configuration to its results: check, prepare, probe, train or resume, evaluate.
+"""One run from its configuration to its results: check, prepare, probe, first phase, train or resume, evaluate.
 
 `steps` is the run as a generator, which leaves it to others to make its training steps: `run` does, one after
 another, and newllm.pack those of several runs at once.
@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,17 +20,23 @@ from omegaconf import DictConfig
 from newllm.build import build
 from newllm.config import differences, effective, run_directory, signature
 from newllm.console import Console
+from newllm.data import Dataset
 from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.evaluation import Findings, evaluate
-from newllm.prepare import Prepared, judge, prepare
+from newllm.model import ContextToken, LanguageModel
+from newllm.phase1 import Outcome, Work
+from newllm.phase1.contexts import Side
+from newllm.phase1.lines import leading_bytes
+from newllm.prepare import Prepared, judge, parameters, prepare
 from newllm.results.environment import Before, before, describe
 from newllm.results.reference import findings as reference_findings
 from newllm.results.run_directory import RunDirectory
 from newllm.training import causality, display
-from newllm.training.checkpoint import load_weights
+from newllm.training.checkpoint import load_part, load_weights
 from newllm.training.distributed import team
 from newllm.training.loggers import Guarded
 from newllm.training.loop import Loop, Steps, alone
+from newllm.training.reading import FromContexts
 from newllm.training.signals import Interrupted, Signals
 
 
@@ -97,11 +104,21 @@ def _attempt(
         directory.tokenizer.mkdir(exist_ok=True)
         p.data.tokenizer.save(directory.tokenizer)
         with team(p.trainer.devices, directory.path, p.device, p.runtime.threads, partial(_lost, directory)) as others:
+            _header(p, directory, console)
+            if beside:
+                console.line(
+                    f"Trains together with {beside} other run{'s' * (beside > 1)}; the times are of all of them."
+                )
+            row = p.data.val.batch(np.arange(1))[0][0].to(p.device)
+            causality.check(p.model, row, p.precision)
+            earlier_seconds = float(directory.status().get("stage_seconds") or 0.0)
+            outcome = _stages(p, directory, console, signals, logger)
+            model, data = _second(p, outcome)
             loop = Loop(
                 p.trainer,
                 p.optim,
-                p.model,
-                p.data,
+                model,
+                data,
                 p.device,
                 p.precision,
                 directory,
@@ -112,22 +129,16 @@ def _attempt(
                 p.judge,
                 signature(p.cfg),
                 others,
+                lines_before=leading_bytes(directory) if outcome else 0,
             )
-            _header(p, directory, console, loop.steps)
-            if beside:
-                console.line(
-                    f"Trains together with {beside} other run{'s' * (beside > 1)}; the times are of all of them."
-                )
-            row = p.data.val.batch(np.arange(1))[0][0].to(p.device)
-            causality.check(p.model, row, p.precision)
             if loop.resume():
                 console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
-            together = beside > 0 or p.trainer.devices > 1
-            if not together and loop.compile(begun.compiled if begun else p.runtime.compile):
+            plain = beside > 0 or p.trainer.devices > 1 or outcome is not None
+            if not plain and loop.compile(begun.compiled if begun else p.runtime.compile):
                 directory.write_environment({**environment, "compiled": True})
             yield from loop.train()
-        results = _measure(p, directory, console, loop)
-        results["speed/wall_seconds"] = loop.earlier_seconds + time.monotonic() - began
+        results = _measure(p, directory, console, loop, outcome)
+        results["speed/wall_seconds"] = earlier_seconds + loop.earlier_seconds + time.monotonic() - began
         logger.log(loop.progress.step, results)
         logger.close()
         display.summary(console, results, p.judge, str(directory.path))
@@ -146,6 +157,39 @@ def _attempt(
         if full:
             raise full from error
         raise
+
+
+def _stages(
+    p: Prepared, directory: RunDirectory, console: Console, signals: Signals, logger: Guarded
+) -> Outcome | None:
+    """Do what comes before training, or take what is left of it from an earlier attempt; None without a first phase."""
+    began, before = time.monotonic(), float(directory.status().get("stage_seconds") or 0.0)
+    try:
+        if p.stages.embeddings is not None:
+            embedding = p.model.embed.weight
+            if directory.last_checkpoint.exists() and not embedding.requires_grad:  # else it is another by now
+                load_part(directory.last_checkpoint, "embed.weight", embedding)
+            else:
+                p.stages.embeddings.fill(p.model, p.data, p.cfg, p.runtime, console)
+        if p.stages.phase is None:
+            return None
+        work = Work(p.cfg, p.model, p.data, p.device, p.precision, p.runtime, directory, console, signals, logger)
+        outcome = p.stages.phase.run(work)
+    finally:
+        directory.update_status(stage_seconds=before + time.monotonic() - began)
+    _show(console, directory, Findings("Phase 1", outcome.metrics, outcome.tables, outcome.body))
+    console.title("Phase 2")
+    return outcome
+
+
+def _second(p: Prepared, outcome: Outcome | None) -> tuple[LanguageModel, Dataset]:
+    """What the loop trains, and on which rows: of a model whose contexts are known by now, what reads them."""
+    if outcome is None or outcome.contexts is None:
+        return p.model, p.data
+    assert isinstance(p.model, ContextToken)
+    streams: dict[Side, np.ndarray] = {"train": p.data.stream("train"), "val": p.data.stream("val")}
+    view = FromContexts(p.model, outcome.contexts, streams, p.device)
+    return view, replace(p.data, train=view.rows("train"), val=view.rows("val"))
 
 
 def _lost(directory: RunDirectory, reason: str) -> None:
@@ -168,7 +212,9 @@ def _full_disk(error: BaseException, directory: RunDirectory) -> RunError | None
     )
 
 
-def _measure(p: Prepared, directory: RunDirectory, console: Console, loop: Loop) -> dict[str, float]:
+def _measure(
+    p: Prepared, directory: RunDirectory, console: Console, loop: Loop, outcome: Outcome | None
+) -> dict[str, float]:
     """Evaluate the weights that the trainer chose; returns all results but the wall time."""
     progress = loop.progress
     epoch = progress.best_epoch if p.trainer.eval_weights == "best" else progress.epoch
@@ -180,6 +226,7 @@ def _measure(p: Prepared, directory: RunDirectory, console: Console, loop: Loop)
     line = progress.history[epoch - 1]
     results: dict[str, float] = {
         **p.counts,
+        **(outcome.metrics if outcome else {}),
         **{name: line[name] for name in ("train/loss", "train/ppl", "val/loss", "val/ppl")},
         "val/best_ppl": progress.history[(progress.best_epoch or epoch) - 1]["val/ppl"],
         "val/best_epoch": progress.best_epoch or 0,
@@ -187,7 +234,7 @@ def _measure(p: Prepared, directory: RunDirectory, console: Console, loop: Loop)
         "memory/peak_bytes": progress.peak_bytes or 0,
         "speed/train_tokens_per_second": progress.trained_tokens / max(progress.seconds, 1e-9),
     }
-    for findings in evaluate(p.cfg.eval, p.subject()):
+    for findings in evaluate(p.cfg.eval, p.subject(outcome.contexts if outcome else None)):
         results |= findings.metrics
         _show(console, directory, findings)
     published = reference_findings(p.cfg, results)
@@ -203,7 +250,7 @@ def _show(console: Console, directory: RunDirectory, findings: Findings) -> None
     console.section(findings.title, findings.body)
 
 
-def _header(p: Prepared, directory: RunDirectory, console: Console, steps: int) -> None:
+def _header(p: Prepared, directory: RunDirectory, console: Console) -> None:
     display.header(
         console,
         p.cfg,
@@ -213,8 +260,8 @@ def _header(p: Prepared, directory: RunDirectory, console: Console, steps: int) 
         device=p.device,
         precision=p.precision,
         threads=p.runtime.threads,
-        parameters=sum(q.numel() for q in p.model.parameters()),
-        steps=steps,
+        parameters=parameters(p.model),
+        steps=p.trainer.steps(len(p.data.train), p.data.train.seq_len)[1],
     )
 
 

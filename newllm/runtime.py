@@ -32,7 +32,8 @@ class Runtime:
         fused: the loss together with the head, by chunks, and the fused AdamW that clips in its own pass; False takes
             torch's plain ones, for comparison.
         compile: torch.compile for the training steps. "auto" measures in long runs whether it pays back
-            (newllm.training.compilation); runs that train together (pack) or on several devices do without.
+            (newllm.training.compilation); runs that train together (pack), on several devices or after a first phase do
+            without.
     """
 
     def __init__(

@@ -34,9 +34,10 @@ could not reach all; 2 for bad input; with --retry, that of the sweep.
 --json prints one object:
   folder    DIR
   runs      list; of each: name, path, sweep, state (queued, running, done, failed, interrupted, unreadable), attended
-            (a launcher or SLURM has it in hand), attempt, step, steps, epoch, loss, val_ppl, tokens_per_second,
-            seconds (of the latest attempt), seconds_left, host, pid, slurm (job id), slurm_state, updated, error,
-            evaluated_from (of an evaluation under other settings: the run's name); null where not known
+            (a launcher or SLURM has it in hand), attempt, phase (of a first phase, whose iterations the steps are),
+            step, steps, epoch, loss, val_ppl, tokens_per_second, seconds (of the latest attempt), seconds_left, host,
+            pid, slurm (job id), slurm_state, updated, error, evaluated_from (of an evaluation under other
+            settings: the run's name); null where not known
   counts    state -> number of runs
   launches  list, oldest first; of each: sweep, file, backend, launcher (its options), policy, host, pid, alive,
             started, ended, runs

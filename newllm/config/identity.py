@@ -15,6 +15,9 @@ from newllm.errors import ConfigError
 
 SCHEMA = 1  # raised when the same configuration comes to mean other numbers
 NEVER_CHANGE_A_NUMBER = ("choices", "runtime", "logger")
+FOLDERS = {"data": ("tokenizer",), "embeddings": ("run", "name")}  # options that may name one
+# Options that say where something is kept, and whether to go on after it: no number changes with them.
+NO_NUMBER = {"phase1": ("folder", "require_convergence")}
 ABSENT = "absent"
 
 
@@ -38,15 +41,16 @@ def signature(cfg: DictConfig | Mapping[str, Any], fingerprint: Callable[[str], 
 
     Takes a composed configuration or an effective one. Left out: runtime, logger, choices and axes (what they
     choose is in the nodes). A corpus at `data.path` counts by names and sizes of its files, not by where it lies:
-    by `fingerprint` of the path, which a sweep reads once for all its runs.
+    by `fingerprint` of the path, which a sweep reads once for all its runs. Folders with a tokenizer or embeddings
+    count by their names.
     """
-    content = _content(cfg)
-    data = dict(content.get("data", {}))
+    whole = _content(cfg)
+    data = dict(whole.get("data", {}))
     if isinstance(data.get("path"), str):
-        data["path"] = (fingerprint or path_fingerprint)(data["path"])
-    if isinstance(data.get("tokenizer"), str) and Path(data["tokenizer"]).expanduser().is_dir():
-        data["tokenizer"] = Path(data["tokenizer"]).expanduser().resolve().name
-    whole = {**content, "data": data} if data else content
+        whole["data"] = {**data, "path": (fingerprint or path_fingerprint)(data["path"])}
+    for group, options in FOLDERS.items():
+        named = {key: _folder(value) for key, value in whole.get(group, {}).items() if key in options}
+        whole |= {group: {**whole[group], **named}} if named else {}
     text = json.dumps([SCHEMA, canonical(whole)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -111,7 +115,19 @@ def changed(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]
 def _content(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The group nodes that may change a number."""
     plain = _plain(cfg)
-    return {str(k): v for k, v in plain.items() if isinstance(v, dict) and v and k not in NEVER_CHANGE_A_NUMBER}
+    return counting(plain)
+
+
+def counting(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an effective configuration, the nodes that may change a number, without options of no effect on one.
+
+    A node of a group of which nothing was chosen counts as one that is not there.
+    """
+    found = {str(k): v for k, v in plain.items() if isinstance(v, Mapping) and v and k not in NEVER_CHANGE_A_NUMBER}
+    for group, options in NO_NUMBER.items():
+        if group in found:
+            found[group] = {key: value for key, value in found[group].items() if key not in options}
+    return found
 
 
 def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +156,13 @@ def canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items()}
     return [canonical(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _folder(value: Any) -> Any:
+    """The name of a folder that there is, whatever the path to it; other values as they are."""
+    if not isinstance(value, str) or not Path(value).expanduser().is_dir():
+        return value
+    return Path(value).expanduser().resolve().name
 
 
 def _word(value: Any) -> str:

@@ -10,6 +10,7 @@ from newllm.coercion import coerce, expected
 from newllm.config.axes import OWN_KEYS, nodes
 from newllm.config.catalog import REFERENCE, Catalog, references
 from newllm.config.overrides import Overrides
+from newllm.config.parts import refuse_idle
 from newllm.errors import ConfigError
 from newllm.schema import REQUIRED, UNREAD, Option, Signature, options
 from newllm.suggest import did_you_mean, nearest
@@ -22,6 +23,7 @@ def validate(cfg: DictConfig, catalog: Catalog, given: Overrides) -> None:
     configuration and the reference stays a reference.
     """
     _check_root(cfg, catalog)
+    refuse_idle(cfg)
     for path, node in _targets(cfg):
         _check_node(cfg, path, node)
 

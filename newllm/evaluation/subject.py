@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,11 +12,16 @@ from torch import Tensor
 
 from newllm.build import build
 from newllm.data.dataset import Dataset, Rows
+from newllm.data.stream import StreamRows
 from newllm.errors import RunError
 from newllm.evaluation.diagnosis import diagnose
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
 from newllm.training.loss import token_losses
+
+if TYPE_CHECKING:
+    from newllm.phase1.contexts import Contexts
+    from newllm.training.reading import FromContexts
 
 Table = list[dict[str, Any]]
 
@@ -35,15 +40,20 @@ class Findings:
 
 @dataclass
 class Subject:
-    """A model with the data it is judged on. What several evaluators need is computed once."""
+    """A model with the data it is judged on. What several evaluators need is computed once.
 
-    model: Transformer
+    stored: contexts of the text that a first phase has stored; None: made here when they are needed.
+    """
+
+    model: LanguageModel
     data: Dataset
     device: torch.device
     autocast: Callable[[], AbstractContextManager]
     batch_size: int
     config: DictConfig
-    _cast: Transformer | None = field(default=None, init=False, repr=False)
+    stored: "Contexts | None" = None
+    _cast: LanguageModel | None = field(default=None, init=False, repr=False)
+    _reading: "FromContexts | None" = field(default=None, init=False, repr=False)
     _scored: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -67,7 +77,7 @@ class Subject:
             yield inputs.to(self.device), labels.to(self.device)
 
     @contextmanager
-    def computing(self) -> Iterator[Transformer]:
+    def computing(self) -> Iterator[LanguageModel]:
         """The model for forward passes without gradients in the run's precision, its weights cast but once."""
         with torch.inference_mode(), self.autocast():
             device = self.device.type
@@ -76,6 +86,46 @@ class Subject:
                 return
             self._cast = self._cast or cast_products(self.model, torch.get_autocast_dtype(device))
             yield self._cast
+
+    @property
+    def rows(self) -> Rows:
+        """The validation rows as `reading` takes them: of a model that reads contexts, places in place of tokens."""
+        return self._from_contexts().rows("val") if self._streams else self.data.val
+
+    @contextmanager
+    def reading(self) -> Iterator[LanguageModel]:
+        """`computing` for the validation text as it was trained on: a model that carries contexts from row to row reads
+        the true ones of each place. Its inputs are those of `rows`."""
+        with self.computing() as model:
+            yield self._from_contexts().of(model) if self._streams else model  # type: ignore[arg-type]
+
+    def contexts(self) -> Any:
+        """The contexts [N, L, C] of the validation text by the true recurrence from zeros, read like an array of fp32.
+
+        Of a model with a `recurrence`; a token's are those of all its layers, the last of which is carried on.
+        """
+        if self.stored is None:
+            from newllm.phase1.contexts import Contexts
+            from newllm.phase1.remake import remake
+
+            with self.autocast():
+                bf16 = torch.is_autocast_enabled(self.device.type)
+            val = remake(self.model, self.data.stream("val"), self.device, "bf16" if bf16 else "fp32")
+            self.stored = Contexts(val[:0], val)  # type: ignore[arg-type]
+        return self.stored.val
+
+    @property
+    def _streams(self) -> bool:
+        return isinstance(self.data.val, StreamRows)
+
+    def _from_contexts(self) -> "FromContexts":
+        if self._reading is None:
+            from newllm.training.reading import FromContexts
+
+            self.contexts()
+            streams = {"train": self.data.stream("train"), "val": self.data.stream("val")}
+            self._reading = FromContexts(self.model, self.stored, streams, self.device)  # type: ignore[arg-type]
+        return self._reading
 
     @contextmanager
     def at_length(self, length: int) -> Iterator[None]:
@@ -92,17 +142,15 @@ class Subject:
         Logits are made of the labelled positions only, and in pieces, never whole.
         """
         with self.computing() as model:
-            scored = labels != -100
-            losses = torch.zeros(labels.shape, device=labels.device)
-            losses[scored] = token_losses(model.hidden(inputs)[scored], model.head_weight, labels[scored])
-        return losses
+            return _losses(model, inputs, labels)
 
     def _score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._scored is None:
             self.model.eval()
             losses, labels = [], []
-            for batch_inputs, batch_labels in self.batches():
-                losses.append(self.losses_of(batch_inputs, batch_labels).cpu().numpy())
+            for batch_inputs, batch_labels in self.batches(self.rows):
+                with self.reading() as model:
+                    losses.append(_losses(model, batch_inputs, batch_labels).cpu().numpy())
                 labels.append(batch_labels.cpu().numpy().astype(np.int32))
             all_labels = np.concatenate(labels)
             self._scored = np.concatenate(losses), all_labels != -100, all_labels
@@ -132,6 +180,13 @@ class Subject:
         if bytes_per_token is None:
             bytes_per_token = self.scored_bytes() / max(int(self.token_losses()[1].sum()), 1)
         return diagnose(ppl, bytes_per_token, **options)
+
+
+def _losses(model: LanguageModel, inputs: Tensor, labels: Tensor) -> Tensor:
+    scored = labels != -100
+    losses = torch.zeros(labels.shape, device=labels.device)
+    losses[scored] = token_losses(model.hidden(inputs)[scored], model.head_weight, labels[scored])
+    return losses
 
 
 def evaluate(nodes: Mapping[str, Any] | None, subject: Subject) -> Iterator[Findings]:

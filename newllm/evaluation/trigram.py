@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from newllm.data.stream import in_one_row
 from newllm.errors import ConfigError
 from newllm.evaluation.ngram import KneserNey
 from newllm.evaluation.subject import Findings, Subject
@@ -16,9 +17,10 @@ class Trigram:
 
     Interpolated modified Kneser-Ney over the labels of the very rows that the model trained on, scored on the very
     labels of the validation rows, with the context that the model has: what precedes in the row, one token for the
-    first label, two for the others. Perplexities are token-weighted.
+    first label, two for the others. Rows that follow one another, for a model that carries contexts on, are one row.
+    Perplexities are token-weighted.
 
-    max_tokens: training tokens counted, to bound memory (about 40 bytes each); a line says so when rows are left out.
+    max_tokens: training tokens counted, to bound memory (about 40 bytes each); a line says so when text is left out.
     """
 
     def __init__(self, max_tokens: int = 20_000_000):
@@ -29,7 +31,7 @@ class Trigram:
         self.max_tokens = max_tokens
 
     def __call__(self, subject: Subject) -> Findings:
-        train = subject.data.train
+        train, val = in_one_row(subject.data.train, self.max_tokens), in_one_row(subject.data.val)
         length = subject.token_losses()[1].shape[1]
         used = min(len(train), max(self.max_tokens // length, 1))
         model, step = KneserNey(subject.model.vocab_size), max(_TOKENS // length, 1)
@@ -39,9 +41,8 @@ class Trigram:
         model.fit()
 
         nats, tokens = 0.0, 0
-        for start in range(0, len(subject.data.val), step):
-            rows = np.arange(start, min(start + step, len(subject.data.val)))
-            inputs, labels = subject.data.val.batch(rows)
+        for start in range(0, len(val), step):
+            inputs, labels = val.batch(np.arange(start, min(start + step, len(val))))
             losses = model.losses(inputs.numpy(), labels.numpy())
             nats += float(losses.sum())
             tokens += losses.size
@@ -56,7 +57,10 @@ class Trigram:
             ],
             f"The model {verdict}; the trigram's perplexity is {ppl:.2f} ({subject.diagnose(ppl)})",
         ]
-        if used < len(train):
-            body.append(f"The trigram counted {used:,} of the {len(train):,} training rows (eval.trigram.max_tokens)")
+        counted, rows = used * length, len(subject.data.train) * length
+        if train is not subject.data.train:
+            counted, rows = min(self.max_tokens, subject.data.train.scored), subject.data.train.scored
+        if counted < rows:
+            body.append(f"The trigram counted {counted:,} of the {rows:,} training tokens (eval.trigram.max_tokens)")
         metrics = {"baseline/trigram_bits_per_byte": bits, "baseline/trigram_ppl": ppl}
         return Findings("Trigram baseline", metrics, body=body)

@@ -39,15 +39,19 @@ def differing(configs: Sequence[Config]) -> dict[str, list[Any]]:
     return {key: found for key, found in values.items() if len(found) > 1}
 
 
-def in_one_process(config: Config) -> bool:
-    """Does one process train the run, as it must in a pack?"""
-    return int(config["trainer"].get("devices", 1)) == 1
+def hindrance(config: Config) -> str | None:
+    """Why a run can be in no pack, whatever the others are; None if it can."""
+    if int(config["trainer"].get("devices", 1)) > 1:
+        return "a packed run has one process, so leave trainer.devices at 1"
+    if config.get("phase1"):
+        return "a run with a first phase trains alone, so leave pack out"
+    return None
 
 
 def unpackable(configs: Sequence[Config]) -> str | None:
     """Why no two of these runs can be packed; None if some can, or if there is but one."""
-    if len(configs) > 1 and not any(map(in_one_process, configs)):
-        return "a packed run has one process, so leave trainer.devices at 1"
+    if len(configs) > 1 and all(map(hindrance, configs)):
+        return hindrance(configs[0])
     if len({key(config) for config in configs}) < len(configs) or len(configs) < 2:
         return None
     return _say(differing(configs))

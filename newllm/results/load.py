@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.data import Tokenizer
 from newllm.errors import ConfigError
-from newllm.model import Transformer, build_model
+from newllm.model import LanguageModel, build_model
 from newllm.results.run_directory import RunDirectory
 from newllm.training.checkpoint import load_weights
 
@@ -37,7 +37,7 @@ class LoadedRun:
         return Tokenizer.load(self.directory.trained.tokenizer)
 
     @cached_property
-    def model(self) -> Transformer:
+    def model(self) -> LanguageModel:
         """The trained model on the CPU, in evaluation mode. Reads safetensors only."""
         trained = self.directory.trained
         model = build_model(self.config, self.tokenizer.vocab_size, trained.config()["data"]["seq_len"])

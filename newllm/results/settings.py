@@ -9,6 +9,8 @@ from newllm.config import identity
 
 Flat = dict[str, Any]
 
+_FOLDERS = ("data.path", "embeddings.run")  # of which the last part of the path is the setting
+
 
 class Settings:
     """The flat settings of many effective configurations.
@@ -21,10 +23,8 @@ class Settings:
     def __init__(self, configs: Iterable[Mapping[str, Any]]) -> None:
         self._flat: dict[int, Flat] = {}
         self._kept: list[Any] = []  # keeps the nodes alive, so that their ids stay theirs
-        self.nodes: list[dict[str, Any]] = [
-            {str(k): v for k, v in config.items() if isinstance(v, Mapping) and k not in identity.NEVER_CHANGE_A_NUMBER}
-            for config in configs
-        ]
+        self.nodes: list[dict[str, Any]] = [identity.counting(config) for config in configs]
+        self._kept += [nodes[group] for nodes in self.nodes for group in identity.NO_NUMBER if group in nodes]
         self._keep_contested_evaluators()
 
     def _keep_contested_evaluators(self) -> None:
@@ -77,7 +77,7 @@ class Settings:
 def flatten(value: Any, prefix: str = "") -> Flat:
     """Nested mappings as one with dotted keys. Lists are values; an empty mapping is the value {}."""
     if not isinstance(value, Mapping) or not value:
-        return {prefix: Path(value).name if prefix == "data.path" and isinstance(value, str) else value}
+        return {prefix: Path(value).name if prefix in _FOLDERS and isinstance(value, str) else value}
     flat: Flat = {}
     for key, item in value.items():
         flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))

@@ -7,9 +7,10 @@ from typing import Any
 from newllm.sweep.estimate import PARTS, count_parameters, seedless
 
 _LATER = ("runtime", "logger")  # of the machine that a run will run on, and of its directory
-_MODEL = "model"
+_MODEL, _PHASE = "model", "phase1"
+_TOGETHER = (*PARTS, _PHASE, "objective")  # groups whose nodes are not built each by itself
 
-Part = tuple[str, dict[str, Any]]  # where it stands, its node; for the whole model, the nodes that make it
+Part = tuple[str, dict[str, Any]]  # where it stands, its node; of a whole model or a first phase, the nodes it needs
 
 
 def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
@@ -18,7 +19,8 @@ def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
     for config in configs:
         sizes = {"data": {"seq_len": config["data"]["seq_len"]}, "trainer": {"seed": config["trainer"]["seed"]}}
         whole = {**{part: dict(config[part]) for part in PARTS}, **sizes}
-        for path, node in (*_nodes(config), (_MODEL, whole)):
+        phase = {part: dict(config.get(part) or {}) for part in (_PHASE, "objective")}
+        for path, node in (*_nodes(config), (_MODEL, whole), (_PHASE, phase)):
             found.setdefault(json.dumps([path, seedless(node)], sort_keys=True), (path, dict(node)))
     return list(found.values())
 
@@ -26,10 +28,14 @@ def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
 def build_all(found: Iterable[Part]) -> None:
     """ConfigError of the first part that its constructor refuses; models are built without memory."""
     from newllm.build import build
+    from newllm.stages import first_phase
 
     for path, node in found:
         if path == _MODEL:
             count_parameters(node, int(node["model"].get("vocab_size") or 64))
+            continue
+        if path == _PHASE:
+            first_phase(node[_PHASE], node["objective"], seed=0)
             continue
         part = build(node)
         if path == "data":
@@ -39,7 +45,7 @@ def build_all(found: Iterable[Part]) -> None:
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The nodes that need nothing handed over but what stands in them."""
     for group, node in config.items():
-        if group in PARTS or group in _LATER or not isinstance(node, Mapping):
+        if group in _TOGETHER or group in _LATER or not isinstance(node, Mapping):
             continue
         if "_target_" in node:
             yield group, node

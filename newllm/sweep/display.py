@@ -188,8 +188,10 @@ class _Progress:
                 return
             self._step, self._steps = int(progress["step"]), int(progress["steps"])
             self._loss, self._speed = progress.get("loss"), progress.get("tokens_per_second")
-            self._state = "training" if self._step < self._steps else "evaluating"
-            self._first = self._first or (time.monotonic(), self._step)
+            state = "training" if self._step < self._steps else "evaluating"
+            state = "phase 1" if progress.get("phase") else state
+            if state != self._state:
+                self._state, self._first = state, (time.monotonic(), self._step)
 
     def cells(self) -> list[str]:
         """State, step, loss, tokens/s, time, time left."""

@@ -14,7 +14,13 @@ from newllm.results.run_directory import RunDirectory
 PARTS = ("model", "pos_encoding", "attention")
 
 
-_ALIKE = ((*PARTS, "data", "trainer", "optim", "eval", "facts"), (*PARTS, "eval"), PARTS, ("model",))
+_STAGES = ("phase1", "objective", "embeddings")
+_ALIKE = (
+    (*PARTS, *_STAGES, "data", "trainer", "optim", "eval", "facts"),
+    (*PARTS, *_STAGES, "eval"),
+    (*PARTS, "phase1"),
+    ("model", "phase1"),
+)
 
 Node = Mapping[str, Any]
 
@@ -107,7 +113,7 @@ def count_parameters(config: Mapping[str, Any], vocabulary: int) -> int:
 def _work(config: Mapping[str, Any]) -> float:
     """Tokens to be trained on, in proportion."""
     trainer, data = config["trainer"], config["data"]
-    rows = data.get("samples") or 1
+    rows = data.get("samples") or data.get("documents") or 1
     return float(trainer.get("tokens") or rows * data["seq_len"] * (trainer.get("epochs") or 1))
 
 

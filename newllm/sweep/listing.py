@@ -116,6 +116,7 @@ def _place(line: Line) -> tuple[str, str]:
 def _cells(line: Line, name: str, runs: Mapping[str, str]) -> dict[str, str]:
     """runs: the short names of runs."""
     step = f"{line.step:,}/{line.steps:,}" if line.step is not None and line.steps is not None else ""
+    step = f"phase 1: {step}" if line.phase else step
     return {
         "run": name,
         "state": line.state,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from newllm.errors import ConfigError
-from newllm.pack.alike import Config, differing, in_one_process, key, unpackable
+from newllm.pack.alike import Config, differing, hindrance, key, unpackable
 from newllm.results.atomic import write_json
 from newllm.results.run_directory import RunDirectory
 from newllm.sweep.slots import Grant
@@ -57,7 +57,7 @@ def pack(
     for run in runs:
         mark = f"{key(configs[run])} {threads.get(run.name)}" if run in configs else str(run)
         groups.setdefault(mark, []).append(run)
-    fit = {mark: group for mark, group in groups.items() if len(group) > 1 and in_one_process(configs[group[0]])}
+    fit = {mark: group for mark, group in groups.items() if len(group) > 1 and not hindrance(configs[group[0]])}
     notes: list[str] = []
     if fit:
         mark, largest = max(fit.items(), key=lambda item: len(item[1]))

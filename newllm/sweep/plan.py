@@ -13,6 +13,8 @@ from newllm.results.run_directory import RunDirectory
 from newllm.sweep.runs import signature_of
 from newllm.sweep.state import Line, survey
 
+_PATHS = {"data": ("path", "tokenizer"), "embeddings": ("run", "name"), "phase1": ("folder",)}
+
 Rerun = Literal["failed", "none", "all"]
 
 
@@ -123,8 +125,11 @@ def _directories(sweep: Path) -> dict[str, Path]:
 
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run may be started again from another folder than the one it was planned in."""
-    data = dict(config.get("data") or {})
-    for key in ("path", "tokenizer"):
-        if isinstance(data.get(key), str) and Path(data[key]).expanduser().exists():
-            data[key] = str(Path(data[key]).expanduser().resolve())
-    return {**config, "data": data} if data else dict(config)
+    content = dict(config)
+    for group, options in _PATHS.items():
+        node = dict(content.get(group) or {})
+        for key in options:
+            if isinstance(node.get(key), str) and Path(node[key]).expanduser().exists():
+                node[key] = str(Path(node[key]).expanduser().resolve())
+        content |= {group: node} if node else {}
+    return content

@@ -34,6 +34,7 @@ class Line:
         state: one of STATES.
         attended: a process, a launcher that lives, or SLURM has it in hand; False of a queued run: it waits for nobody.
         attempt, step, steps, epoch, loss, tokens_per_second: where the latest attempt is.
+        phase: name of the first phase that it is in, whose iterations are its steps then.
         val_ppl: perplexity of a finished run.
         seconds: how long the latest attempt has taken.
         seconds_left: of a running one, at its latest speed, without the evaluation.
@@ -47,6 +48,7 @@ class Line:
     state: str
     attended: bool = False
     attempt: int = 0
+    phase: str | None = None
     step: int | None = None
     steps: int | None = None
     epoch: int | None = None
@@ -137,6 +139,7 @@ def _line(
         or (state == "queued" and (launched or to_come or (job is not None and words is None)))
         or (state == "interrupted" and to_come),
         attempt=_whole(status.get("attempt")) or 0,
+        phase=progress.get("phase"),
         step=_whole(progress.get("step")),
         steps=_whole(progress.get("steps")),
         epoch=_whole(progress.get("epoch")),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from newllm.errors import RunError
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 from newllm.training.precision import Precision, autocast
 
 # Largest change before t that counts as rounding, as a share of the change after t.
@@ -16,7 +16,7 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}
 
 
 @torch.no_grad()
-def check(model: Transformer, row: Tensor, precision: Precision) -> float:
+def check(model: LanguageModel, row: Tensor, precision: Precision) -> float:
     """Change single tokens of `row` (T,) and compare the outputs; returns the largest leak found.
 
     A leak is measured as max |change| over the outputs before the changed token, relative to max |change|
@@ -50,7 +50,7 @@ def check(model: Transformer, row: Tensor, precision: Precision) -> float:
     return worst
 
 
-def _outputs(model: Transformer, row: Tensor, precision: Precision) -> Tensor:
+def _outputs(model: LanguageModel, row: Tensor, precision: Precision) -> Tensor:
     with autocast(row.device, precision):
         return model.hidden(row[None])[0].float()  # (T, hidden)
 

@@ -49,7 +49,7 @@ class Progress:
 
 def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
     """Write the model's weights, with `about` in the header."""
-    _write(path, {f"model.{name}": tensor for name, tensor in _weights(model).items()}, about)
+    write_tensors(path, {f"model.{name}": tensor for name, tensor in _weights(model).items()}, about)
 
 
 def save_training(
@@ -64,19 +64,26 @@ def save_training(
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    _write(path, tensors, {**about, "progress": asdict(progress)})
+    write_tensors(path, tensors, {**about, "progress": asdict(progress)})
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     """Copy a checkpoint's weights into `model`; returns the header."""
-    tensors, about = _read(path, "model.")
+    tensors, about = read_tensors(path, "model.")
     _fill(path, _weights(model), tensors)
     return about
 
 
+@torch.no_grad()
+def load_part(path: Path, name: str, target: Tensor) -> None:
+    """Copy the parameter `name` of a checkpoint into `target`."""
+    tensors, _ = read_tensors(path, f"model.{name}")
+    _fill(path, {name: target}, {f"{name}{rest}": tensor for rest, tensor in tensors.items()})
+
+
 def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]) -> Progress:
     """Put model, optimizer and random states back. The header must carry the same `about` as was saved."""
-    tensors, header = _read(path, "")
+    tensors, header = read_tensors(path, "")
     for key, ours in about.items():
         if header.get(key) != ours:
             raise ConfigError(
@@ -122,7 +129,8 @@ def _fill(path: Path, targets: dict[str, Tensor], tensors: dict[str, Tensor]) ->
         target.copy_(found)
 
 
-def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write a file of tensors with `about` in its header, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as temporary:
@@ -135,7 +143,8 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Non
         ) from error
 
 
-def _read(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of such a file whose names begin with `prefix`, without it, and the header."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[HEADER])

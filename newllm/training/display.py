@@ -14,7 +14,8 @@ EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}  
 
 # What the last table shows, where it was measured.
 SUMMARY = [
-    "val/ppl", "val/bits_per_byte", "baseline/trigram_bits_per_byte", "val/loss", "val/best_epoch", "train/ppl",
+    "val/ppl", "val/accuracy", "val/bits_per_byte", "baseline/trigram_bits_per_byte", "val/loss", "val/best_epoch",
+    "train/ppl", "phase1/iterations", "context/rank_share@val",
     "reversal/forward_ppl", "reversal/backward_ppl", "reversal/ratio",
     "kv_cache/bytes_per_token", "kv_cache/reduction", "params/total", "memory/peak_bytes",
     "speed/train_tokens_per_second", "speed/wall_seconds",
@@ -31,10 +32,10 @@ def header(
     device: torch.device,
     precision: str,
     threads: int,
-    parameters: int,
+    parameters: Mapping[str, float],
     steps: int,
 ) -> None:
-    """The settings that matter and the size of the data."""
+    """The settings that matter, the sizes of model (`params/…`) and data, and how many steps training has."""
     counts = data.counts
     length = cfg.data.seq_len
     rows = f"{counts['data/train_rows']:,.0f} rows of {length} for training"
@@ -49,12 +50,15 @@ def header(
     machine = str(device) if trainer.devices == 1 else f"{trainer.devices} processes on {device.type}"
     pairs = {
         "experiment": str(choices.get("experiment") or ""),
-        "model": f"{choices.model}, {parameters:,} parameters  {_options(cfg.model)}",
-        "pos_encoding": f"{choices.pos_encoding}  {_options(cfg.pos_encoding)}",
-        "attention": f"{choices.attention}  {_options(cfg.attention)}",
+        "model": f"{choices.model}, {_parameters(parameters)}  {_options(cfg.model)}",
+        "pos_encoding": _chosen(cfg, "pos_encoding"),
+        "attention": _chosen(cfg, "attention"),
         "data": f"{choices.data}, {rows}",
         "tokens": f"{tokens}; tokenizer {cfg.data.tokenizer} with {data.tokenizer.vocab_size:,} ids",
         "facts": f"{choices.facts}  {_options(cfg.facts)}",
+        "embeddings": _chosen(cfg, "embeddings"),
+        "phase1": _chosen(cfg, "phase1"),
+        "objective": _chosen(cfg, "objective"),
         "optim": f"{choices.optim}  {_options(cfg.optim)}",
         "training": f"{budget} in {steps:,} steps of {trainer.batch_size} rows, seed {trainer.seed}",
         "machine": f"{machine}, {precision}, {threads} thread{'s' if threads != 1 else ''}",
@@ -86,6 +90,20 @@ def summary(console: Console, results: Mapping[str, float], judge: Callable[[flo
     console.section("Summary", [rows])
     console.line(f"{len(results)} results and all tables are in {directory}")
     console.line(f'Next: python -m newllm.generate {directory} "def "')
+
+
+def _parameters(counts: Mapping[str, float]) -> str:
+    """All of them, and how they are shared out where not all are trained together."""
+    total, trained = counts["params/total"], counts["params/trainable"]
+    parts = [f"{trained:,.0f} trained"] if trained != total else []
+    halves = (name for name in counts if name not in ("params/total", "params/trainable"))
+    parts += [f"{name.removeprefix('params/')} {counts[name]:,.0f}" for name in halves]
+    return f"{total:,.0f} parameters" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _chosen(cfg: DictConfig, group: str) -> str:
+    """A group's choice and its options; nothing where it has none."""
+    return f"{cfg.choices.get(group)}  {_options(cfg[group])}" if cfg.get(group) else ""
 
 
 def _options(node: DictConfig | None) -> str:

@@ -22,7 +22,7 @@ import torch
 from newllm.console import Console
 from newllm.data import Dataset, Rows
 from newllm.errors import RunError
-from newllm.model import Transformer
+from newllm.model import LanguageModel
 from newllm.results.run_directory import RunDirectory
 from newllm.runtime import Runtime
 from newllm.training import display
@@ -66,7 +66,7 @@ class Loop:
 
     trainer: Trainer
     optim: AdamW
-    model: Transformer
+    model: LanguageModel
     data: Dataset
     device: torch.device
     precision: Precision
@@ -78,6 +78,7 @@ class Loop:
     judge: Callable[[float], str]  # the verdict on a perplexity
     signature: str
     team: Team | None = None  # the other processes that train this run
+    lines_before: int = 0  # bytes of metrics.jsonl that are a first phase's
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ class Loop:
     def resume(self) -> bool:
         """Go on from the last checkpoint, if there is one."""
         if not self.directory.last_checkpoint.exists():
-            self.directory.truncate_metrics(0)
+            self.directory.truncate_metrics(self.lines_before)
             return False
         self.progress = load_training(self.directory.last_checkpoint, self.model, self.step.optimizer, self.about)
         self.directory.truncate_metrics(self.progress.metrics_bytes)
@@ -106,7 +107,7 @@ class Loop:
 
     def compile(self, wanted: bool | Literal["auto"]) -> bool:
         """Let torch compile the model if that is wanted, or "auto" and worth it; returns whether it did."""
-        batch = self.data.order(self.trainer.seed, 0)[: self.trainer.batch_size]
+        batch = self.trainer.order(self.data, 0)[: self.trainer.batch_size]
         piece = cut(self.data.train, batch, self.trainer.accumulate)[0]
         return settle(wanted, self.step, piece, self.steps - self.progress.step, self.runtime, self.console.line)
 
@@ -133,7 +134,7 @@ class Loop:
     def _batches(self) -> Iterator[np.ndarray]:
         """The rows of each step left in the current epoch."""
         progress, size = self.progress, self.trainer.batch_size
-        order = self.data.order(self.trainer.seed, progress.epoch)
+        order = self.trainer.order(self.data, progress.epoch)
         done_before = progress.step - progress.epoch_step
         for step in range(progress.epoch_step, min(self.epoch_steps, self.steps - done_before)):
             yield order[step * size : (step + 1) * size]

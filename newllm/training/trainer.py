@@ -3,6 +3,9 @@
 import math
 from typing import Literal
 
+import numpy as np
+
+from newllm.data import Dataset
 from newllm.errors import ConfigError
 
 
@@ -13,6 +16,8 @@ class Trainer:
         seed: of the order of the rows.
         epochs: passes over the training rows; None if `tokens` is given.
         batch_size: rows in one optimizer step.
+        shuffle: a permutation of the rows of its own in each epoch; False: they follow one another as in the text, so
+            that a batch is one piece of it.
         tokens: training tokens instead of epochs; the last epoch may then be a part of one.
         accumulate: pieces that a batch is cut into, to save memory. The step is the same up to rounding.
         devices: processes on this machine that train the run together, each with a GPU or a share of the CPU's
@@ -29,6 +34,7 @@ class Trainer:
         seed: int,
         epochs: int | None,
         batch_size: int,
+        shuffle: bool = True,
         tokens: int | None = None,
         accumulate: int = 1,
         devices: int = 1,
@@ -68,8 +74,13 @@ class Trainer:
                 f"more pieces than rows; try trainer.accumulate={batch_size // devices}"
             )
         self.seed, self.epochs, self.tokens, self.batch_size = seed, epochs, tokens, batch_size
+        self.shuffle = shuffle
         self.accumulate, self.devices, self.precision = accumulate, devices, precision
         self.patience, self.eval_weights, self.log_every = patience, eval_weights, log_every
+
+    def order(self, data: Dataset, epoch: int) -> np.ndarray:
+        """The training rows [N] of an epoch in the order in which its batches take them."""
+        return data.order(self.seed, epoch) if self.shuffle else np.arange(len(data.train))
 
     def steps(self, rows: int, seq_len: int) -> tuple[int, int]:
         """Steps in an epoch of `rows` training rows (the last batch may be smaller), and steps in all."""

@@ -92,4 +92,4 @@ def test_scores_the_labels_that_the_model_is_scored_on(subject):
 
 def test_says_when_it_counted_a_part(subject):
     body = Trigram(max_tokens=32 * 50)(subject).body
-    assert body[-1].startswith("The trigram counted 50 of the")
+    assert body[-1].startswith("The trigram counted 1,600 of the")

@@ -3,6 +3,8 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,13 @@ from newllm.training.loop import Loop
 from newllm.training.loss import linear_cross_entropy
 from newllm.training.step import Step
 from newllm.training.trainer import Trainer
+
+
+def test_without_shuffling_rows_are_trained_on_in_their_order_in_every_epoch() -> None:
+    data: Any = SimpleNamespace(train=range(5), order=lambda seed, epoch: np.array([3, 0, 4, 1, 2]))
+    plain = Trainer(seed=1, epochs=2, batch_size=2, shuffle=False)
+    assert [plain.order(data, epoch).tolist() for epoch in (0, 1)] == [[0, 1, 2, 3, 4]] * 2
+    assert Trainer(seed=1, epochs=2, batch_size=2).order(data, 0).tolist() == [3, 0, 4, 1, 2]
 
 
 def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not(tmp_path: Path, do_run: Callable[..., int]) -> None:
