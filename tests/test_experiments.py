@@ -20,13 +20,24 @@ RUNS = {
     "rope_frequencies_2x10": 20,
     "rope_frequencies_controls": 24,
     "rope_frequencies_theta": 18,
-    "frequency_families_small": 56,
-    "alibi_slope_small": 54,
-    "rotary_pct_small": 48,
-    "theta_small": 56,
+    "frequency_families_small": 40,
+    "alibi_slope_small": 45,
+    "rotary_pct_small": 40,
+    "theta_small": 40,
+    "vdproj_small": 25,
+    "dproj_small": 25,
 }
 TWINS = ["rope_frequencies_split_a", "rope_frequencies_split_b", "rope_frequencies_3x3", "rope_frequencies_2x10",
          "rope_frequencies_controls"]  # fmt: skip
+
+
+CONTEXT_TOKEN = {
+    "context_token_scaling": 20,
+    "context_token_grid": 36,
+    "context_token_diversity": 12,
+    "context_token_scaling_small": 36,
+    "context_token_steps_small": 20,
+}
 
 
 @cache
@@ -34,10 +45,11 @@ def configurations(experiment: str) -> list[dict]:
     return [run.config for run in read([f"experiment={experiment}"], config_dir=None, several=True).runs]
 
 
-@pytest.mark.parametrize("name", [*RUNS, *(f"{name}_small" for name in TWINS)])
+@pytest.mark.parametrize("name", [*RUNS, *(f"{name}_small" for name in TWINS), *CONTEXT_TOKEN])
 def test_every_run_of_a_sweep_is_another_one(name: str, tmp_path: Path) -> None:
     found = plan(configurations(name), tmp_path)
-    assert found.asked == len(found.jobs) == RUNS[name if name in RUNS else name.removesuffix("_small")]
+    known = {**RUNS, **CONTEXT_TOKEN}
+    assert found.asked == len(found.jobs) == known[name if name in known else name.removesuffix("_small")]
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.endswith("_small")])
@@ -99,3 +111,47 @@ def _scaled(node: dict, scale: float) -> dict:
         key: value * scale if key == "theta" else _scaled(value, scale) if isinstance(value, dict) else value
         for key, value in node.items()
     }
+
+
+def test_the_published_protocol_of_the_context_token_model() -> None:
+    config = effective(newllm.compose(["experiment=context_token"]))
+    data, trainer, optim = config["data"], config["trainer"], config["optim"]
+    text = {"documents": 50, "val_documents": [1000, 1019], "val_joint": "\n\n", "eot": False, "tokenizer": "gpt2"}
+    assert text.items() <= data.items()
+    assert data["seq_len"] * trainer["batch_size"] == 7500
+    assert (trainer["shuffle"], trainer["patience"], trainer["epochs"]) == (False, 1, 10)
+    assert (optim["lr"], optim["weight_decay"], optim["schedule"], optim["clip"]) == (1e-3, 0, "constant", 1)
+    phase1 = {"lr": 2e-3, "iterations": 40, "least": 5, "noise": 0.1, "batch_tokens": 8000, "clip": 1,
+              "threshold": 0.03, "stop": 0.99, "steps": "pass", "start_std": 0.01, "wrap": True,
+              "train_contexts": "parallel"}  # fmt: skip
+    assert phase1.items() <= config["phase1"].items()
+    assert (config["objective"]["weight"], config["embeddings"]["name"]) == (0.8, "gpt2")
+
+
+def test_the_five_published_shapes_have_the_published_parameters() -> None:
+    shapes = {config["choices"]["model"]: config for config in configurations("context_token_scaling")}
+    assert {name: count_parameters(config, 50257) for name, config in shapes.items()} == {
+        "context_token_6l_768_1tok": 52_782_336,
+        "context_token_6l_768_2tok": 70_718_720,
+        "context_token_6l_1152_1tok": 60_751_872,
+        "context_token_9l_768_1tok": 59_874_048,
+        "context_token_3l_1536_2tok": 65_625_856,
+    }
+
+
+@pytest.mark.parametrize("name", ["context_token_scaling_small", "context_token_steps_small"])
+def test_all_sizes_of_a_small_study_have_the_same_validation_text_and_embeddings(name: str) -> None:
+    configs = configurations(name)
+    for config in configs:
+        assert (config["data"]["val_samples"], config["data"]["split"]) == (128, "document")
+        assert config["embeddings"]["tokens"] == 1_000_000  # of its own, not the run's
+        assert config["phase1"]["batch_tokens"] == pytest.approx(8000 * 256 / 768, abs=1)  # the published bound
+    shapes: dict[tuple, set[int]] = {}
+    for config in configs:
+        changed = {key: config["phase1"][key] for key in ("steps", "train_contexts")}
+        model = config["model"]
+        shape = (model["layers"], model["context_dim"], model["num_input_tokens"], *changed.values(), config["samples"])
+        shapes.setdefault(shape, set()).add(config["seed"])
+    assert set(map(len, shapes.values())) == {3 if name == "context_token_scaling_small" else 5}
+    if name == "context_token_scaling_small":
+        assert len(shapes) == 3 * 4

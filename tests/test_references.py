@@ -26,19 +26,26 @@ def compare(*overrides):
 
 
 OURS = [one for one in published() if one.experiment]
+SET = ("rotary_pct", "theta", "slope", "kv_dim", "alpha", "p", "omf", "steepness", "midpoint")
+SHAPE = {"layers": "model.layers", "context_dim": "model.context_dim", "num_input_tokens": "model.num_input_tokens",
+         "documents": "data.documents"}  # fmt: skip
 
 
 @cache
 def composed(experiment, encoding):
-    return newllm.compose([f"experiment={experiment}", f"pos_encoding={encoding}"])
+    chosen = [f"pos_encoding={encoding}"] if encoding else []
+    return newllm.compose([f"experiment={experiment}", *chosen])
 
 
 @pytest.mark.parametrize("one", OURS, ids=lambda one: one.run)
 def test_each_published_configuration_is_found_by_its_experiment(one):
-    cfg = composed(one.experiment, one.conditions["pos_encoding"]).copy()
-    for axis in ("rotary_pct", "theta", "slope", "kv_dim", "alpha", "p", "omf", "steepness", "midpoint"):
+    cfg = composed(one.experiment, one.conditions.get("pos_encoding")).copy()
+    for axis in SET:
         if axis in one.conditions:
             cfg[axis] = float(one.conditions[axis])
+    for name, key in SHAPE.items():
+        if name in one.conditions:
+            OmegaConf.update(cfg, key, int(one.conditions[name]))
     results = dict.fromkeys(one.numbers, 7.0)
     compared = {(line["run"], line["metric"]) for line in distance(cfg, results)}
     wanted = {name for name in one.numbers if name == "val/best_ppl" or name.startswith("extrapolation/")}
@@ -153,3 +160,57 @@ def test_position_tables_are_those_of_the_last_epoch():
             assert whole == pytest.approx(float(line["val/ppl"]), rel=2e-3), line["run"]
             checked += 1
     assert checked >= 7
+
+
+def context_token(*overrides):
+    """Distance of made-up results of the published protocol of the context/token model."""
+    results = {"val/best_ppl": 400.0, "val/accuracy": 0.19, "context/rank_share@val": 0.75, "phase1/iterations": 7,
+               "params/total": 52_782_336}  # fmt: skip
+    lines = distance(newllm.compose(["experiment=context_token", "data.documents=100", *overrides]), results)
+    return {line["metric"]: line["published"] for line in lines}
+
+
+def test_a_shape_is_compared_with_its_own_published_runs():
+    assert context_token() == {"val/best_ppl": 489.8, "val/accuracy": 0.185, "context/rank_share@val": 0.752,
+                               "phase1/iterations": 7, "params/total": 52_782_336}  # fmt: skip
+    assert context_token("model=context_token_3l_1536_2tok")["val/best_ppl"] == 400.9
+    assert context_token("model=context_token", "model.layers=9")["val/best_ppl"] == 505.4
+
+
+@pytest.mark.parametrize(
+    "change", ["objective.weight=0.9", "phase1=several_steps", "trainer.shuffle=true", "batch_size=16", "data.eot=true",
+               "data.val_documents=[2000,2019]", "model.layers=5", "objective=oacd"],
+)  # fmt: skip
+def test_a_context_token_run_under_other_conditions_is_not_compared(change):
+    assert context_token(change) == {}
+
+
+def test_context_token_numbers_that_were_measured_otherwise_are_left_out():
+    """The published ones are of the best epoch, and of ranks that are not centred."""
+    assert "val/accuracy" not in context_token("trainer.eval_weights=last")
+    assert "val/best_ppl" in context_token("trainer.eval_weights=last")
+    assert "context/rank_share@val" not in context_token("eval.effective_rank.centred=true")
+    assert "context/rank_share@val" not in context_token("eval.effective_rank.samples=5000")
+
+
+def test_published_courses_end_where_their_runs_do():
+    """Perplexity falls to the best epoch's and training stops one epoch later; phase 1 stops by its rule."""
+    runs = {line["run"]: line for line in reference_table("context_token")}
+    epochs, iterations = {}, {}
+    for line in reference_table("context_token_epochs"):
+        epochs.setdefault(line["run"], []).append(line)
+    for line in reference_table("context_token_phase1"):
+        iterations.setdefault(line["run"], []).append(line)
+    assert len(epochs) == len(iterations) == 10
+    for run, lines in epochs.items():
+        perplexities = [float(line["val/ppl"]) for line in lines]
+        best = perplexities.index(min(perplexities))
+        assert perplexities[best] == float(runs[run]["val/best_ppl"])
+        assert best + 1 == int(runs[run]["val/best_epoch"]) == len(lines) - 1
+        assert lines[best]["val/accuracy"] == runs[run]["val/accuracy"]
+    for run, lines in iterations.items():
+        shares = [float(line["converged"]) for line in lines]
+        assert shares[-1] >= 0.99 > max(shares[:-1])
+        bound = -0.8 * (int(runs[run]["context_dim"]) / 8000) ** 0.5
+        assert float(lines[-1]["loss"]) == pytest.approx(bound, rel=0.02)
+        assert (lines[-1]["iteration"], lines[-1]["loss"]) == (runs[run]["phase1/iterations"], runs[run]["phase1/loss"])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.tokenizer_bytes")
-BUDGET = ("data.seq_len", "data.samples", "data.tokens")
+BUDGET = ("data.seq_len", "data.samples", "data.tokens", "data.documents")
 TOKENS, BYTES, WEIGHTING = "data/val_tokens", "data/bytes_per_token", "eval.loss.weighting"
 
 
@@ -38,7 +38,7 @@ def comparable(frame: "pd.DataFrame") -> list[Part]:
     The validation text is told by the data node and by two numbers that the run has measured on it: the tokens
     scored (`data/val_tokens`) and the bytes they stand for (`data/bytes_per_token`), which differ where another
     machine's corpus differs. How much trains does not matter with split=document, which leaves the validation
-    documents as they are.
+    documents as they are, nor where they are named (val_documents).
     """
     done = np.flatnonzero((frame["state"] == "done").to_numpy())
     if not len(done):
@@ -77,7 +77,7 @@ def _identity(config: Mapping[str, Any], tokens: float | None, bytes_per_token: 
             flat.pop(key, None)
     if flat.get("data.split") != "chunks":
         flat.pop("data.split_seed", None)
-    if flat.get("data.split") == "document":
+    if flat.get("data.split") == "document" or flat.get("data.val_documents"):
         for key in BUDGET:
             flat.pop(key, None)
     loss = config.get("eval", {}).get("loss") or {}

@@ -20,7 +20,7 @@ def labels(configs: Sequence[Mapping[str, Any]], flats: Sequence[Flat]) -> list[
     """
     chosen = [choices_of(config) for config in configs]
     names = differing_choices(chosen)
-    parts = [[say_choice(name, one[name]) for name in names if one.get(name) is not None] for one in chosen]
+    parts = [[say_choice(name, one[name]) for name in names if _says(name, one.get(name))] for one in chosen]
     axes = [axes_of(config) for config in configs]
     for name in differing_axes(axes):
         for part, used in zip(parts, axes, strict=True):
@@ -28,7 +28,7 @@ def labels(configs: Sequence[Mapping[str, Any]], flats: Sequence[Flat]) -> list[
                 part.append(_named(name, used[name]))
     _tell_apart(parts, flats)
     if len(parts) == 1 and not parts[0]:
-        parts = [[say_choice(name, chosen[0][name]) for name in NAMED_BY_VALUE[:2] if name in chosen[0]]]
+        parts = [[chosen[0][name] for name in NAMED_BY_VALUE if _says(name, chosen[0].get(name))][:2]]
     rest = "as trained" if "evaluated" in names else "the others"
     return _numbered([SEPARATOR.join(part) or rest for part in parts])
 
@@ -81,6 +81,11 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys with at least two values among those that have them."""
     keys = dict.fromkeys(key for one in settings for key in one)
     return [key for key in keys if len({canonical(one[key]) for one in settings if key in one}) > 1]
+
+
+def _says(group: str, choice: str | None) -> bool:
+    """Is there a choice to name? That a model has no encoding or attention, the model's own name says."""
+    return choice is not None and not (group in NAMED_BY_VALUE and choice == "none")
 
 
 def say_choice(group: str, choice: Any) -> str:

@@ -2,14 +2,17 @@
 
 references/runs.csv, curves.csv (perplexity by epoch), qk_layers.csv and qk_dims.csv (queries and keys by layer; by pair
 of neighbouring dims) hold the tables of github.com/rato-tokyo/new-llm, one seed (42), one NVIDIA L4 each.
-`val/best_ppl` is the best epoch's; everything else is the last epoch's, as published.
+`val/best_ppl` is the best epoch's; everything else in these is the last epoch's, as published.
+
+references/context_token.csv holds that repository's runs of the context/token model, with the best epoch's numbers;
+context_token_phase1.csv and context_token_epochs.csv the courses of some of them, scaling.csv its scaling laws.
 
 references/rope_frequencies.csv holds those of github.com/misaya-yang/hybrid-rope: a line per run, of which several are
 repeats or other seeds of one configuration, on several machines. references/evq.csv holds that repository's later
 tables, of models that are not ours.
 
-Of runs.csv and rope_frequencies.csv, a line is a run: its conditions, then results under our metric names. Lines of one
-`run` are one configuration. `status` says whether a number stands in a log or only in a document.
+Of the references in TABLES, a line is a run: its conditions, then results under our metric names. Lines of one `run`
+are one configuration. `status` says whether a number stands in a log or only in a document.
 """
 
 import csv
@@ -28,7 +31,7 @@ from newllm.results.statistics import sample_std
 if TYPE_CHECKING:
     from newllm.evaluation.subject import Findings, Table  # it brings torch, which a report has no use for
 
-TABLES = ("runs", "rope_frequencies")
+TABLES = ("runs", "rope_frequencies", "context_token")
 
 # What must be equal, and where the effective configuration has it. An empty cell, or a column that a table does not
 # have, asks for nothing.
@@ -59,6 +62,16 @@ CONDITIONS = {
     "batch_size": "trainer.batch_size",
     "lr": "optim.lr",
     "chunks": "eval.extrapolation.chunks",
+    "documents": "data.documents",
+    "val_documents": "data.val_documents",
+    "embeddings": "choices.embeddings",
+    "phase1": "choices.phase1",
+    "objective": "choices.objective",
+    "weight": "objective.weight",
+    "layers": "model.layers",
+    "context_dim": "model.context_dim",
+    "num_input_tokens": "model.num_input_tokens",
+    "shuffle": "trainer.shuffle",
 }
 
 
@@ -66,7 +79,8 @@ CONDITIONS = {
 class Published:
     """A published configuration. numbers: metric -> what each of its runs has, in the order of the table.
 
-    experiment: the one of ours that has its conditions, "" for none. weighting: of `val/ppl`, "" for any.
+    experiment: the one of ours that has its conditions, "" for none. weighting: of `val/ppl`, "" for any. weights:
+    those that its numbers were measured on, the "last" or the "best" epoch's.
     """
 
     run: str
@@ -75,6 +89,7 @@ class Published:
     experiment: str
     conditions: Mapping[str, str]
     weighting: str
+    weights: str
     numbers: Mapping[str, list[float]]
 
     @property
@@ -84,14 +99,14 @@ class Published:
 
 @cache
 def published() -> list[Published]:
-    """The configurations of references/runs.csv and references/rope_frequencies.csv."""
+    """The configurations of the references in TABLES."""
     found: dict[str, Published] = {}
     for line in (line for name in TABLES for line in reference_table(name)):
         conditions = {name: line[name] for name in CONDITIONS if line.get(name)}
         first = found.setdefault(
             line["run"],
             Published(line["run"], line["source"], line["status"], line["experiment"], conditions,
-                      line.get("weighting", ""), {}),
+                      line.get("weighting", ""), line.get("weights") or "last", {}),
         )  # fmt: skip
         assert first.conditions == conditions, f"{line['run']} names two configurations"
         for name, cell in line.items():
@@ -177,9 +192,12 @@ def _plain(value: Any) -> str:
 
 def _computed_as_published(metric: str, line: Published, config: DictConfig) -> bool:
     """Are weights and formula of this metric those of the published table?"""
-    if metric == "params/total" or metric.startswith("val/best"):
+    if metric.startswith(("params/", "data/", "phase1/", "val/best")):
         return True
-    if OmegaConf.select(config, "trainer.eval_weights") != "last":
+    if metric.startswith("context/rank"):  # of frozen contexts, so the epoch does not matter
+        node = OmegaConf.select(config, "eval.effective_rank") or {}
+        return node.get("samples") == 10_000 and not node.get("centred") and not node.get("squared")
+    if OmegaConf.select(config, "trainer.eval_weights") != line.weights:
         return False
     if metric == "val/ppl":
         return line.weighting in ("", OmegaConf.select(config, "eval.loss.weighting"))

@@ -1,8 +1,10 @@
-"""Scaling laws: perplexity as a power of a size, fitted by ordinary least squares of logarithms."""
+"""Scaling laws: perplexity as a power of a size, fitted by ordinary least squares of logarithms; and as a power above a
+floor, fitted by least squares of the perplexity itself.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import exp, nan, sqrt
+from dataclasses import dataclass, field
+from math import exp, inf, log, nan, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,14 +18,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEAST_SIZES = 3  # two points lie on a line whatever they are
+LEAST_OF_SATURATION = 4  # and three lie on a curve of three parameters
 
+_BUDGET = ("data.samples", "data.tokens", "data.documents", "data.val_fraction")
 # What is turned to change a size, so that it does not part the points of one curve.
 _TURNED = {
-    "data/": ("data.samples", "data.tokens", "data.val_fraction", "trainer.tokens"),
-    "train/": ("data.samples", "data.tokens", "data.val_fraction", "trainer.tokens", "trainer.epochs"),
-    "params/": ("model.hidden_size", "model.num_layers", "model.heads", "model.mlp_size", "attention.kv_heads"),
+    "data/": (*_BUDGET, "trainer.tokens"),
+    "train/": (*_BUDGET, "trainer.tokens", "trainer.epochs"),
+    "params/": ("model.hidden_size", "model.num_layers", "model.heads", "model.mlp_size", "attention.kv_heads",
+                "model.layers", "model.context_dim"),
     "kv_cache/": ("attention.kv_dim", "attention.kv_heads", "attention.rope_dim"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Law:
     """A scaling law of runs that are equal but for seed and size.
 
     label: of the curve. size, metric: names of x and y. points: one (x, y) per size, y the geometric mean over its
-    seeds. runs: (x, y) of every run, which the fit is made on. note: what to know of it, "" if nothing.
+    seeds. runs: (x, y) of every run, which the fit is made on. note: what to know of it, "" if nothing. curve: the
+    runs themselves.
     """
 
     label: str
@@ -62,6 +68,33 @@ class Law:
     points: tuple[tuple[float, float], ...]
     runs: tuple[tuple[float, float], ...]
     note: str
+    curve: Group = field(repr=False)
+
+    def at(self, size: float, metric: str) -> np.ndarray:
+        """Another metric of the runs of that size, NaN where a run has none."""
+        return self.curve.values(metric)[_sizes(self.curve, self.size) == size]
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """y = floor + factor x^slope, slope below 0, by least squares of y.
+
+    r2: share of the variance of y that it explains. aic, aic_power: Akaike's criterion of this curve and of y = A x^α,
+    fitted by least squares of y too; the lower one is the better choice. All NaN without four sizes.
+    """
+
+    floor: float
+    factor: float
+    slope: float
+    r2: float
+    aic: float
+    aic_power: float
+    n: int
+
+    @property
+    def preferred(self) -> bool:
+        """Is it the better choice, by AIC?"""
+        return self.aic < self.aic_power
 
 
 def fit(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Fit:
@@ -84,6 +117,54 @@ def fit(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Fit
         half = float(stdtrit(n - 2, (1 + confidence) / 2)) * error
         low, high = slope - half, slope + half
     return Fit(slope, float(b.mean() - slope * a.mean()), r2, low, high, n, confidence)
+
+
+def saturating(x: Sequence[float], y: Sequence[float]) -> Saturation:
+    """Least squares of y = floor + factor x^slope over the pairs of positive, finite numbers, 0 <= floor.
+
+    For each slope the best floor and factor follow linearly; the slope is then searched between -4 and -0.02.
+    Published fits of this curve are in references/scaling.csv.
+    """
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    kept = np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)
+    a, b = a[kept], b[kept]
+    n = len(a)
+    if len(np.unique(a)) < LEAST_OF_SATURATION:
+        return Saturation(nan, nan, nan, nan, nan, nan, n)
+    unit = float(np.exp(np.log(a).mean()))  # powers of sizes near 1 stay in range
+    u = a / unit
+    floor, factor, slope, rss = _least_squares(u, b, floor=True)
+    *_, rss_power = _least_squares(u, b, floor=False)
+    total = float(((b - b.mean()) ** 2).sum())
+    r2 = 1 - rss / total if total else 1.0
+    return Saturation(floor, factor * unit**-slope, slope, r2, aic(rss, n, 3), aic(rss_power, n, 2), n)
+
+
+def aic(rss: float, n: int, parameters: int) -> float:
+    """Akaike's information criterion n ln(RSS / n) + 2 k of a least-squares fit, but for a constant."""
+    return n * log(rss / n) + 2 * parameters if rss > 0 else -inf
+
+
+def _least_squares(u: np.ndarray, y: np.ndarray, floor: bool) -> tuple[float, float, float, float]:
+    """(floor, factor, slope, sum of squares) of the best y = floor + factor u^slope; without `floor` it is 0."""
+    from scipy.optimize import minimize_scalar
+
+    def solved(steepness: float) -> tuple[float, float, float]:
+        power = u**-steepness
+        least, most = 0.0, float(power @ y / (power @ power))
+        if floor:
+            centred = power - power.mean()
+            factor = float(centred @ y / (centred @ centred))
+            if (rest := float(y.mean() - factor * power.mean())) > 0:
+                least, most = rest, factor
+        return least, most, float(((y - least - most * power) ** 2).sum())
+
+    grid = np.geomspace(0.02, 4, 60)
+    start = int(np.argmin([solved(steepness)[2] for steepness in grid]))
+    bounds = grid[max(start - 1, 0)], grid[min(start + 1, len(grid) - 1)]
+    found = minimize_scalar(lambda s: solved(s)[2], bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    least, factor, rss = solved(float(found.x))
+    return least, factor, -float(found.x), rss
 
 
 def laws(
@@ -121,7 +202,7 @@ def _law(curve: Group, size: str, metric: str, confidence: float) -> Law | None:
     parts = comparable(curve.runs)
     note = f"The sizes are not validated on the same text ({parts[0].title}; …)." if len(parts) > 1 else ""
     runs = tuple(sorted(zip(x.tolist(), y.tolist(), strict=True)))
-    return Law(curve.label, size, metric, fit(x, y, confidence), points, runs, note)
+    return Law(curve.label, size, metric, fit(x, y, confidence), points, runs, note, curve)
 
 
 def _sizes(curve: Group, size: str) -> np.ndarray:

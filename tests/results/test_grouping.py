@@ -175,6 +175,9 @@ def test_the_training_budget_parts_only_where_it_moves_the_validation_text():
     assert len(parts((["samples=6000"], {}), (["samples=7000"], {}))) == 1
     contiguous = ["data.split=contiguous"]
     assert len(parts(([*contiguous, "samples=6000"], {}), ([*contiguous, "samples=7000"], {}))) == 2
+    named = ["data=ultrachat", "data.val_documents=[1000,1019]"]
+    assert len(parts(([*named, "data.documents=50"], {}), ([*named, "data.documents=500"], {}))) == 1
+    assert len(parts((named, {}), (["data=ultrachat", "data.val_documents=[2000,2019]"], {}))) == 2
 
 
 def test_where_a_corpus_lies_does_not_matter(tmp_path):

@@ -1,4 +1,4 @@
-"""The scaling law: its fits as a table and its log-log plot."""
+"""The scaling law: its fits as a table and its log-log plot, and the power law with a floor."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,10 @@ import numpy as np
 from newllm.results.report.drawing import Drawing, drawing
 from newllm.results.report.figures.scaling import Fitted, scaling
 from newllm.results.report.figures.series import over_seeds
+from newllm.results.report.shapes import ALPHA, interval, shapes
 from newllm.results.report.study import COLOUR_CYCLE, Study
 from newllm.results.report.table import ABSENT, Cell, Column, Table, figure, words
-from newllm.results.scaling import Law, laws
-
-ALPHA = "\u03b1"
+from newllm.results.scaling import Law, Saturation, laws, saturating
 
 
 def scaling_laws(study: Study, metric: str) -> tuple[list[Table], list[Drawing]]:
@@ -19,7 +18,13 @@ def scaling_laws(study: Study, metric: str) -> tuple[list[Table], list[Drawing]]
     found = laws(study.done, study.options.size, metric, study.options.confidence)
     if not found:
         return [], []
-    return [_table(found)], [_drawing(found[: study.options.curves])]
+    tables = [_table(found)]
+    if beside := shapes(found):
+        tables.append(beside)
+    floors = [saturating(*zip(*law.runs, strict=True)) for law in found] if study.options.law == "saturating" else None
+    if floors is not None:
+        tables.append(_floors(found, floors))
+    return tables, [_drawing(found[: study.options.curves], floors)]
 
 
 def _table(found: Sequence[Law]) -> Table:
@@ -38,8 +43,7 @@ def _table(found: Sequence[Law]) -> Table:
         [
             words(law.label, "runs"),
             figure(law.fit.slope, "alpha", f"{law.fit.slope:.4f}"),
-            Cell(f"[{law.fit.low:.4f}, {law.fit.high:.4f}]" if np.isfinite(law.fit.low) else ABSENT, None,
-                 {"low": law.fit.low, "high": law.fit.high}),
+            interval(law.fit),
             figure(law.fit.r2, "r2", f"{law.fit.r2:.4f}"),
             figure(law.fit.factor, "factor", f"{law.fit.factor:.4g}"),
             figure(len(law.points), "sizes"),
@@ -52,7 +56,38 @@ def _table(found: Sequence[Law]) -> Table:
     return Table("scaling", f"{found[0].metric} = A · ({found[0].size})^{ALPHA}", columns, rows, [note])
 
 
-def _drawing(found: Sequence[Law]) -> Drawing:
+def _floors(found: Sequence[Law], floors: Sequence[Saturation]) -> Table:
+    columns = [
+        Column("runs"),
+        Column("floor", numeric=True, hint="y where the size has no end"),
+        Column("a", numeric=True, hint="exponent, below 0"),
+        Column("A", numeric=True),
+        Column("R²", numeric=True),
+        Column("AIC", numeric=True),
+        Column("AIC of the power law", numeric=True),
+        Column("preferred"),
+    ]
+    rows = [
+        [
+            words(law.label, "runs"),
+            figure(one.floor, "floor", f"{one.floor:.4g}" if one.floor > 1e-3 else "0"),
+            figure(one.slope, "slope", f"{one.slope:.4f}"),
+            figure(one.factor, "factor", f"{one.factor:.4g}"),
+            figure(one.r2, "r2", f"{one.r2:.5f}"),
+            figure(one.aic, "aic", f"{one.aic:.2f}"),
+            figure(one.aic_power, "aic power", f"{one.aic_power:.2f}"),
+            words(("with a floor" if one.preferred else "power law") if np.isfinite(one.aic) else "", "preferred"),
+        ]
+        for law, one in zip(found, floors, strict=True)
+    ]
+    notes = [
+        f"Least squares of {found[0].metric} itself over all runs of a curve, for both laws; the lower AIC is "
+        "preferred. A curve of fewer than four sizes has none.",
+    ]
+    return Table("scaling-floor", f"{found[0].metric} = floor + A · ({found[0].size})^a", columns, rows, notes)
+
+
+def _drawing(found: Sequence[Law], floors: Sequence[Saturation] | None) -> Drawing:
     fitted = []
     for place, law in enumerate(found):
         sizes = [x for x, _ in law.points]
@@ -60,7 +95,11 @@ def _drawing(found: Sequence[Law]) -> Drawing:
         most = max(map(len, at.values()))
         rows = np.array([[*at[x], *[np.nan] * (most - len(at[x]))] for x in sizes]).T
         points = over_seeds(99 * COLOUR_CYCLE + place, law.label, sizes, rows, log=True)
-        fitted.append(Fitted(points, law.fit.slope, law.fit.intercept))
+        one = floors[place] if floors is not None else None
+        if one is not None and one.preferred:
+            fitted.append(Fitted(points, one.slope, float(np.log(one.factor)), one.floor))
+        else:
+            fitted.append(Fitted(points, law.fit.slope, law.fit.intercept))
     title = f"{found[0].metric} over {found[0].size}"
     caption = "Geometric mean over seeds, bars ± one sample standard deviation of logarithms; lines are the fits."
     return drawing("scaling", title, scaling(fitted, found[0].size, found[0].metric), caption)

@@ -28,6 +28,7 @@ class Options:
     by: list[str] | None
     where: list[str]
     size: str
+    law: Literal["power", "saturating"]
     against: str | None
     interval: Literal["t", "bootstrap"]
     confidence: float

@@ -12,6 +12,7 @@ from newllm.results.report.long_context import long_context
 from newllm.results.report.main_table import main_table
 from newllm.results.report.section import Section
 from newllm.results.report.study import Part, Study
+from newllm.results.report.two_phases import two_phases
 from newllm.results.report.unfinished import unfinished_table
 
 FIGURES: list[tuple[str, str, Callable[[Part, str], Sequence[Drawing]]]] = [
@@ -29,6 +30,7 @@ def sections(study: Study, figures: bool) -> list[Section]:
     metric = (study.options.compare or study.options.metrics)[0]
     made = [_results(study), _comparisons(study, metric)]
     with styled():
+        made.append(two_phases(study, _capped(study) if figures else (), figures))
         made += long_context(study, _capped(study) if figures else (), figures)
         if figures:
             for name, title, draw in FIGURES:

@@ -1,4 +1,4 @@
-"""The scaling law: perplexity over a size on logarithmic axes, with the fitted power law."""
+"""The scaling law: perplexity over a size on logarithmic axes, with the fitted law."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Points of one group and the line ln y = intercept + slope ln x fitted to them."""
+    """Points of one group and the curve y = floor + exp(intercept) x^slope fitted to them."""
 
     points: Series
     slope: float
     intercept: float
+    floor: float = 0.0
 
 
 def scaling(laws: Sequence[Fitted], x: str, y: str) -> "Figure":
@@ -29,7 +30,7 @@ def scaling(laws: Sequence[Fitted], x: str, y: str) -> "Figure":
         points = law.points
         error_bars(axes, marks, points.index, points.x, points.mean, points.low, points.high)
         ends = np.geomspace(points.x.min() * 0.9, points.x.max() * 1.1, 40)
-        fitted = np.exp(law.intercept) * ends**law.slope
+        fitted = law.floor + np.exp(law.intercept) * ends**law.slope
         (line,) = axes.plot(ends, fitted, color=colour(points.index), linestyle=dash(points.index), linewidth=1.3)
         marks.group(points.index, line)
     axes.set_xscale("log")

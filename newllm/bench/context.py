@@ -1,0 +1,174 @@
+"""The context/token model's two costs: the true recurrence over a long text, and an iteration of phase 1.
+
+Phase 1 first trains each shape for some iterations, every one of which is timed, since how fast a recurrence forgets
+depends on its weights. Then its contexts of a text are made three ways in turns: token by token as one writes it first,
+token by token with the inputs' share of the products made beforehand, and by newllm, in segments side by side whose
+starts are corrected until they agree. The text is real; the embeddings are new.
+
+  shapes       layers x context_dim x num_input_tokens of each model    tokens       of the text
+  iterations   of phase 1, the random start among them                  rounds       turns of each contestant
+"""
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from newllm.bench.result import Result
+from newllm.bench.timing import alternate, ratio_metrics
+from newllm.build import build
+from newllm.config import compose
+from newllm.data import prepare
+from newllm.errors import ConfigError
+from newllm.model import build_model
+from newllm.model.recurrence import Recurrence
+from newllm.phase1.iterate import Iteration
+from newllm.phase1.passes import Text, true_contexts
+from newllm.training.precision import Precision, autocast, resolve
+
+PURPOSE = "contexts of a long text side by side against token by token, and an iteration of phase 1"
+OPTIONS: dict[str, Any] = {"shapes": "3x1536x2,6x768x1", "tokens": 31024, "iterations": 10, "rounds": 3}
+DEFAULTS = ["model=context_token", "precision=fp32", "samples=300"]
+_PORTION = 2048  # tokens whose inputs' share is made at once
+
+_LABELS = {"newllm": "newllm", "ahead": "loop, inputs ahead", "loop": "loop"}
+
+
+def measure(overrides: list[str], *, shapes: str, tokens: int, iterations: int, rounds: int) -> Result:
+    """ratio/<shape>/<contestant>: how many times faster newllm is (loop, ahead); seconds/<shape>/<contestant>.
+
+    tokens_per_second/<shape>/<contestant>; difference/<shape>/newllm, …/ahead: largest difference of a context from the
+    loop's, the second by rounding alone;
+    seconds/<shape>/iteration: of each iteration of phase 1; iteration/<shape>/tokens_per_second; phase1/<shape>/loss,
+    …/bound, …/converged: where it got to.
+    """
+    sizes = [_sizes(shape) for shape in shapes.split(",")]
+    if iterations < 2:
+        raise ConfigError(f"iterations must be at least 2, the first being the random start; got {iterations}.")
+    cfg = compose([*overrides, "embeddings=none"])
+    runtime = build(cfg.runtime)
+    runtime.apply()
+    device = runtime.device()
+    precision = resolve(cfg.trainer.precision, device)
+    data = prepare(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)
+    stream = data.stream("train")
+    ids = np.resize(stream, tokens)
+    result = Result(
+        {"precision": precision, "device": str(device), "threads": runtime.threads, "tokens": tokens,
+         "iterations": iterations, "rounds": rounds},
+        notes=[
+            f"Medians of {rounds} rounds, least and greatest in brackets. The loop goes token by token; with inputs "
+            "ahead, what the inputs add is made for many tokens in one product. Differences are of contexts from the "
+            "loop's."
+        ],
+    )  # fmt: skip
+    if tokens > len(stream):
+        result.notes.append(f"The text of {len(stream):,} tokens is repeated.")
+    said = f"{tokens:,} tokens, {precision}, {device}, {runtime.threads} threads"
+    passes: list[list[str]] = []
+    phases: list[list[str]] = []
+    for shape, size in zip(shapes.split(","), sizes, strict=True):
+        keys = ("layers", "context_dim", "num_input_tokens")
+        words = [f"model.{key}={value}" for key, value in zip(keys, size, strict=True)]
+        one = compose([*overrides, "embeddings=none", *words])
+        model = build_model(one, tokens=data.tokenizer.vocab_size).to(device).eval()
+        recurrence = getattr(model, "recurrence", None)
+        if not isinstance(recurrence, Recurrence):
+            raise ConfigError(f"model={one.choices.model} has no recurrence; type model=context_token.")
+        text = Text(model, ids, device)
+        phases.append(_phase1(result, shape, one, recurrence, text, precision, iterations))
+        passes += _passes(result, shape, recurrence, text, precision, rounds)
+    columns = ["shape and pass", "seconds", "tokens/s", "newllm is faster", "largest difference"]
+    result.tables = [
+        (f"True contexts: {said}", columns, passes),
+        (f"An iteration of phase 1: {said}", ["shape", "seconds", "tokens/s", "loss", "bound", "converged"], phases),
+    ]
+    return result
+
+
+def _sizes(shape: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", shape):
+        raise ConfigError(
+            f"shapes has {shape!r}; expected layers x context_dim x num_input_tokens, as in shapes={OPTIONS['shapes']}."
+        )
+    return [int(size) for size in shape.split("x")]
+
+
+def _phase1(
+    result: Result, shape: str, cfg: DictConfig, recurrence: Recurrence, text: Text, precision: Precision, count: int
+) -> list[str]:
+    """Train the recurrence and time each iteration after the random start; a row of the table."""
+    phase = build(cfg.phase1, objective=OmegaConf.to_container(cfg.objective, resolve=True), seed=cfg.trainer.seed)
+    recurrence.requires_grad_(True)
+    iteration = Iteration(phase.rule, phase.objective, recurrence, text, precision, cfg.trainer.seed)
+    seconds = []
+    with TemporaryDirectory() as folder:
+        iteration.begin(Path(folder))
+        for number in range(2, count + 1):
+            begun = time.perf_counter()
+            found = iteration.once(Path(folder), number, lambda batch, loss: None)
+            seconds.append(time.perf_counter() - begun)
+    recurrence.requires_grad_(False)
+    middle = statistics.median(seconds)
+    metrics = {"loss": found.loss, "bound": found.bound, "converged": found.converged}
+    result.metrics |= {f"phase1/{shape}/{name}": value for name, value in metrics.items()}
+    result.metrics[f"seconds/{shape}/iteration"] = seconds
+    result.metrics[f"iteration/{shape}/tokens_per_second"] = len(text) / middle
+    bound = "" if found.bound is None else f"{found.bound:.4f}"
+    return [shape, f"{middle:.2f}", f"{len(text) / middle:,.0f}", f"{found.loss:.4f}", bound, f"{found.converged:.0%}"]
+
+
+def _passes(
+    result: Result, shape: str, recurrence: Recurrence, text: Text, precision: Precision, rounds: int
+) -> list[list[str]]:
+    made: dict[str, Tensor] = {name: torch.empty(len(text), recurrence.width) for name in _LABELS}
+    contestants: dict[str, Callable[[], object]] = {
+        "newllm": partial(_side_by_side, recurrence, text, precision, made["newllm"]),
+        "ahead": partial(_token_by_token, recurrence, text, precision, made["ahead"], ahead=True),
+        "loop": partial(_token_by_token, recurrence, text, precision, made["loop"], ahead=False),
+    }
+    seconds = alternate(contestants, rounds, calls=1)
+    metrics = result.metrics
+    for name in ("newllm", "ahead"):
+        metrics[f"difference/{shape}/{name}"] = float((made[name] - made["loop"]).abs().max())
+    rows = []
+    for name, times in seconds.items():
+        metrics[f"seconds/{shape}/{name}"] = times
+        speed = metrics[f"tokens_per_second/{shape}/{name}"] = len(text) / statistics.median(times)
+        faster = ""
+        if name != "newllm":
+            found = ratio_metrics(f"ratio/{shape}/{name}", times, seconds["newllm"])
+            metrics |= found
+            faster = "{:.1f} x ({:.1f} … {:.1f})".format(*found.values())
+        differs = "" if name == "loop" else f"{metrics[f'difference/{shape}/{name}']:.1e}"
+        rows.append([f"{shape}, {_LABELS[name]}", f"{statistics.median(times):.2f}", f"{speed:,.0f}", faster, differs])
+    return rows
+
+
+def _side_by_side(recurrence: Recurrence, text: Text, precision: Precision, out: Tensor) -> None:
+    for (start, stop), states in true_contexts(recurrence, text, precision):
+        out[start:stop] = states[:, -1].float()
+
+
+@torch.no_grad()
+def _token_by_token(recurrence: Recurrence, text: Text, precision: Precision, out: Tensor, *, ahead: bool) -> None:
+    """ahead: the inputs' share of many tokens is made in one product."""
+    context = torch.zeros(1, recurrence.width, device=text.device)
+    with autocast(text.device, precision):
+        for start, stop in text.pieces(_PORTION):
+            inputs = text(start, stop)
+            shares = recurrence.project(inputs) if ahead else None
+            for at in range(stop - start):
+                one = slice(at, at + 1)
+                states = recurrence(context, inputs[one]) if shares is None else recurrence.step(context, shares[one])
+                context = states[:, -1]
+                out[start + at] = context[0].float()
