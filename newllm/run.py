@@ -46,7 +46,8 @@ def run(cfg: DictConfig) -> int:
     A finished run shows its stored results; one that broke off goes on where its last checkpoint is.
 
     Raises:
-        ConfigError: before anything has been written; after it, only of a checkpoint that belongs to other data.
+        ConfigError: before anything has been written; after it, only of a checkpoint that belongs to other data, and
+            of a first phase without convergence.
         RunError: the run has failed; its status.json says so too.
     """
     with Signals().installed() as signals:

@@ -23,7 +23,7 @@ import newllm
 from newllm import evaluate, generate
 from newllm.config import effective, signature
 from newllm.embeddings import Corpus
-from newllm.errors import ConfigError, RunError
+from newllm.errors import ConfigError
 from newllm.pack.alike import unpackable
 from newllm.phase1.fixed_point import FixedPoint
 from newllm.phase1.lines import Lines
@@ -219,15 +219,14 @@ def test_embeddings_are_filled_in_once_and_kept_by_the_checkpoint(
     assert torch.equal(newllm.load_run(tmp_path / "run").model.embed.weight, made[0])
 
 
-def test_without_convergence_the_run_fails_and_its_first_phase_serves_the_next(tmp_path: Path) -> None:
+def test_without_convergence_the_run_waits_to_be_told_to_go_on(tmp_path: Path) -> None:
     strict = {"phase1__iterations": 3, "phase1__least": 2, "phase1__threshold": 1e-9, "trainer__epochs": 1}
-    with pytest.raises(RunError, match=r"phase1\.require_convergence=false"):
+    with pytest.raises(ConfigError, match=r"phase1\.require_convergence=false"):
         run(small(tmp_path / "run", **strict))
     assert state(tmp_path / "run")["state"] == "failed"
-    lenient = {**strict, "phase1__require_convergence": False, "phase1__folder": str(tmp_path / "run-phase1")}
-    assert run(small(tmp_path / "next", **lenient)) == 0
-    assert "Phase 1 has been done before" in (tmp_path / "next" / "train.log").read_text()
-    assert RunDirectory(tmp_path / "next").results()["phase1/reached"] == 0
+    assert run(small(tmp_path / "run", **strict, phase1__require_convergence=False)) == 0  # it is the same run
+    assert "Phase 1 has been done before" in (tmp_path / "run" / "train.log").read_text()
+    assert RunDirectory(tmp_path / "run").results()["phase1/reached"] == 0
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ class FixedPoint(FirstPhase):
 
     def _refuse_unconverged(self, outcome: Outcome) -> None:
         if self.require_convergence and not outcome.metrics["phase1/reached"]:
-            raise RunError(
+            raise ConfigError(
                 f"Phase 1 stopped after {outcome.metrics['phase1/iterations']:.0f} iterations with "
                 f"{outcome.metrics['phase1/converged']:.0%} of the contexts converged, and {self.stop:.0%} are asked; "
                 "go on as it is with phase1.require_convergence=false (its result is kept and will be used), or give "

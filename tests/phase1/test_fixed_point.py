@@ -190,7 +190,7 @@ def test_no_convergence_ends_the_run_but_its_result_is_kept(
     assert whole[1].metrics["phase1/reached"] == 0
     said = r"stopped after 4 iterations with \d+% of the contexts converged, and 99% are asked; .*convergence=false"
     for _ in range(2):
-        with pytest.raises(RunError, match=said):
+        with pytest.raises(ConfigError, match=said):
             do(tmp_path, "phase1.require_convergence=true")
     monkeypatch.setattr(Iteration, "once", None)
     same(do(tmp_path), whole)
