@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from newllm.data.corpora.text_files import PIECE_CHARS, TextFiles
 from newllm.errors import ConfigError
 
 Load = Callable[..., Dataset]
+STDLIB = Path(sysconfig.get_path("stdlib"))
 HUB = "newllm.data.corpora.hub.Hub"
 
 
@@ -39,6 +41,16 @@ def test_stdlib_leaves_tests_out() -> None:
     assert Path(argparse.__file__).read_text("utf-8") in texts
     assert len(texts) > 300
     assert not any("class MixinStrUnicodeUserStringTest" in text for text in texts)  # in test/
+
+
+def test_stdlib_without_what_is_excluded() -> None:
+    whole, rest = Stdlib(), Stdlib(exclude=["encodings/*", "abc.py"])
+    gone = [text for text in documents(whole) if text not in set(documents(rest))]
+    assert any("Python Character Mapping Codec cp1252" in text for text in gone)
+    assert len(documents(whole)) == len(documents(rest)) + len(list((STDLIB / "encodings").glob("*.py"))) + 1
+    assert whole.fingerprint() != rest.fingerprint()
+    with pytest.raises(ConfigError, match=r"data\.exclude=.* leaves no file"):
+        Stdlib(exclude=["*"])
 
 
 def test_stdlib_is_in_one_order_and_named_without_its_place() -> None:
