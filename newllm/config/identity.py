@@ -63,7 +63,7 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     """
     plain = _plain(cfg)
     chosen = [plain["choices"].get(group) for group in ("experiment", "model", "pos_encoding", "attention", "data")]
-    parts = [_safe(str(option)) for option in chosen if option]
+    parts = [_safe(str(option)) for option in chosen if option and option != "none"]
     seed = f"-s{plain['seed']}" if "seed" in plain else ""
     given = dict.fromkeys(str(line).partition("=")[0] for line in plain["overrides"])
     axes = [key for key in given if key in plain and not isinstance(plain[key], dict) and key != "seed"]
