@@ -22,7 +22,8 @@ SMALL = [
 ]  # fmt: skip
 WAIT = "print(flush=True); time.sleep(60)"
 LAUNCHER = f"""
-import sys, time; from pathlib import Path
+import signal, sys, time; from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 from newllm.sweep.policy import Policy; from newllm.sweep.record import begin
 sweep = Path(sys.argv[1])
 with begin(sweep, "local", {{}}, Policy(), [sweep / "tiny-s1", sweep / "tiny-s2"]):
