@@ -22,7 +22,8 @@ class Stdlib(Data):
     """Each .py file of the standard library is a document; its tests are left out.
 
     exclude: files to leave out besides, as patterns of their paths below the library's folder. ``encodings/*`` are
-        tables of character codes, an eighth of the text and so alike that one in training gives away another in validation.
+        tables of character codes, an eighth of the text, so alike that one in training gives away another in
+        validation.
     """
 
     exclude: list[str] = field(default_factory=list)
