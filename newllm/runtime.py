@@ -4,6 +4,7 @@ signature."""
 import ctypes
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -60,6 +61,12 @@ class Runtime:
         self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps
         self.progress, self.keep_memory, self.fused, self.compile = progress, keep_memory, fused, compile
         self._device = device
+
+    def checkpoint_due(self, step: int, saved: float) -> bool:
+        """Is it time for one after so many steps, the last one written at `saved` (time.monotonic)?"""
+        if self.checkpoint_steps is not None and step % self.checkpoint_steps == 0:
+            return True
+        return self.checkpoint_seconds is not None and time.monotonic() - saved >= self.checkpoint_seconds
 
     def device(self) -> "torch.device":
         """The device; raises ConfigError when the asked one is not there."""

@@ -19,10 +19,12 @@ from newllm.evaluation.observe import observing
 from newllm.model import LanguageModel
 from newllm.phase1.base import FirstPhase, Outcome, Work
 from newllm.phase1.lines import Lines
-from newllm.training.checkpoint import Progress, load_training, load_weights, save_training, save_weights
+from newllm.training.checkpoint import load_training, load_weights, save_training, save_weights
 from newllm.training.loss import IGNORED
 from newllm.training.optimizer import AdamW
+from newllm.training.pending import Pending
 from newllm.training.precision import Precision, autocast
+from newllm.training.progress import Progress
 from newllm.training.step import Step, cut
 from newllm.training.trainer import Trainer
 
@@ -106,7 +108,7 @@ class _Training:
         if self.file.exists():
             self.progress = load_training(self.file, pairs, self.step.optimizer, self.about)
         self.lines = Lines(work.directory)
-        self._pending: list[tuple[Tensor, int]] = []  # losses of steps, still on the device, and scored tokens
+        self._pending = Pending()
         self._began = self._saved = self._epoch_began = time.monotonic()
 
     def run(self) -> Outcome:
@@ -139,49 +141,33 @@ class _Training:
             yield order[step * size : (step + 1) * size]
 
     def _step(self, indices: np.ndarray) -> None:
-        progress, runtime = self.progress, self.work.runtime
-        loss, _, scored = self.step(cut(self.work.data.train, indices, self.trainer.accumulate), self.phase.lr)
-        self._pending.append((loss, scored))
-        progress.step += 1
-        progress.epoch_step += 1
-        progress.trained_tokens += len(indices) * self.work.data.train.seq_len
+        progress, rows = self.progress, self.work.data.train
+        self._pending.append(self.step(cut(rows, indices, self.trainer.accumulate), self.phase.lr))
+        progress.stepped(len(indices) * rows.seq_len)
         if len(self._pending) == _AT_ONCE:
             self._drain()
-            speed = progress.trained_tokens / max(self._seconds(), 1e-9)
-            self._bar.update(progress.step, progress.epoch_loss / progress.epoch_tokens, speed)
-        every, seconds = runtime.checkpoint_steps, runtime.checkpoint_seconds
-        due = seconds is not None and time.monotonic() - self._saved >= seconds
-        if due or (every is not None and progress.step % every == 0):
+            self._bar.update(
+                progress.step, progress.take_logged(), progress.trained_tokens / max(self._seconds(), 1e-9)
+            )
+        if self.work.runtime.checkpoint_due(progress.step, self._saved):
             self._save()
 
     def _drain(self) -> None:
         """Fetch the steps' losses into the epoch's sum, in their order."""
-        if self._pending:
-            for loss, (_, scored) in zip(
-                torch.stack([loss for loss, _ in self._pending]).tolist(), self._pending, strict=True
-            ):
-                self.progress.epoch_loss += self._finite(loss) * scored
-                self.progress.epoch_tokens += scored
-            self._pending.clear()
+        for loss, _, scored in self._pending.fetch():
+            self.progress.add(self._finite(loss), scored)
 
     def _end_epoch(self) -> None:
         """Validation error, best matrices, the epoch's line, a checkpoint."""
         progress, work = self.progress, self.work
         self._drain()
         error = self._finite(self._validation_error())
-        progress.epoch += 1
-        if progress.best_loss is None or error < progress.best_loss:
-            progress.best_loss, progress.best_epoch, progress.bad_epochs = error, progress.epoch, 0
+        if progress.judge(error):
             save_weights(self.best, self.pairs, {**self.about, "epoch": progress.epoch})
-        else:
-            progress.bad_epochs += 1
-        loss = progress.epoch_loss / max(progress.epoch_tokens, 1)
-        values = {"phase1/loss": loss, "phase1/val_loss": error, "time/seconds": self._seconds()}
+        values = {"phase1/loss": progress.epoch_mean(), "phase1/val_loss": error, "time/seconds": self._seconds()}
         line: dict[str, Any] = {"phase": self.phase.name, "epoch": progress.epoch, **values}
-        progress.history.append(line)
-        progress.epoch_step, progress.epoch_loss, progress.epoch_tokens = 0, 0.0, 0
-        stopped = self.phase.patience is not None and progress.bad_epochs >= self.phase.patience
-        progress.finished = stopped or progress.epoch == self.phase.epochs
+        progress.next_epoch(line)
+        progress.finished = progress.lost_patience(self.phase.patience) or progress.epoch == self.phase.epochs
         self._save()
         self.lines.add(line)
         work.logger.log(progress.step, values)

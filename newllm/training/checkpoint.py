@@ -5,7 +5,7 @@ position); `best.safetensors` holds weights only.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +16,9 @@ from torch import Tensor, nn
 
 from newllm.errors import ConfigError, RunError
 from newllm.results.atomic import replacing
+from newllm.training.progress import Progress
 
 HEADER = "newllm"
-
-
-@dataclass
-class Progress:
-    """Where training stands; with the tensors it is all that a resumed run needs to make the same numbers.
-
-    Sums are Python floats added up in the order of the steps, so that it does not matter where the run broke
-    off.
-    """
-
-    step: int = 0  # optimizer steps done
-    epoch: int = 0  # epochs done, validation included
-    epoch_step: int = 0  # steps done in the current epoch
-    epoch_loss: float = 0.0  # sum of nats over the epoch's scored tokens so far
-    epoch_tokens: int = 0
-    logged_loss: float = 0.0  # the same since the last line of metrics.jsonl
-    logged_tokens: int = 0
-    trained_tokens: int = 0  # tokens seen in all
-    best_loss: float | None = None
-    best_epoch: int | None = None
-    bad_epochs: int = 0  # epochs since the best
-    last_loss: float | None = None  # training loss on the last line of metrics.jsonl that has one
-    finished: bool = False
-    metrics_bytes: int = 0  # length of metrics.jsonl
-    peak_bytes: int | None = None  # memory of a training step, measured once
-    seconds: float = 0.0  # spent in training by all attempts
-    history: list[dict[str, float]] = field(default_factory=list)  # the lines of the finished epochs
 
 
 def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:

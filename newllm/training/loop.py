@@ -26,14 +26,16 @@ from newllm.model import LanguageModel
 from newllm.results.run_directory import RunDirectory
 from newllm.runtime import Runtime
 from newllm.training import display
-from newllm.training.checkpoint import Progress, load_training, save_training, save_weights
+from newllm.training.checkpoint import load_training, save_training, save_weights
 from newllm.training.compilation import settle
 from newllm.training.distributed import Team
 from newllm.training.loggers import Logger
 from newllm.training.loss import IGNORED, token_losses
 from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
+from newllm.training.pending import Pending
 from newllm.training.precision import Precision, autocast
+from newllm.training.progress import Progress
 from newllm.training.signals import Signals
 from newllm.training.step import Numbers, Step, Wanted, cut
 from newllm.training.trainer import Trainer
@@ -87,8 +89,7 @@ class Loop:
         inputs, _ = self.data.train.batch(np.arange(1))
         self.seq_len = inputs.shape[1]
         self.epoch_steps, self.steps = self.trainer.steps(len(self.data.train), self.seq_len)
-        # (loss, gradient norm, scored tokens) of steps whose numbers are still on the device.
-        self._pending: list[Numbers] = []
+        self._pending = Pending()
         self.earlier_seconds = 0.0  # training time of earlier attempts
         self._began = self._saved = self._logged = self._epoch_began = time.monotonic()
         self._reported = -math.inf
@@ -151,12 +152,10 @@ class Loop:
         else:
             self._pending.append((yield wanted))
 
-        progress.step += 1
-        progress.epoch_step += 1
-        progress.trained_tokens += len(indices) * self.seq_len
+        progress.stepped(len(indices) * self.seq_len)
         if progress.step % self.trainer.log_every == 0 or progress.step == self.steps:
             self._log(rate)
-        if self._checkpoint_due():
+        if self.runtime.checkpoint_due(progress.step, self._saved):
             self._save()
 
     def _measured(self, wanted: Wanted) -> None:
@@ -173,32 +172,22 @@ class Loop:
             )
 
     def _drain(self) -> float:
-        """Fetch the numbers of the steps since the last time into the sums; returns the last gradient
-        norm."""
-        if not self._pending:
-            return math.nan
-        progress = self.progress
-        losses = torch.stack([loss for loss, _, _ in self._pending]).tolist()
-        norms = torch.stack([norm for _, norm, _ in self._pending]).tolist()
-        first = progress.step - len(losses) + 1
-        for step, (loss, norm, (_, _, scored)) in enumerate(zip(losses, norms, self._pending, strict=True), first):
+        """Fetch the numbers of the steps since the last time into the sums; returns the last gradient norm."""
+        norm = math.nan
+        first = self.progress.step - len(self._pending) + 1
+        for step, (loss, norm, scored) in enumerate(self._pending.fetch(), first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise RunError(
                     f"Training broke at step {step}: the loss is {loss:g} and the gradient's norm {norm:g}; a lower "
                     f"rate (lr={self.optim.lr / 10:g}) or optim.clip=1.0 usually helps, in a run of its own"
                 )
-            progress.epoch_loss += loss * scored
-            progress.epoch_tokens += scored
-            progress.logged_loss += loss * scored
-            progress.logged_tokens += scored
-        self._pending.clear()
-        return float(norms[-1])
+            self.progress.add(loss, scored)
+        return norm
 
     def _log(self, rate: float) -> None:
         progress = self.progress
         norm = self._drain()
-        loss = progress.logged_loss / max(progress.logged_tokens, 1)
-        progress.last_loss, progress.logged_loss, progress.logged_tokens = loss, 0.0, 0
+        loss = progress.take_logged()
         now = time.monotonic()
         speed = (progress.trained_tokens - self._logged_at) / max(now - self._logged, 1e-9)
         self._logged, self._logged_at, self._speed = now, progress.trained_tokens, speed
@@ -222,24 +211,18 @@ class Loop:
         loss = self._validation_loss(self.data.val)
         if not math.isfinite(loss):
             raise RunError(f"The validation loss after step {progress.step} is {loss:g}; try a lower rate in a new run")
-        progress.epoch += 1
-        train_loss = progress.epoch_loss / max(progress.epoch_tokens, 1)
-        best = progress.best_loss is None or loss < progress.best_loss
+        train_loss = progress.epoch_mean()
+        best = progress.judge(loss)
         if best:
-            progress.best_loss, progress.best_epoch, progress.bad_epochs = loss, progress.epoch, 0
             save_weights(self.directory.best_checkpoint, self.model, {**self.about, "epoch": progress.epoch})
-        else:
-            progress.bad_epochs += 1
         line = {"epoch": progress.epoch, "train/loss": train_loss, "train/ppl": perplexity(train_loss)}
         line |= {"val/loss": loss, "val/ppl": perplexity(loss), "val/best": best}
-        progress.history.append(line)
+        progress.next_epoch(line)
         now = time.monotonic()
         self.console.line(display.epoch_line(line, self.judge, seconds=now - self._epoch_began))
         self._epoch_began = now
         self._record({**line, "train/tokens": progress.trained_tokens, "time/seconds": self._seconds()})
-        progress.epoch_step, progress.epoch_loss, progress.epoch_tokens = 0, 0.0, 0
-        patience = self.trainer.patience
-        stopped = patience is not None and progress.bad_epochs >= patience
+        stopped = progress.lost_patience(self.trainer.patience)
         progress.finished = progress.step >= self.steps or stopped
         if stopped and progress.step < self.steps:
             self.console.line(f"Stopped early: {progress.bad_epochs} epoch(s) without a better val/loss.")
@@ -266,12 +249,6 @@ class Loop:
         if self.signals.received:
             self._save()
             self.signals.check()
-
-    def _checkpoint_due(self) -> bool:
-        seconds, steps = self.runtime.checkpoint_seconds, self.runtime.checkpoint_steps
-        if steps is not None and self.progress.step % steps == 0:
-            return True
-        return seconds is not None and time.monotonic() - self._saved >= seconds
 
     def _save(self) -> None:
         self._drain()

@@ -1,0 +1,71 @@
+"""Where a training stands: what a checkpoint says beside its tensors."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """With the tensors of a checkpoint it is all that a resumed run needs to make the same numbers.
+
+    Sums are Python floats added up in the order of the steps, so that it does not matter where the run broke off.
+    """
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # epochs done, validation included
+    epoch_step: int = 0  # steps done in the current epoch
+    epoch_loss: float = 0.0  # sum of nats over the epoch's scored tokens so far
+    epoch_tokens: int = 0
+    logged_loss: float = 0.0  # the same since the last line of metrics.jsonl
+    logged_tokens: int = 0
+    trained_tokens: int = 0  # tokens seen in all
+    best_loss: float | None = None
+    best_epoch: int | None = None
+    bad_epochs: int = 0  # epochs since the best
+    last_loss: float | None = None  # training loss on the last line of metrics.jsonl that has one
+    finished: bool = False
+    metrics_bytes: int = 0  # length of metrics.jsonl
+    peak_bytes: int | None = None  # memory of a training step, measured once
+    seconds: float = 0.0  # spent in training by all attempts
+    history: list[dict[str, Any]] = field(default_factory=list)  # the lines of the finished epochs
+
+    def stepped(self, tokens: int) -> None:
+        """An optimizer step on so many tokens has been made; its loss is added when it is known."""
+        self.step += 1
+        self.epoch_step += 1
+        self.trained_tokens += tokens
+
+    def add(self, loss: float, scored: int) -> None:
+        """The mean loss of the next step that it was not known of, over so many scored tokens."""
+        self.epoch_loss += loss * scored
+        self.epoch_tokens += scored
+        self.logged_loss += loss * scored
+        self.logged_tokens += scored
+
+    def take_logged(self) -> float:
+        """Mean loss since the last time that this was asked; None of it counts the next time."""
+        self.last_loss = self.logged_loss / max(self.logged_tokens, 1)
+        self.logged_loss, self.logged_tokens = 0.0, 0
+        return self.last_loss
+
+    def judge(self, val_loss: float) -> bool:
+        """An epoch has ended with this validation loss. Is it the best yet?"""
+        self.epoch += 1
+        if self.best_loss is None or val_loss < self.best_loss:
+            self.best_loss, self.best_epoch, self.bad_epochs = val_loss, self.epoch, 0
+            return True
+        self.bad_epochs += 1
+        return False
+
+    def lost_patience(self, patience: int | None) -> bool:
+        """Have so many epochs (None: endlessly many) gone by without a better one?"""
+        return patience is not None and self.bad_epochs >= patience
+
+    def epoch_mean(self) -> float:
+        """Mean loss of the current epoch so far."""
+        return self.epoch_loss / max(self.epoch_tokens, 1)
+
+    def next_epoch(self, line: dict[str, Any]) -> None:
+        """What `line` says of the epoch that has ended is kept; another one begins."""
+        self.history.append(line)
+        self.epoch_step, self.epoch_loss, self.epoch_tokens = 0, 0.0, 0
