@@ -100,17 +100,11 @@ class Dataset:
 
     @property
     def val_tokens(self) -> np.ndarray:
-        """The validation text as one run of token ids [N], in its order: the inputs of all rows and the last label.
+        """The validation text as one run of token ids [N]: the inputs of all rows and the last label, in their order.
 
-        Memory-mapped, in the store's dtype. Raises ConfigError where the rows do not follow one another in the text.
+        Raises ConfigError like `stream`.
         """
-        starts, length = self.val.starts, self.val.seq_len
-        if (np.diff(starts) != length).any():
-            raise ConfigError(
-                "rows longer than those of training need the validation text in one piece, and data.split=chunks "
-                "scatters it; type data.split=contiguous or data.split=document"
-            )
-        return self.val.tokens[int(starts[0]) : int(starts[-1]) + length + 1]
+        return self.stream("val")[: len(self.val.starts) * self.val.seq_len + 1]
 
     def stream(self, side: Literal["train", "val"]) -> np.ndarray:
         """All tokens of a side as one run of ids [N], documents in their order, without facts and passkeys.
@@ -121,8 +115,8 @@ class Dataset:
         text = (self.train if side == "train" else self.val).text
         if text is None:
             raise ConfigError(
-                "a model that reads the text as one stream needs it in one piece, and data.split=chunks scatters it; "
-                "type data.split=contiguous or data.split=document"
+                "what reads the text as one stream (rows longer than those of training, contexts that flow on) needs "
+                "it in one piece, and data.split=chunks scatters it; type data.split=contiguous or data.split=document"
             )
         return text
 

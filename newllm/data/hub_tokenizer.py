@@ -24,6 +24,11 @@ def load_with_transformers(name: str) -> Tokenizer:
             f"data.tokenizer={name} has no fast form (tokenizer.json), which the token store needs; "
             "type data.tokenizer=auto or another NAME or FOLDER"
         )
+    if not backend.get_vocab(with_added_tokens=False):  # transformers makes an empty one up
+        raise ConfigError(
+            f"data.tokenizer={name} has no tokenizer.json, nor files to make one of; name the folder that has it, or "
+            "type data.tokenizer=auto"
+        )
     size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
     return Tokenizer(backend, size, source.eos_token)
 

@@ -21,6 +21,7 @@ from newllm.phase1.lines import Lines
 from newllm.phase1.passes import Piece, Text, parallel_contexts, true_contexts
 from newllm.phase1.state import State
 from newllm.results.atomic import write_json
+from newllm.singular import effective_rank
 from newllm.training.signals import Signals
 
 if TYPE_CHECKING:
@@ -173,8 +174,6 @@ class Making:
         return len(self.texts[side]), self.recurrence.layers, self.recurrence.width
 
     def _metrics(self, done: State, previous: np.ndarray) -> dict[str, float]:
-        from newllm.evaluation.effective_rank import effective_rank  # which imports the passes of this package
-
         rank = effective_rank(previous, seed=self.phase.seed)
         last = {key: value for key, value in done.lines[-1].items() if key.startswith("phase1/")}
         return {

@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from newllm.data import Dataset, vocab_size
 from newllm.data.tokenizer import Tokenizer, pretrained
+from newllm.errors import ConfigError
 
 Load = Callable[..., Dataset]
 
@@ -100,6 +101,13 @@ def test_folder_of_a_hugging_face_tokenizer(load: Load, folder_of_a_tokenizer: P
     assert data.tokenizer.vocab_size == len(reference)
     assert data.tokenizer.eot_id == reference.eos_token_id
     assert data.tokenizer.encode(texts[0]) == reference.encode(texts[0], add_special_tokens=False)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(load: Load, tmp_path: Path) -> None:
+    """transformers makes an empty one up from a model's config.json alone."""
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"has no tokenizer\.json, nor files to make one of"):
+        load(tokenizer=str(tmp_path))
 
 
 @pytest.mark.skipif("NEWLLM_TEST_TOKENIZER" not in os.environ, reason="NEWLLM_TEST_TOKENIZER names no tokenizer folder")
