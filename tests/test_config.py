@@ -290,6 +290,14 @@ def test_an_experiment_says_nothing_of_what_the_command_line_left_out():
     assert not cfg.facts
     with pytest.raises(ConfigError, match=r"eval\.reversal is not among this run's eval"):
         compose(["experiment=position_encoding", "eval=[loss]", "eval.reversal.scoring=answer"])
+    assert not compose(["experiment=context_token_steps_small", "embeddings=none"]).embeddings
+    with pytest.raises(ConfigError, match=r"embeddings\.tokens: embeddings=none has no options"):
+        compose(["experiment=context_token_steps_small", "embeddings=none", "embeddings.tokens=5"])
+
+
+def test_sweep_is_no_value() -> None:
+    with pytest.raises(ConfigError, match=r"sweep takes no value of its own, but options such as sweep\.seeds=3"):
+        compose(["sweep=null"])
 
 
 def test_a_misspelt_evaluator_gets_its_name():

@@ -56,6 +56,11 @@ def raw(given: Overrides, config_dir: str | Path | None = None) -> Raw:
     assert isinstance(choices, dict)
     with open_dict(cfg):
         hydra, sweep = cfg.pop("hydra"), cfg.pop("sweep")
+    if not isinstance(sweep, DictConfig):
+        raise ConfigError(
+            "sweep takes no value of its own, but options such as sweep.seeds=3; an experiment's sweep is done with "
+            "-m, and without it the experiment is one run."
+        )
     return Raw(
         run=cfg,
         choices={str(group): option for group, option in choices.items()},
@@ -111,13 +116,18 @@ def _hydra_compose(given: Overrides, config_dir: str | Path | None) -> DictConfi
 
 
 def _drop_deselected(cfg: DictConfig, catalog: Catalog, given: Overrides) -> None:
-    """What an experiment says of an evaluator that the command line has left out."""
+    """What an experiment says of a part that the command line has left out: of an evaluator, or of a group by none."""
+
+    def asked(path: str) -> bool:
+        return any(key.startswith(f"{path}.") for key in given.keys)
+
     for group, default in catalog.defaults.items():
-        if not isinstance(default, list):
-            continue
-        for name in [str(name) for name, node in cfg[group].items() if "_target_" not in node]:
-            if name in catalog.groups[group] and not any(key.startswith(f"{group}.{name}.") for key in given.keys):
-                del cfg[group][name]
+        if isinstance(default, list):
+            for name in [str(name) for name, node in cfg[group].items() if "_target_" not in node]:
+                if name in catalog.groups[group] and not asked(f"{group}.{name}"):
+                    del cfg[group][name]
+        elif group in given.keys and cfg.get(group) and "_target_" not in cfg[group] and not asked(group):
+            cfg[group] = {}
 
 
 def _choices(chosen: dict[str, Any], cfg: DictConfig, catalog: Catalog) -> dict[str, Any]:
