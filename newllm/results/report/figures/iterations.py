@@ -21,12 +21,8 @@ class Course:
     published: Sequence[tuple[float, float, float]]
 
 
-_LINE, _LETTERS = 0.16, 22  # inches of a line of the legend, and letters that it holds at least
-
-
 def iterations(courses: Sequence[Course]) -> "Figure":
-    lines = sum(1 + len(course.loss.label) // _LETTERS for course in courses)
-    figure, panels = canvas(columns=2, height=max(3.5, 0.5 + _LINE * lines))
+    figure, panels = canvas(columns=2)
     marks = Marks()
     for course in courses:
         for column, (axes, series) in enumerate(zip(panels, (course.loss, course.converged), strict=True), 1):

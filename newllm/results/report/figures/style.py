@@ -97,7 +97,10 @@ class Marks:
     def legend(
         self, figure: "Figure", labels: Sequence[tuple[int, str]], line: bool = True, mark: bool = False
     ) -> None:
-        """One legend for all panels, right of them; a label stands for the group of its index."""
+        """One legend for all panels, right of them; a label stands for the group of its index.
+
+        Where it has more lines than there is room for, the figure becomes higher.
+        """
         from matplotlib.lines import Line2D
 
         handles = [
@@ -113,6 +116,8 @@ class Marks:
         ]
         texts = [_broken(label) for _, label in labels]
         legend = figure.legend(handles, texts, loc="outside right upper", handlelength=2.2)
+        height = legend.get_window_extent().height / figure.dpi + 0.2  # inches, with what the layout leaves around it
+        figure.set_figheight(max(figure.get_figheight(), height))
         for (index, _), handle, text in zip(labels, legend.legend_handles, legend.get_texts(), strict=True):
             for artist in (handle, text):
                 if artist is not None:
