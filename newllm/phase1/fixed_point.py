@@ -43,7 +43,9 @@ class FixedPoint(FirstPhase):
     cache folder, where runs with an equal first phase find them.
 
     Args:
-        lr: Adam's rate (betas 0.9 and 0.999, eps 1e-8, no decay), the same in all iterations.
+        lr: Adam's rate (betas 0.9 and 0.999, eps 1e-8, no decay) for an iteration, the same in all. steps="batch"
+            shares it among the iteration's steps: else f would move faster the longer the text is, and its contexts
+            could not follow.
         iterations: the most that are done, the random contexts of the first one included.
         least: the fewest.
         noise: standard deviation of what is added to the contexts that are read.

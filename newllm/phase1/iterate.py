@@ -66,7 +66,9 @@ class Iteration:
         for norm in () if rule.train_norms else (m for m in recurrence.modules() if isinstance(m, nn.LayerNorm)):
             norm.requires_grad_(False)
         self.parameters = [p for p in recurrence.parameters() if p.requires_grad]
-        adam = AdamW(rule.lr, betas=[0.9, 0.999], weight_decay=0.0, clip=rule.clip, schedule="constant")
+        # Adam moves a parameter by about the rate, and contexts stay behind what moves within an iteration.
+        rate = rule.lr / (len(self.pieces) if rule.steps == "batch" else 1)
+        adam = AdamW(rate, betas=[0.9, 0.999], weight_decay=0.0, clip=rule.clip, schedule="constant")
         self.optimizer = adam.optimizer(recurrence)
 
     def contexts(self, folder: Path, iteration: int) -> np.memmap:

@@ -28,7 +28,7 @@ def iteration_line(lines: Sequence[Mapping[str, Any]], clock: bool = True) -> st
     line = lines[-1]
     loss, bound = line["phase1/loss"], line.get("phase1/bound")
     seconds = f"{_seconds(lines):.1f} s" if clock else ""
-    share = f"{loss / bound:.0%}" if bound else ""
+    share = f"{loss / bound:.0%}" if bound and loss < 0 else ""  # the first losses are above 0
     limit = "" if bound is None else f"{bound:.4f}"
     shown = f"{line['iteration']:>9}  {loss:>9.4f}  {limit:>9}  {share:>8}  {line['phase1/converged']:>9.0%}"
     return f"{shown}  {seconds:>7}".rstrip()
