@@ -7,6 +7,7 @@ starts are corrected until they agree. The text is real; the embeddings are new.
 
   shapes       layers x context_dim x num_input_tokens of each model    tokens       of the text
   iterations   of phase 1, the random start among them                  rounds       turns of each contestant
+  loop_tokens  of the text's beginning, which the loops read: their cost per token is the same anywhere
 """
 
 import re
@@ -36,18 +37,21 @@ from newllm.phase1.passes import Text, true_contexts
 from newllm.training.precision import Precision, autocast, resolve
 
 PURPOSE = "contexts of a long text side by side against token by token, and an iteration of phase 1"
-OPTIONS: dict[str, Any] = {"shapes": "3x1536x2,6x768x1", "tokens": 31024, "iterations": 10, "rounds": 3}
+OPTIONS: dict[str, Any] = {"shapes": "3x1536x2,6x768x1", "tokens": 31024, "loop_tokens": 2000, "iterations": 10,
+                           "rounds": 3}  # fmt: skip
 DEFAULTS = ["model=context_token", "precision=fp32", "samples=300"]
 _PORTION = 2048  # tokens whose inputs' share is made at once
 
 _LABELS = {"newllm": "newllm", "ahead": "loop, inputs ahead", "loop": "loop"}
 
 
-def measure(overrides: list[str], *, shapes: str, tokens: int, iterations: int, rounds: int) -> Result:
-    """ratio/<shape>/<contestant>: how many times faster newllm is (loop, ahead); seconds/<shape>/<contestant>.
+def measure(
+    overrides: list[str], *, shapes: str, tokens: int, loop_tokens: int, iterations: int, rounds: int
+) -> Result:
+    """ratio/<shape>/<contestant>: how many times faster newllm is a token (loop, ahead).
 
-    tokens_per_second/<shape>/<contestant>; difference/<shape>/newllm, …/ahead: largest difference of a context from the
-    loop's, the second by rounding alone;
+    seconds/<shape>/<contestant>: of all tokens, or of the loops' ones; tokens_per_second/<shape>/<contestant>;
+    difference/<shape>/newllm, …/ahead: largest difference of a context from the loop's, the second by rounding alone;
     seconds/<shape>/iteration: of each iteration of phase 1; iteration/<shape>/tokens_per_second; phase1/<shape>/loss,
     …/bound, …/converged: where it got to.
     """
@@ -62,13 +66,14 @@ def measure(overrides: list[str], *, shapes: str, tokens: int, iterations: int, 
     data = prepare(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)
     stream = data.stream("train")
     ids = np.resize(stream, tokens)
+    loop_tokens = min(loop_tokens, tokens)
     result = Result(
         {"precision": precision, "device": str(device), "threads": runtime.threads, "tokens": tokens,
-         "iterations": iterations, "rounds": rounds},
+         "loop_tokens": loop_tokens, "iterations": iterations, "rounds": rounds},
         notes=[
-            f"Medians of {rounds} rounds, least and greatest in brackets. The loop goes token by token; with inputs "
-            "ahead, what the inputs add is made for many tokens in one product. Differences are of contexts from the "
-            "loop's."
+            f"Medians of {rounds} rounds, least and greatest in brackets. The loop goes token by token, through "
+            f"the first {loop_tokens:,} tokens; with inputs ahead, what the inputs add is made for many tokens in one "
+            "product. Differences are of contexts from the loop's."
         ],
     )  # fmt: skip
     if tokens > len(stream):
@@ -86,7 +91,7 @@ def measure(overrides: list[str], *, shapes: str, tokens: int, iterations: int, 
             raise ConfigError(f"model={one.choices.model} has no recurrence; type model=context_token.")
         text = Text(model, ids, device)
         phases.append(_phase1(result, shape, one, recurrence, text, precision, iterations))
-        passes += _passes(result, shape, recurrence, text, precision, rounds)
+        passes += _passes(result, shape, recurrence, text, loop_tokens, precision, rounds)
     columns = ["shape and pass", "seconds", "tokens/s", "newllm is faster", "largest difference"]
     result.tables = [
         (f"True contexts: {said}", columns, passes),
@@ -128,9 +133,10 @@ def _phase1(
 
 
 def _passes(
-    result: Result, shape: str, recurrence: Recurrence, text: Text, precision: Precision, rounds: int
+    result: Result, shape: str, recurrence: Recurrence, text: Text, some: int, precision: Precision, rounds: int
 ) -> list[list[str]]:
-    made: dict[str, Tensor] = {name: torch.empty(len(text), recurrence.width) for name in _LABELS}
+    sizes = {"newllm": len(text), "ahead": some, "loop": some}
+    made: dict[str, Tensor] = {name: torch.empty(size, recurrence.width) for name, size in sizes.items()}
     contestants: dict[str, Callable[[], object]] = {
         "newllm": partial(_side_by_side, recurrence, text, precision, made["newllm"]),
         "ahead": partial(_token_by_token, recurrence, text, precision, made["ahead"], ahead=True),
@@ -139,14 +145,15 @@ def _passes(
     seconds = alternate(contestants, rounds, calls=1)
     metrics = result.metrics
     for name in ("newllm", "ahead"):
-        metrics[f"difference/{shape}/{name}"] = float((made[name] - made["loop"]).abs().max())
+        metrics[f"difference/{shape}/{name}"] = float((made[name][:some] - made["loop"]).abs().max())
     rows = []
     for name, times in seconds.items():
         metrics[f"seconds/{shape}/{name}"] = times
-        speed = metrics[f"tokens_per_second/{shape}/{name}"] = len(text) / statistics.median(times)
+        speed = metrics[f"tokens_per_second/{shape}/{name}"] = sizes[name] / statistics.median(times)
         faster = ""
         if name != "newllm":
-            found = ratio_metrics(f"ratio/{shape}/{name}", times, seconds["newllm"])
+            share = some / len(text)
+            found = ratio_metrics(f"ratio/{shape}/{name}", times, [share * one for one in seconds["newllm"]])
             metrics |= found
             faster = "{:.1f} x ({:.1f} … {:.1f})".format(*found.values())
         differs = "" if name == "loop" else f"{metrics[f'difference/{shape}/{name}']:.1e}"
@@ -161,10 +168,11 @@ def _side_by_side(recurrence: Recurrence, text: Text, precision: Precision, out:
 
 @torch.no_grad()
 def _token_by_token(recurrence: Recurrence, text: Text, precision: Precision, out: Tensor, *, ahead: bool) -> None:
-    """ahead: the inputs' share of many tokens is made in one product."""
+    """The first len(out) contexts. ahead: the inputs' share of many tokens is made in one product."""
     context = torch.zeros(1, recurrence.width, device=text.device)
     with autocast(text.device, precision):
-        for start, stop in text.pieces(_PORTION):
+        for start in range(0, len(out), _PORTION):
+            stop = min(start + _PORTION, len(out))
             inputs = text(start, stop)
             shares = recurrence.project(inputs) if ahead else None
             for at in range(stop - start):

@@ -9,14 +9,16 @@ SMALL = ["model.embed_dim=16", "data.vocab_size=512", "samples=60", "seq_len=32"
 
 
 def test_three_ways_to_the_same_contexts_and_an_iteration_of_phase_1() -> None:
-    words = ["shapes=2x24x1,1x32x2", "iterations=3", "rounds=1", "phase1.batch_tokens=300"]
+    words = ["shapes=2x24x1,1x32x2", "iterations=3", "rounds=1", "loop_tokens=350", "phase1.batch_tokens=300"]
     result = measure("context", [*SMALL, *words])
     metrics = result.metrics
     for shape in ("2x24x1", "1x32x2"):
         assert max(metrics[f"difference/{shape}/{name}"] for name in ("newllm", "ahead")) < 1e-3  # of a size of 1
         (ours,) = metrics[f"seconds/{shape}/newllm"]
         for other in ("loop", "ahead"):
-            assert metrics[f"ratio/{shape}/{other}"] == metrics[f"seconds/{shape}/{other}"][0] / ours
+            (theirs,) = metrics[f"seconds/{shape}/{other}"]  # for half of the text
+            assert metrics[f"ratio/{shape}/{other}"] == pytest.approx(2 * theirs / ours)
+            assert metrics[f"tokens_per_second/{shape}/{other}"] == pytest.approx(350 / theirs)
         assert metrics[f"tokens_per_second/{shape}/newllm"] == pytest.approx(700 / ours)
         assert len(metrics[f"seconds/{shape}/iteration"]) == 2
         assert metrics[f"phase1/{shape}/bound"] < metrics[f"phase1/{shape}/loss"] < 1
