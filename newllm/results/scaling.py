@@ -67,6 +67,7 @@ class Law:
     fit: Fit
     points: tuple[tuple[float, float], ...]
     runs: tuple[tuple[float, float], ...]
+    misfit: float
     note: str
     curve: Group = field(repr=False)
 
@@ -117,6 +118,28 @@ def fit(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Fit
         half = float(stdtrit(n - 2, (1 + confidence) / 2)) * error
         low, high = slope - half, slope + half
     return Fit(slope, float(b.mean() - slope * a.mean()), r2, low, high, n, confidence)
+
+
+def lack_of_fit(x: Sequence[float], y: Sequence[float]) -> float:
+    """p of the F-test that the means of ln y at each x lie on one line in ln x, judged by the scatter around them.
+
+    For pairs of positive numbers. NaN with fewer than three sizes, or without scatter: with one run a size, what strays
+    from the line can't be told from chance. Source: Draper and Smith, Applied Regression Analysis.
+    """
+    a, b = np.log(np.asarray(x, dtype=float)), np.log(np.asarray(y, dtype=float))
+    sizes, place, counts = np.unique(a, return_inverse=True, return_counts=True)
+    beyond, within = len(sizes) - 2, len(a) - len(sizes)
+    if beyond < 1 or within < 1:
+        return nan
+    from scipy.special import fdtrc
+
+    means = np.bincount(place, b) / counts
+    line = np.polynomial.Polynomial.fit(a, b, 1)
+    pure = float(((b - means[place]) ** 2).sum()) / within
+    strayed = float((counts * (means - line(sizes)) ** 2).sum()) / beyond
+    if pure < 1e-24:  # rounding
+        return nan
+    return float(fdtrc(beyond, within, strayed / pure))
 
 
 def saturating(x: Sequence[float], y: Sequence[float]) -> Saturation:
@@ -202,7 +225,7 @@ def _law(curve: Group, size: str, metric: str, confidence: float) -> Law | None:
     parts = comparable(curve.runs)
     note = f"The sizes are not validated on the same text ({parts[0].title}; …)." if len(parts) > 1 else ""
     runs = tuple(sorted(zip(x.tolist(), y.tolist(), strict=True)))
-    return Law(curve.label, size, metric, fit(x, y, confidence), points, runs, note, curve)
+    return Law(curve.label, size, metric, fit(x, y, confidence), points, runs, lack_of_fit(x, y), note, curve)
 
 
 def _sizes(curve: Group, size: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.optimize import curve_fit
 
 from newllm.errors import ConfigError
-from newllm.results.scaling import aic, fit, laws, saturating
+from newllm.results.scaling import aic, fit, lack_of_fit, laws, saturating
 
 FIVE = {"6L-768-1tok", "6L-768-2tok", "6L-1152-1tok", "9L-768-1tok", "3L-1536-2tok"}
 
@@ -184,3 +184,19 @@ def test_unknown_names():
         laws(frame, "width")
     with pytest.raises(ConfigError, match=r"val/pl is no metric.*did you mean val/ppl"):
         laws(frame, metric="val/pl")
+
+
+def test_lack_of_fit_is_the_f_test_of_the_line_against_a_mean_of_its_own_for_each_size():
+    """As a comparison of nested models: two parameters against one for each size."""
+    x = np.repeat([16e3, 32e3, 64e3, 128e3], 3)
+    y = [200.1, 193.4, 206.7, 153.4, 149.5, 158.1, 136.9, 136.4, 138.8, 122.9, 123.4, 122.3]
+    a, b = np.log(x), np.log(y)
+    line = np.stack([np.ones(12), a], axis=1)
+    means = (a[:, None] == np.unique(a)[None]).astype(float)
+    (line_rss, means_rss) = (float(np.linalg.lstsq(m, b, rcond=None)[1][0]) for m in (line, means))
+    expected = stats.f.sf((line_rss - means_rss) / 2 / (means_rss / 8), 2, 8)
+    assert lack_of_fit(x, y) == pytest.approx(expected, rel=1e-9)
+    assert expected < 0.05
+    assert isnan(lack_of_fit(x[::3], y[::3]))  # one run a size
+    assert isnan(lack_of_fit(x[:6], y[:6]))  # two sizes
+    assert isnan(lack_of_fit(x, 7 * x**-0.5))  # no scatter

@@ -37,6 +37,7 @@ def _table(found: Sequence[Law]) -> Table:
         Column("A", numeric=True, hint=f"y = A x^{ALPHA}"),
         Column("sizes", numeric=True),
         Column("n", numeric=True, hint="runs fitted"),
+        Column("p of misfit", numeric=True, hint="below 0.05 the means do not lie on a line"),
         Column("note"),
     ]
     rows = [
@@ -48,12 +49,19 @@ def _table(found: Sequence[Law]) -> Table:
             figure(law.fit.factor, "factor", f"{law.fit.factor:.4g}"),
             figure(len(law.points), "sizes"),
             figure(law.fit.n, "n"),
+            figure(law.misfit, "misfit", f"{law.misfit:.2g}"),
             Cell(law.note or ABSENT, law.note or None, {"note": law.note}, kind="long"),
         ]
         for law in found
     ]  # fmt: skip
-    note = f"Ordinary least squares of ln {found[0].metric} on ln {found[0].size} over all runs of a curve."
-    return Table("scaling", f"{found[0].metric} = A · ({found[0].size})^{ALPHA}", columns, rows, [note])
+    notes = [f"Ordinary least squares of ln {found[0].metric} on ln {found[0].size} over all runs of a curve."]
+    if any(np.isfinite(law.misfit) for law in found):
+        notes.append(
+            "p of misfit: the F-test of a line through the sizes' means, by the scatter of their runs. Where it is "
+            f"small, these sizes follow no power law: {ALPHA} and its interval only say how steep the points are "
+            "on the whole. What other training texts would give, the scatter of seeds does not say."
+        )
+    return Table("scaling", f"{found[0].metric} = A · ({found[0].size})^{ALPHA}", columns, rows, notes)
 
 
 def _floors(found: Sequence[Law], floors: Sequence[Saturation]) -> Table:
