@@ -54,7 +54,8 @@ class FixedPoint(FirstPhase):
         threshold: mean square change below which a context has converged.
         stop: share of converged contexts that ends the iteration.
         steps: "pass": one step an iteration, along the mean gradient of its batches, as published. "batch": one step a
-            batch, so that the training does not get shorter as batches get larger.
+            batch, so that the training does not get shorter as batches get larger. "none": f stays as it was drawn, the
+            control that says what the training of f is worth.
         start_std: standard deviation of the random contexts.
         wrap: the first token reads the last one's context, as published; else zeros.
         train_norms: the gains and shifts of f's norms are trained too, as published. A diversity term then goes on
@@ -82,7 +83,7 @@ class FixedPoint(FirstPhase):
         clip: float | None = 1.0,
         threshold: float = 0.03,
         stop: float = 0.99,
-        steps: Literal["pass", "batch"] = "pass",
+        steps: Literal["pass", "batch", "none"] = "pass",
         start_std: float = 0.01,
         wrap: bool = True,
         train_norms: bool = True,

@@ -33,7 +33,7 @@ class Rule:
     batch_tokens: int
     clip: float | None
     threshold: float
-    steps: Literal["pass", "batch"]
+    steps: Literal["pass", "batch", "none"]
     start_std: float
     wrap: bool
     train_norms: bool
@@ -99,10 +99,12 @@ class Iteration:
                 context = torch.from_numpy(shifted(previous, start, stop, first)).to(device)
                 context += rule.noise * self._normal(size, "noise", iteration, batch)
                 before = torch.from_numpy(np.array(previous[start:stop])).to(device)
-                with autocast(device, self.precision):
-                    out = self.recurrence(context, self.text(start, stop))[:, -1].float()
-                value = self.objective(out, before)
-                (value / len(self.pieces) if rule.steps == "pass" else value).backward()
+                with torch.set_grad_enabled(rule.steps != "none"):
+                    with autocast(device, self.precision):
+                        out = self.recurrence(context, self.text(start, stop))[:, -1].float()
+                    value = self.objective(out, before)
+                if rule.steps != "none":
+                    (value / len(self.pieces) if rule.steps == "pass" else value).backward()
                 if rule.steps == "batch":
                     self._step()
                 out = out.detach()
@@ -116,7 +118,7 @@ class Iteration:
         if rule.steps == "pass":
             self._step()
         count = len(self.text)
-        steps = len(self.pieces) if rule.steps == "batch" else 1
+        steps = {"pass": 1, "batch": len(self.pieces), "none": 0}[rule.steps]
         return Found(loss / count, bound / count if bounded else None, stayed / count, steps)
 
     def _step(self) -> None:

@@ -95,6 +95,19 @@ def test_iterations_are_those_of_the_protocol(tmp_path: Path, steps: str, wrap: 
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
 
 
+def test_without_steps_contexts_are_made_and_nothing_is_trained(tmp_path: Path) -> None:
+    model = tiny()
+    iteration = iterating(model, steps="none", noise=0.0)
+    iteration.begin(tmp_path)
+    found = iteration.once(tmp_path, 2, lambda batch, loss: None)
+    assert found.steps == 0
+    assert all(torch.equal(p, tiny().get_parameter(name)) for name, p in model.named_parameters())
+    previous = torch.from_numpy(np.array(iteration.contexts(tmp_path, 1)))
+    windows = model.recurrent_inputs(torch.from_numpy(TOKENS.astype(np.int64)))
+    expected = model.recurrence(torch.cat([previous[-1:], previous[:-1]]), windows)[:, -1]
+    torch.testing.assert_close(torch.from_numpy(np.array(iteration.contexts(tmp_path, 2))), expected.detach())
+
+
 def test_norms_that_are_not_trained_keep_the_contexts_length(tmp_path: Path) -> None:
     model = tiny()
     iteration = iterating(model, train_norms=False, lr=0.2)
