@@ -36,7 +36,7 @@ CONTEXT_TOKEN = {
     "context_token_grid": 36,
     "context_token_diversity": 12,
     "context_token_scaling_small": 36,
-    "context_token_steps_small": 20,
+    "context_token_steps_small": 25,
 }
 
 
