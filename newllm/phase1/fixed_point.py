@@ -181,7 +181,7 @@ class FixedPoint(FirstPhase):
         if self.require_convergence and not outcome.metrics["phase1/reached"]:
             raise ConfigError(
                 f"Phase 1 stopped after {outcome.metrics['phase1/iterations']:.0f} iterations with "
-                f"{outcome.metrics['phase1/converged']:.0%} of the contexts converged, and {self.stop:.0%} are asked; "
+                f"{outcome.metrics['phase1/converged']:.2%} of the contexts converged, and {self.stop:.2%} are asked; "
                 "go on as it is with phase1.require_convergence=false (its result is kept and will be used), or give "
                 f"it more with phase1.iterations={2 * self.iterations}"
             )

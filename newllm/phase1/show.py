@@ -63,7 +63,7 @@ def summary(
     rank = metrics["context/rank@train"]
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     return [
-        f"Phase 1 {reached}: {metrics['phase1/converged']:.0%} of {tokens:,} contexts converged after "
+        f"Phase 1 {reached}: {metrics['phase1/converged']:.1%} of {tokens:,} contexts converged after "
         f"{metrics['phase1/iterations']:.0f} iterations ({metrics['phase1/steps']:,.0f} steps of the optimizer).",
         f"Effective rank of the training contexts: {rank:,.1f} of {width:,} dims, {rank / width:.1%} (as the last "
         f"iteration left them, its noise included; {min(tokens, 10_000):,} of them, not centred).",

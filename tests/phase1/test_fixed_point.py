@@ -188,7 +188,7 @@ def test_no_convergence_ends_the_run_but_its_result_is_kept(
     tmp_path: Path, whole: tuple[Work, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert whole[1].metrics["phase1/reached"] == 0
-    said = r"stopped after 4 iterations with \d+% of the contexts converged, and 99% are asked; .*convergence=false"
+    said = r"after 4 iterations with \d+\.\d+% of the contexts converged, and 99\.00% are asked; .*convergence=false"
     for _ in range(2):
         with pytest.raises(ConfigError, match=said):
             do(tmp_path, "phase1.require_convergence=true")
