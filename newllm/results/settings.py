@@ -66,10 +66,12 @@ class Settings:
 
         def text(row: int, name: str) -> str:
             flat = self.node(row, name)
+            if not flat:  # of a run without the node: nobody keeps it, so that its id is soon another's
+                return ""
             if id(flat) not in texts:
                 kept = {key: value for key, value in flat.items() if not is_seed(key) and key not in without}
                 texts[id(flat)] = canonical(kept)
-            return texts[id(flat)] if flat else ""
+            return texts[id(flat)]
 
         return [tuple(text(row, name) for name in names) for row in range(len(self.nodes))]
 

@@ -1,7 +1,8 @@
 import pytest
-from run_folders import config, table
+from run_folders import config, folder, table
 
 from newllm.errors import ConfigError
+from newllm.results import load_runs
 from newllm.results.comparable import comparable
 from newllm.results.grouping import find, groups
 
@@ -22,6 +23,22 @@ def test_runs_equal_up_to_seed_and_what_changes_no_number_are_one_group():
     )
     assert [(group.label, len(group.runs)) for group in found] == [("alibi", 6), ("rope", 3)]
     assert found[0].by_seed("val/ppl") == {1: 100.0, 2: 100.0, 3: 100.0}
+
+
+def test_runs_with_a_first_phase_and_without_are_grouped_by_all_that_they_are(tmp_path):
+    """Of what such runs do not share, nodes that some of them lack."""
+    whole = ["attention=vdproj", "attention.reconstruction_weight=0"]
+    kinds = [
+        ["attention=mha"],
+        ["attention=vdproj_narrow"],
+        ["attention=vdproj"],
+        whole,
+        [*whole, "phase1=reconstruction"],
+    ]
+    for kind in kinds:
+        for seed in range(1, 6):
+            folder(tmp_path, config(*kind, seed=seed), {"val/ppl": 100.0})
+    assert [len(group.runs) for group in groups(load_runs(tmp_path))] == [5] * 5
 
 
 def test_a_number_is_one_however_it_was_stored():
