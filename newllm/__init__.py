@@ -4,26 +4,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from newllm.again import evaluate_run
     from newllm.config.compose import compose
     from newllm.model import build_model
-    from newllm.results import load_run
+    from newllm.run.load import load_run
+    from newllm.run.reevaluate import evaluate_run
 
 __all__ = ["build_model", "compose", "evaluate_run", "load_run"]
 
-_HOMES = {
+_MODULES = {
     "build_model": "newllm.model",
-    "compose": "newllm.config",
-    "evaluate_run": "newllm.again",
-    "load_run": "newllm.results",
+    "compose": "newllm.config.compose",
+    "evaluate_run": "newllm.run.reevaluate",
+    "load_run": "newllm.run.load",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: `import newllm`, --help and --cfg must not pay for torch.
-    if name not in _HOMES:
+    # Loaded on first use: `import newllm`, --help and --cfg must not pay for torch.
+    if name not in _MODULES:
         raise AttributeError(f"module 'newllm' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

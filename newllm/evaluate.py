@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm.cli import guarded
-from newllm.coercion import coerce
 from newllm.config.catalog import Catalog
+from newllm.config.coercion import coerce
+from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError, NewllmError
-from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from newllm.config.finished import Evaluation, Request
-    from newllm.results.run_directory import RunDirectory
+    from newllm.config.stored import Evaluation, Request
+    from newllm.store.run_directory import RunDirectory
 
     Plans = dict[Path, tuple[RunDirectory, Evaluation]]
     Failures = dict[Path, BaseException]
@@ -78,7 +78,7 @@ def _run(argv: list[str]) -> int:
         return 0
     if not command.folders:
         raise ConfigError("no run is given; type newllm evaluate RUN, as in newllm evaluate outputs/runs/tiny-rope-….")
-    from newllm.config.finished import request
+    from newllm.config.stored import request
 
     asked = request(command.overrides, command.config_dir, command.apart)
     runs, left_out = _found(command.folders)
@@ -105,8 +105,8 @@ def _run(argv: list[str]) -> int:
 
 def _planned(runs: Sequence[Path], asked: "Request") -> tuple["Plans", "Failures"]:
     """Every run's evaluation, composed and checked before the first one begins; and the runs that cannot have it."""
-    from newllm.config.finished import evaluation
-    from newllm.results.finished import finished_run, stored
+    from newllm.config.stored import evaluation
+    from newllm.run.finished import finished_run, stored
 
     plans: Plans = {}
     failures: Failures = {}
@@ -121,7 +121,7 @@ def _planned(runs: Sequence[Path], asked: "Request") -> tuple["Plans", "Failures
 
 def _evaluate(plans: "Plans", rerun: bool) -> "Failures":
     """One after the other; returns those that failed. The failure of the only one is raised."""
-    from newllm.again import Again
+    from newllm.run.reevaluate import Again
     from newllm.training.signals import Signals
 
     failures: Failures = {}
@@ -177,8 +177,8 @@ def _truth(word: str, value: str) -> bool:
 
 def _found(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
     """The runs to evaluate, each once; and those in folders of runs that are not done."""
-    from newllm.results.frame import find_runs
-    from newllm.results.run_directory import RunDirectory, evaluated_run
+    from newllm.analysis.frame import find_runs
+    from newllm.store.run_directory import RunDirectory, evaluated_run
 
     runs: dict[Path, Path] = {}
     left_out = []

@@ -33,7 +33,7 @@ def generate(
     """
     import torch
 
-    from newllm.decoder import Decoder
+    from newllm.model.decoder import Decoder
 
     generator = torch.Generator().manual_seed(seed)
     length = len(prompt) + max_new_tokens
@@ -93,7 +93,7 @@ def _run(argv: list[str]) -> int:
     if options.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens must be at least 1; got {options.max_new_tokens}.")
 
-    from newllm.results import load_run
+    from newllm.run.load import load_run
     from newllm.training.precision import resolve
 
     run = load_run(options.run)

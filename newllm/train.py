@@ -11,8 +11,8 @@ from newllm.cli import guarded
 from newllm.config.catalog import shipped
 from newllm.config.compose import catalog_for, compose, search_path
 from newllm.config.overrides import parse
+from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError
-from newllm.suggest import did_you_mean
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     args = _parse(argv)
     if args.help:
-        from newllm.help import page
+        from newllm.config.help import page
 
         print(page(catalog_for(args.config_dir)))
         return 0
@@ -44,7 +44,7 @@ def _main(argv: list[str]) -> int:
         return _hand_to_hydra(
             _for_hydra(args, ["--cfg", args.cfg, *(["--package", args.package] if args.package else [])])
         )
-    from newllm.run import run
+    from newllm.run.execute import run
 
     return run(cfg)
 

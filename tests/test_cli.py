@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from newllm import cli, train
 from newllm.config import compose, run_directory
 from newllm.errors import ConfigError, RunError
-from newllm.results.run_directory import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.local import Local
 from newllm.sweep.policy import Policy
 
@@ -25,14 +25,14 @@ HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pandas")
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     """The configurations that reach newllm.run, which does nothing; the working directory is empty."""
     seen: list[DictConfig] = []
-    fake = ModuleType("newllm.run")
+    fake = ModuleType("newllm.run.execute")
 
     def run(cfg: DictConfig) -> int:
         seen.append(cfg)
         return 0
 
     fake.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "newllm.run", fake)
+    monkeypatch.setitem(sys.modules, "newllm.run.execute", fake)
     monkeypatch.chdir(tmp_path)
     return seen
 

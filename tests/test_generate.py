@@ -7,17 +7,17 @@ import pytest
 import torch
 
 import newllm
-from newllm import decoder
-from newllm.decoder import Decoder
 from newllm.generate import generate, main
-from newllm.results.load import LoadedRun
+from newllm.model import decoder
+from newllm.model.decoder import Decoder
+from newllm.run.load import LoadedRun
 
 PROMPT = "def main(self"
 
 
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from newllm.run import run
+    from newllm.run.execute import run
 
     directory = tmp_path_factory.mktemp("generate") / "run"
     cfg = newllm.compose([

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from newllm.results import RunDirectory
 from newllm.status import main
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.policy import Policy
 from newllm.sweep.record import begin
 

@@ -13,13 +13,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from newllm.bench.peer import peer
+from newllm.bench.hf_reference import peer
 from newllm.build import build
 from newllm.config import compose
 from newllm.data import Dataset, Rows
 from newllm.data import prepare as prepare_data
 from newllm.model import LanguageModel, build_model
-from newllm.prepare import prepare
+from newllm.run.prepare import prepare
 from newllm.runtime import Runtime, keep_freed_memory
 from newllm.training.compilation import settle
 from newllm.training.precision import Precision, autocast, resolve

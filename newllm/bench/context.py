@@ -31,10 +31,10 @@ from newllm.config import compose
 from newllm.data import prepare
 from newllm.errors import ConfigError
 from newllm.model import build_model
-from newllm.model.recurrence import Recurrence
-from newllm.phase1.iterate import Iteration
-from newllm.phase1.passes import Text, true_contexts
 from newllm.training.precision import Precision, autocast, resolve
+from newllm.two_phase.iterate import Iteration
+from newllm.two_phase.passes import Text, true_contexts
+from newllm.two_phase.recurrence import Recurrence
 
 PURPOSE = "contexts of a long text side by side against token by token, and an iteration of phase 1"
 OPTIONS: dict[str, Any] = {"shapes": "3x1536x2,6x768x1", "tokens": 31024, "loop_tokens": 2000, "iterations": 10,

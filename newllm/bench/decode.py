@@ -16,13 +16,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from newllm.bench.peer import peer as peer_of
+from newllm.bench.hf_reference import peer as peer_of
 from newllm.bench.result import Result
 from newllm.bench.timing import alternate, ratio_metrics
 from newllm.build import build
 from newllm.config import compose
-from newllm.decoder import Decoder
 from newllm.model import build_model
+from newllm.model.decoder import Decoder
 from newllm.training.precision import Precision, resolve
 
 PURPOSE = "decoding against the context's length: tokens per second and cache bytes, mha and absorbed mla"

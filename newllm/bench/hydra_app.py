@@ -15,7 +15,7 @@ from newllm.config.catalog import shipped
 def main(_: DictConfig) -> int:
     """One job: its overrides, composed and checked as newllm does, and the run itself."""
     from newllm.config import compose
-    from newllm.run import run
+    from newllm.run.execute import run
 
     return run(compose(list(HydraConfig.get().overrides.task)))
 

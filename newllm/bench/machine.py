@@ -4,7 +4,7 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
-from newllm.results.environment import describe
+from newllm.store.environment import describe
 
 _PACKAGES = ("newllm", "torch", "transformers", "datasets", "hydra-core")
 

@@ -12,7 +12,7 @@ from newllm.bench.result import Result
 from newllm.bench.timing import alternate, ratio_metrics
 from newllm.config import compose
 from newllm.pack.measure import stepper
-from newllm.prepare import prepare
+from newllm.run.prepare import prepare
 
 PURPOSE = "steps of packed runs against the same runs one by one, at small batches"
 OPTIONS: dict[str, Any] = {

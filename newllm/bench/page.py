@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm.errors import ConfigError
-from newllm.results.atomic import write_text
+from newllm.store.atomic import write_text
 
 FOLDER = "docs/speed"
 _PLACE = re.compile(r"(<!-- speed:([\w-]+) -->\n).*?(<!-- /speed -->)", re.DOTALL)

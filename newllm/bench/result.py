@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from newllm.bench.machine import machine
-from newllm.results.atomic import write_json
+from newllm.store.atomic import write_json
 
 
 class Table(NamedTuple):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 
 from newllm.bench.result import Result
-from newllm.prepare import prepare
+from newllm.run.prepare import prepare
 from newllm.training.memory import peak_bytes
 from newllm.training.precision import autocast
 from newllm.training.step import Step

@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from newllm.bench import contestants
-from newllm.bench.peer import peer_name
+from newllm.bench.hf_reference import peer_name
 from newllm.bench.processes import Build, Processes
 from newllm.bench.result import Result
 from newllm.bench.timing import ratio_metrics

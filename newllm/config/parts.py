@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from newllm import schema
+from newllm.config import schema
 from newllm.errors import ConfigError
 
 PLAINEST = {"pos_encoding": "nope", "attention": "mha"}  # group -> the choice for a model that takes one

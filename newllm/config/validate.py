@@ -6,14 +6,14 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.coercion import coerce, expected
 from newllm.config.axes import OWN_KEYS, nodes
 from newllm.config.catalog import REFERENCE, Catalog, references
+from newllm.config.coercion import coerce, expected
 from newllm.config.overrides import Overrides
 from newllm.config.parts import refuse_idle
+from newllm.config.schema import REQUIRED, UNREAD, Option, Signature, options
+from newllm.config.suggest import did_you_mean, nearest
 from newllm.errors import ConfigError
-from newllm.schema import REQUIRED, UNREAD, Option, Signature, options
-from newllm.suggest import did_you_mean, nearest
 
 
 def validate(cfg: DictConfig, catalog: Catalog, given: Overrides) -> None:

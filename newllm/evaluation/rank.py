@@ -5,9 +5,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from newllm.effective_rank import effective_rank
 from newllm.errors import ConfigError
 from newllm.evaluation.subject import Findings, Subject, Table
-from newllm.singular import effective_rank
 
 
 class EffectiveRank:

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from newllm.build import build
 from newllm.data.dataset import Dataset, Rows
-from newllm.data.stream import StreamRows
 from newllm.errors import RunError
 from newllm.evaluation.diagnosis import diagnose
 from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
 from newllm.training.loss import token_losses
+from newllm.two_phase.stream import StreamRows
 
 if TYPE_CHECKING:
-    from newllm.phase1.contexts import Contexts
-    from newllm.training.reading import FromContexts
+    from newllm.two_phase.contexts import Contexts
+    from newllm.two_phase.stored_contexts import FromContexts
 
 Table = list[dict[str, Any]]
 
@@ -105,8 +105,8 @@ class Subject:
         Of a model with a `recurrence`; a token's are those of all its layers, the last of which is carried on.
         """
         if self.stored is None:
-            from newllm.phase1.contexts import Contexts
-            from newllm.phase1.remake import remake
+            from newllm.two_phase.contexts import Contexts
+            from newllm.two_phase.remake import remake
 
             with self.autocast():
                 bf16 = torch.is_autocast_enabled(self.device.type)
@@ -120,7 +120,7 @@ class Subject:
 
     def _from_contexts(self) -> "FromContexts":
         if self._reading is None:
-            from newllm.training.reading import FromContexts
+            from newllm.two_phase.stored_contexts import FromContexts
 
             self.contexts()
             streams = {"train": self.data.stream("train"), "val": self.data.stream("val")}

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from newllm.data.stream import in_one_row
 from newllm.errors import ConfigError
 from newllm.evaluation.ngram import KneserNey
 from newllm.evaluation.subject import Findings, Subject
+from newllm.two_phase.stream import in_one_row
 
 _TOKENS = 2_000_000  # read at a time
 

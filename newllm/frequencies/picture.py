@@ -5,7 +5,7 @@ from pathlib import Path
 
 from newllm.frequencies.spectra import Spectrum
 from newllm.position.frequencies import wavelengths
-from newllm.results.report.figures.style import (
+from newllm.report.figures.style import (
     MUTED,
     Marks,
     canvas,

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from newllm.analysis.labels import labels
+from newllm.analysis.settings import Settings
 from newllm.build import build
 from newllm.errors import ConfigError
-from newllm.results.labels import labels
-from newllm.results.settings import Settings
 from newllm.sweep.command import read
 
 Config = Mapping[str, Any]

@@ -8,13 +8,11 @@ from newllm.build import build
 from newllm.model.base import LanguageModel
 
 if TYPE_CHECKING:
-    from newllm.model.context_token import ContextToken
-    from newllm.model.dproj import DProjTransformer
     from newllm.model.transformer import Transformer
 
-__all__ = ["ContextToken", "DProjTransformer", "LanguageModel", "Transformer", "build_model"]
+__all__ = ["LanguageModel", "Transformer", "build_model"]
 
-_HOMES = {"ContextToken": "context_token", "DProjTransformer": "dproj", "Transformer": "transformer"}
+_HOMES = {"Transformer": "transformer"}
 _PARTS = ("attention", "pos_encoding")  # groups whose nodes are handed to models that take them
 
 

@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.build import build
 from newllm.model import build_model
-from newllm.pack.alike import require_alike
+from newllm.pack.compatibility import require_alike
 from newllm.pack.encoding import Rows
+from newllm.pack.stacked_model import twin
 from newllm.pack.step import PackedStep
-from newllm.pack.twin import twin
-from newllm.prepare import Prepared, prepare
-from newllm.results.run_directory import RunDirectory
+from newllm.run.prepare import Prepared, prepare
+from newllm.store.run_directory import RunDirectory
 from newllm.training.step import Step, Wanted, cut
 
 ROUNDS = 5

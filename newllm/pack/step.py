@@ -7,7 +7,7 @@ from torch import Tensor
 
 from newllm.errors import ConfigError
 from newllm.pack.encoding import Rows
-from newllm.pack.twin import twin
+from newllm.pack.stacked_model import twin
 from newllm.training.precision import autocast
 from newllm.training.step import Numbers, Step, Wanted, count_scored
 

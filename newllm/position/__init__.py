@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from newllm import source
+from newllm.config import source
 
 if TYPE_CHECKING:
     from newllm.position.absolute import Learned, Sinusoidal
@@ -68,4 +68,4 @@ def _load(name: str) -> Any:
     return getattr(import_module(module.name), name)
 
 
-__getattr__ = _load  # a name, no function: one would tell newllm.source that only an import knows what is here
+__getattr__ = _load  # a name, no function: one would tell newllm.config.source that only an import knows what is here

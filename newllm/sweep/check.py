@@ -28,7 +28,7 @@ def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
 def build_all(found: Iterable[Part]) -> None:
     """ConfigError of the first part that its constructor refuses; models are built without memory."""
     from newllm.build import build
-    from newllm.stages import first_phase
+    from newllm.run.stages import first_phase
 
     for path, node in found:
         if path == _MODEL:

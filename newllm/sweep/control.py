@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from newllm.errors import ConfigError
-from newllm.results.run_directory import RunDirectory
-from newllm.sweep.fate import ask_to_end
+from newllm.store.run_directory import RunDirectory
+from newllm.sweep.outcome import ask_to_end
 from newllm.sweep.policy import Policy
 from newllm.sweep.record import choosing, launches
 from newllm.sweep.runs import signature_of

@@ -15,9 +15,9 @@ from rich.text import Text
 
 from newllm.console import number
 from newllm.errors import ConfigError
-from newllm.results.run_directory import RunDirectory
-from newllm.sweep.fate import Fate
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.listing import clock
+from newllm.sweep.outcome import Fate
 from newllm.sweep.packing import Packing
 from newllm.sweep.runs import short_names
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from newllm.errors import ConfigError
-from newllm.results.run_directory import RunDirectory
+from newllm.store.run_directory import RunDirectory
 
 PARTS = ("model", "pos_encoding", "attention")
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from newllm.errors import ConfigError
-from newllm.results.run_directory import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.state import Line, survey
 
 _READ_SECONDS = 0.3

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from newllm.errors import ConfigError
-from newllm.pack.alike import Config, differing, hindrance, key, unpackable
-from newllm.results.atomic import write_json
-from newllm.results.run_directory import RunDirectory
+from newllm.pack.compatibility import Config, differing, hindrance, key, unpackable
+from newllm.store.atomic import write_json
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.slots import Grant
 
 SIZES = (1, 2, 4, 8, 16)

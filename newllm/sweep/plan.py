@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from newllm.config.identity import path_fingerprint, signature, slug
 from newllm.errors import ConfigError
-from newllm.results.run_directory import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.runs import signature_of
 from newllm.sweep.state import Line, survey
 

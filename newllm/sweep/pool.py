@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from newllm.errors import ConfigError, RunError
-from newllm.results.run_directory import RunDirectory
-from newllm.sweep.fate import Fate, after_end, before_start, note
+from newllm.store.run_directory import RunDirectory
+from newllm.sweep.outcome import Fate, after_end, before_start, note
 from newllm.sweep.policy import Policy
 from newllm.sweep.slots import Demand, Grant, Slots, demand
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from newllm.results.atomic import is_held, write_json
+from newllm.store.atomic import is_held, write_json
 from newllm.sweep.policy import Policy
 
 FOLDER = Path(".sweep") / "launches"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm.errors import ConfigError
-from newllm.results.run_directory import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import build_all, parts
 from newllm.sweep.display import Display
 from newllm.sweep.policy import Policy

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from newllm.errors import RunError
-from newllm.results.run_directory import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.pool import Watcher
 from newllm.sweep.slurm_state import job_states
 from newllm.sweep.slurm_task import FOLDER

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import newllm
 from newllm.config.catalog import shipped
-from newllm.results.atomic import write_json
-from newllm.results.environment import CODE, git_state
+from newllm.store.atomic import write_json
+from newllm.store.environment import CODE, git_state
 
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 

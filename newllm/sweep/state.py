@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from newllm.errors import ConfigError, RunError
-from newllm.results.run_directory import RunDirectory, State
+from newllm.store.run_directory import RunDirectory, State
 from newllm.sweep.record import launches
 from newllm.sweep.runs import runs_in
 

@@ -26,7 +26,7 @@ while not order.endswith(b"\\n"):
 environment = json.loads(order)
 os.environ.update(environment)
 sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
-from newllm.sweep.nursery import main
+from newllm.sweep.prefork import main
 main()
 """
 
@@ -48,7 +48,7 @@ class Warm:
         )
 
     def become_nursery(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Have it run newllm.sweep.nursery with this environment, PYTHONPATH first of all."""
+        """Have it run newllm.sweep.prefork with this environment, PYTHONPATH first of all."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it has died, as whoever reads from it will see
             self.process.stdin.write(json.dumps({**environment, "OMP_NUM_THREADS": "1"}).encode() + b"\n")

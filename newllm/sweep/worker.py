@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from newllm.errors import ConfigError, NewllmError
-from newllm.results.run_directory import RunDirectory
-from newllm.sweep.fate import asked_to_end
+from newllm.store.run_directory import RunDirectory
+from newllm.sweep.outcome import asked_to_end
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,7 +30,7 @@ def work(path: str | os.PathLike[str]) -> int:
     try:
         if _is_done(directory):
             return 0
-        from newllm.run import run
+        from newllm.run.execute import run
 
         return run(_frozen(directory))
     except (Exception, SystemExit) as error:
@@ -46,9 +46,9 @@ def work_packed(paths: Sequence[str | os.PathLike[str]]) -> int:
     directories = [directory for directory in map(RunDirectory, paths) if not _is_done(directory)]
     if len(directories) < 2:
         return work(paths[0] if not directories else directories[0].path)
-    from newllm.pack.alike import require_alike
+    from newllm.pack.compatibility import require_alike
     from newllm.pack.together import together
-    from newllm.run import steps
+    from newllm.run.execute import steps
 
     try:
         configs = [_frozen(directory) for directory in directories]

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from newllm.errors import RunError
-from newllm.results.atomic import write_text
+from newllm.store.atomic import write_text
 from newllm.sweep.check import Part
-from newllm.sweep.nursery import send_signal
 from newllm.sweep.pool import Ended
+from newllm.sweep.prefork import send_signal
 from newllm.sweep.warm import take
 
 DEATHS = 3  # of nurseries in a row, no worker having ended in between, before there is no more trying

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from newllm.errors import ConfigError, RunError
-from newllm.results.atomic import replacing
+from newllm.store.atomic import replacing
 from newllm.training.progress import Progress
 
 HEADER = "newllm"

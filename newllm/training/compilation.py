@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from newllm.data.cache import cache_folder, key_of
-from newllm.results.atomic import write_text
+from newllm.store.atomic import write_text
 from newllm.training.step import Piece, Step
 
 LONG = 600.0  # seconds of training below which no half minute is spent on finding out

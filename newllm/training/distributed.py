@@ -1,9 +1,9 @@
 """Several processes on one machine that train one run: `trainer.devices`.
 
 Rank 0 is the run's own process, and the only one that writes, logs, validates and heeds signals. It starts the others
-(newllm.rank) and tells each, by a line on its stdin, the rows and the rate of every step; without a line they wait,
-asleep, for as long as it takes, and they end when that pipe closes, however rank 0 ended. Gradients go through torch's
-process group: nccl between GPUs, gloo between processes on the CPU.
+(newllm.training.rank_process) and tells each, by a line on its stdin, the rows and the rate of every step; without a
+line they wait, asleep, for as long as it takes, and they end when that pipe closes, however rank 0 ended. Gradients go
+through torch's process group: nccl between GPUs, gloo between processes on the CPU.
 """
 
 import json
@@ -106,7 +106,7 @@ class Team:
             order = {"rank": rank, "ranks": self.ranks, "port": self._store.port, "threads": threads}
             with _signals_held():  # the child inherits this, and will ignore them before it lets them in
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-W", "ignore", "-m", "newllm.rank", str(directory)],
+                    [sys.executable, "-P", "-W", "ignore", "-m", "newllm.training.rank_process", str(directory)],
                     env={**os.environ, **share, "PYTHONPATH": path},
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

@@ -23,8 +23,8 @@ from newllm.console import Console
 from newllm.data import Dataset, Rows
 from newllm.errors import RunError
 from newllm.model import LanguageModel
-from newllm.results.run_directory import RunDirectory
 from newllm.runtime import Runtime
+from newllm.store.run_directory import RunDirectory
 from newllm.training import display
 from newllm.training.checkpoint import load_training, save_training, save_weights
 from newllm.training.compilation import settle

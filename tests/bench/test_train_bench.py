@@ -10,7 +10,7 @@ import pytest
 
 import newllm
 from newllm.bench import main, measure, train
-from newllm.bench.peer import peer, peer_name
+from newllm.bench.hf_reference import peer, peer_name
 from newllm.errors import ConfigError
 
 TINY = [

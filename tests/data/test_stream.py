@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from newllm.data.stream import Places, StreamRows, in_one_row
+from newllm.two_phase.stream import Places, StreamRows, in_one_row
 
 TOKENS = np.arange(100, 111, dtype=np.uint16)  # 11 tokens, 10 labels
 

@@ -1,7 +1,7 @@
 import pytest
-from stand_in import make_subject
 
 from newllm.evaluation.subject import Subject
+from tests.support.evaluation_subject import make_subject
 
 
 @pytest.fixture

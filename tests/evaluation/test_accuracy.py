@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from stand_in import make_subject
 
 from newllm.evaluation.accuracy import Accuracy, top1
+from tests.support.evaluation_subject import make_subject
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from retrieval import asked, copier, slow_nats, uniform
 
 from newllm.errors import ConfigError
 from newllm.evaluation import distance
 from newllm.evaluation.distance import Distance
+from tests.support.retrieval import asked, copier, slow_nats, uniform
 
 MARKER = re.compile(rb"<<PASS:[-\d]+>>")
 

@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
-from stand_in import make_subject
 
 import newllm
 from newllm.build import build
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation import Findings, evaluate
+from tests.support.evaluation_subject import make_subject
 
 ELSEWHERE = ["effective_rank", "reconstruction"]  # for other models than a plain transformer
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "eval").glob("*.yaml"))

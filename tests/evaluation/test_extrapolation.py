@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stand_in import make_subject
 
 import newllm
 from newllm.errors import ConfigError, RunError
@@ -19,8 +18,9 @@ from newllm.evaluation.lengths import parse
 from newllm.evaluation.memory import longest_row, row_bytes
 from newllm.evaluation.subject import Findings, Subject
 from newllm.model import build_model
-from newllm.run import run
+from newllm.run.execute import run
 from newllm.training.memory import peak_bytes
+from tests.support.evaluation_subject import make_subject
 
 LENGTHS = [32, 64, 128, 256]  # 1x, 2x, 4x, 8x of the stand-in
 

@@ -1,8 +1,8 @@
 import pytest
-from stand_in import make_subject
 
 import newllm
 from newllm.evaluation.kv_cache import KVCache
+from tests.support.evaluation_subject import make_subject
 
 
 @pytest.mark.parametrize(

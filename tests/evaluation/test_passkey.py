@@ -7,14 +7,14 @@ import tokenize
 import numpy as np
 import pytest
 import torch
-from retrieval import asked, copier, decoded, slow_nats, uniform
-from stand_in import Data, make_subject
 
 from newllm.data.bpe import train_bpe
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation import needles, passkey
 from newllm.evaluation.needles import Trial, judge, wilson
 from newllm.evaluation.passkey import Passkey
+from tests.support.evaluation_subject import Data, make_subject
+from tests.support.retrieval import asked, copier, decoded, slow_nats, uniform
 
 KEY = re.compile(rb"<<PASS:(\d(?:-\d)*)>>")
 

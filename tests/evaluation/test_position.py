@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from stand_in import slow_losses
 
 from newllm.errors import ConfigError
 from newllm.evaluation.loss import Loss
 from newllm.evaluation.position import Position
+from tests.support.evaluation_subject import slow_losses
 
 
 def test_buckets_recombine_to_the_whole(subject):

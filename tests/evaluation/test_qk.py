@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from stand_in import make_subject
 
 from newllm.evaluation.observe import Statistics, observing
 from newllm.evaluation.qk import QueryKey, massive
+from tests.support.evaluation_subject import make_subject
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from stand_in import LENGTH
 
 from newllm.evaluation.rank import EffectiveRank, collect
+from tests.support.evaluation_subject import LENGTH
 
 
 def test_layers_against_their_own_forward_pass(subject):

@@ -4,13 +4,13 @@ import re
 
 import numpy as np
 import pytest
-from retrieval import asked, copier, slow_nats, uniform
 
 from newllm.errors import ConfigError
 from newllm.evaluation import ruler
 from newllm.evaluation.needles import generator
 from newllm.evaluation.puzzles import TASKS
 from newllm.evaluation.ruler import Ruler
+from tests.support.retrieval import asked, copier, slow_nats, uniform
 
 SAID = re.compile(rb"<<(\w):(\w)>>")
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from stand_in import make_subject
 
 from newllm.errors import RunError
 from newllm.evaluation import scoring
 from newllm.evaluation import subject as subject_module
 from newllm.evaluation.scoring import score
+from tests.support.evaluation_subject import make_subject
 
 PROMPT = list(b"The capital of France is")
 NAMES = [list(name) for name in (b" Paris", b" Rome", b"!", b" a", b" Rio de Janeiro")]

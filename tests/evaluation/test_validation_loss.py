@@ -2,11 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from stand_in import EOT, make_subject, slow_losses
 
 from newllm.errors import ConfigError
 from newllm.evaluation.diagnosis import diagnose, rescale
 from newllm.evaluation.loss import Loss
+from tests.support.evaluation_subject import EOT, make_subject, slow_losses
 
 
 def test_losses_are_those_of_full_logits_and_computed_once(subject):

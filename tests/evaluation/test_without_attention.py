@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from stand_in import make_subject, slow_losses
 
 from newllm.errors import ConfigError
 from newllm.evaluation import scoring
@@ -19,7 +18,8 @@ from newllm.evaluation.rank import EffectiveRank
 from newllm.evaluation.reversal import Reversal
 from newllm.evaluation.ruler import Ruler
 from newllm.evaluation.subject import Subject
-from newllm.model.context_token import ContextToken
+from newllm.two_phase.context_token import ContextToken
+from tests.support.evaluation_subject import make_subject, slow_losses
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 
 import newllm
 from newllm.config import effective, run_directory
-from newllm.results import RunDirectory
-from newllm.run import run
+from newllm.run.execute import run
 from newllm.status import main as status_main
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.policy import Policy
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_state import job_states

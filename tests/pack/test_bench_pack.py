@@ -1,8 +1,7 @@
 """The bench of packed runs, as small as it can be."""
 
-from packs import SMALL
-
 from newllm.bench.pack import measure
+from tests.support.packs import SMALL
 
 
 def test_each_shape_has_a_row_and_each_size_a_ratio() -> None:

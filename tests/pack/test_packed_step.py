@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from packs import SMALL, configs, make, numbers, wanted
 
 import newllm
 from newllm.data import Dataset
@@ -11,7 +10,8 @@ from newllm.pack import layers
 from newllm.pack.encoding import PackedEncoding, Rows
 from newllm.pack.step import PackedStep
 from newllm.position import Rope
-from newllm.prepare import prepare
+from newllm.run.prepare import prepare
+from tests.support.packs import SMALL, configs, make, numbers, wanted
 
 CASES = {
     "seeds": (["model=tiny"], [["seed=1"], ["seed=2"], ["seed=3"]]),

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from made import made
 
 import newllm
 from newllm.config import effective, signature
-from newllm.results import RunDirectory
 from newllm.status import main
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.local import Local
 from newllm.sweep.policy import Policy
 from newllm.sweep.record import begin
+from tests.support.sweep_folders import made
 
 SMALL = [
     "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", "batch_size=8", "epochs=1",
@@ -30,7 +30,7 @@ with begin(sweep, "local", {{}}, Policy(), [sweep / "tiny-s1", sweep / "tiny-s2"
     {WAIT}
 """
 WORKER = f"""
-import sys, time; from newllm.results import RunDirectory
+import sys, time; from newllm.store.run_directory import RunDirectory
 run = RunDirectory(sys.argv[1])
 with run.locked():
     run.begin_attempt()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm.results import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.display import Display
 
 

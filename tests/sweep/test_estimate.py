@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from newllm.config import compose, effective
-from newllm.results.run_directory import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.estimate import Estimates
 from newllm.sweep.show import _aligned
 

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from frozen import freeze, repeatable, state
 
 from newllm.errors import ConfigError
-from newllm.results import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.local import Local
 from newllm.sweep.policy import Policy
 from newllm.sweep.record import launches
 from newllm.sweep.worker import work
+from tests.support.frozen_runs import freeze, repeatable, state
 
-SLOW = {"_target_": "frozen.Slow"}
+SLOW = {"_target_": "tests.support.frozen_runs.Slow"}
 LAUNCH = """
 import sys
 from pathlib import Path
@@ -32,7 +32,7 @@ sys.exit(Local(slots=2).start(sweep, runs, Policy()))
 
 @pytest.fixture(autouse=True)
 def _workers_find_test_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def nursery_of(launcher: int) -> int:
         if process.name.isdigit():
             try:
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == launcher and b"newllm.sweep.nursery" in (process / "cmdline").read_bytes():
+                if parent == launcher and b"newllm.sweep.prefork" in (process / "cmdline").read_bytes():
                     return int(process.name)
             except (FileNotFoundError, ProcessLookupError):
                 continue
@@ -79,8 +79,8 @@ def test_runs_equal_those_of_this_process_and_bad_ones_cost_themselves_alone(
 ) -> None:
     sweep = tmp_path / "a sweep's folder"
     good = [freeze(sweep / f"tiny-s{seed}-0000000{seed}", seed) for seed in (1, 2)]
-    killed = freeze(sweep / "tiny-s3-00000003", 3, logger={"_target_": "frozen.Killed"})
-    broken = freeze(sweep / "tiny-s4-00000004", 4, eval={"broken": {"_target_": "frozen.Broken"}})
+    killed = freeze(sweep / "tiny-s3-00000003", 3, logger={"_target_": "tests.support.frozen_runs.Killed"})
+    broken = freeze(sweep / "tiny-s4-00000004", 4, eval={"broken": {"_target_": "tests.support.frozen_runs.Broken"}})
     assert Local(slots=2).start(sweep, [killed, broken, *good], Policy()) == 1
 
     for seed, run in enumerate(good, 1):

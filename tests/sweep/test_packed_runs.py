@@ -7,19 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from frozen import SMALL, repeatable, state
 
 import newllm
 from newllm.config import effective
 from newllm.pack import measure as measuring
 from newllm.pack import together as lock_step
 from newllm.pack.step import PackedStep
-from newllm.results import RunDirectory
-from newllm.results.run_directory import State
-from newllm.sweep.fate import ask_to_end
+from newllm.store.run_directory import RunDirectory, State
 from newllm.sweep.local import Local
+from newllm.sweep.outcome import ask_to_end
 from newllm.sweep.policy import Policy
 from newllm.sweep.worker import work, work_packed
+from tests.support.frozen_runs import SMALL, repeatable, state
 
 FEW = ["samples=80", "eval=[position]"]  # nine steps in an epoch
 LINES = {"a": ["seed=1", "theta=100"], "b": ["seed=2", "lr=1e-2"], "c": ["seed=3"]}

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from newllm.config.identity import signature
 from newllm.errors import ConfigError
-from newllm.results.run_directory import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep import record
 from newllm.sweep.command import read
 from newllm.sweep.plan import Plan, plan

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from newllm.errors import RunError
-from newllm.results import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.policy import Policy
 from newllm.sweep.pool import Ended, Pool
 from newllm.sweep.slots import Slots

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from made import made
 
 from newllm.errors import ConfigError, RunError
-from newllm.results import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.policy import Policy
 from newllm.sweep.record import launches
 from newllm.sweep.slurm import Slurm
@@ -17,6 +16,7 @@ from newllm.sweep.slurm_array import Array, arrays, resources
 from newllm.sweep.slurm_follow import follow, settle
 from newllm.sweep.slurm_state import job_states
 from newllm.sweep.slurm_task import Task
+from tests.support.sweep_folders import made
 
 
 @pytest.fixture

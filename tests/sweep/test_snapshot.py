@@ -31,7 +31,7 @@ def test_the_copy_is_what_runs_and_knows_where_it_comes_from(tmp_path: Path) -> 
 
 def test_the_environment_of_a_run_names_the_commit_and_the_hash_of_the_copy(tmp_path: Path) -> None:
     code = snapshot(tmp_path)
-    asked = "from pathlib import Path; import newllm; from newllm.results.environment import git_state; "
+    asked = "from pathlib import Path; import newllm; from newllm.store.environment import git_state; "
     asked += "print(git_state(Path(newllm.__file__).parent)['source_sha256'])"
     done = subprocess.run(
         [sys.executable, "-P", "-c", asked], env=environment(code), capture_output=True, text=True, check=True

@@ -9,18 +9,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from made import made
 
 from newllm.errors import ConfigError
-from newllm.results import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.policy import Policy
 from newllm.sweep.record import begin
 from newllm.sweep.runs import choose, find, short_names
 from newllm.sweep.state import Line, counts, survey
+from tests.support.sweep_folders import made
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOLD = """
-import sys, time; from newllm.results import RunDirectory
+import sys, time; from newllm.store.run_directory import RunDirectory
 with RunDirectory(sys.argv[1]).locked():
     print(flush=True); time.sleep(60)
 """

@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
-from frozen import freeze, state
 
 from newllm.errors import RunError
-from newllm.results import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.worker import sentence, work
+from tests.support.frozen_runs import freeze, state
 
 
 def test_a_frozen_run_is_done_once_and_keeps_its_configuration(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_an_unexpected_exception_leaves_its_traceback(tmp_path: Path, monkeypatc
         raise ZeroDivisionError("division by zero")
 
     run = freeze(tmp_path / "run", 1)
-    monkeypatch.setattr("newllm.run.run", broken)
+    monkeypatch.setattr("newllm.run.execute.run", broken)
     assert work(run) == 1
     assert state(run)["state"] == "failed"
     assert state(run)["error"] == "ZeroDivisionError: division by zero"
@@ -48,7 +48,7 @@ def test_an_unwritten_failure_is_written(tmp_path: Path, monkeypatch: pytest.Mon
         raise RunError("no space left for the token store")
 
     run = freeze(tmp_path / "run", 1)
-    monkeypatch.setattr("newllm.run.run", broken)
+    monkeypatch.setattr("newllm.run.execute.run", broken)
     assert work(run) == 1
     assert (state(run)["error"], state(run)["traceback"]) == ("no space left for the token store", None)
 

@@ -2,13 +2,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small import small_cfg
+
+from tests.support.training_runs import small_cfg
 
 
 @pytest.fixture
 def do_run() -> Callable[..., int]:
     """do_run(directory, *overrides): the small run, in this process; returns the exit status."""
-    from newllm.run import run
+    from newllm.run.execute import run
 
     def do(directory: Path, *overrides: str) -> int:
         return run(small_cfg(directory, *overrides))

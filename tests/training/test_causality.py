@@ -4,14 +4,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import small_cfg, state
 from torch import Tensor
 
 from newllm.attention import blocked, kernels
 from newllm.errors import RunError
-from newllm.prepare import prepare
-from newllm.run import run
+from newllm.run.execute import run
+from newllm.run.prepare import prepare
 from newllm.training import causality
+from tests.support.training_runs import small_cfg, state
 
 
 @pytest.fixture

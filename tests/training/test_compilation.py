@@ -6,14 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small import small_cfg
 
 from newllm.model import build_model
-from newllm.prepare import Prepared, prepare
+from newllm.run.prepare import Prepared, prepare
 from newllm.runtime import Runtime
 from newllm.training import compilation
 from newllm.training.compilation import Measured, settle
 from newllm.training.step import Piece, Step
+from tests.support.training_runs import small_cfg
 
 needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants g++ on CPU")
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import SMALL, repeatable, small_cfg, state
 
 from newllm.errors import ConfigError, RunError
-from newllm.prepare import prepare
+from newllm.run.prepare import prepare
 from newllm.training.distributed import Team, device_of
 from newllm.training.loop import Loop
 from newllm.training.step import Step
+from tests.support.training_runs import SMALL, repeatable, small_cfg, state
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -27,8 +27,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 STUCK = """
 import os, signal, sys, time
 sys.path[:0] = [{tests!r}]
-from small import small_cfg
-from newllm.run import run
+from tests.support.training_runs import small_cfg
+from newllm.run.execute import run
 from newllm.training.distributed import Team
 from newllm.training.step import Step
 join, step, calls, teams = Team.join, Step.__call__, [], []

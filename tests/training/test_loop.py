@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import repeatable, small_cfg, state
 
 from newllm.errors import ConfigError, RunError
-from newllm.prepare import prepare
-from newllm.results import RunDirectory, load_run
-from newllm.run import run
+from newllm.run.execute import run
+from newllm.run.load import load_run
+from newllm.run.prepare import prepare
+from newllm.store.run_directory import RunDirectory
 from newllm.training.loop import Loop
 from newllm.training.loss import linear_cross_entropy
 from newllm.training.step import Step
 from newllm.training.trainer import Trainer
+from tests.support.training_runs import repeatable, small_cfg, state
 
 
 def test_without_shuffling_rows_are_trained_on_in_their_order_in_every_epoch() -> None:

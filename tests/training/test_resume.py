@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import SMALL, repeatable, state
 
 from newllm.errors import ConfigError, RunError
-from newllm.results import RunDirectory
+from newllm.store.run_directory import RunDirectory
 from newllm.training.loop import Loop
 from newllm.training.signals import Interrupted
 from newllm.training.step import Step
+from tests.support.training_runs import SMALL, repeatable, state
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ["facts=reversal", "samples=240", "epochs=3", "runtime.checkpoint_steps=3", "trainer.log_every=2"]
@@ -76,7 +76,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_equal_results(
     places = {
         "step": (Step, "__call__"),
         "validation": (Loop, "_validation_loss"),
-        "evaluation": (sys.modules["newllm.run"], "evaluate"),
+        "evaluation": (sys.modules["newllm.run.execute"], "evaluate"),
     }
     owner, name = places[place]
     real, calls = getattr(owner, name), []
@@ -157,7 +157,7 @@ def test_a_resumed_run_keeps_the_number_of_threads_it_began_with(
         ]:
             monkeypatch.setenv("OMP_NUM_THREADS", "2")
             with monkeypatch.context() as patch:
-                patch.setattr(sys.modules["newllm.run"], "evaluate", _interrupting)
+                patch.setattr(sys.modules["newllm.run.execute"], "evaluate", _interrupting)
                 assert do_run(directory, "runtime.threads=auto") == 128 + signal.SIGTERM
             monkeypatch.setenv("OMP_NUM_THREADS", "1")
             assert threads(resumed) == [expected, expected]
@@ -178,7 +178,7 @@ def test_what_went_wrong_unexpectedly_is_kept_until_the_next_attempt(
         raise ZeroDivisionError("one by none")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["newllm.run"], "evaluate", broken)
+        patch.setattr(sys.modules["newllm.run.execute"], "evaluate", broken)
         with pytest.raises(ZeroDivisionError):
             do_run(tmp_path / "run")
     status = state(tmp_path / "run")

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import small_cfg
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import newllm
 from newllm.model import Transformer, build_model
-from newllm.prepare import Prepared, prepare
+from newllm.run.prepare import Prepared, prepare
 from newllm.training.loss import linear_cross_entropy
 from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
 from newllm.training.precision import Precision
 from newllm.training.step import Step
+from tests.support.training_runs import small_cfg
 
 STEPS, ROWS = 10, 8
 CPU = torch.device("cpu")

@@ -31,7 +31,7 @@ class Adapter(Launcher):
         """Run a batch; a run that is done already is not run again. The runs' value is their validation loss."""
         from newllm.build import build
         from newllm.config.many import compose_many
-        from newllm.results.run_directory import RunDirectory
+        from newllm.store.run_directory import RunDirectory
         from newllm.sweep.plan import plan
 
         settings = build(self.config.sweep)

@@ -1,0 +1,125 @@
+"""Which runs may stand in one table: those with one tokenizer and one validation set."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from newllm.analysis.labels import SEPARATOR, say
+from newllm.analysis.settings import canonical, flatten
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.tokenizer_bytes")
+BUDGET = ("data.seq_len", "data.samples", "data.tokens", "data.documents")
+TOKENS, BYTES, WEIGHTING = "data/val_tokens", "data/bytes_per_token", "eval.loss.weighting"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Finished runs whose perplexities compare.
+
+    title: what sets the part apart from the others; reason: why there are several parts. Both are empty for the only
+    part there is. runs: rows of the table.
+    """
+
+    title: str
+    reason: str
+    runs: "pd.DataFrame"
+
+
+def comparable(frame: "pd.DataFrame") -> list[Part]:
+    """The finished runs of `frame`, parted by tokenizer and validation set; the largest part first.
+
+    The validation text is told by the data node and by two numbers that the run has measured on it: the tokens
+    scored (`data/val_tokens`) and the bytes they stand for (`data/bytes_per_token`), which differ where another
+    machine's corpus differs. How much trains does not matter with split=document, which leaves the validation
+    documents as they are, nor where they are named (val_documents).
+    """
+    done = np.flatnonzero((frame["state"] == "done").to_numpy())
+    if not len(done):
+        return []
+    tokens, sizes = (_numbers(frame, name) for name in (TOKENS, BYTES))
+    configs = frame["config"].tolist()
+    identities = [_identity(configs[row], tokens[row], sizes[row]) for row in done.tolist()]
+    members: dict[str, list[int]] = {}
+    for place, identity in enumerate(identities):
+        members.setdefault(canonical(identity), []).append(place)
+    ordered = sorted(members.values(), key=len, reverse=True)
+    firsts = [identities[places[0]] for places in ordered]
+    differing = [key for key in dict.fromkeys(key for one in firsts for key in one)
+                 if len({canonical(one.get(key)) for one in firsts}) > 1]  # fmt: skip
+    reason = _reason(differing)
+    return [
+        Part(_title(first, differing), reason, frame.iloc[done[places]])
+        for first, places in zip(firsts, ordered, strict=True)
+    ]
+
+
+def tokenizer_of(config: Mapping[str, Any]) -> str:
+    """Equal for runs whose tokens are the same: the tokenizer and, where it is trained on the corpus, the corpus."""
+    identity = _identity(config, None, None)
+    trained = config["data"].get("tokenizer") == "auto"
+    return canonical(identity if trained else {key: identity.get(key) for key in TOKENIZER})
+
+
+def _identity(config: Mapping[str, Any], tokens: float | None, bytes_per_token: float | None) -> dict[str, Any]:
+    flat = flatten(config["data"], "data")
+    flat.pop("data.passkey", None)  # of training rows only
+    tokenizer = str(flat.get("data.tokenizer"))
+    if tokenizer != "auto":
+        flat |= {"data.tokenizer": tokenizer if tokenizer.count("/") == 1 else Path(tokenizer).name}
+        for key in TOKENIZER[1:]:  # of auto only
+            flat.pop(key, None)
+    if flat.get("data.split") != "chunks":
+        flat.pop("data.split_seed", None)
+    if flat.get("data.split") == "document" or flat.get("data.val_documents"):
+        for key in BUDGET:
+            flat.pop(key, None)
+    loss = config.get("eval", {}).get("loss") or {}
+    return {
+        **flat,
+        TOKENS: tokens,
+        BYTES: float(f"{bytes_per_token:.12g}") if bytes_per_token is not None else None,
+        WEIGHTING: loss.get("weighting", "token"),
+    }
+
+
+def _numbers(frame: "pd.DataFrame", name: str) -> list[float | None]:
+    values = frame[name].tolist() if name in frame else [None] * len(frame)
+    return [value if value is not None and isfinite(value) else None for value in values]
+
+
+def _title(identity: Mapping[str, Any], differing: list[str]) -> str:
+    words = []
+    for key in differing:
+        value = identity.get(key)
+        if key == TOKENS:
+            words.append(f"{value:,.0f} validation tokens" if value is not None else "unknown validation tokens")
+        elif key == BYTES and TOKENS not in differing:
+            words.append(f"{value:.4f} bytes per validation token" if value is not None else "unknown bytes per token")
+        elif key not in (BYTES, "data._target_") and (value is not None or key in BUDGET):
+            words.append(f"{key.removeprefix('data.')} {say(value)}")
+        elif key == "data._target_":
+            words.append(str(value).rpartition(".")[2])
+    return SEPARATOR.join(words)
+
+
+def _reason(differing: list[str]) -> str:
+    if not differing:
+        return ""
+    causes = []
+    if any(key in TOKENIZER for key in differing):
+        causes.append("tokenizer")
+    if any(key not in (*TOKENIZER, WEIGHTING) for key in differing):
+        causes.append("validation set")
+    if WEIGHTING in differing:
+        causes.append("weighting of the validation loss")
+    return (
+        f"These runs do not have the same {' and '.join(causes)}, so their perplexities do not compare: each has a "
+        "table of its own."
+    )

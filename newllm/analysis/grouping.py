@@ -1,0 +1,216 @@
+"""Runs that differ in nothing but the seed form a group. What differs names it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from newllm.analysis.labels import (
+    SEPARATOR,
+    axes_of,
+    choices_of,
+    differing,
+    differing_axes,
+    differing_choices,
+    labels,
+    labels_by,
+)
+from newllm.analysis.metrics import scale_of
+from newllm.analysis.settings import Flat, Settings, canonical, flatten
+from newllm.config.suggest import nearest
+from newllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Finished runs that are equal up to their seeds (or in the keys they were grouped by).
+
+    label: what sets it apart from the other groups. settings: the choices, axes and options that differ among the
+    groups, with this group's values. frame: the table of all runs; positions: the group's rows in it.
+    """
+
+    label: str
+    settings: dict[str, Any]
+    frame: "pd.DataFrame" = field(repr=False)
+    positions: np.ndarray = field(repr=False)
+
+    @property
+    def runs(self) -> "pd.DataFrame":
+        """The rows of the group's runs."""
+        return self.frame.iloc[self.positions]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The effective configuration of the first run."""
+        first: dict[str, Any] = self.frame["config"].iloc[self.positions[0]]
+        return first
+
+    def values(self, metric: str) -> np.ndarray:
+        """The metric of every run, NaN where a run has none."""
+        if metric not in self.frame:
+            return np.full(len(self.positions), np.nan)
+        return np.asarray(self.frame[metric].to_numpy()[self.positions], dtype=float)
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """Seed -> metric, of the runs that have it. A seed that ran more than once counts once, with the mean of its
+        runs (the geometric mean where the metric is compared by ratio)."""
+        found: dict[int, list[float]] = {}
+        for seed, value in zip(self.frame["seed"].take(self.positions), self.values(metric), strict=True):
+            if np.isfinite(value):
+                found.setdefault(int(seed), []).append(float(value))
+        return {seed: _mean(values, metric) for seed, values in sorted(found.items())}
+
+
+def groups(frame: "pd.DataFrame", by: Sequence[str] | None = None, without: Sequence[str] = ()) -> list[Group]:
+    """The finished runs of `frame` (from `load_runs`) in groups, sorted by what differs.
+
+    By default, runs that are equal but for seeds and for what never changes a number are together. by: group by
+    these keys instead: choices (``attention``), axes (``kv_dim``) or settings (``optim.lr``); evaluations under other
+    settings than those of training stay apart. without: settings (``data.samples``) that do not separate groups.
+
+    Raises ConfigError for an unknown key in `by`.
+    """
+    done = np.flatnonzero((frame["state"] == "done").to_numpy())
+    if not len(done):
+        return []
+    stored = frame["config"].tolist()
+    configs = [stored[row] for row in done]
+    if by and any("evaluated" in config["choices"] for config in configs):
+        by = list(dict.fromkeys([*by, "evaluated"]))  # a run and its evaluations under other settings are never one
+    settings = Settings(configs)
+    marks = _by(configs, settings, by) if by else settings.identities(without)
+    members: dict[Any, list[int]] = {}
+    for place, mark in enumerate(marks):
+        members.setdefault(mark, []).append(place)
+    first = [places[0] for places in members.values()]
+    if by:
+        values = [[value_of(configs[place], key) for key in by] for place in first]
+        known = [dict(zip(by, row, strict=True)) for row in values]
+        names = labels_by(by, values, list(choices_of(configs[0])))
+    else:
+        axes = {key.rpartition(".")[2] for key in without}
+        some = [{k: v for k, v in configs[place].items() if k not in axes} for place in first]
+        flats = [{k: v for k, v in settings.row(place).items() if k not in without} for place in first]
+        known = _differing(some, flats)
+        names = labels(some, flats)
+    made = [
+        Group(name, settings, frame, done[places])
+        for name, settings, places in zip(names, known, members.values(), strict=True)
+    ]
+    return sorted(made, key=_place)
+
+
+def find(among: Sequence[Group], wanted: str) -> Group:
+    """The group that `wanted` means: a label or a part of one, or conditions, ``pos_encoding=rope`` or
+    ``[pos_encoding=rope,attention=mha]``.
+
+    Raises ConfigError, with the labels there are, if no group or more than one fits.
+    """
+    text = wanted.strip().removeprefix("[").removesuffix("]").strip()
+    exact = [group for group in among if group.label.lower() == text.lower()]
+    if exact:
+        return exact[0]
+    if "=" in text:
+        found = [group for group in among if all(_holds(group, condition) for condition in _conditions(text))]
+    else:
+        asked = {part.strip().lower() for part in text.split(SEPARATOR.strip())}
+        found = [group for group in among if asked <= set(group.label.lower().split(SEPARATOR))]
+    if len(found) == 1:
+        return found[0]
+    shown = [group.label for group in (found or among)]
+    listed = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
+    if found:
+        raise ConfigError(f"baseline={wanted} fits {len(found)} groups ({listed}); type more of one label.")
+    close = nearest(text, shown)
+    hint = f"did you mean {close}? (there are: {listed})" if close else f"expected one of: {listed}"
+    raise ConfigError(f"baseline={wanted} is no group; {hint}.")
+
+
+def value_of(config: dict[str, Any], key: str) -> Any:
+    """The value of a choice, an axis or a flat setting in an effective configuration; None if it has none."""
+    choices, axes = config["choices"], config
+    if key in choices:
+        return choices_of(config).get(key, choices[key])
+    if key in axes and not isinstance(axes[key], dict):
+        return axes[key]
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _by(configs: Sequence[dict[str, Any]], settings: Settings, by: Sequence[str]) -> list[tuple[str, ...]]:
+    for key in by:
+        if not any(_has(config, key) for config in configs):
+            shown = dict.fromkeys(name for config in configs for name in [*choices_of(config), *axes_of(config)])
+            every = dict.fromkeys(name for place in range(len(configs)) for name in settings.row(place))
+            close = nearest(key, [*shown, *every])
+            hint = f"did you mean {close}?" if close else f"expected choices or axes, as {', '.join(shown)}."
+            raise ConfigError(f"by={key} is no choice, axis or setting of these runs; {hint}")
+    return [tuple(canonical(value_of(config, key)) for key in by) for config in configs]
+
+
+def _has(config: dict[str, Any], key: str) -> bool:
+    if key in config["choices"] or (key in config and not isinstance(config[key], dict)):
+        return True
+    node = config.get(key.split(".")[0])
+    return isinstance(node, dict) and key in flatten(node, key.split(".")[0])
+
+
+def _differing(configs: Sequence[dict[str, Any]], flats: Sequence[Flat]) -> list[dict[str, Any]]:
+    """For each configuration: choices, axes and settings with several values among those that have them.
+
+    A setting that an axis of its name supplies is not repeated.
+    """
+    chosen, axes = [choices_of(config) for config in configs], [axes_of(config) for config in configs]
+    unsaid = {"_target_", "seed", *differing(axes)}
+    options = [key for key in differing(flats) if key.rpartition(".")[2] not in unsaid]
+    known: list[dict[str, Any]] = [{} for _ in configs]
+    for side, keys in ((chosen, differing_choices(chosen)), (axes, differing_axes(axes)), (flats, options)):
+        for settings, values in zip(known, side, strict=True):
+            settings |= {key: values.get(key) for key in keys}
+    return known
+
+
+def _conditions(text: str) -> list[tuple[str, str]]:
+    """``a=1,b=[1,2]`` as pairs; commas inside brackets do not separate."""
+    pairs = (part.partition("=") for part in re.split(r",(?![^\[]*\])", text) if part.strip())
+    return [(key.strip(), value.strip()) for key, _, value in pairs]
+
+
+def _holds(group: Group, condition: tuple[str, str]) -> bool:
+    key, typed = condition
+    value = value_of(group.config, key)
+    try:
+        meant = yaml.safe_load(typed)
+        meant = float(typed) if isinstance(meant, str) else meant  # YAML reads 1e4 as text
+    except (yaml.YAMLError, ValueError):
+        meant = typed
+    return str(value) == typed or canonical(value) == canonical(meant)
+
+
+def _mean(values: Sequence[float], metric: str) -> float:
+    if min(values) == max(values):
+        return values[0]
+    if scale_of(metric) == "log" and min(values) > 0:
+        return float(np.exp(np.mean(np.log(values))))
+    return float(np.mean(values))
+
+
+def _place(group: Group) -> list[tuple[int, float, str]]:
+    """Where a group stands among others: by its settings; a run before its evaluations under other settings."""
+    settings = {**group.settings, "evaluated": group.settings.get("evaluated") or ""}
+    return [_order(value) for value in settings.values()]
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (0, float(value), "")
+    return (1, 0.0, str(value)) if value is not None else (2, 0.0, "")

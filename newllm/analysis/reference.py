@@ -1,0 +1,208 @@
+"""Published results, and how far a run is from those with its conditions.
+
+references/runs.csv, curves.csv (perplexity by epoch), qk_layers.csv and qk_dims.csv (queries and keys by layer; by pair
+of neighbouring dims) hold the tables of github.com/rato-tokyo/new-llm, one seed (42), one NVIDIA L4 each.
+`val/best_ppl` is the best epoch's; everything else in these is the last epoch's, as published.
+
+references/context_token.csv holds that repository's runs of the context/token model, with the best epoch's numbers;
+context_token_phase1.csv and context_token_epochs.csv the courses of some of them, scaling.csv its scaling laws.
+
+references/rope_frequencies.csv holds those of github.com/misaya-yang/hybrid-rope: a line per run, of which several are
+repeats or other seeds of one configuration, on several machines. references/evq.csv holds that repository's later
+tables, of models that are not ours.
+
+Of the references in TABLES, a line is a run: its conditions, then results under our metric names. Lines of one `run`
+are one configuration. `status` says whether a number stands in a log or only in a document.
+"""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from math import isfinite
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from newllm.analysis.statistics import sample_std
+
+if TYPE_CHECKING:
+    from newllm.evaluation.subject import Findings, Table  # it brings torch, which a report has no use for
+
+TABLES = ("runs", "rope_frequencies", "context_token")
+
+# What must be equal, and where the effective configuration has it. An empty cell, or a column that a table does not
+# have, asks for nothing.
+CONDITIONS = {
+    "data": "choices.data",
+    "tokenizer": "data.tokenizer",
+    "val_hub_split": "data.val_hub_split",
+    "eot": "data.eot",
+    "model": "choices.model",
+    "pos_encoding": "choices.pos_encoding",
+    "rotary_pct": "pos_encoding.rotary_pct",
+    "theta": "pos_encoding.theta",
+    "slope": "pos_encoding.slope",
+    "alpha": "pos_encoding.alpha",
+    "p": "pos_encoding.p",
+    "omf": "pos_encoding.omf",
+    "steepness": "pos_encoding.steepness",
+    "midpoint": "pos_encoding.midpoint",
+    "mix_a": "pos_encoding.a",
+    "mix_b": "pos_encoding.b",
+    "scaling": "pos_encoding.scaling",
+    "attention": "choices.attention",
+    "kv_dim": "attention.kv_dim",
+    "seq_len": "data.seq_len",
+    "samples": "data.samples",
+    "split": "data.split",
+    "facts": "facts.layout",  # none: nothing trained
+    "batch_size": "trainer.batch_size",
+    "lr": "optim.lr",
+    "chunks": "eval.extrapolation.chunks",
+    "documents": "data.documents",
+    "val_documents": "data.val_documents",
+    "embeddings": "choices.embeddings",
+    "phase1": "choices.phase1",
+    "objective": "choices.objective",
+    "weight": "objective.weight",
+    "layers": "model.layers",
+    "context_dim": "model.context_dim",
+    "num_input_tokens": "model.num_input_tokens",
+    "shuffle": "trainer.shuffle",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published configuration. numbers: metric -> what each of its runs has, in the order of the table.
+
+    experiment: the one of ours that has its conditions, "" for none. weighting: of `val/ppl`, "" for any. weights:
+    those that its numbers were measured on, the "last" or the "best" epoch's.
+    """
+
+    run: str
+    source: str
+    status: str
+    experiment: str
+    conditions: Mapping[str, str]
+    weighting: str
+    weights: str
+    numbers: Mapping[str, list[float]]
+
+    @property
+    def runs(self) -> int:
+        return max(map(len, self.numbers.values()), default=0)
+
+
+@cache
+def published() -> list[Published]:
+    """The configurations of the references in TABLES."""
+    found: dict[str, Published] = {}
+    for line in (line for name in TABLES for line in reference_table(name)):
+        conditions = {name: line[name] for name in CONDITIONS if line.get(name)}
+        first = found.setdefault(
+            line["run"],
+            Published(line["run"], line["source"], line["status"], line["experiment"], conditions,
+                      line.get("weighting", ""), line.get("weights") or "last", {}),
+        )  # fmt: skip
+        assert first.conditions == conditions, f"{line['run']} names two configurations"
+        for name, cell in line.items():
+            if "/" in name and cell:
+                first.numbers.setdefault(name, []).append(float(cell))  # type: ignore[attr-defined]
+    return list(found.values())
+
+
+def reference_table(name: str) -> list[dict[str, str]]:
+    """The lines of references/<name>.csv."""
+    text = files("newllm.analysis").joinpath("references", f"{name}.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> "Table":
+    """Lines {run, metric, ours, published, std, runs, difference} for the published configurations that are the run's.
+
+    `config` is composed or effective, with its choices. `published` is the mean of `runs` published runs, `std` their
+    sample standard deviation (None for one); `difference` is ours / published - 1. A metric is compared only where it
+    was computed as published (weighting, weights, form of the reversal sentences); a run that was evaluated under
+    other settings than its own has no published like.
+    """
+    known = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    if OmegaConf.select(known, "choices.evaluated"):
+        return []
+    return [
+        {"run": one.run, "metric": metric, "ours": ours, "published": fmean(numbers), "std": _std(numbers),
+         "runs": len(numbers), "difference": ours / fmean(numbers) - 1}
+        for one in published()
+        if all(_equal(cell, OmegaConf.select(known, CONDITIONS[name])) for name, cell in one.conditions.items())
+        for metric, numbers in one.numbers.items()
+        if (ours := results.get(metric)) is not None and _computed_as_published(metric, one, known)
+    ]  # fmt: skip
+
+
+def findings(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> "Findings | None":
+    """The console section on the distance, None where no published run has these conditions."""
+    from newllm.evaluation.subject import Findings
+
+    lines = distance(config, results)
+    if not lines:
+        return None
+    known = {one.run: one for one in published()}
+    body: list = []
+    for run in dict.fromkeys(str(line["run"]) for line in lines):
+        one = known[run]
+        several = f"mean ± standard deviation of up to {one.runs} runs" if one.runs > 1 else "one seed"
+        shown = [
+            {"metric": line["metric"], "ours": line["ours"], "published": line["published"],
+             **({"±": _said(line["std"])} if one.runs > 1 else {}), "difference": f"{line['difference']:+.1%}"}
+            for line in lines
+            if line["run"] == run
+        ]  # fmt: skip
+        body += [f"{run}, {one.source} ({one.status}), {several}", shown]
+    return Findings("Distance to the published run", tables={"reference": lines}, body=body)
+
+
+def _said(std: Any) -> str:
+    return "" if std is None else f"{std:.3g}"
+
+
+def _std(numbers: list[float]) -> float | None:
+    std = sample_std(numbers)
+    return std if isfinite(std) else None
+
+
+def _equal(cell: str, value: Any) -> bool:
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, Mapping):
+        return cell == ",".join(f"{key}={_plain(value[key])}" for key in sorted(value))
+    if isinstance(value, bool):
+        return cell == str(value).lower()
+    try:
+        return float(cell) == float(value)
+    except (TypeError, ValueError):
+        return cell == ("none" if value is None else str(value))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _computed_as_published(metric: str, line: Published, config: DictConfig) -> bool:
+    """Are weights and formula of this metric those of the published table?"""
+    if metric.startswith(("params/", "data/", "phase1/", "val/best")):
+        return True
+    if metric.startswith("context/rank"):  # of frozen contexts, so the epoch does not matter
+        node = OmegaConf.select(config, "eval.effective_rank") or {}
+        return node.get("samples") == 10_000 and not node.get("centred") and not node.get("squared")
+    if OmegaConf.select(config, "trainer.eval_weights") != line.weights:
+        return False
+    if metric == "val/ppl":
+        return line.weighting in ("", OmegaConf.select(config, "eval.loss.weighting"))
+    if metric.startswith("reversal/"):
+        scoring, form = (OmegaConf.select(config, f"eval.reversal.{name}") for name in ("scoring", "backward"))
+        form = OmegaConf.select(config, "facts.backward") if form == "facts" else form
+        return (scoring, form) == ("sentence", "literal")
+    return True

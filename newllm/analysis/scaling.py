@@ -1,0 +1,254 @@
+"""Scaling laws: perplexity as a power of a size, fitted by ordinary least squares of logarithms; and as a power above a
+floor, fitted by least squares of the perplexity itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import exp, inf, log, nan, sqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from newllm.analysis.comparable import comparable, tokenizer_of
+from newllm.analysis.grouping import Group, groups, value_of
+from newllm.config.suggest import did_you_mean
+from newllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEAST_SIZES = 3  # two points lie on a line whatever they are
+LEAST_OF_SATURATION = 4  # and three lie on a curve of three parameters
+
+_BUDGET = ("data.samples", "data.tokens", "data.documents", "data.val_fraction")
+# What is turned to change a size, so that it does not part the points of one curve.
+_TURNED = {
+    "data/": (*_BUDGET, "trainer.tokens"),
+    "train/": (*_BUDGET, "trainer.tokens", "trainer.epochs"),
+    "params/": ("model.hidden_size", "model.num_layers", "model.heads", "model.mlp_size", "attention.kv_heads",
+                "model.layers", "model.context_dim"),
+    "kv_cache/": ("attention.kv_dim", "attention.kv_heads", "attention.rope_dim"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fit:
+    """ln y = intercept + slope ln x, by ordinary least squares.
+
+    slope: the exponent α of y = A x^α. low, high: its interval by Student's t with n - 2 degrees of freedom (NaN for
+    two points). factor: A = exp(intercept). r2: the squared correlation of ln x and ln y.
+    """
+
+    slope: float
+    intercept: float
+    r2: float
+    low: float
+    high: float
+    n: int
+    confidence: float
+
+    @property
+    def factor(self) -> float:
+        return exp(self.intercept)
+
+
+@dataclass(frozen=True)
+class Law:
+    """A scaling law of runs that are equal but for seed and size.
+
+    label: of the curve. size, metric: names of x and y. points: one (x, y) per size, y the geometric mean over its
+    seeds. runs: (x, y) of every run, which the fit is made on. note: what to know of it, "" if nothing. curve: the
+    runs themselves.
+    """
+
+    label: str
+    size: str
+    metric: str
+    fit: Fit
+    points: tuple[tuple[float, float], ...]
+    runs: tuple[tuple[float, float], ...]
+    misfit: float
+    note: str
+    curve: Group = field(repr=False)
+
+    def at(self, size: float, metric: str) -> np.ndarray:
+        """Another metric of the runs of that size, NaN where a run has none."""
+        return self.curve.values(metric)[_sizes(self.curve, self.size) == size]
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """y = floor + factor x^slope, slope below 0, by least squares of y.
+
+    r2: share of the variance of y that it explains. aic, aic_power: Akaike's criterion of this curve and of y = A x^α,
+    fitted by least squares of y too; the lower one is the better choice. All NaN without four sizes.
+    """
+
+    floor: float
+    factor: float
+    slope: float
+    r2: float
+    aic: float
+    aic_power: float
+    n: int
+
+    @property
+    def preferred(self) -> bool:
+        """Is it the better choice, by AIC?"""
+        return self.aic < self.aic_power
+
+
+def fit(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Fit:
+    """Least squares of ln y on ln x over the pairs of positive, finite numbers; all NaN without two sizes."""
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    kept = np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)
+    a, b = np.log(a[kept]), np.log(b[kept])
+    n = len(a)
+    if n < 2 or np.ptp(a) == 0:
+        return Fit(nan, nan, nan, nan, nan, n, confidence)
+    u, v = a - a.mean(), b - b.mean()
+    sxx, sxy, syy = float(u @ u), float(u @ v), float(v @ v)
+    slope = sxy / sxx
+    r2 = sxy**2 / (sxx * syy) if syy else 1.0
+    low = high = nan
+    if n > 2:
+        from scipy.special import stdtrit
+
+        error = sqrt(max(0.0, syy - slope * sxy) / (n - 2) / sxx)
+        half = float(stdtrit(n - 2, (1 + confidence) / 2)) * error
+        low, high = slope - half, slope + half
+    return Fit(slope, float(b.mean() - slope * a.mean()), r2, low, high, n, confidence)
+
+
+def lack_of_fit(x: Sequence[float], y: Sequence[float]) -> float:
+    """p of the F-test that the means of ln y at each x lie on one line in ln x, judged by the scatter around them.
+
+    For pairs of positive numbers. NaN with fewer than three sizes, or without scatter: with one run a size, what strays
+    from the line can't be told from chance. Source: Draper and Smith, Applied Regression Analysis.
+    """
+    a, b = np.log(np.asarray(x, dtype=float)), np.log(np.asarray(y, dtype=float))
+    sizes, place, counts = np.unique(a, return_inverse=True, return_counts=True)
+    beyond, within = len(sizes) - 2, len(a) - len(sizes)
+    if beyond < 1 or within < 1:
+        return nan
+    from scipy.special import fdtrc
+
+    means = np.bincount(place, b) / counts
+    line = np.polynomial.Polynomial.fit(a, b, 1)
+    pure = float(((b - means[place]) ** 2).sum()) / within
+    strayed = float((counts * (means - line(sizes)) ** 2).sum()) / beyond
+    if pure < 1e-24:  # rounding
+        return nan
+    return float(fdtrc(beyond, within, strayed / pure))
+
+
+def saturating(x: Sequence[float], y: Sequence[float]) -> Saturation:
+    """Least squares of y = floor + factor x^slope over the pairs of positive, finite numbers, 0 <= floor.
+
+    For each slope the best floor and factor follow linearly; the slope is then searched between -4 and -0.02.
+    Published fits of this curve are in references/scaling.csv.
+    """
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    kept = np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)
+    a, b = a[kept], b[kept]
+    n = len(a)
+    if len(np.unique(a)) < LEAST_OF_SATURATION:
+        return Saturation(nan, nan, nan, nan, nan, nan, n)
+    unit = float(np.exp(np.log(a).mean()))  # powers of sizes near 1 stay in range
+    u = a / unit
+    floor, factor, slope, rss = _least_squares(u, b, floor=True)
+    *_, rss_power = _least_squares(u, b, floor=False)
+    total = float(((b - b.mean()) ** 2).sum())
+    r2 = 1 - rss / total if total else 1.0
+    return Saturation(floor, factor * unit**-slope, slope, r2, aic(rss, n, 3), aic(rss_power, n, 2), n)
+
+
+def aic(rss: float, n: int, parameters: int) -> float:
+    """Akaike's information criterion n ln(RSS / n) + 2 k of a least-squares fit, but for a constant."""
+    return n * log(rss / n) + 2 * parameters if rss > 0 else -inf
+
+
+def _least_squares(u: np.ndarray, y: np.ndarray, floor: bool) -> tuple[float, float, float, float]:
+    """(floor, factor, slope, sum of squares) of the best y = floor + factor u^slope; without `floor` it is 0."""
+    from scipy.optimize import minimize_scalar
+
+    def solved(steepness: float) -> tuple[float, float, float]:
+        power = u**-steepness
+        least, most = 0.0, float(power @ y / (power @ power))
+        if floor:
+            centred = power - power.mean()
+            factor = float(centred @ y / (centred @ centred))
+            if (rest := float(y.mean() - factor * power.mean())) > 0:
+                least, most = rest, factor
+        return least, most, float(((y - least - most * power) ** 2).sum())
+
+    grid = np.geomspace(0.02, 4, 60)
+    start = int(np.argmin([solved(steepness)[2] for steepness in grid]))
+    bounds = grid[max(start - 1, 0)], grid[min(start + 1, len(grid) - 1)]
+    found = minimize_scalar(lambda s: solved(s)[2], bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    least, factor, rss = solved(float(found.x))
+    return least, factor, -float(found.x), rss
+
+
+def laws(
+    frame: "pd.DataFrame", size: str = "data/train_tokens", metric: str = "val/ppl", confidence: float = 0.95
+) -> list[Law]:
+    """The scaling laws in the finished runs of `frame`: one per set of runs that differ only in seed and size, where
+    there are at least three sizes.
+
+    size: a metric (``data/train_tokens``, ``params/total``), an axis (``samples``) or a setting. Settings that are
+    turned to change that size do not part a curve, nor does the validation set; where it differs between the points,
+    the law's `note` says so. Runs of different tokenizers are never on one curve.
+
+    Raises ConfigError for a size or metric that no run has.
+    """
+    done = frame[frame["state"] == "done"]
+    if metric not in done:
+        raise ConfigError(f"{metric} is no metric of these runs; {did_you_mean(metric, _metrics(done))}.")
+    found = []
+    for _, rows in done.groupby(done["config"].map(tokenizer_of), sort=False):
+        for curve in groups(rows, without=_turned(done, size)):
+            law = _law(curve, size, metric, confidence)
+            if law is not None:
+                found.append(law)
+    return found
+
+
+def _law(curve: Group, size: str, metric: str, confidence: float) -> Law | None:
+    x, y = _sizes(curve, size), curve.values(metric)
+    kept = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
+    x, y = x[kept], y[kept]
+    sizes = np.unique(x)
+    if len(sizes) < LEAST_SIZES:
+        return None
+    points = tuple((float(one), float(np.exp(np.log(y[x == one]).mean()))) for one in sizes)
+    parts = comparable(curve.runs)
+    note = f"The sizes are not validated on the same text ({parts[0].title}; …)." if len(parts) > 1 else ""
+    runs = tuple(sorted(zip(x.tolist(), y.tolist(), strict=True)))
+    return Law(curve.label, size, metric, fit(x, y, confidence), points, runs, lack_of_fit(x, y), note, curve)
+
+
+def _sizes(curve: Group, size: str) -> np.ndarray:
+    if size in curve.frame:
+        return curve.values(size) if "/" in size else _as_floats(curve.runs[size])
+    return _as_floats([value_of(config, size) for config in curve.runs["config"]])
+
+
+def _as_floats(values: "Sequence[object] | pd.Series") -> np.ndarray:
+    numbers = [float(v) if isinstance(v, int | float) and not isinstance(v, bool) else nan for v in values]
+    return np.array(numbers)
+
+
+def _turned(frame: "pd.DataFrame", size: str) -> tuple[str, ...]:
+    """The settings that are not to part a curve over `size`: those known to be turned for it, and itself."""
+    if "/" in size:
+        if size not in frame:
+            raise ConfigError(f"size={size} is no metric of these runs; {did_you_mean(size, _metrics(frame))}.")
+        return next((keys for prefix, keys in _TURNED.items() if size.startswith(prefix)), ())
+    if size not in frame and all(value_of(config, size) is None for config in frame["config"]):
+        raise ConfigError(f"size={size} is no metric, axis or setting of these runs; type size=data/train_tokens.")
+    return (size, *(f"{node}.{size}" for node in ("data", "model", "trainer", "optim", "attention", "pos_encoding")))
+
+
+def _metrics(frame: "pd.DataFrame") -> list[str]:
+    return [str(name) for name in frame if "/" in str(name)]

@@ -1,0 +1,116 @@
+"""What the command line of `newllm report` asks for: folders, and options checked against their types."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from newllm.analysis.frame import read_yaml
+from newllm.analysis.verdict import Rule, rule
+from newllm.config.catalog import shipped
+from newllm.config.coercion import coerce
+from newllm.config.schema import REQUIRED, options
+from newllm.config.suggest import did_you_mean
+from newllm.errors import ConfigError
+
+FORMATS = ("csv", "md", "tex", "html", "svg", "png")
+_OPTION = re.compile(r"([\w.]+)=(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a report; conf/report.yaml says what each means."""
+
+    baseline: str | list[str] | None
+    metrics: list[str]
+    compare: list[str]
+    by: list[str] | None
+    where: list[str]
+    size: str
+    law: Literal["power", "saturating"]
+    against: str | None
+    interval: Literal["t", "bootstrap"]
+    confidence: float
+    verdict: str
+    curves: int
+    formats: list[str]
+    out: str | None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"confidence={self.confidence:g}: expected a number between 0 and 1, as in 0.95.")
+        if self.curves < 1:
+            raise ConfigError(f"curves={self.curves}: expected at least 1, the groups drawn in a figure.")
+        if not self.metrics or not self.formats:
+            empty = "formats" if self.metrics else "metrics"
+            raise ConfigError(f"{empty}=[]: expected at least one; leave {empty} out for the usual ones.")
+        for name in self.formats:
+            if name not in FORMATS:
+                raise ConfigError(f"formats={name} is no format; {did_you_mean(name, FORMATS)}.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, read: folders of runs, options, and the rule for verdicts."""
+
+    folders: list[str]
+    options: Options
+    rule: Rule
+
+    @property
+    def out(self) -> Path:
+        return Path(self.options.out) if self.options.out else Path(self.folders[0]) / "report"
+
+
+def read(argv: Sequence[str]) -> Request:
+    """Words with an ``=`` that are no folders are options, the others are folders.
+
+    Raises ConfigError for an unknown option or a value of the wrong type.
+    """
+    folders, given, of_rule = [], {}, {}
+    for word in argv:
+        option = _OPTION.fullmatch(word)
+        if option is None or Path(word).is_dir():
+            folders.append(word)
+        elif option[1].startswith("verdict."):
+            of_rule[option[1].removeprefix("verdict.")] = _value(word, option[2])
+        else:
+            given[option[1]] = _value(word, option[2])
+    if not folders:
+        raise ConfigError("no folder of runs is given; type newllm report DIR, as in newllm report outputs/sweeps.")
+    chosen = checked({**read_yaml(shipped() / "report.yaml"), **given})
+    return Request(folders, chosen, rule(chosen.verdict, **of_rule))
+
+
+def checked(values: Mapping[str, Any]) -> Options:
+    """Options from a mapping, each of its type; a single word does for a list of one."""
+    known = options("newllm.report.options.Options").options
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "_target_":
+            continue
+        if name not in known:
+            raise ConfigError(f"{name} is no option of a report; {did_you_mean(name, known)}.")
+        listed = (
+            [value] if isinstance(value, str) and name in ("metrics", "compare", "by", "where", "formats") else value
+        )
+        try:
+            found[name] = coerce(listed, known[name].annotation)
+        except ValueError as error:
+            raise ConfigError(f"{name}={value}: {error}.") from None
+    missing = [name for name, option in known.items() if option.default is REQUIRED and name not in found]
+    if missing:
+        raise ConfigError(f"conf/report.yaml has no {', '.join(missing)}; expected a value for each option.")
+    return Options(**found)
+
+
+def _value(word: str, text: str) -> Any:
+    """What stands behind the ``=``, as YAML reads it: numbers, null, lists in brackets, else words."""
+    from omegaconf import OmegaConf
+
+    try:
+        value = OmegaConf.select(OmegaConf.create(f"value: {text}" if text else "value: null"), "value")
+    except Exception:  # of several libraries, all saying that this is no YAML
+        raise ConfigError(f"{word!r} can't be read; expected key=value, lists in brackets as in by=[model].") from None
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

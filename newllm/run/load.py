@@ -1,0 +1,57 @@
+"""load_run(): a finished or running run, from a notebook or another command."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from newllm.data import Tokenizer
+from newllm.errors import ConfigError
+from newllm.model import LanguageModel, build_model
+from newllm.store.run_directory import RunDirectory
+from newllm.training.checkpoint import load_weights
+
+
+@dataclass
+class LoadedRun:
+    """What a run directory holds; model and tokenizer are read when first asked for.
+
+    Of an evaluation under other settings, `config` and `results` are its own; the weights are the run's.
+    """
+
+    directory: RunDirectory
+    config: DictConfig
+    results: dict[str, float]
+    status: dict[str, Any]
+    weights: Literal["best", "last"] = "best"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return self.directory.metrics()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.directory.trained.tokenizer)
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The trained model on the CPU, in evaluation mode. Reads safetensors only."""
+        trained = self.directory.trained
+        model = build_model(self.config, self.tokenizer.vocab_size, trained.config()["data"]["seq_len"])
+        load_weights(trained.best_checkpoint if self.weights == "best" else trained.last_checkpoint, model)
+        return model.eval()
+
+
+def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] = "best") -> LoadedRun:
+    """The run in the directory `path`, or one of its evaluations; `weights` says which checkpoint its model comes from.
+
+    Raises ConfigError if there is no run.
+    """
+    directory = RunDirectory(path)
+    config = directory.config()
+    if not config:
+        raise ConfigError(f"{path} is no run directory, since it has no config.yaml; runs are in outputs/runs")
+    return LoadedRun(directory, OmegaConf.create(config), directory.results(), directory.status(), weights)

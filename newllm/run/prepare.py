@@ -1,0 +1,135 @@
+"""The parts of a run: made from its configuration, all of them checked, before anything is written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+
+from newllm.build import build
+from newllm.config import run_directory
+from newllm.data import Dataset
+from newllm.data import prepare as prepare_data
+from newllm.errors import ConfigError
+from newllm.evaluation import Subject, diagnose
+from newllm.model import LanguageModel, build_model
+from newllm.run.stages import Stages, stages
+from newllm.runtime import Runtime
+from newllm.training.distributed import device_of
+from newllm.training.optimizer import AdamW
+from newllm.training.precision import Precision, autocast, resolve
+from newllm.training.trainer import Trainer
+from newllm.two_phase.context_token import ContextToken
+from newllm.two_phase.stream import as_streams
+
+if TYPE_CHECKING:
+    from newllm.two_phase.contexts import Contexts
+
+
+@dataclass
+class Prepared:
+    """A run's parts: all of them checked, nothing of them written."""
+
+    cfg: DictConfig
+    runtime: Runtime
+    trainer: Trainer
+    optim: AdamW
+    device: torch.device
+    precision: Precision
+    data: Dataset
+    model: LanguageModel
+    stages: Stages
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Metrics that are known without training: sizes of the model and of the data."""
+        return {**parameters(self.model), **self.data.counts}
+
+    def subject(self, contexts: "Contexts | None" = None) -> Subject:
+        """The model and its data, as evaluators see them. contexts: what a first phase has stored of them."""
+        compute = partial(autocast, self.device, self.precision)
+        return Subject(self.model, self.data, self.device, compute, self.trainer.batch_size, self.cfg, contexts)
+
+    def judge(self, ppl: float) -> str:
+        """The verdict on a perplexity, by the table of eval.loss and this tokenizer's bytes per token."""
+        return judge(self.cfg.eval, self.data.counts["data/bytes_per_token"], ppl)
+
+
+def parameters(model: LanguageModel) -> dict[str, float]:
+    """How many there are, how many of them are trained, and how many the two halves of a context/token model have."""
+    counts: dict[str, float] = {
+        "params/total": sum(one.numel() for one in model.parameters()),
+        "params/trainable": sum(one.numel() for one in model.parameters() if one.requires_grad),
+    }
+    if isinstance(model, ContextToken):
+        for name in ("context_block", "token_block"):
+            counts[f"params/{name}"] = sum(one.numel() for one in model.get_submodule(name).parameters())
+    return counts
+
+
+def prepare(
+    cfg: DictConfig, *, rank: int = 0, threads: int | None = None, trained_length: int | None = None
+) -> Prepared:
+    """Model and data of a configuration. Everything that can be wrong without reading text is checked before it.
+
+    rank: which of the processes of trainer.devices this is. threads: what runtime.threads=auto comes to.
+    trained_length: of a finished run, tokens of the rows that its model has been trained on; the stages before training
+    are then nobody's concern. None: this run is to be trained, on rows of data.seq_len.
+    """
+    runtime: Runtime = build(cfg.runtime)
+    trainer: Trainer = build(cfg.trainer)
+    optim: AdamW = build(cfg.optim)
+    evaluators = [build(node) for node in cfg.eval.values()]
+    notes = []
+    if threads not in (None, runtime.threads) and cfg.runtime.threads == "auto":
+        notes.append(
+            f"this run goes on with {threads} threads, as it began: runtime.threads=auto is {runtime.threads} now, "
+            "and another number of threads can change the last bits"
+        )
+        runtime.threads = threads
+    device = device_of(runtime.device(), rank, trainer.devices)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    runtime.apply(trainer.devices)
+    before = stages(cfg) if trained_length is None else Stages(None, None)
+    with torch.device("meta"):
+        shape = build_model(cfg, tokens=cfg.model.vocab_size or 64, seq_len=trained_length)
+    if isinstance(shape, ContextToken):
+        _refuse_rows(cfg, phase=trained_length is not None or before.phase is not None)
+    build(cfg.logger, directory=run_directory(cfg))
+
+    data = prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime)
+    if isinstance(shape, ContextToken):
+        data = as_streams(data)
+    model = build_model(cfg, data.tokenizer.vocab_size, trained_length).to(device)
+    before.check(cfg, model, data)
+    for evaluator in evaluators:
+        if hasattr(evaluator, "check"):  # of what this text and this model can be asked
+            evaluator.check(data, model)
+    precision = resolve(trainer.precision, device)
+    data.notes += notes
+    if trainer.precision not in ("auto", precision):
+        data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
+    return Prepared(cfg, runtime, trainer, optim, device, precision, data, model, before)
+
+
+def _refuse_rows(cfg: DictConfig, phase: bool) -> None:
+    """ConfigError for what a model that reads one stream of text cannot have, or lacks."""
+    model = f"model={(cfg.get('choices') or {}).get('model') or 'context_token'}"
+    if not phase:
+        raise ConfigError(f"{model} needs a first phase, which trains its contexts; type phase1=published.")
+    if (cfg.get("facts") or {}).get("_target_"):
+        raise ConfigError(f"{model} reads its text as one stream, and facts are rows of their own; type facts=none.")
+    if cfg.data.get("passkey"):
+        raise ConfigError(
+            f"{model} reads its text as one stream, and passkeys are hidden in rows; leave data.passkey out."
+        )
+
+
+def judge(evaluators: Mapping[str, Any] | DictConfig, bytes_per_token: float, ppl: float) -> str:
+    """The verdict on a perplexity by the table of eval.loss, where that is among the evaluators."""
+    node = evaluators.get("loss") or {}
+    table = {key: node[key] for key in ("verdicts", "reference") if key in node}
+    return diagnose(ppl, bytes_per_token, **table)

@@ -1,0 +1,1 @@
+"""Run directories: their files, locks and environment. No torch."""

@@ -1,0 +1,252 @@
+"""The directory of one run: its files, who may write to it, and how far it has got.
+
+config.yaml       the resolved effective configuration
+environment.json  command line, code version, packages, machine of the latest attempt
+status.json       state, attempt, progress, times, host, error
+metrics.jsonl     a line per logged step and per epoch
+results.json      metric name -> number
+tables/*.csv      per-layer, per-position, … results
+train.log         what the console showed
+tokenizer/        the tokenizer, so that the run can be read without its data
+checkpoints/      last.safetensors (resumable), best.safetensors (weights)
+evaluations.jsonl a line per later evaluation whose results are among those above
+evaluations/      a folder per evaluation under other settings, with files of the same names but the weights
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from filelock import FileLock, Timeout
+
+from newllm.errors import ConfigError, RunError
+from newllm.store.atomic import is_held, json_line, write_json, write_text
+from newllm.store.tables import Rows, as_csv
+
+State = Literal["queued", "running", "done", "failed", "interrupted"]
+
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml, where it was built in, is ten times as fast
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LOCK_PATIENCE = 0.2  # seconds; in_use() holds the lock for an instant, and a run that starts must not stumble over it
+
+
+class _Inside:
+    """A path in the run directory, made when it is asked for: of ten thousand runs, a command reads two files each."""
+
+    def __init__(self, *parts: str) -> None:
+        self._parts = parts
+
+    def __get__(self, directory: "RunDirectory", owner: type | None = None) -> Path:
+        return directory.path.joinpath(*self._parts)
+
+
+class RunDirectory:
+    """Paths and files of one run. Reading needs nothing; writing is for the holder of `locked()`."""
+
+    config_file = _Inside("config.yaml")
+    environment_file = _Inside("environment.json")
+    status_file = _Inside("status.json")
+    metrics_file = _Inside("metrics.jsonl")
+    results_file = _Inside("results.json")
+    log_file = _Inside("train.log")
+    tokenizer = _Inside("tokenizer")
+    tables = _Inside("tables")
+    last_checkpoint = _Inside("checkpoints", "last.safetensors")
+    best_checkpoint = _Inside("checkpoints", "best.safetensors")
+    evaluations_file = _Inside("evaluations.jsonl")
+    evaluations = _Inside("evaluations")
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def trained(self) -> "RunDirectory":
+        """The run that has the weights: of the folder of an evaluation the run that was evaluated, else itself."""
+        origin = evaluated_run(self.path)
+        return self if origin is None else RunDirectory(origin)
+
+    @contextmanager
+    def locked(self, patience: float = _LOCK_PATIENCE) -> Iterator["RunDirectory"]:
+        """Hold the directory (made if need be) for this process alone; ConfigError if another process has it and
+        keeps it for `patience` seconds.
+
+        The lock goes with the process, however that ends.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The run directory {self.path} cannot be made ({error.strerror}); choose another with hydra.run.dir=…"
+            ) from None
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=patience, poll_interval=0.01)
+        except Timeout:
+            holder = self.status() if self.status_file.exists() else {}
+            who = f"process {holder['pid']} on {holder['host']}" if holder.get("pid") else "another process"
+            raise ConfigError(
+                f"The run directory {self.path} is in use by {who}; wait for it, or give this run a directory of "
+                "its own with hydra.run.dir=…"
+            ) from None
+        try:
+            yield self
+        finally:
+            lock.release()
+
+    def config(self) -> dict[str, Any]:
+        """The effective configuration that was stored, {} if there is none yet."""
+        if not self.config_file.exists():
+            return {}
+        try:
+            config = yaml.load(self.config_file.read_text(encoding="utf-8"), Loader=LOADER)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(
+                f"{self.config_file} cannot be read ({first}); delete {self.path} to train afresh"
+            ) from None
+        if not isinstance(config, dict):
+            raise ConfigError(f"{self.config_file} holds no configuration; delete the directory to train afresh")
+        return config
+
+    def write_config(self, config: Mapping[str, Any], durable: bool = True) -> None:
+        text = yaml.dump(dict(config), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+        write_text(self.config_file, text, durable)
+
+    def freeze(self, config: Mapping[str, Any]) -> None:
+        """Queue the run: its effective configuration and the state `queued` are all that a worker needs.
+
+        Whatever an earlier attempt left stays, for the next one to go on from. Not synchronised to the disk, since
+        planning the sweep again restores it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_config(config, durable=False)
+        self.update_status(durable=False, state="queued", error=None, traceback=None, slurm=None)
+
+    def clear(self) -> None:
+        """Forget what attempts have left (results, metrics, tables, log, checkpoints, evaluations), to train afresh."""
+        for file in (
+            self.results_file,
+            self.metrics_file,
+            self.log_file,
+            self.status_file,
+            self.environment_file,
+            self.evaluations_file,
+        ):
+            file.unlink(missing_ok=True)
+        for folder in (self.tables, self.last_checkpoint.parent, self.tokenizer, self.evaluations):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def in_use(self) -> bool:
+        """Does a living process hold the directory?"""
+        lock = self.path / ".lock"
+        return lock.exists() and is_held(lock)
+
+    def observed(self) -> State:
+        """The state as it is: a run that says `running` while no process holds it has been cut off."""
+        state = self.status().get("state", "queued")
+        return "interrupted" if state == "running" and not self.in_use() else state
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        write_json(self.environment_file, dict(environment))
+
+    def status(self) -> dict[str, Any]:
+        """The contents of status.json, {} if there is none yet."""
+        return _read_json(self.status_file)
+
+    def update_status(self, durable: bool = True, **changes: Any) -> None:
+        """Change these fields of status.json: state, attempt, progress, error, …; `updated` is set to now."""
+        write_json(self.status_file, {**self.status(), **changes, "updated": _now()}, durable)
+
+    def begin_attempt(self) -> int:
+        """Note that this process has begun to work on the run; returns the attempt's number, from 1."""
+        for left in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
+        attempt = int(self.status().get("attempt", 0)) + 1
+        self.update_status(
+            state="running",
+            attempt=attempt,
+            host=platform.node(),
+            pid=os.getpid(),
+            started=_now(),
+            finished=None,
+            error=None,
+            traceback=None,
+        )
+        return attempt
+
+    def end_attempt(self, state: State, error: str | None = None) -> None:
+        self.update_status(state=state, error=error, finished=_now())
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json_line(values))
+
+    def sync_metrics(self) -> int:
+        """Bring metrics.jsonl to the disk; returns its length in bytes."""
+        with self.metrics_file.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def truncate_metrics(self, length: int) -> None:
+        """Forget the lines after the first `length` bytes: they belong to steps that will be done again."""
+        with self.metrics_file.open("ab") as file:
+            if file.tell() < length:
+                raise RunError(
+                    f"{self.metrics_file} is shorter than its checkpoint says; delete {self.path} and train afresh"
+                )
+            file.truncate(length)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+
+    def results(self) -> dict[str, float]:
+        """The contents of results.json, {} before the run is done."""
+        return _read_json(self.results_file)
+
+    def write_results(self, results: Mapping[str, float]) -> None:
+        write_json(self.results_file, dict(results))
+
+    def is_done(self) -> bool:
+        """Has it ended, with results?"""
+        return self.status().get("state") == "done" and self.results_file.exists()
+
+    def write_table(self, name: str, rows: Rows) -> None:
+        """Write tables/<name>.csv; the columns are the keys of all rows, in order of appearance."""
+        self.tables.mkdir(exist_ok=True)
+        write_text(self.tables / f"{name}.csv", as_csv(rows))
+
+    def evaluated(self) -> list[dict[str, Any]]:
+        """The lines of evaluations.jsonl: evaluations after the run's own, oldest first."""
+        if not self.evaluations_file.exists():
+            return []
+        return [json.loads(line) for line in self.evaluations_file.read_text(encoding="utf-8").splitlines()]
+
+
+def evaluated_run(path: Path) -> Path | None:
+    """The run directory of which `path` holds an evaluation, None if it does not."""
+    folder = path.absolute().parent
+    return folder.parent if folder.name == "evaluations" and (folder.parent / "config.yaml").exists() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); delete the directory to train afresh") from None
+    return dict(values)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,129 @@
+"""A transformer on a recurrent projection (DProj): narrow states, carried from token to token, enter its blocks."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from newllm.attention.base import linear
+from newllm.attention.cache import Cache
+from newllm.errors import ConfigError
+from newllm.model.init import init_weights
+from newllm.model.transformer import Transformer
+from newllm.two_phase.recurrence import Recurrence
+
+
+class DProj(Recurrence):
+    """One layer ``p' = LN(p + gelu(W [p; e] + b))``: states p [C] of inputs e [I], with the exact (erf) GELU.
+
+    W is held as its two parts, W [p; e] = W_p p + W_e e; b goes with the second. Parameters: (C + I) C + 3 C.
+    Source: github.com/rato-tokyo/new-llm at 026a9b4, src/models/dproj.py.
+    """
+
+    layers = 1
+
+    def __init__(self, width: int, inputs: int):
+        super().__init__()
+        self.width, self.inputs = width, inputs
+        self.of_state = linear(width, width)
+        self.of_inputs = linear(inputs, width, bias=True)
+        self.norm = nn.LayerNorm(width)
+
+    def project(self, inputs: Tensor) -> Tensor:
+        share: Tensor = self.of_inputs(inputs)
+        return share.unsqueeze(-2)
+
+    def step(self, context: Tensor, share: Tensor) -> Tensor:
+        state: Tensor = self.norm(context + F.gelu(share.squeeze(-2) + self.of_state(context)))
+        return state.unsqueeze(-2)
+
+
+class DProjTransformer(Transformer):
+    """A transformer of width C = hidden_size on states p_t [C] that a recurrence makes of wider embeddings.
+
+    ``e_t = LN(embedding of token t)`` [embed_dim], ``p_t = DProj(p_{t-1}, e_t)``, p = 0 before a row's first token; p_t
+    enters the first block in the embedding's place. So keys, values and blocks have C dims, and decoding carries p
+    beside its cache. The head is a matrix of its own, [vocab_size, C].
+    Source: github.com/rato-tokyo/new-llm at 026a9b4, src/models/dproj_pythia.py.
+
+    projection_std, projection_bias_std: of the normal distributions that W and b of the projection are drawn from.
+    The other options, and what is handed over, are those of Transformer.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        hidden_size: int,
+        num_layers: int,
+        heads: int,
+        mlp_size: int,
+        mlp: Literal["gelu", "swiglu"] = "gelu",
+        norm: Literal["layernorm", "rmsnorm"] = "layernorm",
+        norm_eps: float = 1e-5,
+        residual: Literal["sequential", "parallel", "parallel_shared"] = "sequential",
+        bias: bool = True,
+        init_std: float = 0.02,
+        projection_std: float = 0.1,
+        projection_bias_std: float = 0.01,
+        vocab_size: int | None = None,
+        *,
+        attention: dict[str, Any],
+        pos_encoding: dict[str, Any],
+        tokens: int,
+        seq_len: int,
+        seed: int,
+    ):
+        if embed_dim <= 0:
+            raise ConfigError(f"model.embed_dim must be greater than 0, as in model.embed_dim=512; got {embed_dim}.")
+        for name, value in (("projection_std", projection_std), ("projection_bias_std", projection_bias_std)):
+            if value < 0:
+                raise ConfigError(f"model.{name} must be 0 or greater, as in model.{name}=0.1; got {value:g}.")
+        super().__init__(
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            heads=heads,
+            mlp_size=mlp_size,
+            mlp=mlp,
+            norm=norm,
+            norm_eps=norm_eps,
+            residual=residual,
+            bias=bias,
+            tied=False,
+            init_std=init_std,
+            vocab_size=vocab_size,
+            attention=attention,
+            pos_encoding=pos_encoding,
+            tokens=tokens,
+            seq_len=seq_len,
+            seed=seed,
+            embed_dim=embed_dim,
+        )
+        self.embed_norm = nn.LayerNorm(embed_dim)
+        self.projection = DProj(hidden_size, embed_dim)
+        init_weights(self.projection, seed, projection_std, projection_bias_std)
+
+    @property
+    def recurrence(self) -> DProj:
+        """What a first phase trains by itself."""
+        return self.projection
+
+    def recurrent_inputs(self, tokens: Tensor) -> Tensor:
+        """e of the tokens [..]: [.., embed_dim]."""
+        normed: Tensor = self.embed_norm(self.embed(tokens))
+        return normed
+
+    def inputs(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """p [B, T, hidden_size] of the tokens [B, T], carried on from the cache's state or from zeros."""
+        embedded = self.recurrent_inputs(input_ids)
+        state = None if cache is None else cache.state
+        if state is None:
+            state = embedded.new_zeros(len(input_ids), self.hidden_size)
+        if torch.compiler.is_compiling():
+            from newllm.two_phase.compile_boundary import scan  # loaded by whoever compiles
+        else:
+            from newllm.two_phase.recurrence import scan
+        projected = scan(self.projection, embedded, state)[:, :, 0]
+        if cache is not None:
+            cache.state = projected[:, -1].clone()  # without the storage of the others
+        return projected

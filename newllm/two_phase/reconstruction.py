@@ -1,0 +1,277 @@
+"""Values' compression trained before everything else: the first of the two phases of the old V-DProj."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from newllm.attention.value_projection import CompressedValues, reconstruction_error
+from newllm.build import build
+from newllm.config import signature
+from newllm.data import Dataset
+from newllm.errors import ConfigError, RunError
+from newllm.evaluation.observe import observing
+from newllm.model import LanguageModel
+from newllm.training.checkpoint import load_training, load_weights, save_training, save_weights
+from newllm.training.loss import IGNORED
+from newllm.training.optimizer import AdamW
+from newllm.training.pending import Pending
+from newllm.training.precision import Precision, autocast
+from newllm.training.progress import Progress
+from newllm.training.step import Step, cut
+from newllm.training.trainer import Trainer
+from newllm.two_phase.base import FirstPhase, Outcome, Work
+from newllm.two_phase.lines import Lines
+
+_HEADING = f"{'epoch':>5}{'train MSE':>14}{'val MSE':>14}   {'time':>8}"
+_AT_ONCE = 20  # steps whose losses are fetched from the device together
+
+
+class Reconstruction(FirstPhase):
+    """Trains ``v' = W_r (W_c v + b_c) + b_r`` to give v back, in every layer of a model as it was drawn at random.
+
+    Minimises the mean over layers of MSE(v', v) by AdamW (decay 0.01, clipping at 1) on these matrices and biases
+    alone, over the run's own training rows, in batches as its trainer has them; then they are frozen. A layer reads the
+    states that the restored values of the layers before it lead to, and the gradient goes back through them.
+
+    Source: rato-tokyo/new-llm, scripts/experiment_vdproj_2phase.py (December 2025), whose second phase trains all
+    the rest on the tokens alone: attention.reconstruction_weight=0.
+
+    lr: constant rate. epochs: at most. patience: ends after so many epochs without a better validation MSE; None:
+    never. keep: which epoch's matrices the second phase gets, the best one's or, as published, the last one's.
+    """
+
+    name = "reconstruction"
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        epochs: int = 10,
+        patience: int | None = 1,
+        keep: Literal["best", "last"] = "best",
+    ) -> None:
+        if lr <= 0:
+            raise ConfigError(f"phase1.lr must be above 0; {lr:g} was given, try phase1.lr=1e-3.")
+        for name, value in (("epochs", epochs), ("patience", patience)):
+            if value is not None and value < 1:
+                raise ConfigError(f"phase1.{name} must be at least 1; {value} was given, try phase1.{name}=1.")
+        self.lr, self.epochs, self.patience, self.keep = lr, epochs, patience, keep
+
+    def check(self, cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
+        if not _compressing(model):
+            given = (cfg.get("choices") or {}).get("attention", "another one")
+            raise ConfigError(
+                "phase1=reconstruction trains the compression of values, which attention=vdproj has and this run's "
+                f"attention ({given}) has not; type attention=vdproj, or phase1=none."
+            )
+
+    def run(self, work: Work) -> Outcome:
+        pairs = nn.ModuleList(nn.ModuleList([one.compress, one.restore]) for one in _compressing(work.model))
+        pairs.requires_grad_(True)
+        inside = set(pairs.parameters())
+        others = [p for p in work.model.parameters() if p.requires_grad and p not in inside]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            outcome = _Training(self, work, pairs).run()
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+        pairs.requires_grad_(False)
+        return outcome
+
+
+class _Training:
+    """The epochs, from the first or from the last checkpoint on.
+
+    checkpoints/phase1.safetensors is all that going on needs, phase1_best.safetensors the matrices of the best epoch.
+    """
+
+    def __init__(self, phase: Reconstruction, work: Work, pairs: nn.ModuleList) -> None:
+        self.phase, self.work, self.pairs = phase, work, pairs
+        self.trainer: Trainer = build(work.cfg.trainer)
+        optim = AdamW(phase.lr, betas=[0.9, 0.999], weight_decay=0.01, decay="all", clip=1.0, schedule="constant")
+        model: Any = work.model
+        self.step = Step(model, optim, work.device, work.precision, work.runtime.fused)
+        self.step.loss = _Loss(model, work.device, work.precision)
+        self.epoch_steps = math.ceil(len(work.data.train) / self.trainer.batch_size)
+        self.steps = self.epoch_steps * phase.epochs
+        self.about = {"data": work.data.fingerprint, "signature": signature(work.cfg), "precision": work.precision}
+        checkpoints = work.directory.last_checkpoint.parent
+        self.file, self.best = checkpoints / "phase1.safetensors", checkpoints / "phase1_best.safetensors"
+        self.progress = Progress()
+        if self.file.exists():
+            self.progress = load_training(self.file, pairs, self.step.optimizer, self.about)
+        self.lines = Lines(work.directory)
+        self._pending = Pending()
+        self._began = self._saved = self._epoch_began = time.monotonic()
+
+    def run(self) -> Outcome:
+        progress, console = self.progress, self.work.console
+        pairs = f"{sum(p.numel() for p in self.pairs.parameters()):,} parameters"
+        again = f"; goes on after step {progress.step:,}" if progress.step and not progress.finished else ""
+        done = ", done before" if progress.finished else ""
+        console.line()
+        console.line(f"Phase 1: the values' compression ({pairs}) learns to give them back{again}{done}.")
+        console.line(_HEADING, style="bold")
+        for line in progress.history:
+            self.lines.add(line)
+            console.line(_epoch_line(line, seconds=None))
+        self.work.model.eval()  # nothing in the model tells training apart but the loss of its own
+        with self.work.signals.deferred(), console.progress(self.steps, progress.step) as self._bar:
+            while not progress.finished:
+                for indices in self._batches():
+                    self._stop_if_asked()
+                    self._step(indices)
+                self._end_epoch()
+        self.lines.end()
+        if self.phase.keep == "best":
+            load_weights(self.best, self.pairs)
+        return self._outcome()
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        """The rows of each step left in the current epoch."""
+        size, order = self.trainer.batch_size, self.trainer.order(self.work.data, self.progress.epoch)
+        for step in range(self.progress.epoch_step, self.epoch_steps):
+            yield order[step * size : (step + 1) * size]
+
+    def _step(self, indices: np.ndarray) -> None:
+        progress, rows = self.progress, self.work.data.train
+        self._pending.append(self.step(cut(rows, indices, self.trainer.accumulate), self.phase.lr))
+        progress.stepped(len(indices) * rows.seq_len)
+        if len(self._pending) == _AT_ONCE:
+            self._drain()
+            self._bar.update(
+                progress.step, progress.take_logged(), progress.trained_tokens / max(self._seconds(), 1e-9)
+            )
+        if self.work.runtime.checkpoint_due(progress.step, self._saved):
+            self._save()
+
+    def _drain(self) -> None:
+        """Fetch the steps' losses into the epoch's sum, in their order."""
+        for loss, _, scored in self._pending.fetch():
+            self.progress.add(self._finite(loss), scored)
+
+    def _end_epoch(self) -> None:
+        """Validation error, best matrices, the epoch's line, a checkpoint."""
+        progress, work = self.progress, self.work
+        self._drain()
+        error = self._finite(self._validation_error())
+        if progress.judge(error):
+            save_weights(self.best, self.pairs, {**self.about, "epoch": progress.epoch})
+        values = {"phase1/loss": progress.epoch_mean(), "phase1/val_loss": error, "time/seconds": self._seconds()}
+        line: dict[str, Any] = {"phase": self.phase.name, "epoch": progress.epoch, **values}
+        progress.next_epoch(line)
+        progress.finished = progress.lost_patience(self.phase.patience) or progress.epoch == self.phase.epochs
+        self._save()
+        self.lines.add(line)
+        work.logger.log(progress.step, values)
+        work.console.line(_epoch_line(line, time.monotonic() - self._epoch_began))
+        self._epoch_began = time.monotonic()
+
+    @torch.no_grad()
+    def _validation_error(self) -> float:
+        """Mean over layers and rows of MSE(v', v)."""
+        rows, total = self.work.data.val, 0.0
+        for start in range(0, len(rows), self.trainer.batch_size):
+            self._stop_if_asked()
+            inputs, _ = rows.batch(np.arange(start, min(start + self.trainer.batch_size, len(rows))))
+            with autocast(self.work.device, self.work.precision):
+                total += layer_errors(self.work.model, inputs.to(self.work.device)).mean(dim=0).sum().item()
+        return total / len(rows)
+
+    def _outcome(self) -> Outcome:
+        progress = self.progress
+        epoch = progress.best_epoch if self.phase.keep == "best" else progress.epoch
+        assert epoch is not None
+        kept = progress.history[epoch - 1]
+        ends = [0.0] + [line["time/seconds"] for line in progress.history]
+        table = [
+            {
+                "epoch": line["epoch"],
+                "loss": line["phase1/loss"],
+                "val_loss": line["phase1/val_loss"],
+                "seconds": line["time/seconds"] - before,
+            }
+            for line, before in zip(progress.history, ends, strict=False)
+        ]
+        metrics = {
+            "phase1/epochs": progress.epoch,
+            "phase1/steps": progress.step,
+            "phase1/loss": kept["phase1/loss"],
+            "phase1/val_loss": kept["phase1/val_loss"],
+            "speed/phase1_seconds": progress.seconds,
+        }
+        body: list = [
+            f"Compression and restoration of epoch {epoch} of {progress.epoch} are frozen now: MSE of the restored "
+            f"values {kept['phase1/val_loss']:.4g} in validation."
+        ]
+        return Outcome(metrics, {"phase1": table}, body)
+
+    def _stop_if_asked(self) -> None:
+        if self.work.signals.received:
+            self._save()
+            self.work.signals.check()
+
+    def _save(self) -> None:
+        self._drain()
+        progress = self.progress
+        progress.seconds, self._began = self._seconds(), time.monotonic()
+        save_training(self.file, self.pairs, self.step.optimizer, progress, self.about)
+        loss = progress.history[-1]["phase1/loss"] if progress.history else None
+        shown = {"phase": self.phase.name, "step": progress.step, "steps": self.steps, "loss": loss}
+        self.work.directory.update_status(progress=shown)
+        self._saved = time.monotonic()
+
+    def _seconds(self) -> float:
+        """Spent by all attempts."""
+        return self.progress.seconds + time.monotonic() - self._began
+
+    def _finite(self, value: float) -> float:
+        if math.isfinite(value):
+            return value
+        raise RunError(
+            f"Phase 1 broke by step {self.progress.step}: the error of the restored values is {value:g}; a lower rate "
+            f"(phase1.lr={self.phase.lr / 10:g}) usually helps, in a run of its own"
+        )
+
+
+class _Loss(nn.Module):
+    """Mean over a piece's rows and the layers of MSE(v', v), in proportion to its share of the scored tokens."""
+
+    def __init__(self, model: LanguageModel, device: torch.device, precision: Precision) -> None:
+        super().__init__()
+        self.model, self.device, self.precision = model, device, precision
+
+    def forward(self, inputs: Tensor, labels: Tensor, total: float) -> Tensor:
+        with autocast(self.device, self.precision):
+            errors = layer_errors(self.model, inputs)
+        return errors.mean() * ((labels != IGNORED).sum() / (total or 1))
+
+
+def layer_errors(model: nn.Module, inputs: Tensor) -> Tensor:
+    """MSE(v', v) [layers, B] of the model's values for inputs [B, T], with gradients where these are on."""
+    errors: list[Tensor] = []
+
+    def see(layer: int, tensors: dict[str, Tensor]) -> None:
+        errors.append(reconstruction_error(tensors["restored"], tensors["value"]))
+
+    transformer: Any = model
+    with observing(transformer, see):
+        transformer.hidden(inputs)
+    return torch.stack(errors)
+
+
+def _compressing(model: nn.Module) -> list[CompressedValues]:
+    """The attentions of all layers if they compress values, else none."""
+    return [one for one in model.modules() if isinstance(one, CompressedValues)]
+
+
+def _epoch_line(line: dict[str, Any], seconds: float | None) -> str:
+    clock = "" if seconds is None else f"{seconds:7.1f}s"
+    return f"{line['epoch']:>5}{line['phase1/loss']:>14.6f}{line['phase1/val_loss']:>14.6f}   {clock}".rstrip()

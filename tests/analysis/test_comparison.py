@@ -1,0 +1,195 @@
+from math import inf, isnan, log
+
+import numpy as np
+import pytest
+from test_statistics import GEO_16K, HYBRID_16K, SEEDS
+
+from newllm.analysis.comparison import compare, repeat_noise
+from newllm.analysis.grouping import groups
+from newllm.analysis.metrics import lower_is_better, scale_of
+from newllm.analysis.verdict import Interval, Published, presets, rule
+from newllm.errors import ConfigError
+from tests.support.run_folders import table
+
+METRIC = "extrapolation/ppl@16384"
+CHOICES = {"rope": ["pos_encoding=rope"], "alibi": ["pos_encoding=alibi"], "nope": ["pos_encoding=nope"]}
+
+
+def made(metric=METRIC, **by_label):
+    """Groups from label=[value of seed 1, of seed 2, …] or label={seed: value}."""
+    runs = []
+    for label, values in by_label.items():
+        pairs = values.items() if isinstance(values, dict) else enumerate(values, 1)
+        runs += [(CHOICES[label], seed, {metric: value}) for seed, value in pairs]
+    return groups(table(runs))
+
+
+def compared(rule=None, metric=METRIC, **by_label):
+    found = compare(made(metric, **by_label), "rope", metric, rule or Interval())
+    return found[0] if len(found) == 1 else found
+
+
+def test_ten_published_pairs():
+    seeds = list(SEEDS)
+    one = compared(
+        rope=dict(zip(seeds, GEO_16K, strict=True)), alibi=dict(zip(seeds[::-1], HYBRID_16K[::-1], strict=True))
+    )
+    assert (one.candidate, one.baseline, one.scale, one.lower_is_better) == ("alibi", "rope", "log", True)
+    assert (one.n, one.unpaired, one.agree, one.seeds_needed) == (10, 0, 8, 34)
+    assert one.t == pytest.approx(-1.57, abs=0.005)
+    assert one.spread == pytest.approx(0.13, abs=0.005)
+    assert (one.baseline_mean, one.candidate_mean) == (pytest.approx(18.798, abs=5e-4), pytest.approx(17.777, abs=5e-4))
+    assert one.candidate_std == pytest.approx(2.824 * np.sqrt(10 / 9), abs=1e-3)  # published with ddof=0
+    assert one.difference == pytest.approx(np.exp(np.log(HYBRID_16K / GEO_16K).mean()) - 1)
+    assert one.low < one.difference < 0 < one.high
+    assert (one.verdict, one.p_holm) == ("not shown", one.p)
+    assert "needs about 34 seeds" in one.why
+    published = compared(Published(), rope=GEO_16K, alibi=HYBRID_16K)
+    assert published.verdict == "not shown"
+    assert "spread" in published.why
+
+
+def test_better_and_worse():
+    better, worse = compared(rope=[100, 110, 120], alibi=[90.1, 99, 107.9], nope=[130, 143.1, 156.2])
+    assert (better.candidate, better.verdict, better.agree) == ("alibi", "better", 3)
+    assert (worse.candidate, worse.verdict) == ("nope", "worse")
+    assert better.difference == pytest.approx(-0.1, abs=1e-3)
+    accuracy = compared(metric="reversal/backward_accuracy", rope=[0.5, 0.52, 0.51], alibi=[0.6, 0.621, 0.61])
+    assert (accuracy.verdict, accuracy.scale) == ("better", "difference")
+    assert accuracy.difference == pytest.approx(0.1003, abs=1e-4)
+    neither = compared(metric="qk/q_max", rope=[5.0, 5.1, 5.2], alibi=[7.0, 7.1, 7.21])
+    assert (neither.verdict, neither.lower_is_better) == ("differs", None)
+
+
+def test_holm_runs_over_all_comparisons_made_together():
+    values = {"rope": [100, 110, 120], "alibi": [95, 104, 116], "nope": [130, 140, 158]}
+    found = made(**values)
+    alone = compare([g for g in found if g.label != "nope"], "rope", METRIC, Interval())[0]
+    together = compare(found, "rope", METRIC, Interval())
+    smaller, larger = sorted(one.p for one in together)
+    assert sorted(one.p_holm for one in together) == pytest.approx([2 * smaller, max(2 * smaller, larger)])
+    assert alone.p_holm == alone.p
+    both = compare(found, "rope", [METRIC, "data/val_tokens"], Interval())
+    assert len(both) == 4
+    assert min(one.p_holm for one in both if one.metric == METRIC) > 2 * smaller
+
+
+def test_one_seed_never_gives_a_verdict():
+    for some in (Interval(alpha=0.999, least_seeds=2), Published(least_seeds=2)):
+        one = compared(some, rope=[100], alibi=[1])
+        assert (one.verdict, one.n) == ("one seed", 1)
+        assert all(isnan(value) for value in (one.low, one.high, one.p, one.p_holm, one.candidate_std))
+        assert one.difference == pytest.approx(-0.99)
+    with pytest.raises(ConfigError, match="one seed never gives a verdict"):
+        Interval(least_seeds=1)
+
+
+def test_unpaired_seeds_are_left_out_and_counted():
+    one = compared(rope={1: 100, 2: 110, 3: 120, 4: 1e9}, alibi={1: 90, 2: 99, 3: 108.5, 8: 1, 9: 1})
+    assert (one.n, one.unpaired) == (3, 3)
+    assert (one.baseline_mean, one.candidate_mean) == (110, pytest.approx(99.17, abs=0.01))
+    none = compared(rope={1: 100, 2: 110}, alibi={3: 90, 4: 99})
+    assert (none.n, none.unpaired, none.verdict) == (0, 4, "not shown")
+    assert none.why == "no seed is in both groups"
+    broken = compared(rope=[100, 110, float("nan"), 120], alibi=[90, float("nan"), 99, 108])
+    assert (broken.n, broken.unpaired) == (2, 2)
+
+
+def test_two_seeds_are_too_few_for_the_shipped_rules():
+    for preset in presets():
+        one = compared(rule(preset), rope=[100, 100.001], alibi=[50, 50])
+        assert (one.verdict, one.why) == ("not shown", "2 paired seeds, and the rule asks for 3")
+
+
+def test_a_number_that_no_seed_changes_differs_for_certain():
+    one = compared(metric="kv_cache/bytes_per_token", rope=[1024, 1024, 1024], alibi=[128, 128, 128])
+    assert (one.verdict, one.p, one.t, one.low) == ("better", 0.0, -inf, one.high)
+    same = compared(metric="kv_cache/bytes_per_token", rope=[1024, 1024, 1024], alibi=[1024, 1024, 1024])
+    assert (same.verdict, same.p, same.difference) == ("not shown", 1.0, 0.0)
+
+
+def test_the_published_rule():
+    """Mean better, spread small against the gap, at least two thirds of the seeds."""
+    some = rule("published")
+    assert compared(some, rope=[100, 101, 102], alibi=[90, 91, 103]).verdict == "not shown"  # wide
+    two_of_three = compared(some, rope=[100, 101, 99], alibi=[95, 95, 99.5])
+    assert (two_of_three.agree, two_of_three.verdict) == (2, "better")
+    assert compared(rope=[100, 101, 99], alibi=[95, 95, 99.5]).verdict == "not shown"  # by the default rule
+    half = compared(rule("published", spread=10.0), rope=[100, 101, 99, 100], alibi=[99, 100, 100.2, 100.2])
+    assert (half.agree, half.verdict) == (2, "not shown")
+    assert "only 2 of 4 seeds agree" in half.why
+
+
+def test_rules_are_options_in_yaml():
+    assert presets() == ["interval", "published"]
+    strict = rule("interval", alpha=0.001)
+    values = {"rope": [100, 110, 120], "alibi": [92, 99, 110]}
+    assert compared(**values).verdict == "better"
+    assert compared(strict, **values).verdict == "not shown"
+    assert "p < 0.001" in strict.words
+    assert "67%" in rule("published").words
+    for bad, message in [
+        (lambda: rule("intervall"), "verdict=intervall is no rule; did you mean verdict=interval"),
+        (lambda: rule("interval", alfa=0.1), "verdict.alfa is no option of interval; did you mean alpha"),
+        (lambda: rule("interval", alpha="low"), "verdict.alpha=low: expected a number"),
+        (lambda: rule("interval", alpha=2), "alpha must be between 0 and 1"),
+        (lambda: rule("published", share=0), "share must be above 0"),
+        (lambda: rule("published", spread=0), "spread must be greater than 0"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            bad()
+
+
+def test_the_bootstrap_interval_when_asked():
+    found = made(rope=GEO_16K, alibi=HYBRID_16K)
+    student = compare(found, "rope", METRIC, Interval())[0]
+    boot = compare(found, "rope", METRIC, Interval(), interval="bootstrap", confidence=0.95)[0]
+    assert (boot.low, boot.high) != (student.low, student.high)
+    assert boot.low < boot.difference < boot.high
+    assert boot.p == student.p
+    assert compare(found, "rope", METRIC, Interval(), confidence=0.5)[0].high < student.high
+
+
+def test_values_without_a_logarithm_are_compared_as_they_are():
+    one = compared(rope=[0.0, 1.0, 2.0], alibi=[1.0, 2.0, 3.5])
+    assert (one.scale, one.difference) == ("difference", pytest.approx(3.5 / 3))
+
+
+def test_noise_of_repeats():
+    runs = [([], 42, {METRIC: value}) for value in (16.459, 19.609, 18.683, 20.217)]
+    runs += [([], 7, {METRIC: 15.0}), (["pos_encoding=alibi"], 42, {METRIC: 10.0})]
+    noise = repeat_noise(table(runs), METRIC)
+    assert noise.std == pytest.approx(np.std([log(v) for v in (16.459, 19.609, 18.683, 20.217)], ddof=1))
+    assert (noise.configurations, noise.runs, noise.scale) == (1, 4, "log")
+    assert isnan(repeat_noise(table(runs), "no/metric").std)
+
+
+@pytest.mark.parametrize(
+    ("metric", "scale", "lower"),
+    [
+        ("val/ppl", "log", True),
+        ("val/best_ppl", "log", True),
+        ("val/ppl_by_position/0-16", "log", True),
+        ("extrapolation/ppl@4096", "log", True),
+        ("val/loss", "difference", True),
+        ("val/bits_per_byte", "difference", True),
+        ("baseline/trigram_ppl", "log", None),
+        ("reversal/backward_ppl", "log", True),
+        ("reversal/ratio", "log", False),
+        ("reversal/gap", "difference", True),
+        ("reversal/forward_margin", "difference", False),
+        ("reversal/backward_accuracy", "difference", False),
+        ("kv_cache/bytes_per_token", "log", True),
+        ("kv_cache/reduction", "difference", False),
+        ("speed/train_tokens_per_second", "log", False),
+        ("speed/wall_seconds", "log", True),
+        ("memory/peak_bytes", "log", True),
+        ("params/total", "log", None),
+        ("data/bytes_per_token", "log", None),
+        ("qk/q_max", "difference", None),
+        ("rank/effective_rank", "difference", None),
+        ("val/best_epoch", "difference", None),
+    ],
+)
+def test_scale_and_direction_of_the_metrics_there_are(metric, scale, lower):
+    assert (scale_of(metric), lower_is_better(metric)) == (scale, lower)

@@ -1,0 +1,209 @@
+import pytest
+
+from newllm.analysis.comparable import comparable
+from newllm.analysis.frame import load_runs
+from newllm.analysis.grouping import find, groups
+from newllm.errors import ConfigError
+from tests.support.run_folders import config, folder, table
+
+
+def grouped(*configurations, seeds=(1, 2, 3), **options):
+    return groups(
+        table((overrides, seed, {"val/ppl": 100.0}) for overrides in configurations for seed in seeds), **options
+    )
+
+
+def labels(*configurations, **options):
+    return {group.label for group in grouped(*configurations, **options)}
+
+
+def test_runs_equal_up_to_seed_and_what_changes_no_number_are_one_group():
+    found = grouped(
+        ["pos_encoding=alibi"], ["pos_encoding=alibi", "runtime.threads=1", "logger=tensorboard"], ["theta=1e4"]
+    )
+    assert [(group.label, len(group.runs)) for group in found] == [("alibi", 6), ("rope", 3)]
+    assert found[0].by_seed("val/ppl") == {1: 100.0, 2: 100.0, 3: 100.0}
+
+
+def test_runs_with_a_first_phase_and_without_are_grouped_by_all_that_they_are(tmp_path):
+    """Of what such runs do not share, nodes that some of them lack."""
+    whole = ["attention=vdproj", "attention.reconstruction_weight=0"]
+    kinds = [
+        ["attention=mha"],
+        ["attention=vdproj_narrow"],
+        ["attention=vdproj"],
+        whole,
+        [*whole, "phase1=reconstruction"],
+    ]
+    for kind in kinds:
+        for seed in range(1, 6):
+            folder(tmp_path, config(*kind, seed=seed), {"val/ppl": 100.0})
+    assert [len(group.runs) for group in groups(load_runs(tmp_path))] == [5] * 5
+
+
+def test_a_number_is_one_however_it_was_stored():
+    frame = table([(["theta=1e4"], 1, {}), (["theta=1e4"], 2, {})])
+    frame["config"].iloc[1]["pos_encoding"]["theta"] = 10000
+    assert len(groups(frame)) == 1
+
+
+def test_evaluators_make_no_groups_but_their_options_do():
+    """Who evaluates some seeds once more still has one group; who asks them in two ways has two."""
+    found = grouped(["eval=[loss]"], ["eval=[loss,rank]"])
+    assert [(group.label, len(group.runs)) for group in found] == [("rope · mha", 6)]
+    weighted = ["eval=[loss]", "eval.loss.weighting=batch_mean"]
+    assert labels(["eval=[loss]"], ["eval=[rank,loss]"], weighted) == {"weighting token", "weighting batch_mean"}
+
+
+def evaluated(seeds=(1, 2, 3)):
+    """Rows of runs, and of their evaluations with another theta."""
+    frame = table([(["pos_encoding.theta=100"] * later, seed, {}) for seed in seeds for later in (False, True)])
+    for row in frame.itertuples():
+        if row.config["pos_encoding"]["theta"] == 100:
+            row.config["choices"]["evaluated"] = "theta=100"
+    return frame
+
+
+def test_a_run_and_its_evaluations_under_other_settings_are_never_one_group():
+    found = groups(evaluated())
+    assert [group.label for group in found] == ["as trained", "evaluated theta=100"]
+    assert [[*group.runs["seed"]] for group in found] == [[1, 2, 3], [1, 2, 3]]
+    found = groups(evaluated(), by=["pos_encoding"])
+    assert [group.label for group in found] == ["rope · as trained", "rope · evaluated theta=100"]
+
+
+def test_labels_are_the_choices_that_differ():
+    assert labels(["pos_encoding=rope"], ["pos_encoding=alibi"], ["pos_encoding=nope"]) == {"rope", "alibi", "nope"}
+    assert labels(["attention=mha"], ["pos_encoding=alibi", "attention=mla"]) == {"rope · mha", "alibi · mla"}
+    assert labels(["facts=none"], ["facts=reversal"]) == {"facts none", "facts reversal"}
+    assert labels(["pos_encoding=alibi"]) == {"alibi · mha"}  # nothing differs
+
+
+def test_labels_name_an_axis_only_where_it_has_several_values():
+    found = labels(
+        ["pos_encoding=rope", "theta=1e4"], ["pos_encoding=rope", "theta=5e5"], ["pos_encoding=alibi", "slope=0.125"]
+    )
+    assert found == {"rope · theta 10000", "rope · theta 500000", "alibi"}
+    found = labels(["attention=mha"], ["attention=mla", "kv_dim=64"], ["attention=mla", "kv_dim=128"])
+    assert found == {"mha", "mla · kv_dim 64", "mla · kv_dim 128"}
+
+
+def test_labels_name_options_where_nothing_else_tells_groups_apart():
+    found = labels(["optim.clip=0.5"], ["optim.clip=1.0"], ["pos_encoding=nope", "optim.clip=1.0"])
+    assert found == {"rope · clip 0.5", "rope · clip 1", "nope"}
+    found = labels(["pos_encoding.layers=[0,2]"], ["pos_encoding.layers=all"])
+    assert found == {"layers [0,2]", "layers all"}
+
+
+def test_settings_of_a_group_are_those_that_differ():
+    found = grouped(["theta=1e4"], ["theta=5e5"], ["pos_encoding=alibi", "optim.clip=0.5"])
+    assert [group.settings for group in found] == [
+        {"pos_encoding": "alibi", "theta": None, "optim.clip": 0.5},
+        {"pos_encoding": "rope", "theta": 1e4, "optim.clip": 1.0},
+        {"pos_encoding": "rope", "theta": 5e5, "optim.clip": 1.0},
+    ]
+
+
+def test_grouping_by_keys_of_ones_own():
+    runs = [["attention=mha"], ["attention=mla", "kv_dim=64"], ["pos_encoding=alibi", "attention=mla", "kv_dim=128"]]
+    assert labels(*runs, by=["attention"]) == {"mha", "mla"}
+    assert labels(*runs, by=["attention", "kv_dim"]) == {"mha · no kv_dim", "mla · kv_dim 64", "mla · kv_dim 128"}
+    assert labels(*runs, by=["optim.clip"]) == {"clip 1"}
+    assert labels(*runs, by=["seed"]) == {"seed 1", "seed 2", "seed 3"}
+    with pytest.raises(ConfigError, match=r"by=atention is no choice.*did you mean attention"):
+        grouped(*runs, by=["atention"])
+    with pytest.raises(ConfigError, match=r"did you mean optim\.clip"):
+        grouped(*runs, by=["optim.clp"])
+
+
+def test_a_seed_that_ran_twice_counts_once():
+    frame = table([([], 1, {"val/ppl": 100.0, "val/loss": 1.0}), ([], 1, {"val/ppl": 121.0, "val/loss": 2.0}),
+                   ([], 2, {"val/ppl": 50.0, "val/loss": float("nan")})])  # fmt: skip
+    (group,) = groups(frame)
+    assert group.by_seed("val/ppl") == {1: pytest.approx(110.0), 2: 50.0}  # geometric
+    assert group.by_seed("val/loss") == {1: 1.5}
+    assert group.by_seed("no/such") == {}
+
+
+def test_only_finished_runs_are_grouped():
+    frame = table([([], seed, {"val/ppl": 100.0}) for seed in (1, 2, 3)])
+    frame.loc[0, "state"] = "failed"
+    assert groups(frame)[0].by_seed("val/ppl") == {2: 100.0, 3: 100.0}
+    frame["state"] = "queued"
+    assert groups(frame) == []
+
+
+def test_finding_a_baseline():
+    found = grouped(["theta=1e4"], ["theta=5e5"], ["pos_encoding=alibi"], ["pos_encoding=alibi", "attention=mla"])
+    texts = {
+        "rope · mha · theta 500000": "rope · mha · theta 500000",
+        "Rope · theta 10000": "rope · mha · theta 10000",
+        "mla": "alibi · mla",
+        "theta=1e4": "rope · mha · theta 10000",
+        "[pos_encoding=alibi,attention=mha]": "alibi · mha",
+        "attention.kv_dim=64": "alibi · mla",
+    }
+    for text, label in texts.items():
+        assert find(found, text).label == label, text
+    with pytest.raises(ConfigError, match=r"baseline=pos_encoding=alibi fits 2 groups .*alibi · mha, alibi · mla"):
+        find(found, "pos_encoding=alibi")
+    with pytest.raises(ConfigError, match="is no group; did you mean alibi · mla"):
+        find(found, "alibi · mal")
+    with pytest.raises(ConfigError, match="pos_encoding=nope is no group; expected one of: "):
+        find(found, "pos_encoding=nope")
+
+
+def parts(*runs):
+    frame = table((overrides, 1, results) for overrides, results in runs)
+    return comparable(frame)
+
+
+def test_one_validation_set_is_one_table():
+    (part,) = parts(([], {}), (["pos_encoding=alibi", "samples=9000", "model.hidden_size=128"], {}), (["lr=0.1"], {}))
+    assert (part.title, part.reason, len(part.runs)) == ("", "", 3)
+
+
+def test_passkeys_in_training_leave_the_validation_set_as_it_is():
+    assert len(parts(([], {}), (["data.passkey=0.1"], {}))) == 1
+    assert len(grouped([], ["data.passkey=0.1"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "results", "what", "title"),
+    [
+        (["data.vocab_size=4096"], {"data/bytes_per_token": 3.4}, "tokenizer", "vocab_size 4096"),
+        (["data.tokenizer=some/folder/here"], {}, "tokenizer", "tokenizer here"),
+        (["data.val_fraction=0.2"], {"data/val_tokens": 15360}, "validation set", "val_fraction 0.2"),
+        (["data.split=contiguous"], {}, "validation set", "split contiguous"),
+        (["samples=9000"], {"data/val_tokens": 115200}, "validation set", "115,200 validation tokens"),
+        ([], {"data/bytes_per_token": 3.17}, "validation set", "3.1700 bytes per validation token"),
+        (["eval.loss.weighting=batch_mean"], {}, "weighting", "weighting batch_mean"),
+    ],
+)
+def test_what_does_not_compare_is_parted_with_the_reason(overrides, results, what, title):
+    found = parts(([], {}), ([], {}), (overrides, results))
+    assert [len(part.runs) for part in found] == [2, 1]
+    assert all(what in part.reason for part in found)
+    assert title in found[1].title
+    assert found[0].title != found[1].title
+
+
+def test_the_training_budget_parts_only_where_it_moves_the_validation_text():
+    assert len(parts((["samples=6000"], {}), (["samples=7000"], {}))) == 1
+    contiguous = ["data.split=contiguous"]
+    assert len(parts(([*contiguous, "samples=6000"], {}), ([*contiguous, "samples=7000"], {}))) == 2
+    named = ["data=ultrachat", "data.val_documents=[1000,1019]"]
+    assert len(parts(([*named, "data.documents=50"], {}), ([*named, "data.documents=500"], {}))) == 1
+    assert len(parts((named, {}), (["data=ultrachat", "data.val_documents=[2000,2019]"], {}))) == 2
+
+
+def test_where_a_corpus_lies_does_not_matter(tmp_path):
+    texts = []
+    for place in ("here", "there"):
+        texts.append(tmp_path / place / "books")
+        texts[-1].mkdir(parents=True)
+        (texts[-1] / "a.txt").write_text("some text")
+    runs = [["data=text", f"data.path={path}"] for path in texts]
+    assert len(parts(*((overrides, {}) for overrides in runs))) == 1
+    assert len(grouped(*runs)) == 1
+    assert config(*runs[0])["data"]["path"] != config(*runs[1])["data"]["path"]

@@ -1,0 +1,24 @@
+"""Figures: everything that is drawn can be seen."""
+
+import numpy as np
+import pytest
+
+from newllm.report.figures.lines import lines
+from newllm.report.figures.series import Series
+from newllm.report.figures.style import styled
+
+
+@pytest.mark.parametrize("groups", [2, 14])
+def test_the_legend_is_whole(groups: int) -> None:
+    x = np.arange(3.0)
+    drawn = [
+        Series(i, f"samples {i} · context_dim 256 · layers 6 · num_input_tokens 1", x, x + i, x * np.nan, x * np.nan)
+        for i in range(groups)
+    ]
+    with styled():
+        figure = lines({"Training": drawn, "Validation": drawn}, "step", "perplexity")
+        figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.y0 >= 0
+    assert box.y1 <= figure.bbox.y1
+    assert len(figure.legends[0].get_texts()) == groups

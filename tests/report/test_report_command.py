@@ -1,0 +1,207 @@
+"""The command: what it writes, and what bad input gets."""
+
+import csv
+import json
+import math
+import re
+import statistics
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from newllm.config import compose, effective
+from newllm.report.__main__ import main
+from tests.support.report_runs import grid, make_run, make_runs, with_seed, write_status
+
+
+@pytest.fixture(scope="module")
+def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole report of the sweep; its folder."""
+    out = tmp_path_factory.mktemp("report")
+    assert main([str(sweep), f"out={out}", "baseline=[pos_encoding=rope,attention=mha,theta=1e4]"]) == 0
+    return out
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ppl_by_seed(sweep: Path, name: str) -> dict[str, float]:
+    runs = {path.name: json.loads((path / "results.json").read_text())["val/ppl"] for path in sweep.glob(name)}
+    return {re.search(r"-s(\d+)-", run)[1]: ppl for run, ppl in runs.items()}  # type: ignore[index]
+
+
+def test_the_main_table_holds_means_deviations_and_paired_differences(report: Path, sweep: Path) -> None:
+    table = {line["group"]: line for line in lines(report / "main.csv")}
+    assert len(table) == 6
+    alibi = ppl_by_seed(sweep, "*-alibi-mha-*")
+    line = table["alibi · mha"]
+    assert (line["seeds"], line["runs"]) == ("4", "4")
+    assert float(line["val/ppl mean"]) == pytest.approx(statistics.mean(alibi.values()), rel=1e-12)
+    assert float(line["val/ppl std"]) == pytest.approx(statistics.stdev(alibi.values()), rel=1e-9)
+    rope = {
+        seed: ppl
+        for run in sweep.glob("*-rope-mha-*")
+        if "theta: 10000.0" in (run / "config.yaml").read_text()
+        for seed, ppl in ppl_by_seed(sweep, run.name).items()
+    }
+    paired = statistics.mean(math.log(alibi[seed] / rope[seed]) for seed in rope)
+    assert float(line["difference"]) == pytest.approx(math.expm1(paired), rel=1e-9)
+    assert line["verdict"] == "worse"
+    assert table["nope · mha"]["verdict"] == "worse"
+    assert table["rope · mha · theta 10000"]["difference"] == "0.0"
+
+
+def test_the_best_mean_is_bold_in_every_format(report: Path) -> None:
+    table = lines(report / "main.csv")
+    best = min(table, key=lambda line: float(line["val/bits_per_byte mean"]))
+    row = next(line for line in (report / "main.md").read_text().splitlines() if best["group"] in line)
+    assert "**" in row
+    tex = (report / "main.tex").read_text()
+    assert r"\toprule" in tex
+    assert r"\textbf{" in tex
+    assert r"kv\_dim" in tex
+
+
+def test_every_figure_is_there_as_svg_and_png(report: Path) -> None:
+    figures = {path.stem for path in report.glob("*.svg")}
+    wanted = {"curves", "position", "length", "qk", "qk-bands-q", "qk-bands-k", "cache", "axis-theta", "axis-kv_dim",
+              "axis-pos_encoding", "reversal"}  # fmt: skip
+    assert wanted <= figures
+    for name in figures:
+        assert ElementTree.parse(report / f"{name}.svg").getroot().tag.endswith("svg")
+        assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_without_results_are_listed_with_their_reasons(report: Path) -> None:
+    table = {line["run"]: line for line in lines(report / "unfinished.csv")}
+    assert {name: line["state"] for name, line in table.items()} == {
+        "broke": "failed", "waits": "queued", "torn": "unreadable"
+    }  # fmt: skip
+    assert table["broke"]["reason"] == "The loss is not finite at step 40."
+    assert "results.json" in table["torn"]["reason"]
+
+
+def test_the_page_asks_for_nothing_outside_itself(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    links = re.findall(r"""(?:src|href)=["']?([^"'\s>]+)""", page)
+    assert not [link for link in links if not link.startswith(("#", "data:"))]
+    assert not re.findall(r"@import|fetch\(|XMLHttpRequest", page)
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))  # also those of all figures together
+
+
+def test_the_page_is_small(report: Path) -> None:
+    assert (report / "report.html").stat().st_size < 2_000_000
+
+
+def test_only_the_formats_asked_for(sweep: Path, tmp_path: Path) -> None:
+    assert main([str(sweep), f"out={tmp_path}", "formats=[csv]", "metrics=[val/ppl]"]) == 0
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv"}
+    assert "val/bits_per_byte mean" not in lines(tmp_path / "main.csv")[0]
+
+
+def test_grouping_and_choosing_runs(sweep: Path, tmp_path: Path) -> None:
+    chosen = ["by=pos_encoding", "where=[attention=mha,seed=1|2]", "formats=csv"]
+    assert main([str(sweep), f"out={tmp_path}", *chosen]) == 0
+    table = {line["group"]: line for line in lines(tmp_path / "main.csv")}
+    assert {name: line["seeds"] for name, line in table.items()} == {"rope": "2", "alibi": "2", "nope": "2"}
+    assert table["rope"]["runs"] == "4"
+
+
+def test_one_seed_never_gives_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_runs(tmp_path, grid(pos_encoding=["rope", "nope"]), seeds=[1], tables=False)
+    assert main([str(tmp_path), "formats=[csv,md]"]) == 0
+    line = next(line for line in lines(tmp_path / "report" / "main.csv") if line["group"] == "nope")
+    assert line["verdict"] == "one seed"
+    assert line["difference low"] == ""
+    assert "no verdicts" in capsys.readouterr().out
+
+
+def test_what_does_not_compare_gets_tables_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_runs(tmp_path, grid(pos_encoding=["rope", "alibi"], **{"data.vocab_size": [1024, 2048]}), tables=False)
+    assert main([str(tmp_path), "formats=[csv,html]"]) == 0
+    report = tmp_path / "report"
+    assert [len(lines(report / f"main-{part}.csv")) for part in (1, 2)] == [2, 2]
+    assert "do not have the same tokenizer" in capsys.readouterr().out
+
+
+def test_sizes_give_a_scaling_law(tmp_path: Path) -> None:
+    make_runs(tmp_path, grid(samples=[600, 1200, 2400, 4800]), tables=False, noise=0.001)
+    assert main([str(tmp_path), "formats=[csv,svg]"]) == 0
+    (law,) = lines(tmp_path / "report" / "scaling.csv")
+    assert float(law["alpha"]) == pytest.approx(-0.4, abs=0.005)  # as constructed
+    assert (tmp_path / "report" / "scaling.svg").exists()
+
+
+def test_another_result_set_is_set_beside(sweep: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    make_runs(other, grid(pos_encoding=["rope", "alibi"]), seeds=(1, 2), shift=0.01, tables=False)
+    assert main([str(sweep), f"against={other}", f"out={tmp_path / 'report'}", "formats=csv"]) == 0
+    table = {line["metric"]: line for line in lines(tmp_path / "report" / "agreement.csv")}
+    assert table["val/ppl"]["runs"] == "4"
+    assert float(table["val/ppl"]["mean difference"]) == pytest.approx(math.expm1(0.01), rel=1e-6)
+
+
+def test_two_sweeps_tell_the_noise_of_repeats(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_runs(tmp_path / "again", grid(pos_encoding=["rope"]), seeds=(1, 2), shift=0.01, tables=False)
+    assert main([str(sweep), str(tmp_path / "again"), f"out={tmp_path / 'report'}", "formats=csv"]) == 0
+    assert "2 configurations with one seed were run more than once (4 runs)" in capsys.readouterr().out
+    table = {line["group"]: line for line in lines(tmp_path / "report" / "main.csv")}
+    assert (table["rope · mha · theta 10000"]["seeds"], table["rope · mha · theta 10000"]["runs"]) == ("4", "6")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["baseline=ropee"], "baseline=ropee"),
+        (["baseline=rope"], "fits"),
+        (["basline=rope"], "did you mean baseline"),
+        (["metrics=[val/pl]"], "did you mean val/ppl"),
+        (["by=pos_encodin"], "did you mean pos_encoding"),
+        (["confidence=high"], "expected a number"),
+        (["confidence=1.5"], "between 0 and 1"),
+        (["verdict=strict"], "expected one of: interval, published"),
+        (["verdict.alfa=0.1"], "did you mean alpha"),
+        (["formats=[pdf]"], "expected one of: csv, md, tex, html, svg, png"),
+        (["where=[attention]"], "expected key=value"),
+        (["where=[attnetion=mha]"], "did you mean attention"),
+        (["size=data/train_token"], "did you mean data/train_tokens"),
+        (["by=[model"], "can't be read"),
+        (["against=nowhere"], "no such folder"),
+        (["nowhere"], "no such folder"),
+    ],
+)
+def test_bad_input_gets_a_sentence(
+    words: list[str], said: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(sweep), *words, f"out={tmp_path / 'report'}"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "report").exists()
+
+
+def test_without_a_finished_run_there_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "no run is there" in capsys.readouterr().err
+    (run,) = make_runs(tmp_path, [[]], seeds=[1], tables=False)
+    write_status(run, "failed", error="Out of memory.")
+    assert main([str(tmp_path)]) == 2
+    assert "no run is done (1 failed)" in capsys.readouterr().err
+
+
+def test_without_folders_it_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "baseline=null" in capsys.readouterr().out
+    assert main(["baseline=rope"]) == 2
+
+
+def test_published_tables_stand_beside_runs_of_their_conditions(tmp_path: Path) -> None:
+    protocol = effective(compose(["experiment=position_encoding", "pos_encoding=rope"]))
+    make_run(tmp_path / "runs", with_seed(protocol, 42))
+    assert main([str(tmp_path / "runs"), f"out={tmp_path}", "formats=[csv]"]) == 0
+    table = {(line["published run"], line["metric"]): line for line in lines(tmp_path / "published.csv")}
+    assert float(table["rope25-5k", "val/best_ppl"]["published"]) == 107.4

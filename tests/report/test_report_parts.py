@@ -1,0 +1,107 @@
+"""Pieces of the report: numbers as words, files of tables, points of figures, the runs as JSON."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from newllm.analysis.frame import load_runs
+from newllm.report.figures.points import front
+from newllm.report.figures.series import over_seeds
+from newllm.report.figures.style import short
+from newllm.report.runs import encode, flatten, to_json
+from newllm.report.table import Cell, Column, Table, percent, spread
+from newllm.report.writers import to_csv, to_latex, to_markdown
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [
+        (148.321, 2.139, "148.3 ± 2.1"),
+        (0.12345, 0.00012, "0.12345 ± 0.00012"),
+        (70420480.0, 0.0, "70,420,480 ± 0"),
+        (1234.5, 99.6, "1,234 ± 100"),
+        (5.0, float("nan"), "5"),
+        (float("nan"), 1.0, "\u2013"),
+    ],
+)
+def test_a_mean_is_given_to_the_place_of_its_deviation(mean: float, std: float, text: str) -> None:
+    assert spread(mean, std) == text
+
+
+def test_relative_differences() -> None:
+    assert [percent(x) for x in (0.0704, -0.0012, 0.0)] == ["+7.0 %", "-0.12 %", "+0.00 %"]
+
+
+def test_numbers_on_axes() -> None:
+    assert [short(x) for x in (0.25, 128, 1024, 65536, 5e5, 2e6)] == ["0.25", "128", "1024", "65.54k", "500k", "2M"]
+
+
+TABLE = Table(
+    "t",
+    "A & B",
+    [Column("group"), Column("val/ppl", numeric=True)],
+    [[Cell("a|b_c", "a", {"group": "a|b_c"}), Cell("1.0 ± 0.1", 1.0, {"mean": 1 / 3}, bold=True)],
+     [Cell("50 %", "b", {"group": "50 %"}), Cell("2.0", 2.0, {"mean": 2.0})]],
+    ["All of it."],
+)  # fmt: skip
+
+
+def test_csv_keeps_every_digit() -> None:
+    assert to_csv(TABLE).splitlines() == ["group,mean", f"a|b_c,{1 / 3!r}", "50 %,2.0"]
+
+
+def test_markdown_escapes_its_bars() -> None:
+    assert to_markdown(TABLE).splitlines()[2:6] == [
+        "| group  |       val/ppl |",
+        "| ------ | ------------: |",
+        r"| a\|b_c | **1.0 ± 0.1** |",
+        "| 50 %   |           2.0 |",
+    ]
+
+
+def test_latex_escapes_its_commands() -> None:
+    text = to_latex(TABLE)
+    assert r"a\textbar{}b\_c & \textbf{1.0 $\pm$ 0.1} \\" in text
+    assert r"50 \% & 2.0 \\" in text
+    assert r"\caption{A \& B. All of it.}" in text
+    assert r"\begin{tabular}{lr}" in text
+
+
+def test_means_over_seeds_leave_out_what_is_missing() -> None:
+    rows = np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan]])
+    series = over_seeds(0, "a", [10, 20, 30], rows)
+    assert series.x.tolist() == [10, 20]
+    assert series.mean.tolist() == [2.0, 2.0]
+    assert series.low[0] == pytest.approx(2 - np.sqrt(2))
+    assert np.isnan(series.low[1])  # one seed has no deviation
+    assert over_seeds(0, "a", [1], np.array([[2.0], [8.0]]), log=True).mean.tolist() == pytest.approx([4.0])
+
+
+def test_the_front_holds_what_nothing_undercuts() -> None:
+    cost, loss = np.array([1.0, 2, 2, 4, 8, 1]), np.array([9.0, 7, 8, 7, 5, np.nan])
+    assert front(cost, loss) == [0, 1, 4]
+
+
+def test_runs_come_back_from_their_json(sweep: Path, tmp_path: Path) -> None:
+    frame = load_runs(sweep)
+    metrics = ["val/ppl", "params/total"]
+    data = json.loads(to_json(encode(frame, frame["run"], metrics, sweep / "report" / "report.html")))
+    assert data["count"] == len(frame)
+    for row in range(len(frame)):
+        config = dict(data["common"])
+        for key, store in data["config"].items():
+            if store["at"][row] >= 0:
+                config[key] = store["values"][store["at"][row]]
+        if frame["state"][row] != "unreadable":
+            assert config == json.loads(json.dumps(flatten(frame["config"][row])))
+        folder = data["folder"]["values"][data["folder"]["at"][row]]
+        assert (sweep / "report" / folder / data["run"][row]).resolve() == Path(frame["path"][row]).resolve()
+        ppl = data["metrics"]["val/ppl"][row]
+        assert ppl == (pytest.approx(frame["val/ppl"][row], rel=1e-5) if frame["state"][row] == "done" else None)
+
+
+def test_json_in_a_script_element_cannot_end_it() -> None:
+    assert "</script>" not in to_json({"a": "</script>"})
+    assert json.loads(to_json({"a": "</script>"})) == {"a": "</script>"}

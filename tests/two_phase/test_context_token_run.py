@@ -1,0 +1,312 @@
+"""Runs of the context/token model in its two phases, from the command's configuration to its results."""
+
+import copy
+import functools
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+
+import newllm
+from newllm import evaluate, generate
+from newllm.config import effective, signature
+from newllm.errors import ConfigError
+from newllm.pack.compatibility import unpackable
+from newllm.run.execute import run
+from newllm.run.prepare import prepare
+from newllm.store.run_directory import RunDirectory
+from newllm.sweep.check import build_all, parts
+from newllm.training.loop import Loop
+from newllm.training.step import Step
+from newllm.two_phase.embeddings import Corpus
+from newllm.two_phase.fixed_point import FixedPoint
+from newllm.two_phase.lines import Lines
+from newllm.two_phase.making import Making
+from newllm.two_phase.stored_contexts import FromContexts
+from tests.support.training_runs import repeatable, state
+
+SMALL = [
+    "model=context_token_tiny", "model.layers=2", "model.context_dim=16", "model.embed_dim=12",
+    "model.num_input_tokens=2", "embeddings=none", "samples=60", "seq_len=32", "data.vocab_size=512", "batch_size=8",
+    "epochs=2", "lr=5e-2", "precision=fp32", "trainer.shuffle=false", "trainer.log_every=1", "runtime.threads=1",
+    "phase1.batch_tokens=600", "phase1.lr=0.01", "phase1.threshold=0.5", "phase1.stop=0.5", "phase1.iterations=12",
+    "phase1.noise=0.01", "eval=[loss,accuracy,effective_rank,trigram,position]",
+]  # fmt: skip
+
+
+CORPUS = {"_target_": "newllm.two_phase.embeddings.Corpus"}
+
+
+@functools.cache
+def composed() -> DictConfig:
+    return newllm.compose(SMALL)
+
+
+def small(directory: Path, **changes: Any) -> DictConfig:
+    """The small run, its first phase kept beside it and not in the cache of all tests. changes: dots are two bars."""
+    cfg = copy.deepcopy(composed())
+    changes = {
+        "phase1__folder": str(directory.parent / f"{directory.name}-phase1"),
+        **changes,
+        "run_dir": str(directory),
+    }
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, merge=False, force_add=True)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The small run, done without interruption."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    assert run(small(directory)) == 0
+    return RunDirectory(directory)
+
+
+def test_lines_and_results_of_both_phases(whole: RunDirectory) -> None:
+    lines, results = whole.metrics(), whole.results()
+    phases = ["phase" in line for line in lines]
+    iterations = [line["iteration"] for line in lines if "phase" in line]
+    assert phases == sorted(phases, reverse=True)  # the first phase's lines come first
+    assert iterations == list(range(2, int(results["phase1/iterations"]) + 1))
+    assert results["phase1/reached"] == 1
+    loaded = newllm.load_run(whole.path)
+    halves = {name: loaded.model.get_submodule(name) for name in ("context_block", "embed")}
+    sizes = {name: sum(p.numel() for p in half.parameters()) for name, half in halves.items()}
+    assert results["params/context_block"] == sizes["context_block"]
+    assert results["params/total"] == results["params/trainable"] + sum(sizes.values())
+    assert results["params/token_block"] + 2 * 12 == results["params/trainable"]  # the norm of the embeddings
+    assert results["data/train_rows"] == math.ceil(results["data/train_tokens"] / 32)
+    assert results["train/steps"] == 2 * math.ceil(results["data/train_rows"] / 8)
+    found = {"val/accuracy", "context/rank_share@val", "context/parallel_cosine", "val/ppl_by_position/0-16"}
+    assert found <= {*results}
+    assert (whole.tables / "phase1.csv").exists()
+    log = whole.log_file.read_text()
+    assert f"context_block {sizes['context_block']:,}, token_block" in log
+    assert log.index("Phase 1 ---") < log.index("Phase 2 ---") < log.index("epoch   train ppl")
+
+
+def test_what_is_frozen_has_not_moved_and_what_is_trained_has(whole: RunDirectory) -> None:
+    trained = load_file(whole.last_checkpoint)
+    best = load_file(whole.best_checkpoint)
+    fresh = dict(newllm.build_model(small(whole.path), 512).named_parameters())
+    assert best.keys() == {f"model.{name}" for name in fresh}  # the model's own names
+    first = load_file(whole.path.parent / "run-phase1" / "state.safetensors")
+    for name, weight in fresh.items():
+        now = trained[f"model.{name}"]
+        if name.startswith("context_block."):
+            assert torch.equal(now, first[f"weights.{name.removeprefix('context_block.')}"])
+            assert not torch.equal(now, weight)  # which the first phase has trained
+        else:
+            assert torch.equal(now, weight) == (not name.startswith("token_block.")), name
+
+
+def test_the_whole_model_by_true_recurrence_has_the_perplexity_of_the_results(whole: RunDirectory) -> None:
+    loaded = newllm.load_run(whole.path)
+    text = torch.from_numpy(prepare(small(whole.path)).data.stream("val").astype(np.int64))
+    with torch.no_grad():
+        logits = loaded.model(text[None, :-1], cache=loaded.model.new_cache(capacity=len(text)))[0]
+    loss = torch.nn.functional.cross_entropy(logits, text[1:]).item()
+    assert loaded.results["data/val_tokens"] == len(text) - 1
+    assert math.exp(loss) == pytest.approx(loaded.results["val/ppl"], rel=1e-5)
+    hits = (logits.argmax(-1) == text[1:]).float().mean().item()
+    assert loaded.results["val/accuracy"] == pytest.approx(hits, abs=1e-6)
+
+
+def test_evaluated_again_without_stored_contexts_to_the_last_bit(
+    whole: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FixedPoint, "run", None)
+    assert evaluate.main([str(whole.path)]) == 0
+    assert "all equal" in capsys.readouterr().out
+    assert generate.main([str(whole.path), "def ", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("def ")
+
+
+def _kill_at(owner: Any, name: str, call: int, after: bool = False) -> Callable[[pytest.MonkeyPatch], None]:
+    """A patch that kills the process in the call number `call`, from 1, of a method: before or after its work."""
+    real, calls = getattr(owner, name), []
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        if len(calls) == call and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return lambda patch: patch.setattr(owner, name, dying)
+
+
+def test_killed_at_every_boundary_and_inside_every_stage_and_resumed_equals_uninterrupted(
+    tmp_path: Path, whole: RunDirectory
+) -> None:
+    directory = tmp_path / "run"
+    places = [
+        (Lines, "add", 2, False),  # the second iteration is saved and its line is not yet written
+        (Lines, "add", 5, True),  # of those that stand there, and one more
+        (Making, "_metrics", 1, False),  # the contexts are stored, the phase is not done
+        (Making, "_make", 1, True),  # it is done, and nothing has been taken from it
+        (FromContexts, "__init__", 1, False),  # between the phases
+        (Step, "__call__", 3, False),
+        (Loop, "_validate", 1, True),  # the first epoch is saved
+        (sys.modules["newllm.run.execute"], "evaluate", 1, False),
+    ]
+    for place in places:
+        child = os.fork()
+        if not child:
+            with pytest.MonkeyPatch.context() as patch:
+                _kill_at(*place)(patch)
+                run(small(directory))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, place
+        assert state(directory)["state"] == "running"
+    assert run(small(directory)) == 0
+    assert repeatable(directory) == repeatable(whole.path)
+    for name in ("phase1", "effective_rank", "position"):
+        kept = [[line.split(",")[:4] for line in (one.tables / f"{name}.csv").read_text().splitlines()]
+                for one in (whole, RunDirectory(directory))]  # fmt: skip
+        assert kept[0] == kept[1]
+    assert "goes on after step" in (directory / "train.log").read_text()
+
+
+def test_a_signal_in_the_first_phase_leaves_it_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Lines.add
+
+    def signalling(self: Lines, line: dict[str, Any]) -> None:
+        real(self, line)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lines, "add", signalling)
+        assert run(small(tmp_path / "run")) == 128 + signal.SIGTERM
+    status = state(tmp_path / "run")
+    assert status["state"] == "interrupted"
+    assert (status["progress"]["phase"], status["progress"]["steps"]) == ("fixed_point", 12)
+    assert status["stage_seconds"] > 0
+
+
+def test_embeddings_are_filled_in_once_and_kept_by_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def matrix(self: Corpus, *args: Any) -> torch.Tensor:
+        made.append(torch.randn(512, 12, generator=torch.Generator().manual_seed(7)))
+        return made[-1]
+
+    def stopping(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Corpus, "matrix", matrix)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["newllm.run.execute"], "evaluate", stopping)
+        assert run(small(tmp_path / "run", embeddings=CORPUS)) == 128 + signal.SIGTERM
+    assert run(small(tmp_path / "run", embeddings=CORPUS)) == 0
+    assert len(made) == 1
+    assert torch.equal(newllm.load_run(tmp_path / "run").model.embed.weight, made[0])
+
+
+def test_without_convergence_the_run_waits_to_be_told_to_go_on(tmp_path: Path) -> None:
+    strict = {"phase1__iterations": 3, "phase1__least": 2, "phase1__threshold": 1e-9, "trainer__epochs": 1}
+    with pytest.raises(ConfigError, match=r"phase1\.require_convergence=false"):
+        run(small(tmp_path / "run", **strict))
+    assert state(tmp_path / "run")["state"] == "failed"
+    assert run(small(tmp_path / "run", **strict, phase1__require_convergence=False)) == 0  # it is the same run
+    assert "Phase 1 has been done before" in (tmp_path / "run" / "train.log").read_text()
+    assert RunDirectory(tmp_path / "run").results()["phase1/reached"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"phase1": {}, "objective": {}}, r"needs a first phase, .* type phase1=published"),
+        ({"phase1": {}}, r"phase1=none has none; type objective=none"),
+        ({"objective": {}}, r"needs an objective to train on; type objective=mcdl"),
+        ({"facts": {"_target_": "newllm.data.facts.ReversalFacts"}}, r"as one stream, and facts .* type facts=none"),
+        ({"data__passkey": 0.5}, r"leave data\.passkey out"),
+        ({"data__split": "chunks"}, r"type data\.split=contiguous or data\.split=document"),
+        ({"trainer__devices": 2}, r"phase1=published works in one process, and trainer\.devices=2"),
+        ({"runtime__compile": True}, r"leave runtime\.compile=true out"),
+    ],
+)
+def test_what_such_a_run_cannot_have_is_refused_in_a_sentence(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    cfg = small(tmp_path / "run", **changes)
+    if "phase1" in changes:
+        cfg.phase1 = {}
+    with pytest.raises(ConfigError, match=sentence):
+        run(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_other_models_have_no_use_for_is_refused(tmp_path: Path) -> None:
+    other = newllm.compose(["samples=60", "seq_len=32", "data.vocab_size=512", "facts=none", "eval=[loss]"])
+    other.run_dir = str(tmp_path / "run")
+    for changed, sentence in (
+        ({"objective": composed().objective}, r"type objective=none, or name a first phase"),
+        ({"objective": composed().objective, "phase1": composed().phase1}, r"needs a model with a recurrence"),
+        (
+            {"eval": {"effective_rank": {"_target_": "newllm.two_phase.context_rank.EffectiveRank"}}},
+            "this model has none",
+        ),
+    ):
+        cfg = copy.deepcopy(other)
+        for group, node in changed.items():
+            OmegaConf.update(cfg, group, node, merge=False, force_add=True)
+        with pytest.raises(ConfigError, match=sentence):
+            run(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["model=context_token", "pos_encoding=rope"],
+            r"^model=context_token has no pos_encoding; leave pos_encoding=rope",
+        ),
+        (["model=context_token", "attention=mha"], r"^model=context_token has no attention; leave attention=mha out"),
+        (["pos_encoding=none"], r"^pos_encoding=none: model=tiny needs one; type pos_encoding=nope"),
+        (["attention=none"], r"^attention=none: model=tiny needs one; type attention=mha"),
+    ],
+)
+def test_attention_and_encoding_go_with_models_that_take_them(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        newllm.compose(overrides)
+
+
+def test_reading_stored_contexts_is_the_model_itself_and_trains_its_reading_half_alone(whole: RunDirectory) -> None:
+    p = prepare(small(whole.path))
+    subject = p.subject()
+    subject.contexts()
+    assert subject.stored is not None
+    streams = {"train": p.data.stream("train"), "val": p.data.stream("val")}
+    view = FromContexts(p.model, subject.stored, streams, p.device)  # type: ignore[arg-type]
+    inputs = view.rows("val").batch(np.arange(3))[0]
+    text = torch.from_numpy(streams["val"][: 3 * 32].astype(np.int64))
+    hidden = view.hidden(inputs)
+    torch.testing.assert_close(hidden.flatten(0, 1), p.model.hidden(text[None])[0], atol=1e-5, rtol=1e-5)
+    hidden.square().sum().backward()
+    assert {name.split(".")[0] for name, q in p.model.named_parameters() if q.grad is not None} == {"token_block"}
+
+
+def test_planned_with_others_and_named_by_what_matters(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [{}, {"trainer__seed": 43}, {"phase1__folder": "elsewhere"}, {"phase1__lr": -1.0}]
+    configs = [effective(small(tmp_path / "run", **one)) for one in changes]
+    build_all(parts(configs[:3]))
+    assert signature(configs[0]) == signature(configs[2]) != signature(configs[1])
+    assert "first phase trains alone" in str(unpackable(configs[:2]))
+    with pytest.raises(ConfigError, match=r"phase1\.lr must be above 0"):
+        build_all(parts(configs[3:]))

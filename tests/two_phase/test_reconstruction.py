@@ -1,0 +1,201 @@
+"""The old V-DProj's first phase: what it minimises, what it moves, and how it goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+import newllm
+from newllm.errors import ConfigError
+from newllm.evaluation.reconstruction import Reconstruction as Evaluator
+from newllm.run.execute import run
+from newllm.run.prepare import prepare
+from newllm.two_phase import Outcome, Work, reconstruction
+from tests.support.phases import lines, phase_and_work, small_cfg, timeless
+
+TINY = (
+    "model=tiny", "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=48", "batch_size=8",
+    "attention=vdproj", "attention.reconstruction_weight=0", "phase1=reconstruction", "phase1.lr=1e-2",
+    "phase1.epochs=3", "precision=fp32",
+)  # fmt: skip
+
+
+class Stop(BaseException):
+    """Stands for whatever ends a process."""
+
+
+def done(work: Work, phase: Any) -> tuple[Outcome, dict[str, torch.Tensor]]:
+    outcome = phase.run(work)
+    return outcome, {name: p.detach().clone() for name, p in work.model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Work, Outcome, dict[str, torch.Tensor]]:
+    phase, work = phase_and_work(small_cfg(model=TINY), tmp_path_factory.mktemp("once"))
+    return work, *done(work, phase)
+
+
+def plain_error(model: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """Mean over layers of MSE(restored, value), by hooks."""
+    seen: list[torch.Tensor] = []
+    hooks = [
+        b.attention.compress.register_forward_hook(lambda _, given, out: seen.append(given[0])) for b in model.blocks
+    ]
+    hooks += [b.attention.restore.register_forward_hook(lambda _, given, out: seen.append(out)) for b in model.blocks]
+    model(inputs)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack([F.mse_loss(seen[i + 1], seen[i]) for i in range(0, len(seen), 2)]).mean()
+
+
+def test_only_the_pairs_move_towards_the_values_and_are_frozen_then(once: Any) -> None:
+    work, outcome, weights = once
+    fresh = newllm.build_model(work.cfg, work.data.tokenizer.vocab_size)
+    for name, before in fresh.named_parameters():
+        inside = "compress" in name or "restore" in name
+        assert torch.equal(before, weights[name]) != inside
+        assert work.model.get_parameter(name).requires_grad != inside
+    errors = [line["phase1/val_loss"] for line in lines(work)]
+    assert len(errors) == 3
+    val = work.data.val.batch(np.arange(len(work.data.val)))[0]
+    with torch.no_grad():
+        assert errors[-1] < 0.7 * plain_error(fresh, val).item()
+        assert errors[-1] == pytest.approx(plain_error(work.model, val).item(), rel=1e-5)
+    assert outcome.metrics["phase1/val_loss"] == min(errors)
+    assert [row["val_loss"] for row in outcome.tables["phase1"]] == errors
+
+
+def test_the_first_step_is_that_of_adamw_on_the_plain_error(tmp_path: Path) -> None:
+    """A batch of all rows, cut in pieces."""
+    cfg = small_cfg("batch_size=64", "trainer.accumulate=3", "phase1.epochs=1", model=TINY)
+    phase, work = phase_and_work(cfg, tmp_path)
+    model = newllm.build_model(cfg, work.data.tokenizer.vocab_size)
+    phase.run(work)
+    pairs = [p for name, p in model.named_parameters() if "compress" in name or "restore" in name]
+    error = plain_error(model, work.data.train.batch(np.arange(len(work.data.train)))[0])
+    gradients = torch.autograd.grad(error, pairs)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    with torch.no_grad():
+        for pair, gradient in zip(pairs, gradients, strict=True):
+            clipped = gradient / norm.clamp(min=1.0)
+            pair -= 1e-2 * (0.01 * pair + clipped / (clipped.abs() + 1e-8))  # AdamW's first step
+    assert lines(work)[0]["phase1/loss"] == pytest.approx(error.item(), rel=1e-5)
+    for name, parameter in work.model.named_parameters():
+        torch.testing.assert_close(parameter, model.get_parameter(name), atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("cut", "call"), [("save_training", 2), ("save_training", 5), ("save_weights", 2), ("reconstruction_error", 9)]
+)
+def test_what_breaks_off_goes_on_to_the_same_bits(
+    once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str, call: int
+) -> None:
+    """Checkpoints after every step; the end comes before one is written, before the best weights are, in a step."""
+    calls, real = [], getattr(reconstruction, cut)
+
+    def breaking(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise Stop
+        return real(*args, **options)
+
+    for attempt in range(2):
+        phase, work = phase_and_work(small_cfg(model=TINY), tmp_path)
+        work.runtime.checkpoint_steps = 1
+        if attempt == 0:
+            monkeypatch.setattr(reconstruction, cut, breaking)
+            with pytest.raises(Stop):
+                phase.run(work)
+            monkeypatch.undo()
+        else:
+            outcome, weights = done(work, phase)
+    first_work, first_outcome, first_weights = once
+    assert lines(work) == lines(first_work)
+    assert timeless(outcome.metrics) == timeless(first_outcome.metrics)
+    for name, weight in first_weights.items():
+        assert torch.equal(weights[name], weight)
+
+
+def test_a_phase_that_is_done_is_taken_as_it_is(once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, outcome, weights = once
+    before = work.directory.metrics_file.read_bytes()
+    phase, again = phase_and_work(small_cfg(model=TINY), tmp_path, run=work.directory.path)
+    monkeypatch.setattr(reconstruction, "layer_errors", None)  # nothing is computed
+    same, found = done(again, phase)
+    assert same == outcome
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+    assert work.directory.metrics_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_it_ends_when_validation_gets_worse_and_keeps_the_epoch_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+) -> None:
+    errors = iter([3.0, 2.0, 2.5, 1.0])
+    monkeypatch.setattr(reconstruction._Training, "_validation_error", lambda self: next(errors))
+    phase, work = phase_and_work(small_cfg(f"phase1.keep={keep}", "phase1.epochs=4", model=TINY), tmp_path)
+    outcome = phase.run(work)
+    assert outcome.metrics["phase1/epochs"] == 3
+    assert outcome.metrics["phase1/val_loss"] == {"best": 2.0, "last": 2.5}[keep]
+    checkpoints = work.directory.last_checkpoint.parent
+    stored = {name: load_file(checkpoints / f"{name}.safetensors") for name in ("phase1", "phase1_best")}
+    ours = work.model.blocks[0].attention.compress.weight
+    equal = {name: torch.equal(tensors["model.0.0.weight"], ours) for name, tensors in stored.items()}
+    assert equal == {"phase1": keep == "last", "phase1_best": keep == "best"}
+
+
+def test_the_second_phase_leaves_the_pairs_alone(tmp_path: Path) -> None:
+    cfg = small_cfg(
+        f"hydra.run.dir={tmp_path}",
+        "epochs=1",
+        "eval=[loss,kv_cache,reconstruction]",
+        "trainer.eval_weights=last",
+        model=TINY,
+    )
+    assert run(cfg) == 0
+    trained = load_file(tmp_path / "checkpoints" / "last.safetensors")
+    pairs = load_file(tmp_path / "checkpoints" / "phase1_best.safetensors")
+    for layer in range(2):
+        for number, name in enumerate(("compress", "restore")):
+            kept = trained[f"model.blocks.{layer}.attention.{name}.weight"]
+            assert torch.equal(kept, pairs[f"model.{layer}.{number}.weight"])
+    first = newllm.build_model(cfg, 512)
+    assert not torch.equal(trained["model.blocks.0.attention.qkv.weight"], first.blocks[0].attention.qkv.weight)
+    results = newllm.load_run(tmp_path).results
+    assert results["params/total"] - results["params/trainable"] == sum(
+        p.numel() for p in pairs.values() if p.dim() == 2
+    )
+    with torch.no_grad():  # the evaluator's figures, by hooks
+        model = newllm.load_run(tmp_path).model
+        inputs = prepare(cfg).data.val.batch(np.arange(len(prepare(cfg).data.val)))[0]
+        assert results["reconstruction/mse"] == pytest.approx(plain_error(model, inputs).item(), rel=1e-4)
+    assert 0 < results["reconstruction/relative_error"] < 1
+    assert results["kv_cache/reduction"] == 0.1875  # 32 + 20 numbers of 64
+    assert results["kv_cache/max_logit_error"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["attention=mha", "phase1=reconstruction"],
+            r"attention \(mha\) has not; type attention=vdproj, or phase1=none",
+        ),
+        (["attention=vdproj", "phase1=reconstruction", "phase1.epochs=0"], "phase1.epochs must be at least 1"),
+        (["attention=vdproj", "phase1=reconstruction", "phase1.lr=0"], "phase1.lr must be above 0"),
+        (["attention=mha", "eval=[loss,reconstruction]"], "type attention=vdproj, or leave reconstruction out"),
+    ],
+)
+def test_what_has_no_values_to_restore_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        prepare(small_cfg(f"hydra.run.dir={tmp_path}/run", *overrides, model=()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_evaluator_wants_rows() -> None:
+    with pytest.raises(ConfigError, match="batches and batch_size of at least 1"):
+        Evaluator(batches=0)
