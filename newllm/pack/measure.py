@@ -14,10 +14,11 @@ from newllm.model import build_model
 from newllm.pack.compatibility import require_alike
 from newllm.pack.encoding import Rows
 from newllm.pack.stacked_model import twin
-from newllm.pack.step import PackedStep
-from newllm.run.prepare import Prepared, prepare
+from newllm.pack.step import PackedStep, StepRequest
+from newllm.run.prepare import prepare
 from newllm.store.run_directory import RunDirectory
-from newllm.training.step import Step, Wanted, cut
+from newllm.training.context import Run
+from newllm.training.step import Step, cut
 
 ROUNDS = 5
 _SECONDS = 0.2  # at least so long a turn, so that the clock is no matter
@@ -51,7 +52,7 @@ def measure(runs: Sequence[Path], sizes: Sequence[int]) -> list[float]:
     return [size / statistics.median(seconds[size]) for size in sizes]
 
 
-def stepper(configs: Sequence[DictConfig], p: Prepared) -> Callable[[], None]:
+def stepper(configs: Sequence[DictConfig], p: Run) -> Callable[[], None]:
     """A function that makes one packed step of runs of these configurations, afresh, on the data of `p`.
 
     It returns when the device has done it.
@@ -68,8 +69,10 @@ def stepper(configs: Sequence[DictConfig], p: Prepared) -> Callable[[], None]:
     def make() -> None:
         start = next(places) % (len(p.data.train) - size + 1)
         cuts = [cut(p.data.train, order[start : start + size], p.trainer.accumulate) for order in orders]
-        wanted = [Wanted(step, pieces, optim.lr) for step, pieces, optim in zip(steps, cuts, optims, strict=True)]
-        packed(wanted)[-1][0].item()
+        requests = [
+            StepRequest(step, pieces, optim.lr) for step, pieces, optim in zip(steps, cuts, optims, strict=True)
+        ]
+        packed(requests)[-1][0].item()
 
     return make
 

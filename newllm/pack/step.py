@@ -1,6 +1,7 @@
 """One step of several runs: forward and backward passes together, clipping and AdamW each by itself."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,14 +10,26 @@ from newllm.errors import ConfigError
 from newllm.pack.encoding import Rows
 from newllm.pack.stacked_model import twin
 from newllm.training.precision import autocast
-from newllm.training.step import Numbers, Step, Wanted, count_scored
+from newllm.training.step import Numbers, Piece, Step, count_scored
 
 # Largest difference of a packed loss from the run's own that counts as rounding, in nats.
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 
 
+@dataclass(frozen=True)
+class StepRequest:
+    """A step that a training loop asks for."""
+
+    step: Step
+    pieces: list[Piece]
+    rate: float
+
+    def alone(self) -> Numbers:
+        return self.step(self.pieces, self.rate)
+
+
 class PackedStep:
-    """``packed(wanted)`` makes the steps that several training loops want; returns the numbers of each.
+    """``packed(requests)`` makes the steps that several training loops ask for; returns the numbers of each.
 
     The runs may change from call to call. Steps on batches of different shapes are made one by one.
     """
@@ -25,20 +38,20 @@ class PackedStep:
         self._steps: list[Step] = []
         self._rows = Rows()
 
-    def __call__(self, wanted: Sequence[Wanted]) -> list[Numbers]:
-        if len(wanted) == 1 or len({_shapes(one) for one in wanted}) > 1:
-            return [one.alone() for one in wanted]
-        steps = [one.step for one in wanted]
+    def __call__(self, requests: Sequence[StepRequest]) -> list[Numbers]:
+        if len(requests) == 1 or len({_shapes(one) for one in requests}) > 1:
+            return [one.alone() for one in requests]
+        steps = [one.step for one in requests]
         if self._steps != steps:
-            self._take(steps, [one.pieces[0] for one in wanted])
+            self._take(steps, [one.pieces[0] for one in requests])
         device = steps[0].device
-        scored = [count_scored(one.pieces) for one in wanted]
-        losses = torch.zeros(len(wanted), device=device)
-        for pieces in zip(*(one.pieces for one in wanted), strict=True):
+        scored = [count_scored(one.pieces) for one in requests]
+        losses = torch.zeros(len(requests), device=device)
+        for pieces in zip(*(one.pieces for one in requests), strict=True):
             parts = self._losses(pieces, scored)
             torch.autograd.backward(parts)
             losses += torch.stack(parts).detach()
-        norms = [one.step.update(one.rate) for one in wanted]
+        norms = [one.step.update(one.rate) for one in requests]
         return list(zip(losses.unbind(), norms, scored, strict=True))
 
     def _take(self, steps: list[Step], pieces: list[tuple[Tensor, Tensor]]) -> None:
@@ -71,5 +84,5 @@ class PackedStep:
             return [step.batch_loss.of(states, wanted, number, more) for step, states, wanted, number, more in parts]
 
 
-def _shapes(wanted: Wanted) -> tuple[torch.Size, ...]:
-    return tuple(inputs.shape for inputs, _ in wanted.pieces)
+def _shapes(request: StepRequest) -> tuple[torch.Size, ...]:
+    return tuple(inputs.shape for inputs, _ in request.pieces)

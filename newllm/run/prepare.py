@@ -1,7 +1,6 @@
 """The parts of a run: made from its configuration, all of them checked, before anything is written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,51 +9,23 @@ from omegaconf import DictConfig
 
 from newllm.build import build
 from newllm.config import run_directory
-from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
 from newllm.errors import ConfigError
 from newllm.evaluation import Subject, diagnose
 from newllm.model import LanguageModel, build_model
 from newllm.run.stages import Stages, stages
 from newllm.runtime import Runtime
+from newllm.store.run_directory import RunDirectory
+from newllm.training.context import Run
 from newllm.training.distributed import device_of
 from newllm.training.optimizer import AdamW
-from newllm.training.precision import Precision, autocast, resolve
+from newllm.training.precision import autocast, resolve
 from newllm.training.trainer import Trainer
 from newllm.two_phase.context_token import ContextToken
 from newllm.two_phase.stream import as_streams
 
 if TYPE_CHECKING:
     from newllm.two_phase.contexts import Contexts
-
-
-@dataclass
-class Prepared:
-    """A run's parts: all of them checked, nothing of them written."""
-
-    cfg: DictConfig
-    runtime: Runtime
-    trainer: Trainer
-    optim: AdamW
-    device: torch.device
-    precision: Precision
-    data: Dataset
-    model: LanguageModel
-    stages: Stages
-
-    @property
-    def counts(self) -> dict[str, float]:
-        """Metrics that are known without training: sizes of the model and of the data."""
-        return {**parameters(self.model), **self.data.counts}
-
-    def subject(self, contexts: "Contexts | None" = None) -> Subject:
-        """The model and its data, as evaluators see them. contexts: what a first phase has stored of them."""
-        compute = partial(autocast, self.device, self.precision)
-        return Subject(self.model, self.data, self.device, compute, self.trainer.batch_size, self.cfg, contexts)
-
-    def judge(self, ppl: float) -> str:
-        """The verdict on a perplexity, by the table of eval.loss and this tokenizer's bytes per token."""
-        return judge(self.cfg.eval, self.data.counts["data/bytes_per_token"], ppl)
 
 
 def parameters(model: LanguageModel) -> dict[str, float]:
@@ -69,9 +40,7 @@ def parameters(model: LanguageModel) -> dict[str, float]:
     return counts
 
 
-def prepare(
-    cfg: DictConfig, *, rank: int = 0, threads: int | None = None, trained_length: int | None = None
-) -> Prepared:
+def prepare(cfg: DictConfig, *, rank: int = 0, threads: int | None = None, trained_length: int | None = None) -> Run:
     """Model and data of a configuration. Everything that can be wrong without reading text is checked before it.
 
     rank: which of the processes of trainer.devices this is. threads: what runtime.threads=auto comes to.
@@ -112,7 +81,20 @@ def prepare(
     data.notes += notes
     if trainer.precision not in ("auto", precision):
         data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
-    return Prepared(cfg, runtime, trainer, optim, device, precision, data, model, before)
+    verdict = partial(judge, cfg.eval, data.counts["data/bytes_per_token"])
+    directory = RunDirectory(run_directory(cfg))
+    return Run(cfg, directory, runtime, trainer, optim, device, precision, data, model, verdict, before)
+
+
+def subject(run: Run, contexts: "Contexts | None" = None) -> Subject:
+    """The model and its data, as evaluators see them. contexts: what a first phase has stored of them."""
+    compute = partial(autocast, run.device, run.precision)
+    return Subject(run.model, run.data, run.device, compute, run.trainer.batch_size, run.cfg, contexts)
+
+
+def counts(run: Run) -> dict[str, float]:
+    """Metrics that are known without training: sizes of the model and of the data."""
+    return {**parameters(run.model), **run.data.counts}
 
 
 def _refuse_rows(cfg: DictConfig, phase: bool) -> None:

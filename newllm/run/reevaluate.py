@@ -18,11 +18,12 @@ from newllm.evaluation.subject import evaluate
 from newllm.model import build_model
 from newllm.run import stored_results as evaluated
 from newllm.run.finished import environment, finished_run, stored
-from newllm.run.prepare import Prepared, prepare
+from newllm.run.prepare import counts, prepare, subject
 from newllm.run.stored_results import Compared, Found
-from newllm.store.environment import before, describe
+from newllm.store.environment import describe, settled
 from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_weights, weight_shapes
+from newllm.training.context import Run
 from newllm.training.signals import Signals
 
 
@@ -83,7 +84,7 @@ class Again:
     def _undisturbed(self) -> AbstractContextManager[None]:
         return self.signals.deferred() if self.signals else nullcontext()
 
-    def _prepared(self) -> Prepared:
+    def _prepared(self) -> Run:
         """Model with the run's weights, and data."""
         trained, cfg = OmegaConf.create(self.asked.trained), OmegaConf.create(self.asked.config)
         length = trained.data.seq_len
@@ -92,7 +93,7 @@ class Again:
         other_data = any(key.startswith("data.") for key in self.asked.changes)
         if other_data and cfg.data.tokenizer == "auto":
             cfg.data.tokenizer = str(self.run.tokenizer)
-        began = before(self.run.environment_file)
+        began = settled(self.run.environment_file)
         if began and cfg.runtime.threads == "auto":
             cfg.runtime.threads = began.threads
         if began and cfg.trainer.precision == "auto":
@@ -115,12 +116,12 @@ class Again:
             )
         return p
 
-    def _found(self, console: Console, p: Prepared, started: str) -> Found:
+    def _found(self, console: Console, p: Run, started: str) -> Found:
         """The evaluators' numbers, and those of model and data where these are not the run's own."""
-        metrics = p.counts if self.asked.said else {}
+        metrics = counts(p) if self.asked.said else {}
         tables: dict[str, Any] = {}
         p.model.position.adapt(p.cfg.data.seq_len)
-        for findings in evaluate(p.cfg.eval, p.subject()):
+        for findings in evaluate(p.cfg.eval, subject(p)):
             console.section(findings.title, findings.body)
             metrics |= findings.metrics
             tables |= findings.tables
@@ -129,7 +130,7 @@ class Again:
             self.asked.config["eval"], metrics, tables, list(self.asked.config["overrides"]), started, _environment(p)
         )
 
-    def _header(self, console: Console, p: Prepared) -> None:
+    def _header(self, console: Console, p: Run) -> None:
         cfg, threads = p.cfg, p.runtime.threads
         console.title("newllm evaluate")
         console.settings(
@@ -185,7 +186,7 @@ def _refuse_other_weights(trained: DictConfig, cfg: DictConfig, tokens: int, seq
         )
 
 
-def _environment(p: Prepared) -> dict[str, Any]:
+def _environment(p: Run) -> dict[str, Any]:
     """What a line of evaluations.jsonl says of code and machine."""
     all_of_it = describe(device=str(p.device), threads=p.runtime.threads, precision=p.precision)
     kept = {name: all_of_it[name] for name in ("git", "device", "threads", "precision", "cpu", "host")}

@@ -39,7 +39,7 @@ def describe(*, device: str, threads: int, precision: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Before:
+class Settled:
     """What a run's latest attempt has settled, since it moves the last bits of numbers."""
 
     threads: int
@@ -47,13 +47,13 @@ class Before:
     precision: Literal["fp32", "bf16"]
 
 
-def before(file: Path) -> Before | None:
+def settled(file: Path) -> Settled | None:
     """Of an environment.json, None where there is none. ConfigError if it does not say."""
     if not file.exists():
         return None
     try:
         noted = json.loads(file.read_text(encoding="utf-8"))
-        return Before(int(noted["threads"]), bool(noted["compiled"]), noted["precision"])
+        return Settled(int(noted["threads"]), bool(noted["compiled"]), noted["precision"])
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{file} does not say with how many threads and in which precision this run began, or whether compiled "

@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from newllm.errors import ConfigError, NewllmError
@@ -47,8 +46,7 @@ def work_packed(paths: Sequence[str | os.PathLike[str]]) -> int:
     if len(directories) < 2:
         return work(paths[0] if not directories else directories[0].path)
     from newllm.pack.compatibility import require_alike
-    from newllm.pack.together import together
-    from newllm.run.execute import steps
+    from newllm.pack.runs import run_packed
 
     try:
         configs = [_frozen(directory) for directory in directories]
@@ -59,8 +57,7 @@ def work_packed(paths: Sequence[str | os.PathLike[str]]) -> int:
         return error.exit_status
     for directory in directories:  # of an earlier attempt
         asked_to_end(directory)
-    runs = [partial(steps, config, beside=len(directories) - 1) for config in configs]
-    ends = together(runs, lambda number: asked_to_end(directories[number]))
+    ends = run_packed(configs, lambda number: asked_to_end(directories[number]))
     for directory in directories:  # too late for it
         asked_to_end(directory)
     statuses = [

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.console import Console, number
-from newllm.data import Dataset
-from newllm.training.trainer import Trainer
+from newllm.training.context import Run
 
 EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}   {'time':>8}"
 
@@ -22,20 +20,10 @@ SUMMARY = [
 ]  # fmt: skip
 
 
-def header(
-    console: Console,
-    cfg: DictConfig,
-    *,
-    directory: str,
-    data: Dataset,
-    trainer: Trainer,
-    device: torch.device,
-    precision: str,
-    threads: int,
-    parameters: Mapping[str, float],
-    steps: int,
-) -> None:
+def header(run: Run, parameters: Mapping[str, float]) -> None:
     """The settings that matter, the sizes of model (`params/…`) and data, and how many steps training has."""
+    cfg, data, trainer, console, threads = run.cfg, run.data, run.trainer, run.console, run.runtime.threads
+    steps = trainer.steps(len(data.train), data.train.seq_len)[1]
     counts = data.counts
     length = cfg.data.seq_len
     rows = f"{counts['data/train_rows']:,.0f} rows of {length} for training"
@@ -47,7 +35,7 @@ def header(
     tokens = f"{counts['data/train_tokens']:,.0f} scored in an epoch, {counts['data/val_tokens']:,.0f} in validation"
     budget = f"{trainer.epochs} epochs" if trainer.epochs else f"{trainer.tokens:,} tokens"
     choices = cfg.choices
-    machine = str(device) if trainer.devices == 1 else f"{trainer.devices} processes on {device.type}"
+    machine = str(run.device) if trainer.devices == 1 else f"{trainer.devices} processes on {run.device.type}"
     pairs = {
         "experiment": str(choices.get("experiment") or ""),
         "model": f"{choices.model}, {_parameters(parameters)}  {_options(cfg.model)}",
@@ -61,8 +49,8 @@ def header(
         "objective": _chosen(cfg, "objective"),
         "optim": f"{choices.optim}  {_options(cfg.optim)}",
         "training": f"{budget} in {steps:,} steps of {trainer.batch_size} rows, seed {trainer.seed}",
-        "machine": f"{machine}, {precision}, {threads} thread{'s' if threads != 1 else ''}",
-        "run directory": directory,
+        "machine": f"{machine}, {run.precision}, {threads} thread{'s' if threads != 1 else ''}",
+        "run directory": str(run.directory.path),
     }
     console.title("newllm")
     console.settings({name: value for name, value in pairs.items() if value})

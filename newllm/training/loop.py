@@ -1,8 +1,5 @@
 """The training loop: steps, validation, checkpoints, and the way back into a run that broke off.
 
-A loop is a generator: it yields each step that it wants made and is sent the step's numbers, so that several runs can
-make theirs together. `alone` makes them for a loop by itself.
-
 What makes a resumed run equal to an uninterrupted one, bit for bit: the order of the rows follows from (seed,
 epoch) alone; sums are kept as Python floats added in the order of the steps; metrics.jsonl is cut back to the
 length that the checkpoint knows. At an epoch's end the best weights are written first, then the epoch's line,
@@ -12,85 +9,47 @@ same.
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
 
-from newllm.console import Console
-from newllm.data import Dataset, Rows
+from newllm.config import signature
+from newllm.data import Rows
 from newllm.errors import RunError
-from newllm.model import LanguageModel
-from newllm.runtime import Runtime
-from newllm.store.run_directory import RunDirectory
 from newllm.training import display
 from newllm.training.checkpoint import load_training, save_training, save_weights
 from newllm.training.compilation import settle
+from newllm.training.context import Run
 from newllm.training.distributed import Team
-from newllm.training.loggers import Logger
 from newllm.training.loss import IGNORED, token_losses
 from newllm.training.memory import peak_bytes
-from newllm.training.optimizer import AdamW
-from newllm.training.pending import Pending
-from newllm.training.precision import Precision, autocast
-from newllm.training.progress import Progress
-from newllm.training.signals import Signals
-from newllm.training.step import Numbers, Step, Wanted, cut
-from newllm.training.trainer import Trainer
+from newllm.training.precision import autocast
+from newllm.training.progress import Pending, Progress
+from newllm.training.step import Piece, Step, cut
 
 STATUS_SECONDS = 2.0  # between two updates of status.json
 
-T = TypeVar("T")
-Steps = Generator[Wanted, Numbers, T]
 
-
-def alone(steps: Steps[T]) -> T:
-    """Make all the steps that `steps` wants, each by itself; returns what it returns."""
-    numbers: Numbers | None = None
-    error: BaseException | None = None
-    while True:
-        try:
-            wanted = steps.throw(error) if error is not None else steps.send(numbers)  # type: ignore[arg-type]
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        try:
-            numbers, error = wanted.alone(), None
-        except BaseException as failure:  # the run is to hear of it, and say so in its directory
-            error = failure
-
-
-@dataclass
 class Loop:
-    """One model's training. `train()` trains from the start or the last checkpoint to the end."""
+    """The training of a run's model. `train()` trains from the start or the last checkpoint to the end.
 
-    trainer: Trainer
-    optim: AdamW
-    model: LanguageModel
-    data: Dataset
-    device: torch.device
-    precision: Precision
-    directory: RunDirectory
-    runtime: Runtime
-    signals: Signals
-    console: Console
-    logger: Logger
-    judge: Callable[[float], str]  # the verdict on a perplexity
-    signature: str
-    team: Team | None = None  # the other processes that train this run
-    lines_before: int = 0  # bytes of metrics.jsonl that are a first phase's
-    progress: Progress = field(default_factory=Progress)
+    team: the other processes that train this run. lines_before: bytes of metrics.jsonl that an earlier stage has
+    written.
+    """
 
-    def __post_init__(self) -> None:
-        self.step = Step(self.model, self.optim, self.device, self.precision, self.runtime.fused)
-        self.about = {"data": self.data.fingerprint, "signature": self.signature, "precision": self.precision}
-        inputs, _ = self.data.train.batch(np.arange(1))
-        self.seq_len = inputs.shape[1]
-        self.epoch_steps, self.steps = self.trainer.steps(len(self.data.train), self.seq_len)
-        self._pending = Pending()
+    def __init__(self, run: Run, team: Team | None = None, lines_before: int = 0) -> None:
+        self.run, self.team, self.lines_before = run, team, lines_before
+        self.trainer, self.model, self.data, self.device = run.trainer, run.model, run.data, run.device
+        self.directory, self.console = run.directory, run.console
+        self.step = Step(run.model, run.optim, run.device, run.precision, run.runtime.fused)
+        self.about = {"data": run.data.fingerprint, "signature": signature(run.cfg), "precision": run.precision}
+        self.seq_len = run.data.train.batch(np.arange(1))[0].shape[1]
+        self.epoch_steps, self.steps = run.trainer.steps(len(run.data.train), self.seq_len)
+        self.progress = Progress()
         self.earlier_seconds = 0.0  # training time of earlier attempts
+        self._pending = Pending()
         self._began = self._saved = self._logged = self._epoch_began = time.monotonic()
         self._reported = -math.inf
         self._logged_at = 0
@@ -110,9 +69,9 @@ class Loop:
         """Let torch compile the model if that is wanted, or "auto" and worth it; returns whether it did."""
         batch = self.trainer.order(self.data, 0)[: self.trainer.batch_size]
         piece = cut(self.data.train, batch, self.trainer.accumulate)[0]
-        return settle(wanted, self.step, piece, self.steps - self.progress.step, self.runtime, self.console.line)
+        return settle(wanted, self.step, piece, self.steps - self.progress.step, self.run.runtime, self.console.line)
 
-    def train(self) -> Steps[None]:
+    def train(self) -> None:
         """Train to the end. Signals end it at a step's boundary, with a checkpoint: see Signals."""
         progress = self.progress
         if self.team is not None:
@@ -123,13 +82,13 @@ class Loop:
         self.console.line()
         self.console.line(display.EPOCH_HEADING, style="bold")
         for line in progress.history:
-            self.console.line(display.epoch_line(line, self.judge, seconds=None))
-        with self.signals.deferred(), self.console.progress(self.steps, progress.step) as self._bar:
+            self.console.line(display.epoch_line(line, self.run.judge, seconds=None))
+        with self.run.signals.deferred(), self.console.progress(self.steps, progress.step) as self._bar:
             while not progress.finished:
                 self.model.train()
                 for indices in self._batches():
                     self._stop_if_asked()
-                    yield from self._step(indices)
+                    self._step(indices)
                 self._validate()
 
     def _batches(self) -> Iterator[np.ndarray]:
@@ -140,35 +99,36 @@ class Loop:
         for step in range(progress.epoch_step, min(self.epoch_steps, self.steps - done_before)):
             yield order[step * size : (step + 1) * size]
 
-    def _step(self, indices: np.ndarray) -> Steps[None]:
+    def _step(self, indices: np.ndarray) -> None:
         progress = self.progress
         pieces = cut(self.data.train, indices, self.trainer.accumulate)
-        rate = self.optim.rate(progress.step, self.steps)
+        rate = self.run.optim.rate(progress.step, self.steps)
         if self.team is not None:
             self.team.train_on(indices, rate)
-        wanted = Wanted(self.step, pieces, rate)
         if progress.peak_bytes is None:
-            self._measured(wanted)
+            self._measured_step(pieces, rate)
+        elif self.run.packed is not None:
+            self._pending.append(self.run.packed(self.step, pieces, rate))
         else:
-            self._pending.append((yield wanted))
+            self._pending.append(self.step(pieces, rate))
 
         progress.stepped(len(indices) * self.seq_len)
         if progress.step % self.trainer.log_every == 0 or progress.step == self.steps:
             self._log(rate)
-        if self.runtime.checkpoint_due(progress.step, self._saved):
+        if self.run.runtime.checkpoint_due(progress.step, self._saved):
             self._save()
 
-    def _measured(self, wanted: Wanted) -> None:
-        """A step made here and now, since its memory is to be that of this run alone.
+    def _measured_step(self, pieces: list[Piece], rate: float) -> None:
+        """A step of this run alone, also in a pack, whose memory is measured.
 
         The first step also allocates the optimizer's state: the second is the one to measure, where there is one.
         """
         if self.progress.step < min(1, self.steps - 1):
-            self._pending.append(wanted.alone())
+            self._pending.append(self.step(pieces, rate))
             return
         with self.step.batch_loss.plain():  # what watches memory does not see into compiled code
             self.progress.peak_bytes = peak_bytes(
-                lambda: self._pending.append(wanted.alone()), self.step.tensors(), self.device
+                lambda: self._pending.append(self.step(pieces, rate)), self.step.tensors(), self.device
             )
 
     def _drain(self) -> float:
@@ -179,7 +139,7 @@ class Loop:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise RunError(
                     f"Training broke at step {step}: the loss is {loss:g} and the gradient's norm {norm:g}; a lower "
-                    f"rate (lr={self.optim.lr / 10:g}) or optim.clip=1.0 usually helps, in a run of its own"
+                    f"rate (lr={self.run.optim.lr / 10:g}) or optim.clip=1.0 usually helps, in a run of its own"
                 )
             self.progress.add(loss, scored)
         return norm
@@ -219,7 +179,7 @@ class Loop:
         line |= {"val/loss": loss, "val/ppl": perplexity(loss), "val/best": best}
         progress.next_epoch(line)
         now = time.monotonic()
-        self.console.line(display.epoch_line(line, self.judge, seconds=now - self._epoch_began))
+        self.console.line(display.epoch_line(line, self.run.judge, seconds=now - self._epoch_began))
         self._epoch_began = now
         self._record({**line, "train/tokens": progress.trained_tokens, "time/seconds": self._seconds()})
         stopped = progress.lost_patience(self.trainer.patience)
@@ -236,7 +196,7 @@ class Loop:
         for start in range(0, len(rows), self.trainer.batch_size):
             self._stop_if_asked()
             inputs, labels = rows.batch(np.arange(start, min(start + self.trainer.batch_size, len(rows))))
-            with autocast(self.device, self.precision):
+            with autocast(self.device, self.run.precision):
                 hidden = self.model.hidden(inputs.to(self.device))
                 losses = token_losses(hidden.flatten(0, 1), self.model.head_weight, labels.flatten().to(self.device))
             total += losses.sum(dtype=torch.float64 if self.device.type != "mps" else None).item()
@@ -246,9 +206,9 @@ class Loop:
     def _stop_if_asked(self) -> None:
         if self.team is not None:
             self.team.check()
-        if self.signals.received:
+        if self.run.signals.received:
             self._save()
-            self.signals.check()
+            self.run.signals.check()
 
     def _save(self) -> None:
         self._drain()
@@ -276,7 +236,7 @@ class Loop:
     def _record(self, values: dict[str, float]) -> None:
         step = self.progress.step
         self.directory.append_metrics({"step": step, **values})
-        self.logger.log(step, values)
+        self.run.logger.log(step, values)
 
     def _seconds(self) -> float:
         return self.progress.seconds + time.monotonic() - self._began

@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from newllm.training.step import Numbers
+
 
 @dataclass
 class Progress:
@@ -69,3 +73,27 @@ class Progress:
         """What `line` says of the epoch that has ended is kept; another one begins."""
         self.history.append(line)
         self.epoch_step, self.epoch_loss, self.epoch_tokens = 0, 0.0, 0
+
+
+class Pending:
+    """Keeps steps' numbers until somebody wants to know them."""
+
+    def __init__(self) -> None:
+        self._numbers: list[Numbers] = []
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def append(self, numbers: Numbers) -> None:
+        """Of the step after those that are here."""
+        self._numbers.append(numbers)
+
+    def fetch(self) -> list[tuple[float, float, int]]:
+        """Loss, gradient norm and scored tokens of all steps since the last time, in their order. Waits for them."""
+        if not self._numbers:
+            return []
+        losses = torch.stack([loss for loss, _, _ in self._numbers]).tolist()
+        norms = torch.stack([norm for _, norm, _ in self._numbers]).tolist()
+        scored = [count for _, _, count in self._numbers]
+        self._numbers.clear()
+        return list(zip(losses, norms, scored, strict=True))

@@ -7,7 +7,6 @@ DistributedDataParallel adds their gradients up, so that all ranks hold the same
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -185,15 +184,3 @@ class Step:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A step that a training loop wants made, alone or together with those of other runs (newllm.pack)."""
-
-    step: Step
-    pieces: list[Piece]
-    rate: float
-
-    def alone(self) -> Numbers:
-        return self.step(self.pieces, self.rate)

@@ -20,9 +20,8 @@ from newllm.model import LanguageModel
 from newllm.training.checkpoint import load_training, load_weights, save_training, save_weights
 from newllm.training.loss import IGNORED
 from newllm.training.optimizer import AdamW
-from newllm.training.pending import Pending
 from newllm.training.precision import Precision, autocast
-from newllm.training.progress import Progress
+from newllm.training.progress import Pending, Progress
 from newllm.training.step import Step, cut
 from newllm.training.trainer import Trainer
 from newllm.two_phase.base import FirstPhase, Outcome, Work

@@ -37,7 +37,7 @@ CASES = {
         [["seed=1"], ["seed=2"]],
     ),
     "a user's encoding": (
-        ["pos_encoding=nope", "pos_encoding._target_=packs.Distances"],
+        ["pos_encoding=nope", "pos_encoding._target_=tests.support.packs.Distances"],
         [["pos_encoding.scale=1.0"], ["pos_encoding.scale=2.0", "seed=3"]],
     ),
 }  # fmt: skip
@@ -127,7 +127,7 @@ def test_equal_encodings_share_one_call_and_unequal_ones_do_not(monkeypatch: pyt
     ],
 )
 def test_models_that_cannot_be_packed_are_refused_by_name(attention: str, said: str, data: Dataset) -> None:
-    cfgs = configs([["seed=1"], ["seed=2"]], f"attention._target_=packs.{attention}", "model.init_std=0.3")
+    cfgs = configs([["seed=1"], ["seed=2"]], f"attention._target_=tests.support.packs.{attention}", "model.init_std=0.3")
     steps = make(cfgs, data)
     with pytest.raises(ConfigError, match=said):
         PackedStep()(wanted(steps, cfgs, data, 0))

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 import newllm
 from newllm.attention import MultiHead
 from newllm.data import Dataset
+from newllm.pack.step import StepRequest
 from newllm.position import PositionEncoding
 from newllm.position.bias import MatrixBias
 from newllm.training.optimizer import AdamW
-from newllm.training.step import Numbers, Step, Wanted, cut
+from newllm.training.step import Numbers, Step, cut
 
 CPU = torch.device("cpu")
 ROWS = 8
@@ -70,13 +71,13 @@ def optim(cfg: DictConfig) -> AdamW:
     return AdamW(cfg.optim.lr, [0.9, 0.95], 1e-4, cfg.optim.weight_decay, clip=cfg.optim.clip)
 
 
-def wanted(steps: Sequence[Step], cfgs: Sequence[DictConfig], data: Dataset, step: int) -> list[Wanted]:
+def wanted(steps: Sequence[Step], cfgs: Sequence[DictConfig], data: Dataset, step: int) -> list[StepRequest]:
     """What the runs' loops ask for at this step, each in its own order of the rows."""
     per_epoch = len(data.train) // ROWS
     epoch, place = divmod(step, per_epoch)
     orders = [data.order(cfg.trainer.seed, epoch)[place * ROWS : (place + 1) * ROWS] for cfg in cfgs]
     pieces = [cut(data.train, order, cfg.trainer.accumulate) for order, cfg in zip(orders, cfgs, strict=True)]
-    return [Wanted(*one) for one in zip(steps, pieces, [cfg.optim.lr for cfg in cfgs], strict=True)]
+    return [StepRequest(*one) for one in zip(steps, pieces, [cfg.optim.lr for cfg in cfgs], strict=True)]
 
 
 def numbers(made: Sequence[Numbers]) -> Tensor:

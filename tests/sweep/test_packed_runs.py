@@ -11,7 +11,7 @@ import pytest
 import newllm
 from newllm.config import effective
 from newllm.pack import measure as measuring
-from newllm.pack import together as lock_step
+from newllm.pack import runs as packed_runs
 from newllm.pack.step import PackedStep
 from newllm.store.run_directory import RunDirectory, State
 from newllm.sweep.local import Local
@@ -147,7 +147,7 @@ def _length(run: Path) -> int:
 
 def test_one_run_of_a_pack_can_be_cancelled(tmp_path: Path, alone: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     runs = freeze(tmp_path)
-    monkeypatch.setattr(lock_step, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(packed_runs, "_LOOK_SECONDS", 0.001)
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda: ask_to_end(RunDirectory(runs[1])))
         assert work_packed(runs) == 128 + signal.SIGTERM

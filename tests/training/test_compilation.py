@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from newllm.model import build_model
-from newllm.run.prepare import Prepared, prepare
+from newllm.run.prepare import prepare
 from newllm.runtime import Runtime
 from newllm.training import compilation
 from newllm.training.compilation import Measured, settle
+from newllm.training.context import Run
 from newllm.training.step import Piece, Step
 from tests.support.training_runs import small_cfg
 
@@ -19,17 +20,17 @@ needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     overrides = ["precision=fp32", "model.num_layers=1", "pos_encoding=alibi"]
     return prepare(small_cfg(tmp_path_factory.mktemp("compile") / "run", *overrides))
 
 
 @pytest.fixture
-def batches(prepared: Prepared) -> list[Piece]:
+def batches(prepared: Run) -> list[Piece]:
     return [prepared.data.train.batch(np.arange(8 * i, 8 * i + 8)) for i in range(8)]
 
 
-def fresh(prepared: Prepared) -> Step:
+def fresh(prepared: Run) -> Step:
     model = build_model(prepared.cfg, prepared.data.tokenizer.vocab_size).train()
     return Step(model, prepared.optim, torch.device("cpu"), "fp32")
 

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import newllm
 from newllm.model import Transformer, build_model
-from newllm.run.prepare import Prepared, prepare
+from newllm.run.prepare import prepare
+from newllm.training.context import Run
 from newllm.training.loss import linear_cross_entropy
 from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
@@ -24,16 +25,16 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return prepare(small_cfg(tmp_path_factory.mktemp("step") / "run", "precision=fp32"))
 
 
 @pytest.fixture(scope="module")
-def batches(prepared: Prepared) -> list[tuple[Tensor, Tensor]]:
+def batches(prepared: Run) -> list[tuple[Tensor, Tensor]]:
     return [prepared.data.train.batch(np.arange(i * ROWS, (i + 1) * ROWS)) for i in range(STEPS)]
 
 
-def fresh(prepared: Prepared) -> Transformer:
+def fresh(prepared: Run) -> Transformer:
     return build_model(prepared.cfg, prepared.data.tokenizer.vocab_size).train()
 
 
@@ -47,7 +48,7 @@ def weights(model: Transformer) -> Tensor:
 
 
 def by_step(
-    prepared: Prepared, batches: list[tuple[Tensor, Tensor]], clip: float | None, pieces: int = 1
+    prepared: Run, batches: list[tuple[Tensor, Tensor]], clip: float | None, pieces: int = 1
 ) -> tuple[Tensor, list[float]]:
     """Weights after all the steps, and the norm of each step's gradient."""
     model = fresh(prepared)
@@ -61,7 +62,7 @@ def by_step(
     return weights(model), norms
 
 
-def plainly(prepared: Prepared, batches: list[tuple[Tensor, Tensor]], clip: float) -> tuple[Tensor, list[float]]:
+def plainly(prepared: Run, batches: list[tuple[Tensor, Tensor]], clip: float) -> tuple[Tensor, list[float]]:
     """The same with torch's own clipping and the optimizer that is not fused."""
     model, options = fresh(prepared), optim(clip)
     groups = options.optimizer(model).param_groups
@@ -81,7 +82,7 @@ def plainly(prepared: Prepared, batches: list[tuple[Tensor, Tensor]], clip: floa
 
 @pytest.mark.parametrize("where", ["every step above the bound", "some above, some below", "every step below"])
 def test_clipping_inside_the_fused_optimizer_equals_plain_clipping(
-    prepared: Prepared, batches: list[tuple[Tensor, Tensor]], where: str
+    prepared: Run, batches: list[tuple[Tensor, Tensor]], where: str
 ) -> None:
     unclipped, free = by_step(prepared, batches, clip=None)
     clip = {"every": min(free) / 2, "some": float(np.median(free))}[where.split()[0]]
@@ -99,7 +100,7 @@ def test_clipping_inside_the_fused_optimizer_equals_plain_clipping(
         torch.testing.assert_close(ours, unclipped, rtol=0, atol=0)
 
 
-def test_two_pieces_of_a_batch_equal_the_whole(prepared: Prepared, batches: list[tuple[Tensor, Tensor]]) -> None:
+def test_two_pieces_of_a_batch_equal_the_whole(prepared: Run, batches: list[tuple[Tensor, Tensor]]) -> None:
     whole, norms = by_step(prepared, batches, clip=1.0)
     pieces, same_norms = by_step(prepared, batches, clip=1.0, pieces=2)
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-6)
@@ -107,7 +108,7 @@ def test_two_pieces_of_a_batch_equal_the_whole(prepared: Prepared, batches: list
 
 
 def test_pieces_with_unequal_numbers_of_scored_labels_equal_the_whole(
-    prepared: Prepared, batches: list[tuple[Tensor, Tensor]]
+    prepared: Run, batches: list[tuple[Tensor, Tensor]]
 ) -> None:
     inputs, labels = batches[0][0], batches[0][1].clone()
     labels[: ROWS // 2, 5:] = -100  # a mean of the pieces' means would weigh these few labels like the many
@@ -122,7 +123,7 @@ def test_pieces_with_unequal_numbers_of_scored_labels_equal_the_whole(
     torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-6)
 
 
-def test_the_step_takes_the_rate_it_is_given(prepared: Prepared, batches: list[tuple[Tensor, Tensor]]) -> None:
+def test_the_step_takes_the_rate_it_is_given(prepared: Run, batches: list[tuple[Tensor, Tensor]]) -> None:
     model = fresh(prepared)
     before = weights(model)
     step = Step(model, optim(1.0), CPU, "fp32")
@@ -133,9 +134,7 @@ def test_the_step_takes_the_rate_it_is_given(prepared: Prepared, batches: list[t
     assert not torch.equal(weights(model), before)
 
 
-def test_nothing_in_a_step_reads_a_number_off_the_device(
-    prepared: Prepared, batches: list[tuple[Tensor, Tensor]]
-) -> None:
+def test_nothing_in_a_step_reads_a_number_off_the_device(prepared: Run, batches: list[tuple[Tensor, Tensor]]) -> None:
     """On a GPU each such read would wait for all the work queued so far. On CPUs the same reads can be counted."""
 
     class Reads(TorchDispatchMode):
@@ -174,7 +173,7 @@ def test_a_step_never_holds_the_logits_of_the_batch() -> None:
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 5e-3)])
 def test_the_fused_step_trains_as_the_plain_one_does(
-    prepared: Prepared, batches: list[tuple[Tensor, Tensor]], precision: Precision, tolerance: float
+    prepared: Run, batches: list[tuple[Tensor, Tensor]], precision: Precision, tolerance: float
 ) -> None:
     curves = []
     for fused in (True, False):

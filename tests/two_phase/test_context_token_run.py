@@ -23,6 +23,7 @@ from newllm.errors import ConfigError
 from newllm.pack.compatibility import unpackable
 from newllm.run.execute import run
 from newllm.run.prepare import prepare
+from newllm.run.prepare import subject as evaluation_subject
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import build_all, parts
 from newllm.training.loop import Loop
@@ -289,7 +290,7 @@ def test_attention_and_encoding_go_with_models_that_take_them(overrides: list[st
 
 def test_reading_stored_contexts_is_the_model_itself_and_trains_its_reading_half_alone(whole: RunDirectory) -> None:
     p = prepare(small(whole.path))
-    subject = p.subject()
+    subject = evaluation_subject(p)
     subject.contexts()
     assert subject.stored is not None
     streams = {"train": p.data.stream("train"), "val": p.data.stream("val")}

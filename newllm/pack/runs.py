@@ -1,0 +1,119 @@
+"""Packed runs: ordinary runs in threads of their own, which meet before each training step to make it as one."""
+
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from omegaconf import DictConfig
+
+from newllm.pack.step import PackedStep, StepRequest
+from newllm.run.execute import run
+from newllm.training.signals import Interrupted, Signals, handling
+from newllm.training.step import Numbers, Piece, Step
+
+_LOOK_SECONDS = 0.5  # between two looks for runs that are to be cancelled
+
+
+def run_packed(
+    configs: Sequence[DictConfig], cancelled: Callable[[int], bool] = lambda number: False
+) -> list[int | BaseException]:
+    """Do the runs, making their training steps together; returns the exit status of each, or what it raised.
+
+    A run that ends, in whatever way, leaves the others to go on. What fails in a common step fails all that are in it.
+    A signal stops all of them, each at its next step or evaluator; a run whose number is `cancelled` is stopped alone,
+    as by SIGTERM. The main thread does nothing but wait for signals and cancellations.
+    """
+    meeting = Meeting(len(configs))
+    signals = [Signals() for _ in configs]
+    ends: list[int | BaseException] = [0] * len(configs)
+
+    def work(number: int) -> None:
+        meeting.await_turn(number)
+        try:
+            signals[number].check()
+            ends[number] = run(configs[number], signals[number], _Seat(meeting, number, len(configs) - 1))
+        except Interrupted as stop:  # before it has begun: it stays queued
+            ends[number] = stop.exit_status
+        except BaseException as error:
+            ends[number] = error
+        finally:
+            meeting.leave(number)
+
+    def stop_all(signum: int, frame: FrameType | None) -> None:
+        for one in signals:
+            one.note(signum)
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(configs))]
+    with handling(stop_all):
+        for thread in threads:
+            thread.start()
+        meeting.begin()
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            alive[0].join(_LOOK_SECONDS)
+            for number, thread in enumerate(threads):
+                if thread.is_alive() and cancelled(number):
+                    signals[number].note(signal.SIGTERM)
+    return ends
+
+
+class Meeting:
+    """Where packed runs wait for one another before each training step; the last to come makes the steps of all.
+
+    The runs take turns: only one of their threads works at a time, in the order of the runs, so that a pack does the
+    same in the same order each time, and no run takes the others' cores.
+    """
+
+    def __init__(self, runs: int) -> None:
+        self._turns = [threading.Semaphore(0) for _ in range(runs)]
+        self._present = list(range(runs))  # runs that have not ended
+        self._requests: dict[int, StepRequest] = {}
+        self._results: dict[int, Numbers | BaseException] = {}
+        self._packed_step = PackedStep()
+
+    def begin(self) -> None:
+        """Give the first run its turn."""
+        self._pass_on()
+
+    def make(self, number: int, request: StepRequest) -> Numbers:
+        """Wait until all runs that have not ended ask for a step, and have the step made with theirs."""
+        self._requests[number] = request
+        self._pass_on()
+        self.await_turn(number)
+        result = self._results.pop(number)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def await_turn(self, number: int) -> None:
+        self._turns[number].acquire()
+
+    def leave(self, number: int) -> None:
+        self._present.remove(number)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Give the turn to the next run that has not asked for a step; if all have, make the steps and begin anew."""
+        if self._requests and len(self._requests) == len(self._present):
+            try:
+                numbers = self._packed_step(list(self._requests.values()))
+                self._results = dict(zip(self._requests, numbers, strict=True))
+            except BaseException as error:  # each run is to say in its directory how it ended
+                self._results = dict.fromkeys(self._requests, error)
+            self._requests = {}
+        waiting = [number for number in self._present if number not in self._requests]
+        if waiting:
+            self._turns[waiting[0]].release()
+
+
+@dataclass
+class _Seat:
+    """A run's place at the meeting."""
+
+    meeting: Meeting
+    number: int
+    others: int
+
+    def __call__(self, step: Step, pieces: list[Piece], rate: float) -> Numbers:
+        return self.meeting.make(self.number, StepRequest(step, pieces, rate))

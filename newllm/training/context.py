@@ -1,0 +1,52 @@
+"""All that makes up one run: what its stages, its training loop and its evaluators work with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from omegaconf import DictConfig
+
+from newllm.console import Console
+from newllm.data import Dataset
+from newllm.model import LanguageModel
+from newllm.runtime import Runtime
+from newllm.store.run_directory import RunDirectory
+from newllm.training.loggers import Logger, NoLogger
+from newllm.training.optimizer import AdamW
+from newllm.training.precision import Precision
+from newllm.training.signals import Signals
+from newllm.training.step import Numbers, Piece, Step
+from newllm.training.trainer import Trainer
+
+
+class StepMaker(Protocol):
+    """Makes the steps of a run together with those of `others` other runs."""
+
+    others: int
+
+    def __call__(self, step: Step, pieces: list[Piece], rate: float) -> Numbers: ...
+
+
+@dataclass
+class Run:
+    """One run. `newllm.run.prepare` makes and checks all of it before anything is written.
+
+    judge: the verdict on a perplexity. packed: who makes its training steps, where the run is one of a pack.
+    """
+
+    cfg: DictConfig
+    directory: RunDirectory
+    runtime: Runtime
+    trainer: Trainer
+    optim: AdamW
+    device: torch.device
+    precision: Precision
+    data: Dataset
+    model: LanguageModel
+    judge: Callable[[float], str]
+    stages: Any = None
+    logger: Logger = field(default_factory=NoLogger)
+    console: Console = field(default_factory=lambda: Console(bar=False))
+    signals: Signals = field(default_factory=Signals)
+    packed: StepMaker | None = None
