@@ -127,7 +127,9 @@ def test_equal_encodings_share_one_call_and_unequal_ones_do_not(monkeypatch: pyt
     ],
 )
 def test_models_that_cannot_be_packed_are_refused_by_name(attention: str, said: str, data: Dataset) -> None:
-    cfgs = configs([["seed=1"], ["seed=2"]], f"attention._target_=tests.support.packs.{attention}", "model.init_std=0.3")
+    cfgs = configs(
+        [["seed=1"], ["seed=2"]], f"attention._target_=tests.support.packs.{attention}", "model.init_std=0.3"
+    )
     steps = make(cfgs, data)
     with pytest.raises(ConfigError, match=said):
         PackedStep()(wanted(steps, cfgs, data, 0))
