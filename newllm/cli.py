@@ -7,8 +7,8 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError, NewllmError
+from newllm.suggest import did_you_mean
 
 VERBS = {
     "train": "train a model and evaluate it; with -m, sweep",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from newllm.cli import guarded
 from newllm.config.catalog import Catalog
 from newllm.config.coercion import coerce
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError, NewllmError
+from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from newllm.config.stored import Evaluation, Request

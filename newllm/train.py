@@ -11,8 +11,8 @@ from newllm.cli import guarded
 from newllm.config.catalog import shipped
 from newllm.config.compose import catalog_for, compose, search_path
 from newllm.config.overrides import parse
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,8 +21,8 @@ from newllm.analysis.labels import (
 )
 from newllm.analysis.metrics import scale_of
 from newllm.analysis.settings import Flat, Settings, canonical, flatten
-from newllm.config.suggest import nearest
 from newllm.errors import ConfigError
+from newllm.suggest import nearest
 
 if TYPE_CHECKING:
     import pandas as pd

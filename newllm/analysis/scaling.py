@@ -11,8 +11,8 @@ import numpy as np
 
 from newllm.analysis.comparable import comparable, tokenizer_of
 from newllm.analysis.grouping import Group, groups, value_of
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd

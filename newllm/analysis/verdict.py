@@ -118,7 +118,7 @@ def rule(preset: str = "interval", **options: Any) -> Rule:
     from newllm.config.catalog import shipped
     from newllm.config.coercion import coerce
     from newllm.config.schema import options as options_of
-    from newllm.config.suggest import did_you_mean
+    from newllm.suggest import did_you_mean
 
     if preset not in presets():
         raise ConfigError(f"verdict={preset} is no rule; {did_you_mean(preset, presets(), prefix='verdict=')}.")

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
 
 
 def parse(words: Sequence[str], options: dict[str, Any], defaults: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from newllm.config.suggest import nearest
+from newllm.suggest import nearest
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 

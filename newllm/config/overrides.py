@@ -6,8 +6,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from newllm.config.catalog import Catalog
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

@@ -12,8 +12,8 @@ from functools import cache
 from typing import Any
 
 from newllm.config import source
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
 
 REQUIRED = inspect.Parameter.empty
 UNREAD = object()  # a default that is not a literal, so that only the class itself knows it

@@ -12,8 +12,8 @@ from newllm.config.coercion import coerce, expected
 from newllm.config.overrides import Overrides
 from newllm.config.parts import refuse_idle
 from newllm.config.schema import REQUIRED, UNREAD, Option, Signature, options
-from newllm.config.suggest import did_you_mean, nearest
 from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean, nearest
 
 
 def validate(cfg: DictConfig, catalog: Catalog, given: Overrides) -> None:

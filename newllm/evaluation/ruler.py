@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from newllm.config.suggest import did_you_mean
 from newllm.data import Dataset, Tokenizer
 from newllm.data.passkey import ask
 from newllm.errors import ConfigError, RunError
@@ -13,6 +12,7 @@ from newllm.evaluation.passkey import trained
 from newllm.evaluation.puzzles import MOST_KEYS, TASKS
 from newllm.evaluation.subject import Findings, Subject, Table
 from newllm.model import LanguageModel
+from newllm.suggest import did_you_mean
 
 
 class Ruler:

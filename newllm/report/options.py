@@ -11,8 +11,8 @@ from newllm.analysis.verdict import Rule, rule
 from newllm.config.catalog import shipped
 from newllm.config.coercion import coerce
 from newllm.config.schema import REQUIRED, options
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
 
 FORMATS = ("csv", "md", "tex", "html", "svg", "png")
 _OPTION = re.compile(r"([\w.]+)=(.*)", re.DOTALL)

@@ -13,10 +13,10 @@ from newllm.analysis.frame import load_runs
 from newllm.analysis.grouping import Group, find, groups, value_of
 from newllm.analysis.metrics import lower_is_better
 from newllm.config.catalog import Catalog, shipped
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError
 from newllm.report.options import Options, Request
 from newllm.report.where import where
+from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd

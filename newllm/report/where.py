@@ -7,8 +7,8 @@ import yaml
 
 from newllm.analysis.grouping import value_of
 from newllm.analysis.settings import canonical
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from newllm.config.suggest import nearest
 from newllm.errors import ConfigError
+from newllm.suggest import nearest
 
 _SIGNATURE = re.compile(r"-([0-9a-f]{8})$")
 _HYPHEN = re.compile(r"(?<!\de)-")  # not the one of 1e-05

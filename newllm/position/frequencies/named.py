@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from newllm.config.coercion import coerce, expected
-from newllm.config.suggest import did_you_mean
 from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
 
 Named = str | dict[str, Any]  # a name alone, or {kind: name, option: value, …}
 
