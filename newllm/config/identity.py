@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.axes import axes, nodes, used_axes
+from newllm.config.fingerprint import path_fingerprint
 from newllm.errors import ConfigError
 
 SCHEMA = 1  # raised when the same configuration comes to mean other numbers
@@ -79,13 +80,6 @@ def folder_name(said: Sequence[str], cfg: Mapping[str, Any]) -> str:
     """``scaling-yarn-s42-1a2b3c4d``: what an evaluation `said` to be otherwise, the seed and the signature."""
     parts = ["-".join(map(_safe, part.split("=", 1))) for part in said]
     return f"{'-'.join(parts)[:60].rstrip('-')}-s{cfg['trainer']['seed']}-{signature(cfg)}"
-
-
-def path_fingerprint(path: str) -> str:
-    """Names and sizes of the files of a corpus, as a hash."""
-    from newllm.data.corpora import path_fingerprint
-
-    return path_fingerprint(path)
 
 
 def run_directory(cfg: DictConfig, root: str | Path = "outputs/runs") -> Path:

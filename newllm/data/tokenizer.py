@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from newllm.config.fingerprint import path_fingerprint
 from newllm.data.cache import build_folder, cache_folder, key_of, locked
-from newllm.data.corpora.base import local_fingerprint
 
 if TYPE_CHECKING:
     import tokenizers
@@ -63,7 +63,7 @@ class Tokenizer:
 def identity(name: str) -> str:
     """Names a Hugging Face tokenizer for the cache: its name, or the files of its folder."""
     folder = Path(name).expanduser()
-    return f"folder:{local_fingerprint(folder)}" if folder.is_dir() else f"hub:{name}"
+    return f"folder:{path_fingerprint(folder, with_times=True)}" if folder.is_dir() else f"hub:{name}"
 
 
 def pretrained(name: str, cache: Path) -> Tokenizer:

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from newllm.config.identity import path_fingerprint, signature, slug
+from newllm.config.fingerprint import path_fingerprint
+from newllm.config.identity import signature, slug
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.runs import signature_of

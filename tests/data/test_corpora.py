@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from newllm.config.fingerprint import path_fingerprint
 from newllm.data import Dataset
-from newllm.data.corpora import path_fingerprint
 from newllm.data.corpora.hub import Hub
 from newllm.data.corpora.stdlib import Stdlib
 from newllm.data.corpora.text_files import PIECE_CHARS, TextFiles
@@ -229,6 +229,6 @@ def test_an_unreachable_hub_names_the_offline_choices(
 
 
 def test_corpora_import_neither_torch_nor_datasets() -> None:
-    code = "import sys; from newllm.data.corpora import path_fingerprint; import newllm.data.corpora.hub\n"
+    code = "import sys; import newllm.data.corpora.hub, newllm.config.fingerprint\n"
     code += "assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code], check=True)

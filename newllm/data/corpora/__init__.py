@@ -1,5 +1,5 @@
 """Where text comes from: one small class per kind of corpus, all with the options of `base.Data`."""
 
-from newllm.data.corpora.base import Data, Piece, path_fingerprint
+from newllm.data.corpora.base import Data, Piece
 
-__all__ = ["Data", "Piece", "path_fingerprint"]
+__all__ = ["Data", "Piece"]

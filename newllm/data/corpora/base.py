@@ -1,12 +1,9 @@
 """What every corpus has in common: the options of the data node and the stream of text pieces."""
 
-import hashlib
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from newllm.errors import ConfigError
@@ -217,34 +214,3 @@ class Data(ABC):
 
 def _typed(numbers: list[int]) -> str:
     return f"[{','.join(map(str, numbers))}]"
-
-
-def files_below(path: Path) -> list[Path]:
-    """Files of a folder, recursively, or the file itself, in the order of their names; hidden ones left out."""
-    if path.is_file():
-        return [path]
-    found = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
-
-
-def path_fingerprint(path: str | Path) -> str:
-    """sha256 of the names (relative to `path`) and sizes of the files: the same for a copy elsewhere."""
-    return _fingerprint(Path(path).expanduser(), with_times=False)
-
-
-def local_fingerprint(path: Path) -> str:
-    """`path_fingerprint` with modification times, for caches of this machine: an edit that keeps the size shows."""
-    return _fingerprint(path, with_times=True)
-
-
-def _fingerprint(path: Path, with_times: bool) -> str:
-    digest = hashlib.sha256()
-    for file in files_below(path):
-        stat = file.stat()
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        time = stat.st_mtime_ns if with_times else ""
-        digest.update(f"{name}\0{stat.st_size}\0{time}\n".encode())
-    return digest.hexdigest()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm.data.corpora.base import Data, Piece, local_fingerprint
+from newllm.config.fingerprint import path_fingerprint
+from newllm.data.corpora.base import Data, Piece
 from newllm.errors import ConfigError
 
 OFFLINE_CHOICES = "type data=stdlib or data=text data.path=FILE_OR_FOLDER, which need no network"
@@ -73,7 +74,7 @@ class Hub(Data):
             ) from error
 
     def fingerprint(self) -> str:
-        local = local_fingerprint(Path(self.name)) if self.name and Path(self.name).is_dir() else ""
+        local = path_fingerprint(Path(self.name), with_times=True) if self.name and Path(self.name).is_dir() else ""
         splits = self.hub_split if self.val_hub_split is None else f"{self.hub_split}+{self.val_hub_split}"
         return f"hub:{self.name}:{self.config}:{self.revision}:{splits}:{self.column}:{local}"
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from newllm.data.corpora.base import Data, Piece, files_below, local_fingerprint
+from newllm.config.fingerprint import files_below, path_fingerprint
+from newllm.data.corpora.base import Data, Piece
 from newllm.errors import ConfigError
 
 KINDS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
@@ -37,7 +38,7 @@ class TextFiles(Data):
                 yield from self._lines(file)
 
     def fingerprint(self) -> str:
-        return f"text:{self.text_key}:{self._files() and local_fingerprint(self._path())}"
+        return f"text:{self.text_key}:{self._files() and path_fingerprint(self._path(), with_times=True)}"
 
     def _path(self) -> Path:
         if not self.path:
