@@ -6,9 +6,11 @@ from functools import cache
 from typing import Any
 
 from newllm.analysis.settings import Flat, canonical, varying
+from newllm.config.groups import group_of, groups
 
-NAMED_BY_VALUE = ("pos_encoding", "attention", "model", "data")  # choices that say by themselves what they are
-NOT_NAMED = ("experiment", "runtime", "logger", "eval")  # sets of choices, and what makes no other run
+_FIRST = [group for group in groups().values() if group.label == "first"]
+# Choices that say by themselves what they are, the parts of the model before the model.
+NAMED_BY_VALUE = [group.name for group in sorted(_FIRST, key=lambda group: group.part_of is None)]
 SEPARATOR = " · "
 
 
@@ -50,7 +52,7 @@ def choices_of(config: Mapping[str, Any]) -> dict[str, str]:
     return {
         str(group): "+".join(map(str, choice)) if isinstance(choice, list | tuple) else str(choice)
         for group, choice in config["choices"].items()
-        if group not in NOT_NAMED and choice is not None
+        if group_of(str(group), config).label != "never" and choice is not None
     }
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.analysis.statistics import sample_std
+from newllm.config.groups import parts_of, stages
 
 if TYPE_CHECKING:
     from newllm.evaluation.subject import Findings, Table  # it brings torch, which a report has no use for
@@ -64,10 +65,8 @@ CONDITIONS = {
     "chunks": "eval.extrapolation.chunks",
     "documents": "data.documents",
     "val_documents": "data.val_documents",
-    "embeddings": "choices.embeddings",
-    "phase1": "choices.phase1",
-    "objective": "choices.objective",
-    "weight": "objective.weight",
+    **{group: f"choices.{group}" for stage in stages() for group in (stage, *parts_of(stage))},
+    "objective.weight": "objective.weight",
     "layers": "model.layers",
     "context_dim": "model.context_dim",
     "num_input_tokens": "model.num_input_tokens",

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from newllm.config import identity
+from newllm.config.groups import groups
 
 Flat = dict[str, Any]
 
-_FOLDERS = ("data.path", "embeddings.run")  # of which the last part of the path is the setting
+# Of which the last part of the path is the setting.
+_FOLDERS = {f"{group.name}.{key}" for group in groups().values() for key, kind in group.paths.items() if kind != "name"}
 
 
 class Settings:
@@ -24,7 +26,7 @@ class Settings:
         self._flat: dict[int, Flat] = {}
         self._kept: list[Any] = []  # keeps the nodes alive, so that their ids stay theirs
         self.nodes: list[dict[str, Any]] = [identity.counting(config) for config in configs]
-        self._kept += [nodes[group] for nodes in self.nodes for group in identity.NO_NUMBER if group in nodes]
+        self._kept += [nodes[group] for nodes in self.nodes for group in nodes]
         self._keep_contested_evaluators()
 
     def _keep_contested_evaluators(self) -> None:

@@ -8,7 +8,7 @@ from newllm.config.catalog import Catalog, references
 from newllm.config.overrides import Overrides
 from newllm.errors import ConfigError
 
-OWN_KEYS = ("choices", "overrides", "run_dir")  # keys of a configuration that are neither node nor axis
+OWN_KEYS = ("choices", "overrides", "run_dir", "groups")  # keys of a configuration that are neither node nor axis
 
 
 def nodes(cfg: DictConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from newllm.config import groups
 from newllm.config.axes import refuse_unused
 from newllm.config.catalog import Catalog, shipped
 from newllm.config.overrides import Overrides, parse
@@ -79,6 +80,8 @@ def finish(composed: Raw, given: Overrides, unused_axes: bool = False) -> DictCo
         cfg.choices = _choices(composed.choices, cfg, catalog)
         cfg.overrides = given.of_run()
         cfg.run_dir = composed.run_dir
+        if own := {name: facts for folder in catalog.folders[:-1] for name, facts in groups.read(folder).items()}:
+            cfg.groups = own
         validate(cfg, catalog, given)
         if not unused_axes:
             refuse_unused(cfg, catalog, given)

@@ -12,13 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.axes import axes, nodes, used_axes
 from newllm.config.fingerprint import path_fingerprint
+from newllm.config.groups import group_of, groups
 from newllm.errors import ConfigError
 
 SCHEMA = 1  # raised when the same configuration comes to mean other numbers
-NEVER_CHANGE_A_NUMBER = ("choices", "runtime", "logger")
-FOLDERS = {"data": ("tokenizer",), "embeddings": ("run", "name")}  # options that may name one
-# Options that say where something is kept, and whether to go on after it: no number changes with them.
-NO_NUMBER = {"phase1": ("folder", "require_convergence")}
 ABSENT = "absent"
 
 
@@ -33,25 +30,25 @@ def effective(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"the configuration can't be resolved: {str(error).splitlines()[0]}.") from error
     assert isinstance(plain, dict)
     # A frozen configuration has values in place of references; of axes it has those that are used.
-    kept = {*nodes(cfg), *(used_axes(cfg) or axes(cfg)), "choices", "overrides"}
+    kept = {*nodes(cfg), *(used_axes(cfg) or axes(cfg)), "choices", "overrides", "groups"}
     return _sorted({str(key): value for key, value in plain.items() if key in kept})
 
 
 def signature(cfg: DictConfig | Mapping[str, Any], fingerprint: Callable[[str], str] | None = None) -> str:
     """8 hex digits of everything that may change a number; equal for equal runs however they were typed.
 
-    Takes a composed configuration or an effective one. Left out: runtime, logger, choices and axes (what they
-    choose is in the nodes). A corpus at `data.path` counts by names and sizes of its files, not by where it lies:
-    by `fingerprint` of the path, which a sweep reads once for all its runs. Folders with a tokenizer or embeddings
-    count by their names.
+    Takes a composed configuration or an effective one. Left out: choices and axes (what they choose is in the nodes)
+    and what conf/groups.yaml says changes no number. A corpus counts by names and sizes of its files, not by where it
+    lies: by `fingerprint` of the path, which a sweep reads once for all its runs. Other folders count by their names.
     """
-    whole = _content(cfg)
-    data = dict(whole.get("data", {}))
-    if isinstance(data.get("path"), str):
-        whole["data"] = {**data, "path": (fingerprint or path_fingerprint)(data["path"])}
-    for group, options in FOLDERS.items():
-        named = {key: _folder(value) for key, value in whole.get(group, {}).items() if key in options}
-        whole |= {group: {**whole[group], **named}} if named else {}
+    plain = _plain(cfg)
+    whole = counting(plain)
+    for group in groups(plain).values():
+        node = whole.get(group.name, {})
+        for option, kind in group.paths.items():
+            if isinstance(path := node.get(option), str):
+                mark = (fingerprint or path_fingerprint)(path) if kind == "files" else _folder(path)
+                node = whole[group.name] = {**node, option: mark}
     text = json.dumps([SCHEMA, canonical(whole)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -63,12 +60,13 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     Takes a composed configuration or an effective one.
     """
     plain = _plain(cfg)
-    chosen = [plain["choices"].get(group) for group in ("experiment", "model", "pos_encoding", "attention", "data")]
+    named = ("experiment", *(group.name for group in groups(plain).values() if group.label == "first"))
+    chosen = [plain["choices"].get(group) for group in named]
     parts = [_safe(str(option)) for option in chosen if option and option != "none"]
     seed = f"-s{plain['seed']}" if "seed" in plain else ""
     given = dict.fromkeys(str(line).partition("=")[0] for line in plain["overrides"])
     axes = [key for key in given if key in plain and not isinstance(plain[key], dict) and key != "seed"]
-    options = [key for key in given if "." in key and not key.startswith(("runtime.", "logger."))]
+    options = [key for key in given if "." in key and group_of(key.partition(".")[0], plain).numbers]
     for key in (*axes, *options):
         part = _safe(key.rpartition(".")[2] + _word(_at(plain, key)))
         if len("-".join([*parts, part])) + len(seed) <= 80 and part not in parts:
@@ -108,8 +106,7 @@ def changed(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]
 
 def _content(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The group nodes that may change a number."""
-    plain = _plain(cfg)
-    return counting(plain)
+    return counting(_plain(cfg))
 
 
 def counting(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,10 +114,12 @@ def counting(plain: Mapping[str, Any]) -> dict[str, Any]:
 
     A node of a group of which nothing was chosen counts as one that is not there.
     """
-    found = {str(k): v for k, v in plain.items() if isinstance(v, Mapping) and v and k not in NEVER_CHANGE_A_NUMBER}
-    for group, options in NO_NUMBER.items():
-        if group in found:
-            found[group] = {key: value for key, value in found[group].items() if key not in options}
+    known = groups(plain)
+    never = {"choices", "groups", *(group.name for group in known.values() if not group.numbers)}
+    found = {str(key): node for key, node in plain.items() if isinstance(node, Mapping) and node and key not in never}
+    for group in known.values():
+        if group.idle and group.name in found:
+            found[group.name] = {key: value for key, value in found[group.name].items() if key not in group.idle}
     return found
 
 

@@ -46,6 +46,8 @@ class Overrides:
             line = override.input_line or ""
             if (override in self.values or _of_launcher(override)) and not override.is_delete():
                 line = line.lstrip("+") if override.key_or_group in self.catalog.axes else "++" + line.lstrip("+")
+            elif override.key_or_group in self.catalog.groups and override.key_or_group not in self.catalog.defaults:
+                line = f"+{line}"  # a user's own group, of which train.yaml chooses nothing
             adjusted.append(line)
         return adjusted
 

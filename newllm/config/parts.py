@@ -3,9 +3,8 @@
 from omegaconf import DictConfig
 
 from newllm.config import schema
+from newllm.config.groups import group_of, parts_of
 from newllm.errors import ConfigError
-
-PLAINEST = {"pos_encoding": "nope", "attention": "mha"}  # group -> the choice for a model that takes one
 
 
 def refuse_idle(cfg: DictConfig) -> None:
@@ -14,9 +13,9 @@ def refuse_idle(cfg: DictConfig) -> None:
         return
     taken = schema.options(str(cfg.model["_target_"]))
     model = f"model={cfg.choices.get('model')}"
-    for group, plainest in PLAINEST.items():
+    for group in parts_of("model", cfg):
         given = "_target_" in cfg[group]
         if not given and group in taken.handed:
-            raise ConfigError(f"{group}=none: {model} needs one; type {group}={plainest}.")
+            raise ConfigError(f"{group}=none: {model} needs one; type {group}={group_of(group, cfg).suggest}.")
         if given and group not in taken.handed and not taken.open:
             raise ConfigError(f"{model} has no {group}; leave {group}={cfg.choices.get(group)} out.")

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.catalog import Catalog, references
 from newllm.config.compose import catalog_for, raw
+from newllm.config.groups import groups
 from newllm.config.identity import ABSENT, changed
 from newllm.config.overrides import Overrides, parse
 from newllm.config.validate import validate
@@ -22,10 +23,11 @@ from newllm.errors import ConfigError
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-CHOICES = ("eval", "data", "pos_encoding")  # groups of which another choice may be taken
-OPEN = (*CHOICES, "runtime")  # groups whose options may change
-OPTIONS = ("attention.kernel", "trainer.eval_weights", "trainer.precision")  # single options that may
-TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.tokenizer_bytes")
+_GROUPS = groups().values()
+CHOICES = tuple(group.name for group in _GROUPS if group.evaluate == "any")  # another choice may be taken
+OPEN = tuple(group.name for group in _GROUPS if group.evaluate in ("any", "options"))  # their options may change
+OPTIONS = tuple(f"{group.name}.{option}" for group in _GROUPS for option in group.evaluate if group.name not in OPEN)
+KEPT = tuple(f"{group.name}.{option}" for group in _GROUPS for option in group.kept)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _refuse(override: "Override", catalog: Catalog) -> None:
         )
     if override.is_delete():
         raise ConfigError(f"{line}: nothing is deleted from a finished run; eval=[…] names the evaluators to call.")
-    if key in TOKENIZER:
+    if key in KEPT:
         raise ConfigError(f"{line}: the model knows the ids of its own tokenizer only, so that stays; leave it out.")
     free = key in CHOICES if key in catalog.groups else root in OPEN or key in OPTIONS or key in catalog.axes
     if not free and root in catalog.groups:
@@ -169,7 +171,7 @@ def _with_choices(trained: Mapping[str, Any], asked: Request) -> dict[str, Any]:
             wanted["choices"][group] = list(node)
             continue
         if group == "data":  # ids mean what they meant in training
-            node |= {name: trained[group][name] for name in (key.partition(".")[2] for key in TOKENIZER)}
+            node |= {name: trained[group][name] for name in (key.partition(".")[2] for key in KEPT)}
         wanted[group] = node
         wanted["choices"][group] = next(o.value() for o in asked.given.parsed if o.key_or_group == group)
         _exchange_axes(wanted, group, asked)
@@ -211,7 +213,7 @@ def _home(override: "Override", wanted: Mapping[str, Any], catalog: Catalog) -> 
     homes = [f"{group}.{key}" for group, node in wanted.items() if isinstance(node, dict) and key in node]
     homes = [home for home in homes if not home.startswith(("choices.", "eval."))]
     free = [home for home in homes if home.partition(".")[0] in OPEN or home in OPTIONS]
-    if len(homes) == 1 and free and free[0] not in TOKENIZER:
+    if len(homes) == 1 and free and free[0] not in KEPT:
         return free[0]
     if homes and not free:
         raise ConfigError(f"{line}: {homes[0]} is what the run was trained with, and stays; leave {key} out.")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.build import build
+from newllm.config.groups import parts_of
 from newllm.model.base import LanguageModel
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 __all__ = ["LanguageModel", "Transformer", "build_model"]
 
 _HOMES = {"Transformer": "transformer"}
-_PARTS = ("attention", "pos_encoding")  # groups whose nodes are handed to models that take them
 
 
 def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None = None) -> LanguageModel:
@@ -28,7 +28,7 @@ def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None 
         tokens = int(cfg.model.vocab_size or vocab_size(cfg.data))
     model: LanguageModel = build(
         cfg.model,
-        **{group: OmegaConf.to_container(cfg[group], resolve=True) for group in _PARTS},
+        **{group: OmegaConf.to_container(cfg[group], resolve=True) for group in parts_of("model", cfg)},
         tokens=tokens,
         seq_len=seq_len or cfg.data.seq_len,
         seed=cfg.trainer.seed,

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from newllm.config import schema
+from newllm.config.groups import group_of, groups
 from newllm.config.identity import canonical
 from newllm.errors import ConfigError
 
 MAY_DIFFER = "seeds, optim, model.init_std and real-valued options of pos_encoding"
 _LISTED = 4  # keys in a refusal
-_FREE = ("choices", "logger", "optim")  # a run's own in any case: loggers, and the optimizer
-_FREE_OPTIONS = ("model.init_std",)
 
 Config = Mapping[str, Any]
 Fixed = dict[str, Any]
@@ -20,9 +19,10 @@ Fixed = dict[str, Any]
 def fixed(config: Config) -> Fixed:
     """Dotted key -> value of all that packed runs must have in common, of an effective configuration."""
     found: Fixed = {}
-    for group, node in config.items():
-        if isinstance(node, Mapping) and group not in _FREE:
-            _collect(node, str(group), found)
+    for name, node in config.items():
+        free = group_of(str(name), config).pack
+        if isinstance(node, Mapping) and name not in ("choices", "groups") and free != "own":
+            _collect(node, str(name), found, free)
     return found
 
 
@@ -43,7 +43,7 @@ def hindrance(config: Config) -> str | None:
     """Why a run can be in no pack, whatever the others are; None if it can."""
     if int(config["trainer"].get("devices", 1)) > 1:
         return "a packed run has one process, so leave trainer.devices at 1"
-    if config.get("phase1"):
+    if any(group.pack == "alone" and config.get(group.name) for group in groups(config).values()):
         return "a run with a first phase trains alone, so leave pack out"
     return None
 
@@ -70,13 +70,14 @@ def _say(found: Mapping[str, Sequence[Any]]) -> str:
     return f"the runs differ in {', '.join(listed[:_LISTED])}{more}; only {MAY_DIFFER} may differ"
 
 
-def _collect(node: Mapping[str, Any], path: str, found: Fixed) -> None:
-    real = _real_options(node) if path.split(".")[0] == "pos_encoding" else set()
+def _collect(node: Mapping[str, Any], path: str, found: Fixed, free: str | tuple[str, ...]) -> None:
+    real = _real_options(node) if free == "real" else set()
+    own = free if isinstance(free, tuple) else ()
     for name, value in node.items():
         where = f"{path}.{name}"
         if isinstance(value, Mapping):
-            _collect(value, where, found)
-        elif name != "seed" and where not in _FREE_OPTIONS and not (name in real and _is_real(value)):
+            _collect(value, where, found, free if free == "real" else ())
+        elif name != "seed" and name not in own and not (name in real and _is_real(value)):
             found[where] = value
 
 

@@ -8,18 +8,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from newllm.config.groups import groups, parts_of, stages
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 
-PARTS = ("model", "pos_encoding", "attention")
-
-
-_STAGES = ("phase1", "objective", "embeddings")
-_ALIKE = (
-    (*PARTS, *_STAGES, "data", "trainer", "optim", "eval", "facts"),
+PARTS = ("model", *parts_of("model"))
+_STAGES = tuple(group for stage in stages() for group in (stage, *parts_of(stage)))
+_ALIKE = (  # groups in which a finished run is equal to a planned one; the first that any run fits tells its time
+    tuple(group.name for group in groups().values() if group.numbers),
     (*PARTS, *_STAGES, "eval"),
-    (*PARTS, "phase1"),
-    ("model", "phase1"),
+    (*PARTS, *_STAGES),
+    ("model", *_STAGES),
 )
 
 Node = Mapping[str, Any]

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from newllm.config.fingerprint import path_fingerprint
+from newllm.config.groups import groups
 from newllm.config.identity import signature, slug
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.runs import signature_of
 from newllm.sweep.state import Line, survey
-
-_PATHS = {"data": ("path", "tokenizer"), "embeddings": ("run", "name"), "phase1": ("folder",)}
 
 Rerun = Literal["failed", "none", "all"]
 
@@ -127,10 +126,10 @@ def _directories(sweep: Path) -> dict[str, Path]:
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run may be started again from another folder than the one it was planned in."""
     content = dict(config)
-    for group, options in _PATHS.items():
-        node = dict(content.get(group) or {})
-        for key in options:
+    for group in groups(config).values():
+        node = dict(content.get(group.name) or {})
+        for key in group.paths:
             if isinstance(node.get(key), str) and Path(node[key]).expanduser().exists():
                 node[key] = str(Path(node[key]).expanduser().resolve())
-        content |= {group: node} if node else {}
+        content |= {group.name: node} if node else {}
     return content

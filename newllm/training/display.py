@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from newllm.config.groups import parts_of, stages
 from newllm.console import Console, number
 from newllm.training.context import Run
 
@@ -44,9 +45,7 @@ def header(run: Run, parameters: Mapping[str, float]) -> None:
         "data": f"{choices.data}, {rows}",
         "tokens": f"{tokens}; tokenizer {cfg.data.tokenizer} with {data.tokenizer.vocab_size:,} ids",
         "facts": f"{choices.facts}  {_options(cfg.facts)}",
-        "embeddings": _chosen(cfg, "embeddings"),
-        "phase1": _chosen(cfg, "phase1"),
-        "objective": _chosen(cfg, "objective"),
+        **{group: _chosen(cfg, group) for stage in stages(cfg) for group in (stage, *parts_of(stage, cfg))},
         "optim": f"{choices.optim}  {_options(cfg.optim)}",
         "training": f"{budget} in {steps:,} steps of {trainer.batch_size} rows, seed {trainer.seed}",
         "machine": f"{machine}, {run.precision}, {threads} thread{'s' if threads != 1 else ''}",

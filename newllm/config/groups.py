@@ -1,0 +1,82 @@
+"""The one table of what is known about each group of choices: conf/groups.yaml, which says what each column means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from newllm.config.catalog import shipped
+from newllm.config.suggest import did_you_mean
+from newllm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Group:
+    """One line of the table."""
+
+    name: str
+    numbers: bool = True
+    idle: tuple[str, ...] = ()
+    part_of: str | None = None
+    suggest: str | None = None
+    stage: bool = False
+    handed: tuple[str, ...] = ()
+    paths: Mapping[str, Literal["files", "folder", "name"]] = field(default_factory=dict)
+    label: Literal["first", "differing", "never"] = "differing"
+    pack: Literal["equal", "own", "real", "alone"] | tuple[str, ...] = "equal"
+    evaluate: Literal["any", "options"] | tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+def groups(config: Mapping[str, Any] | None = None) -> dict[str, Group]:
+    """Name -> what is known: the shipped groups, and the user's own, which a configuration carries under `groups`."""
+    own = config.get("groups") if config is not None else None
+    if not own:
+        return _shipped()
+    plain = OmegaConf.to_container(own) if isinstance(own, DictConfig) else own
+    return _shipped() | {str(name): _group(str(name), facts) for name, facts in plain.items()}
+
+
+def group_of(name: str, config: Mapping[str, Any] | None = None) -> Group:
+    """What is known about one group; of a group that has no entry, the defaults."""
+    return groups(config).get(name) or Group(name)
+
+
+def parts_of(owner: str, config: Mapping[str, Any] | None = None) -> list[str]:
+    """The groups whose nodes are handed to the constructor of group `owner`."""
+    return [group.name for group in groups(config).values() if group.part_of == owner]
+
+
+def stages(config: Mapping[str, Any] | None = None) -> list[str]:
+    """The groups that are run before the training of the model, in their order."""
+    return [group.name for group in groups(config).values() if group.stage]
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The plain entries of a folder's groups.yaml, {} without one. Raises ConfigError for an unknown column."""
+    file = folder / "groups.yaml"
+    if not file.is_file():
+        return {}
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(content, dict)
+    for name, facts in content.items():
+        try:
+            _group(str(name), facts)
+        except TypeError as error:
+            columns = [column.name for column in fields(Group)][1:]
+            wrong = next((key for key in facts or {} if key not in columns), str(error))
+            raise ConfigError(f"{file}: {name}.{wrong}: {did_you_mean(str(wrong), columns)}.") from None
+    return {str(name): facts or {} for name, facts in content.items()}
+
+
+@cache
+def _shipped() -> dict[str, Group]:
+    return {name: _group(name, facts) for name, facts in read(shipped()).items()}
+
+
+def _group(name: str, facts: Mapping[str, Any] | None) -> Group:
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in (facts or {}).items()}
+    return Group(name, **given)
