@@ -19,14 +19,14 @@ def main(name: str, file: str, tokenizer: str, cache: str) -> None:
 
 
 def _newllm(file: str, tokenizer: str, cache: str) -> dict[str, float]:
-    from newllm.data.build_store import find_or_build
+    from newllm.data.build_store import store_of
     from newllm.data.corpora.text_files import TextFiles
     from newllm.data.tokenizer import pretrained
 
     pretrained(tokenizer, Path(cache))
     corpus = TextFiles(path=file, tokenizer=tokenizer, seq_len=SEQ_LEN)
     began = time.perf_counter()
-    find_or_build(corpus, Path(cache))
+    store_of(corpus, Path(cache))
     return {"build": time.perf_counter() - began}
 
 

@@ -5,91 +5,20 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from newllm.data.cache import key_of, say
-from newllm.data.corpora.base import Data
-from newllm.data.split import (
-    Layout,
-    Survey,
-    choose_validation,
-    hash_order,
-    hash_validates,
-    number_validates,
-    numbered,
-    picked,
-    prefix,
-)
+from newllm.data.corpora.corpus import Corpus
+from newllm.data.split import Layout, Survey, choose_validation, hash_order, leading, numbered, side_of
 from newllm.data.tokenizer import Tokenizer, cached
 
 RULE = 1  # raise when the same text would give another tokenizer
 EOT = "<|endoftext|>"
 
 
-def auto_tokenizer(data: Data, layout: Layout, found: Survey | None, cache: Path) -> Tokenizer:
-    """The cached tokenizer of this corpus, split and vocabulary, trained if need be.
-
-    found: the survey of a finite corpus; None for one that is read once. How much of the training side trains the
-    model makes no difference to it, unless what validates follows from that.
-    """
-    limit = data.tokenizer_bytes if layout != "prefix" else _prefix_bytes(data, found)
-    by_number = {"val_documents": data.val_documents} if layout == "numbered" else {}
-    key = key_of(
-        rule=RULE,
-        corpus=data.fingerprint(),
-        vocab_size=data.vocab_size,
-        layout=layout,
-        bytes=limit,
-        val_fraction=data.val_fraction,
-        min_chars=data.min_chars,
-        **by_number,
-    )
-
-    def train() -> Tokenizer:
-        texts = _training_text(data, layout, found, limit)
-        first = next(texts, "")  # a corpus that cannot be read says so, before anything is announced
-        say(f"training a byte-level BPE tokenizer of {data.vocab_size} ids")
-        return train_bpe(chain([first], texts), data.vocab_size)
-
-    return cached(cache, key, train)
-
-
-def _prefix_bytes(data: Data, found: Survey | None) -> int:
-    """Bytes at the beginning of the stream that train, whatever the tokenizer: a token is at least one byte."""
-    bound = data.tokenizer_bytes
-    if data.rows is not None and data.rows[0] is not None:
-        bound = min(bound, data.rows[0] * data.seq_len)
-    elif found is not None:
-        bound = min(bound, int((1 - data.val_fraction) * found.sizes.sum()))
-    return bound
-
-
-def _training_text(data: Data, layout: Layout, found: Survey | None, limit: int) -> Iterator[str]:
-    if layout == "document":
-        assert found is not None
-        order = hash_order(found, ~choose_validation(found, data.val_fraction))
-        chosen = np.zeros(len(found.sizes), dtype=bool)
-        chosen[prefix(order, found.sizes, limit)] = True
-        for _, piece in picked(data, chosen):
-            yield piece.text
-        return
-    left = limit
-    for number, piece in numbered(data.pieces()):
-        if layout == "stream" and not data.own_validation and hash_validates(piece.text, data.val_fraction):
-            continue
-        if data.val_documents is not None and number_validates(number, data.val_documents):
-            continue
-        content = piece.text.encode()[:left]
-        yield content.decode("utf-8", "ignore")
-        left -= len(content) + 1  # end-of-text stands for no byte: counted as one, the bound holds for it too
-        if left <= 0:
-            return
-
-
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of `vocab_size` ids, end-of-text among them."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -101,3 +30,55 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend, vocab_size, EOT)
+
+
+def auto_tokenizer(corpus: Corpus, layout: Layout, found: Survey | None, cache: Path) -> Tokenizer:
+    """The tokenizer of this corpus, split and vocabulary, from the cache or trained into it.
+
+    It does not depend on how much of the training side trains the model, unless that decides what validates.
+    found: the survey of a finite corpus; None for one that is read once.
+    """
+    limit = corpus.tokenizer_bytes
+    if layout == "prefix":  # bytes that train whatever the tokenizer, since a token is at least one byte
+        if corpus.rows is not None and corpus.rows[0] is not None:
+            limit = min(limit, corpus.rows[0] * corpus.seq_len)
+        elif found is not None:
+            limit = min(limit, int((1 - corpus.val_fraction) * found.sizes.sum()))
+    key = key_of(
+        rule=RULE,
+        corpus=corpus.fingerprint(),
+        vocab_size=corpus.vocab_size,
+        layout=layout,
+        bytes=limit,
+        val_fraction=corpus.val_fraction,
+        min_chars=corpus.min_chars,
+        **({"val_documents": corpus.val_documents} if layout == "numbered" else {}),
+    )
+
+    def train() -> Tokenizer:
+        texts = _training_text(corpus, layout, found, limit)
+        first = next(texts, "")  # an unreadable corpus raises here, before the announcement
+        say(f"training a byte-level BPE tokenizer of {corpus.vocab_size} ids")
+        return train_bpe(chain([first], texts), corpus.vocab_size)
+
+    return cached(cache, key, train)
+
+
+def _training_text(corpus: Corpus, layout: Layout, found: Survey | None, limit: int) -> Iterator[str]:
+    """Text that trains: about `limit` bytes in whole documents after a survey, else no more than `limit`."""
+    if layout == "document":
+        assert found is not None
+        order = hash_order(found, ~choose_validation(found, corpus.val_fraction))
+        chosen = np.zeros(len(found.sizes), dtype=bool)
+        chosen[leading(order, found.sizes, limit)] = True
+        yield from (piece.text for number, piece in numbered(corpus) if chosen[number])
+        return
+    left = limit
+    for number, piece in numbered(corpus):
+        if side_of(corpus, layout, number, piece.text) == "val":
+            continue
+        content = piece.text.encode()[:left]
+        yield content.decode("utf-8", "ignore")
+        left -= len(content) + 1  # end-of-text has no byte; counted as one, the bound on tokens holds for it too
+        if left <= 0:
+            return

@@ -1,4 +1,4 @@
-"""The cache folder, shared by all runs of a machine: one builds, the others wait, nobody sees a half-written folder."""
+"""The cache folder that all runs of a machine share: one process builds an entry, the others wait for it."""
 
 import errno
 import hashlib
@@ -6,18 +6,21 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from newllm.errors import ConfigError, RunError
 
+Entry = TypeVar("Entry")
+
 
 def cache_folder(runtime: Any = None) -> Path:
-    """`runtime.cache_dir` (a node, an object or a mapping), else $NEWLLM_CACHE, else ~/.cache/newllm."""
+    """`runtime.cache_dir` (of a node, an object or a mapping), else $NEWLLM_CACHE, else ~/.cache/newllm."""
     chosen = runtime.get("cache_dir") if isinstance(runtime, Mapping) else getattr(runtime, "cache_dir", None)
     return Path(chosen or os.environ.get("NEWLLM_CACHE") or "~/.cache/newllm").expanduser()
 
@@ -27,14 +30,22 @@ def key_of(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def say(line: str) -> None:
-    """A line for the user about work that takes a while; what belongs in a log goes into Dataset.notes."""
-    print(line, file=sys.stderr, flush=True)
+def find_or_build(folder: Path, what: str, load: Callable[[Path], Entry | None], fill: Callable[[Path], None]) -> Entry:
+    """The entry in `folder`; where `load` finds none (None), `fill` writes it into a new folder first."""
+    entry = load(folder)
+    if entry is None:
+        with locked(folder, what):
+            entry = load(folder)  # another process may have built it while this one waited
+            if entry is None:
+                build_folder(folder, fill)
+                entry = load(folder)
+                assert entry is not None, f"{folder} cannot be read right after it was written"
+    return entry
 
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold the lock of `folder`; while another process has it, wait, and say so. The system frees it at death."""
+    """Hold the lock of `folder`, waiting for the process that has it. The system frees it when its holder dies."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
@@ -55,7 +66,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 
 def build_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make `folder` whole or not at all: filled under another name, synced to disk, renamed. Needs its lock."""
+    """Write `folder` whole or not at all: fill it under another name, sync it, rename it. Needs its lock."""
     rough = folder.with_name(folder.name + ".building")
     shutil.rmtree(rough, ignore_errors=True)  # left by a process that was killed
     rough.mkdir()
@@ -85,3 +96,27 @@ def _sync(path: Path) -> None:
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def say(line: str) -> None:
+    """Tell the user about work that takes a while. (Lines that belong in the log of a run go to Dataset.notes.)"""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """``encoding: 1,234,567 tokens, 89,000/s`` on a terminal, at most ten times a second."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self.what, self.unit = what, unit
+        self.started = self.shown = time.monotonic()
+
+    def show(self, count: int) -> None:
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - self.shown > 0.1:
+            line = f"\r{self.what}: {count:,} {self.unit}, {count / (now - self.started):,.0f}/s "
+            print(line, end="", file=sys.stderr, flush=True)
+            self.shown = now
+
+    def end(self) -> None:
+        if self.shown > self.started:
+            print(file=sys.stderr)

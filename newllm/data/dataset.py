@@ -10,13 +10,13 @@ import numpy as np
 from omegaconf import DictConfig
 
 from newllm.build import build
-from newllm.data.build_store import find_or_build
+from newllm.data.budget import check_lengths
+from newllm.data.build_store import store_of
 from newllm.data.cache import cache_folder
-from newllm.data.corpora.base import Data
-from newllm.data.enough import check_lengths
+from newllm.data.corpora.corpus import Corpus
 from newllm.data.facts import NOT_SCORED, ReversalFacts
 from newllm.data.passkey import PasskeyRows
-from newllm.data.store import Store
+from newllm.data.token_store import Store
 from newllm.data.tokenizer import Tokenizer
 from newllm.errors import ConfigError
 from newllm.seeding import stream
@@ -137,9 +137,9 @@ def prepare(
 
     seed orders the facts inside their packed rows; the split never depends on it.
     """
-    data: Data = build(data_node)
+    data: Corpus = build(data_node)
     facts: ReversalFacts | None = build(facts_node) if facts_node and facts_node.get("_target_") else None
-    store, notes = find_or_build(data, cache_folder(runtime))
+    store, notes = store_of(data, cache_folder(runtime))
     train, val, leak, split_notes = split_rows(data, store)
     notes += split_notes
     if facts is not None:
@@ -171,7 +171,7 @@ def _bytes_per_token(rows: Rows, tokenizer: Tokenizer) -> float:
     return total / (len(rows) * rows.seq_len)
 
 
-def split_rows(data: Data, store: Store) -> tuple[Rows, Rows, float, list[str]]:
+def split_rows(data: Corpus, store: Store) -> tuple[Rows, Rows, float, list[str]]:
     """Training rows, validation rows, share of validation documents that are also trained on, notes."""
     length = data.seq_len
     check_lengths(data, store.layout, {name: len(one.tokens) for name, one in store.streams.items()})
@@ -229,7 +229,7 @@ def _shared_documents(document_tokens: np.ndarray, train: np.ndarray, val: np.nd
     return float((in_val & touched(train)).sum() / max(1, in_val.sum()))
 
 
-def _fingerprint(data: Data, store: Store, train: Rows) -> str:
+def _fingerprint(data: Corpus, store: Store, train: Rows) -> str:
     split = [data.split, data.split_seed, data.val_fraction, data.seq_len, data.rows]
     split += [data.passkey] if data.passkey else []
     digest = hashlib.sha256(json.dumps([sorted(store.checksums.items()), split]).encode())

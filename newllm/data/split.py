@@ -1,44 +1,42 @@
-"""Which text validates. A side is chosen by the hash of a document's content, never by the run's seed."""
+"""Which text trains and which validates: by the content or the number of a document, never by the run's seed."""
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from newllm.data.corpora.base import Data, Piece
-from newllm.data.progress import Progress
+from newllm.data.cache import Progress
+from newllm.data.corpora.corpus import Corpus, Piece
+from newllm.errors import ConfigError
 
-# How a store lays its text out: two streams, filled by a survey of the whole corpus (document) or as the documents
-# come, a side chosen by content (stream) or by number (numbered); or one stream in the corpus' order (prefix: what
-# trains is its beginning, or rows of it).
+# How a store lays out its text.
+#   document  two streams, each in the order of content hashes, after a survey of the whole corpus
+#   stream    two streams in the corpus' order, the side chosen by content as the documents come
+#   numbered  two streams in the corpus' order, the side chosen by the number of the document
+#   prefix    one stream in the corpus' order; its beginning, or rows of it, trains
 Layout = Literal["document", "stream", "numbered", "prefix"]
 
 
 @dataclass
 class Survey:
-    """One pass over a finite corpus: of each document, the hash of its content and its bytes (UTF-8)."""
+    """Of each document of a corpus: 64 bits of the sha256 of its content, and its UTF-8 bytes.
 
-    hashes: np.ndarray  # uint64 [documents]
-    sizes: np.ndarray  # int64 [documents]
+    hashes: uint64 [documents]. sizes: int64 [documents].
+    """
 
-    @property
-    def distinct(self) -> int:
-        return len(np.unique(self.hashes))
-
-
-def content_hash(text: str) -> int:
-    """64 bits of the content: equal documents get equal hashes."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    hashes: np.ndarray
+    sizes: np.ndarray
 
 
-def survey(data: Data) -> Survey:
+def survey(corpus: Corpus) -> Survey:
+    """Reads the whole corpus once."""
     hashes, sizes = array("Q"), array("q")
     digest, size, total = hashlib.sha256(), 0, 0
     progress = Progress("reading the corpus", "bytes")
-    for piece in data.pieces():
+    for piece in corpus.pieces():
         content = piece.text.encode()
         digest.update(content)
         size += len(content)
@@ -52,14 +50,33 @@ def survey(data: Data) -> Survey:
     return Survey(np.frombuffer(hashes, dtype=np.uint64), np.frombuffer(sizes, dtype=np.int64))
 
 
+def layout_of(corpus: Corpus, found: Survey | None) -> Layout:
+    """The layout of this corpus' store. found: the survey of a corpus that is read twice."""
+    if corpus.split != "document":
+        return "prefix"
+    if corpus.val_documents is not None:
+        return "numbered"
+    if found is None or corpus.own_validation:
+        return "stream"
+    if len(np.unique(found.hashes)) > 1:
+        return "document"
+    if corpus.validates_apart:
+        name = "val_samples" if corpus.documents is None else "documents"
+        raise ConfigError(
+            f"data.{name} keeps training and validation text apart by document, and the corpus is a single document "
+            f"(or copies of one); give several documents or leave data.{name} out"
+        )
+    return "prefix"
+
+
 def choose_validation(found: Survey, fraction: float) -> np.ndarray:
     """bool [documents]: in the order of hashes, documents validate until `fraction` of the bytes is reached.
 
-    Equal documents fall on one side. One that would bring validation above 1.5 times its share is passed over
-    (a single huge file must not become most of it); at least one document validates, and never all: needs two
-    distinct documents.
+    Equal documents fall on one side. A document that would bring validation above 1.5 times its share is passed over
+    (a single huge file must not become most of it). At least one document validates and at least one trains: needs
+    two distinct documents.
     """
-    _, group_of = np.unique(found.hashes, return_inverse=True)  # groups of equal documents, in order of hash
+    _, group_of = np.unique(found.hashes, return_inverse=True)  # groups of equal documents, in the order of hashes
     sizes = np.bincount(group_of, weights=found.sizes)
     target = fraction * sizes.sum()
     chosen = np.zeros(len(sizes), dtype=bool)
@@ -76,36 +93,32 @@ def choose_validation(found: Survey, fraction: float) -> np.ndarray:
 
 
 def hash_order(found: Survey, mask: np.ndarray) -> np.ndarray:
-    """Documents of one side in the order of their hashes: any leading part is a fair sample of the side."""
+    """The documents of `mask` in the order of their hashes: any leading part is a fair sample of them."""
     documents = np.flatnonzero(mask)
     return documents[np.argsort(found.hashes[documents], kind="stable")]
 
 
-def hash_validates(text: str, fraction: float) -> bool:
-    """The side of a streamed document: validation if its hash is below `fraction` of the range."""
-    return content_hash(text) < fraction * 2.0**64
-
-
-def number_validates(number: int, chosen: Sequence[int]) -> bool:
-    """The side of a document by its number: validation from the first to the last of `chosen`."""
-    return chosen[0] <= number <= chosen[1]
-
-
-def prefix(order: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
+def leading(order: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
     """The first documents of `order` that together reach `budget` bytes."""
     return order[: int(np.searchsorted(np.cumsum(sizes[order]), budget)) + 1]
 
 
-def picked(data: Data, chosen: np.ndarray) -> Iterator[tuple[int, Piece]]:
-    """(number, piece) of the documents marked in `chosen` (bool [documents]), in one pass in the corpus' order."""
-    for number, piece in numbered(data.pieces()):
-        if chosen[number]:
-            yield number, piece
-
-
-def numbered(pieces: Iterable[Piece]) -> Iterator[tuple[int, Piece]]:
-    """Each piece with the number of its document, from 0."""
+def numbered(corpus: Corpus) -> Iterator[tuple[int, Piece]]:
+    """Each piece of the corpus with the number of its document, from 0."""
     number = 0
-    for piece in pieces:
+    for piece in corpus.pieces():
         yield number, piece
         number += piece.last
+
+
+def side_of(corpus: Corpus, layout: Layout, number: int, text: str) -> str:
+    """The stream (train, val, all) of a document, for the layouts that need no survey."""
+    if layout == "prefix":
+        return "all"
+    if corpus.own_validation:
+        return "train"
+    if corpus.val_documents is not None:
+        first, last = corpus.val_documents
+        return "val" if first <= number <= last else "train"
+    content = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    return "val" if content < corpus.val_fraction * 2.0**64 else "train"

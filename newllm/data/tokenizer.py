@@ -1,18 +1,19 @@
-"""Tokenizers at run time: the `tokenizers` package and a tokenizer.json, whatever they came from."""
+"""Tokenizers: the `tokenizers` package and a tokenizer.json, trained here or read once through transformers."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import tokenizers
 
 from newllm.config.fingerprint import path_fingerprint
-from newllm.data.cache import build_folder, cache_folder, key_of, locked
-
-if TYPE_CHECKING:
-    import tokenizers
+from newllm.data.cache import cache_folder, find_or_build, key_of
+from newllm.data.corpora.hub import require_hub
+from newllm.errors import ConfigError
 
 FILE = "tokenizer.json"
 ABOUT = "tokenizer.meta.json"
@@ -23,13 +24,12 @@ class Tokenizer:
 
     vocab_size: ids a model must know (the auto tokenizer's configured size, even if its text gave fewer).
     eot_id: end-of-text, or None.
-    spec: the tokenizer.json, without its vocabulary.
     token_bytes: int64 [vocab_size], bytes of UTF-8 text each id stands for; 0 for end-of-text and special ids.
         Their sum over an encoded text is the length of the text, exactly, for byte-level BPE
         (of the normalised text, where the tokenizer normalises).
     """
 
-    def __init__(self, backend: "tokenizers.Tokenizer", vocab_size: int, eot: str | None) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, vocab_size: int, eot: str | None) -> None:
         self.backend = backend
         self.backend.encode_special_tokens = True
         self.backend.no_truncation()
@@ -37,10 +37,7 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self.eot = eot
         self.eot_id: int | None = backend.token_to_id(eot) if eot is not None else None
-        self.spec: dict[str, Any] = json.loads(backend.to_str())
-        self.token_bytes: np.ndarray = _token_bytes(self.spec, backend.get_vocab(), vocab_size)
-        for table in ("vocab", "merges"):
-            self.spec["model"].pop(table, None)
+        self.token_bytes = _token_bytes(json.loads(backend.to_str()), backend.get_vocab(), vocab_size)
 
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -54,8 +51,6 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        import tokenizers
-
         about = json.loads((folder / ABOUT).read_text())
         return cls(tokenizers.Tokenizer.from_file(str(folder / FILE)), about["vocab_size"], about["eot"])
 
@@ -66,6 +61,18 @@ def identity(name: str) -> str:
     return f"folder:{path_fingerprint(folder, with_times=True)}" if folder.is_dir() else f"hub:{name}"
 
 
+def cached(cache: Path, key: str, make: Callable[[], Tokenizer]) -> Tokenizer:
+    """The tokenizer kept under `key`, made by one process at a time if it is missing or damaged."""
+
+    def load(folder: Path) -> Tokenizer | None:
+        try:
+            return Tokenizer.load(folder)
+        except Exception:  # `tokenizers` raises bare Exception for a broken file
+            return None
+
+    return find_or_build(cache / "tokenizers" / key, "tokenizer", load, lambda folder: make().save(folder))
+
+
 def pretrained(name: str, cache: Path) -> Tokenizer:
     """The Hugging Face tokenizer `name` (or folder), kept in the cache so that transformers reads it only once.
 
@@ -74,29 +81,57 @@ def pretrained(name: str, cache: Path) -> Tokenizer:
     folder = Path(name).expanduser()
     if (folder / ABOUT).is_file():
         return Tokenizer.load(folder)
-    from newllm.data.hub_tokenizer import load_with_transformers  # imports transformers only when called
-
-    return cached(cache, key_of(rule=1, tokenizer=identity(name)), lambda: load_with_transformers(name))
+    return cached(cache, key_of(rule=1, tokenizer=identity(name)), lambda: _from_transformers(name))
 
 
-def cached(cache: Path, key: str, make: Callable[[], Tokenizer]) -> Tokenizer:
-    """The tokenizer kept under `key`, made by one process at a time when it is absent or damaged."""
-    folder = cache / "tokenizers" / key
-    if tokenizer := _load_whole(folder):
-        return tokenizer
-    with locked(folder, "tokenizer"):
-        tokenizer = _load_whole(folder)  # another process may have made it meanwhile
-        if tokenizer is None:
-            tokenizer = make()
-            build_folder(folder, tokenizer.save)
-        return tokenizer
+def _from_transformers(name: str) -> Tokenizer:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        source = _read(str(folder))
+    elif name.count("/") > 1 or name.startswith(("/", ".", "~")):
+        raise ConfigError(
+            f"data.tokenizer={name} does not exist; it must be auto, the name of a Hugging Face tokenizer or a folder "
+            "with its tokenizer.json; type data.tokenizer=auto"
+        )
+    else:
+        try:
+            source = _read(name, local_files_only=True)
+        except ConfigError:  # not in the hub's own cache on this machine
+            try:
+                require_hub(f"tokenizer {name}")
+            except ConfigError as error:
+                raise ConfigError(
+                    f"data.tokenizer={name} is no folder, and {str(error).partition(';')[0]}; "
+                    "type data.tokenizer=auto or data.tokenizer=FOLDER, which need no network"
+                ) from None
+            source = _read(name)
+    backend = getattr(source, "backend_tokenizer", None)
+    if backend is None:
+        raise ConfigError(
+            f"data.tokenizer={name} has no fast form (tokenizer.json), which the token store needs; "
+            "type data.tokenizer=auto or another NAME or FOLDER"
+        )
+    if not backend.get_vocab(with_added_tokens=False):  # transformers makes an empty one up
+        raise ConfigError(
+            f"data.tokenizer={name} has no tokenizer.json, nor files to make one of; name the folder that has it, or "
+            "type data.tokenizer=auto"
+        )
+    size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+    return Tokenizer(backend, size, source.eos_token)
 
 
-def _load_whole(folder: Path) -> Tokenizer | None:
+def _read(name: str, **options: Any) -> Any:
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")
+    import transformers
+
     try:
-        return Tokenizer.load(folder)
-    except Exception:  # `tokenizers` raises bare Exception for a broken file
-        return None
+        return transformers.AutoTokenizer.from_pretrained(name, **options)
+    except Exception as error:  # of many libraries, depending on what is broken
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"data.tokenizer={name} could not be read as a Hugging Face tokenizer ({reason}); "
+            "type data.tokenizer=auto, or the NAME or FOLDER of a tokenizer"
+        ) from error
 
 
 def vocab_size(data_node: Mapping[str, Any], runtime: Any = None) -> int:

@@ -59,7 +59,7 @@ def test_each_side_gets_a_document(documents: list[tuple[int, int]], fraction: f
     found = Survey(
         np.array([name for name, _ in documents], dtype=np.uint64), np.array([sizes[name] for name, _ in documents])
     )
-    if found.distinct < 2:
+    if len(np.unique(found.hashes)) < 2:
         return
     chosen = choose_validation(found, fraction)
     assert 0 < chosen.sum() < len(chosen)
@@ -156,12 +156,12 @@ def test_tokenizer_never_sees_validation_text(load: Load, corpus: Path, tmp_path
     # The training documents alone, with the sides chosen as before, would give the same vocabulary.
     from newllm.data.bpe import train_bpe
     from newllm.data.corpora.text_files import TextFiles
-    from newllm.data.split import hash_order, prefix, survey
+    from newllm.data.split import hash_order, leading, survey
 
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in kept))
     found = survey(TextFiles(path=str(path)))
-    chosen = prefix(hash_order(found, np.ones(len(kept), dtype=bool)), found.sizes, 100_000)
+    chosen = leading(hash_order(found, np.ones(len(kept), dtype=bool)), found.sizes, 100_000)
     alone = train_bpe((kept[number] for number in sorted(chosen)), 512)
     assert alone.backend.get_vocab() == data.tokenizer.backend.get_vocab()
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from newllm.config.fingerprint import path_fingerprint
-from newllm.data.corpora.base import Data, Piece
+from newllm.data.corpora.corpus import Corpus, Piece
 from newllm.errors import ConfigError
 
 OFFLINE_CHOICES = "type data=stdlib or data=text data.path=FILE_OR_FOLDER, which need no network"
 
 
 @dataclass
-class Hub(Data):
+class Hub(Corpus):
     """Each row is a document.
 
     name: repository on the hub, or a folder in the hub's layout.

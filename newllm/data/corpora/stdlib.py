@@ -11,14 +11,14 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
-from newllm.data.corpora.base import Data, Piece
+from newllm.data.corpora.corpus import Corpus, Piece
 from newllm.errors import ConfigError
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 @dataclass
-class Stdlib(Data):
+class Stdlib(Corpus):
     """Each .py file of the standard library is a document; its tests are left out.
 
     exclude: files to leave out besides, as patterns of their paths below the library's folder. ``encodings/*`` are

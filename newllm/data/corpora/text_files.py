@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from newllm.config.fingerprint import files_below, path_fingerprint
-from newllm.data.corpora.base import Data, Piece
+from newllm.data.corpora.corpus import Corpus, Piece
 from newllm.errors import ConfigError
 
 KINDS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
@@ -18,7 +18,7 @@ ACCEPTED = ".txt, .jsonl, .jsonl.gz or .parquet files, or a folder of them"
 
 
 @dataclass
-class TextFiles(Data):
+class TextFiles(Corpus):
     """Documents: a .txt file is one, a line of .jsonl is one, a row of .parquet is one.
 
     path: file or folder (searched recursively, in the order of names).

@@ -45,19 +45,19 @@ class StreamWriter:
     """Appends encoded documents to <name>.bin until `limit` tokens are there."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype, limit: int | None = None) -> None:
-        self.name, self.folder, self.dtype, self.limit = name, folder, dtype, limit
+        self.path, self.dtype, self.limit = folder / f"{name}.bin", dtype, limit
         self.length = 0  # tokens written
         self.document_tokens = array("q")
         self.document_bytes = array("q")
         self._tokens = self._bytes = 0  # of the document being written
-        self._file = open(folder / f"{name}.bin", "wb")  # noqa: SIM115 - open until close()
+        self._file = open(self.path, "wb")  # noqa: SIM115 - open until close()
 
     @property
     def full(self) -> bool:
         return self.limit is not None and self.length >= self.limit
 
     def write(self, ids: np.ndarray, text_bytes: int) -> None:
-        """Tokens of the current document, as many as there is room for, and the bytes of text they stand for."""
+        """Append to the current document, up to the limit. text_bytes: UTF-8 bytes of the text that gave the ids."""
         if self.limit is not None:
             ids = ids[: self.limit - self.length]
         self._file.write(ids.astype(self.dtype, copy=False).data)
@@ -66,7 +66,7 @@ class StreamWriter:
         self._bytes += text_bytes
 
     def end_document(self) -> None:
-        if self._tokens or not self.full:  # what comes after the limit is no part of the store
+        if self._tokens or not self.full:  # a document after the limit is not part of the store
             self.document_tokens.append(self._tokens)
             self.document_bytes.append(self._bytes)
         self._tokens = self._bytes = 0
@@ -76,7 +76,7 @@ class StreamWriter:
             self.end_document()
         self._file.close()
         table = np.array([self.document_tokens, self.document_bytes], dtype=np.int64).reshape(2, -1)
-        np.save(self.folder / f"{self.name}.documents.npy", table)
+        np.save(self.path.with_suffix(".documents.npy"), table)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from newllm.data import Dataset
-from newllm.data.build_store import find_or_build
+from newllm.data.build_store import store_of
 from newllm.data.corpora.text_files import TextFiles
-from newllm.data.store import StreamWriter, read_stream, token_dtype
+from newllm.data.token_store import StreamWriter, read_stream, token_dtype
 from newllm.errors import RunError
 
 Load = Callable[..., Dataset]
@@ -114,7 +114,7 @@ def test_failure_leaves_nothing_behind(corpus: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(StreamWriter, "write", full)
     options = TextFiles(path=str(corpus), seq_len=64, samples=200, vocab_size=512, tokenizer_bytes=100_000)
     with pytest.raises(RunError, match="no space left"):
-        find_or_build(options, tmp_path)
+        store_of(options, tmp_path)
     assert [path for path in (tmp_path / "stores").iterdir() if path.is_dir()] == []
 
 

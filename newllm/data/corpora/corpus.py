@@ -17,7 +17,7 @@ class Piece(NamedTuple):
 
 
 @dataclass
-class Data(ABC):
+class Corpus(ABC):
     """Options of every corpus.
 
     seq_len: tokens in a row.
