@@ -14,7 +14,7 @@ from newllm.config.grid import combinations
 from newllm.config.many import Composed, compose_many
 from newllm.config.overrides import Overrides, parse
 from newllm.errors import ConfigError
-from newllm.sweep import warm
+from newllm.sweep.local import warm_up
 from newllm.sweep.packing import require_packable
 from newllm.sweep.plan import Plan, plan
 from newllm.sweep.record import choosing
@@ -41,7 +41,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
     from newllm.sweep.show import show
 
     if not any(line.startswith(("dry_run=", "sweep.dry_run=", "hydra/launcher=")) for line in overrides):
-        warm.begin()
+        warm_up()
     request = read(overrides, config_dir=config_dir, several=several)
     if request.settings.dry_run:
         show(request.plan(), whole=True)

@@ -1,23 +1,49 @@
 """The local launcher: runs side by side on this machine's GPUs or CPU cores, a process each."""
 
+import atexit
+import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import parts
-from newllm.sweep.display import Display
-from newllm.sweep.packing import pack
+from newllm.sweep.outcome import note
 from newllm.sweep.policy import Policy
-from newllm.sweep.pool import Pool
-from newllm.sweep.record import begin, launches
-from newllm.sweep.slots import Grant, Slots, available_cores, visible_gpus
+from newllm.sweep.slots import Slots, available_cores
 from newllm.sweep.snapshot import environment, snapshot
-from newllm.sweep.workers import NurseryWorkers
+
+DEATHS = 3  # of the process that does the runs, no run being done in between, before there is no more trying
+
+# Importing torch takes two seconds, in which the sweep is planned; then the process is told whose code it is to run.
+_BOOT = """
+import os, signal, sys, traceback
+from multiprocessing.connection import Connection
+import torch
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+pipe = Connection(int(sys.argv[1]))
+try:
+    os.environ.update(pipe.recv())
+    sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+    from newllm.sweep.do_runs import serve
+    serve(pipe)
+except EOFError:
+    pass
+except BaseException as error:
+    traceback.print_exc()
+    pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+sys.stdout.flush()
+os._exit(0)
+"""
 
 
 class Local:
@@ -39,80 +65,142 @@ class Local:
         threads: int | Literal["auto"] = "auto",
         jobs_per_gpu: int = 1,
     ) -> None:
-        self.slots, self.threads, self.jobs_per_gpu = slots, threads, jobs_per_gpu
-        self._prepared: NurseryWorkers | None = None
-        self._slots_for(1, gpus=())  # refuses numbers that make no sense
+        self.options: dict[str, Any] = {"slots": slots, "threads": threads, "jobs_per_gpu": jobs_per_gpu}
+        Slots(available_cores(), (), 1, **self.options)  # refuses numbers that make no sense
+        self._process: _Process | None = None
 
     def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None:
-        """ConfigError if a part of these effective configurations cannot be built.
+        """Raises ConfigError if a part of these effective configurations cannot be built.
 
         This is done by the process that will start the runs of `sweep`, since it imports torch anyway.
         """
-        self._prepare(sweep)
-        assert self._prepared is not None
-        if refused := self._prepared.check(parts(configs)):
-            raise ConfigError(refused)
-
-    def _prepare(self, sweep: Path) -> None:
-        folder = sweep / ".sweep"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._prepared = NurseryWorkers(environment(snapshot(sweep)), folder / "nursery.log")
+        self._process = _Process(sweep)
+        with suppress(EOFError):  # it has died, which `start` deals with
+            self._process.request("check", parts(configs))
 
     def start(self, sweep: Path, runs: Sequence[Path], policy: Policy) -> int:
         """Do the frozen `runs` of the folder `sweep`, and wait for them; returns the exit status.
 
         0: all done. 1: some run failed, or has been cancelled, or is in the hands of another process. 128 + n: stopped
-        by signal n; what has not run stays queued.
+        by signal n; what has not run stays queued. Should the process that does the runs be killed, another one goes
+        on. Raises RunError if there can be none.
         """
-        if not runs:
-            return 0
-        if self._prepared is None:
-            self._prepare(sweep)
-        assert self._prepared is not None
-        workers, self._prepared = self._prepared, None
-        with workers:
-            display = Display(sweep, runs)
-            workers.say = display.note
-            gpus = visible_gpus()
-            slots = self._slots_for(len(runs), gpus)
-            kept = {} if self.threads != "auto" else _earlier_threads(sweep)
-            options = {"slots": self.slots, "threads": self.threads, "jobs_per_gpu": self.jobs_per_gpu}
-            with begin(sweep, "local", options, policy, runs) as record:
-                sample = Grant(slots.threads, gpus=gpus[:1])
-                packing = pack(sweep, runs, policy.pack, workers, sample, slots.count, kept)
-                slots = self._slots_for(len(packing.packs), gpus)
-                record.update(threads=slots.threads)
-                pool = Pool(packing.packs, slots, workers, policy, display, kept)
-                with _stopping(pool), display.shown(slots.count, packing):
-                    return pool.run()
-
-    def _slots_for(self, runs: int, gpus: tuple[str, ...]) -> Slots:
-        return Slots(available_cores(), gpus, runs, self.slots, self.threads, self.jobs_per_gpu)
+        left, deaths = list(runs), 0
+        while left:
+            process, self._process = self._process or _Process(sweep), None
+            with _passing_signals_to(process) as passed:
+                try:
+                    status = process.request("launch", sweep, left, policy, self.options)
+                    return status or int(not all(RunDirectory(run).is_done() for run in runs))
+                except EOFError:
+                    how = process.ended()
+                finally:
+                    process.close()
+            if passed:
+                return 128 + passed[0]
+            before, left = len(left), _queue_again(left)
+            deaths = 1 if len(left) < before else deaths + 1
+            if deaths == DEATHS:
+                raise RunError(f"The process that does the runs {how}, {DEATHS} times in a row.")
+            print(f"The process that does the runs {how}; they go on in a new one.", flush=True)
+        return int(not all(RunDirectory(run).is_done() for run in runs))
 
 
-def _earlier_threads(sweep: Path) -> dict[str, int]:
-    """Run's name -> the threads that its first local launch gave it."""
-    found: dict[str, int] = {}
-    for record in launches(sweep):
-        threads = record.get("threads")
-        if record.get("backend") == "local" and isinstance(threads, int):
-            found = dict.fromkeys(record.get("runs", ()), threads) | found
-    return found
+class _Process:
+    """A process that does the runs of `sweep` with a copy of the code; see newllm.sweep.do_runs."""
+
+    def __init__(self, sweep: Path) -> None:
+        self._python, self._pipe = _warm.pop() if _warm else _start_python()
+        self._pipe.send({**environment(snapshot(sweep)), "OMP_NUM_THREADS": "1"})
+
+    def request(self, name: str, *arguments: Any) -> Any:
+        """What the process answers. Raises its NewllmError, or EOFError if it is dead."""
+        try:
+            self._pipe.send((name, arguments))
+            while not self._pipe.poll(0.5):  # its end may stay open in workers when it dies
+                if self._python.poll() is not None and not self._pipe.poll():
+                    raise EOFError
+            answer = self._pipe.recv()
+        except (BrokenPipeError, ConnectionResetError):
+            raise EOFError from None
+        if isinstance(answer, NewllmError):
+            raise answer
+        if isinstance(answer, Exception):
+            raise RunError(f"The process that does the runs can't begin: {answer}.")
+        return answer
+
+    def signal(self, signum: int) -> None:
+        self._python.send_signal(signum)
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._python.wait()
+
+    def ended(self) -> str:
+        status = self._python.wait()
+        return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+_warm: list[tuple[subprocess.Popen[bytes], Any]] = []  # Pythons that import torch until it is known what they are for
+
+
+def warm_up() -> None:
+    """Start a Python for the launch that is about to be planned; it ends with this process if it is not needed."""
+    python, pipe = _start_python()
+    _warm.append((python, pipe))
+    atexit.register(lambda: python.kill() if (python, pipe) in _warm else None)
+
+
+def _start_python() -> tuple[subprocess.Popen[bytes], Any]:
+    ours, theirs = Pipe()
+    with theirs:
+        python = subprocess.Popen(
+            [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # other threads would not survive a fork
+            start_new_session=True,  # the terminal's Ctrl-C comes from this process alone
+        )
+    return python, ours
 
 
 @contextmanager
-def _stopping(pool: Pool) -> Iterator[None]:
-    """Hand Ctrl-C, SIGTERM and the terminal's end to the pool within this block."""
+def _passing_signals_to(process: _Process) -> Iterator[list[int]]:
+    """Hand Ctrl-C, SIGTERM and the terminal's end to the process within this block; yields the signals so far."""
+    passed: list[int] = []
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        passed.append(signum)
+        process.signal(signum)
+
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield passed
         return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        pool.stop(signum)
-
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield
+        yield passed
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _queue_again(runs: Sequence[Path]) -> list[Path]:
+    """Wait for the workers of a process that was killed, which save and end; returns the runs that are left to do."""
+    left: list[Path] = []
+    claimed = {run: _claimed(run) for run in runs}
+    time.sleep(1.0)  # workers that had just been forked have ended by then, or hold their runs
+    for run in runs:
+        directory = RunDirectory(run)
+        if claimed[run] in ("queued", "running"):
+            while directory.in_use():
+                time.sleep(0.1)
+            if _claimed(run) in ("running", "interrupted"):
+                note(directory, "queued")
+            left += [run] if _claimed(run) == "queued" else []
+    return left
+
+
+def _claimed(run: Path) -> str | None:
+    with suppress(ConfigError):
+        return RunDirectory(run).status().get("state")
+    return None

@@ -27,11 +27,11 @@ def before_start(run: RunDirectory) -> tuple[Fate, str | None]:
     return state, status.get("error")
 
 
-def after_end(run: RunDirectory, status: int | None, stopped: bool) -> tuple[Fate, str | None]:
+def after_end(run: RunDirectory, status: int, stopped: bool) -> tuple[Fate, str | None]:
     """What a worker has made of the run, and its error.
 
     A worker that was killed leaves no final state: then it is `failed` with a sentence that says how the worker ended;
-    `interrupted` or still `queued` if it was `stopped` by us, or if nobody knows how it ended (`status` None).
+    `interrupted` or still `queued` if it was `stopped` by us.
     """
     try:
         found = run.status()
@@ -42,7 +42,7 @@ def after_end(run: RunDirectory, status: int | None, stopped: bool) -> tuple[Fat
         return state, found.get("error")
     if run.in_use():
         return "elsewhere", None
-    if stopped or status is None:
+    if stopped:
         if state == "running":
             note(run, "interrupted")
         return ("interrupted" if state == "running" else "queued"), None

@@ -2,31 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, NewllmError
 from newllm.pack.compatibility import Config, differing, hindrance, key, unpackable
 from newllm.store.atomic import write_json
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.slots import Grant
+from newllm.sweep.workers import in_child
 
 SIZES = (1, 2, 4, 8, 16)
 GAIN = 1.05  # by which a pack has to be faster than runs by themselves
 FILE = Path(".sweep") / "pack.json"  # what has been measured: signature of what packed runs share -> speeds
 
+Measure = Callable[[Sequence[Path], Sequence[int], Grant], list[float]]
 Pack = int | Literal["auto"] | None
-
-
-class Meter(Protocol):
-    """Where runs can be timed before they start."""
-
-    def measure(
-        self, runs: Sequence[Path], sizes: Sequence[int], environment: Mapping[str, str]
-    ) -> tuple[str | None, list[float]]: ...
 
 
 @dataclass
@@ -38,8 +33,26 @@ class Packing:
     notes: list[str] = field(default_factory=list)
 
 
+def speeds(runs: Sequence[Path], sizes: Sequence[int], grant: Grant) -> list[float]:
+    """Steps of runs per second in packs of each of these sizes, timed in a process with that grant."""
+
+    def measured() -> list[float]:
+        os.environ.update(grant.environment())
+        from newllm.pack.measure import measure
+
+        return measure(runs, sizes)
+
+    return list(in_child(measured))
+
+
 def pack(
-    sweep: Path, runs: Sequence[Path], size: Pack, meter: Meter, grant: Grant, slots: int, threads: Mapping[str, int]
+    sweep: Path,
+    runs: Sequence[Path],
+    size: Pack,
+    grant: Grant,
+    slots: int,
+    threads: Mapping[str, int],
+    measure: Measure = speeds,
 ) -> Packing:
     """Put together the frozen `runs` of the folder `sweep` that can train together.
 
@@ -47,6 +60,7 @@ def pack(
         size: runs in a pack; "auto": the size at which most steps are made in a second, by measurement.
         grant: what a worker will have. slots: workers at once; "auto" leaves none of them without a pack.
         threads: run's name -> threads that it had before: packed runs share theirs.
+        measure: the speeds of packs of these sizes; for no sizes, it refuses runs that cannot be packed.
 
     Raises ConfigError if a size is given and the runs' models cannot be packed.
     """
@@ -62,10 +76,13 @@ def pack(
     if fit:
         mark, largest = max(fit.items(), key=lambda item: len(item[1]))
         if size == "auto":
-            size, note = _measured(sweep, mark, largest, meter, grant, slots)
+            size, note = _best_size(sweep, mark, largest, grant, slots, measure)
             notes.append(note)
-        elif refused := meter.measure(largest[:2], [], grant.environment())[0]:
-            raise ConfigError(f"pack={size}: {refused}")
+        else:
+            try:
+                measure(largest[:2], [], grant)
+            except ConfigError as error:
+                raise ConfigError(f"pack={size}: {error}") from None
     together = size if isinstance(size, int) else 1
     packs = [share for mark, group in groups.items() for share in _shares(group, together if mark in fit else 1)]
     alone = [group[0] for mark, group in groups.items() if mark not in fit and group[0] in configs]
@@ -94,25 +111,28 @@ def _configs(runs: Sequence[Path]) -> dict[Path, Config]:
     return found
 
 
-def _measured(sweep: Path, mark: str, group: Sequence[Path], meter: Meter, grant: Grant, slots: int) -> tuple[int, str]:
+def _best_size(
+    sweep: Path, mark: str, group: Sequence[Path], grant: Grant, slots: int, measure: Measure
+) -> tuple[int, str]:
     """The size at which most runs' steps are made in a second, and a line that says so."""
     sizes = [size for size in SIZES if size <= max(1, len(group) // slots)]
     if len(sizes) == 1:
         return 1, "pack=auto: there are too few runs to keep every slot busy in packs, so that each trains alone."
     name = hashlib.sha256(f"{mark} {grant} {sizes}".encode()).hexdigest()[:8]
     known = _known(sweep)
-    speeds = known.get(name)
-    if speeds is None:
-        refused, speeds = meter.measure(group[: sizes[-1]], sizes, grant.environment())
-        if refused or not speeds:
-            return 1, f"pack=auto: {refused or 'nothing could be measured'}; each run trains alone."
+    found = known.get(name)
+    if found is None:
+        try:
+            found = measure(group[: sizes[-1]], sizes, grant)
+        except NewllmError as error:
+            return 1, f"pack=auto: {error}; each run trains alone."
         (sweep / FILE).parent.mkdir(parents=True, exist_ok=True)
-        write_json(sweep / FILE, {**known, name: speeds})
-    best = max(range(len(sizes)), key=lambda i: speeds[i])
-    listed = ", ".join(f"{size}: {speed:,.3g}" for size, speed in zip(sizes, speeds, strict=True))
-    if speeds[best] < GAIN * speeds[0]:
+        write_json(sweep / FILE, {**known, name: found})
+    best = max(range(len(sizes)), key=lambda i: found[i])
+    listed = ", ".join(f"{size}: {speed:,.3g}" for size, speed in zip(sizes, found, strict=True))
+    if found[best] < GAIN * found[0]:
         return 1, f"pack=auto: packing does not pay here (steps per second by runs in a pack: {listed})."
-    gain = f"{speeds[best] / speeds[0]:.2f} x the steps per second of one by one"
+    gain = f"{found[best] / found[0]:.2f} x the steps per second of one by one"
     return sizes[best], f"pack=auto: packs of {sizes[best]} make {gain} (by runs in a pack: {listed})."
 
 

@@ -5,50 +5,16 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
+from newllm.sweep.display import Display
 from newllm.sweep.outcome import Fate, after_end, before_start, note
 from newllm.sweep.policy import Policy
 from newllm.sweep.slots import Demand, Grant, Slots, demand
+from newllm.sweep.workers import Workers
 
-TICK = 1.0  # seconds between two looks at the clock
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A worker has ended: its exit status, minus the signal that killed it, None where nobody can tell."""
-
-    number: int
-    status: int | None
-
-
-class Workers(Protocol):
-    """Processes that do runs."""
-
-    def start(self, number: int, runs: Sequence[Path], environment: Mapping[str, str]) -> None:
-        """Begin a run, or several that train together; RunError if there is no way to."""
-
-    def signal(self, number: int, signum: int) -> None: ...
-
-    def wait(self, seconds: float) -> Iterable[Ended]:
-        """The workers that have ended, as soon as there is one, at `wake()`, or when the time is up."""
-
-    def wake(self) -> None:
-        """End `wait` at once; may be called from a signal handler."""
-
-
-class Watcher(Protocol):
-    """Someone who is told what happens."""
-
-    def started(self, run: Path) -> None: ...
-    def ended(self, run: Path, fate: Fate, error: str | None, again: bool) -> None:
-        """`again`: it has gone back to the queue."""
-
-    def note(self, text: str) -> None: ...
-    def tick(self, waiting: int) -> None:
-        """Called about once a second with the number of runs not yet begun."""
+TICK = 0.2  # seconds between two looks at the clock and at what a signal handler has noted
 
 
 @dataclass(frozen=True)
@@ -69,7 +35,7 @@ class Pool:
         slots: Slots,
         workers: Workers,
         policy: Policy,
-        watcher: Watcher,
+        watcher: Display,
         threads: Mapping[str, int] | None = None,
     ) -> None:
         self.fates: dict[Path, Fate] = {}
@@ -88,9 +54,11 @@ class Pool:
         """Do the runs; returns 0 if all are done, 128 + n after signal n, else 1."""
         self._fill()
         while self._running:
-            ends = list(self._workers.wait(TICK))
-            for end in ends:
-                self._end(end)
+            for number, status in self._workers.wait(TICK):
+                job = self._running.pop(number)
+                self._slots.give(job.grant)
+                for run in job.runs:
+                    self._end_run(run, status)
             self._fill()
             self._watcher.tick(sum(map(len, self._queue)))
         if all(fate == "done" for fate in self.fates.values()) and not self._queue:
@@ -101,7 +69,6 @@ class Pool:
         """Start nothing more and let the running ones save and end; a second SIGINT kills them. For signal
         handlers: it only notes the wish."""
         self._asked.append(signum)
-        self._workers.wake()
 
     def _obey(self) -> None:
         while self._asked:
@@ -167,24 +134,16 @@ class Pool:
             self._attempts[run.path] += 1
             self._watcher.started(run.path)
 
-    def _end(self, end: Ended) -> None:
-        job = self._running.pop(end.number)
-        self._slots.give(job.grant)
-        for run in job.runs:
-            self._end_run(run, end.status)
-
-    def _end_run(self, run: RunDirectory, status: int | None) -> None:
+    def _end_run(self, run: RunDirectory, status: int) -> None:
         fate, error = after_end(run, status, self._halted)
-        lost = status is None and fate in ("queued", "interrupted")  # with the process that had forked its worker
         refused = status == ConfigError.exit_status
-        again = lost or (fate == "failed" and not refused and self._attempts[run.path] <= self._policy.retries)
+        again = fate == "failed" and not refused and self._attempts[run.path] <= self._policy.retries
         if self._halted or not again:
             self._close(run, fate, error)
             return
         note(run, "queued", error)
         self._watcher.ended(run.path, fate, error, again=True)
-        if lost or not self._proved:
-            self._attempts[run.path] -= lost
+        if not self._proved:
             self._queue.appendleft([run])
         else:  # what failed for want of memory may fare better among other neighbours
             self._queue.append([run])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.pool import Watcher
+from newllm.sweep.display import Display
 from newllm.sweep.slurm_state import job_states
 from newllm.sweep.slurm_task import FOLDER
 from newllm.sweep.state import meaning
@@ -19,7 +19,7 @@ _ASK_TICKS = 5  # between two questions to SLURM
 _OWN_TURN = ("Priority", "Resources", "JobArrayTaskLimit", "Dependency", "BeginTime")  # reasons that need no mention
 
 
-def follow(runs: Sequence[Path], watcher: Watcher, ask: Ask = job_states, seconds: float = TICK) -> bool:
+def follow(runs: Sequence[Path], watcher: Display, ask: Ask = job_states, seconds: float = TICK) -> bool:
     """Wait until the jobs of all `runs` have ended, and tell the watcher what happens; True if all runs are done.
 
     Files are read of runs whose jobs are at work, so that many that wait cost nothing.
@@ -85,7 +85,7 @@ class _Jobs:
     job, twice running. waiting: jobs in the queue.
     """
 
-    def __init__(self, watcher: Watcher, ask: Ask) -> None:
+    def __init__(self, watcher: Display, ask: Ask) -> None:
         self.ended: dict[str, str | None] = {}
         self.waiting: set[str] = set()
         self._watcher, self._ask = watcher, ask

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ def job_id(environment: Mapping[str, str]) -> str:
 
 def _start_pool(request: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     # Where SLURM allots no GPU there is none for us, whatever the machine has.
-    environment = {"CUDA_VISIBLE_DEVICES": "", **os.environ}
+    environment = {"CUDA_VISIBLE_DEVICES": "", **os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-m", "newllm.sweep.slurm_task", json.dumps(request)]
     return subprocess.Popen(command, env=environment, preexec_fn=_ignore_requeue_signal)
 
@@ -134,29 +135,15 @@ def _cancel_waiting(name: str) -> None:
 
 def main(argv: list[str]) -> int:
     """The pool of a job, whose `Task` is the only argument, as JSON; returns the exit status."""
-    from newllm.sweep.display import Display
-    from newllm.sweep.packing import pack
-    from newllm.sweep.pool import Pool
-    from newllm.sweep.slots import Grant, Slots, available_cores, visible_gpus
-    from newllm.sweep.workers import NurseryWorkers
+    from newllm.sweep.do_runs import do_runs, import_everything
+    from newllm.sweep.slots import Slots, available_cores, visible_gpus
 
+    import_everything()
     task = json.loads(argv[0])
-    sweep, runs = Path(task["sweep"]), [Path(run) for run in task["runs"]]
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or available_cores())
-    gpus, shared = visible_gpus(), task["jobs_per_gpu"]
+    slots = partial(Slots, cores, visible_gpus(), jobs_per_gpu=task["jobs_per_gpu"])
     policy = replace(Policy(**task["policy"]), canary=False)
-    with NurseryWorkers(os.environ, sweep / FOLDER / f"{job_id(os.environ)}_nursery.err") as workers:
-        display = Display(sweep, runs)
-        workers.say = display.note
-        slots = Slots(cores, gpus, len(runs), jobs_per_gpu=shared)
-        sample = Grant(slots.threads, gpus=gpus[:1])
-        packing = pack(sweep, runs, policy.pack, workers, sample, slots.count, {})
-        slots = Slots(cores, gpus, len(packing.packs), jobs_per_gpu=shared)
-        pool = Pool(packing.packs, slots, workers, policy, display)
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, lambda number, frame: pool.stop(number))
-        with display.shown(slots.count, packing):
-            return pool.run()
+    return do_runs(Path(task["sweep"]), [Path(run) for run in task["runs"]], policy, slots, {})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which runs are packed, from configurations and frozen directories."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -94,11 +94,11 @@ class Meter:
     def __init__(self, *speeds: float, refused: str | None = None) -> None:
         self.speeds, self.refused, self.asked = speeds, refused, 0
 
-    def measure(
-        self, runs: Sequence[Path], sizes: Sequence[int], environment: Mapping[str, str]
-    ) -> tuple[str | None, list[float]]:
+    def __call__(self, runs: Sequence[Path], sizes: Sequence[int], grant: Grant) -> list[float]:
         self.asked += 1
-        return self.refused, list(self.speeds[: len(sizes)])
+        if self.refused:
+            raise ConfigError(self.refused)
+        return list(self.speeds[: len(sizes)])
 
 
 def frozen(sweep: Path, *configs: dict[str, Any]) -> list[Path]:
@@ -115,36 +115,36 @@ def seeds(number: int) -> list[dict[str, Any]]:
 def test_runs_are_grouped_by_shape_in_packs_of_about_equal_size(tmp_path: Path) -> None:
     others = [of(trainer__batch_size=4), of(attention__bias=True), of(attention__bias=True, optim__lr=1.0)]
     runs = frozen(tmp_path, *seeds(5), *others)
-    found = pack(tmp_path, runs, 3, Meter(), Grant(1), 1, {})
+    found = pack(tmp_path, runs, 3, Grant(1), 1, {}, Meter())
     assert [[int(run.name) for run in packed] for packed in found.packs] == [[0, 1], [2, 3, 4], [5], [6, 7]]
     assert (found.size, found.notes) == (3, ["1 run trains alone, since no other shares its trainer.batch_size."])
-    assert [len(packed) for packed in pack(tmp_path, runs, None, Meter(), Grant(1), 1, {}).packs] == [1] * 8
-    begun = pack(tmp_path, runs[:3], 3, Meter(), Grant(1), 1, {"0": 1, "1": 2, "2": 2})  # with other threads
+    assert [len(packed) for packed in pack(tmp_path, runs, None, Grant(1), 1, {}, Meter()).packs] == [1] * 8
+    begun = pack(tmp_path, runs[:3], 3, Grant(1), 1, {"0": 1, "1": 2, "2": 2}, Meter())  # with other threads
     assert [len(packed) for packed in begun.packs] == [1, 2]
 
 
 def test_models_that_cannot_be_packed_are_refused_before_anything_starts(tmp_path: Path) -> None:
     runs = frozen(tmp_path, *seeds(2))
     with pytest.raises(ConfigError, match="pack=2: the class Own"):
-        pack(tmp_path, runs, 2, Meter(refused="the class Own"), Grant(1), 1, {})
+        pack(tmp_path, runs, 2, Grant(1), 1, {}, Meter(refused="the class Own"))
 
 
 def test_auto_takes_what_is_measured_to_pay_and_remembers_it(tmp_path: Path) -> None:
     runs = frozen(tmp_path, *seeds(8))
     meter = Meter(10.0, 14.0, 18.0, 17.0)
     for _ in range(2):
-        found = pack(tmp_path, runs, "auto", meter, Grant(1), 1, {})
+        found = pack(tmp_path, runs, "auto", Grant(1), 1, {}, meter)
         assert [len(packed) for packed in found.packs] == [4, 4]
         assert "packs of 4 make 1.80 x the steps per second" in found.notes[0]
     assert meter.asked == 1
     assert (tmp_path / FILE).exists()
-    two_slots = pack(tmp_path, runs[:4], "auto", Meter(10.0, 14.0, 18.0), Grant(1), 2, {})
+    two_slots = pack(tmp_path, runs[:4], "auto", Grant(1), 2, {}, Meter(10.0, 14.0, 18.0))
     assert [len(packed) for packed in two_slots.packs] == [2, 2]  # no slot stays empty
     for meter, said in (
         (Meter(10.0, 10.2, 9.0, 9.0), "does not pay"),
         (Meter(refused="no."), "no.; each run trains alone"),
     ):
         (tmp_path / FILE).unlink()
-        found = pack(tmp_path, runs, "auto", meter, Grant(1), 1, {})
+        found = pack(tmp_path, runs, "auto", Grant(1), 1, {}, meter)
         assert found.size == 1
         assert said in found.notes[0]

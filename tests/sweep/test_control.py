@@ -141,7 +141,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list:
     calls: list = []
 
     def start(self: Local, sweep: Path, runs: list[Path], policy: Policy) -> int:
-        calls.append((self.slots, [run.name for run in runs], policy))
+        calls.append((self.options["slots"], [run.name for run in runs], policy))
         return 7
 
     monkeypatch.setattr(Local, "start", start)

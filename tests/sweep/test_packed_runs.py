@@ -177,13 +177,13 @@ def test_packs_are_timed_on_the_runs_own_data(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_local_launcher_packs_what_it_can(
-    tmp_path: Path, alone: list[Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, alone: list[Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     runs = freeze(tmp_path, lines={**LINES, "odd": ["epochs=1"]})
     assert Local(slots=1, threads=1).start(tmp_path, runs, Policy(pack=3)) == 0
     for run, other in zip(runs[:3], alone, strict=True):
         assert_equal(run, other)
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert "4 runs, 3 at once, in packs of up to 3 that train together" in said
     assert "1 run trains alone, since no other shares its trainer.epochs." in said
     pids = [state(run)["pid"] for run in runs]

@@ -9,7 +9,7 @@ import pytest
 from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.policy import Policy
-from newllm.sweep.pool import Ended, Pool
+from newllm.sweep.pool import Pool
 from newllm.sweep.slots import Slots
 
 KILLED = -signal.SIGKILL
@@ -27,13 +27,14 @@ class Pretended:
         self.environments: list[Mapping[str, str]] = []
         self.on_start: dict[str, Callable[[], None]] = {}
         self.refuses_after: int | None = None
-        self._woken = False
         self.packs: list[list[str]] = []
+        self._just_started = False
         self._running: dict[int, tuple[list[RunDirectory], dict[int, bool]]] = {}
 
     def start(self, number: int, runs: Sequence[Path], environment: Mapping[str, str]) -> None:
         if self.refuses_after is not None and len(self.started) >= self.refuses_after:
             raise RunError("The process that starts runs has died 3 times")
+        self._just_started = True
         self.packs.append([run.name for run in runs])
         self.started += self.packs[-1]
         self.environments.append(environment)
@@ -48,31 +49,26 @@ class Pretended:
     def signal(self, number: int, signum: int) -> None:
         self._running[number][1][signum] = True
 
-    def wake(self) -> None:
-        self._woken = True
-
-    def wait(self, seconds: float) -> list[Ended]:
-        if self._woken:
-            self._woken = False
+    def wait(self, seconds: float) -> list[tuple[int, int]]:
+        if self._just_started:  # time for the pool to see what signals have asked for
+            self._just_started = False
             return []
         told = [number for number, (_, signals) in self._running.items() if signals]
         number = told[0] if told else next(iter(self._running))
         runs, signals = self._running.pop(number)
         if signal.SIGKILL in signals:
-            return [Ended(number, KILLED)]
+            return [(number, KILLED)]
         if signal.SIGTERM in signals:
             for run in runs:
                 run.end_attempt("interrupted")
-            return [Ended(number, 143)]
+            return [(number, 143)]
         statuses = [self._outcome(run) for run in runs]
-        return [Ended(number, next((status for status in statuses if status != 0), 0))]
+        return [(number, next((status for status in statuses if status != 0), 0))]
 
-    def _outcome(self, run: RunDirectory) -> int | None:
+    def _outcome(self, run: RunDirectory) -> int:
         name = run.path.name
         if name.startswith("killed"):
             return KILLED
-        if name.startswith("lost") and self.started.count(name) == 1:
-            return None
         if name.startswith("fails") and not (name.startswith("fails_once") and self.started.count(name) > 1):
             run.end_attempt("failed", error="the loss is nan")
             return 1
@@ -209,12 +205,6 @@ def test_a_second_ctrl_c_kills_and_a_repeated_sigterm_does_not(tmp_path: Path) -
         assert sweep.pool.run() == 143
         assert sweep.states() == ["interrupted", "interrupted"]
         assert [line for line in sweep.notes.lines if line.startswith("Killed")] == lines
-
-
-def test_runs_lost_with_the_process_that_forks_go_on_without_costing_a_retry(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, "lost", "a")
-    assert sweep.pool.run() == 0
-    assert sweep.workers.started.count("lost") == 2
 
 
 def test_without_a_way_to_start_runs_the_rest_stays_queued(tmp_path: Path) -> None:
