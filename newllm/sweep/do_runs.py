@@ -42,7 +42,7 @@ def serve(pipe: Connection) -> None:
 
 def import_everything() -> None:
     """What all workers share."""
-    import newllm.pack.together
+    import newllm.pack.runs
     import newllm.run.execute  # noqa: F401
 
     gc.collect()
