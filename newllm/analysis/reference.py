@@ -5,7 +5,7 @@ of neighbouring dims) hold the tables of github.com/rato-tokyo/new-llm, one seed
 `val/best_ppl` is the best epoch's; everything else in these is the last epoch's, as published.
 
 references/context_token.csv holds that repository's runs of the context/token model, with the best epoch's numbers;
-context_token_phase1.csv and context_token_epochs.csv the courses of some of them, scaling.csv its scaling laws.
+context_token_*.csv the courses of some of them in both phases, scaling.csv its scaling laws.
 
 references/rope_frequencies.csv holds those of github.com/misaya-yang/hybrid-rope: a line per run, of which several are
 repeats or other seeds of one configuration, on several machines. references/evq.csv holds that repository's later
@@ -191,7 +191,7 @@ def _plain(value: Any) -> str:
 
 def _computed_as_published(metric: str, line: Published, config: DictConfig) -> bool:
     """Are weights and formula of this metric those of the published table?"""
-    if metric.startswith(("params/", "data/", "phase1/", "val/best")):
+    if metric.startswith(("params/", "data/", *(f"{stage}/" for stage in stages()), "val/best")):
         return True
     if metric.startswith("context/rank"):  # of frozen contexts, so the epoch does not matter
         node = OmegaConf.select(config, "eval.effective_rank") or {}

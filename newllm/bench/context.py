@@ -32,8 +32,8 @@ from newllm.data import prepare
 from newllm.errors import ConfigError
 from newllm.model import build_model
 from newllm.training.precision import Precision, autocast, resolve
-from newllm.two_phase.iterate import Iteration
-from newllm.two_phase.passes import Text, true_contexts
+from newllm.two_phase.contexts import Text, true_contexts
+from newllm.two_phase.iteration import Iteration
 from newllm.two_phase.recurrence import Recurrence
 
 PURPOSE = "contexts of a long text side by side against token by token, and an iteration of phase 1"
@@ -128,8 +128,8 @@ def _phase1(
     result.metrics |= {f"phase1/{shape}/{name}": value for name, value in metrics.items()}
     result.metrics[f"seconds/{shape}/iteration"] = seconds
     result.metrics[f"iteration/{shape}/tokens_per_second"] = len(text) / middle
-    bound = "" if found.bound is None else f"{found.bound:.4f}"
-    return [shape, f"{middle:.2f}", f"{len(text) / middle:,.0f}", f"{found.loss:.4f}", bound, f"{found.converged:.0%}"]
+    row = [shape, f"{middle:.2f}", f"{len(text) / middle:,.0f}", f"{found.loss:.4f}", f"{found.bound:.4f}"]
+    return [*row, f"{found.converged:.0%}"]
 
 
 def _passes(

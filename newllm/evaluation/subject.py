@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,6 @@ from newllm.evaluation.diagnosis import diagnose
 from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
 from newllm.training.loss import token_losses
-from newllm.two_phase.stream import StreamRows
-
-if TYPE_CHECKING:
-    from newllm.two_phase.contexts import Contexts
-    from newllm.two_phase.stored_contexts import FromContexts
 
 Table = list[dict[str, Any]]
 
@@ -42,7 +37,7 @@ class Findings:
 class Subject:
     """A model with the data it is judged on. What several evaluators need is computed once.
 
-    stored: contexts of the text that a first phase has stored; None: made here when they are needed.
+    read: the data as a stage before training has left it, which training read; None: made again when it is needed.
     """
 
     model: LanguageModel
@@ -51,9 +46,8 @@ class Subject:
     autocast: Callable[[], AbstractContextManager]
     batch_size: int
     config: DictConfig
-    stored: "Contexts | None" = None
+    read: Dataset | None = None
     _cast: LanguageModel | None = field(default=None, init=False, repr=False)
-    _reading: "FromContexts | None" = field(default=None, init=False, repr=False)
     _scored: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -89,43 +83,22 @@ class Subject:
 
     @property
     def rows(self) -> Rows:
-        """The validation rows as `reading` takes them: of a model that reads contexts, places in place of tokens."""
-        return self._from_contexts().rows("val") if self._streams else self.data.val
+        """The validation rows as `reading` takes them."""
+        return self.as_trained().val
 
     @contextmanager
     def reading(self) -> Iterator[LanguageModel]:
-        """`computing` for the validation text as it was trained on: a model that carries contexts from row to row reads
-        the true ones of each place. Its inputs are those of `rows`."""
+        """`computing` for the validation text as training read it. Its inputs are those of `rows`."""
         with self.computing() as model:
-            yield self._from_contexts().of(model) if self._streams else model  # type: ignore[arg-type]
+            yield model.reader(self.as_trained())
 
-    def contexts(self) -> Any:
-        """The contexts [N, L, C] of the validation text by the true recurrence from zeros, read like an array of fp32.
-
-        Of a model with a `recurrence`; a token's are those of all its layers, the last of which is carried on.
-        """
-        if self.stored is None:
-            from newllm.two_phase.contexts import Contexts
-            from newllm.two_phase.remake import remake
-
+    def as_trained(self) -> Dataset:
+        """The data as training read it."""
+        if self.read is None:
             with self.autocast():
                 bf16 = torch.is_autocast_enabled(self.device.type)
-            val = remake(self.model, self.data.stream("val"), self.device, "bf16" if bf16 else "fp32")
-            self.stored = Contexts(val[:0], val)  # type: ignore[arg-type]
-        return self.stored.val
-
-    @property
-    def _streams(self) -> bool:
-        return isinstance(self.data.val, StreamRows)
-
-    def _from_contexts(self) -> "FromContexts":
-        if self._reading is None:
-            from newllm.two_phase.stored_contexts import FromContexts
-
-            self.contexts()
-            streams = {"train": self.data.stream("train"), "val": self.data.stream("val")}
-            self._reading = FromContexts(self.model, self.stored, streams, self.device)  # type: ignore[arg-type]
-        return self._reading
+            self.read = self.model.as_trained(self.data, self.device, "bf16" if bf16 else "fp32")
+        return self.read
 
     @contextmanager
     def at_length(self, length: int) -> Iterator[None]:

@@ -7,7 +7,6 @@ import numpy as np
 from newllm.errors import ConfigError
 from newllm.evaluation.ngram import KneserNey
 from newllm.evaluation.subject import Findings, Subject
-from newllm.two_phase.stream import in_one_row
 
 _TOKENS = 2_000_000  # read at a time
 
@@ -31,7 +30,7 @@ class Trigram:
         self.max_tokens = max_tokens
 
     def __call__(self, subject: Subject) -> Findings:
-        train, val = in_one_row(subject.data.train, self.max_tokens), in_one_row(subject.data.val)
+        train, val = subject.data.train.joined(self.max_tokens), subject.data.val.joined()
         length = subject.token_losses()[1].shape[1]
         used = min(len(train), max(self.max_tokens // length, 1))
         model, step = KneserNey(subject.model.vocab_size), max(_TOKENS // length, 1)

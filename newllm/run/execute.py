@@ -17,24 +17,21 @@ from omegaconf import DictConfig
 from newllm.analysis.reference import findings as reference_findings
 from newllm.build import build
 from newllm.config import differences, effective, run_directory, signature
+from newllm.config.groups import group_of
 from newllm.console import Console
 from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.evaluation import Findings, evaluate
 from newllm.run.prepare import counts, judge, parameters, prepare, subject
+from newllm.run.stage import StageResult, run_stages
 from newllm.store.environment import Settled, describe, settled
 from newllm.store.run_directory import RunDirectory
 from newllm.training import causality, display
-from newllm.training.checkpoint import load_part, load_weights
+from newllm.training.checkpoint import load_weights
 from newllm.training.context import Run, StepMaker
 from newllm.training.distributed import team
 from newllm.training.loggers import Guarded
 from newllm.training.loop import Loop
 from newllm.training.signals import Interrupted, Signals
-from newllm.two_phase import Outcome, Work
-from newllm.two_phase.context_token import ContextToken
-from newllm.two_phase.contexts import Side
-from newllm.two_phase.lines import leading_bytes
-from newllm.two_phase.stored_contexts import FromContexts
 
 
 def run(cfg: DictConfig, signals: Signals | None = None, packed: StepMaker | None = None) -> int:
@@ -102,16 +99,21 @@ def _train_and_evaluate(run: Run, attempt: int, earlier: Settled | None, started
         causality.check(run.model, row, run.precision)
 
         seconds_of_stages = float(directory.status().get("stage_seconds") or 0.0)
-        outcome = _stages(run)
-        loop = Loop(_second(run, outcome), others, lines_before=leading_bytes(directory) if outcome else 0)
+        stages = run_stages(run)
+        data = stages.data or run.data
+        loop = Loop(replace(run, model=run.model.reader(data), data=data), others, stages.metrics_bytes)
         if loop.resume():
             console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
-        plain = run.packed or run.trainer.devices > 1 or outcome is not None
+        plain = (
+            run.packed
+            or run.trainer.devices > 1
+            or any(group_of(stage, run.cfg).pack == "alone" for stage in run.stages)
+        )
         if not plain and loop.compile(earlier.compiled if earlier else run.runtime.compile):
             directory.write_environment({**environment, "compiled": True})
         loop.train()
 
-    results = _evaluate(run, loop, outcome)
+    results = _evaluate(run, loop, stages)
     results["speed/wall_seconds"] = seconds_of_stages + loop.earlier_seconds + time.monotonic() - started
     run.logger.log(loop.progress.step, results)
     run.logger.close()
@@ -147,41 +149,6 @@ def _attempt(run: Run) -> Iterator[int]:
         raise
 
 
-def _stages(run: Run) -> Outcome | None:
-    """Do what comes before training, or take what is left of it from an earlier attempt; None without a first phase."""
-    directory = run.directory
-    began, before = time.monotonic(), float(directory.status().get("stage_seconds") or 0.0)
-    try:
-        if run.stages.embeddings is not None:
-            embedding = run.model.embed.weight
-            if directory.last_checkpoint.exists() and not embedding.requires_grad:  # else it is another by now
-                load_part(directory.last_checkpoint, "embed.weight", embedding)
-            else:
-                run.stages.embeddings.fill(run.model, run.data, run.cfg, run.runtime, run.console)
-        if run.stages.phase is None:
-            return None
-        work = Work(
-            run.cfg, run.model, run.data, run.device, run.precision, run.runtime, directory, run.console, run.signals,
-            run.logger,
-        )  # fmt: skip
-        outcome: Outcome = run.stages.phase.run(work)
-    finally:
-        directory.update_status(stage_seconds=before + time.monotonic() - began)
-    _show(run, Findings("Phase 1", outcome.metrics, outcome.tables, outcome.body))
-    run.console.title("Phase 2")
-    return outcome
-
-
-def _second(run: Run, outcome: Outcome | None) -> Run:
-    """What the loop trains, and on which rows: of a model whose contexts are known by now, what reads them."""
-    if outcome is None or outcome.contexts is None:
-        return run
-    assert isinstance(run.model, ContextToken)
-    streams: dict[Side, np.ndarray] = {"train": run.data.stream("train"), "val": run.data.stream("val")}
-    view = FromContexts(run.model, outcome.contexts, streams, run.device)
-    return replace(run, model=view, data=replace(run.data, train=view.rows("train"), val=view.rows("val")))
-
-
 def _end_for_lost_process(directory: RunDirectory, reason: str) -> None:
     """Say why the run ends, in place of the main thread, which waits for a process that has ended."""
     directory.end_attempt("failed", error=reason)
@@ -197,7 +164,7 @@ def _full_disk(error: BaseException, directory: RunDirectory) -> RunError | None
     )
 
 
-def _evaluate(run: Run, loop: Loop, outcome: Outcome | None) -> dict[str, float]:
+def _evaluate(run: Run, loop: Loop, stages: StageResult) -> dict[str, float]:
     """Evaluate the weights that the trainer chose; returns all results but the wall time."""
     progress = loop.progress
     epoch = progress.best_epoch if run.trainer.eval_weights == "best" else progress.epoch
@@ -210,7 +177,7 @@ def _evaluate(run: Run, loop: Loop, outcome: Outcome | None) -> dict[str, float]
     line = progress.history[epoch - 1]
     results: dict[str, float] = {
         **counts(run),
-        **(outcome.metrics if outcome else {}),
+        **stages.metrics,
         **{name: line[name] for name in ("train/loss", "train/ppl", "val/loss", "val/ppl")},
         "val/best_ppl": progress.history[(progress.best_epoch or epoch) - 1]["val/ppl"],
         "val/best_epoch": progress.best_epoch or 0,
@@ -218,7 +185,7 @@ def _evaluate(run: Run, loop: Loop, outcome: Outcome | None) -> dict[str, float]
         "memory/peak_bytes": progress.peak_bytes or 0,
         "speed/train_tokens_per_second": progress.trained_tokens / max(progress.seconds, 1e-9),
     }
-    for findings in evaluate(run.cfg.eval, subject(run, outcome.contexts if outcome else None)):
+    for findings in evaluate(run.cfg.eval, subject(run, stages.data)):
         results |= findings.metrics
         _show(run, findings)
         run.signals.check()

@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from newllm.build import build
 from newllm.config import run_directory
+from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
-from newllm.errors import ConfigError
 from newllm.evaluation import Subject, diagnose
 from newllm.model import LanguageModel, build_model
-from newllm.run.stages import Stages, stages
+from newllm.run.stage import build_stages
 from newllm.runtime import Runtime
 from newllm.store.run_directory import RunDirectory
 from newllm.training.context import Run
@@ -21,22 +21,16 @@ from newllm.training.distributed import device_of
 from newllm.training.optimizer import AdamW
 from newllm.training.precision import autocast, resolve
 from newllm.training.trainer import Trainer
-from newllm.two_phase.context_token import ContextToken
-from newllm.two_phase.stream import as_streams
-
-if TYPE_CHECKING:
-    from newllm.two_phase.contexts import Contexts
 
 
 def parameters(model: LanguageModel) -> dict[str, float]:
-    """How many there are, how many of them are trained, and how many the two halves of a context/token model have."""
+    """How many parameters there are, how many of them are trained, and how many the model's `reported_parts` have."""
     counts: dict[str, float] = {
         "params/total": sum(one.numel() for one in model.parameters()),
         "params/trainable": sum(one.numel() for one in model.parameters() if one.requires_grad),
     }
-    if isinstance(model, ContextToken):
-        for name in ("context_block", "token_block"):
-            counts[f"params/{name}"] = sum(one.numel() for one in model.get_submodule(name).parameters())
+    for name in model.reported_parts:
+        counts[f"params/{name}"] = sum(one.numel() for one in model.get_submodule(name).parameters())
     return counts
 
 
@@ -62,18 +56,16 @@ def prepare(cfg: DictConfig, *, rank: int = 0, threads: int | None = None, train
     if device.type == "cuda":
         torch.cuda.set_device(device)
     runtime.apply(trainer.devices)
-    before = stages(cfg) if trained_length is None else Stages(None, None)
+    stages = build_stages(cfg) if trained_length is None else {}
     with torch.device("meta"):
         shape = build_model(cfg, tokens=cfg.model.vocab_size or 64, seq_len=trained_length)
-    if isinstance(shape, ContextToken):
-        _refuse_rows(cfg, phase=trained_length is not None or before.phase is not None)
+    shape.check_run(cfg, trained=trained_length is not None)
     build(cfg.logger, directory=run_directory(cfg))
 
-    data = prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime)
-    if isinstance(shape, ContextToken):
-        data = as_streams(data)
+    data = shape.arranged(prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime))
     model = build_model(cfg, data.tokenizer.vocab_size, trained_length).to(device)
-    before.check(cfg, model, data)
+    for stage in stages.values():
+        stage.check(cfg, model, data)
     for evaluator in evaluators:
         if hasattr(evaluator, "check"):  # of what this text and this model can be asked
             evaluator.check(data, model)
@@ -83,31 +75,18 @@ def prepare(cfg: DictConfig, *, rank: int = 0, threads: int | None = None, train
         data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
     verdict = partial(judge, cfg.eval, data.counts["data/bytes_per_token"])
     directory = RunDirectory(run_directory(cfg))
-    return Run(cfg, directory, runtime, trainer, optim, device, precision, data, model, verdict, before)
+    return Run(cfg, directory, runtime, trainer, optim, device, precision, data, model, verdict, stages)
 
 
-def subject(run: Run, contexts: "Contexts | None" = None) -> Subject:
-    """The model and its data, as evaluators see them. contexts: what a first phase has stored of them."""
+def subject(run: Run, read: Dataset | None = None) -> Subject:
+    """The model and its data, as evaluators see them. read: the data as a stage before training has left it."""
     compute = partial(autocast, run.device, run.precision)
-    return Subject(run.model, run.data, run.device, compute, run.trainer.batch_size, run.cfg, contexts)
+    return Subject(run.model, run.data, run.device, compute, run.trainer.batch_size, run.cfg, read)
 
 
 def counts(run: Run) -> dict[str, float]:
     """Metrics that are known without training: sizes of the model and of the data."""
     return {**parameters(run.model), **run.data.counts}
-
-
-def _refuse_rows(cfg: DictConfig, phase: bool) -> None:
-    """ConfigError for what a model that reads one stream of text cannot have, or lacks."""
-    model = f"model={(cfg.get('choices') or {}).get('model') or 'context_token'}"
-    if not phase:
-        raise ConfigError(f"{model} needs a first phase, which trains its contexts; type phase1=published.")
-    if (cfg.get("facts") or {}).get("_target_"):
-        raise ConfigError(f"{model} reads its text as one stream, and facts are rows of their own; type facts=none.")
-    if cfg.data.get("passkey"):
-        raise ConfigError(
-            f"{model} reads its text as one stream, and passkeys are hidden in rows; leave data.passkey out."
-        )
 
 
 def judge(evaluators: Mapping[str, Any] | DictConfig, bytes_per_token: float, ppl: float) -> str:

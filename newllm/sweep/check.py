@@ -4,13 +4,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from newllm.config.groups import groups, parts_of, stages
 from newllm.sweep.estimate import PARTS, count_parameters, seedless
 
-_LATER = ("runtime", "logger")  # of the machine that a run will run on, and of its directory
-_MODEL, _PHASE = "model", "phase1"
-_TOGETHER = (*PARTS, _PHASE, "objective")  # groups whose nodes are not built each by itself
-
-Part = tuple[str, dict[str, Any]]  # where it stands, its node; of a whole model or a first phase, the nodes it needs
+Part = tuple[str, dict[str, Any]]  # its path, its node; of the model and of a stage, the nodes of its parts as well
 
 
 def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
@@ -19,8 +16,10 @@ def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
     for config in configs:
         sizes = {"data": {"seq_len": config["data"]["seq_len"]}, "trainer": {"seed": config["trainer"]["seed"]}}
         whole = {**{part: dict(config[part]) for part in PARTS}, **sizes}
-        phase = {part: dict(config.get(part) or {}) for part in (_PHASE, "objective")}
-        for path, node in (*_nodes(config), (_MODEL, whole), (_PHASE, phase)):
+        together = {"model": whole}
+        for stage in stages(config):
+            together[stage] = {group: dict(config.get(group) or {}) for group in (stage, *parts_of(stage, config))}
+        for path, node in (*_nodes(config), *together.items()):
             found.setdefault(json.dumps([path, seedless(node)], sort_keys=True), (path, dict(node)))
     return list(found.values())
 
@@ -28,24 +27,26 @@ def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
 def build_all(found: Iterable[Part]) -> None:
     """ConfigError of the first part that its constructor refuses; models are built without memory."""
     from newllm.build import build
-    from newllm.run.stages import first_phase
+    from newllm.run.stage import build_stage
 
     for path, node in found:
-        if path == _MODEL:
+        if path == "model":
             count_parameters(node, int(node["model"].get("vocab_size") or 64))
-            continue
-        if path == _PHASE:
-            first_phase(node[_PHASE], node["objective"], seed=0)
-            continue
-        part = build(node)
-        if path == "data":
-            part.fingerprint()  # refuses a corpus whose files are not there
+        elif "_target_" not in node:
+            build_stage(path, node, seed=0)
+        else:
+            part = build(node)
+            if path == "data":
+                part.fingerprint()  # refuses a corpus whose files are not there
 
 
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The nodes that need nothing handed over but what stands in them."""
+    """The nodes of groups that are built by themselves, but for the machine's and the run directory's."""
+    known = groups(config)
+    together = {"model", *(group.name for group in known.values() if group.part_of or group.stage)}
+    later = {group.name for group in known.values() if not group.numbers}
     for group, node in config.items():
-        if group in _TOGETHER or group in _LATER or not isinstance(node, Mapping):
+        if group in together or group in later or not isinstance(node, Mapping):
             continue
         if "_target_" in node:
             yield group, node

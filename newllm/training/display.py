@@ -14,7 +14,7 @@ EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}  
 # What the last table shows, where it was measured.
 SUMMARY = [
     "val/ppl", "val/accuracy", "val/bits_per_byte", "baseline/trigram_bits_per_byte", "val/loss", "val/best_epoch",
-    "train/ppl", "phase1/iterations", "context/rank_share@val",
+    "train/ppl", *(f"{stage}/iterations" for stage in stages()), "context/rank_share@val",
     "reversal/forward_ppl", "reversal/backward_ppl", "reversal/ratio",
     "kv_cache/bytes_per_token", "kv_cache/reduction", "params/total", "memory/peak_bytes",
     "speed/train_tokens_per_second", "speed/wall_seconds",

@@ -13,7 +13,9 @@ from newllm.errors import ConfigError
 from newllm.evaluation.subject import Findings, Subject, Table
 from newllm.model.base import LanguageModel
 from newllm.seeding import stream
-from newllm.two_phase.passes import Text, shifted
+from newllm.training.precision import Precision
+from newllm.two_phase.context_rows import ContextRows
+from newllm.two_phase.contexts import Text, as_fp32, shifted, true_contexts_in_memory
 
 _ENOUGH = 8  # contexts per dimension: of trained ones 8, 4, 2 and 1 bring 98, 96, 90 and 78 % of the whole text's rank
 _STARTS = 0.01  # standard deviation of the contexts that parallel passes begin from, as phase 1's do
@@ -69,7 +71,7 @@ class EffectiveRank:
         data.stream("val")
 
     def __call__(self, subject: Subject) -> Findings:
-        contexts = subject.contexts()
+        contexts = _true_contexts(subject)
         count, layers, width = contexts.shape
         rows: Table = []
         for layer in range(layers):
@@ -110,6 +112,19 @@ class EffectiveRank:
             f"{metrics['context/parallel_cosine_min']:.4f} at least, MSE {mse:.2e}"
         )
         return metrics, line
+
+
+def _true_contexts(subject: Subject) -> Any:
+    """[N, L, C] of the validation text by the true recurrence from zeros, read like an array of fp32.
+
+    The last layer's context is the one that is carried on.
+    """
+    rows = subject.rows
+    if isinstance(rows, ContextRows):
+        return rows.contexts
+    with subject.autocast():
+        precision: Precision = "bf16" if torch.is_autocast_enabled(subject.device.type) else "fp32"
+    return as_fp32(true_contexts_in_memory(subject.model, subject.data.stream("val"), subject.device, precision))
 
 
 @torch.inference_mode()

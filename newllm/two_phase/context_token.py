@@ -1,17 +1,24 @@
 """The context/token model: a recurrence that is trained to a fixed point, and a block that reads its states."""
 
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from newllm.attention.base import linear
+from newllm.data import Dataset
 from newllm.errors import ConfigError
 from newllm.model.base import LanguageModel
 from newllm.model.init import init_weights
 from newllm.position.nope import NoPE
-from newllm.two_phase.context_block import ContextBlock
-from newllm.two_phase.context_state import ContextState
-from newllm.two_phase.recurrence import scan
-from newllm.two_phase.token_block import TokenBlock
+from newllm.training.precision import Precision
+from newllm.two_phase.context_rows import ContextReader, ContextRows, as_streams
+from newllm.two_phase.contexts import true_contexts_in_memory
+from newllm.two_phase.recurrence import Recurrence, scan
 
 _PIECE = 4096  # tokens whose contexts of all layers exist at one time
 
@@ -31,6 +38,8 @@ class ContextToken(LanguageModel):
     Handed over: the tokenizer's size, the training length, the weights' seed.
     """
 
+    reported_parts = ("context_block", "token_block")
+
     def __init__(
         self,
         layers: int = 6,
@@ -46,16 +55,15 @@ class ContextToken(LanguageModel):
         seed: int,
     ):
         super().__init__()
-        sizes = {"layers": layers, "context_dim": context_dim, "num_input_tokens": num_input_tokens}
-        for name, size in (sizes | {"embed_dim": embed_dim}).items():
+        for name, size, example in (
+            ("layers", layers, 6), ("context_dim", context_dim, 768), ("num_input_tokens", num_input_tokens, 1),
+            ("embed_dim", embed_dim, 768),
+        ):  # fmt: skip
             if size < 1:
-                example = {"layers": 6, "num_input_tokens": 1}.get(name, 768)
                 raise ConfigError(f"model.{name} must be at least 1, as in model.{name}={example}; got {size}.")
-        for name, value, example_std in (("init_std", init_std, 0.1), ("bias_std", bias_std, 0.01)):
-            if value < 0:
-                raise ConfigError(
-                    f"model.{name} must be 0 or greater, as in model.{name}={example_std:g}; got {value:g}."
-                )
+        for name, std, usual in (("init_std", init_std, 0.1), ("bias_std", bias_std, 0.01)):
+            if std < 0:
+                raise ConfigError(f"model.{name} must be 0 or greater, as in model.{name}={usual:g}; got {std:g}.")
         if vocab_size is not None and vocab_size < tokens:
             raise ConfigError(
                 f"the tokenizer has {tokens} ids and the model's vocabulary {vocab_size}: "
@@ -73,7 +81,7 @@ class ContextToken(LanguageModel):
         init_weights(self, seed, init_std, bias_std)
 
     @property
-    def recurrence(self) -> ContextBlock:
+    def recurrence(self) -> "ContextBlock":
         return self.context_block
 
     @property
@@ -85,6 +93,31 @@ class ContextToken(LanguageModel):
         weight = self.embed.weight if self.head is None else self.head.weight
         assert isinstance(weight, nn.Parameter)
         return weight
+
+    def check_run(self, cfg: DictConfig, trained: bool) -> None:
+        chosen = cfg.get("choices") or {}
+        model = f"model={chosen.get('model') or 'context_token'}"
+        if not trained and not (cfg.get("phase1") or {}).get("_target_"):
+            raise ConfigError(f"{model} needs a first phase, which trains its contexts; type phase1=published.")
+        if (cfg.get("facts") or {}).get("_target_"):
+            raise ConfigError(
+                f"{model} reads its text as one stream, and facts are rows of their own; type facts=none."
+            )
+        if cfg.data.get("passkey"):
+            raise ConfigError(
+                f"{model} reads its text as one stream, and passkeys are hidden in rows; leave data.passkey out."
+            )
+
+    def arranged(self, data: Dataset) -> Dataset:
+        return as_streams(data)
+
+    def as_trained(self, data: Dataset, device: torch.device, precision: Precision) -> Dataset:
+        """With the validation text's true contexts, made again: the same bits as the first phase has stored."""
+        contexts = true_contexts_in_memory(self, data.stream("val"), device, precision)
+        return replace(data, val=ContextRows(data.stream("val"), self.seq_len, contexts))
+
+    def reader(self, data: Dataset) -> LanguageModel:
+        return ContextReader(self, data) if isinstance(data.val, ContextRows) else self
 
     def recurrent_inputs(self, tokens: Tensor, before: Tensor | None = None) -> Tensor:
         """The windows [.., T, n E] of tokens [.., T]: of each the last n normed embeddings, its own last.
@@ -103,10 +136,10 @@ class ContextToken(LanguageModel):
         states: Tensor = self.token_block(contexts, windows)
         return states
 
-    def hidden(self, input_ids: Tensor, cache: ContextState | None = None, start: int = 0) -> Tensor:
+    def hidden(self, input_ids: Tensor, cache: "ContextState | None" = None, start: int = 0) -> Tensor:
         """States [B, T, E] by the true recurrence, from zero contexts or from where the cache is.
 
-        start: of no effect, since nothing here knows positions. Contexts of all layers exist for a piece at a time.
+        start: of no effect, since the model knows no positions. Contexts of all layers exist for a piece at a time.
         """
         rows, length = input_ids.shape
         state = ContextState(length) if cache is None else cache
@@ -119,16 +152,133 @@ class ContextToken(LanguageModel):
             windows = self.recurrent_inputs(ids, before)
             contexts = scan(self.context_block, windows, context)
             states.append(self.read(contexts, windows))
-            state.advance(ids.shape[1], contexts[:, -1, -1], self._last(torch.cat((before, ids), dim=1)))
+            seen = torch.cat((before, ids), dim=1)
+            reach = max(0, seen.shape[1] - self.num_input_tokens + 1)  # where the next window begins
+            state.advance(ids.shape[1], contexts[:, -1, -1], seen[:, reach:])
         return torch.cat(states, dim=1)
 
-    def _last(self, ids: Tensor) -> Tensor:
-        """The ids [B, n - 1 or fewer] that the next window reaches back to."""
-        return ids[:, max(0, ids.shape[1] - self.num_input_tokens + 1) :]
-
-    def forward(self, input_ids: Tensor, cache: ContextState | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: "ContextState | None" = None) -> Tensor:
         return F.linear(self.hidden(input_ids, cache), self.head_weight)
 
-    def new_cache(self, batch: int = 1, capacity: int | None = None) -> ContextState:
+    def new_cache(self, batch: int = 1, capacity: int | None = None) -> "ContextState":
         """An empty state for `capacity` tokens (default: the training length); `batch` rows decode side by side."""
         return ContextState(self.seq_len if capacity is None else capacity)
+
+
+class ContextBlock(Recurrence):
+    """Layers ``c^i = LN(c^{i-1} + ReLU(W_i [c^{i-1}; u] + b_i))``; the first one's c^0 is the token before's c^L.
+
+    Every layer reads the inputs u [.., I]; contexts are [.., C]. Parameters: layers * ((C + I) C + 3 C).
+    Source: github.com/rato-tokyo/new-llm at e2d7d20, src/models/layers.py and blocks.py.
+    """
+
+    def __init__(self, layers: int, width: int, inputs: int):
+        super().__init__()
+        self.layers, self.width, self.inputs = layers, width, inputs
+        self.blocks = nn.ModuleList(ContextLayer(width, inputs) for _ in range(layers))
+
+    def project(self, inputs: Tensor) -> Tensor:
+        layers: list[Any] = list(self.blocks)
+        return torch.stack([layer.of_inputs(inputs) for layer in layers], dim=-2)
+
+    def step(self, context: Tensor, share: Tensor) -> Tensor:
+        states = []
+        for layer, of_inputs in zip(self.blocks, share.unbind(-2), strict=True):
+            context = layer(context, of_inputs)
+            states.append(context)
+        return torch.stack(states, dim=-2)
+
+
+class ContextLayer(nn.Module):
+    """``LN(c + ReLU(W [c; u] + b))``. W is held as its two parts, W [c; u] = W_c c + W_u u; b goes with the second."""
+
+    def __init__(self, width: int, inputs: int):
+        super().__init__()
+        self.of_context = linear(width, width)
+        self.of_inputs = linear(inputs, width, bias=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, context: Tensor, share: Tensor) -> Tensor:
+        """context [.., C]; share [.., C], what `of_inputs` makes of the inputs."""
+        out: Tensor = self.norm(context + F.relu(share + self.of_context(context)))
+        return out
+
+
+class TokenBlock(nn.Module):
+    """Layers ``h^i = LN(P_i h^{i-1} + ReLU(W_i [c^i; h^{i-1}] + b_i))``, where h^0 is the window of inputs.
+
+    Layer i reads the context of context layer i and nothing of other tokens. Widths go from n E (n tokens in a window)
+    to E in even steps, ``d_i = n E - floor((n - 1) E i / L)``. A layer from a to b wide has (C + a) b + 3 b parameters,
+    and a b + b more for P_i, which is there only where a and b differ.
+    Source: github.com/rato-tokyo/new-llm at e2d7d20, src/models/layers.py and blocks.py.
+    """
+
+    def __init__(self, layers: int, context_dim: int, embed_dim: int, num_input_tokens: int):
+        super().__init__()
+        window = num_input_tokens * embed_dim
+        widths = [window - (window - embed_dim) * i // layers for i in range(layers + 1)]
+        self.blocks = nn.ModuleList(TokenLayer(context_dim, wide, narrow) for wide, narrow in pairwise(widths))
+
+    def forward(self, contexts: Tensor, windows: Tensor) -> Tensor:
+        """contexts [.., L, C] and windows [.., n E] -> states [.., E]."""
+        x = windows
+        for layer, context in zip(self.blocks, contexts.unbind(-2), strict=True):
+            x = layer(x, context)
+        return x
+
+
+class TokenLayer(nn.Module):
+    """``LN(P h + ReLU(W [c; h] + b))``: h [.., wide] and c [.., C] -> [.., narrow]."""
+
+    def __init__(self, context_dim: int, wide: int, narrow: int):
+        super().__init__()
+        self.linear = linear(context_dim + wide, narrow, bias=True)
+        self.shortcut = nn.Identity() if wide == narrow else linear(wide, narrow, bias=True)
+        self.norm = nn.LayerNorm(narrow)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.shortcut(x) + F.relu(self.linear(torch.cat((context, x), dim=-1))))
+        return out
+
+
+class ContextState:
+    """The cache of a ContextToken: the context [B, C] after the last token, and the ids of the last n - 1 tokens.
+
+    Of one size, however many tokens it has read. capacity: tokens it may be given, as for a cache that grows.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.length = 0
+        self.context: Tensor | None = None
+        self.before: Tensor | None = None  # [B, n - 1 or fewer]
+
+    def advance(self, tokens: int, context: Tensor, before: Tensor) -> None:
+        """`tokens` more have been read, and leave this context and these last ids."""
+        self.require(tokens)
+        self.length += tokens
+        self.context, self.before = context, before
+
+    def require(self, tokens: int) -> None:
+        """Raises ConfigError unless there is room for `tokens` more."""
+        stop = self.length + tokens
+        if stop > self.capacity:
+            raise ConfigError(
+                f"the cache holds {self.capacity} tokens and was asked for {stop}; make it with capacity={stop}."
+            )
+
+    def select(self, rows: Tensor, capacity: int) -> "ContextState":
+        """A copy with the batch rows `rows` [B'] of this one, which may repeat, and room for `capacity` tokens."""
+        copy = ContextState(capacity)
+        if self.context is not None and self.before is not None:
+            copy.advance(self.length, self.context[rows], self.before[rows])
+        return copy
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.context, self.before) if tensor is not None)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """All its bytes over the tokens read: it falls as they come."""
+        return self.nbytes / max(1, self.length)

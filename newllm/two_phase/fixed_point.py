@@ -1,25 +1,31 @@
 """The fixed-point iteration: a recurrence is trained on all tokens at once, until their contexts stay as they are."""
 
 import errno
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from newllm.build import build
 from newllm.data import Dataset
 from newllm.data.cache import cache_folder, key_of, locked
+from newllm.effective_rank import effective_rank
 from newllm.errors import ConfigError, RunError
-from newllm.two_phase import store
-from newllm.two_phase.base import FirstPhase, Outcome, Work
-from newllm.two_phase.contexts import Side
-from newllm.two_phase.iterate import Rule
-from newllm.two_phase.making import SIDES, Making, reads_contexts
-from newllm.two_phase.passes import Text
-from newllm.two_phase.recurrence import Recurrence
+from newllm.model import LanguageModel
+from newllm.store.atomic import write_json
+from newllm.training.context import Run
+from newllm.two_phase import phase_display, phase_folder
+from newllm.two_phase.context_rows import with_contexts
+from newllm.two_phase.contexts import Shape, Text, open_contexts, parallel_contexts, true_contexts, write_contexts
+from newllm.two_phase.first_phase import FirstPhase, Lines, Outcome
+from newllm.two_phase.iteration import Iteration, Progress, Rule, load_progress, remove_contexts, save_progress
+from newllm.two_phase.recurrence import Piece, Recurrence
 
 
 class FixedPoint(FirstPhase):
@@ -95,31 +101,31 @@ class FixedPoint(FirstPhase):
         objective: Mapping[str, Any] | None,
         seed: int,
     ) -> None:
-        _require(lr > 0, f"phase1.lr must be above 0; {lr:g} was given, try phase1.lr=2e-3")
-        _require(iterations >= 2, f"phase1.iterations must be at least 2; {iterations} was given, try 40")
-        _require(
-            1 <= least <= iterations,
-            f"phase1.least must be from 1 to phase1.iterations={iterations}; {least} was given, try phase1.least="
-            f"{min(5, iterations)}",
-        )
-        _require(noise >= 0, f"phase1.noise must be at least 0; {noise:g} was given, try phase1.noise=0.1")
-        _require(start_std >= 0, f"phase1.start_std must be at least 0; {start_std:g} was given, try 0.01")
-        _require(batch_tokens >= 1, f"phase1.batch_tokens must be at least 1; {batch_tokens} was given, try 8000")
-        _require(clip is None or clip > 0, f"phase1.clip must be above 0, or null for none; {clip} was given")
-        _require(threshold > 0, f"phase1.threshold must be above 0; {threshold:g} was given, try phase1.threshold=0.03")
-        _require(
-            0 < stop <= 1, f"phase1.stop is a share above 0 and at most 1; {stop:g} was given, try phase1.stop=0.99"
-        )
+        for holds, message in (
+            (lr > 0, f"phase1.lr must be above 0; {lr:g} was given, try phase1.lr=2e-3"),
+            (iterations >= 2, f"phase1.iterations must be at least 2; {iterations} was given, try 40"),
+            (1 <= least <= iterations, f"phase1.least must be from 1 to phase1.iterations={iterations}; {least} was "
+                                       f"given, try phase1.least={min(5, iterations)}"),
+            (noise >= 0, f"phase1.noise must be at least 0; {noise:g} was given, try phase1.noise=0.1"),
+            (start_std >= 0, f"phase1.start_std must be at least 0; {start_std:g} was given, try 0.01"),
+            (batch_tokens >= 1, f"phase1.batch_tokens must be at least 1; {batch_tokens} was given, try 8000"),
+            (clip is None or clip > 0, f"phase1.clip must be above 0, or null for none; {clip} was given"),
+            (threshold > 0, f"phase1.threshold must be above 0; {threshold:g} was given, try phase1.threshold=0.03"),
+            (0 < stop <= 1, f"phase1.stop is a share above 0 and at most 1; {stop:g} was given, try phase1.stop=0.99"),
+            (bool(objective), "this first phase needs an objective to train on; type objective=mcdl"),
+        ):  # fmt: skip
+            if not holds:
+                raise ConfigError(message)
         self.rule = Rule(lr, noise, batch_tokens, clip, threshold, steps, start_std, wrap, train_norms)
         self.iterations, self.least, self.stop = iterations, least, stop
         self.train_contexts, self.require_convergence = train_contexts, require_convergence
         self.freeze_embedding = freeze_embedding
         self.folder = None if folder is None else Path(folder).expanduser()
-        self.node = dict(objective) if objective and "_target_" in objective else None
-        self.objective = build(self.node) if self.node else None
+        self.node = dict(objective or {})
+        self.objective = build(self.node)
         self.seed = seed
 
-    def check(self, cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
+    def check(self, cfg: DictConfig, model: LanguageModel, data: Dataset) -> None:
         chosen = cfg.get("choices") or {}
         phase = f"phase1={chosen.get('phase1', 'published')}"
         if not isinstance(getattr(model, "recurrence", None), Recurrence):
@@ -127,25 +133,21 @@ class FixedPoint(FirstPhase):
                 f"{phase} needs a model with a recurrence, as model=context_token; this run has "
                 f"model={chosen.get('model', type(model).__name__)}, so type phase1=none"
             )
-        if self.objective is None:
-            raise ConfigError(f"{phase} minimises an objective, and this run has none; type objective=mcdl")
         tokens = data.stream("train")
         if len(tokens) < 2:
             raise ConfigError(f"{phase} needs a training text of at least 2 tokens, and there is {len(tokens)}")
         if reads_contexts(model):
             data.stream("val")
         if self.folder is not None:
-            store.refuse_other(self.folder, self._settings(cfg))
+            phase_folder.refuse_other(self.folder, self._settings(cfg))
 
-    def run(self, work: Work) -> Outcome:
-        sides = SIDES if reads_contexts(work.model) else SIDES[:1]
-        texts = {side: Text(work.model, work.data.stream(side), work.device) for side in sides}
-        content = self._content(work, texts)
-        folder = self.folder or cache_folder(work.runtime) / "phase1" / key_of(**content)
+    def train(self, run: Run) -> Outcome:
+        content = self._content(run)
+        folder = self.folder or cache_folder(run.runtime) / "phase1" / key_of(**content)
         with locked(folder, "first phase"):
-            store.claim(folder, content)
+            phase_folder.claim(folder, content)
             try:
-                outcome = Making(self, work, texts, folder).outcome()
+                outcome = _Training(self, run, folder).outcome()
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise RunError(
@@ -155,29 +157,7 @@ class FixedPoint(FirstPhase):
                 raise
         if self.freeze_embedding:
             for name in ("embed", "embed_norm"):
-                work.model.get_submodule(name).requires_grad_(False)
-        self._refuse_unconverged(outcome)
-        return outcome
-
-    def _settings(self, cfg: DictConfig) -> store.Content:
-        """What a first phase is made of, as far as the configuration tells."""
-        model = OmegaConf.to_container(cfg.model, resolve=True)
-        ending = {"iterations": self.iterations, "least": self.least, "stop": self.stop}
-        kept = {"train_contexts": self.train_contexts, "seed": self.seed, "rule": store.RULE}
-        return store.plain({"model": model, "objective": self.node, "phase1": {**asdict(self.rule), **ending, **kept}})
-
-    def _content(self, work: Work, texts: Mapping[Side, Text]) -> store.Content:
-        """All that it is made of."""
-        sides: store.Content = {
-            side: {"tokens": len(text), "sha256": store.digest_of_tokens(text.tokens)} for side, text in texts.items()
-        }
-        embeddings = {"sha256": store.digest_of_weights(work.model.embed.weight)}  # type: ignore[union-attr, arg-type]
-        arithmetic = store.arithmetic(work.device, work.precision)
-        if self.folder is not None:  # whoever names a folder may have made it on another machine
-            arithmetic = {"precision": work.precision}
-        return {**self._settings(work.cfg), **sides, "embeddings": embeddings, "arithmetic": arithmetic}
-
-    def _refuse_unconverged(self, outcome: Outcome) -> None:
+                run.model.get_submodule(name).requires_grad_(False)
         if self.require_convergence and not outcome.metrics["phase1/reached"]:
             raise ConfigError(
                 f"Phase 1 stopped after {outcome.metrics['phase1/iterations']:.0f} iterations with "
@@ -185,8 +165,202 @@ class FixedPoint(FirstPhase):
                 "go on as it is with phase1.require_convergence=false (its result is kept and will be used), or give "
                 f"it more with phase1.iterations={2 * self.iterations}"
             )
+        return outcome
+
+    def converged(self, progress: Progress) -> bool:
+        """Did the last iteration leave enough contexts where they were?"""
+        return bool(progress.lines) and bool(progress.lines[-1]["phase1/converged"] >= self.stop)
+
+    def ended(self, progress: Progress) -> bool:
+        enough = progress.iteration >= self.least and self.converged(progress)
+        return progress.iteration >= self.iterations or enough
+
+    def _settings(self, cfg: DictConfig) -> phase_folder.Content:
+        """What a first phase is made of, as far as the configuration tells."""
+        options = {
+            **asdict(self.rule), "iterations": self.iterations, "least": self.least, "stop": self.stop,
+            "train_contexts": self.train_contexts, "seed": self.seed, "rule": phase_folder.RULE,
+        }  # fmt: skip
+        model = OmegaConf.to_container(cfg.model, resolve=True)
+        return phase_folder.plain({"model": model, "objective": self.node, "phase1": options})
+
+    def _content(self, run: Run) -> phase_folder.Content:
+        """All that it is made of."""
+        streams = {side: run.data.stream(side) for side in _sides(run.model)}
+        content = self._settings(run.cfg)
+        for side, tokens in streams.items():
+            content[side] = {"tokens": len(tokens), "sha256": phase_folder.digest_of_tokens(tokens)}
+        content["embeddings"] = {"sha256": phase_folder.digest_of_weights(run.model.embed.weight)}
+        content["arithmetic"] = {"precision": run.precision}
+        if self.folder is None:  # whoever names a folder may have made it on another machine
+            threads = {"threads": torch.get_num_threads()} if run.device.type == "cpu" else {}
+            content["arithmetic"] |= {"device": run.device.type, **threads}
+        return content
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
+Side = Literal["train", "val"]
+
+
+def reads_contexts(model: torch.nn.Module) -> bool:
+    """Does the model have a second phase that reads stored contexts, rather than run its recurrence itself?"""
+    return hasattr(model, "read")
+
+
+def _sides(model: torch.nn.Module) -> tuple[Side, ...]:
+    """The texts whose contexts the phase makes."""
+    return ("train", "val") if reads_contexts(model) else ("train",)
+
+
+class _Training:
+    """One run's work in the folder of a first phase, whose lock it holds: iterate, then store the contexts. Each step
+    is skipped when it is done.
+
+    An iteration's contexts are written first, then the checkpoint, then the line about it.
+    """
+
+    def __init__(self, phase: FixedPoint, run: Run, folder: Path) -> None:
+        self.phase, self.run, self.folder = phase, run, folder
+        self.recurrence: Recurrence = run.model.recurrence  # type: ignore[assignment]
+        self.texts = {side: Text(run.model, run.data.stream(side), run.device) for side in _sides(run.model)}
+        self.lines = Lines(run.directory)
+        self.state_file, self.outcome_file = folder / "state.safetensors", folder / "outcome.json"
+
+    def outcome(self) -> Outcome:
+        """What the phase has come to, the weights in the model; done now if it was not."""
+        console = self.run.console
+        console.line()
+        if self._is_done():
+            console.line(f"Phase 1 has been done before: taken from {self.folder}.")
+            console.line(phase_display.HEADING, style="bold")
+            progress = load_progress(self.state_file, self.recurrence)
+            self._show(progress)
+        else:
+            with self.run.signals.deferred():
+                progress = self._make()
+        self.lines.end()
+        self.recurrence.requires_grad_(False)
+        metrics = json.loads(self.outcome_file.read_text(encoding="utf-8"))
+        body = phase_display.summary(metrics, len(self.texts["train"]), self.recurrence.width, self.folder)
+        stored = self._stored()
+        data = with_contexts(self.run.data, stored["train"], stored["val"]) if stored else None
+        return Outcome(metrics, phase_display.table(progress.lines), body, data)
+
+    def _is_done(self) -> bool:
+        if not self.outcome_file.exists():
+            return False
+        if self.state_file.exists() and (self._stored() or not reads_contexts(self.run.model)):
+            return True
+        # Somebody has deleted a part, and the contexts that it was made of no longer exist: afresh.
+        for path in (self.outcome_file, self.state_file):
+            path.unlink(missing_ok=True)
+        return False
+
+    def _make(self) -> Progress:
+        phase, run = self.phase, self.run
+        iteration = Iteration(
+            phase.rule, phase.objective, self.recurrence, self.texts["train"], run.precision, phase.seed
+        )
+        progress = self._iterate(iteration)
+        self.recurrence.requires_grad_(False)
+        began = time.monotonic()
+        previous = iteration.contexts(self.folder, progress.iteration)
+        if reads_contexts(run.model):
+            for side in self.texts:
+                self._store(side, previous)
+        rank = effective_rank(previous, seed=phase.seed)
+        metrics = {
+            "phase1/iterations": progress.iteration,
+            "phase1/steps": progress.steps,
+            **{key: value for key, value in progress.lines[-1].items() if key.startswith("phase1/")},
+            "phase1/reached": float(phase.converged(progress)),
+            "context/rank@train": rank,
+            "context/rank_share@train": rank / previous.shape[1],
+            "speed/phase1_seconds": progress.seconds + time.monotonic() - began,
+        }
+        write_json(self.outcome_file, metrics)
+        remove_contexts(self.folder)
+        return progress
+
+    def _iterate(self, iteration: Iteration) -> Progress:
+        phase, run, began = self.phase, self.run, time.monotonic()
+        progress = Progress()
+        if self.state_file.exists():
+            progress = load_progress(self.state_file, self.recurrence, iteration.optimizer)
+            began -= progress.seconds
+        again = f"; goes on after iteration {progress.iteration}" if progress.iteration > 1 else ""
+        run.console.line(
+            f"Phase 1: {len(iteration.text):,} contexts by fixed-point iteration, at most {phase.iterations} "
+            f"iterations, until {phase.stop:.0%} stay within {phase.rule.threshold:g}{again}."
+        )
+        run.console.line(phase_display.HEADING, style="bold")
+        if not progress.iteration:
+            iteration.begin(self.folder)
+            progress.iteration, progress.seconds = 1, time.monotonic() - began
+            save_progress(self.state_file, progress, self.recurrence, iteration.optimizer)
+        self._show(progress)
+        while not phase.ended(progress):
+            self._report(progress)
+            number = progress.iteration + 1
+            with run.console.progress(len(iteration.pieces), 0) as bar:
+                since = time.monotonic()
+
+                def between(batch: int, loss: float, bar: Any = bar, since: float = since) -> None:
+                    run.signals.check()
+                    speed = batch * phase.rule.batch_tokens / max(time.monotonic() - since, 1e-9)
+                    bar.update(batch, loss, speed)
+
+                found = iteration.once(self.folder, number, between)
+            progress.iteration, progress.steps = number, progress.steps + found.steps
+            progress.seconds = time.monotonic() - began
+            numbers = {"phase1/loss": found.loss, "phase1/converged": found.converged, "phase1/bound": found.bound}
+            line = {"phase": phase.name, "iteration": number, **numbers, "time/seconds": progress.seconds}
+            progress.lines.append(line)
+            save_progress(self.state_file, progress, self.recurrence, iteration.optimizer)
+            self.lines.add(line)
+            run.logger.log(number, numbers)
+            run.console.line(phase_display.iteration_line(progress.lines))
+        self._report(progress)
+        return progress
+
+    def _show(self, progress: Progress) -> None:
+        """The lines of the iterations that are done already."""
+        for number, line in enumerate(progress.lines, 1):
+            self.lines.add(line)
+            self.run.console.line(phase_display.iteration_line(progress.lines[:number], clock=False))
+
+    def _report(self, progress: Progress) -> None:
+        loss = progress.lines[-1]["phase1/loss"] if progress.lines else None
+        shown = {"phase": self.phase.name, "step": progress.iteration, "steps": self.phase.iterations, "loss": loss}
+        self.run.directory.update_status(progress=shown)
+
+    def _store(self, side: Side, previous: np.ndarray) -> None:
+        """All layers' contexts of a side, from those that the last iteration left or by the true recurrence."""
+        path, shape, precision = self._path(side), self._shape(side), self.run.precision
+        if open_contexts(path, shape, precision) is not None:
+            return
+        since = time.monotonic()
+        if side == "train" and self.phase.train_contexts == "parallel":
+            size = self.phase.rule.batch_tokens
+            pieces = parallel_contexts(self.recurrence, self.texts[side], previous, size, precision)
+        else:
+            pieces = true_contexts(self.recurrence, self.texts[side], precision)
+
+        def stoppable() -> Iterator[Piece]:
+            for piece in pieces:
+                self.run.signals.check()
+                yield piece
+
+        write_contexts(path, shape, stoppable(), precision)
+        self.run.console.line(phase_display.stored(side, shape, path, time.monotonic() - since))
+
+    def _stored(self) -> dict[Side, np.memmap]:
+        """The contexts on disk; empty unless those of both sides are there."""
+        found = {side: open_contexts(self._path(side), self._shape(side), self.run.precision) for side in self.texts}
+        there = {side: contexts for side, contexts in found.items() if contexts is not None}
+        return there if len(there) == 2 else {}
+
+    def _path(self, side: Side) -> Path:
+        return self.folder / f"contexts.{side}.bin"
+
+    def _shape(self, side: Side) -> Shape:
+        return len(self.texts[side]), self.recurrence.layers, self.recurrence.width

@@ -11,21 +11,19 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from newllm.attention.value_projection import CompressedValues, reconstruction_error
-from newllm.build import build
 from newllm.config import signature
 from newllm.data import Dataset
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation.observe import observing
 from newllm.model import LanguageModel
 from newllm.training.checkpoint import load_training, load_weights, save_training, save_weights
+from newllm.training.context import Run
 from newllm.training.loss import IGNORED
 from newllm.training.optimizer import AdamW
 from newllm.training.precision import Precision, autocast
 from newllm.training.progress import Pending, Progress
 from newllm.training.step import Step, cut
-from newllm.training.trainer import Trainer
-from newllm.two_phase.base import FirstPhase, Outcome, Work
-from newllm.two_phase.lines import Lines
+from newllm.two_phase.first_phase import FirstPhase, Lines, Outcome
 
 _HEADING = f"{'epoch':>5}{'train MSE':>14}{'val MSE':>14}   {'time':>8}"
 _AT_ONCE = 20  # steps whose losses are fetched from the device together
@@ -61,7 +59,7 @@ class Reconstruction(FirstPhase):
                 raise ConfigError(f"phase1.{name} must be at least 1; {value} was given, try phase1.{name}=1.")
         self.lr, self.epochs, self.patience, self.keep = lr, epochs, patience, keep
 
-    def check(self, cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
+    def check(self, cfg: DictConfig, model: LanguageModel, data: Dataset) -> None:
         if not _compressing(model):
             given = (cfg.get("choices") or {}).get("attention", "another one")
             raise ConfigError(
@@ -69,15 +67,15 @@ class Reconstruction(FirstPhase):
                 f"attention ({given}) has not; type attention=vdproj, or phase1=none."
             )
 
-    def run(self, work: Work) -> Outcome:
-        pairs = nn.ModuleList(nn.ModuleList([one.compress, one.restore]) for one in _compressing(work.model))
+    def train(self, run: Run) -> Outcome:
+        pairs = nn.ModuleList(nn.ModuleList([one.compress, one.restore]) for one in _compressing(run.model))
         pairs.requires_grad_(True)
         inside = set(pairs.parameters())
-        others = [p for p in work.model.parameters() if p.requires_grad and p not in inside]
+        others = [p for p in run.model.parameters() if p.requires_grad and p not in inside]
         for parameter in others:
             parameter.requires_grad_(False)
         try:
-            outcome = _Training(self, work, pairs).run()
+            outcome = _Training(self, run, pairs).outcome()
         finally:
             for parameter in others:
                 parameter.requires_grad_(True)
@@ -91,27 +89,26 @@ class _Training:
     checkpoints/phase1.safetensors is all that going on needs, phase1_best.safetensors the matrices of the best epoch.
     """
 
-    def __init__(self, phase: Reconstruction, work: Work, pairs: nn.ModuleList) -> None:
-        self.phase, self.work, self.pairs = phase, work, pairs
-        self.trainer: Trainer = build(work.cfg.trainer)
+    def __init__(self, phase: Reconstruction, run: Run, pairs: nn.ModuleList) -> None:
+        self.phase, self.run, self.pairs = phase, run, pairs
+        self.trainer = run.trainer
         optim = AdamW(phase.lr, betas=[0.9, 0.999], weight_decay=0.01, decay="all", clip=1.0, schedule="constant")
-        model: Any = work.model
-        self.step = Step(model, optim, work.device, work.precision, work.runtime.fused)
-        self.step.loss = _Loss(model, work.device, work.precision)
-        self.epoch_steps = math.ceil(len(work.data.train) / self.trainer.batch_size)
+        self.step = Step(run.model, optim, run.device, run.precision, run.runtime.fused)
+        self.step.loss = _Loss(run.model, run.device, run.precision)
+        self.epoch_steps = math.ceil(len(run.data.train) / self.trainer.batch_size)
         self.steps = self.epoch_steps * phase.epochs
-        self.about = {"data": work.data.fingerprint, "signature": signature(work.cfg), "precision": work.precision}
-        checkpoints = work.directory.last_checkpoint.parent
+        self.about = {"data": run.data.fingerprint, "signature": signature(run.cfg), "precision": run.precision}
+        checkpoints = run.directory.last_checkpoint.parent
         self.file, self.best = checkpoints / "phase1.safetensors", checkpoints / "phase1_best.safetensors"
         self.progress = Progress()
         if self.file.exists():
             self.progress = load_training(self.file, pairs, self.step.optimizer, self.about)
-        self.lines = Lines(work.directory)
+        self.lines = Lines(run.directory)
         self._pending = Pending()
         self._began = self._saved = self._epoch_began = time.monotonic()
 
-    def run(self) -> Outcome:
-        progress, console = self.progress, self.work.console
+    def outcome(self) -> Outcome:
+        progress, console = self.progress, self.run.console
         pairs = f"{sum(p.numel() for p in self.pairs.parameters()):,} parameters"
         again = f"; goes on after step {progress.step:,}" if progress.step and not progress.finished else ""
         done = ", done before" if progress.finished else ""
@@ -121,8 +118,8 @@ class _Training:
         for line in progress.history:
             self.lines.add(line)
             console.line(_epoch_line(line, seconds=None))
-        self.work.model.eval()  # nothing in the model tells training apart but the loss of its own
-        with self.work.signals.deferred(), console.progress(self.steps, progress.step) as self._bar:
+        self.run.model.eval()  # nothing in the model tells training apart but the loss of its own
+        with self.run.signals.deferred(), console.progress(self.steps, progress.step) as self._bar:
             while not progress.finished:
                 for indices in self._batches():
                     self._stop_if_asked()
@@ -135,12 +132,12 @@ class _Training:
 
     def _batches(self) -> Iterator[np.ndarray]:
         """The rows of each step left in the current epoch."""
-        size, order = self.trainer.batch_size, self.trainer.order(self.work.data, self.progress.epoch)
+        size, order = self.trainer.batch_size, self.trainer.order(self.run.data, self.progress.epoch)
         for step in range(self.progress.epoch_step, self.epoch_steps):
             yield order[step * size : (step + 1) * size]
 
     def _step(self, indices: np.ndarray) -> None:
-        progress, rows = self.progress, self.work.data.train
+        progress, rows = self.progress, self.run.data.train
         self._pending.append(self.step(cut(rows, indices, self.trainer.accumulate), self.phase.lr))
         progress.stepped(len(indices) * rows.seq_len)
         if len(self._pending) == _AT_ONCE:
@@ -148,7 +145,7 @@ class _Training:
             self._bar.update(
                 progress.step, progress.take_logged(), progress.trained_tokens / max(self._seconds(), 1e-9)
             )
-        if self.work.runtime.checkpoint_due(progress.step, self._saved):
+        if self.run.runtime.checkpoint_due(progress.step, self._saved):
             self._save()
 
     def _drain(self) -> None:
@@ -158,7 +155,7 @@ class _Training:
 
     def _end_epoch(self) -> None:
         """Validation error, best matrices, the epoch's line, a checkpoint."""
-        progress, work = self.progress, self.work
+        progress, run = self.progress, self.run
         self._drain()
         error = self._finite(self._validation_error())
         if progress.judge(error):
@@ -169,19 +166,19 @@ class _Training:
         progress.finished = progress.lost_patience(self.phase.patience) or progress.epoch == self.phase.epochs
         self._save()
         self.lines.add(line)
-        work.logger.log(progress.step, values)
-        work.console.line(_epoch_line(line, time.monotonic() - self._epoch_began))
+        run.logger.log(progress.step, values)
+        run.console.line(_epoch_line(line, time.monotonic() - self._epoch_began))
         self._epoch_began = time.monotonic()
 
     @torch.no_grad()
     def _validation_error(self) -> float:
         """Mean over layers and rows of MSE(v', v)."""
-        rows, total = self.work.data.val, 0.0
+        rows, total = self.run.data.val, 0.0
         for start in range(0, len(rows), self.trainer.batch_size):
             self._stop_if_asked()
             inputs, _ = rows.batch(np.arange(start, min(start + self.trainer.batch_size, len(rows))))
-            with autocast(self.work.device, self.work.precision):
-                total += layer_errors(self.work.model, inputs.to(self.work.device)).mean(dim=0).sum().item()
+            with autocast(self.run.device, self.run.precision):
+                total += layer_errors(self.run.model, inputs.to(self.run.device)).mean(dim=0).sum().item()
         return total / len(rows)
 
     def _outcome(self) -> Outcome:
@@ -206,16 +203,16 @@ class _Training:
             "phase1/val_loss": kept["phase1/val_loss"],
             "speed/phase1_seconds": progress.seconds,
         }
-        body: list = [
+        body = [
             f"Compression and restoration of epoch {epoch} of {progress.epoch} are frozen now: MSE of the restored "
             f"values {kept['phase1/val_loss']:.4g} in validation."
         ]
-        return Outcome(metrics, {"phase1": table}, body)
+        return Outcome(metrics, table, body)
 
     def _stop_if_asked(self) -> None:
-        if self.work.signals.received:
+        if self.run.signals.received:
             self._save()
-            self.work.signals.check()
+            self.run.signals.check()
 
     def _save(self) -> None:
         self._drain()
@@ -224,7 +221,7 @@ class _Training:
         save_training(self.file, self.pairs, self.step.optimizer, progress, self.about)
         loss = progress.history[-1]["phase1/loss"] if progress.history else None
         shown = {"phase": self.phase.name, "step": progress.step, "steps": self.steps, "loss": loss}
-        self.work.directory.update_status(progress=shown)
+        self.run.directory.update_status(progress=shown)
         self._saved = time.monotonic()
 
     def _seconds(self) -> float:

@@ -8,15 +8,12 @@ import torch
 
 import newllm
 from newllm.build import build
-from newllm.console import Console
 from newllm.data import Dataset, prepare
 from newllm.model import build_model
 from newllm.runtime import Runtime
 from newllm.store.run_directory import RunDirectory
-from newllm.training.loggers import NoLogger
-from newllm.training.signals import Signals
-from newllm.two_phase import FixedPoint, Work
-from newllm.two_phase.lines import CLOCK
+from newllm.training.context import Run
+from newllm.two_phase.first_phase import FirstPhase, timeless
 
 SMALL = [
     "data=stdlib", "data.vocab_size=512", "data.tokenizer_bytes=200000", "samples=40", "seq_len=32", "facts=none",
@@ -41,30 +38,28 @@ def small_data() -> Dataset:
     return prepare(cfg.data, None, seed=cfg.trainer.seed)  # from the cache that all tests share
 
 
-def phase_and_work(cfg: Any, folder: Path, **changes: Any) -> tuple[FixedPoint, Work]:
-    """The phase of a configuration and what it works with, in the run directory `folder`/run with a cache beside."""
+def small_run(cfg: Any, folder: Path, **changes: Any) -> Run:
+    """A run that nothing has been done of, with the run directory `folder`/run and a cache beside it."""
     data = changes.pop("data", None) or small_data()
-    directory = RunDirectory(changes.pop("run", folder / "run"))
+    directory = RunDirectory(changes.pop("directory", folder / "run"))
     directory.path.mkdir(parents=True, exist_ok=True)
-    parts = {"precision": "fp32", "console": Console(bar=False), "signals": Signals(), **changes}
-    work = Work(
-        cfg=cfg,
-        data=data,
-        model=build_model(cfg, data.tokenizer.vocab_size),
-        device=torch.device("cpu"),
-        runtime=Runtime(device="cpu", threads=1, cache_dir=str(folder / "cache")),
-        directory=directory,
-        logger=NoLogger(),
-        **parts,
-    )
-    phase: FixedPoint = build(cfg.phase1, objective=dict(cfg.objective), seed=cfg.trainer.seed)
-    return phase, work
+    parts = {
+        "runtime": Runtime(device="cpu", threads=1, cache_dir=str(folder / "cache")),
+        "trainer": build(cfg.trainer),
+        "optim": build(cfg.optim),
+        "precision": "fp32",
+    }
+    model = changes.pop("model", None) or build_model(cfg, data.tokenizer.vocab_size)
+    return Run(cfg=cfg, directory=directory, device=torch.device("cpu"), data=data, model=model,
+               judge=lambda ppl: "", **{**parts, **changes})  # fmt: skip
 
 
-def lines(work: Work) -> list[dict[str, Any]]:
+def phase_and_run(cfg: Any, folder: Path, **changes: Any) -> tuple[FirstPhase, Run]:
+    """The phase of a configuration and a run to do it in."""
+    phase: FirstPhase = build(cfg.phase1, objective=dict(cfg.objective), seed=cfg.trainer.seed)
+    return phase, small_run(cfg, folder, **changes)
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in line.items() if not k.startswith(CLOCK)} for line in work.directory.metrics()]
-
-
-def timeless(metrics: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in metrics.items() if not key.startswith(CLOCK)}
+    return [timeless(line) for line in run.directory.metrics()]

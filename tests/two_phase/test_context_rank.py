@@ -1,15 +1,16 @@
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from newllm.data.dataset import Dataset
 from newllm.effective_rank import effective_rank
 from newllm.errors import ConfigError
 from newllm.evaluation.subject import Subject
 from newllm.two_phase.context_rank import EffectiveRank
+from newllm.two_phase.context_rows import StreamRows
 from newllm.two_phase.context_token import ContextToken
 from newllm.two_phase.dproj import DProjTransformer
 from newllm.two_phase.recurrence import scan
@@ -19,16 +20,6 @@ TEXT = (
     "The recurrence carries a context from token to token: what a token begins from is where its predecessor ended. "
     "Made in parallel, every token begins from its predecessor's context of the pass before."
 )
-
-
-@dataclass
-class Stream:
-    """A validation text in one piece."""
-
-    tokens: np.ndarray
-
-    def stream(self, side: str) -> np.ndarray:
-        return self.tokens
 
 
 def context_token(num_input_tokens: int = 2) -> ContextToken:
@@ -49,7 +40,9 @@ DPROJ = {"embed_dim": 8, "hidden_size": 12, "num_layers": 1, "heads": 2, "mlp_si
 
 def subject_of(model: torch.nn.Module, text: str = TEXT) -> Subject:
     config = OmegaConf.create({"eval": {}})
-    return Subject(model, Stream(tokens_of(text)), torch.device("cpu"), nullcontext, 4, config)  # type: ignore[arg-type]
+    rows = StreamRows(tokens_of(text), LENGTH)
+    data = Dataset(rows, rows, None, None, {}, "")  # type: ignore[arg-type]
+    return Subject(model, data, torch.device("cpu"), nullcontext, 4, config)
 
 
 @torch.no_grad()
@@ -111,7 +104,7 @@ def test_a_model_without_contexts_is_refused():
     subject = make_subject()
     with pytest.raises(ConfigError, match=r"carried from token to token.*eval=\[rank\]"):
         EffectiveRank().check(subject.data, subject.model)
-    EffectiveRank().check(Stream(tokens_of(TEXT)), context_token())  # type: ignore[arg-type]
+    EffectiveRank().check(subject_of(context_token()).data, context_token())
 
 
 @pytest.mark.parametrize("option", ["samples", "passes", "tokens"])

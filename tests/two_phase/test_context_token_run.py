@@ -28,11 +28,11 @@ from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import build_all, parts
 from newllm.training.loop import Loop
 from newllm.training.step import Step
+from newllm.two_phase import fixed_point
+from newllm.two_phase.context_rows import ContextReader, ContextRows
 from newllm.two_phase.embeddings import Corpus
+from newllm.two_phase.first_phase import Lines
 from newllm.two_phase.fixed_point import FixedPoint
-from newllm.two_phase.lines import Lines
-from newllm.two_phase.making import Making
-from newllm.two_phase.stored_contexts import FromContexts
 from tests.support.training_runs import repeatable, state
 
 SMALL = [
@@ -156,9 +156,9 @@ def test_killed_at_every_boundary_and_inside_every_stage_and_resumed_equals_unin
     places = [
         (Lines, "add", 2, False),  # the second iteration is saved and its line is not yet written
         (Lines, "add", 5, True),  # of those that stand there, and one more
-        (Making, "_metrics", 1, False),  # the contexts are stored, the phase is not done
-        (Making, "_make", 1, True),  # it is done, and nothing has been taken from it
-        (FromContexts, "__init__", 1, False),  # between the phases
+        (fixed_point, "effective_rank", 1, False),  # the contexts are stored, the phase is not done
+        (fixed_point._Training, "_make", 1, True),  # it is done, and nothing has been taken from it
+        (ContextReader, "__init__", 1, False),  # between the phases
         (Step, "__call__", 3, False),
         (Loop, "_validate", 1, True),  # the first epoch is saved
         (sys.modules["newllm.run.execute"], "evaluate", 1, False),
@@ -232,7 +232,7 @@ def test_without_convergence_the_run_waits_to_be_told_to_go_on(tmp_path: Path) -
     ("changes", "sentence"),
     [
         ({"phase1": {}, "objective": {}}, r"needs a first phase, .* type phase1=published"),
-        ({"phase1": {}}, r"phase1=none has none; type objective=none"),
+        ({"phase1": {}}, r"this run has phase1=none; type objective=none"),
         ({"objective": {}}, r"needs an objective to train on; type objective=mcdl"),
         ({"facts": {"_target_": "newllm.data.facts.ReversalFacts"}}, r"as one stream, and facts .* type facts=none"),
         ({"data__passkey": 0.5}, r"leave data\.passkey out"),
@@ -256,7 +256,7 @@ def test_what_other_models_have_no_use_for_is_refused(tmp_path: Path) -> None:
     other = newllm.compose(["samples=60", "seq_len=32", "data.vocab_size=512", "facts=none", "eval=[loss]"])
     other.run_dir = str(tmp_path / "run")
     for changed, sentence in (
-        ({"objective": composed().objective}, r"type objective=none, or name a first phase"),
+        ({"objective": composed().objective}, r"type objective=none, or choose another phase1"),
         ({"objective": composed().objective, "phase1": composed().phase1}, r"needs a model with a recurrence"),
         (
             {"eval": {"effective_rank": {"_target_": "newllm.two_phase.context_rank.EffectiveRank"}}},
@@ -291,12 +291,10 @@ def test_attention_and_encoding_go_with_models_that_take_them(overrides: list[st
 def test_reading_stored_contexts_is_the_model_itself_and_trains_its_reading_half_alone(whole: RunDirectory) -> None:
     p = prepare(small(whole.path))
     subject = evaluation_subject(p)
-    subject.contexts()
-    assert subject.stored is not None
-    streams = {"train": p.data.stream("train"), "val": p.data.stream("val")}
-    view = FromContexts(p.model, subject.stored, streams, p.device)  # type: ignore[arg-type]
-    inputs = view.rows("val").batch(np.arange(3))[0]
-    text = torch.from_numpy(streams["val"][: 3 * 32].astype(np.int64))
+    assert isinstance(subject.rows, ContextRows)
+    view = p.model.reader(subject.as_trained())
+    inputs = subject.rows.batch(np.arange(3))[0]
+    text = torch.from_numpy(p.data.stream("val")[: 3 * 32].astype(np.int64))
     hidden = view.hidden(inputs)
     torch.testing.assert_close(hidden.flatten(0, 1), p.model.hidden(text[None])[0], atol=1e-5, rtol=1e-5)
     hidden.square().sum().backward()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -17,15 +18,15 @@ from omegaconf import DictConfig, OmegaConf
 
 import newllm
 from newllm.build import build
-from newllm.console import Console
 from newllm.data import Dataset, prepare
 from newllm.data.cache import locked
 from newllm.errors import ConfigError
 from newllm.run.load import load_run
-from newllm.run.stages import stages
+from newllm.run.stage import build_stages
 from newllm.store.run_directory import RunDirectory
 from newllm.training.signals import Interrupted
 from newllm.two_phase.embeddings import Embeddings
+from tests.support.phases import small_run
 
 WIDTH = 32
 
@@ -76,8 +77,9 @@ def filled(embeddings: Embeddings, cfg: DictConfig, data: Dataset) -> torch.Tens
         model = newllm.build_model(cfg, data.tokenizer.vocab_size)
     model.embed.requires_grad_(False)
     others = {name: one.clone() for name, one in model.named_parameters() if name != "embed.weight"}
-    embeddings.check(cfg, data.tokenizer, model.embed.embedding_dim)
-    embeddings.fill(model, data, cfg, build(cfg.runtime), Console(bar=False))
+    embeddings.check(cfg, model, data)
+    with TemporaryDirectory() as folder:
+        embeddings.run(small_run(cfg, Path(folder), model=model, data=data, runtime=build(cfg.runtime)))
     assert not model.embed.weight.requires_grad
     assert all(torch.equal(one, others[name]) for name, one in model.named_parameters() if name in others)
     return model.embed.weight[: data.tokenizer.vocab_size].clone()
@@ -108,7 +110,7 @@ def test_corpus_makes_an_ordinary_run_of_its_own(trained: tuple[torch.Tensor, Pa
 def test_corpus_is_made_once_for_all_seeds_and_models(
     trained: tuple[torch.Tensor, Path], ask: Ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("newllm.run.execute.run", lambda cfg: pytest.fail("trained again"))
+    monkeypatch.setattr("newllm.two_phase.embeddings.train", lambda cfg: pytest.fail("trained again"))
     weight = filled(*ask("corpus", trainer__seed=7, optim__lr=0.5, model__num_layers=2))
     assert torch.equal(weight, trained[0])
     said = " ".join(capsys.readouterr().out.split())
@@ -152,7 +154,7 @@ def test_corpus_trains_on_more_text_than_the_run_but_never_on_what_validates(ask
 
 
 def test_an_interrupted_corpus_interrupts_the_run(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("newllm.run.execute.run", lambda cfg: 128 + 15)
+    monkeypatch.setattr("newllm.two_phase.embeddings.train", lambda cfg: 128 + 15)
     with pytest.raises(Interrupted, match="SIGTERM"):
         filled(*ask("corpus", embeddings__seed=9))
 
@@ -200,7 +202,7 @@ def refusal(asked: tuple[Embeddings, DictConfig, Dataset]) -> str:
     embeddings, cfg, data = asked
     width = cfg.model.get("embed_dim") or cfg.model.hidden_size
     with pytest.raises(ConfigError) as caught:
-        embeddings.check(cfg, data.tokenizer, width)
+        embeddings.check_source(cfg, data.tokenizer, width)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -258,5 +260,5 @@ def test_what_the_corpus_cannot_give(ask: Ask, tmp_path: Path, text: Path) -> No
 
 
 def test_processes_that_share_the_training_are_refused(ask: Ask) -> None:
-    with pytest.raises(ConfigError, match=r"embeddings=corpus fills the model of one process, and trainer\.devices=2"):
-        stages(ask("corpus", trainer__devices=2)[1])
+    with pytest.raises(ConfigError, match=r"embeddings=corpus works in one process, and trainer\.devices=2"):
+        build_stages(ask("corpus", trainer__devices=2)[1])

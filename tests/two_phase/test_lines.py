@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from newllm.store.run_directory import RunDirectory
-from newllm.two_phase.lines import Lines, leading_bytes
+from newllm.two_phase.first_phase import Lines, leading_bytes
 
 
 def line(number: int, seconds: float = 0.0, **more: Any) -> dict[str, Any]:

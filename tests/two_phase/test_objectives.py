@@ -1,5 +1,6 @@
 """The objectives of a first phase: values, bounds, what they do to a cloud, and clouds that have no extent."""
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +11,17 @@ import torch
 import yaml
 
 from newllm.build import build
+from newllm.effective_rank import effective_rank
 from newllm.errors import ConfigError
 from newllm.two_phase import objectives
-from newllm.two_phase.context_rank import effective_rank
-from newllm.two_phase.objectives import Hsic, InfoNCE, Mcdl, Oacd, Objective, Odcm, Unif, pairwise
-from newllm.two_phase.objectives.independence import hsic
+from newllm.two_phase.objectives import Objective, dependence
 
 CONF = Path(__file__).parents[2] / "conf" / "objective"
-CLASSES = [getattr(objectives, name) for name in objectives.__all__ if name != "Objective"]
-each = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+NODES = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(CONF.glob("*.yaml"))}
+NAMES = [name for name, node in NODES.items() if node]
+Kind = Callable[..., Objective]
+ALL: list[Kind] = [getattr(objectives, name) for name in NAMES]
+each = pytest.mark.parametrize("kind", ALL, ids=NAMES)
 
 
 def sphere(n: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -93,18 +96,18 @@ def due(x: np.ndarray) -> float:
 
 
 FORMULAS: dict[str, Callable[[np.ndarray], float]] = {
-    "Mcdl": lambda x: -np.sqrt(((x - x.mean(0)) ** 2).sum()) / len(x),
-    "Oacd": lambda x: -np.sqrt(((x - x.mean(0)) ** 2).sum()) / len(x) + 0.1 * (x.mean(0) ** 2).sum(),
-    "Ctm": lambda x: -np.trace(covariance(x)) / x.shape[1],
-    "Odcm": odcm,
-    "Decorr": decorr,
-    "Udel": udel,
-    "Wmse": wmse,
-    "Sdl": sdl,
-    "Nuc": lambda x: -np.linalg.svd(x - x.mean(0), compute_uv=False).sum() / len(x),
-    "Unif": unif,
-    "InfoNCE": infonce,
-    "Due": due,
+    "mcdl": lambda x: -np.sqrt(((x - x.mean(0)) ** 2).sum()) / len(x),
+    "oacd": lambda x: -np.sqrt(((x - x.mean(0)) ** 2).sum()) / len(x) + 0.1 * (x.mean(0) ** 2).sum(),
+    "ctm": lambda x: -np.trace(covariance(x)) / x.shape[1],
+    "odcm": odcm,
+    "decorr": decorr,
+    "udel": udel,
+    "wmse": wmse,
+    "sdl": sdl,
+    "nuc": lambda x: -np.linalg.svd(x - x.mean(0), compute_uv=False).sum() / len(x),
+    "unif": unif,
+    "infonce": infonce,
+    "due": due,
 }
 
 
@@ -121,18 +124,18 @@ def test_hsic_of_two_dimensions_and_of_drawn_pairs() -> None:
     kernels = [np.exp(-((v[:, None] - v) ** 2)) for v in (a.numpy(), b.numpy())]
     away = np.eye(30) - 1 / 30
     expected = np.trace(kernels[0] @ away @ kernels[1] @ away) / 29**2
-    assert float(hsic(a, b)) == pytest.approx(expected, rel=1e-9)
+    assert float(dependence(a, b)) == pytest.approx(expected, rel=1e-9)
     # With two dimensions every pair that can be drawn is that of both.
-    assert float(Hsic(weight=1.0)(torch.stack([a, b], dim=1), a)) == pytest.approx(expected, rel=1e-9)
-    assert torch.autograd.gradcheck(hsic, (a.requires_grad_(), b.requires_grad_()))
+    assert float(objectives.hsic(weight=1.0)(torch.stack([a, b], dim=1), a)) == pytest.approx(expected, rel=1e-9)
+    assert torch.autograd.gradcheck(dependence, (a.requires_grad_(), b.requires_grad_()))
     a = a.detach()
     dependent = torch.stack([a, a, a], dim=1)
-    assert float(Hsic(weight=1.0)(dependent, a)) > 2 * expected
+    assert float(objectives.hsic(weight=1.0)(dependent, a)) > 2 * expected
 
 
 def test_hsic_draws_by_the_batch_so_a_resumed_run_repeats_it() -> None:
     x = sphere(50, 40)
-    objective = Hsic(weight=1.0, pairs=5, samples=20)
+    objective = objectives.hsic(weight=1.0, pairs=5, samples=20)
     first = objective(x, x)
     torch.rand(3)
     assert objective(x, x) == first
@@ -141,15 +144,15 @@ def test_hsic_draws_by_the_batch_so_a_resumed_run_repeats_it() -> None:
 
 def test_pairs_are_complete_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values and gradients do not depend on the size of a block, and the diagonal is the right one in each."""
-    monkeypatch.setattr(pairwise, "_ROWS", 5)
+    monkeypatch.setattr(objectives, "_ROWS", 5)
     x = sphere(13, 4).requires_grad_()
-    for kind, formula in ((Unif, unif), (InfoNCE, infonce)):
+    for kind, formula in ((objectives.unif, unif), (objectives.infonce, infonce)):
         assert float(kind(1.0)(x, x).detach()) == pytest.approx(formula(x.detach().numpy()), rel=1e-8)
         assert torch.autograd.gradcheck(lambda out, kind=kind: kind(1.0)(out, out), x)
 
 
 @each
-def test_the_weight_mixes_in_the_distance_to_the_pass_before(kind: type[Objective]) -> None:
+def test_the_weight_mixes_in_the_distance_to_the_pass_before(kind: Kind) -> None:
     out, previous = sphere(20, 6).requires_grad_(), sphere(20, 6, seed=1).requires_grad_()
     distance = ((out - previous) ** 2).mean()
     diversity = kind(weight=1.0)(out, previous)
@@ -161,28 +164,28 @@ def test_the_weight_mixes_in_the_distance_to_the_pass_before(kind: type[Objectiv
 
 def test_published_defaults() -> None:
     x, before = sphere(40, 5), sphere(40, 5, seed=1)
-    mse, distance = float(((x - before) ** 2).mean()), FORMULAS["Mcdl"](x.numpy())
-    assert float(Mcdl()(x, before)) == pytest.approx(0.2 * mse + 0.8 * distance)
-    assert float(Oacd()(x, before)) == pytest.approx(FORMULAS["Oacd"](x.numpy()))  # no MSE
+    mse, distance = float(((x - before) ** 2).mean()), FORMULAS["mcdl"](x.numpy())
+    assert float(objectives.mcdl()(x, before)) == pytest.approx(0.2 * mse + 0.8 * distance)
+    assert float(objectives.oacd()(x, before)) == pytest.approx(FORMULAS["oacd"](x.numpy()))  # no MSE
     # Logged: -0.2446 at n = 8000, C = 768 and -0.351 … -0.356 at C = 1536, with the bounds -0.248 and -0.351.
-    assert Mcdl().bound(8000, 768) == pytest.approx(-0.8 * 0.30984, abs=1e-5)
-    assert Mcdl().bound(8000, 1536) == pytest.approx(-0.8 * 0.43818, abs=1e-5)
-    assert Oacd().bound(5000, 320) == pytest.approx(-math.sqrt(320 / 5000))
+    assert objectives.mcdl().bound(8000, 768) == pytest.approx(-0.8 * 0.30984, abs=1e-5)
+    assert objectives.mcdl().bound(8000, 1536) == pytest.approx(-0.8 * 0.43818, abs=1e-5)
+    assert objectives.oacd().bound(5000, 320) == pytest.approx(-math.sqrt(320 / 5000))
 
 
 def test_products_are_not_rounded_by_autocast() -> None:
     x = sphere(64, 16).float()
-    plain = Odcm(weight=1.0)(x, x)
+    plain = objectives.odcm(weight=1.0)(x, x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert Odcm(weight=1.0)(x, x) == plain
-    assert Odcm()(x.bfloat16(), x).dtype == torch.float32
+        assert objectives.odcm(weight=1.0)(x, x) == plain
+    assert objectives.odcm()(x.bfloat16(), x).dtype == torch.float32
 
 
 # --- bounds ---------------------------------------------------------------------------------------------------------
 
 
 @each
-def test_no_contexts_of_that_norm_go_below_the_bound(kind: type[Objective]) -> None:
+def test_no_contexts_of_that_norm_go_below_the_bound(kind: Kind) -> None:
     objective = kind(weight=1.0)
     clouds = [sphere(n, width, seed) for n, width in ((1, 4), (2, 4), (5, 3), (6, 20), (90, 5)) for seed in range(4)]
     for x in [*clouds, balanced(6), simplex(7)]:
@@ -194,24 +197,24 @@ def test_no_contexts_of_that_norm_go_below_the_bound(kind: type[Objective]) -> N
 
 @pytest.mark.parametrize(
     ("kind", "best"),
-    [(kind, balanced(6)) for kind in CLASSES if kind.__name__ not in ("Unif", "InfoNCE", "Hsic")]
-    + [(kind, simplex(7)) for kind in CLASSES if kind.__name__ in ("Unif", "InfoNCE")],
+    [(kind, balanced(6)) for kind in ALL if kind.__name__ not in ("unif", "infonce", "hsic")]
+    + [(kind, simplex(7)) for kind in ALL if kind.__name__ in ("unif", "infonce")],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_the_bound_is_reached(kind: type[Objective], best: torch.Tensor) -> None:
+def test_the_bound_is_reached(kind: Kind, best: torch.Tensor) -> None:
     objective = kind(weight=1.0)
     assert float(objective(best, best)) == pytest.approx(objective.bound(*best.shape), rel=1e-6, abs=1e-9)
 
 
 # --- what training by it does -----------------------------------------------------------------------------------------
 
-# Two are blind to a cloud that has collapsed: Due looks at sizes alone, Hsic takes equal contexts for independent.
-SEEING = [kind for kind in CLASSES if kind.__name__ not in ("Due", "Hsic")]
+# Two are blind to a cloud that has collapsed: due looks at sizes alone, hsic takes equal contexts for independent.
+SEEING = [kind for kind in ALL if kind.__name__ not in ("due", "hsic")]
 
 
 @pytest.mark.parametrize("kind", SEEING, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_step_of_descent_raises_the_rank_of_a_collapsed_cloud(kind: type[Objective], seed: int) -> None:
+def test_a_step_of_descent_raises_the_rank_of_a_collapsed_cloud(kind: Kind, seed: int) -> None:
     spread = torch.logspace(0, -2, 16, dtype=torch.float64)
     x = sphere(1, 16, seed) + 0.05 * sphere(64, 16, seed + 10) * spread
     start = x.clone().requires_grad_()
@@ -229,7 +232,7 @@ def test_a_step_of_descent_raises_the_rank_of_a_collapsed_cloud(kind: type[Objec
     [torch.ones(6, 4), torch.zeros(6, 4), torch.arange(4.0)[None], torch.ones(5, 1), torch.ones(1, 1)],
     ids=["equal", "zero", "single", "one dimension", "one number"],
 )
-def test_clouds_without_extent_have_finite_losses_and_gradients(kind: type[Objective], x: torch.Tensor) -> None:
+def test_clouds_without_extent_have_finite_losses_and_gradients(kind: Kind, x: torch.Tensor) -> None:
     x = x.clone().requires_grad_()
     loss = kind(weight=0.9)(x, torch.ones_like(x))
     loss.backward()
@@ -243,25 +246,28 @@ def test_clouds_without_extent_have_finite_losses_and_gradients(kind: type[Objec
 
 def test_every_objective_is_shipped_with_its_own_defaults() -> None:
     """And under the name that the repository has for it."""
-    nodes = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in CONF.glob("*.yaml")}
-    assert nodes.pop("none") is None
-    built = {name: build(node) for name, node in nodes.items()}
-    assert {name: type(one).__name__.lower() for name, one in built.items()} == {name: name for name in nodes}
-    assert {type(one) for one in built.values()} == {*CLASSES}
-    for one in built.values():
-        assert vars(one) == vars(type(one)())
+    assert NODES["none"] is None
+    functions = {name: one for name, one in vars(objectives).items() if inspect.isfunction(one)}
+    returned = {name: inspect.signature(one).return_annotation for name, one in functions.items()}
+    assert [*NAMES] == sorted(name for name, kind in returned.items() if kind is Objective)
+    for name in NAMES:
+        target, options = NODES[name]["_target_"], {k: v for k, v in NODES[name].items() if k != "_target_"}
+        parameters = inspect.signature(objectives.__dict__[name]).parameters.values()
+        assert target == f"newllm.two_phase.objectives.{name}"
+        assert options == {p.name: p.default for p in parameters}
+        assert build(NODES[name]).weight == options["weight"]
 
 
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ({"kind": Mcdl, "weight": 1.2}, "from 0 to 1 as in objective.weight=0.8; got 1.2"),
-        ({"kind": Odcm, "weight": -0.1}, "from 0 to 1"),
-        ({"kind": Oacd, "centroid": -1.0}, "objective.centroid"),
-        ({"kind": Odcm, "covariance": -1.0}, "objective.covariance"),
-        ({"kind": InfoNCE, "temperature": 0.0}, "objective.temperature"),
-        ({"kind": Hsic, "pairs": 0}, "objective.pairs"),
-        ({"kind": Hsic, "samples": 0}, "objective.samples"),
+        ({"kind": objectives.mcdl, "weight": 1.2}, "from 0 to 1 as in objective.weight=0.8; got 1.2"),
+        ({"kind": objectives.odcm, "weight": -0.1}, "from 0 to 1"),
+        ({"kind": objectives.oacd, "centroid": -1.0}, "objective.centroid"),
+        ({"kind": objectives.odcm, "covariance": -1.0}, "objective.covariance"),
+        ({"kind": objectives.infonce, "temperature": 0.0}, "objective.temperature"),
+        ({"kind": objectives.hsic, "pairs": 0}, "objective.pairs"),
+        ({"kind": objectives.hsic, "samples": 0}, "objective.samples"),
     ],
 )
 def test_bad_options_are_refused(typed: dict, said: str) -> None:

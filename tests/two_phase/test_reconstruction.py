@@ -14,8 +14,10 @@ from newllm.errors import ConfigError
 from newllm.evaluation.reconstruction import Reconstruction as Evaluator
 from newllm.run.execute import run
 from newllm.run.prepare import prepare
-from newllm.two_phase import Outcome, Work, reconstruction
-from tests.support.phases import lines, phase_and_work, small_cfg, timeless
+from newllm.training.context import Run
+from newllm.two_phase import reconstruction
+from newllm.two_phase.first_phase import Outcome, timeless
+from tests.support.phases import lines, phase_and_run, small_cfg
 
 TINY = (
     "model=tiny", "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=48", "batch_size=8",
@@ -28,14 +30,14 @@ class Stop(BaseException):
     """Stands for whatever ends a process."""
 
 
-def done(work: Work, phase: Any) -> tuple[Outcome, dict[str, torch.Tensor]]:
-    outcome = phase.run(work)
+def done(work: Run, phase: Any) -> tuple[Outcome, dict[str, torch.Tensor]]:
+    outcome = phase.train(work)
     return outcome, {name: p.detach().clone() for name, p in work.model.named_parameters()}
 
 
 @pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Work, Outcome, dict[str, torch.Tensor]]:
-    phase, work = phase_and_work(small_cfg(model=TINY), tmp_path_factory.mktemp("once"))
+def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Outcome, dict[str, torch.Tensor]]:
+    phase, work = phase_and_run(small_cfg(model=TINY), tmp_path_factory.mktemp("once"))
     return work, *done(work, phase)
 
 
@@ -66,15 +68,15 @@ def test_only_the_pairs_move_towards_the_values_and_are_frozen_then(once: Any) -
         assert errors[-1] < 0.7 * plain_error(fresh, val).item()
         assert errors[-1] == pytest.approx(plain_error(work.model, val).item(), rel=1e-5)
     assert outcome.metrics["phase1/val_loss"] == min(errors)
-    assert [row["val_loss"] for row in outcome.tables["phase1"]] == errors
+    assert [row["val_loss"] for row in outcome.table] == errors
 
 
 def test_the_first_step_is_that_of_adamw_on_the_plain_error(tmp_path: Path) -> None:
     """A batch of all rows, cut in pieces."""
     cfg = small_cfg("batch_size=64", "trainer.accumulate=3", "phase1.epochs=1", model=TINY)
-    phase, work = phase_and_work(cfg, tmp_path)
+    phase, work = phase_and_run(cfg, tmp_path)
     model = newllm.build_model(cfg, work.data.tokenizer.vocab_size)
-    phase.run(work)
+    phase.train(work)
     pairs = [p for name, p in model.named_parameters() if "compress" in name or "restore" in name]
     error = plain_error(model, work.data.train.batch(np.arange(len(work.data.train)))[0])
     gradients = torch.autograd.grad(error, pairs)
@@ -104,12 +106,12 @@ def test_what_breaks_off_goes_on_to_the_same_bits(
         return real(*args, **options)
 
     for attempt in range(2):
-        phase, work = phase_and_work(small_cfg(model=TINY), tmp_path)
+        phase, work = phase_and_run(small_cfg(model=TINY), tmp_path)
         work.runtime.checkpoint_steps = 1
         if attempt == 0:
             monkeypatch.setattr(reconstruction, cut, breaking)
             with pytest.raises(Stop):
-                phase.run(work)
+                phase.train(work)
             monkeypatch.undo()
         else:
             outcome, weights = done(work, phase)
@@ -123,7 +125,7 @@ def test_what_breaks_off_goes_on_to_the_same_bits(
 def test_a_phase_that_is_done_is_taken_as_it_is(once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, outcome, weights = once
     before = work.directory.metrics_file.read_bytes()
-    phase, again = phase_and_work(small_cfg(model=TINY), tmp_path, run=work.directory.path)
+    phase, again = phase_and_run(small_cfg(model=TINY), tmp_path, directory=work.directory.path)
     monkeypatch.setattr(reconstruction, "layer_errors", None)  # nothing is computed
     same, found = done(again, phase)
     assert same == outcome
@@ -137,8 +139,8 @@ def test_it_ends_when_validation_gets_worse_and_keeps_the_epoch_that_is_asked(
 ) -> None:
     errors = iter([3.0, 2.0, 2.5, 1.0])
     monkeypatch.setattr(reconstruction._Training, "_validation_error", lambda self: next(errors))
-    phase, work = phase_and_work(small_cfg(f"phase1.keep={keep}", "phase1.epochs=4", model=TINY), tmp_path)
-    outcome = phase.run(work)
+    phase, work = phase_and_run(small_cfg(f"phase1.keep={keep}", "phase1.epochs=4", model=TINY), tmp_path)
+    outcome = phase.train(work)
     assert outcome.metrics["phase1/epochs"] == 3
     assert outcome.metrics["phase1/val_loss"] == {"best": 2.0, "last": 2.5}[keep]
     checkpoints = work.directory.last_checkpoint.parent

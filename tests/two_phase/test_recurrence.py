@@ -8,7 +8,7 @@ from torch import Tensor
 
 from newllm.model.init import init_weights
 from newllm.two_phase import recurrence as module
-from newllm.two_phase.context_block import ContextBlock
+from newllm.two_phase.context_token import ContextBlock
 from newllm.two_phase.recurrence import Recurrence, scan, sequential
 
 COUNT = 1500

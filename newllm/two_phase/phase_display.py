@@ -2,35 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from newllm.two_phase.base import Table
-    from newllm.two_phase.fixed_point import FixedPoint
+from typing import Any
 
 HEADING = f"{'iteration':>9}  {'loss':>9}  {'bound':>9}  {'of bound':>8}  {'converged':>9}  {'time':>7}"
-
-
-def beginning(phase: "FixedPoint", tokens: int, done: int) -> str:
-    again = f"; goes on after iteration {done}" if done > 1 else ""
-    return (
-        f"Phase 1: {tokens:,} contexts by fixed-point iteration, at most {phase.iterations} iterations, until "
-        f"{phase.stop:.0%} stay within {phase.rule.threshold:g}{again}."
-    )
-
-
-def taken(folder: Path) -> str:
-    return f"Phase 1 has been done before: taken from {folder}."
 
 
 def iteration_line(lines: Sequence[Mapping[str, Any]], clock: bool = True) -> str:
     """The last of the lines of metrics.jsonl, for reading. clock: with its time."""
     line = lines[-1]
-    loss, bound = line["phase1/loss"], line.get("phase1/bound")
+    loss, bound = line["phase1/loss"], line["phase1/bound"]
     seconds = f"{_seconds(lines):.1f} s" if clock else ""
     share = f"{loss / bound:.0%}" if bound and loss < 0 else ""  # the first losses are above 0
-    limit = "" if bound is None else f"{bound:.4f}"
-    shown = f"{line['iteration']:>9}  {loss:>9.4f}  {limit:>9}  {share:>8}  {line['phase1/converged']:>9.0%}"
+    shown = f"{line['iteration']:>9}  {loss:>9.4f}  {bound:>9.4f}  {share:>8}  {line['phase1/converged']:>9.0%}"
     return f"{shown}  {seconds:>7}".rstrip()
 
 
@@ -41,13 +24,13 @@ def stored(side: str, shape: tuple[int, int, int], path: Path, seconds: float) -
     return f"Contexts of the {text} text stored: {what}; {size:,.1f} MiB, {seconds:.1f} s."
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> "Table":
+def table(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of tables/phase1.csv, one an iteration."""
     return [
         {
             "iteration": line["iteration"],
             "loss": line["phase1/loss"],
-            "bound": line.get("phase1/bound"),
+            "bound": line["phase1/bound"],
             "converged": line["phase1/converged"],
             "seconds": _seconds(lines[: number + 1]),
         }
@@ -55,9 +38,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> "Table":
     ]
 
 
-def summary(
-    phase: "FixedPoint", metrics: Mapping[str, float], tokens: int, width: int, folder: Path
-) -> list["str | Table"]:
+def summary(metrics: Mapping[str, float], tokens: int, width: int, folder: Path) -> list[str]:
     """The console section when all is done."""
     reached = "reached its fixed point" if metrics["phase1/reached"] else "stopped without a fixed point"
     rank = metrics["context/rank@train"]

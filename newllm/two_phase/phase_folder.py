@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from newllm.config.identity import canonical, differences
@@ -40,15 +39,11 @@ def digest_of_weights(weights: Tensor) -> str:
     return hashlib.sha256(weights.detach().cpu().contiguous().numpy().data.cast("B")).hexdigest()
 
 
-def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
-    """What moves the last bits of the same computation."""
-    threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
-    return {"device": device.type, "precision": precision, **threads}
-
-
 def refuse_other(folder: Path, content: Content) -> None:
-    """ConfigError if `folder` holds a first phase made of something else, or files that are none. Only the parts that
-    `content` has are compared."""
+    """Raises ConfigError if `folder` holds a first phase made of something else, or files of another kind.
+
+    Only the parts that `content` has are compared.
+    """
     meta = folder / "meta.json"
     if not folder.exists():
         return
@@ -73,8 +68,7 @@ def refuse_other(folder: Path, content: Content) -> None:
 
 
 def claim(folder: Path, content: Content) -> None:
-    """Make `folder` the place of this content, if it is not so already, and clear what killed processes have left.
-    Needs its lock."""
+    """Make `folder` the place of this content, and clear what killed processes have left. Needs its lock."""
     refuse_other(folder, content)
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".*.tmp"):

@@ -4,9 +4,9 @@ before."""
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,14 +14,12 @@ from torch import nn
 
 from newllm.errors import RunError
 from newllm.seeding import stream
+from newllm.training.checkpoint import read_tensors, write_tensors
 from newllm.training.optimizer import AdamW
 from newllm.training.precision import Precision, autocast
-from newllm.two_phase.contexts import append
-from newllm.two_phase.passes import Text, shifted
+from newllm.two_phase.contexts import Text, append, shifted
+from newllm.two_phase.objectives import Objective
 from newllm.two_phase.recurrence import Recurrence
-
-if TYPE_CHECKING:
-    from newllm.two_phase.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Found:
     """An iteration's numbers: objective and its bound (mean over tokens), share of contexts that stayed, steps made."""
 
     loss: float
-    bound: float | None
+    bound: float
     converged: float
     steps: int
 
@@ -52,27 +50,29 @@ class Found:
 class Iteration:
     """Trains a recurrence, which it unfreezes, on a text.
 
-    The contexts [N, C], fp32, of two iterations lie in two files used in turns, so that one which breaks off leaves its
-    predecessor's as they were; all else that it draws on follows from (seed, iteration, batch).
+    The contexts [N, C], fp32, of two iterations are in two files used in turns, so that one which breaks off leaves its
+    predecessor's as they were; everything else that it draws follows from (seed, iteration, batch).
     """
 
     def __init__(
-        self, rule: Rule, objective: "Objective", recurrence: Recurrence, text: Text, precision: Precision, seed: int
+        self, rule: Rule, objective: Objective, recurrence: Recurrence, text: Text, precision: Precision, seed: int
     ) -> None:
         self.rule, self.objective, self.recurrence, self.text = rule, objective, recurrence, text
         self.precision, self.seed = precision, seed
         self.pieces = text.pieces(rule.batch_tokens)
         recurrence.requires_grad_(True)
-        for norm in () if rule.train_norms else (m for m in recurrence.modules() if isinstance(m, nn.LayerNorm)):
-            norm.requires_grad_(False)
+        if not rule.train_norms:
+            for module in recurrence.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.requires_grad_(False)
         self.parameters = [p for p in recurrence.parameters() if p.requires_grad]
-        # Adam moves a parameter by about the rate, and contexts stay behind what moves within an iteration.
+        # Adam moves a parameter by about the rate, and contexts lag behind what moves within an iteration.
         rate = rule.lr / (len(self.pieces) if rule.steps == "batch" else 1)
         adam = AdamW(rate, betas=[0.9, 0.999], weight_decay=0.0, clip=rule.clip, schedule="constant")
         self.optimizer = adam.optimizer(recurrence)
 
     def contexts(self, folder: Path, iteration: int) -> np.memmap:
-        """The last layer's contexts [N, C] that `iteration` has left, the noise in their making included."""
+        """The last layer's contexts [N, C] that `iteration` has left, made with its noise."""
         path = _file(folder, iteration)
         try:
             return np.memmap(path, np.float32, "r", shape=(len(self.text), self.recurrence.width))
@@ -91,8 +91,7 @@ class Iteration:
         device, rule = self.text.device, self.rule
         previous = self.contexts(folder, iteration - 1)
         first = np.array(previous[-1]) if rule.wrap else np.zeros(previous.shape[1], np.float32)
-        loss = bound = 0.0
-        bounded, stayed = True, 0
+        loss, bound, stayed = 0.0, 0.0, 0
         with _file(folder, iteration).open("wb", buffering=0) as file:
             for batch, (start, stop) in enumerate(self.pieces):
                 size = stop - start
@@ -110,16 +109,15 @@ class Iteration:
                 out = out.detach()
                 append(file, out)
                 loss += size * self._finite(value.item(), iteration)
+                bound += size * self.objective.bound(size, out.shape[1])
                 stayed += int(((out - before).square().mean(dim=1) < rule.threshold).sum())
-                least = self.objective.bound(size, out.shape[1])
-                bounded, bound = bounded and least is not None, bound + size * (least or 0.0)
                 between(batch + 1, loss / stop)
             os.fsync(file.fileno())
         if rule.steps == "pass":
             self._step()
         count = len(self.text)
         steps = {"pass": 1, "batch": len(self.pieces), "none": 0}[rule.steps]
-        return Found(loss / count, bound / count if bounded else None, stayed / count, steps)
+        return Found(loss / count, bound / count, stayed / count, steps)
 
     def _step(self) -> None:
         if self.rule.clip is not None:
@@ -140,11 +138,43 @@ class Iteration:
         return loss
 
 
-def forget(folder: Path) -> None:
-    """Remove the two files of contexts; the next iteration would miss them."""
+def remove_contexts(folder: Path) -> None:
+    """Remove the two files of an iteration that has ended."""
     for iteration in (0, 1):
         _file(folder, iteration).unlink(missing_ok=True)
 
 
 def _file(folder: Path, iteration: int) -> Path:
     return folder / f"previous.{iteration % 2}.bin"
+
+
+@dataclass
+class Progress:
+    """How far the iteration has come. iteration: the last one done, whose contexts are on disk; 0 before the first."""
+
+    iteration: int = 0
+    steps: int = 0  # of the optimizer
+    seconds: float = 0.0  # spent by all attempts
+    lines: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl, one an iteration from the second on
+
+
+def save_progress(path: Path, progress: Progress, recurrence: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write position, weights and optimizer state in one file, whole or not at all."""
+    tensors = {f"weights.{name}": parameter.detach() for name, parameter in recurrence.named_parameters()}
+    for name, parameter in recurrence.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    write_tensors(path, tensors, asdict(progress))
+
+
+@torch.no_grad()
+def load_progress(path: Path, recurrence: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
+    """Put the weights back, and the optimizer's state if there is one."""
+    tensors, header = read_tensors(path, "")
+    for name, parameter in recurrence.named_parameters():
+        parameter.copy_(tensors[f"weights.{name}"])
+        if optimizer is not None:
+            keys = [key for key in tensors if key.startswith("optimizer.") and key.split(".", 2)[2] == name]
+            state = {key.split(".")[1]: tensors[key].to(parameter.device) for key in keys}
+            optimizer.state |= {parameter: state} if state else {}
+    return Progress(**header)

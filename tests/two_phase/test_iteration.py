@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 from newllm.seeding import stream
 from newllm.two_phase.context_token import ContextToken
-from newllm.two_phase.iterate import Iteration, Rule
-from newllm.two_phase.objectives import Mcdl
-from newllm.two_phase.passes import Text, parallel_contexts, shifted, true_contexts
+from newllm.two_phase.contexts import Text, parallel_contexts, shifted, true_contexts
+from newllm.two_phase.iteration import Iteration, Rule
+from newllm.two_phase.objectives import mcdl
 
 TOKENS = np.random.default_rng(0).integers(0, 40, 11).astype(np.uint16)
 WIDTH, BATCH, SEED = 8, 4, 7
@@ -26,7 +26,7 @@ def iterating(model: ContextToken, **options: Any) -> Iteration:
     rule = {"lr": 0.02, "noise": 0.1, "batch_tokens": BATCH, "clip": 0.05, "threshold": 0.5, "steps": "pass"}
     rule |= {"start_std": 0.01, "wrap": True, "train_norms": True}
     text = Text(model, TOKENS, torch.device("cpu"))
-    return Iteration(Rule(**{**rule, **options}), Mcdl(weight=0.8), model.recurrence, text, "fp32", SEED)
+    return Iteration(Rule(**{**rule, **options}), mcdl(weight=0.8), model.recurrence, text, "fp32", SEED)
 
 
 def normal(count: int, *name: object) -> torch.Tensor:

@@ -1,11 +1,10 @@
 """One side of a corpus as rows that follow one another."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from newllm.two_phase.stream import Places, StreamRows, in_one_row
+from newllm.data.dataset import Rows
+from newllm.two_phase.context_rows import ContextRows, StreamRows
 
 TOKENS = np.arange(100, 111, dtype=np.uint16)  # 11 tokens, 10 labels
 
@@ -23,7 +22,7 @@ def test_every_label_is_scored_once_and_in_order(seq_len: int, rows: int) -> Non
 
 
 def test_places_lead_to_the_same_tokens_and_labels() -> None:
-    tokens, places = StreamRows(TOKENS, 4), Places(TOKENS, 4, first=50)
+    tokens, places = StreamRows(TOKENS, 4), ContextRows(TOKENS, 4, np.zeros((11, 1, 2), np.float32), first=50)
     rows = np.array([2, 0])
     inputs, labels = tokens.arrays(rows)
     at, same = places.arrays(rows)
@@ -33,9 +32,9 @@ def test_places_lead_to_the_same_tokens_and_labels() -> None:
 
 
 def test_a_stream_is_one_row_to_whom_all_of_it_is_context() -> None:
-    whole = in_one_row(StreamRows(TOKENS, 4))
+    whole = StreamRows(TOKENS, 4).joined()
     inputs, labels = whole.arrays(np.arange(len(whole)))
     assert (inputs.tolist(), labels.tolist()) == ([TOKENS[:-1].tolist()], [TOKENS[1:].tolist()])
-    assert in_one_row(StreamRows(TOKENS, 4), most=3).arrays(np.arange(1))[1].tolist() == [[101, 102, 103]]
-    other = SimpleNamespace()
-    assert in_one_row(other) is other  # type: ignore[arg-type, comparison-overlap]
+    assert StreamRows(TOKENS, 4).joined(most=3).arrays(np.arange(1))[1].tolist() == [[101, 102, 103]]
+    other = Rows(TOKENS, np.arange(2) * 5, 5)
+    assert other.joined() is other

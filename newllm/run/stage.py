@@ -1,0 +1,111 @@
+"""What a run does before training: stages, which conf/groups.yaml names and the configuration chooses."""
+
+import inspect
+import pkgutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from newllm.build import build
+from newllm.config.groups import group_of, parts_of, stages
+from newllm.data import Dataset
+from newllm.errors import ConfigError
+from newllm.model import LanguageModel
+from newllm.training.context import Run
+
+
+@dataclass
+class StageResult:
+    """What a stage leaves, beside the weights in the model.
+
+    metrics: for results.json. data: what training and evaluation read from now on (`LanguageModel.reader` takes its
+    rows); None: what they read before. metrics_bytes: of the lines that it has put first in metrics.jsonl.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    data: Dataset | None = None
+    metrics_bytes: int = 0
+
+
+class Stage(ABC):
+    """Something done before training. Built from the node of its group; the run's seed and the nodes of the groups that
+    are parts of it are handed over."""
+
+    @abstractmethod
+    def check(self, cfg: DictConfig, model: LanguageModel, data: Dataset) -> None:
+        """Raise ConfigError if the stage cannot work on this model or this text. Nothing has been written yet."""
+
+    @abstractmethod
+    def run(self, run: Run) -> StageResult:
+        """Do the stage, resume it, or take its stored result: the same bits in all three cases.
+
+        Asks `run.signals` between portions of work. Writes its own tables and console lines.
+        """
+
+
+def build_stages(cfg: DictConfig) -> dict[str, Stage]:
+    """Group -> the stage that `cfg` chooses there, in their order.
+
+    Raises ConfigError, also for settings of the run that rule a stage out.
+    """
+    found = {}
+    for group in stages(cfg):
+        names = [group, *parts_of(group, cfg)]
+        nodes: Any = {name: OmegaConf.to_container(cfg[name], resolve=True) if cfg.get(name) else {} for name in names}
+        stage = build_stage(group, nodes, cfg.trainer.seed)
+        if stage is None:
+            continue
+        found[group] = stage
+        chosen = f"{group}={(cfg.get('choices') or {}).get(group) or type(stage).__name__}"
+        if cfg.trainer.devices > 1:
+            raise ConfigError(
+                f"{chosen} works in one process, and trainer.devices={cfg.trainer.devices} asks for more; leave "
+                "trainer.devices out."
+            )
+        if cfg.runtime.compile is True and group_of(group, cfg).pack == "alone":
+            raise ConfigError(
+                f"a run with {chosen} isn't compiled, since it trains parts of the model by themselves; leave "
+                "runtime.compile=true out."
+            )
+    return found
+
+
+def build_stage(group: str, nodes: Mapping[str, Mapping[str, Any]], seed: int) -> Stage | None:
+    """The stage of a group's node in `nodes`, which holds those of its parts too; None where it is empty.
+
+    Raises ConfigError for a part that the chosen stage has no use for.
+    """
+    parts = {name: node for name, node in nodes.items() if name != group}
+    given = [name for name, node in parts.items() if node]
+    if not nodes[group]:
+        if given:
+            raise ConfigError(
+                f"{given[0]} is a part of {group}, and this run has {group}=none; type {given[0]}=none, or choose "
+                f"another {group}."
+            )
+        return None
+    taken = inspect.signature(pkgutil.resolve_name(str(nodes[group]["_target_"]))).parameters
+    for part in given:
+        if part not in taken:
+            raise ConfigError(f"this {group} has no use for {part}; type {part}=none.")
+    stage: Stage = build(nodes[group], **parts, seed=seed)
+    return stage
+
+
+def run_stages(run: Run) -> StageResult:
+    """Do all stages of a run, or take what earlier attempts have left of them; returns what they leave together."""
+    began, before = time.monotonic(), float(run.directory.status().get("stage_seconds") or 0.0)
+    left = StageResult()
+    try:
+        for stage in run.stages.values():
+            result = stage.run(run)
+            left.metrics |= result.metrics
+            left.data = result.data or left.data
+            left.metrics_bytes = max(left.metrics_bytes, result.metrics_bytes)
+    finally:
+        run.directory.update_status(stage_seconds=before + time.monotonic() - began)
+    return left
