@@ -1,29 +1,25 @@
-"""`newllm evaluate RUN [RUN …] [key=value …]`: evaluate finished runs once more, without training."""
+"""`newllm evaluate RUN [RUN …] [key=value …]`: evaluate finished runs again, without training."""
 
+import argparse
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm.cli import guarded
 from newllm.config.catalog import Catalog
-from newllm.config.coercion import coerce
 from newllm.errors import ConfigError, NewllmError
 from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from newllm.config.stored import Evaluation, Request
+    from newllm.config.reevaluation import Evaluation
     from newllm.store.run_directory import RunDirectory
-
-    Plans = dict[Path, tuple[RunDirectory, Evaluation]]
-    Failures = dict[Path, BaseException]
 
 FLAGS = ("--help", "--config-dir")
 _USAGE = """\
-Evaluate finished runs once more: nothing is trained, and no number that stands in a run's results ever changes.
+Evaluate finished runs again: nothing is trained, and no number that stands in a run's results ever changes.
 
   newllm evaluate RUN [RUN …] [eval=[NAME,…]] [GROUP.OPTION=VALUE …]     (or python -m newllm.evaluate …)
 
@@ -52,45 +48,70 @@ Exit status: 0; 1 if a number came out otherwise than it stands, or a run failed
 """
 
 
-@dataclass
-class _Command:
-    """A command line, sorted."""
-
-    folders: list[str] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)
-    rerun: bool = False
-    apart: bool = False
-    config_dir: str | None = None
-    help: bool = False
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     return guarded(_run, sys.argv[1:] if argv is None else argv)
 
 
 def _run(argv: list[str]) -> int:
-    command = _sorted(argv)
-    if command.help:
-        from newllm.config.compose import catalog_for
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--config-dir", nargs="?", const="")
+    options, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        raise ConfigError(f"{unknown[0]} is no flag of newllm evaluate; {did_you_mean(unknown[0], FLAGS)}.")
+    if options.config_dir == "":
+        raise ConfigError("--config-dir needs a folder, as in --config-dir my_conf.")
+    from newllm.config.reevaluation import read
 
-        print(_help(catalog_for(command.config_dir)))
+    if options.help:
+        print(_help(read([], options.config_dir).catalog))
         return 0
-    if not command.folders:
+    folders, overrides, switches = _sorted(options.words)
+    if not folders:
         raise ConfigError("no run is given; type newllm evaluate RUN, as in newllm evaluate outputs/runs/tiny-rope-….")
-    from newllm.config.stored import request
+    read(overrides, options.config_dir)  # what holds for no run is said once
+    runs, left_out = _found(folders)
+    return _evaluate(runs, left_out, overrides, options.config_dir, **switches)
 
-    asked = request(command.overrides, command.config_dir, command.apart)
-    runs, left_out = _found(command.folders)
-    plans, failures = _planned(runs, asked)
+
+def _evaluate(
+    runs: Sequence[Path],
+    left_out: Sequence[Path],
+    overrides: Sequence[str],
+    config_dir: str | None,
+    rerun: bool = False,
+    apart: bool = False,
+) -> int:
+    """Plan every run's evaluation before the first one begins, then do one after the other; returns the exit status."""
+    from newllm.run.finished import plan_evaluation
+
+    plans: dict[Path, tuple[RunDirectory, Evaluation]] = {}
+    failures: dict[Path, Exception] = {}
+    for path in runs:
+        try:
+            plans[path] = plan_evaluation(path, overrides, config_dir, apart)
+        except NewllmError as error:
+            failures[path] = error
     if not plans:
         raise next(iter(failures.values()))
     for path, failure in failures.items():
         _complain(path, failure)
-    from newllm.training.signals import Interrupted
+
+    from newllm.run.reevaluate import reevaluate
+    from newllm.training.signals import Interrupted, Signals
 
     try:
-        failures |= _evaluate(plans, command.rerun)
+        with Signals().installed() as signals:
+            for path, (run, asked) in plans.items():
+                try:
+                    reevaluate(run, asked, rerun, signals)
+                except Exception as error:
+                    if len(plans) == 1:
+                        raise
+                    _complain(path, error)
+                    failures[path] = error
     except Interrupted as stop:
         print(f"{stop}. Evaluations that had ended are kept; the same command goes on with the others.")
         return stop.exit_status
@@ -103,40 +124,6 @@ def _run(argv: list[str]) -> int:
     return int(bool(failures))
 
 
-def _planned(runs: Sequence[Path], asked: "Request") -> tuple["Plans", "Failures"]:
-    """Every run's evaluation, composed and checked before the first one begins; and the runs that cannot have it."""
-    from newllm.config.stored import evaluation
-    from newllm.run.finished import finished_run, stored
-
-    plans: Plans = {}
-    failures: Failures = {}
-    for path in runs:
-        try:
-            run = finished_run(path)
-            plans[path] = (run, evaluation(stored(run), asked))
-        except NewllmError as error:
-            failures[path] = error
-    return plans, failures
-
-
-def _evaluate(plans: "Plans", rerun: bool) -> "Failures":
-    """One after the other; returns those that failed. The failure of the only one is raised."""
-    from newllm.run.reevaluate import Again
-    from newllm.training.signals import Signals
-
-    failures: Failures = {}
-    with Signals().installed() as signals:
-        for path, (run, evaluation) in plans.items():
-            try:
-                Again(run, evaluation, rerun, signals).metrics()
-            except Exception as error:
-                if len(plans) == 1:
-                    raise
-                _complain(path, error)
-                failures[path] = error
-    return failures
-
-
 def _complain(path: Path, error: BaseException) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, NewllmError):
         traceback.print_exception(error)
@@ -144,35 +131,22 @@ def _complain(path: Path, error: BaseException) -> None:
     print(f"newllm: {path.name}: {said}", file=sys.stderr)
 
 
-def _sorted(argv: Sequence[str]) -> _Command:
-    command, words = _Command(), list(argv)
-    while words:
-        word = words.pop(0)
-        flag, equals, value = word.partition("=")
-        if word in ("-h", "--help"):
-            command.help = True
-        elif flag == "--config-dir":
-            if not equals and not words:
-                raise ConfigError("--config-dir needs a folder, as in --config-dir my_conf.")
-            command.config_dir = value if equals else words.pop(0)
-        elif word.startswith("-"):
-            raise ConfigError(f"{flag} is no flag of newllm evaluate; {did_you_mean(flag, FLAGS)}.")
-        elif Path(word).is_dir():
-            command.folders.append(word)
-        elif flag in ("rerun", "apart"):
-            setattr(command, flag, _truth(word, value))
+def _sorted(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, bool]]:
+    """Folders, overrides, and the command's own switches."""
+    folders, overrides, switches = [], [], {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if Path(word).is_dir():
+            folders.append(word)
+        elif name in ("rerun", "apart"):
+            if value.lower() not in ("true", "false"):
+                raise ConfigError(f"{word}: expected true or false.")
+            switches[name] = value.lower() == "true"
         elif equals or word.startswith("~"):
-            command.overrides.append(word)
+            overrides.append(word)
         else:
             raise ConfigError(f"{word}: no such folder; expected a run directory, a folder of runs, or key=value.")
-    return command
-
-
-def _truth(word: str, value: str) -> bool:
-    try:
-        return bool(coerce({"true": True, "false": False}.get(value.lower(), value), bool))
-    except ValueError as error:
-        raise ConfigError(f"{word}: {error}.") from None
+    return folders, overrides, switches
 
 
 def _found(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:

@@ -1,17 +1,21 @@
-"""A finished run, as an evaluation finds it."""
+"""A finished run and what it is to be evaluated under; planned without torch."""
 
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from newllm.config.reevaluation import Evaluation, evaluation
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 
 
-def finished_run(path: str | os.PathLike[str]) -> RunDirectory:
-    """The run in the directory `path`. ConfigError unless it is done and can be written to."""
+def plan_evaluation(
+    path: str | os.PathLike[str], overrides: Sequence[str], config_dir: str | Path | None = None, apart: bool = False
+) -> tuple[RunDirectory, Evaluation]:
+    """The run in the directory `path` and its evaluation. ConfigError unless it is done and can be written to."""
     run = RunDirectory(path)
     config = run.config()
     if not config:
@@ -26,18 +30,12 @@ def finished_run(path: str | os.PathLike[str]) -> RunDirectory:
         raise ConfigError(f"{path} is not done but {run.observed()}; the command that started it goes on with it.")
     if not os.access(run.path, os.W_OK):
         raise ConfigError(f"{path} can't be written to, so it can't take results; copy it, and evaluate the copy.")
-    return run
-
-
-def stored(run: RunDirectory) -> dict[str, Any]:
-    """The run's effective configuration; a path in it is followed from the folder that training was started in."""
-    config, noted = run.config(), environment(run)
     data = dict(config["data"])
-    for key in ("path", "tokenizer"):
+    started_in = Path(environment(run).get("folder", "."))
+    for key in ("path", "tokenizer"):  # relative to the folder that training was started in
         if isinstance(data.get(key), str) and not Path(data[key]).expanduser().exists():
-            there = Path(noted.get("folder", ".")) / data[key]
-            data[key] = str(there) if there.exists() else data[key]
-    return {**config, "data": data}
+            data[key] = str(started_in / data[key]) if (started_in / data[key]).exists() else data[key]
+    return run, evaluation({**config, "data": data}, overrides, config_dir, apart)
 
 
 def environment(run: RunDirectory) -> dict[str, Any]:

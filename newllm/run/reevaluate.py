@@ -1,30 +1,40 @@
-"""A finished run evaluated once more: to see its numbers again, to add others, or to see it under other settings."""
+"""A finished run evaluated again: to see its numbers again, to add others, or to see it under other settings.
 
+A number or table that stands in a directory is never changed: it comes out equal, or nothing at all is written.
+"""
+
+import math
 import os
+import platform
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from newllm.config.stored import Evaluation, evaluation, request
+from newllm.config.identity import canonical, folder_name
+from newllm.config.reevaluation import Evaluation
 from newllm.console import Console, number
 from newllm.data.tokenizer import Tokenizer
 from newllm.errors import ConfigError, RunError
-from newllm.evaluation.subject import evaluate
+from newllm.evaluation import evaluate
 from newllm.model import build_model
-from newllm.run import stored_results as evaluated
-from newllm.run.finished import environment, finished_run, stored
+from newllm.run.finished import environment, plan_evaluation
 from newllm.run.prepare import counts, prepare, subject
-from newllm.run.stored_results import Compared, Found
+from newllm.store.atomic import json_line, write_text
 from newllm.store.environment import describe, settled
 from newllm.store.run_directory import RunDirectory
+from newllm.store.tables import as_csv, same
 from newllm.training.checkpoint import load_weights, weight_shapes
 from newllm.training.context import Run
 from newllm.training.signals import Signals
+
+TRAINING = {"loss": ("val/loss", "val/ppl")}  # what training measures too, in batches of its own, by its evaluator
+PATIENCE = 60.0  # seconds; others hold a finished run's directory only while they add to it
 
 
 def evaluate_run(
@@ -43,131 +53,103 @@ def evaluate_run(
 
     Raises ConfigError for what cannot be asked, RunError where a number that stands there comes out otherwise.
     """
-    run = finished_run(path)
-    return Again(run, evaluation(stored(run), request(overrides, config_dir, apart)), rerun).metrics()
+    run, asked = plan_evaluation(path, overrides, config_dir, apart)
+    return reevaluate(run, asked, rerun)
 
 
-@dataclass(frozen=True)
-class Again:
-    """One evaluation of one run."""
+def reevaluate(
+    run: RunDirectory, asked: Evaluation, rerun: bool = False, signals: Signals | None = None
+) -> dict[str, float]:
+    """The metrics of an evaluation: stored, if it has been made before, else computed, compared and added."""
+    config = asked.of_folder()
+    directory = _directory(run, asked, config)
+    console = Console(bar=False)
+    if not rerun and not asked.repeats and (known := _found_before(directory, asked.config["eval"])):
+        rows = [{"metric": name, "value": number(value)} for name, value in known.items()]
+        console.section(f"Evaluated before: {directory.path}", [rows])
+        console.line("rerun=true computes these once more, and compares.")
+        return known
 
-    run: RunDirectory
-    asked: Evaluation
-    rerun: bool = False
-    signals: Signals | None = None
+    started = _now()
+    this = _prepare(run, asked)
+    _show_header(console, run, asked, this)
+    metrics: dict[str, float] = counts(this) if asked.said else {}  # else these are the run's own
+    tables: dict[str, Any] = {}
+    this.model.position.adapt(this.cfg.data.seq_len)
+    for findings in evaluate(this.cfg.eval, subject(this)):
+        console.section(findings.title, findings.body)
+        metrics |= findings.metrics
+        tables |= findings.tables
+        this.model.position.adapt(this.cfg.data.seq_len)  # which an evaluator of other lengths has changed
 
-    def metrics(self) -> dict[str, float]:
-        """Those of this evaluation: stored, if it has been made before, else computed, compared and added."""
-        kept = self.asked.kept()
-        directory = evaluated.target(self.run, self.asked.said, kept)
-        evaluators = self.asked.config["eval"]
-        console = Console(bar=False)
-        if not self.rerun and not self.asked.repeats and (known := evaluated.earlier(directory, evaluators)):
-            _show_stored(console, directory, known)
-            return known
-        started = evaluated.now()
-        p = self._prepared()
-        self._header(console, p)
-        found = self._found(console, p, started)
-        compared = evaluated.compare(directory, found)
-        if not compared.different and (compared.new or not self.asked.repeats):
-            try:
-                with self._undisturbed():
-                    compared = evaluated.add(self.run, directory, kept, found, console)
-            except OSError as error:
-                raise RunError(
-                    f"{directory.path} can't be written ({error}); mend that and type the same command."
-                ) from error
-        self._say(console, directory, compared)
-        return found.metrics
-
-    def _undisturbed(self) -> AbstractContextManager[None]:
-        return self.signals.deferred() if self.signals else nullcontext()
-
-    def _prepared(self) -> Run:
-        """Model with the run's weights, and data."""
-        trained, cfg = OmegaConf.create(self.asked.trained), OmegaConf.create(self.asked.config)
-        length = trained.data.seq_len
-        tokenizer = Tokenizer.load(self.run.tokenizer)
-        _refuse_other_weights(trained, cfg, tokenizer.vocab_size, length)
-        other_data = any(key.startswith("data.") for key in self.asked.changes)
-        if other_data and cfg.data.tokenizer == "auto":
-            cfg.data.tokenizer = str(self.run.tokenizer)
-        began = settled(self.run.environment_file)
-        if began and cfg.runtime.threads == "auto":
-            cfg.runtime.threads = began.threads
-        if began and cfg.trainer.precision == "auto":
-            cfg.trainer.precision = began.precision
-        cfg.logger = {"_target_": "newllm.training.loggers.NoLogger"}
-        cfg.run_dir = str(self.run.path)
-        p = prepare(cfg, trained_length=length)
-        last = cfg.trainer.eval_weights == "last"
-        about = load_weights(self.run.last_checkpoint if last else self.run.best_checkpoint, p.model)
-        if not other_data and about["data"] != p.data.fingerprint:
-            raise ConfigError(
-                f"the text of {self.run.path} is not what it was when the run was trained, so its numbers would not "
-                "compare; put it back, or evaluate on another text with data.path=… or data=NAME"
-            )
-        limit = p.model.position.limit
-        if limit is not None and cfg.data.seq_len > limit:
-            raise ConfigError(
-                f"data.seq_len={cfg.data.seq_len}: pos_encoding={cfg.choices.pos_encoding} has values for {limit} "
-                f"positions; type data.seq_len={limit} or less."
-            )
-        return p
-
-    def _found(self, console: Console, p: Run, started: str) -> Found:
-        """The evaluators' numbers, and those of model and data where these are not the run's own."""
-        metrics = counts(p) if self.asked.said else {}
-        tables: dict[str, Any] = {}
-        p.model.position.adapt(p.cfg.data.seq_len)
-        for findings in evaluate(p.cfg.eval, subject(p)):
-            console.section(findings.title, findings.body)
-            metrics |= findings.metrics
-            tables |= findings.tables
-            p.model.position.adapt(p.cfg.data.seq_len)  # which an evaluator of other lengths has changed
-        return Found(
-            self.asked.config["eval"], metrics, tables, list(self.asked.config["overrides"]), started, _environment(p)
-        )
-
-    def _header(self, console: Console, p: Run) -> None:
-        cfg, threads = p.cfg, p.runtime.threads
-        console.title("newllm evaluate")
-        console.settings(
-            {
-                "run directory": str(self.run.path),
-                "weights": cfg.trainer.eval_weights,
-                "evaluators": ", ".join(cfg.eval),
-                "machine": f"{p.device}, {p.precision}, {threads} thread{'s' * (threads != 1)}",
-            }
-        )
-        for line in self.asked.differences():
-            console.line(f"Otherwise than in training: {line}.", style="yellow")
-        for note in p.data.notes:
-            console.line(f"Note: {note}", style="yellow")
-
-    def _say(self, console: Console, directory: RunDirectory, compared: Compared) -> None:
-        """How the results compare, and where they are. RunError if they do not."""
-        count = len(compared.equal) + len(compared.different)
-        if compared.different:
-            rows = [{name: _exact(value) for name, value in line.items()} for line in compared.different]
-            console.section("Not as it was", [rows, *_machine(self.run)])
+    compared = _compare(directory, metrics, tables)
+    if not compared.different and (compared.new or not asked.repeats):
+        try:
+            with signals.deferred() if signals else nullcontext(), run.locked(PATIENCE):
+                compared = _compare(directory, metrics, tables)
+                if not compared.different:
+                    _add(directory, asked, config, this, metrics, tables, compared, started, console)
+        except OSError as error:
             raise RunError(
-                f"{len(rows)} of {count} results in {directory.path} came out otherwise, so nothing was written; "
-                + ("" if self.asked.repeats else "evaluators with other options keep theirs apart with apart=true")
-            )
-        console.line()
-        for line in compared.kept:
-            console.line(
-                f"{line['name']} stays {_exact(line['stored'])}, as training measured it; eval.loss gives "
-                f"{_exact(line['now'])}."
-            )
-        if self.asked.repeats and count:
-            console.line(f"Reproduced: {count} results, all equal.", style="bold")
-        elif count:
-            console.line(f"{count} results that stood there came out equal.")
-        if new := [name for name in compared.new if not name.startswith(("params/", "data/"))]:
-            console.line(f"{len(new)} new results are in {directory.path}.", style="bold")
+                f"{directory.path} can't be written ({error}); mend that and type the same command."
+            ) from error
+    _say(console, run, directory, asked, compared)
+    return metrics
+
+
+def _directory(run: RunDirectory, asked: Evaluation, config: Mapping[str, Any]) -> RunDirectory:
+    """Where results belong: to the run if its settings are unchanged, else to a directory in its evaluations/.
+
+    A directory that carries the signature is taken whatever the rest of its name.
+    """
+    if not asked.said:
+        return run
+    name = folder_name(asked.said, config)
+    existing = sorted(run.evaluations.glob(f"*-{name.rpartition('-')[2]}"))
+    return RunDirectory(existing[0] if existing else run.evaluations / name)
+
+
+def _found_before(directory: RunDirectory, evaluators: Mapping[str, Any]) -> dict[str, float] | None:
+    """The metrics of an earlier evaluation by the same evaluators with the same options."""
+    if not directory.config_file.exists():
+        return None
+    results = directory.results()
+    for line in reversed(directory.evaluated()):
+        if canonical(line["eval"]) == canonical(evaluators) and all(name in results for name in line["metrics"]):
+            return {name: results[name] for name in line["metrics"]}
+    return None
+
+
+def _prepare(run: RunDirectory, asked: Evaluation) -> Run:
+    """The run's model with its weights, and data, under the settings that are asked for."""
+    trained, cfg = OmegaConf.create(asked.trained), OmegaConf.create(asked.config)
+    length = trained.data.seq_len
+    _refuse_other_weights(trained, cfg, Tokenizer.load(run.tokenizer).vocab_size, length)
+    other_data = any(key.startswith("data.") for key in asked.changes)
+    if other_data and cfg.data.tokenizer == "auto":
+        cfg.data.tokenizer = str(run.tokenizer)
+    noted = settled(run.environment_file)
+    if noted and cfg.runtime.threads == "auto":
+        cfg.runtime.threads = noted.threads
+    if noted and cfg.trainer.precision == "auto":
+        cfg.trainer.precision = noted.precision
+    cfg.logger = {"_target_": "newllm.training.loggers.NoLogger"}
+    cfg.run_dir = str(run.path)
+    this = prepare(cfg, trained_length=length)
+    last = cfg.trainer.eval_weights == "last"
+    about = load_weights(run.last_checkpoint if last else run.best_checkpoint, this.model)
+    if not other_data and about["data"] != this.data.fingerprint:
+        raise ConfigError(
+            f"the text of {run.path} is not what it was when the run was trained, so its numbers would not "
+            "compare; put it back, or evaluate on another text with data.path=… or data=NAME"
+        )
+    limit = this.model.position.limit
+    if limit is not None and cfg.data.seq_len > limit:
+        raise ConfigError(
+            f"data.seq_len={cfg.data.seq_len}: pos_encoding={cfg.choices.pos_encoding} has values for {limit} "
+            f"positions; type data.seq_len={limit} or less."
+        )
+    return this
 
 
 def _refuse_other_weights(trained: DictConfig, cfg: DictConfig, tokens: int, seq_len: int) -> None:
@@ -186,15 +168,153 @@ def _refuse_other_weights(trained: DictConfig, cfg: DictConfig, tokens: int, seq
         )
 
 
-def _environment(p: Run) -> dict[str, Any]:
-    """What a line of evaluations.jsonl says of code and machine."""
-    all_of_it = describe(device=str(p.device), threads=p.runtime.threads, precision=p.precision)
-    kept = {name: all_of_it[name] for name in ("git", "device", "threads", "precision", "cpu", "host")}
-    return {**kept, "torch": all_of_it["packages"].get("torch")}
+@dataclass(frozen=True)
+class _Comparison:
+    """Names of metrics and tables that are new and that came out equal; different: lines {name, stored, now}.
+
+    kept: such lines of numbers that training has measured by itself, which stay as they are.
+    """
+
+    new: list[str] = field(default_factory=list)
+    equal: list[str] = field(default_factory=list)
+    different: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _machine(run: RunDirectory) -> list[str]:
-    """What is otherwise than when the run was made, of all that may move numbers."""
+def _compare(directory: RunDirectory, metrics: Mapping[str, float], tables: Mapping[str, Any]) -> _Comparison:
+    """What is found with what stands in `directory`, number by number and table by table."""
+    stored, compared, of_training = directory.results(), _Comparison(), _of_training(directory)
+    for name, value in metrics.items():
+        if name not in stored:
+            compared.new.append(name)
+        elif stored[name] == value or (stored[name] is None and not math.isfinite(value)):
+            compared.equal.append(name)
+        else:
+            side = compared.kept if name in of_training else compared.different
+            side.append({"name": name, "stored": stored[name], "now": value})
+    for table, rows in tables.items():
+        name, file = f"tables/{table}.csv", directory.tables / f"{table}.csv"
+        if not file.exists():
+            compared.new.append(name)
+        elif same(file.read_text(encoding="utf-8"), as_csv(rows)):
+            compared.equal.append(name)
+        else:
+            compared.different.append({"name": name, "stored": "other cells", "now": "other cells"})
+    return compared
+
+
+def _of_training(directory: RunDirectory) -> set[str]:
+    """Metrics whose stored numbers are training's: no evaluator measured them with the run, or all found them kept."""
+    if directory.trained is not directory:
+        return set()
+    own, later = directory.config().get("eval", {}), directory.evaluated()
+    return {
+        metric
+        for evaluator, metrics in TRAINING.items()
+        if evaluator not in own
+        for metric in metrics
+        if all(metric in line["kept"] for line in later if evaluator in line["eval"])
+    }
+
+
+def _add(
+    directory: RunDirectory,
+    asked: Evaluation,
+    config: Mapping[str, Any],
+    this: Run,
+    metrics: Mapping[str, float],
+    tables: Mapping[str, Any],
+    compared: _Comparison,
+    started: str,
+    console: Console,
+) -> None:
+    """Write what is new into `directory`, which is the run's or, made here, that of an evaluation.
+
+    Tables come before metrics, so that no metric is there without its table; the line of evaluations.jsonl, which says
+    that it is done, comes after both; and config.yaml, which makes a folder a run directory, comes last.
+    """
+    directory.path.mkdir(parents=True, exist_ok=True)
+    for table, rows in tables.items():
+        if f"tables/{table}.csv" in compared.new:
+            directory.write_table(table, rows)
+    if new := {name: value for name, value in metrics.items() if name in compared.new}:
+        directory.write_results({**directory.results(), **new})
+    ran_on = describe(device=str(this.device), threads=this.runtime.threads, precision=this.precision)
+    line = {
+        "time": _now(),
+        "overrides": list(asked.config["overrides"]),
+        "eval": asked.config["eval"],
+        "metrics": [*metrics],
+        "new": len(compared.new),
+        "equal": len(compared.equal),
+        "kept": [kept["name"] for kept in compared.kept],
+        "environment": {
+            **{name: ran_on[name] for name in ("git", "device", "threads", "precision", "cpu", "host")},
+            "torch": ran_on["packages"].get("torch"),
+        },
+    }
+    file = directory.evaluations_file
+    write_text(file, (file.read_text(encoding="utf-8") if file.exists() else "") + json_line(line))
+    console.open_log(directory.log_file)
+    console.close_log()
+    if not directory.config_file.exists():
+        directory.update_status(
+            state="done",
+            attempt=1,
+            host=platform.node(),
+            pid=os.getpid(),
+            started=started,
+            finished=_now(),
+            error=None,
+        )
+        directory.write_config(config)
+
+
+def _show_header(console: Console, run: RunDirectory, asked: Evaluation, this: Run) -> None:
+    cfg, threads = this.cfg, this.runtime.threads
+    console.title("newllm evaluate")
+    console.settings(
+        {
+            "run directory": str(run.path),
+            "weights": cfg.trainer.eval_weights,
+            "evaluators": ", ".join(cfg.eval),
+            "machine": f"{this.device}, {this.precision}, {threads} thread{'s' * (threads != 1)}",
+        }
+    )
+    for line in asked.differences():
+        console.line(f"Otherwise than in training: {line}.", style="yellow")
+    for note in this.data.notes:
+        console.line(f"Note: {note}", style="yellow")
+
+
+def _say(
+    console: Console, run: RunDirectory, directory: RunDirectory, asked: Evaluation, compared: _Comparison
+) -> None:
+    """How the results compare, and where they are. RunError if they do not."""
+    count = len(compared.equal) + len(compared.different)
+    if compared.different:
+        rows = [{name: _exact(value) for name, value in line.items()} for line in compared.different]
+        console.section("Not as it was", [rows, *_changed_machine(run)])
+        raise RunError(
+            f"{len(rows)} of {count} results in {directory.path} came out otherwise, so nothing was written; "
+            + ("" if asked.repeats else "evaluators with other options keep theirs apart with apart=true")
+        )
+    console.line()
+    for line in compared.kept:
+        console.line(
+            f"{line['name']} stays {_exact(line['stored'])}, as training measured it; eval.loss gives "
+            f"{_exact(line['now'])}."
+        )
+    if asked.repeats and count:
+        console.line(f"Reproduced: {count} results, all equal.", style="bold")
+    elif count:
+        console.line(f"{count} results that stood there came out equal.")
+    if new := [name for name in compared.new if not name.startswith(("params/", "data/"))]:
+        console.line(f"{len(new)} new results are in {directory.path}.", style="bold")
+
+
+def _changed_machine(run: RunDirectory) -> list[str]:
+    """What has changed since the run was made, of all that may move numbers."""
     then = environment(run)
     here = describe(device=then.get("device", ""), threads=0, precision="")
     pairs: dict[str, tuple[Any, Any]] = {name: (then.get(name), here[name]) for name in ("cpu", "git", "platform")}
@@ -202,11 +322,9 @@ def _machine(run: RunDirectory) -> list[str]:
     return [f"{name} was {one}, is {other}" for name, (one, other) in pairs.items() if one != other]
 
 
-def _show_stored(console: Console, directory: RunDirectory, known: Mapping[str, float]) -> None:
-    rows = [{"metric": name, "value": number(value)} for name, value in known.items()]
-    console.section(f"Evaluated before: {directory.path}", [rows])
-    console.line("rerun=true computes these once more, and compares.")
-
-
 def _exact(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -265,7 +265,7 @@ def test_a_text_that_has_changed_since_is_refused(tmp_path: Path, capsys: pytest
         (["eval=[]"], "there is no evaluator to call"),
         (["model.num_layers=3"], "model is what the run was trained with"),
         (["seed=1"], "trainer.seed is what the run was trained with"),
-        (["slope=0.1"], "slope is an axis that this run does not use"),
+        (["slope=0.1"], "slope is an axis of pos_encoding="),
         (["hydra.run.dir=x"], "leave it out"),
         (["~eval.loss"], "nothing is deleted"),
         (["pos_encoding=learned"], "the run has no such weights"),
