@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from newllm.config.axes import refuse_unused
 from newllm.config.catalog import Catalog
 from newllm.config.compose import catalog_for, compose
+from newllm.config.groups import groups
 from newllm.config.identity import ABSENT, changed, effective
 from newllm.config.overrides import Overrides, parse
 from newllm.errors import ConfigError
@@ -23,9 +24,11 @@ from newllm.errors import ConfigError
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-OPEN = ("eval", "data", "pos_encoding", "runtime")  # groups whose options may change
-OPTIONS = ("attention.kernel", "trainer.eval_weights", "trainer.precision")  # single options that may
-TOKENIZER = ("tokenizer", "vocab_size", "tokenizer_bytes")  # options of data that stay
+_GROUPS = groups().values()
+CHOICES = tuple(group.name for group in _GROUPS if group.evaluate == "any")  # another choice may be taken
+OPEN = tuple(group.name for group in _GROUPS if group.evaluate in ("any", "options"))  # their options may change
+OPTIONS = tuple(f"{group.name}.{option}" for group in _GROUPS for option in group.evaluate if group.name not in OPEN)
+KEPT = tuple(f"{group.name}.{option}" for group in _GROUPS for option in group.kept)
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,10 @@ def _refuse(override: "Override", catalog: Catalog) -> None:
         )
     if override.is_delete():
         raise ConfigError(f"{line}: nothing is deleted from a finished run; eval=[…] names the evaluators to call.")
-    if group == "data" and key.removeprefix("data.") in TOKENIZER:
+    if key in KEPT:
         raise ConfigError(f"{line}: the model knows the ids of its own tokenizer only, so that stays; leave it out.")
-    if group in catalog.groups and group not in OPEN and key not in OPTIONS:
+    free = key in CHOICES if key in catalog.groups else group in OPEN or key in OPTIONS
+    if group in catalog.groups and not free:
         raise ConfigError(f"{line}: {_stays(group)}")
 
 
@@ -140,7 +144,10 @@ def _changed(trained: Mapping[str, Any], given: Overrides, config_dir: str | Pat
     after, cfg = _composed((*kept, *typed), config_dir)
     refuse_unused(cfg, catalog, given)
     config = _apply(dict(trained), before, after)
-    config["data"] = {**config["data"], **{key: trained["data"][key] for key in TOKENIZER if key in trained["data"]}}
+    for key in KEPT:
+        group, _, option = key.partition(".")
+        if option in trained[group]:
+            config[group] = {**config[group], option: trained[group][option]}
     for key in changed(trained, config):
         if key.partition(".")[0] not in OPEN and key not in OPTIONS:
             raise ConfigError(_stays(key))
@@ -155,17 +162,17 @@ def _relevant(trained: Mapping[str, Any], given: Overrides) -> list[str]:
     """
     catalog, choices = given.catalog, trained["choices"]
     every = any(key in catalog.axes for key in given.keys)
-    groups = {*choices} if every else {key.partition(".")[0] for key in given.keys}
+    relevant = {*choices} if every else {key.partition(".")[0] for key in given.keys}
     lines = [f"{axis}={json.dumps(trained[axis])}" for axis in catalog.axes if axis in trained and axis != "seed"]
     if not any(key in catalog.groups and key != "eval" for key in given.keys):
-        groups.add("experiment")
+        relevant.add("experiment")
     else:
-        groups &= {*OPEN}
-        lines += [f"{group}={json.dumps(choices[group])}" for group in sorted(groups)]
+        relevant &= {*OPEN}
+        lines += [f"{group}={json.dumps(choices[group])}" for group in sorted(relevant)]
     for line in trained["overrides"]:
         key = line.partition("=")[0]
-        again = key in catalog.axes or (key in catalog.groups and "experiment" not in groups)
-        if not again and key.lstrip("~").partition(".")[0] in groups:
+        again = key in catalog.axes or (key in catalog.groups and "experiment" not in relevant)
+        if not again and key.lstrip("~").partition(".")[0] in relevant:
             lines.append(line)
     return lines
 
