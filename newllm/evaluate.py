@@ -151,8 +151,7 @@ def _sorted(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, bool]
 
 def _found(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
     """The runs to evaluate, each once; and those in folders of runs that are not done."""
-    from newllm.analysis.frame import find_runs
-    from newllm.store.run_directory import RunDirectory, evaluated_run
+    from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs
 
     runs: dict[Path, Path] = {}
     left_out = []

@@ -1,153 +1,43 @@
-"""Results beside others that should be like them: published tables, and the same configurations elsewhere."""
+"""The same configurations in two sets of runs, as from two machines: how far their results are apart."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from math import isfinite
-from typing import TYPE_CHECKING
+from math import nan
 
 import numpy as np
+import pandas as pd
 
-from newllm.analysis.grouping import Group
-from newllm.analysis.labels import choices_of
-from newllm.analysis.reference import distance, published
-from newllm.analysis.statistics import sample_std
-
-if TYPE_CHECKING:
-    import pandas as pd
+from newllm.analysis.frame import metric_names
 
 
-@dataclass(frozen=True)
-class Beside:
-    """A group's metric beside a published one of the same conditions.
+def against(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """The finished runs of equal signature in two tables of runs, a row per run and metric, in the order of `a`.
 
-    ours: mean over `n` seeds; std: their sample standard deviation. published: mean over `published_n` runs;
-    published_std: theirs, NaN for one. difference: ours / published - 1. run, source, status: which configuration of
-    the published tables, where it stands, and whether a log proves it.
+    Columns: signature, seed, run_a, run_b (paths), metric, a, b, difference (b / a - 1; NaN where only a is 0). A
+    configuration that is in one table more than once counts with the mean of its runs.
     """
-
-    label: str
-    run: str
-    metric: str
-    n: int
-    ours: float
-    std: float
-    published: float
-    published_std: float
-    published_n: int
-    difference: float
-    source: str
-    status: str
-
-
-@dataclass(frozen=True)
-class Twin:
-    """One metric of one configuration and seed in two result sets. difference: b / a - 1, NaN where only a is 0."""
-
-    signature: str
-    seed: int
-    run_a: str
-    run_b: str
-    metric: str
-    a: float
-    b: float
-    difference: float
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How two result sets agree on a metric over the configurations that both have.
-
-    runs: compared pairs; equal: those equal to the last bit. mean: of the relative differences; largest: the one
-    farthest from 0, with its sign. NaN where no difference is defined.
-    """
-
-    metric: str
-    runs: int
-    equal: int
-    mean: float
-    largest: float
-
-
-def beside_published(among: Iterable[Group]) -> list[Beside]:
-    """The groups whose conditions are those of a published run, metric by metric."""
-    known = {one.run: one for one in published()}
-    corpora = {one.conditions.get("data", "") for one in known.values()}
-    found = []
-    for group in among:
-        if choices_of(group.config).get("data") not in corpora and "" not in corpora:
-            continue
-        seeds = {metric: group.by_seed(metric) for metric in _metrics(group.frame)}
-        means = {metric: float(np.mean(list(values.values()))) for metric, values in seeds.items() if values}
-        for line in distance(group.config, means):
-            values = list(seeds[line["metric"]].values())
-            found.append(
-                Beside(
-                    group.label,
-                    line["run"],
-                    line["metric"],
-                    len(values),
-                    line["ours"],
-                    sample_std(values),
-                    line["published"],
-                    float("nan") if line["std"] is None else line["std"],
-                    line["runs"],
-                    line["difference"],
-                    known[line["run"]].source,
-                    known[line["run"]].status,
-                )
-            )
-    return found
-
-
-def against(a: "pd.DataFrame", b: "pd.DataFrame") -> list[Twin]:
-    """The finished runs of equal signature in two result sets, metric by metric, in the order of `a`.
-
-    A configuration that is there more than once in one set counts with the mean of its runs.
-    """
-    ones, others = _by_signature(a), _by_signature(b)
-    metrics = [name for name in _metrics(a) if name in b]
-    left, right = ({name: side[name].to_numpy(dtype=float).tolist() for name in metrics} for side in (a, b))
-    seeds, paths_a, paths_b = a["seed"].tolist(), a["path"].tolist(), b["path"].tolist()
-    return [
-        Twin(signature, seeds[here[0]], paths_a[here[0]], paths_b[there[0]], name, x, y, _relative(x, y))
-        for signature, here in ones.items()
-        if (there := others.get(signature)) is not None
-        for name in metrics
-        if isfinite(x := _mean(left[name], here)) and isfinite(y := _mean(right[name], there))
+    metrics = [name for name in metric_names(a) if name in b]
+    sides = []
+    for frame in (a, b):
+        runs = frame[frame["state"] == "done"].groupby("signature", sort=False)
+        sides.append(runs[metrics].mean().join(runs[["seed", "path"]].first()))
+    here, there = sides
+    both = here.index.intersection(there.index, sort=False)
+    rows = [
+        (signature, here.at[signature, "seed"], here.at[signature, "path"], there.at[signature, "path"], metric, x, y)
+        for signature in both
+        for metric, x, y in zip(metrics, here.loc[signature, metrics], there.loc[signature, metrics], strict=True)
+        if np.isfinite(x) and np.isfinite(y)
     ]
+    found = pd.DataFrame(rows, columns=["signature", "seed", "run_a", "run_b", "metric", "a", "b"])
+    difference = [0.0 if x == y else y / x - 1 if x else nan for x, y in zip(found["a"], found["b"], strict=True)]
+    return found.assign(difference=difference)
 
 
-def agreement(twins: Sequence[Twin]) -> list[Agreement]:
-    """`twins` summed up by metric."""
-    by_metric: dict[str, list[Twin]] = {}
-    for twin in twins:
-        by_metric.setdefault(twin.metric, []).append(twin)
-    summed = []
-    for metric, some in by_metric.items():
-        known = [twin.difference for twin in some if np.isfinite(twin.difference)]
-        equal = sum(twin.a == twin.b for twin in some)
-        mean, largest = (float(np.mean(known)), max(known, key=abs)) if known else (float("nan"), float("nan"))
-        summed.append(Agreement(metric, len(some), equal, mean, largest))
-    return summed
-
-
-def _by_signature(frame: "pd.DataFrame") -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
-    for row, (state, signature) in enumerate(zip(frame["state"], frame["signature"], strict=True)):
-        if state == "done":
-            rows.setdefault(signature, []).append(row)
-    return rows
-
-
-def _mean(column: Sequence[float], rows: Sequence[int]) -> float:
-    return column[rows[0]] if len(rows) == 1 else sum(column[row] for row in rows) / len(rows)
-
-
-def _relative(a: float, b: float) -> float:
-    if a == b:
-        return 0.0
-    return b / a - 1 if a else float("nan")
-
-
-def _metrics(frame: "pd.DataFrame") -> list[str]:
-    return [str(name) for name in frame if "/" in str(name)]
+def agreement(pairs: pd.DataFrame) -> pd.DataFrame:
+    """`against` summed up, a row per metric: runs (compared pairs), equal (those equal to the last bit), mean and
+    largest (farthest from 0, with its sign) of the relative differences, NaN where none is defined."""
+    rows = []
+    for metric, some in pairs.groupby("metric", sort=False):
+        known = some["difference"].dropna().tolist()
+        mean, largest = (float(np.mean(known)), max(known, key=abs)) if known else (nan, nan)
+        rows.append((metric, len(some), int((some["a"] == some["b"]).sum()), mean, largest))
+    return pd.DataFrame(rows, columns=["metric", "runs", "equal", "mean", "largest"])

@@ -4,15 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from newllm.analysis.labels import SEPARATOR, say
-from newllm.analysis.settings import canonical, flatten
-
-if TYPE_CHECKING:
-    import pandas as pd
+from newllm.analysis.labels import SEPARATOR, canonical, flat_node, say
 
 TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.tokenizer_bytes")
 BUDGET = ("data.seq_len", "data.samples", "data.tokens", "data.documents")
@@ -29,23 +25,20 @@ class Part:
 
     title: str
     reason: str
-    runs: "pd.DataFrame"
+    runs: pd.DataFrame
 
 
-def comparable(frame: "pd.DataFrame") -> list[Part]:
-    """The finished runs of `frame`, parted by tokenizer and validation set; the largest part first.
+def comparable(frame: pd.DataFrame) -> list[Part]:
+    """The finished runs of `frame`, split by tokenizer and validation set; the largest part first.
 
-    The validation text is told by the data node and by two numbers that the run has measured on it: the tokens
+    The validation text is identified by the data node and by two numbers that the run measured on it: the tokens
     scored (`data/val_tokens`) and the bytes they stand for (`data/bytes_per_token`), which differ where another
-    machine's corpus differs. How much trains does not matter with split=document, which leaves the validation
-    documents as they are, nor where they are named (val_documents).
+    machine's corpus differs. The training budget does not matter with split=document, which leaves the validation
+    documents as they are, nor where these are named (val_documents).
     """
-    done = np.flatnonzero((frame["state"] == "done").to_numpy())
-    if not len(done):
-        return []
-    tokens, sizes = (_numbers(frame, name) for name in (TOKENS, BYTES))
-    configs = frame["config"].tolist()
-    identities = [_identity(configs[row], tokens[row], sizes[row]) for row in done.tolist()]
+    done = frame[frame["state"] == "done"]
+    measured = [done[name] if name in done else [None] * len(done) for name in (TOKENS, BYTES)]
+    identities = [_identity(config, *numbers) for config, *numbers in zip(done["config"], *measured, strict=True)]
     members: dict[str, list[int]] = {}
     for place, identity in enumerate(identities):
         members.setdefault(canonical(identity), []).append(place)
@@ -55,8 +48,7 @@ def comparable(frame: "pd.DataFrame") -> list[Part]:
                  if len({canonical(one.get(key)) for one in firsts}) > 1]  # fmt: skip
     reason = _reason(differing)
     return [
-        Part(_title(first, differing), reason, frame.iloc[done[places]])
-        for first, places in zip(firsts, ordered, strict=True)
+        Part(_title(first, differing), reason, done.iloc[places]) for first, places in zip(firsts, ordered, strict=True)
     ]
 
 
@@ -68,30 +60,23 @@ def tokenizer_of(config: Mapping[str, Any]) -> str:
 
 
 def _identity(config: Mapping[str, Any], tokens: float | None, bytes_per_token: float | None) -> dict[str, Any]:
-    flat = flatten(config["data"], "data")
-    flat.pop("data.passkey", None)  # of training rows only
+    flat = flat_node("data", config["data"])
     tokenizer = str(flat.get("data.tokenizer"))
     if tokenizer != "auto":
         flat |= {"data.tokenizer": tokenizer if tokenizer.count("/") == 1 else Path(tokenizer).name}
-        for key in TOKENIZER[1:]:  # of auto only
-            flat.pop(key, None)
-    if flat.get("data.split") != "chunks":
-        flat.pop("data.split_seed", None)
-    if flat.get("data.split") == "document" or flat.get("data.val_documents"):
-        for key in BUDGET:
-            flat.pop(key, None)
+    ignored = {
+        "data.passkey",  # changes training rows only
+        *(TOKENIZER[1:] if tokenizer != "auto" else ()),
+        *(("data.split_seed",) if flat.get("data.split") != "chunks" else ()),
+        *(BUDGET if flat.get("data.split") == "document" or flat.get("data.val_documents") else ()),
+    }
     loss = config.get("eval", {}).get("loss") or {}
     return {
-        **flat,
-        TOKENS: tokens,
-        BYTES: float(f"{bytes_per_token:.12g}") if bytes_per_token is not None else None,
+        **{key: value for key, value in flat.items() if key not in ignored},
+        TOKENS: tokens if tokens is not None and isfinite(tokens) else None,
+        BYTES: float(f"{bytes_per_token:.12g}") if bytes_per_token is not None and isfinite(bytes_per_token) else None,
         WEIGHTING: loss.get("weighting", "token"),
     }
-
-
-def _numbers(frame: "pd.DataFrame", name: str) -> list[float | None]:
-    values = frame[name].tolist() if name in frame else [None] * len(frame)
-    return [value if value is not None and isfinite(value) else None for value in values]
 
 
 def _title(identity: Mapping[str, Any], differing: list[str]) -> str:
@@ -110,16 +95,14 @@ def _title(identity: Mapping[str, Any], differing: list[str]) -> str:
 
 
 def _reason(differing: list[str]) -> str:
-    if not differing:
+    causes = {
+        "tokenizer": any(key in TOKENIZER for key in differing),
+        "validation set": any(key not in (*TOKENIZER, WEIGHTING) for key in differing),
+        "weighting of the validation loss": WEIGHTING in differing,
+    }
+    named = " and ".join(cause for cause, holds in causes.items() if holds)
+    if not named:
         return ""
-    causes = []
-    if any(key in TOKENIZER for key in differing):
-        causes.append("tokenizer")
-    if any(key not in (*TOKENIZER, WEIGHTING) for key in differing):
-        causes.append("validation set")
-    if WEIGHTING in differing:
-        causes.append("weighting of the validation loss")
     return (
-        f"These runs do not have the same {' and '.join(causes)}, so their perplexities do not compare: each has a "
-        "table of its own."
+        f"These runs do not have the same {named}, so their perplexities do not compare: each has a table of its own."
     )

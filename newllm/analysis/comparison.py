@@ -1,20 +1,29 @@
-"""Each group against a baseline: differences paired by seed, their interval, test and verdict."""
+"""Each group against a baseline: differences paired by seed, their interval, test and verdict.
+
+The rules for verdicts are presets in conf/report/verdict/.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import expm1, inf, nan
-from typing import TYPE_CHECKING
+from math import expm1, inf, isfinite, nan
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import pandas as pd
+import yaml
 
 from newllm.analysis import statistics
-from newllm.analysis.grouping import Group, find
+from newllm.analysis.groups import Group, find
 from newllm.analysis.metrics import Scale, lower_is_better, scale_of
-from newllm.analysis.statistics import IntervalKind
-from newllm.analysis.verdict import Rule, Verdict, judge
+from newllm.build import build
+from newllm.config.catalog import shipped
+from newllm.config.coercion import coerce
+from newllm.config.schema import options as options_of
+from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
 
-if TYPE_CHECKING:
-    import pandas as pd
+# `differs` is better or worse for a metric without a good direction.
+Verdict = Literal["better", "worse", "differs", "not shown", "one seed"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Comparison:
     lower_is_better: None for a metric without a good direction.
     n: paired seeds. unpaired: seeds that only one of the two has, which are left out.
     candidate_mean, …, baseline_std: arithmetic means and sample standard deviations (ddof=1) over the paired seeds.
-    difference, low, high: with its interval; NaN, not shown, for one seed.
+    difference, low, high: with its interval; NaN for one seed.
     spread: sample standard deviation of the paired differences, on the scale (of logarithms for "log").
     t, p: paired t-test on the scale, n - 1 degrees of freedom. p_holm: corrected for all comparisons made together.
     agree: seeds whose difference has the sign of the mean difference.
@@ -59,60 +68,137 @@ class Comparison:
     why: str
 
 
+class Rule(Protocol):
+    """A rule for verdicts; it sees a comparison of at least two paired seeds, with Holm's correction."""
+
+    @property
+    def words(self) -> str:
+        """The rule as a sentence, to stand below a table."""
+        ...
+
+    def shown(self, one: Comparison) -> tuple[bool, str]:
+        """Is the difference shown to be real, and why (or why not)?"""
+        ...
+
+
+class Interval:
+    """A difference counts when its paired t-test, corrected for the number of comparisons, stays below `alpha`."""
+
+    def __init__(self, alpha: float = 0.05, least_seeds: int = 3) -> None:
+        if not 0 < alpha < 1:
+            raise ConfigError(f"alpha must be between 0 and 1, not {alpha}; type alpha=0.05")
+        self.alpha, self.least_seeds = alpha, _at_least_two(least_seeds)
+
+    @property
+    def words(self) -> str:
+        return (
+            f"A difference is called better or worse if the paired t-test over seeds, with Holm's correction for all "
+            f"comparisons shown, has p < {self.alpha:g}, and at least {self.least_seeds} seeds are paired."
+        )
+
+    def shown(self, one: Comparison) -> tuple[bool, str]:
+        if one.n < self.least_seeds:
+            return False, f"{one.n} paired seeds, and the rule asks for {self.least_seeds}"
+        if one.p_holm < self.alpha:
+            return True, f"corrected p = {_p(one.p_holm)} < {self.alpha:g} over {one.n} seeds"
+        alone, needed = f" ({_p(one.p)} alone)" if one.p < self.alpha else "", one.seeds_needed
+        more = f"; an effect of this size needs about {needed:,} seeds" if needed and needed > one.n else ""
+        return False, f"corrected p = {_p(one.p_holm)}{alone} over {one.n} seeds{more}"
+
+
+class Published:
+    """The rule of the published comparisons: better mean, spread small against the gap, most seeds agree."""
+
+    def __init__(self, share: float = 2 / 3, spread: float = 1.0, least_seeds: int = 3) -> None:
+        if not 0 < share <= 1:
+            raise ConfigError(f"share must be above 0 and at most 1, not {share}; type share=0.6667")
+        if spread <= 0:
+            raise ConfigError(f"spread must be greater than 0, not {spread}; type spread=1")
+        self.share, self.spread, self.least_seeds = share, spread, _at_least_two(least_seeds)
+
+    @property
+    def words(self) -> str:
+        return (
+            f"A difference is called better or worse if the larger of the two sample standard deviations is at most "
+            f"{self.spread:g} times the gap of the means, at least {self.share:.0%} of the paired seeds agree with it, "
+            f"and at least {self.least_seeds} seeds are paired. It does not correct for the number of comparisons."
+        )
+
+    def shown(self, one: Comparison) -> tuple[bool, str]:
+        if one.n < self.least_seeds:
+            return False, f"{one.n} paired seeds, and the rule asks for {self.least_seeds}"
+        gap = one.candidate_mean - one.baseline_mean
+        if (gap > 0) != (one.difference > 0):
+            return False, "the means and the paired differences do not point the same way"
+        gap, spread = abs(gap), max(one.candidate_std, one.baseline_std)
+        if gap == 0 or spread > self.spread * gap:
+            return False, f"the spread {spread:.3g} is not small against the gap {gap:.3g}"
+        if one.agree < self.share * one.n - 1e-9 * one.n:  # 2 of 3 is two thirds, also when typed 0.6667
+            return False, f"only {one.agree} of {one.n} seeds agree"
+        return True, f"spread {spread:.3g} against a gap of {gap:.3g}; {one.agree} of {one.n} seeds agree"
+
+
+def presets() -> list[str]:
+    """Names of the rules in conf/report/verdict/."""
+    return sorted(file.stem for file in (shipped() / "report" / "verdict").glob("*.yaml"))
+
+
+def rule(preset: str = "interval", **options: Any) -> Rule:
+    """The rule of a preset, with `options` (``alpha=0.01``) in place of its own.
+
+    Raises ConfigError for an unknown preset or option, and for a value of the wrong type.
+    """
+    if preset not in presets():
+        raise ConfigError(f"verdict={preset} is no rule; {did_you_mean(preset, presets(), prefix='verdict=')}.")
+    text = (shipped() / "report" / "verdict" / f"{preset}.yaml").read_text(encoding="utf-8")
+    built: Rule = build(checked({**yaml.safe_load(text), **options}, preset, "verdict."))
+    return built
+
+
+def checked(node: dict[str, Any], what: str, prefix: str = "") -> dict[str, Any]:
+    """The options of a node, each of the type that its `_target_` asks for; ConfigError for one that is not."""
+    known = options_of(str(node["_target_"])).options
+    found = {"_target_": node["_target_"]}
+    for name, value in list(node.items()):
+        if name == "_target_":
+            continue
+        if name not in known:
+            raise ConfigError(f"{prefix}{name} is no option of {what}; {did_you_mean(name, known)}.")
+        try:
+            found[name] = coerce(value, known[name].annotation)
+        except ValueError as error:
+            raise ConfigError(f"{prefix}{name}={value}: {error}.") from None
+    return found
+
+
 def compare(
     among: Sequence[Group],
     baseline: Group | str,
     metrics: str | Sequence[str],
     rule: Rule,
     confidence: float = 0.95,
-    interval: IntervalKind = "t",
+    interval: statistics.IntervalKind = "t",
 ) -> list[Comparison]:
-    """Every other group against `baseline` (a group or what `grouping.find` understands), on every metric.
+    """Every other group against `baseline` (a group or what `groups.find` understands), on every metric.
 
     Holm's correction runs over all of these together. A metric that one of the two groups lacks is passed over.
     """
     base = find(among, baseline) if isinstance(baseline, str) else baseline
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    raw = [
-        one
-        for metric in names
-        for group in among
-        if group is not base and (one := _compared(group, base, metric, confidence, interval)) is not None
-    ]
+    names = [metrics] if isinstance(metrics, str) else metrics
+    pairs = [(metric, group) for metric in names for group in among if group is not base]
+    raw = [one for metric, group in pairs if (one := _compared(group, base, metric, confidence, interval))]
     corrected = statistics.holm([one.p for one in raw])
-    whole = [replace(one, p_holm=float(p)) for one, p in zip(raw, corrected, strict=True)]
-    judged = [(one, *judge(one, rule)) for one in whole]
-    return [replace(one, verdict=verdict, why=why) for one, verdict, why in judged]
+    found = []
+    for one, p_holm in zip(raw, corrected.tolist(), strict=True):
+        whole = replace(one, p_holm=p_holm)
+        verdict, why = _judge(whole, rule)
+        found.append(replace(whole, verdict=verdict, why=why))
+    return found
 
 
-@dataclass(frozen=True)
-class RepeatNoise:
-    """How far runs of one configuration and one seed lie apart, in the metric's scale (of logarithms for "log").
-
-    std: sample standard deviation pooled over the configurations that ran more than once; NaN if none did.
-    configurations, runs: how many these were. A difference below it may be one of machines, not of models.
-    """
-
-    metric: str
-    scale: Scale
-    std: float
-    configurations: int
-    runs: int
-
-
-def repeat_noise(frame: "pd.DataFrame", metric: str) -> RepeatNoise:
-    """The noise among finished runs of equal signature (so of one seed), as from two sweeps or two machines."""
-    scale = scale_of(metric)
-    known = frame[frame["state"] == "done"]
-    values = known[metric].to_numpy(dtype=float) if metric in known else np.full(len(known), nan)
-    by_signature: dict[str, list[float]] = {}
-    for signature, value in zip(known["signature"], _on_scale(values, scale), strict=True):
-        by_signature.setdefault(signature, []).append(float(value))
-    found = statistics.repeat_spread(by_signature.values())
-    return RepeatNoise(metric, scale, found.std, found.groups, found.values)
-
-
-def _compared(group: Group, base: Group, metric: str, confidence: float, interval: IntervalKind) -> Comparison | None:
+def _compared(
+    group: Group, base: Group, metric: str, confidence: float, interval: statistics.IntervalKind
+) -> Comparison | None:
     ours, theirs = group.by_seed(metric), base.by_seed(metric)
     if not ours or not theirs:
         return None
@@ -149,11 +235,60 @@ def _compared(group: Group, base: Group, metric: str, confidence: float, interva
     )
 
 
+def _judge(one: Comparison, rule: Rule) -> tuple[Verdict, str]:
+    """The verdict on a comparison and its reason. One seed never gives one, whatever the rule."""
+    if one.n == 0:
+        return "not shown", "no seed is in both groups"
+    if one.n == 1:
+        return "one seed", "one paired seed says nothing about other seeds"
+    if not isfinite(one.difference):
+        return "not shown", "the difference is not finite"
+    shown, why = rule.shown(one)
+    if not shown:
+        return "not shown", why
+    if one.lower_is_better is None:
+        return "differs", why
+    return ("better" if (one.difference < 0) == one.lower_is_better else "worse"), why
+
+
+@dataclass(frozen=True)
+class RepeatNoise:
+    """How far apart runs of one configuration and one seed are, on the metric's scale (of logarithms for "log").
+
+    std: sample standard deviation pooled over the configurations that ran more than once; NaN if none did.
+    configurations, runs: how many these were. A smaller difference may be one of machines, not of models.
+    """
+
+    metric: str
+    scale: Scale
+    std: float
+    configurations: int
+    runs: int
+
+
+def repeat_noise(frame: pd.DataFrame, metric: str) -> RepeatNoise:
+    """The noise among finished runs of equal signature (so of one seed), as from two sweeps or two machines."""
+    scale, done = scale_of(metric), frame[frame["state"] == "done"]
+    if metric not in done:
+        return RepeatNoise(metric, scale, nan, 0, 0)
+    values = pd.Series(_on_scale(done[metric].to_numpy(dtype=float), scale))
+    found = statistics.repeat_spread([some.to_numpy() for _, some in values.groupby(done["signature"].to_numpy())])
+    return RepeatNoise(metric, scale, found.std, found.groups, found.values)
+
+
+def _on_scale(values: np.ndarray, scale: Scale) -> np.ndarray:
+    return values if scale == "difference" else np.log(np.where(values > 0, values, nan))
+
+
 def _ratio_less_one(log_ratio: float) -> float:
     return expm1(log_ratio) if not log_ratio > 700 else inf
 
 
-def _on_scale(values: np.ndarray, scale: Scale) -> np.ndarray:
-    if scale == "difference":
-        return values
-    return np.log(np.where(values > 0, values, nan))
+def _at_least_two(seeds: int) -> int:
+    if seeds < 2:
+        raise ConfigError(f"least_seeds must be at least 2, not {seeds}; one seed never gives a verdict")
+    return seeds
+
+
+def _p(p: float) -> str:
+    return "below 0.0001" if p < 1e-4 else f"{p:.2g}"

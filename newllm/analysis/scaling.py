@@ -5,17 +5,15 @@ floor, fitted by least squares of the perplexity itself.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp, inf, log, nan, sqrt
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from newllm.analysis.comparable import comparable, tokenizer_of
-from newllm.analysis.grouping import Group, groups, value_of
+from newllm.analysis.frame import metric_names
+from newllm.analysis.groups import Group, groups, value_of
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LEAST_SIZES = 3  # two points lie on a line whatever they are
 LEAST_OF_SATURATION = 4  # and three lie on a curve of three parameters
@@ -191,7 +189,7 @@ def _least_squares(u: np.ndarray, y: np.ndarray, floor: bool) -> tuple[float, fl
 
 
 def laws(
-    frame: "pd.DataFrame", size: str = "data/train_tokens", metric: str = "val/ppl", confidence: float = 0.95
+    frame: pd.DataFrame, size: str = "data/train_tokens", metric: str = "val/ppl", confidence: float = 0.95
 ) -> list[Law]:
     """The scaling laws in the finished runs of `frame`: one per set of runs that differ only in seed and size, where
     there are at least three sizes.
@@ -204,7 +202,7 @@ def laws(
     """
     done = frame[frame["state"] == "done"]
     if metric not in done:
-        raise ConfigError(f"{metric} is no metric of these runs; {did_you_mean(metric, _metrics(done))}.")
+        raise ConfigError(f"{metric} is no metric of these runs; {did_you_mean(metric, metric_names(done))}.")
     found = []
     for _, rows in done.groupby(done["config"].map(tokenizer_of), sort=False):
         for curve in groups(rows, without=_turned(done, size)):
@@ -234,21 +232,17 @@ def _sizes(curve: Group, size: str) -> np.ndarray:
     return _as_floats([value_of(config, size) for config in curve.runs["config"]])
 
 
-def _as_floats(values: "Sequence[object] | pd.Series") -> np.ndarray:
+def _as_floats(values: Sequence[object] | pd.Series) -> np.ndarray:
     numbers = [float(v) if isinstance(v, int | float) and not isinstance(v, bool) else nan for v in values]
     return np.array(numbers)
 
 
-def _turned(frame: "pd.DataFrame", size: str) -> tuple[str, ...]:
+def _turned(frame: pd.DataFrame, size: str) -> tuple[str, ...]:
     """The settings that are not to part a curve over `size`: those known to be turned for it, and itself."""
     if "/" in size:
         if size not in frame:
-            raise ConfigError(f"size={size} is no metric of these runs; {did_you_mean(size, _metrics(frame))}.")
+            raise ConfigError(f"size={size} is no metric of these runs; {did_you_mean(size, metric_names(frame))}.")
         return next((keys for prefix, keys in _TURNED.items() if size.startswith(prefix)), ())
     if size not in frame and all(value_of(config, size) is None for config in frame["config"]):
         raise ConfigError(f"size={size} is no metric, axis or setting of these runs; type size=data/train_tokens.")
     return (size, *(f"{node}.{size}" for node in ("data", "model", "trainer", "optim", "attention", "pos_encoding")))
-
-
-def _metrics(frame: "pd.DataFrame") -> list[str]:
-    return [str(name) for name in frame if "/" in str(name)]

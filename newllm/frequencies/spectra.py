@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from newllm.analysis.labels import labels
-from newllm.analysis.settings import Settings
+from newllm.analysis.labels import labels, nodes_of, settings_of
 from newllm.build import build
 from newllm.errors import ConfigError
 from newllm.sweep.command import read
@@ -37,8 +36,7 @@ def compose_all(overrides: Sequence[str], config_dir: str | None = None) -> list
 
 def spectra(configs: Sequence[Config], lengths: Sequence[int] = ()) -> list[Spectrum]:
     """A spectrum for each configuration and length; ConfigError if no encoding among them turns pairs."""
-    settings = Settings(configs)
-    names = labels(configs, [settings.row(i) for i in range(len(configs))])
+    names = labels(configs, [settings_of(nodes) for nodes in nodes_of(configs)])
     found = []
     for name, config in zip(names, configs, strict=True):
         encoding, seq_len = _encoding(config), config["data"]["seq_len"]

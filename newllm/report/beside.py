@@ -1,10 +1,14 @@
 """Results beside published tables, and beside the same configurations run elsewhere."""
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from newllm.analysis.agreement import against, agreement, beside_published
+from newllm.analysis.agreement import against, agreement
+from newllm.analysis.published import beside_published
 from newllm.report.study import Study
 from newllm.report.table import Column, Table, figure, percent, spread, words
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Of a machine and its load, not of a model: no two result sets agree in them.
 _MACHINE = ("speed/", "memory/")
@@ -21,15 +25,15 @@ def published_table(study: Study) -> Table | None:
                Column("source")]  # fmt: skip
     rows = [
         [
-            words(one.label, "group"),
-            words(one.run, "published run"),
-            words(one.metric, "metric"),
-            figure(one.n, "n"),
-            figure(one.ours, "ours", spread(one.ours, one.std)),
-            figure(one.published, "published", spread(one.published, one.published_std)),
-            figure(one.published_n, "published runs"),
-            figure(one.difference, "difference", percent(one.difference)),
-            words(f"{one.source} ({one.status})", "source"),
+            words(one["group"], "group"),
+            words(one["run"], "published run"),
+            words(one["metric"], "metric"),
+            figure(one["n"], "n"),
+            figure(one["ours"], "ours", spread(one["ours"], one["std"])),
+            figure(one["published"], "published", spread(one["published"], one["published_std"])),
+            figure(one["published_n"], "published runs"),
+            figure(one["difference"], "difference", percent(one["difference"])),
+            words(f"{one['source']} ({one['status']})", "source"),
         ]
         for one in found
     ]
@@ -44,11 +48,12 @@ def agreement_tables(study: Study) -> tuple[list[Table], list[str]]:
     """The other result set: summed up by metric, and run by run for the metrics of the main table."""
     if study.against is None:
         return [], []
-    twins = [one for one in against(study.done, study.against) if not one.metric.startswith(_MACHINE)]
+    twins = against(study.done, study.against)
+    twins = twins[~twins["metric"].str.startswith(_MACHINE)]
     where = study.options.against
-    if not twins:
+    if twins.empty:
         return [], [f"No run of {where} has the configuration and seed of a run here."]
-    pairs = len({one.signature for one in twins})
+    pairs = twins["signature"].nunique()
     line = f"{pairs:,} configurations with their seeds are in {where} too; differences are there / here - 1."
     columns = [Column("metric"), Column("runs", numeric=True), Column("equal", numeric=True, hint="to the last bit"),
                Column("mean difference", numeric=True), Column("largest difference", numeric=True)]  # fmt: skip
@@ -60,13 +65,13 @@ def agreement_tables(study: Study) -> tuple[list[Table], list[str]]:
             figure(one.mean, "mean difference", percent(one.mean)),
             figure(one.largest, "largest difference", percent(one.largest)),
         ]
-        for one in agreement(twins)
+        for one in agreement(twins).itertuples()
     ]
     summary = Table("agreement", "Same configuration, other result set", columns, rows)
-    return [summary, _by_run(study, [one for one in twins if one.metric in study.options.metrics])], [line]
+    return [summary, _by_run(study, twins[twins["metric"].isin(study.options.metrics)])], [line]
 
 
-def _by_run(study: Study, twins: Sequence) -> Table:
+def _by_run(study: Study, twins: "pd.DataFrame") -> Table:
     names = dict(zip(study.done["path"], study.done["run"], strict=True))
     columns = [Column("run"), Column("metric"), Column("here", numeric=True), Column("there", numeric=True),
                Column("difference", numeric=True)]  # fmt: skip
@@ -78,6 +83,6 @@ def _by_run(study: Study, twins: Sequence) -> Table:
             figure(one.b, "there"),
             figure(one.difference, "difference", percent(one.difference)),
         ]
-        for one in sorted(twins, key=lambda one: -abs(one.difference))[:200]
+        for one in sorted(twins.itertuples(), key=lambda one: -abs(one.difference))[:200]
     ]
     return Table("agreement-runs", "Run by run, the farthest apart first", columns, rows)

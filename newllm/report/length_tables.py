@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from math import isfinite
 
-from newllm.analysis.comparison import Comparison, compare
-from newllm.analysis.grouping import Group
+from newllm.analysis.comparison import Comparison, Rule, compare
+from newllm.analysis.groups import Group
 from newllm.analysis.statistics import sample_std
-from newllm.analysis.verdict import Rule
 from newllm.report.comparison_table import full_table
 from newllm.report.length_figures import PROTOCOLS
 from newllm.report.main_table import KINDS

@@ -4,7 +4,7 @@ from math import isclose, isfinite
 from typing import Any
 
 from newllm.analysis.comparison import Comparison
-from newllm.analysis.grouping import Group
+from newllm.analysis.groups import Group
 from newllm.analysis.labels import say
 from newllm.analysis.metrics import lower_is_better
 from newllm.analysis.statistics import sample_std

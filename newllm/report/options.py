@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from newllm.analysis.frame import read_yaml
-from newllm.analysis.verdict import Rule, rule
+import yaml
+
+from newllm.analysis.comparison import Rule, rule
 from newllm.config.catalog import shipped
 from newllm.config.coercion import coerce
 from newllm.config.schema import REQUIRED, options
@@ -79,7 +80,7 @@ def read(argv: Sequence[str]) -> Request:
             given[option[1]] = _value(word, option[2])
     if not folders:
         raise ConfigError("no folder of runs is given; type newllm report DIR, as in newllm report outputs/sweeps.")
-    chosen = checked({**read_yaml(shipped() / "report.yaml"), **given})
+    chosen = checked({**yaml.safe_load((shipped() / "report.yaml").read_text(encoding="utf-8")), **given})
     return Request(folders, chosen, rule(chosen.verdict, **of_rule))
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from newllm.analysis.grouping import Group
+from newllm.analysis.groups import Group
 
 MOST_SEEDS = 24  # runs of one group whose files are read
 MOST_POINTS = 200  # points of one drawn curve

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from newllm.analysis.reference import reference_table
+from newllm.analysis.published import reference_table
 from newllm.analysis.scaling import Fit, Law, fit
 from newllm.analysis.statistics import sample_std
 from newllm.report.table import ABSENT, Cell, Column, Table, figure, percent, spread, words

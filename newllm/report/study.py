@@ -10,7 +10,7 @@ import numpy as np
 from newllm.analysis.comparable import comparable
 from newllm.analysis.comparison import Comparison, compare
 from newllm.analysis.frame import load_runs
-from newllm.analysis.grouping import Group, find, groups, value_of
+from newllm.analysis.groups import Group, find, groups, value_of
 from newllm.analysis.metrics import lower_is_better
 from newllm.config.catalog import Catalog, shipped
 from newllm.errors import ConfigError

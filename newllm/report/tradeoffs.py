@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from newllm.analysis.grouping import Group
-from newllm.analysis.labels import SEPARATOR, axes_of, choices_of, say, short_keys
+from newllm.analysis.groups import Group
+from newllm.analysis.labels import SEPARATOR, axes_of, canonical, choices_of, say, short_keys, varying
 from newllm.analysis.metrics import lower_is_better
-from newllm.analysis.settings import canonical, varying
 from newllm.report.drawing import Drawing, drawing
 from newllm.report.figures.points import Sweep, bars, front, pareto, sweep
 from newllm.report.figures.series import Series, over_seeds
@@ -129,13 +128,13 @@ def _numbers(axis: Axis, part: Part, metric: str, first_index: int) -> Sweep | N
 
 def _words(axis: Axis, part: Part, metric: str) -> Sweep | None:
     """Points over the values of a choice: every drawn group at its own."""
-    of = {id(group): value for group, value in zip(part.groups, axis.values, strict=True)}
-    names = dict.fromkeys(say(of[id(one.group)]) for one in part.drawn if of[id(one.group)] is not None)
+    of = {group.label: value for group, value in zip(part.groups, axis.values, strict=True)}
+    names = dict.fromkeys(say(of[one.group.label]) for one in part.drawn if of[one.group.label] is not None)
     if len(names) < 2:
         return None
     series = []
     for one in part.drawn:
-        value = of[id(one.group)]
+        value = of[one.group.label]
         if value is not None:
             at = list(names).index(say(value))
             series.append(over_seeds(one.index, one.group.label, [at], by_seed(one.group, [metric])))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from newllm.analysis.grouping import Group
-from newllm.analysis.reference import distance, reference_table
+from newllm.analysis.groups import Group
+from newllm.analysis.published import distance, reference_table
 from newllm.analysis.statistics import sample_std
 from newllm.report.drawing import Drawing, drawing
 from newllm.report.figures.iterations import Course, iterations

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from newllm.analysis.grouping import value_of
-from newllm.analysis.settings import canonical
+from newllm.analysis.groups import value_of
+from newllm.analysis.labels import canonical
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from newllm.analysis.reference import findings as reference_findings
+from newllm.analysis.published import distance, for_console
 from newllm.build import build
 from newllm.config import differences, effective, run_directory, signature
 from newllm.config.groups import group_of
@@ -189,9 +189,9 @@ def _evaluate(run: Run, loop: Loop, stages: StageResult) -> dict[str, float]:
         results |= findings.metrics
         _show(run, findings)
         run.signals.check()
-    if published := reference_findings(run.cfg, results):
-        _show(run, published)
-        results |= published.metrics
+    if lines := distance(run.cfg, results):
+        body = for_console(lines)
+        _show(run, Findings("Distance to the published run", tables={"reference": lines}, body=body))
     return results
 
 

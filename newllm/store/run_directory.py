@@ -17,9 +17,10 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,53 +32,48 @@ from newllm.store.atomic import is_held, json_line, write_json, write_text
 from newllm.store.tables import Rows, as_csv
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml, where it was built in, is ten times as fast
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_LOCK_PATIENCE = 0.2  # seconds; in_use() holds the lock for an instant, and a run that starts must not stumble over it
+_LOCK_PATIENCE = 0.2  # seconds: in_use() holds the lock for an instant, which must not stop a run that starts
 
 
-class _Inside:
-    """A path in the run directory, made when it is asked for: of ten thousand runs, a command reads two files each."""
-
-    def __init__(self, *parts: str) -> None:
-        self._parts = parts
-
-    def __get__(self, directory: "RunDirectory", owner: type | None = None) -> Path:
-        return directory.path.joinpath(*self._parts)
+def _inside(name: str) -> "cached_property[Path]":
+    """A path in the run directory, made on first use: of ten thousand runs, a command reads two files each."""
+    return cached_property(lambda directory: directory.path / name)
 
 
 class RunDirectory:
     """Paths and files of one run. Reading needs nothing; writing is for the holder of `locked()`."""
 
-    config_file = _Inside("config.yaml")
-    environment_file = _Inside("environment.json")
-    status_file = _Inside("status.json")
-    metrics_file = _Inside("metrics.jsonl")
-    results_file = _Inside("results.json")
-    log_file = _Inside("train.log")
-    tokenizer = _Inside("tokenizer")
-    tables = _Inside("tables")
-    last_checkpoint = _Inside("checkpoints", "last.safetensors")
-    best_checkpoint = _Inside("checkpoints", "best.safetensors")
-    evaluations_file = _Inside("evaluations.jsonl")
-    evaluations = _Inside("evaluations")
+    config_file = _inside("config.yaml")
+    environment_file = _inside("environment.json")
+    status_file = _inside("status.json")
+    metrics_file = _inside("metrics.jsonl")
+    results_file = _inside("results.json")
+    log_file = _inside("train.log")
+    tokenizer = _inside("tokenizer")
+    tables = _inside("tables")
+    last_checkpoint = _inside("checkpoints/last.safetensors")
+    best_checkpoint = _inside("checkpoints/best.safetensors")
+    evaluations_file = _inside("evaluations.jsonl")
+    evaluations = _inside("evaluations")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     @property
     def trained(self) -> "RunDirectory":
-        """The run that has the weights: of the folder of an evaluation the run that was evaluated, else itself."""
+        """The run that has the weights: in the folder of an evaluation the run that was evaluated, else this one."""
         origin = evaluated_run(self.path)
         return self if origin is None else RunDirectory(origin)
 
     @contextmanager
     def locked(self, patience: float = _LOCK_PATIENCE) -> Iterator["RunDirectory"]:
-        """Hold the directory (made if need be) for this process alone; ConfigError if another process has it and
-        keeps it for `patience` seconds.
+        """Hold the directory, which is made if needed, for this process alone. The lock ends with the process.
 
-        The lock goes with the process, however that ends.
+        Raises ConfigError if another process holds it for longer than `patience` seconds.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -120,36 +116,29 @@ class RunDirectory:
         write_text(self.config_file, text, durable)
 
     def freeze(self, config: Mapping[str, Any]) -> None:
-        """Queue the run: its effective configuration and the state `queued` are all that a worker needs.
+        """Queue the run: a worker needs only its effective configuration and the state `queued`.
 
-        Whatever an earlier attempt left stays, for the next one to go on from. Not synchronised to the disk, since
-        planning the sweep again restores it.
+        What an earlier attempt left stays, so that the next one goes on from there. Not synchronised to the disk,
+        since planning the sweep again restores it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config, durable=False)
         self.update_status(durable=False, state="queued", error=None, traceback=None, slurm=None)
 
     def clear(self) -> None:
-        """Forget what attempts have left (results, metrics, tables, log, checkpoints, evaluations), to train afresh."""
-        for file in (
-            self.results_file,
-            self.metrics_file,
-            self.log_file,
-            self.status_file,
-            self.environment_file,
-            self.evaluations_file,
-        ):
+        """Delete what attempts have left (results, metrics, tables, log, checkpoints, evaluations), to train afresh."""
+        records = (self.results_file, self.metrics_file, self.status_file, self.environment_file, self.evaluations_file)
+        for file in (*records, self.log_file):
             file.unlink(missing_ok=True)
         for folder in (self.tables, self.last_checkpoint.parent, self.tokenizer, self.evaluations):
             shutil.rmtree(folder, ignore_errors=True)
 
     def in_use(self) -> bool:
         """Does a living process hold the directory?"""
-        lock = self.path / ".lock"
-        return lock.exists() and is_held(lock)
+        return (self.path / ".lock").exists() and is_held(self.path / ".lock")
 
     def observed(self) -> State:
-        """The state as it is: a run that says `running` while no process holds it has been cut off."""
+        """The actual state: a run that says `running` while no process holds it was interrupted."""
         state = self.status().get("state", "queued")
         return "interrupted" if state == "running" and not self.in_use() else state
 
@@ -165,20 +154,12 @@ class RunDirectory:
         write_json(self.status_file, {**self.status(), **changes, "updated": _now()}, durable)
 
     def begin_attempt(self) -> int:
-        """Note that this process has begun to work on the run; returns the attempt's number, from 1."""
+        """Record that this process has begun to work on the run; returns the attempt's number, from 1."""
         for left in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink()
         attempt = int(self.status().get("attempt", 0)) + 1
-        self.update_status(
-            state="running",
-            attempt=attempt,
-            host=platform.node(),
-            pid=os.getpid(),
-            started=_now(),
-            finished=None,
-            error=None,
-            traceback=None,
-        )
+        here: dict[str, Any] = {"host": platform.node(), "pid": os.getpid(), "started": _now(), "finished": None}
+        self.update_status(state="running", attempt=attempt, **here, error=None, traceback=None)
         return attempt
 
     def end_attempt(self, state: State, error: str | None = None) -> None:
@@ -190,13 +171,13 @@ class RunDirectory:
             file.write(json_line(values))
 
     def sync_metrics(self) -> int:
-        """Bring metrics.jsonl to the disk; returns its length in bytes."""
+        """Synchronise metrics.jsonl to the disk; returns its length in bytes."""
         with self.metrics_file.open("ab") as file:
             os.fsync(file.fileno())
             return file.tell()
 
     def truncate_metrics(self, length: int) -> None:
-        """Forget the lines after the first `length` bytes: they belong to steps that will be done again."""
+        """Drop what follows the first `length` bytes: lines of steps that will be made again."""
         with self.metrics_file.open("ab") as file:
             if file.tell() < length:
                 raise RunError(
@@ -205,9 +186,7 @@ class RunDirectory:
             file.truncate(length)
 
     def metrics(self) -> list[dict[str, Any]]:
-        if not self.metrics_file.exists():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        return _read_lines(self.metrics_file)
 
     def results(self) -> dict[str, float]:
         """The contents of results.json, {} before the run is done."""
@@ -227,13 +206,38 @@ class RunDirectory:
 
     def evaluated(self) -> list[dict[str, Any]]:
         """The lines of evaluations.jsonl: evaluations after the run's own, oldest first."""
-        if not self.evaluations_file.exists():
-            return []
-        return [json.loads(line) for line in self.evaluations_file.read_text(encoding="utf-8").splitlines()]
+        return _read_lines(self.evaluations_file)
+
+
+def find_runs(path: Paths) -> list[Path]:
+    """The run directories (folders with a config.yaml) at or below `path`, in order of name, each once; after each run
+    the folders of its evaluations.
+
+    Does not search inside run directories, nor in folders whose name begins with a dot. Raises ConfigError for a path
+    that does not exist.
+    """
+    found: dict[Path, Path] = {}
+    for root in map(Path, [path] if isinstance(path, str | os.PathLike) else path):
+        if not root.is_dir():
+            raise ConfigError(f"{root}: no such folder; expected a run directory or a folder of runs, as outputs/runs")
+        real = root.resolve()
+        for folder in _walk(root):  # follows no links, so only the links that lead to `root` have to be resolved
+            found.setdefault(real / folder.relative_to(root), folder)
+    return list(found.values())
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        if "config.yaml" in files:
+            yield Path(folder)
+            yield from (file.parent for file in sorted(Path(folder, "evaluations").glob("[!.]*/config.yaml")))
+            folders.clear()
+        else:
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
 def evaluated_run(path: Path) -> Path | None:
-    """The run directory of which `path` holds an evaluation, None if it does not."""
+    """The run directory that `path` holds an evaluation of, None if it holds none."""
     folder = path.absolute().parent
     return folder.parent if folder.name == "evaluations" and (folder.parent / "config.yaml").exists() else None
 
@@ -246,6 +250,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); delete the directory to train afresh") from None
     return dict(values)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _now() -> str:

@@ -2,9 +2,10 @@ from math import isnan
 
 import pytest
 
-from newllm.analysis.agreement import against, agreement, beside_published
+from newllm.analysis.agreement import against, agreement
 from newllm.analysis.frame import load_runs
-from newllm.analysis.grouping import groups
+from newllm.analysis.groups import groups
+from newllm.analysis.published import beside_published
 from tests.support.run_folders import config, folder, table
 
 PUBLISHED = ["experiment=position_encoding", "pos_encoding=rope"]
@@ -13,21 +14,21 @@ PUBLISHED = ["experiment=position_encoding", "pos_encoding=rope"]
 def test_a_group_stands_beside_the_published_run_of_its_conditions():
     runs = [(PUBLISHED, seed, {"val/ppl": ppl, "val/best_ppl": ppl}) for seed, ppl in ((1, 100.0), (2, 110.0))]
     runs += [(["pos_encoding=alibi"], 1, {"val/ppl": 100.0})]
-    found = {line.metric: line for line in beside_published(groups(table(runs)))}
+    found = {line["metric"]: line for line in beside_published(groups(table(runs)))}
     assert {"val/ppl", "val/best_ppl"} == set(found)
     line = found["val/ppl"]
-    assert (line.run, line.n, line.ours, line.published) == ("rope25-5k", 2, 105.0, 110.4)
-    assert line.std == pytest.approx(50**0.5)
-    assert line.difference == pytest.approx(105.0 / 110.4 - 1)
-    assert line.source.startswith("rato-tokyo/new-llm@")
-    assert line.status in ("log", "document")
+    assert (line["run"], line["n"], line["ours"], line["published"]) == ("rope25-5k", 2, 105.0, 110.4)
+    assert line["std"] == pytest.approx(50**0.5)
+    assert line["difference"] == pytest.approx(105.0 / 110.4 - 1)
+    assert line["source"].startswith("rato-tokyo/new-llm@")
+    assert line["status"] in ("log", "document")
 
 
 def test_one_published_value_and_one_seed():
     lines = beside_published(groups(table([(PUBLISHED, 42, {"val/best_ppl": 107.4})])))
-    (line,) = (line for line in lines if line.run == "rope25-5k")
-    assert (line.n, line.difference) == (1, pytest.approx(0))
-    assert isnan(line.std)
+    (line,) = (line for line in lines if line["run"] == "rope25-5k")
+    assert (line["n"], line["difference"]) == (1, pytest.approx(0))
+    assert isnan(line["std"])
 
 
 def test_the_same_configurations_on_another_machine(tmp_path):
@@ -38,12 +39,12 @@ def test_the_same_configurations_on_another_machine(tmp_path):
     folder(tmp_path / "a", config("pos_encoding=alibi"), {"val/ppl": 1.0})
     folder(tmp_path / "b", config("pos_encoding=nope"), {"val/ppl": 1.0})
     folder(tmp_path / "b", config(seed=3), {"val/ppl": 1.0}, state="failed")
-    twins = against(load_runs(tmp_path / "a"), load_runs(tmp_path / "b"))
-    ppl = [twin for twin in twins if twin.metric == "val/ppl"]
-    assert [(twin.seed, twin.a, twin.b) for twin in ppl] == [(1, 100.0, 102.0), (2, 200.0, 204.0)]
-    assert all(twin.difference == pytest.approx(0.02) for twin in ppl)
-    assert (tmp_path / "b").as_posix() in ppl[0].run_b
-    summed = {one.metric: one for one in agreement(twins)}
+    pairs = against(load_runs(tmp_path / "a"), load_runs(tmp_path / "b"))
+    ppl = pairs[pairs["metric"] == "val/ppl"]
+    assert ppl[["seed", "a", "b"]].to_numpy().tolist() == [[1, 100.0, 102.0], [2, 200.0, 204.0]]
+    assert ppl["difference"].tolist() == pytest.approx([0.02, 0.02])
+    assert (tmp_path / "b").as_posix() in ppl["run_b"].iloc[0]
+    summed = {one.metric: one for one in agreement(pairs).itertuples()}
     assert (summed["val/ppl"].runs, summed["val/ppl"].equal) == (2, 0)
     assert summed["val/ppl"].mean == summed["val/ppl"].largest == pytest.approx(0.02)
     assert (summed["params/total"].equal, summed["params/total"].largest) == (2, 0.0)
@@ -53,12 +54,12 @@ def test_the_same_configurations_on_another_machine(tmp_path):
 def test_repeats_in_one_set_count_with_their_mean():
     a = table([([], 1, {"val/ppl": 100.0}), ([], 1, {"val/ppl": 120.0}), (["lr=0.1"], 1, {"val/ppl": 1.0})])
     b = table([([], 1, {"val/ppl": 99.0})])
-    (twin,) = [twin for twin in against(a, b) if twin.metric == "val/ppl"]
-    assert (twin.a, twin.b, twin.difference) == (110.0, 99.0, pytest.approx(-0.1))
+    pair = against(a, b).set_index("metric").loc["val/ppl"]
+    assert (pair["a"], pair["b"], pair["difference"]) == (110.0, 99.0, pytest.approx(-0.1))
 
 
 def test_a_difference_from_zero_has_no_ratio():
     frames = [table([([], 1, {"val/gap": value, "val/down": -value})]) for value in (0.0, 2.0)]
-    twins = [twin for twin in against(*frames) if twin.metric == "val/gap"]
-    assert isnan(twins[0].difference)
-    assert isnan(agreement(twins)[0].mean)
+    summed = agreement(against(*frames)).set_index("metric")
+    assert isnan(summed.loc["val/gap", "mean"])
+    assert isnan(summed.loc["val/gap", "largest"])

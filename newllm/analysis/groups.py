@@ -1,31 +1,36 @@
-"""Runs that differ in nothing but the seed form a group. What differs names it."""
+"""Groups: runs that differ in nothing but the seed. What differs between groups names them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from newllm.analysis.labels import (
     SEPARATOR,
+    Flat,
     axes_of,
+    canonical,
     choices_of,
     differing,
     differing_axes,
     differing_choices,
+    flatten,
+    identity_of,
     labels,
     labels_by,
+    nodes_of,
+    settings_of,
 )
 from newllm.analysis.metrics import scale_of
-from newllm.analysis.settings import Flat, Settings, canonical, flatten
 from newllm.errors import ConfigError
 from newllm.suggest import nearest
 
-if TYPE_CHECKING:
-    import pandas as pd
+Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,19 +43,18 @@ class Group:
 
     label: str
     settings: dict[str, Any]
-    frame: "pd.DataFrame" = field(repr=False)
+    frame: pd.DataFrame = field(repr=False)
     positions: np.ndarray = field(repr=False)
 
-    @property
-    def runs(self) -> "pd.DataFrame":
+    @cached_property
+    def runs(self) -> pd.DataFrame:
         """The rows of the group's runs."""
         return self.frame.iloc[self.positions]
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The effective configuration of the first run."""
-        first: dict[str, Any] = self.frame["config"].iloc[self.positions[0]]
-        return first
+        return dict(self.frame["config"].iloc[self.positions[0]])
 
     def values(self, metric: str) -> np.ndarray:
         """The metric of every run, NaN where a run has none."""
@@ -59,8 +63,11 @@ class Group:
         return np.asarray(self.frame[metric].to_numpy()[self.positions], dtype=float)
 
     def by_seed(self, metric: str) -> dict[int, float]:
-        """Seed -> metric, of the runs that have it. A seed that ran more than once counts once, with the mean of its
-        runs (the geometric mean where the metric is compared by ratio)."""
+        """Seed -> metric, of the runs that have it.
+
+        A seed that ran several times counts once, with the mean of its runs (the geometric mean where the metric is
+        compared by ratio).
+        """
         found: dict[int, list[float]] = {}
         for seed, value in zip(self.frame["seed"].take(self.positions), self.values(metric), strict=True):
             if np.isfinite(value):
@@ -68,7 +75,7 @@ class Group:
         return {seed: _mean(values, metric) for seed, values in sorted(found.items())}
 
 
-def groups(frame: "pd.DataFrame", by: Sequence[str] | None = None, without: Sequence[str] = ()) -> list[Group]:
+def groups(frame: pd.DataFrame, by: Sequence[str] | None = None, without: Sequence[str] = ()) -> list[Group]:
     """The finished runs of `frame` (from `load_runs`) in groups, sorted by what differs.
 
     By default, runs that are equal but for seeds and for what never changes a number are together. by: group by
@@ -80,13 +87,16 @@ def groups(frame: "pd.DataFrame", by: Sequence[str] | None = None, without: Sequ
     done = np.flatnonzero((frame["state"] == "done").to_numpy())
     if not len(done):
         return []
-    stored = frame["config"].tolist()
-    configs = [stored[row] for row in done]
+    configs = frame["config"].iloc[done].tolist()
     if by and any("evaluated" in config["choices"] for config in configs):
-        by = list(dict.fromkeys([*by, "evaluated"]))  # a run and its evaluations under other settings are never one
-    settings = Settings(configs)
-    marks = _by(configs, settings, by) if by else settings.identities(without)
-    members: dict[Any, list[int]] = {}
+        by = list(dict.fromkeys([*by, "evaluated"]))
+    nodes = nodes_of(configs)
+    if by:
+        _check_keys(configs, by)
+        marks = [tuple(canonical(value_of(config, key)) for key in by) for config in configs]
+    else:
+        marks = [identity_of(one, tuple(without)) for one in nodes]
+    members: dict[tuple[str, ...], list[int]] = {}
     for place, mark in enumerate(marks):
         members.setdefault(mark, []).append(place)
     first = [places[0] for places in members.values()]
@@ -97,14 +107,11 @@ def groups(frame: "pd.DataFrame", by: Sequence[str] | None = None, without: Sequ
     else:
         axes = {key.rpartition(".")[2] for key in without}
         some = [{k: v for k, v in configs[place].items() if k not in axes} for place in first]
-        flats = [{k: v for k, v in settings.row(place).items() if k not in without} for place in first]
-        known = _differing(some, flats)
-        names = labels(some, flats)
-    made = [
-        Group(name, settings, frame, done[places])
-        for name, settings, places in zip(names, known, members.values(), strict=True)
-    ]
-    return sorted(made, key=_place)
+        flats = [{k: v for k, v in settings_of(nodes[place]).items() if k not in without} for place in first]
+        known, names = _differing(some, flats), labels(some, flats)
+    made = zip(names, known, members.values(), strict=True)
+    found = [Group(name, settings, frame, done[places]) for name, settings, places in made]
+    return sorted(found, key=lambda group: [_order(value) for value in _sorted_by(group)])
 
 
 def find(among: Sequence[Group], wanted: str) -> Group:
@@ -118,7 +125,9 @@ def find(among: Sequence[Group], wanted: str) -> Group:
     if exact:
         return exact[0]
     if "=" in text:
-        found = [group for group in among if all(_holds(group, condition) for condition in _conditions(text))]
+        conditions = [part.partition("=") for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+        pairs = [(key.strip(), value.strip()) for key, _, value in conditions]
+        found = [group for group in among if all(is_typed(value_of(group.config, k), v) for k, v in pairs)]
     else:
         asked = {part.strip().lower() for part in text.split(SEPARATOR.strip())}
         found = [group for group in among if asked <= set(group.label.lower().split(SEPARATOR))]
@@ -133,38 +142,47 @@ def find(among: Sequence[Group], wanted: str) -> Group:
     raise ConfigError(f"baseline={wanted} is no group; {hint}.")
 
 
-def value_of(config: dict[str, Any], key: str) -> Any:
+def value_of(config: Config, key: str) -> Any:
     """The value of a choice, an axis or a flat setting in an effective configuration; None if it has none."""
-    choices, axes = config["choices"], config
+    choices = config["choices"]
     if key in choices:
         return choices_of(config).get(key, choices[key])
-    if key in axes and not isinstance(axes[key], dict):
-        return axes[key]
+    if key in config and not isinstance(config[key], dict):
+        return config[key]
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
-def _by(configs: Sequence[dict[str, Any]], settings: Settings, by: Sequence[str]) -> list[tuple[str, ...]]:
+def is_typed(value: Any, typed: str) -> bool:
+    """Is it the value that a user typed? As text, and as YAML reads it (except that 1e4 is a number)."""
+    try:
+        meant = float(typed)
+    except ValueError:
+        try:
+            meant = yaml.safe_load(typed)
+        except yaml.YAMLError:
+            meant = typed  # type: ignore[assignment]
+    return str(value) == typed or canonical(value) == canonical(meant)
+
+
+def _check_keys(configs: Sequence[Config], by: Sequence[str]) -> None:
+    """Raises ConfigError for a key that no configuration has."""
+    known = {name for config in configs for name in [*config["choices"], *axes_of(config), "seed"]}
     for key in by:
-        if not any(_has(config, key) for config in configs):
+        nodes = [config.get(key.partition(".")[0]) for config in configs]
+        if key not in known and not any(
+            isinstance(n, dict) and key in flatten(n, key.partition(".")[0]) for n in nodes
+        ):
             shown = dict.fromkeys(name for config in configs for name in [*choices_of(config), *axes_of(config)])
-            every = dict.fromkeys(name for place in range(len(configs)) for name in settings.row(place))
+            every = dict.fromkeys(key for one in nodes_of(configs) for key in settings_of(one))
             close = nearest(key, [*shown, *every])
             hint = f"did you mean {close}?" if close else f"expected choices or axes, as {', '.join(shown)}."
             raise ConfigError(f"by={key} is no choice, axis or setting of these runs; {hint}")
-    return [tuple(canonical(value_of(config, key)) for key in by) for config in configs]
 
 
-def _has(config: dict[str, Any], key: str) -> bool:
-    if key in config["choices"] or (key in config and not isinstance(config[key], dict)):
-        return True
-    node = config.get(key.split(".")[0])
-    return isinstance(node, dict) and key in flatten(node, key.split(".")[0])
-
-
-def _differing(configs: Sequence[dict[str, Any]], flats: Sequence[Flat]) -> list[dict[str, Any]]:
+def _differing(configs: Sequence[Config], flats: Sequence[Flat]) -> list[dict[str, Any]]:
     """For each configuration: choices, axes and settings with several values among those that have them.
 
     A setting that an axis of its name supplies is not repeated.
@@ -172,28 +190,8 @@ def _differing(configs: Sequence[dict[str, Any]], flats: Sequence[Flat]) -> list
     chosen, axes = [choices_of(config) for config in configs], [axes_of(config) for config in configs]
     unsaid = {"_target_", "seed", *differing(axes)}
     options = [key for key in differing(flats) if key.rpartition(".")[2] not in unsaid]
-    known: list[dict[str, Any]] = [{} for _ in configs]
-    for side, keys in ((chosen, differing_choices(chosen)), (axes, differing_axes(axes)), (flats, options)):
-        for settings, values in zip(known, side, strict=True):
-            settings |= {key: values.get(key) for key in keys}
-    return known
-
-
-def _conditions(text: str) -> list[tuple[str, str]]:
-    """``a=1,b=[1,2]`` as pairs; commas inside brackets do not separate."""
-    pairs = (part.partition("=") for part in re.split(r",(?![^\[]*\])", text) if part.strip())
-    return [(key.strip(), value.strip()) for key, _, value in pairs]
-
-
-def _holds(group: Group, condition: tuple[str, str]) -> bool:
-    key, typed = condition
-    value = value_of(group.config, key)
-    try:
-        meant = yaml.safe_load(typed)
-        meant = float(typed) if isinstance(meant, str) else meant  # YAML reads 1e4 as text
-    except (yaml.YAMLError, ValueError):
-        meant = typed
-    return str(value) == typed or canonical(value) == canonical(meant)
+    sides = [(chosen, differing_choices(chosen)), (axes, differing_axes(axes)), (flats, options)]
+    return [{key: side[i].get(key) for side, keys in sides for key in keys} for i in range(len(configs))]
 
 
 def _mean(values: Sequence[float], metric: str) -> float:
@@ -204,10 +202,9 @@ def _mean(values: Sequence[float], metric: str) -> float:
     return float(np.mean(values))
 
 
-def _place(group: Group) -> list[tuple[int, float, str]]:
-    """Where a group stands among others: by its settings; a run before its evaluations under other settings."""
-    settings = {**group.settings, "evaluated": group.settings.get("evaluated") or ""}
-    return [_order(value) for value in settings.values()]
+def _sorted_by(group: Group) -> list[Any]:
+    """A run comes before its evaluations under other settings."""
+    return [*{**group.settings, "evaluated": group.settings.get("evaluated") or ""}.values()]
 
 
 def _order(value: Any) -> tuple[int, float, str]:

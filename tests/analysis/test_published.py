@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import newllm
-from newllm.analysis.reference import distance, findings, published, reference_table
+from newllm.analysis.published import distance, for_console, published, reference_table
 
 RESULTS = {
     "val/ppl": 108.5,
@@ -65,9 +65,7 @@ def test_runs_of_one_configuration_are_pooled():
     assert (line["run"], line["runs"]) == ("geo_500k", 22)
     assert line["published"] == pytest.approx(fmean(at_end))
     assert line["std"] == pytest.approx(stdev(at_end))
-    section = findings(newllm.compose(["experiment=rope_frequencies"]), results)
-    assert section is not None
-    assert "up to 22 runs" in section.body[0]
+    assert "up to 22 runs" in for_console([line])[0]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +123,6 @@ def test_nothing_is_compared_under_other_conditions(change):
     if change == "data=stdlib":  # which has no hub tokenizer set
         overrides.append("data.tokenizer=EleutherAI/pythia-70m")
     assert compare(*overrides) == {}
-    assert findings(newllm.compose(overrides), RESULTS) is None
 
 
 def test_metrics_computed_otherwise_are_left_out():
@@ -142,11 +139,11 @@ def test_metrics_computed_otherwise_are_left_out():
 def test_the_effective_configuration_of_a_stored_run_serves_as_well():
     cfg = newllm.compose(["experiment=mla"])
     stored = OmegaConf.to_container(cfg, resolve=True)
-    section = findings(stored, RESULTS)
-    assert section is not None
-    assert section.tables["reference"] == distance(cfg, RESULTS)
-    assert "mla-contiguous-10k" in section.body[0]
-    assert section.body[1][0]["difference"] == f"{106 / 455 - 1:+.1%}"
+    lines = distance(stored, RESULTS)
+    assert lines == distance(cfg, RESULTS)
+    sentence, table = for_console(lines)[:2]
+    assert "mla-contiguous-10k" in sentence
+    assert table[0]["difference"] == f"{106 / 455 - 1:+.1%}"
 
 
 def test_position_tables_are_those_of_the_last_epoch():

@@ -1,4 +1,4 @@
-"""Published results, and how far a run is from those with its conditions.
+"""Published results, and how far runs are from those with their conditions.
 
 references/runs.csv, curves.csv (perplexity by epoch), qk_layers.csv and qk_dims.csv (queries and keys by layer; by pair
 of neighbouring dims) hold the tables of github.com/rato-tokyo/new-llm, one seed (42), one NVIDIA L4 each.
@@ -16,7 +16,7 @@ are one configuration. `status` says whether a number stands in a log or only in
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -24,13 +24,14 @@ from math import isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.analysis.statistics import sample_std
 from newllm.config.groups import parts_of, stages
 
-if TYPE_CHECKING:
-    from newllm.evaluation.subject import Findings, Table  # it brings torch, which a report has no use for
+if TYPE_CHECKING:  # training compares itself with published runs too, and does without pandas
+    from newllm.analysis.groups import Group
 
 TABLES = ("runs", "rope_frequencies", "context_token")
 
@@ -120,13 +121,13 @@ def reference_table(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> "Table":
+def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> list[dict[str, Any]]:
     """Lines {run, metric, ours, published, std, runs, difference} for the published configurations that are the run's.
 
     `config` is composed or effective, with its choices. `published` is the mean of `runs` published runs, `std` their
     sample standard deviation (None for one); `difference` is ours / published - 1. A metric is compared only where it
-    was computed as published (weighting, weights, form of the reversal sentences); a run that was evaluated under
-    other settings than its own has no published like.
+    was computed as published (weighting, weights, form of the reversal sentences); an evaluation under other settings
+    than those of training is compared with nothing.
     """
     known = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
     if OmegaConf.select(known, "choices.evaluated"):
@@ -141,30 +142,46 @@ def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float
     ]  # fmt: skip
 
 
-def findings(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> "Findings | None":
-    """The console section on the distance, None where no published run has these conditions."""
-    from newllm.evaluation.subject import Findings
-
-    lines = distance(config, results)
-    if not lines:
-        return None
+def for_console(lines: Iterable[Mapping[str, Any]]) -> list[str | list[dict[str, Any]]]:
+    """The lines of `distance` as a section of the console: for each published run a sentence and a table."""
     known = {one.run: one for one in published()}
-    body: list = []
-    for run in dict.fromkeys(str(line["run"]) for line in lines):
+    by_run: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        shown = {"metric": line["metric"], "ours": line["ours"], "published": line["published"]}
+        if known[line["run"]].runs > 1:
+            shown["±"] = "" if line["std"] is None else f"{line['std']:.3g}"
+        by_run.setdefault(line["run"], []).append({**shown, "difference": f"{line['difference']:+.1%}"})
+    body: list[str | list[dict[str, Any]]] = []
+    for run, table in by_run.items():
         one = known[run]
-        several = f"mean ± standard deviation of up to {one.runs} runs" if one.runs > 1 else "one seed"
-        shown = [
-            {"metric": line["metric"], "ours": line["ours"], "published": line["published"],
-             **({"±": _said(line["std"])} if one.runs > 1 else {}), "difference": f"{line['difference']:+.1%}"}
-            for line in lines
-            if line["run"] == run
-        ]  # fmt: skip
-        body += [f"{run}, {one.source} ({one.status}), {several}", shown]
-    return Findings("Distance to the published run", tables={"reference": lines}, body=body)
+        seeds = f"mean ± standard deviation of up to {one.runs} runs" if one.runs > 1 else "one seed"
+        body += [f"{run}, {one.source} ({one.status}), {seeds}", table]
+    return body
 
 
-def _said(std: Any) -> str:
-    return "" if std is None else f"{std:.3g}"
+def beside_published(among: Iterable["Group"]) -> list[dict[str, Any]]:
+    """The groups with the conditions of a published run: a line {group, run, metric, n, ours, std, published,
+    published_std, published_n, difference, source, status} for each metric.
+
+    ours: mean over `n` seeds; std: their sample standard deviation. published, published_std: over `published_n` runs.
+    difference: ours / published - 1. status: whether a log proves the number.
+    """
+    known = {one.run: one for one in published()}
+    corpora = {one.conditions.get("data", "") for one in known.values()}
+    found = []
+    for group in among:
+        if group.config["choices"].get("data") not in corpora and "" not in corpora:
+            continue
+        metrics = {str(name) for name in group.frame if "/" in str(name)}
+        values = {name: [*by_seed.values()] for name in metrics if (by_seed := group.by_seed(name))}
+        for line in distance(group.config, {name: float(np.mean(some)) for name, some in values.items()}):
+            some, one = values[line["metric"]], known[line["run"]]
+            found.append({
+                "group": group.label, **line, "n": len(some), "std": sample_std(some),
+                "published_std": float("nan") if line["std"] is None else line["std"], "published_n": line["runs"],
+                "source": one.source, "status": one.status,
+            })  # fmt: skip
+    return found
 
 
 def _std(numbers: list[float]) -> float | None:

@@ -2,7 +2,8 @@ import pytest
 
 from newllm.analysis.comparable import comparable
 from newllm.analysis.frame import load_runs
-from newllm.analysis.grouping import find, groups
+from newllm.analysis.groups import find, groups
+from newllm.analysis.labels import identity_of, nodes_of
 from newllm.errors import ConfigError
 from tests.support.run_folders import config, folder, table
 
@@ -39,6 +40,14 @@ def test_runs_with_a_first_phase_and_without_are_grouped_by_all_that_they_are(tm
         for seed in range(1, 6):
             folder(tmp_path, config(*kind, seed=seed), {"val/ppl": 100.0})
     assert [len(group.runs) for group in groups(load_runs(tmp_path))] == [5] * 5
+
+
+def test_runs_are_told_apart_by_content_however_many_are_looked_at():
+    """Memory of nodes that are gone is used again: what is remembered of a node must not hang on where it lay."""
+    made = [{"model": {"width": n % 7}, **({"phase1": {"steps": n % 5}} if n % 3 else {})} for n in range(300)]
+    marks = [identity_of(nodes) for nodes in nodes_of({**config, "eval": {}, "choices": {}} for config in made)]
+    assert len(set(marks)) == len({repr(config) for config in made})
+    assert len({(mark, repr(config)) for mark, config in zip(marks, made, strict=True)}) == len(set(marks))
 
 
 def test_a_number_is_one_however_it_was_stored():
