@@ -28,7 +28,7 @@ from newllm.build import build
 from newllm.config import compose
 from newllm.data import prepare
 from newllm.data.facts import ReversalFacts
-from newllm.evaluation.memory import row_bytes
+from newllm.evaluation.limits import row_bytes
 from newllm.evaluation.reversal import Sequence, answer, score
 from newllm.evaluation.subject import Subject
 from newllm.model import Transformer, build_model

@@ -1,4 +1,4 @@
-"""What decoding really keeps in memory."""
+"""The memory that decoding keeps for each token."""
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -6,8 +6,7 @@ from torch import Tensor
 
 from newllm.attention import Cache
 from newllm.data import Dataset
-from newllm.errors import ConfigError
-from newllm.evaluation.observe import require_attention
+from newllm.evaluation.limits import require_attention, require_positive
 from newllm.evaluation.subject import Findings, Subject
 from newllm.model import LanguageModel, Transformer, build_model
 
@@ -17,7 +16,7 @@ class KVCache:
 
     The twin is the same configuration with multi-head attention, built and decoded as well: reduction = 1 − bytes
     per token / the twin's. A model whose states are narrower than its embeddings has a twin whose states are not; what
-    its recurrence carries, one vector however many tokens came, is no part of the bytes per token but
+    its recurrence carries, one vector however many tokens came, is not in the bytes per token but in
     `kv_cache/state_bytes`. `kv_cache/max_logit_error` is the largest difference between the logits of cached decoding
     and of one pass over all tokens, in the precision of the weights (autocast off).
 
@@ -25,34 +24,35 @@ class KVCache:
     """
 
     def __init__(self, tokens: int = 64):
-        if tokens < 1:
-            raise ConfigError(f"eval.kv_cache.tokens must be at least 1, as in eval.kv_cache.tokens=64; got {tokens}.")
+        require_positive("eval.kv_cache", tokens=tokens)
         self.tokens = tokens
 
     def check(self, data: Dataset, model: LanguageModel) -> None:
-        """ConfigError for a model whose cache holds neither keys nor values."""
-        require_attention("kv_cache", model)
+        """Raises ConfigError for a model whose cache holds neither keys nor values."""
+        require_attention("eval.kv_cache", model)
 
     @torch.inference_mode()
     def __call__(self, subject: Subject) -> Findings:
         ids = next(subject.batches(size=1))[0][:, : self.tokens]  # [1, T]
+        width = subject.model.embed.embedding_dim
+        wider = width > subject.model.hidden_size  # than the states that keys and values are made of
+        twin = multi_head_twin(subject, width if wider else None).to(subject.device).eval()
         with subject.autocast():
             cache, _ = decode(subject.model, ids)
-            twin_cache, _ = decode(multi_head_twin(subject).to(subject.device).eval(), ids)
-        held, twin = cache.bytes_per_token, twin_cache.bytes_per_token
+            held, twin_held = cache.bytes_per_token, decode(twin, ids)[0].bytes_per_token
         _, logits = decode(subject.model, ids)
         error = float((logits - subject.model(ids)).abs().max())
 
         metrics = {
             "kv_cache/bytes_per_token": held,
-            "kv_cache/mha_bytes_per_token": twin,
-            "kv_cache/reduction": 1 - held / twin,
+            "kv_cache/mha_bytes_per_token": twin_held,
+            "kv_cache/reduction": 1 - held / twin_held,
             "kv_cache/max_logit_error": error,
         }
-        wide = f" as wide as the embedding ({width})" if (width := _wider(subject.model)) else ""
+        attention = f"multi-head attention{f' as wide as the embedding ({width})' if wider else ''}"
         body: list = [
-            f"{held:,.0f} bytes per token measured over {ids.shape[1]} decoded tokens; {twin:,.0f} with multi-head "
-            f"attention{wide}: {1 - held / twin:.2%} less",
+            f"{held:,.0f} bytes per token measured over {ids.shape[1]} decoded tokens; {twin_held:,.0f} with "
+            f"{attention}: {1 - held / twin_held:.2%} less",
             f"Cached and full logits differ by at most {error:.1e}",
         ]
         if cache.state_bytes:
@@ -68,24 +68,19 @@ def decode(model: LanguageModel, ids: Tensor) -> tuple[Cache, Tensor]:
     return cache, torch.cat(logits, dim=1).float()
 
 
-def multi_head_twin(subject: Subject) -> LanguageModel:
-    """The model of the same sizes with multi-head attention. Its weights are new: a cache does not depend on them,
-    nor on the encoding, which the twin does without (one may not fit both a latent's rotary key and a whole head).
-    Where the states are narrower than the embeddings, the twin's are as wide as they.
+def multi_head_twin(subject: Subject, width: int | None) -> LanguageModel:
+    """The model of the same sizes with multi-head attention; with `width`, a transformer that is so wide.
+
+    Its weights are new: a cache does not depend on them, nor on the encoding, which the twin does without (one may not
+    fit both a latent's rotary key and a whole head).
     """
-    model = subject.model
     config = DictConfig(OmegaConf.to_container(subject.config, resolve=True))
-    if width := _wider(model):
+    if width is not None:
+        model = subject.model
         assert isinstance(model, Transformer)
-        heads = model.heads if width % model.heads == 0 else 1  # which the bytes do not depend on
+        heads = model.heads if width % model.heads == 0 else 1  # the bytes do not depend on it
         sizes = {"hidden_size": width, "num_layers": model.num_layers, "heads": heads, "mlp_size": width}
         config.model = {"_target_": "newllm.model.Transformer", **sizes}
     config.attention = {"_target_": "newllm.attention.MultiHead"}
     config.pos_encoding = {"_target_": "newllm.position.NoPE"}
     return build_model(config, tokens=subject.data.tokenizer.vocab_size)
-
-
-def _wider(model: LanguageModel) -> int | None:
-    """The embedding's width where it is wider than the states that keys and values are made of."""
-    width = model.embed.embedding_dim
-    return width if width > model.hidden_size else None

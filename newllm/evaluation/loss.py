@@ -6,6 +6,7 @@ import numpy as np
 
 from newllm.errors import ConfigError
 from newllm.evaluation.diagnosis import BYTES_PER_TOKEN, VERDICTS, rescale
+from newllm.evaluation.limits import require_positive
 from newllm.evaluation.subject import Findings, Subject
 
 
@@ -29,19 +30,14 @@ class Loss:
         reference: float = BYTES_PER_TOKEN,
         verdicts: dict = VERDICTS,
     ):
-        if batch_size < 1:
-            raise ConfigError(f"eval.loss.batch_size must be at least 1, as in 8; got {batch_size}.")
-        if reference <= 0:
-            raise ConfigError(f"eval.loss.reference must be above 0 bytes per token, as in 4.4; got {reference}.")
+        require_positive("eval.loss", batch_size=batch_size, reference=reference)
         bounds = list(verdicts.values())
         if not all(bound is None or isinstance(bound, int | float) for bound in bounds) or len({*bounds}) < len(bounds):
             raise ConfigError(
                 "eval.loss.verdicts must give each verdict a perplexity bound of its own, or null for no bound, as in "
                 f"'suspicious: 30'; got {verdicts}."
             )
-        self.weighting = weighting
-        self.batch_size = batch_size
-        self.reference = reference
+        self.weighting, self.batch_size, self.reference = weighting, batch_size, reference
 
     def __call__(self, subject: Subject) -> Findings:
         losses, mask = subject.token_losses()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from newllm.data import Dataset
-from newllm.errors import ConfigError
-from newllm.evaluation.observe import Statistics, observing, require_attention
+from newllm.evaluation.limits import require_attention, require_positive
+from newllm.evaluation.observe import observing
 from newllm.evaluation.subject import Findings, Subject, Table
 from newllm.model import LanguageModel
 
@@ -35,51 +35,32 @@ class QueryKey:
     """
 
     def __init__(self, batches: int = 10, batch_size: int = 8, factor: float = 5.0):
-        if batches < 1 or batch_size < 1 or factor <= 0:
-            raise ConfigError(
-                "eval.qk needs batches and batch_size of at least 1 and a factor above 0, as in eval.qk.batches=10; "
-                f"got {batches}, {batch_size} and {factor}."
-            )
-        self.batches = batches
-        self.batch_size = batch_size
-        self.factor = factor
+        require_positive("eval.qk", batches=batches, batch_size=batch_size, factor=factor)
+        self.batches, self.batch_size, self.factor = batches, batch_size, factor
 
     def check(self, data: Dataset, model: LanguageModel) -> None:
-        """ConfigError for a model without queries and keys."""
-        require_attention("qk", model)
+        """Raises ConfigError for a model without queries and keys."""
+        require_attention("eval.qk", model)
 
     def __call__(self, subject: Subject) -> Findings:
         layers = self.observe(subject)
         found = Findings("Queries and keys")
-        found.tables["qk_layers"] = sizes = [_sizes(layer, seen) for layer, seen in enumerate(layers)]
-        for name in ("q", "k"):
-            for prefix, tensor in (("qk", name), ("qk/before", f"{name}_before")):
-                found.metrics[f"{prefix}/{name}_max"] = max(row[f"{tensor}_max"] for row in sizes)
-                for what in ("mean", "std"):
-                    values = [row[f"{tensor}_{what}"] for row in sizes]
-                    found.metrics[f"{prefix}/{name}_{what}"] = sum(values) / len(values)
-        if "latent_max" in sizes[0]:
-            found.metrics["qk/latent_max"] = max(row["latent_max"] for row in sizes)
-        columns = [f"{name}_{what}" for name in ("q", "k") for what in ("max", "mean", "std")]
-        found.body = ["After rotation", [{"layer": row["layer"], **{c: row[c] for c in columns}} for row in sizes]]
-
+        self._sizes(found, layers)
         self._bands(found, layers)
         self._massive(found, layers)
         return found
 
     @torch.inference_mode()
-    def observe(self, subject: Subject) -> list[dict[str, Statistics]]:
+    def observe(self, subject: Subject) -> list[dict[str, "Statistics"]]:
         """Statistics of each tensor of each layer over the first validation batches."""
-        layers = [
-            {name: Statistics(pairs=[] if name == "latent" else rotary_pairs(block)) for name in TENSORS}
-            for block in subject.model.blocks
-        ]
+        pairs = [rotary_pairs(block) for block in subject.model.blocks]
+        layers: list[dict[str, Statistics]] = [{} for _ in pairs]
 
         def see(layer: int, tensors: dict[str, Tensor]) -> None:
             for name in TENSORS:
                 if name in tensors:
-                    x = tensors[name]
-                    layers[layer][name].add(x.unsqueeze(1) if x.dim() == 3 else x)  # latent [B, T, C] as one head
+                    x = tensors[name] if name != "latent" else tensors[name].unsqueeze(1)  # [B, T, C] as one head
+                    layers[layer].setdefault(name, Statistics(pairs[layer] if name != "latent" else [])).add(x)
 
         with observing(subject.model, see):
             for inputs, _ in subject.batches(size=self.batch_size, limit=self.batches * self.batch_size):
@@ -87,13 +68,35 @@ class QueryKey:
                     subject.model.hidden(inputs)
         return layers
 
-    def _bands(self, found: Findings, layers: list[dict[str, Statistics]]) -> None:
+    def _sizes(self, found: Findings, layers: list[dict[str, "Statistics"]]) -> None:
+        found.tables["qk_layers"] = rows = [
+            {"layer": layer}
+            | {
+                f"{name}_{what}": getattr(seen[name], what)
+                for name in TENSORS
+                if name in seen
+                for what in ("max", "mean", "std")
+            }
+            for layer, seen in enumerate(layers)
+        ]
+        for name in ("q", "k"):
+            for prefix, tensor in (("qk", name), ("qk/before", f"{name}_before")):
+                found.metrics[f"{prefix}/{name}_max"] = max(row[f"{tensor}_max"] for row in rows)
+                for what in ("mean", "std"):
+                    values = [row[f"{tensor}_{what}"] for row in rows]
+                    found.metrics[f"{prefix}/{name}_{what}"] = sum(values) / len(values)
+        if "latent_max" in rows[0]:
+            found.metrics["qk/latent_max"] = max(row["latent_max"] for row in rows)
+        columns = ["layer", *(f"{name}_{what}" for name in ("q", "k") for what in ("max", "mean", "std"))]
+        found.body = ["After rotation", [{column: row[column] for column in columns} for row in rows]]
+
+    def _bands(self, found: Findings, layers: list[dict[str, "Statistics"]]) -> None:
         rows: Table = []
         pairs: Table = []
         for layer, seen in enumerate(layers):
             for name in ("q", "k"):
-                rows += [{"layer": layer, "tensor": name, **row} for row in _band_rows(seen[name])]
-                pairs += [{"layer": layer, "tensor": name, **row} for row in _pair_rows(seen[name])]
+                rows += [{"layer": layer, "tensor": name, **row} for row in band_rows(seen[name])]
+                pairs += [{"layer": layer, "tensor": name, **row} for row in pair_rows(seen[name])]
         found.tables["qk_bands"] = rows
         if pairs:
             found.tables["qk_pairs"] = pairs
@@ -117,16 +120,14 @@ class QueryKey:
             summary,
         ]
 
-    def _massive(self, found: Findings, layers: list[dict[str, Statistics]]) -> None:
-        rows: Table = []
-        for layer, seen in enumerate(layers):
-            for stage, suffix in (("before", "_before"), ("after", "")):
-                for name in ("q", "k"):
-                    rows += [
-                        {"layer": layer, "stage": stage, "tensor": name, **row}
-                        for row in massive(seen[name + suffix].norms(), self.factor)
-                    ]
-        found.tables["qk_massive"] = rows
+    def _massive(self, found: Findings, layers: list[dict[str, "Statistics"]]) -> None:
+        found.tables["qk_massive"] = rows = [
+            {"layer": layer, "stage": stage, "tensor": name, **row}
+            for layer, seen in enumerate(layers)
+            for stage, suffix in (("before", "_before"), ("after", ""))
+            for name in ("q", "k")
+            for row in massive(seen[name + suffix].norms(), self.factor)
+        ]
         summary: Table = []
         for name in ("q", "k"):
             after = [row for row in rows if row["tensor"] == name and row["stage"] == "after"]
@@ -138,6 +139,54 @@ class QueryKey:
             found.metrics.update({f"qk/massive/{name}_{what}": float(value) for what, value in line.items()})
             summary.append({"tensor": name, "heads": len(after), **line})
         found.body += [f"Massive dims: norm over positions above {self.factor:g} x the head's mean", summary]
+
+
+class Statistics:
+    """Running statistics of one tensor of one layer, fed batch by batch; holds nothing of size B or T.
+
+    pairs: (dim, dim, inv_freq) of the rotary pairs to follow.
+    """
+
+    def __init__(self, pairs: list[tuple[int, int, float]]):
+        self.pairs = pairs
+        self.batches: list[tuple[float, float, float]] = []  # max |x|, mean |x|, unbiased std of the signed x
+        self.count = self.sequences = 0
+        # Set by the first batch. dim_max [D] max |x_d|; squares [H, D] fp64 sum over sequences of the squared L2 norm
+        # over positions; pair_max, pair_sum [P] max and fp64 sum over `count` vectors of the pairs' norms.
+        self.dim_max = self.squares = self.pair_max = self.pair_sum = torch.zeros(0)
+
+    def add(self, x: Tensor) -> None:
+        """x [B, H, T, D] in any precision."""
+        x = x.detach().float()
+        size = x.abs()
+        first, second = torch.tensor([pair[:2] for pair in self.pairs], dtype=torch.long).view(-1, 2).unbind(1)
+        norm = torch.hypot(x[..., first], x[..., second])  # [B, H, T, P]
+        if not self.batches:
+            self.dim_max, self.squares = x.new_zeros(x.shape[3]), x.new_zeros(x.shape[1::2], dtype=torch.float64)
+            self.pair_max, self.pair_sum = (x.new_zeros(len(self.pairs), dtype=d) for d in (x.dtype, torch.float64))
+        self.batches.append((float(size.max()), float(size.mean()), float(x.std())))
+        self.dim_max = torch.maximum(self.dim_max, size.amax(dim=(0, 1, 2)))
+        self.squares += x.double().square().sum(dim=(0, 2))
+        self.pair_max = torch.maximum(self.pair_max, norm.amax(dim=(0, 1, 2)))
+        self.pair_sum += norm.double().sum(dim=(0, 1, 2))
+        self.count += x[..., 0].numel()
+        self.sequences += len(x)
+
+    @property
+    def max(self) -> float:
+        return max(batch[0] for batch in self.batches)
+
+    @property
+    def mean(self) -> float:
+        return sum(batch[1] for batch in self.batches) / len(self.batches)
+
+    @property
+    def std(self) -> float:
+        return sum(batch[2] for batch in self.batches) / len(self.batches)
+
+    def norms(self) -> Tensor:
+        """M [H, D]: L2 norm over the positions of a sequence (Jin et al. 2025), root mean square over sequences."""
+        return (self.squares / self.sequences).sqrt()
 
 
 def rotary_pairs(block: Any) -> list[tuple[int, int, float]]:
@@ -165,45 +214,34 @@ def massive(norms: Tensor, factor: float) -> Table:
     return rows
 
 
-def _sizes(layer: int, seen: dict[str, Statistics]) -> dict:
-    used = {name: stats for name, stats in seen.items() if stats.maxima}
-    numbers = {f"{n}_{what}": getattr(s, what) for n, s in used.items() for what in ("max", "mean", "std")}
-    return {"layer": layer, **numbers}
-
-
-def _band_rows(stats: Statistics) -> Table:
+def band_rows(stats: Statistics) -> Table:
     """Both cuts of the dims of one tensor: the correct frequency bands and the published halves."""
-    assert stats.dim_max is not None
     dims = len(stats.dim_max)
     rotary = sorted({d for a, b, _ in stats.pairs for d in (a, b)})
     passed = [d for d in range(dims) if d not in set(rotary)]
     rows: Table = []
 
-    def row(cut: str, band: str, width: int, value: float, mean: float | None = None) -> None:
-        rows.append({"cut": cut, "band": band, "dims": width, "max": value, "mean": mean})
+    def add_dims(cut: str, band: str, members: list[int]) -> None:
+        if members:
+            largest = float(stats.dim_max[members].max())
+            rows.append({"cut": cut, "band": band, "dims": len(members), "max": largest, "mean": None})
 
-    if stats.pair_max is not None and stats.pair_sum is not None:
-        by_frequency = sorted(range(len(stats.pairs)), key=lambda p: -stats.pairs[p][2])
-        middle = math.ceil(len(by_frequency) / 2)
-        for band, members in (("high", by_frequency[:middle]), ("low", by_frequency[middle:])):
-            if members:
-                mean = float(stats.pair_sum[members].mean()) / stats.count
-                row("frequency", band, 2 * len(members), float(stats.pair_max[members].max()), mean)
-    if passed:
-        row("frequency", "pass-through", len(passed), float(stats.dim_max[passed].max()))
+    by_frequency = sorted(range(len(stats.pairs)), key=lambda p: -stats.pairs[p][2])
+    middle = math.ceil(len(by_frequency) / 2)
+    for band, members in (("high", by_frequency[:middle]), ("low", by_frequency[middle:])):
+        if members:
+            mean, largest = float(stats.pair_sum[members].mean()) / stats.count, float(stats.pair_max[members].max())
+            rows.append({"cut": "frequency", "band": band, "dims": 2 * len(members), "max": largest, "mean": mean})
+    add_dims("frequency", "pass-through", passed)
 
     halved = rotary or list(range(dims))  # as published: without rotation the whole head is halved
-    middle = len(halved) // 2
-    for band, members in (("high", halved[:middle]), ("low", halved[middle:])):
-        row("published halves", band, len(members), float(stats.dim_max[members].max()))
-    if rotary and passed:
-        row("published halves", "pass-through", len(passed), float(stats.dim_max[passed].max()))
+    add_dims("published halves", "high", halved[: len(halved) // 2])
+    add_dims("published halves", "low", halved[len(halved) // 2 :])
+    add_dims("published halves", "pass-through", passed if rotary else [])
     return rows
 
 
-def _pair_rows(stats: Statistics) -> Table:
-    if stats.pair_max is None or stats.pair_sum is None:
-        return []
+def pair_rows(stats: Statistics) -> Table:
     return [
         {
             "dims": f"{a}+{b}",

@@ -1,12 +1,14 @@
 """Effective rank of hidden states."""
 
 from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from newllm.effective_rank import effective_rank
-from newllm.errors import ConfigError
+from newllm.evaluation.limits import require_positive
 from newllm.evaluation.subject import Findings, Subject, Table
 
 
@@ -19,14 +21,12 @@ class EffectiveRank:
     """
 
     def __init__(self, positions: int | None = None, center: bool = False):
-        if positions is not None and positions < 1:
-            raise ConfigError(f"eval.rank.positions must be at least 1, or null for 16 per dimension; got {positions}.")
-        self.positions = positions
-        self.center = center
+        require_positive("eval.rank", positions=positions)
+        self.positions, self.center = positions, center
 
     def __call__(self, subject: Subject) -> Findings:
         width = subject.model.hidden_size
-        states = collect(subject, self.positions or 16 * width)
+        states = hidden_states(subject, self.positions or 16 * width)
         rows: Table = []
         for layer, matrix in states.items():
             rank = effective_rank(matrix, samples=None, centred=self.center)
@@ -40,24 +40,20 @@ class EffectiveRank:
 
 
 @torch.inference_mode()
-def collect(subject: Subject, positions: int) -> dict[str, Tensor]:
+def hidden_states(subject: Subject, positions: int) -> dict[str, Tensor]:
     """Hidden states [positions or fewer, hidden] after each block, and "final" (after the last norm), on the CPU."""
     layers: dict[str, list[Tensor]] = {}
 
-    def keep(layer: str, output: Tensor) -> None:
+    def keep(layer: str, module: Any, inputs: Any, output: Tensor) -> None:
         layers.setdefault(layer, []).append(output.flatten(0, 1).float().cpu())
 
     with ExitStack() as hooks:
         for index, block in enumerate(subject.model.blocks):
-
-            def hook(module: torch.nn.Module, inputs: object, output: Tensor, layer: str = str(index)) -> None:
-                keep(layer, output)
-
-            hooks.callback(block.register_forward_hook(hook).remove)
+            hooks.callback(block.register_forward_hook(partial(keep, str(index))).remove)
         done = 0
         for inputs, _ in subject.batches():
             with subject.autocast():
-                keep("final", subject.model.hidden(inputs))
+                keep("final", None, inputs, subject.model.hidden(inputs))
             done += inputs.numel()
             if done >= positions:
                 break

@@ -1,14 +1,15 @@
 """How well compressed values are restored (attention=vdproj)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from newllm.attention import CompressedValues
+from newllm.data import Dataset
 from newllm.errors import ConfigError
+from newllm.evaluation.limits import require_positive
 from newllm.evaluation.observe import observing
 from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.model import LanguageModel
 
 
 class Reconstruction:
@@ -21,14 +22,11 @@ class Reconstruction:
     """
 
     def __init__(self, batches: int = 10, batch_size: int = 8):
-        if batches < 1 or batch_size < 1:
-            raise ConfigError(
-                "eval.reconstruction needs batches and batch_size of at least 1, as in eval.reconstruction.batches=10; "
-                f"got {batches} and {batch_size}."
-            )
+        require_positive("eval.reconstruction", batches=batches, batch_size=batch_size)
         self.batches, self.batch_size = batches, batch_size
 
-    def check(self, data: Any, model: torch.nn.Module) -> None:
+    def check(self, data: Dataset, model: LanguageModel) -> None:
+        """Raises ConfigError if the model restores no values."""
         if not any(isinstance(module, CompressedValues) for module in model.modules()):
             raise ConfigError(
                 "eval.reconstruction compares restored values with the values, and no attention of this model restores "
@@ -41,16 +39,13 @@ class Reconstruction:
 
         def see(layer: int, tensors: dict[str, Tensor]) -> None:
             restored, value = tensors["restored"].double(), tensors["value"].double()
-            found = torch.stack(
-                [(restored - value).square().sum(), value.square().sum(), value.new_tensor(value.numel())]
-            )
-            sums[layer] = sums.get(layer, torch.zeros(3, dtype=torch.float64)) + found.cpu()
+            found = [(restored - value).square().sum(), value.square().sum(), value.new_tensor(value.numel())]
+            sums[layer] = sums.get(layer, torch.zeros(3, dtype=torch.float64)) + torch.stack(found).cpu()
 
-        model: Any = subject.model
-        with observing(model, see):
+        with observing(subject.model, see):
             for inputs, _ in subject.batches(size=self.batch_size, limit=self.batches * self.batch_size):
                 with subject.autocast():
-                    model.hidden(inputs)
+                    subject.model.hidden(inputs)
         rows: Table = [
             {"layer": layer, "mse": float(error / count), "relative_error": float(error / square)}
             for layer, (error, square, count) in sorted(sums.items())

@@ -1,30 +1,100 @@
-"""Small tasks over long rows, answered by likelihood among candidates."""
+"""Small tasks over long rows after RULER, answered by likelihood among candidates."""
+
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
 
 import numpy as np
 
-from newllm.data import Dataset, Tokenizer
+from newllm.data import Dataset
 from newllm.data.passkey import ask
-from newllm.errors import ConfigError, RunError
-from newllm.evaluation import lengths as given
-from newllm.evaluation.bounds import require
-from newllm.evaluation.needles import Trial, check_counts, generator, judge_at, stretch, too_short
-from newllm.evaluation.passkey import trained
-from newllm.evaluation.puzzles import MOST_KEYS, TASKS
-from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.errors import ConfigError
+from newllm.evaluation.limits import check_lengths, require_positive
+from newllm.evaluation.retrieval import Retrieval, Trial, generator, summarize, take_filler
+from newllm.evaluation.subject import Table
 from newllm.model import LanguageModel
 from newllm.suggest import did_you_mean
 
+MOST_KEYS = 8  # two hops take three of the 26 letters for each
+_LETTERS = np.array(list(string.ascii_uppercase))
+_TOKENS_A_WORD = 8  # of the row for each word to be counted: the word takes five at most, the rest is filler
 
-class Ruler:
+
+@dataclass(frozen=True)
+class Puzzle:
+    """statements: in the order in which they stand in the text. query: its end. answers: the right one first."""
+
+    statements: list[str]
+    query: str
+    answers: list[str]
+
+
+def needle(random: np.random.Generator, keys: int, length: int) -> Puzzle:
+    """``<<K:7>>``, asked for by ``<<K:``; the answers are all ten digits, of which the text names one."""
+    digits = random.permutation(10)
+    key = random.choice(_LETTERS)
+    return Puzzle([f"<<{key}:{digits[0]}>>"], f"<<{key}:", [str(digit) for digit in digits])
+
+
+def multi_key_needle(random: np.random.Generator, keys: int, length: int) -> Puzzle:
+    """`keys` needles with other letters and digits; the answers are their digits."""
+    return _chains(random, keys, hops=0)
+
+
+def one_hop(random: np.random.Generator, keys: int, length: int) -> Puzzle:
+    """`keys` chains ``<<A:7>>`` … ``<<B:A>>``, asked for by ``<<value of B:``; the answers are their digits."""
+    return _chains(random, keys, hops=1)
+
+
+def two_hops(random: np.random.Generator, keys: int, length: int) -> Puzzle:
+    """`keys` chains ``<<A:7>>`` … ``<<B:A>>`` … ``<<C:B>>``, asked for by ``<<value of C:``."""
+    return _chains(random, keys, hops=2)
+
+
+def _chains(random: np.random.Generator, keys: int, hops: int) -> Puzzle:
+    """Chains mix at random, each in its own order; the first one is asked for."""
+    links = random.permutation(_LETTERS)[: keys * (hops + 1)].reshape(keys, hops + 1).tolist()
+    digits = [str(digit) for digit in random.permutation(10)[:keys]]
+    left = [
+        [f"<<{letter}:{value}>>" for letter, value in zip(chain, [digit, *chain], strict=False)]
+        for chain, digit in zip(links, digits, strict=True)
+    ]
+    turns = random.permutation(np.repeat(np.arange(keys), hops + 1))
+    asked = links[0][-1]
+    return Puzzle([left[chain].pop(0) for chain in turns], f"<<value of {asked}:" if hops else f"<<{asked}:", digits)
+
+
+def frequent_word(random: np.random.Generator, keys: int, length: int) -> Puzzle:
+    """``<<A>>`` … ``<<C>>`` …, one word for every 8 tokens of the row, asked for by ``<<most frequent:``.
+
+    Of the `keys` letters one stands twice as often as the others do on average, or a little more; the answers are
+    these letters.
+    """
+    letters = random.permutation(_LETTERS)[:keys].tolist()
+    count = max(keys + 1, length // _TOKENS_A_WORD)
+    first = ceil(2 * count / (keys + 1))
+    others = [letters[1 + i % (keys - 1)] for i in range(count - first)]
+    words = random.permutation([letters[0]] * first + others)
+    return Puzzle([f"<<{word}>>" for word in words], "<<most frequent:", letters)
+
+
+TASKS: dict[str, Callable[[np.random.Generator, int, int], Puzzle]] = {
+    task.__name__: task for task in (needle, multi_key_needle, one_hop, two_hops, frequent_word)
+}
+
+
+class Ruler(Retrieval):
     """Five tasks after RULER (Hsieh et al. 2024, arXiv 2404.06654), in texts that a small model may cope with.
 
-    A row is filler with statements at random places, a query, and an answer; the texts are in
-    `newllm.evaluation.puzzles`. needle and multi_key_needle find a key's digit, one_hop and two_hops follow names to a
-    digit, frequent_word counts. Needles have keys, so a query has one answer.
+    A row is filler with statements at random places, a query, and an answer. needle and multi_key_needle find a key's
+    digit, one_hop and two_hops follow names to a digit, frequent_word counts. Needles have keys, so a query has one
+    answer.
 
     The model chooses among candidates: the one with the least mean nats per token, from its first token on. A
-    candidate is a digit or letter, in a byte-level BPE a single token, so that this is its log-probability. But for
-    needle, where all ten digits are, candidates are what the text names, and copying any of them is at chance.
+    candidate is a digit or letter, in a byte-level BPE a single token, so that this is its log-probability. Except
+    for needle, whose candidates are all ten digits, candidates are what the text names, and copying any is at chance.
     ``ruler/<task>@N``: share of trials in which the right candidate wins; the model reads N tokens.
     tables/ruler.csv adds chance (1 / candidates), margin (mean nats per token of the wrong candidates − of the right
     one) and Wilson's 95 % interval of the share.
@@ -34,6 +104,8 @@ class Ruler:
     on one text and tokenizer, whatever the seed of the run.
     """
 
+    name, title = "ruler", "Small RULER tasks"
+
     def __init__(
         self,
         lengths: list[int | str] = ["1x", "2x", "4x"],  # noqa: B006 (only read)
@@ -42,7 +114,7 @@ class Ruler:
         keys: int = 4,
         seed: int = 0,
     ):
-        given.check(lengths, "eval.ruler.lengths")
+        check_lengths(lengths, "eval.ruler.lengths")
         if not lengths or not tasks:
             raise ConfigError("eval.ruler needs a length and a task, as in lengths=[1x,2x] and tasks=[needle].")
         for task in tasks:
@@ -50,64 +122,43 @@ class Ruler:
                 raise ConfigError(f"eval.ruler.tasks: there is no {task}; {did_you_mean(task, list(TASKS))}.")
         if not 2 <= keys <= MOST_KEYS:
             raise ConfigError(f"eval.ruler.keys must be from 2 to {MOST_KEYS}, as in eval.ruler.keys=4; got {keys}.")
-        check_counts("eval.ruler", trials=trials)
+        require_positive("eval.ruler", trials=trials)
         self.lengths, self.tasks, self.trials, self.keys, self.seed = lengths, tasks, trials, keys, seed
 
-    def check(self, data: Dataset, model: LanguageModel, memory: bool = True) -> None:
-        """ConfigError for lengths that this text, encoding or memory cannot give, or that a task does not fit into."""
-        lengths = self._lengths(model)
-        require("eval.ruler.lengths", lengths, model, len(data.val_tokens), memory)
+    def rounds(self, data: Dataset, model: LanguageModel, lengths: list[int]) -> Iterator[list[Trial]]:
         for task in self.tasks:
-            self._trial(task, data.tokenizer, data.val_tokens, lengths[0], 0)
+            for length in lengths:
+                yield [self._trial(task, data, length, number) for number in range(self.trials)]
 
-    def __call__(self, subject: Subject) -> Findings:
-        self.check(subject.data, subject.model, memory=False)
-        tokenizer, text = subject.data.tokenizer, subject.data.val_tokens
-        metrics: dict[str, float] = {}
-        table: Table = []
-        screen: dict[str, dict[str, float | str]] = {}
-        failures: list[str] = []
-        for task in self.tasks:
-            for length in self._lengths(subject.model):
-                trials = [self._trial(task, tokenizer, text, length, number) for number in range(self.trials)]
-                outcomes, failed = judge_at(subject, length, trials)
-                if outcomes is None:
-                    failures.append(f"FAILED: {task} of {length:,} tokens: {failed}")
-                    continue
-                found = outcomes.of(slice(None))
-                chance = 1 / len(trials[0].candidates)
-                metrics[f"ruler/{task}@{length}"] = float(found["accuracy"])
-                kept = {name: found[name] for name in ("trials", "margin", "low", "high")}
-                table.append({"task": task, "length": length, "accuracy": found["accuracy"], "chance": chance, **kept})
-                line = screen.setdefault(task, {"task": task, "chance": chance})
-                line[f"{length:,} tokens"] = f"{found['accuracy']:.2f}{' *' if found['low'] > chance else ''}"
-        if not table:
-            raise RunError(f"eval.ruler has measured nothing; {failures[0]}.")
-        body: list = [
-            list(screen.values()),
-            f"Accuracy of {self.trials} trials: the right candidate is the likeliest; chance is 1 / candidates; * its "
-            "95 % interval is above chance",
-            trained(subject),
-            *failures,
-        ]
-        return Findings("Small RULER tasks", metrics, {"ruler": table}, body)
-
-    def _lengths(self, model: LanguageModel) -> list[int]:
-        return given.parse(self.lengths, model.seq_len, "eval.ruler.lengths")
-
-    def _trial(self, task: str, tokenizer: Tokenizer, text: np.ndarray, length: int, number: int) -> Trial:
+    def _trial(self, task: str, data: Dataset, length: int, number: int) -> Trial:
         """Prompt and longest candidate have length + 1 tokens, of which a model reads `length`."""
         random = generator(self.seed, "ruler", task, length, number)
         puzzle = TASKS[task](random, self.keys, length)
-        answers = ask(tokenizer, puzzle.query, *puzzle.answers)
+        answers = ask(data.tokenizer, puzzle.query, *puzzle.answers)
         query = answers[0].query
-        statements = [tokenizer.encode(statement) for statement in puzzle.statements]
+        statements = [data.tokenizer.encode(statement) for statement in puzzle.statements]
         room = length + 1 - max(len(one.answer) for one in answers) - len(query) - sum(map(len, statements))
         if room < 1:
-            raise too_short("eval.ruler.lengths", length, length + 1 - room, task)
-        filler = stretch(text, room, random)
+            raise self.too_short(length, length + 1 - room, task)
+        words = take_filler(data.val_tokens, room, random)
         places = np.sort(random.integers(1, room + 1, size=len(statements)))  # a token of filler comes first
-        prompt = filler[: places[0]]
+        prompt = words[: places[0]]
         for statement, start, end in zip(statements, places, [*places[1:], room], strict=True):
-            prompt += [*statement, *filler[start:end]]
-        return Trial(prompt + query, [one.answer for one in answers])
+            prompt += [*statement, *words[start:end]]
+        labels = {"task": task, "length": length, "chance": 1 / len(answers)}
+        return Trial(labels, prompt + query, [one.answer for one in answers])
+
+    def report(self, judged: list[dict[str, Any]], seq_len: int) -> tuple[dict[str, float], Table, list[str | Table]]:
+        columns = ("task", "length", "accuracy", "chance", "trials", "margin", "low", "high")
+        summary = summarize(judged, "task", "length", "chance")
+        metrics = {f"ruler/{row['task']}@{row['length']}": row["accuracy"] for row in summary}
+        screen: dict[str, dict[str, Any]] = {}
+        for row in summary:
+            line = screen.setdefault(row["task"], {"task": row["task"], "chance": row["chance"]})
+            above = " *" if row["low"] > row["chance"] else ""
+            line[f"{row['length']:,} tokens"] = f"{row['accuracy']:.2f}{above}"
+        return metrics, [{column: row[column] for column in columns} for row in summary], [
+            list(screen.values()),
+            f"Accuracy of {self.trials} trials: the right candidate is the likeliest; chance is 1 / candidates; * its "
+            "95 % interval is above chance",
+        ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The model and data under evaluation, what an evaluator finds, and the loop over evaluators."""
+"""The model and data under evaluation, what an evaluator reports, and the loop over evaluators."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +16,7 @@ from newllm.errors import RunError
 from newllm.evaluation.diagnosis import diagnose
 from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
-from newllm.training.loss import token_losses
+from newllm.training.loss import IGNORED, token_losses
 
 Table = list[dict[str, Any]]
 
@@ -25,7 +25,7 @@ TOKENS = 4096  # of a batch at least: large enough for matrix products to be wor
 
 @dataclass
 class Findings:
-    """What one evaluator reports."""
+    """What an evaluator, or another part of a run, reports."""
 
     title: str
     metrics: dict[str, float] = field(default_factory=dict)  # results.json: name -> number
@@ -35,7 +35,7 @@ class Findings:
 
 @dataclass
 class Subject:
-    """A model with the data it is judged on. What several evaluators need is computed once.
+    """A model with the data that it is judged on. What several evaluators need is computed once.
 
     read: the data as a stage before training has left it, which training read; None: made again when it is needed.
     """
@@ -52,7 +52,7 @@ class Subject:
 
     @property
     def tokens(self) -> int:
-        """Tokens that a batch may have: as many as training's, which needed more memory for each."""
+        """Tokens that a batch may have: as many as in training, which needed more memory for each."""
         return max(TOKENS, self.batch_size * self.model.seq_len)
 
     def batches(
@@ -64,7 +64,7 @@ class Subject:
         """
         rows = self.data.val if rows is None else rows
         end = len(rows) if limit is None else min(limit, len(rows))
-        if size is None and end:
+        if end and size is None:
             size = max(1, self.tokens // rows.batch(np.arange(1))[0].shape[1])
         for start in range(0, end, size or 1):
             inputs, labels = rows.batch(np.arange(start, min(start + (size or 1), end)))
@@ -72,7 +72,7 @@ class Subject:
 
     @contextmanager
     def computing(self) -> Iterator[LanguageModel]:
-        """The model for forward passes without gradients in the run's precision, its weights cast but once."""
+        """The model for forward passes without gradients in the run's precision; its weights are cast only once."""
         with torch.inference_mode(), self.autocast():
             device = self.device.type
             if not torch.is_autocast_enabled(device):
@@ -100,15 +100,6 @@ class Subject:
             self.read = self.model.as_trained(self.data, self.device, "bf16" if bf16 else "fp32")
         return self.read
 
-    @contextmanager
-    def at_length(self, length: int) -> Iterator[None]:
-        """For inputs of `length` tokens: an inference-time scaling without a factor of its own takes theirs."""
-        self.model.position.adapt(length)
-        try:
-            yield
-        finally:
-            self.model.position.adapt(self.model.seq_len)
-
     def losses_of(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Nats of each label [B, T] in fp32, 0 where the label is -100.
 
@@ -126,7 +117,7 @@ class Subject:
                     losses.append(_losses(model, batch_inputs, batch_labels).cpu().numpy())
                 labels.append(batch_labels.cpu().numpy().astype(np.int32))
             all_labels = np.concatenate(labels)
-            self._scored = np.concatenate(losses), all_labels != -100, all_labels
+            self._scored = np.concatenate(losses), all_labels != IGNORED, all_labels
         return self._scored
 
     def token_losses(self) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +147,7 @@ class Subject:
 
 
 def _losses(model: LanguageModel, inputs: Tensor, labels: Tensor) -> Tensor:
-    scored = labels != -100
+    scored = labels != IGNORED
     losses = torch.zeros(labels.shape, device=labels.device)
     losses[scored] = token_losses(model.hidden(inputs)[scored], model.head_weight, labels[scored])
     return losses

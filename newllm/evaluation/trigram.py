@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from newllm.errors import ConfigError
-from newllm.evaluation.ngram import KneserNey
+from newllm.evaluation.kneser_ney import KneserNey
+from newllm.evaluation.limits import require_positive
 from newllm.evaluation.subject import Findings, Subject
 
 _TOKENS = 2_000_000  # read at a time
@@ -23,10 +23,7 @@ class Trigram:
     """
 
     def __init__(self, max_tokens: int = 20_000_000):
-        if max_tokens < 1:
-            raise ConfigError(
-                f"eval.trigram.max_tokens must be at least 1, as in eval.trigram.max_tokens=20000000; got {max_tokens}."
-            )
+        require_positive("eval.trigram", max_tokens=max_tokens)
         self.max_tokens = max_tokens
 
     def __call__(self, subject: Subject) -> Findings:
@@ -35,14 +32,12 @@ class Trigram:
         used = min(len(train), max(self.max_tokens // length, 1))
         model, step = KneserNey(subject.model.vocab_size), max(_TOKENS // length, 1)
         for start in range(0, used, step):
-            inputs, labels = train.batch(np.arange(start, min(start + step, used)))
-            model.count(inputs.numpy(), labels.numpy())
+            model.count(*train.arrays(np.arange(start, min(start + step, used))))
         model.fit()
 
         nats, tokens = 0.0, 0
         for start in range(0, len(val), step):
-            inputs, labels = val.batch(np.arange(start, min(start + step, len(val))))
-            losses = model.losses(inputs.numpy(), labels.numpy())
+            losses = model.losses(*val.arrays(np.arange(start, min(start + step, len(val)))))
             nats += float(losses.sum())
             tokens += losses.size
 
@@ -50,10 +45,7 @@ class Trigram:
         ppl, ours = math.exp(nats / tokens), subject.bits_per_byte()
         verdict = f"beats the trigram by {1 - ours / bits:.1%}" if ours < bits else "DOES NOT BEAT the trigram"
         body: list = [
-            [
-                {"": "this model", "bits per byte": ours},
-                {"": "trigram (Kneser-Ney)", "bits per byte": bits},
-            ],
+            [{"": "this model", "bits per byte": ours}, {"": "trigram (Kneser-Ney)", "bits per byte": bits}],
             f"The model {verdict}; the trigram's perplexity is {ppl:.2f} ({subject.diagnose(ppl)})",
         ]
         counted, rows = used * length, len(subject.data.train) * length

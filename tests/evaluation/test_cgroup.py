@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from newllm.evaluation import cgroup, memory
+from newllm.evaluation import limits
 
 GIB = 1 << 30
 
@@ -15,8 +15,8 @@ def mounted(tmp_path, monkeypatch):
             (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "fs" / name).write_text(text)
         (tmp_path / "cgroup").write_text(own)
-        monkeypatch.setattr(cgroup, "_MOUNT", tmp_path / "fs")
-        monkeypatch.setattr(cgroup, "_SELF", tmp_path / "cgroup")
+        monkeypatch.setattr(limits, "_CGROUP_MOUNT", tmp_path / "fs")
+        monkeypatch.setattr(limits, "_CGROUP_SELF", tmp_path / "cgroup")
 
     return mount
 
@@ -31,13 +31,13 @@ def test_the_tightest_limit_on_the_way_up_counts_and_file_cache_does_not(mounted
         "job/step/memory.current": f"{GIB}\n",
     }
     mounted("0::/job/step\n", files)
-    assert cgroup.free_in_cgroup() == 2 * GIB
-    assert memory.free_bytes(torch.device("cpu")) <= 2 * GIB
+    assert limits.free_in_cgroup() == 2 * GIB
+    assert limits.free_bytes(torch.device("cpu")) <= 2 * GIB
 
 
 def test_version_1_and_no_limit(mounted):
     mounted("0::/\n", {"memory.max": "max\n"})
-    assert cgroup.free_in_cgroup() is None
+    assert limits.free_in_cgroup() is None
     limit = {"memory/a/memory.limit_in_bytes": f"{2 * GIB}", "memory/a/memory.usage_in_bytes": f"{3 * GIB}"}
     mounted("4:memory:/a\n", limit)
-    assert cgroup.free_in_cgroup() == 0
+    assert limits.free_in_cgroup() == 0

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from newllm.errors import ConfigError
-from newllm.evaluation import distance
 from newllm.evaluation.distance import Distance
 from tests.support.retrieval import asked, copier, slow_nats, uniform
 
@@ -15,7 +14,7 @@ MARKER = re.compile(rb"<<PASS:[-\d]+>>")
 
 def test_the_key_stands_so_many_tokens_before_the_query(monkeypatch, subject):
     evaluator = Distance(length="8x", distances=["1x", 40, "4x", "8x"], trials=3)
-    (trials,) = asked(monkeypatch, distance, evaluator, subject).values()
+    (trials,) = asked(monkeypatch, evaluator, subject).values()
     prompts = [bytes(trial.prompt) for trial in trials]
     assert {len(trial.prompt) + len(one) for trial in trials for one in trial.candidates} == {257}
     query = 257 - len("0-0-0-0-0>>") - len("<<PASS:")
@@ -30,7 +29,7 @@ def test_the_key_stands_so_many_tokens_before_the_query(monkeypatch, subject):
 
 def test_numbers_are_those_of_full_logits(monkeypatch, subject):
     evaluator = Distance(length=160, distances=[40, 120], trials=3)
-    (trials,) = asked(monkeypatch, distance, evaluator, subject).values()
+    (trials,) = asked(monkeypatch, evaluator, subject).values()
     found = evaluator(subject)
     nats = np.array([[slow_nats(subject, trial.prompt, one) for one in trial.candidates] for trial in trials])
     margins = (nats[:, 1] - nats[:, 0]).reshape(2, 3)

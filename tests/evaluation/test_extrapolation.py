@@ -12,10 +12,9 @@ import torch
 
 import newllm
 from newllm.errors import ConfigError, RunError
-from newllm.evaluation import bounds, memory
-from newllm.evaluation.extrapolation import Extrapolation, measure
-from newllm.evaluation.lengths import parse
-from newllm.evaluation.memory import longest_row, row_bytes
+from newllm.evaluation import limits
+from newllm.evaluation.extrapolation import Extrapolation
+from newllm.evaluation.limits import longest_row, parse_lengths, row_bytes
 from newllm.evaluation.subject import Findings, Subject
 from newllm.model import build_model
 from newllm.run.execute import run
@@ -212,7 +211,7 @@ def test_a_length_that_fails_leaves_the_numbers_of_the_others(subject, monkeypat
 
 def test_a_length_beyond_the_memory_at_hand_is_not_tried(subject, monkeypatch):
     free = row_bytes(subject.model, 130)
-    monkeypatch.setattr(measure, "free_bytes", lambda device: free)
+    monkeypatch.setattr(limits, "free_bytes", lambda device: free)
     found = Extrapolation(sliding=[])(subject)
     assert set(found.metrics) == {
         f"extrapolation/{name}@{length}" for name in ("ppl", "tail_ppl") for length in LENGTHS[:3]
@@ -251,12 +250,12 @@ def test_lengths_beyond_a_table_of_positions_are_refused(small_model, subject):
 def test_lengths_beyond_the_memory_are_refused_with_the_longest_that_fits(subject, monkeypatch):
     free = row_bytes(subject.model, 200)
     assert longest_row(subject.model, free) == 200
-    monkeypatch.setattr(bounds, "free_bytes", lambda device: free)
+    monkeypatch.setattr(limits, "free_bytes", lambda device: free)
     with pytest.raises(
         ConfigError, match=r"256 tokens, and one takes .* the longest that fits has 200; .*\[32,64,128\]"
     ):
         Extrapolation().check(subject.data, subject.model)
-    monkeypatch.setattr(bounds, "free_bytes", lambda device: None)  # a system that does not say
+    monkeypatch.setattr(limits, "free_bytes", lambda device: None)  # a system that does not say
     Extrapolation().check(subject.data, subject.model)
 
 
@@ -272,26 +271,26 @@ def test_the_estimate_of_memory_holds_and_the_peak_grows_linearly(encoding, atte
             subject.losses_of(text[:, :length], text[:, 1 : length + 1])
 
         peaks.append(peak_bytes(read, held, subject.device) - sum(tensor.nbytes for tensor in held))
-        assert peaks[-1] < row_bytes(subject.model, length) < 8 * peaks[-1] + memory._TILES
+        assert peaks[-1] < row_bytes(subject.model, length) < 8 * peaks[-1] + limits._TILES
     assert peaks[2] - peaks[1] == pytest.approx(peaks[1] - peaks[0], rel=0.05)
 
 
 def test_free_memory_is_what_the_system_says(tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemFree:  5 kB\nMemAvailable:    7 kB\n")
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    assert memory.free_bytes(torch.device("cpu")) == 7 * 1024
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
-    assert memory.free_bytes(torch.device("cpu")) is None
+    monkeypatch.setattr(limits, "_MEMINFO", tmp_path / "meminfo")
+    assert limits.free_bytes(torch.device("cpu")) == 7 * 1024
+    monkeypatch.setattr(limits, "_MEMINFO", tmp_path / "none")
+    assert limits.free_bytes(torch.device("cpu")) is None
 
 
 def test_lengths_are_tokens_or_multiples():
-    assert parse(["4x", 100, "1x", "0.5x", 128], 128, "o") == [64, 100, 128, 512]
+    assert parse_lengths(["4x", 100, "1x", "0.5x", 128], 128, "o") == [64, 100, 128, 512]
     for wrong in ("x4", "4", "2048 tokens", "-1x"):
         with pytest.raises(ConfigError, match=r"o must be tokens or multiples of the training length, as in"):
-            parse([wrong], 128, "o")
+            parse_lengths([wrong], 128, "o")
     for short in (1, -5, 0, "0.01x"):
         with pytest.raises(ConfigError, match=r"o must be 2 tokens or more each"):
-            parse([short], 128, "o")
+            parse_lengths([short], 128, "o")
 
 
 @pytest.mark.parametrize(
@@ -300,9 +299,9 @@ def test_lengths_are_tokens_or_multiples():
         ({"lengths": []}, "must have one length at least"),
         ({"lengths": ["2k"]}, r"eval.extrapolation.lengths must be tokens or multiples .* got '2k'"),
         ({"sliding": ["x"]}, "eval.extrapolation.sliding must be tokens or multiples"),
-        ({"chunks": 0}, "eval.extrapolation.chunks must be at least 1"),
-        ({"tail": 0}, "eval.extrapolation.tail must be at least 1"),
-        ({"stride": -1}, "eval.extrapolation.stride must be at least 1"),
+        ({"chunks": 0}, "eval.extrapolation.chunks must be above 0"),
+        ({"tail": 0}, "eval.extrapolation.tail must be above 0"),
+        ({"stride": -1}, "eval.extrapolation.stride must be above 0"),
         ({"slices": False, "tail": None, "positions": False, "sliding": []}, "all its parts off"),
     ],
 )

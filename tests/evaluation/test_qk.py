@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from newllm.evaluation.observe import Statistics, observing
-from newllm.evaluation.qk import QueryKey, massive
+from newllm.evaluation.observe import observing
+from newllm.evaluation.qk import QueryKey, Statistics, band_rows, massive
 from tests.support.evaluation_subject import make_subject
 
 
@@ -48,12 +48,10 @@ PAIRS = [(0, 4, 1.0), (1, 5, 0.1), (2, 6, 0.01), (3, 7, 0.001)]  # half layout, 
 
 
 def bands(x, pairs=PAIRS):
-    from newllm.evaluation.qk import _band_rows
-
-    stats = Statistics(pairs=pairs)
+    stats = Statistics(pairs)
     for part in x.split(1):
         stats.add(part)
-    return {(row["cut"], row["band"]): row for row in _band_rows(stats)}
+    return {(row["cut"], row["band"]): row for row in band_rows(stats)}
 
 
 def test_only_the_lowest_frequency_large_lands_in_the_low_band():
@@ -111,7 +109,7 @@ def test_every_dim_is_in_one_band(encoding, attention, rotary, passed):
 def test_massive_dims_of_each_head():
     x = torch.ones(4, 2, 16, 12)
     x[:, 1, :, 9] = 100.0
-    stats = Statistics()
+    stats = Statistics([])
     for part in x.split(2):
         stats.add(part)
     norms = stats.norms()

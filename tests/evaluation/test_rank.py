@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from newllm.evaluation.rank import EffectiveRank, collect
+from newllm.evaluation.rank import EffectiveRank, hidden_states
 from tests.support.evaluation_subject import LENGTH
 
 
 def test_layers_against_their_own_forward_pass(subject):
     positions = 5 * LENGTH
-    states = collect(subject, positions)
+    states = hidden_states(subject, positions)
     inputs, _ = subject.data.val.batch(np.arange(5))
     with torch.no_grad():
         x = subject.model.embed(inputs)

@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 
 from newllm.errors import ConfigError
-from newllm.evaluation import ruler
-from newllm.evaluation.needles import generator
-from newllm.evaluation.puzzles import TASKS
-from newllm.evaluation.ruler import Ruler
+from newllm.evaluation.retrieval import generator
+from newllm.evaluation.ruler import TASKS, Ruler
 from tests.support.retrieval import asked, copier, slow_nats, uniform
 
 SAID = re.compile(rb"<<(\w):(\w)>>")
 
 
 def trials_of(monkeypatch, task, subject, length=160, **options):
-    return asked(monkeypatch, ruler, Ruler(lengths=[length], tasks=[task], **options), subject)[length]
+    return asked(monkeypatch, Ruler(lengths=[length], tasks=[task], **options), subject)[length]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -82,7 +80,7 @@ def test_texts_repeat_to_the_byte():
 @pytest.mark.parametrize("task", TASKS)
 def test_numbers_are_those_of_full_logits(monkeypatch, subject, task):
     evaluator = Ruler(lengths=[150], tasks=[task], trials=3)
-    trials = asked(monkeypatch, ruler, evaluator, subject)[150]
+    trials = asked(monkeypatch, evaluator, subject)[150]
     found = evaluator(subject)
     nats = [[slow_nats(subject, trial.prompt, one) for one in trial.candidates] for trial in trials]
     (row,) = found.tables["ruler"]

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from newllm.evaluation.ngram import KneserNey, discounts
+from newllm.evaluation.kneser_ney import KneserNey, discounts
 from newllm.evaluation.trigram import Trigram
 
 

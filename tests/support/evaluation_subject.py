@@ -37,8 +37,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.inputs[indices], self.labels[indices]
+
     def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(self.inputs[indices]), torch.from_numpy(self.labels[indices])
+        inputs, labels = self.arrays(indices)
+        return torch.from_numpy(inputs), torch.from_numpy(labels)
 
 
 @dataclass

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from newllm.evaluation.needles import Outcomes, Trial
+from newllm.evaluation import retrieval
+from newllm.evaluation.retrieval import Trial
 from newllm.evaluation.subject import Subject
 from tests.support.evaluation_subject import make_subject
 
@@ -78,17 +79,16 @@ def uniform() -> Subject:
     return subject
 
 
-def asked(monkeypatch, module, evaluator, subject) -> dict[int, list[Trial]]:
-    """length -> all trials that the evaluator asks of it. module: where it lives."""
+def asked(monkeypatch, evaluator, subject) -> dict[int, list[Trial]]:
+    """length -> all trials that the evaluator asks of it."""
     found: dict[int, list[Trial]] = {}
 
-    def note(_, length, trials):
-        found.setdefault(length, []).extend(trials)
-        nothing = np.zeros(len(trials))
-        return Outcomes(nothing, nothing > 0, nothing > 0), ""
+    def note(_, trials):
+        found.setdefault(trials[0].labels["length"], []).extend(trials)
+        return [{**trial.labels, "margin": 0.0, "right": False, "exact": False} for trial in trials], ""
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "judge_at", note)
+        patch.setattr(retrieval, "judge_or_fail", note)
         evaluator(subject)
     return found
 

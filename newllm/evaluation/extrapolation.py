@@ -1,0 +1,277 @@
+"""Perplexity at other lengths than that of training."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from newllm.data.dataset import Dataset, Rows
+from newllm.errors import ConfigError, RunError
+from newllm.evaluation.limits import check_lengths, parse_lengths, require_positive, require_room, try_length
+from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.model import LanguageModel
+from newllm.training.loss import IGNORED
+
+_OPTION = "eval.extrapolation"
+_METRICS = {"slices": "ppl", "tail": "tail_ppl", "sliding": "sliding_ppl"}
+
+
+class Extrapolation:
+    """Perplexity of the validation text in windows of other lengths N than the training length.
+
+    slices: ``extrapolation/ppl@N``, exp of the mean loss of the chunks ``val[i N : (i + 1) N]``, each read by itself
+    (N − 1 inputs, N − 1 targets): non-overlapping inference, as most length studies publish (Press et al. 2022, arXiv
+    2108.12409, appendix B). Each N scores other text, and the first tokens of a window have little context: it
+    ranks models at one N and does not compare lengths.
+
+    tail: ``extrapolation/tail_ppl@N``, of the last `tail` tokens of windows that end at the same places whatever
+    their length. All N score the same targets, so the difference is what more context gives, or costs. Where the
+    shortest length is below twice `tail`, half of that length is scored.
+
+    positions: tables/extrapolation_positions.csv, the mean loss of the slices' targets with 1, 2 – 3, 4 – 7 … tokens
+    before them and its standard error over windows; the perplexity is exp of the mean.
+
+    sliding: ``extrapolation/sliding_ppl@N`` of windows of N tokens that move on by `stride` (null: N / 2) and score
+    their last `stride` tokens only, so that each of these has N − stride tokens before it at least. All these N
+    score the same text, up to a part of a stride at its end.
+
+    tables/extrapolation.csv has a line per length and protocol: windows (chunks), tokens scored, loss with its
+    standard error over windows, and the UTF-8 bytes of the text scored. A length that fails is named there and costs
+    the others nothing. Perplexity hides much of what long context does to a model, since most tokens need near context
+    only (Fang et al. 2024, arXiv 2410.23771).
+
+    lengths, sliding: tokens, or multiples of the training length as in "4x". chunks: windows at each length, fewer
+    where the text ends; the windows of `tail` end where the longest slices do. Time is that of reading all these
+    tokens; memory grows linearly with the length (`newllm.evaluation.limits`).
+    """
+
+    def __init__(
+        self,
+        lengths: list[int | str] = ["1x", "2x", "4x", "8x"],  # noqa: B006 (only read)
+        chunks: int = 10,
+        slices: bool = True,
+        tail: int | None = 256,
+        positions: bool = True,
+        sliding: list[int | str] = ["1x"],  # noqa: B006
+        stride: int | None = None,
+    ):
+        check_lengths(lengths, f"{_OPTION}.lengths")
+        check_lengths(sliding, f"{_OPTION}.sliding")
+        if not lengths:
+            raise ConfigError(f"{_OPTION}.lengths must have one length at least, as in [1x,2x,4x,8x]; got [].")
+        require_positive(_OPTION, chunks=chunks, tail=tail, stride=stride)
+        if not (slices or tail or positions or sliding):
+            raise ConfigError(f"{_OPTION} has all its parts off: type {_OPTION}.slices=true, or leave it out of eval.")
+        self.lengths, self.chunks = lengths, chunks
+        self.slices, self.tail, self.positions = slices, tail, positions
+        self.sliding, self.stride = sliding, stride
+
+    def check(self, data: Dataset, model: LanguageModel) -> None:
+        """Raises ConfigError for lengths that this text, encoding or memory has no room for.
+
+        Adds a note to `data` if the text fills fewer windows of a length than `chunks`.
+        """
+        tokens = len(data.val_tokens)
+        lengths = parse_lengths(self.lengths, model.seq_len, f"{_OPTION}.lengths")
+        sliding = parse_lengths(self.sliding, model.seq_len, f"{_OPTION}.sliding")
+        room = tokens * 2 // 3 if self.stride is None else tokens - self.stride  # for a window and a stride
+        for length in sliding:
+            if self.stride is not None and self.stride >= length:
+                raise ConfigError(
+                    f"{_OPTION}.stride must be smaller than the window of {length} tokens that moves by it, as in "
+                    f"{_OPTION}.stride={length // 2}; got {self.stride}."
+                )
+        require_room(f"{_OPTION}.lengths", lengths, model, tokens)
+        require_room(f"{_OPTION}.sliding", sliding, model, room)
+        parts = self._parts(tokens, model.seq_len)
+        fewer = [
+            f"{len(part.starts)} windows of {part.length:,}"
+            for part in parts
+            if part.protocol == parts[0].protocol != "sliding" and len(part.starts) < self.chunks
+        ]
+        if fewer:
+            data.notes.append(
+                f"{_OPTION}.chunks={self.chunks} is more than {tokens:,} tokens of validation text hold: there are "
+                f"{', '.join(fewer)}"
+            )
+
+    def __call__(self, subject: Subject) -> Findings:
+        parts = self._parts(len(subject.data.val_tokens), subject.model.seq_len)
+        for before, part in zip([None, *parts], parts, strict=False):
+            _measure(part, subject, before)
+        failures = [f"{part.protocol} of {part.length:,} tokens: {part.failed}" for part in parts if part.failed]
+        if len(failures) == len(parts):
+            raise RunError(f"{_OPTION} has measured nothing: {failures[0]}.")
+        shown = [part for part in parts if self.slices or part.protocol != "slices"]
+        lines = [
+            {"length": part.length, "protocol": part.protocol, "chunks": len(part.starts),
+             **part.numbers, "failed": part.failed}
+            for part in shown
+        ]  # fmt: skip
+        bins = [
+            {"length": part.length, **row}
+            for part in parts
+            if self.positions and part.protocol == "slices" and not part.failed
+            for row in _by_position(part.losses)
+        ]
+        tables = {"extrapolation": lines, "extrapolation_positions": bins}
+        metrics = {
+            f"extrapolation/{_METRICS[part.protocol]}@{part.length}": part.numbers["ppl"]
+            for part in shown
+            if not part.failed
+        }
+        body = [
+            *(_screen(shown, subject) if shown else []),
+            *(_screen_of_positions(bins) if bins else []),
+            *(f"FAILED: {failure}" for failure in failures),
+            "Perplexity hides much of long-context failure, since most tokens need near context only",
+        ]
+        return Findings("Extrapolation", metrics, {name: rows for name, rows in tables.items() if rows}, body)
+
+    def _parts(self, tokens: int, seq_len: int) -> list["Part"]:
+        """Everything to be measured on a text of `tokens` tokens, the shortest windows first."""
+        lengths = parse_lengths(self.lengths, seq_len, f"{_OPTION}.lengths")
+        sliding = parse_lengths(self.sliding, seq_len, f"{_OPTION}.sliding")
+
+        def slices(length: int) -> np.ndarray:
+            return np.arange(min(self.chunks, tokens // length), dtype=np.int64) * length
+
+        parts = []
+        ends = slices(lengths[-1]) + lengths[-1]
+        for length in lengths:
+            if self.slices or self.positions:
+                parts.append(Part("slices", slices(length), length, scored=length - 1))
+            if self.tail is not None:
+                parts.append(Part("tail", ends - length, length, scored=min(self.tail, lengths[0] // 2)))
+        for length in sliding:  # the targets from the longest window on, in whole strides
+            stride = length // 2 if self.stride is None else self.stride
+            end = min(tokens, (self.chunks + 1) * sliding[-1])
+            steps = np.arange((end - sliding[-1]) // stride, dtype=np.int64)
+            parts.append(Part("sliding", sliding[-1] + (steps + 1) * stride - length, length, scored=stride))
+        return parts
+
+
+@dataclass
+class Part:
+    """The windows ``val[start : start + length]`` of one protocol and length, and what a model made of them."""
+
+    protocol: str  # slices | tail | sliding
+    starts: np.ndarray  # int64 [N]
+    length: int  # length - 1 inputs and as many targets
+    scored: int  # the last targets of each window, which count
+    losses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # fp32 [N, scored] nats
+    numbers: dict[str, Any] = field(default_factory=dict)  # tokens, loss, se, ppl, bytes, bits_per_byte
+    failed: str = ""  # the reason
+    seconds: float = 0.0  # not in a table, whose numbers repeat to the bit
+
+
+def _measure(part: Part, subject: Subject, before: Part | None) -> None:
+    """Losses of the windows, taken from the part `before` if that has read the same windows."""
+    began = time.perf_counter()
+    text = subject.data.val_tokens
+
+    def read() -> np.ndarray:
+        found = []
+        for inputs, labels in subject.batches(Rows(text, part.starts, part.length - 1)):
+            labels[:, : part.length - 1 - part.scored] = IGNORED  # logits are made of the scored targets only
+            found.append(subject.losses_of(inputs, labels)[:, -part.scored :].cpu().numpy())
+        return np.concatenate(found)
+
+    if (
+        before is not None
+        and not before.failed
+        and before.length == part.length
+        and before.scored >= part.scored
+        and np.array_equal(before.starts, part.starts)
+    ):
+        part.losses = before.losses[:, -part.scored :]
+    else:
+        losses, part.failed = try_length(subject, part.length, read)
+        if losses is not None and not np.isfinite(losses).all():
+            part.failed = "its loss is not finite"
+        elif losses is not None:
+            part.losses = losses
+    if not part.failed:
+        loss, se = _mean(part.losses)
+        targets = text[part.starts[:, None] + np.arange(part.length - part.scored, part.length)]
+        text_bytes = int(subject.data.tokenizer.token_bytes[targets].sum())
+        part.numbers = {
+            "tokens": part.losses.size,
+            "loss": loss,
+            "se": se,
+            "ppl": math.exp(loss),
+            "bytes": text_bytes,
+            "bits_per_byte": loss * part.losses.size / math.log(2) / max(text_bytes, 1),
+        }
+    part.seconds = time.perf_counter() - began
+
+
+def _mean(losses: np.ndarray) -> tuple[float, float | None]:
+    """Mean loss of windows [N, scored] and its standard error over the windows, None for a single window.
+
+    All windows score as many tokens, so this is the mean of the windows' means and the token-weighted mean at once.
+    """
+    each = losses.mean(axis=1, dtype=np.float64)
+    return float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else None
+
+
+def _by_position(losses: np.ndarray) -> Table:
+    """Mean loss of the targets with 1, 2 – 3, 4 – 7 … tokens before them in the window, of slices' losses [N, L − 1].
+
+    from, to: a bin's tokens of context, from ≤ t < to. Weighted by tokens, the bins' means give that of the slices.
+    """
+    length = losses.shape[1] + 1
+    edges = [1 << power for power in range(length.bit_length()) if 1 << power < length]
+    rows: Table = []
+    for start, end in pairwise([*edges, length]):
+        part = losses[:, start - 1 : end - 1]
+        loss, se = _mean(part)
+        rows.append({"from": start, "to": end, "tokens": part.size, "loss": loss, "se": se, "ppl": float(np.exp(loss))})
+    return rows
+
+
+def _screen(shown: list[Part], subject: Subject) -> list[str | Table]:
+    """A line per length, with its perplexity by protocol and the rest of the first protocol; then what they mean."""
+    protocols = {part.protocol: part for part in shown}
+    rows: Table = []
+    for length in sorted({part.length for part in shown}):
+        here = [part for part in shown if part.length == length]
+        measured = [part for part in here if not part.failed]
+        row: dict[str, Any] = {"tokens": length, "trained": f"{length / subject.model.seq_len:g}x"}
+        row |= dict.fromkeys(protocols) | {part.protocol: part.numbers["ppl"] for part in measured}
+        for part in measured[:1]:
+            numbers = part.numbers
+            row["windows"] = len(part.starts)
+            row["bits per byte"] = numbers["bits_per_byte"]
+            row["verdict"] = subject.diagnose(numbers["ppl"], numbers["bytes"] / numbers["tokens"])
+        row["seconds"] = sum(part.seconds for part in here)
+        rows.append(row)
+    lines: list[str | Table] = [rows]
+    if "slices" in protocols:
+        lines.append(
+            "slices: rows that follow one another, each read by itself, as published; each length scores other text, "
+            "so they rank models at one length"
+        )
+    if tail := protocols.get("tail"):
+        lines.append(
+            f"tail: the last {tail.scored} tokens of windows that end at the same {len(tail.starts)} places: the same "
+            "targets at all lengths, so the difference is what more context gives"
+        )
+    if longest := protocols.get("sliding"):
+        lines.append(
+            "sliding: windows move on by a stride and score only that, so that every token has context "
+            f"({longest.length - longest.scored} tokens at least in the longest)"
+        )
+    return lines
+
+
+def _screen_of_positions(bins: Table) -> list[str | Table]:
+    longest = max(row["length"] for row in bins)
+    columns = ("from", "to", "loss", "se", "ppl")
+    return [
+        f"Loss by tokens of context (from ≤ t < to) in the slices of {longest:,} tokens; se over windows",
+        [{column: row[column] for column in columns} for row in bins if row["length"] == longest],
+    ]

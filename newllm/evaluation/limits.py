@@ -1,0 +1,190 @@
+"""What an evaluator may ask: counts, lengths of rows, the memory that a row takes, a model with attention."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from newllm.errors import ConfigError
+from newllm.evaluation.subject import Subject
+from newllm.model import LanguageModel
+
+T = TypeVar("T")
+
+_MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
+_SHORTEST = 2  # one token to read and one to predict
+_LOGITS = 1024  # positions whose logits exist at one time
+_TILES = 20 * (8 << 20)  # bytes of attention's tiles of scores and what is made of them: a learned bias needs most
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP_MOUNT = Path("/sys/fs/cgroup")
+_CGROUP_SELF = Path("/proc/self/cgroup")
+# Of version 2, then 1: its folder, the files of limit and use, and the part of the use that is file cache.
+_CGROUP_FILES = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def require_positive(node: str, **options: float | None) -> None:
+    """Raises ConfigError for an option of `node` (as in "eval.qk") that is 0 or less; None is allowed."""
+    for name, value in options.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{node}.{name} must be above 0, as in {node}.{name}=10; got {value}.")
+
+
+def require_attention(node: str, model: LanguageModel) -> None:
+    """Raises ConfigError if the evaluator `node` looks at attention and the model has none."""
+    if not all(hasattr(block, "attention") for block in model.blocks):
+        raise ConfigError(
+            f"{node} looks at attention, and {type(model).__name__} has none; leave it out, as in eval=[loss,accuracy]."
+        )
+
+
+def check_lengths(lengths: Sequence[int | str], option: str) -> None:
+    """Raises ConfigError unless each length is a number of tokens or a multiple such as "2x"."""
+    for length in lengths:
+        if not isinstance(length, int) and not _MULTIPLE.fullmatch(length):
+            raise ConfigError(
+                f"{option} must be tokens or multiples of the training length, as in [1024,4096] or [1x,2x,4x]; "
+                f"got {length!r}."
+            )
+
+
+def parse_lengths(lengths: Sequence[int | str], seq_len: int, option: str) -> list[int]:
+    """The lengths in tokens, ascending and distinct: "2x" is twice `seq_len`, rounded down, and 2048 is itself.
+
+    option: the key that errors name, such as "eval.extrapolation.lengths".
+    """
+    check_lengths(lengths, option)
+    tokens = {
+        length: length if isinstance(length, int) else int(float(length.removesuffix("x")) * seq_len)
+        for length in lengths
+    }
+    for length, count in tokens.items():
+        if count < _SHORTEST:
+            raise ConfigError(
+                f"{option} must be {_SHORTEST} tokens or more each, as in [{seq_len},{2 * seq_len}] or [1x,2x]; "
+                f"got {length}."
+            )
+    return sorted(set(tokens.values()))
+
+
+def require_room(option: str, lengths: list[int], model: LanguageModel, text: int, several: bool = True) -> None:
+    """Raises ConfigError if the text, the encoding or the memory has no room for the longest of `lengths` (ascending).
+
+    text: tokens of the longest row that the validation text can fill. several: whether the option is a list.
+    """
+    if not lengths:
+        return
+    longest, limit = lengths[-1], model.position.limit
+    bounds = [(text, f"the validation text has room for {text:,}", "give more text (samples, data.val_fraction)")]
+    if limit is not None:
+        table = f"pos_encoding has values for {limit:,} positions"
+        bounds.append((limit, table, "train with an encoding that has no table, as pos_encoding=rope"))
+    device = next(model.parameters()).device
+    free = free_bytes(device)
+    if free is not None:
+        takes = f"one takes about {_gigabytes(row_bytes(model, longest))}, of which {_gigabytes(free)} are free"
+        bounds.append((longest_row(model, free), f"{takes} on {device}", "take a machine with more memory"))
+    most, why, instead = min(bounds)
+    if longest > most:
+        fitting = ",".join(str(length) for length in lengths if length <= most) or str(most)
+        raise ConfigError(
+            f"{option} asks for rows of {longest:,} tokens, and {why}: the longest that fits has {most:,}; type "
+            f"{option}={f'[{fitting}]' if several else fitting}, or {instead}."
+        )
+
+
+def try_length(subject: Subject, length: int, measure: Callable[[], T], cache_bytes: int = 0) -> tuple[T | None, str]:
+    """The result of `measure()` on rows of `length` tokens, or None and the reason why it failed.
+
+    Out of memory is a reason and not an error, so that one length does not cost the numbers of the others. An
+    inference-time scaling without a factor of its own is set to `length` meanwhile. cache_bytes: needed beside a row.
+    """
+    needed, free = row_bytes(subject.model, length) + cache_bytes, free_bytes(subject.device)
+    if free is not None and needed > free:  # if it were tried, the system might kill the process
+        return None, f"a row takes about {_gigabytes(needed)} and {_gigabytes(free)} are free on {subject.device}"
+    try:
+        subject.model.position.adapt(length)
+        return measure(), ""
+    except (MemoryError, RuntimeError) as error:  # torch raises either when memory runs out
+        if subject.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None, (str(error) or type(error).__name__).splitlines()[0]
+    finally:
+        subject.model.position.adapt(subject.model.seq_len)
+
+
+def row_bytes(model: LanguageModel, length: int) -> int:
+    """Upper estimate of the bytes, beside the weights, that the losses of a row of `length` tokens take.
+
+    ``4 (2 S + 3 H) length + 8 * 1024 V + 160 MiB``. S is the sum of the output widths of one block's linear layers
+    (queries, keys, values, MLP …), each held twice in fp32 (as it comes, and rotated, activated or normed); H is the
+    hidden size, of the residual stream, its norm and the final states; V is the vocabulary, of which 1024 positions
+    at a time have logits and their exponentials. Linear in the length, since scores are made in tiles.
+    """
+    token, fixed = _memory(model)
+    return token * length + fixed
+
+
+def longest_row(model: LanguageModel, free: int) -> int:
+    """Tokens of the longest row that fits into `free` bytes by `row_bytes`; 0 if none does."""
+    token, fixed = _memory(model)
+    return max(0, (free - fixed) // token)
+
+
+def _memory(model: LanguageModel) -> tuple[int, int]:
+    """Bytes for each token of a row, and bytes for a row of any length."""
+    widths = [sum(one.out_features for one in block.modules() if isinstance(one, nn.Linear)) for block in model.blocks]
+    return 4 * (2 * max(widths) + 3 * model.hidden_size), 8 * _LOGITS * model.vocab_size + _TILES
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of the device, within the limit of a container or job; None if the system does not tell."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
+    if device.type != "cpu" or not _MEMINFO.exists():
+        return None
+    available = re.search(r"MemAvailable:\s+(\d+) kB", _MEMINFO.read_text())
+    bounds = [int(available[1]) * 1024 if available else None, free_in_cgroup()]
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def free_in_cgroup() -> int | None:
+    """Bytes left by the tightest memory limit of this process' cgroups and their parents; None without a limit.
+
+    Containers and SLURM set such limits, and /proc/meminfo does not show them.
+    """
+    lines = _CGROUP_SELF.read_text().splitlines() if _CGROUP_SELF.exists() else []
+    # A container sees its own cgroup as the root.
+    paths = {"/", *(line.split(":", 2)[2] for line in lines if line.count(":") >= 2)}
+    free = []
+    for path in paths:
+        for mount, limit, used, cache in _CGROUP_FILES:
+            root = _CGROUP_MOUNT / mount
+            folder = root / path.strip("/")
+            for level in (folder, *folder.parents):
+                if (most := _number(level / limit)) is not None:
+                    stat = (level / "memory.stat").read_text() if (level / "memory.stat").exists() else ""
+                    reclaimable = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
+                    taken = (_number(level / used) or 0) - (int(reclaimable[1]) if reclaimable else 0)
+                    free.append(max(0, most - taken))
+                if level == root:
+                    break
+    return min(free, default=None)
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # there is none, or it says "max"
+        return None
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"

@@ -1,0 +1,177 @@
+"""What the retrieval tasks share: rows that hide something, and candidates for what a query at the end asks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from newllm.data import Dataset
+from newllm.errors import ConfigError, RunError
+from newllm.evaluation.limits import parse_lengths, require_room, try_length
+from newllm.evaluation.scoring import score
+from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.model import LanguageModel
+from newllm.seeding import stream
+from newllm.training.loss import CHUNK, token_losses
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A prompt, and candidates of which the first is right. A row is the prompt and a candidate.
+
+    labels: what the trial is about, as columns of the table: its length in tokens, and depth, distance or task.
+    """
+
+    labels: dict[str, Any]
+    prompt: list[int]
+    candidates: list[list[int]]
+
+
+class Retrieval(ABC):
+    """Base of the tasks: subclasses say which trials are asked, and what is reported of them.
+
+    Trials come from the evaluator's seed alone, so all runs on one text and tokenizer get the same. A round of trials
+    that fails is named in the report and does not cost the others their numbers.
+    """
+
+    name: ClassVar[str]  # in eval=[…], and of the table
+    title: ClassVar[str]
+    option: ClassVar[str] = "lengths"
+    lengths: Sequence[int | str]
+
+    @abstractmethod
+    def rounds(self, data: Dataset, model: LanguageModel, lengths: list[int]) -> Iterator[list[Trial]]:
+        """Trials in rows of `lengths` tokens; those of a round have one length and are scored together.
+
+        Raises ConfigError if a row is too short for them.
+        """
+
+    @abstractmethod
+    def report(self, judged: list[dict[str, Any]], seq_len: int) -> tuple[dict[str, float], Table, list[str | Table]]:
+        """Metrics, table and console lines of the trials, each given by its labels and what `judge` found."""
+
+    def check(self, data: Dataset, model: LanguageModel) -> None:
+        """Raises ConfigError for lengths that this text, encoding or memory has no room for, or that are too short."""
+        lengths = self._lengths(model)
+        several = self.option == "lengths"
+        require_room(f"eval.{self.name}.{self.option}", lengths, model, len(data.val_tokens), several=several)
+        for _ in self.rounds(data, model, lengths[:1]):
+            pass
+
+    def __call__(self, subject: Subject) -> Findings:
+        judged, failures = [], []
+        for trials in self.rounds(subject.data, subject.model, self._lengths(subject.model)):
+            found, failed = judge_or_fail(subject, trials)
+            judged += found
+            if failed:
+                labels = trials[0].labels
+                task = f"{labels['task']} of " if "task" in labels else ""
+                failures.append(f"FAILED: {task}{labels['length']:,} tokens: {failed}")
+        if not judged:
+            raise RunError(f"eval.{self.name} has measured nothing; {failures[0]}.")
+        metrics, table, body = self.report(judged, subject.model.seq_len)
+        share = (subject.config.get("data") or {}).get("passkey") or 0
+        body.append(
+            f"Trained with passkeys in {share:.0%} of the rows (data.passkey)"
+            if share
+            else "No passkeys in training, so a small model is expected at chance; data.passkey=0.1 mixes some in"
+        )
+        return Findings(self.title, metrics, {self.name: table}, [*body, *failures])
+
+    def too_short(self, length: int, needed: int, what: str) -> ConfigError:
+        """The error of a row that has no room for what it must hold."""
+        return ConfigError(
+            f"eval.{self.name}.{self.option} asks for rows of {length:,} tokens, and {what} takes {needed:,} with this "
+            f"tokenizer: leave out what is shorter than {needed:,}."
+        )
+
+    def _lengths(self, model: LanguageModel) -> list[int]:
+        return parse_lengths(self.lengths, model.seq_len, f"eval.{self.name}.{self.option}")
+
+
+def judge(subject: Subject, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Score every candidate of every trial behind its prompt, from the candidate's first token on.
+
+    Of each trial its labels and: margin, the mean nats per token of the wrong candidates (of each, then over them) -
+    those of the right one; right, whether the right one has fewer nats per token than every other; exact, whether each
+    of its tokens is the model's first choice.
+    """
+    prompts = [trial.prompt for trial in trials for _ in trial.candidates]
+    candidates = [candidate for trial in trials for candidate in trial.candidates]
+    found = iter(score(subject, prompts, candidates, nats_and_choice))
+    judged = []
+    for trial in trials:
+        scored = [next(found) for _ in trial.candidates]  # of each candidate [tokens, 2]
+        own, *others = (float(one[:, 0].mean()) for one in scored)
+        margin, exact = float(np.mean(others)) - own, bool(scored[0][:, 1].all())
+        judged.append({**trial.labels, "margin": margin, "right": own < min(others), "exact": exact})
+    return judged
+
+
+def judge_or_fail(subject: Subject, trials: Sequence[Trial]) -> tuple[list[dict[str, Any]], str]:
+    """`judge`; or nothing, and the reason why it failed."""
+    length, model = trials[0].labels["length"], subject.model
+    # A prompt's keys and values in fp32, and their copy for its candidates; at most those of multi-head attention.
+    cache = 2 * 4 * len(model.blocks) * 2 * model.hidden_size * length
+    judged, failed = try_length(subject, length, lambda: judge(subject, trials), cache)
+    if judged is not None and not np.isfinite([one["margin"] for one in judged]).all():
+        return [], "its losses are not finite"
+    return judged or [], failed
+
+
+def nats_and_choice(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """fp32 [N, 2]: nats of each label, and 1 where it is the likeliest token of the vocabulary, else 0.
+
+    A continuation whose labels all have a 1 is what greedy decoding gives, and no other is: if the tokens emitted so
+    far are its first ones, the model has read what it reads here, and its next choice is the next label or is not.
+    """
+    likeliest = torch.cat([F.linear(part, head).argmax(-1) for part in hidden.split(CHUNK)])
+    return torch.stack((token_losses(hidden, head, labels), (likeliest == labels).float()), dim=1)
+
+
+def summarize(judged: list[dict[str, Any]], *labels: str) -> Table:
+    """A line for each group of successive trials with equal `labels`, with Wilson's 95 % interval of the accuracy."""
+    rows: Table = []
+    for _, group in groupby(judged, itemgetter(*labels)):
+        trials = list(group)
+        right, margin, exact = (np.array([trial[what] for trial in trials]) for what in ("right", "margin", "exact"))
+        low, high = wilson(int(right.sum()), len(right))
+        rows.append(
+            {label: trials[0][label] for label in labels}
+            | {"trials": len(right), "accuracy": float(right.mean()), "margin": float(margin.mean())}
+            | {"exact": float(exact.mean()), "low": low, "high": high}
+        )
+    return rows
+
+
+def screen_columns(row: dict[str, Any]) -> dict[str, float | str]:
+    """Columns for the screen: accuracy with its interval, margin, exact match."""
+    accuracy, margin, exact = (round(row[what], 3) for what in ("accuracy", "margin", "exact"))
+    return {"accuracy": accuracy, "95 %": f"{row['low']:.2f}-{row['high']:.2f}", "margin": margin, "exact": exact}
+
+
+def wilson(right: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Interval of a share by Wilson (1927): never empty at 0 and 1, unlike the normal one. 95 % by default."""
+    share = right / trials
+    centre = share + z * z / (2 * trials)
+    half = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    below = 1 + z * z / trials
+    return float(max(0.0, (centre - half) / below)), float(min(1.0, (centre + half) / below))
+
+
+def generator(seed: int, *names: str | int) -> np.random.Generator:
+    """The random generator of one trial, which depends on the evaluator's seed and the trial's names alone."""
+    return np.random.Generator(np.random.PCG64(stream(seed, *names)))
+
+
+def take_filler(text: np.ndarray, count: int, random: np.random.Generator | None) -> list[int]:
+    """`count` successive tokens of `text` [N]: from a place drawn by `random`, or the first ones."""
+    start = 0 if random is None else int(random.integers(len(text) - count + 1))
+    return text[start : start + count].tolist()
