@@ -108,7 +108,7 @@ def test_a_twin_sweeps_what_the_published_one_does_with_theta_by_the_length(name
 
 def _scaled(node: dict, scale: float) -> dict:
     return {
-        key: value * scale if key == "theta" else _scaled(value, scale) if isinstance(value, dict) else value
+        key: value * scale if key == "theta" and value else _scaled(value, scale) if isinstance(value, dict) else value
         for key, value in node.items()
     }
 

@@ -82,9 +82,9 @@ def _collect(node: Mapping[str, Any], path: str, found: Fixed, free: str | tuple
 
 
 def _real_options(node: Mapping[str, Any]) -> set[str]:
-    """Options of the node's constructor that are declared to be real numbers, or lists of them."""
+    """Options that are declared to be real numbers, or lists of them; of a mapping that names no constructor, all."""
     if "_target_" not in node:
-        return set()
+        return set(node)
     options = schema.options(str(node["_target_"])).options
     return {name for name, option in options.items() if "float" in str(option.annotation)}
 

@@ -15,17 +15,9 @@ if TYPE_CHECKING:
     from newllm.position.kerple import KerpleLog, KerplePower
     from newllm.position.key_matrix import KeyMatrix
     from newllm.position.nope import NoPE
-    from newllm.position.p_rope import PRope
     from newllm.position.rope import Rope
     from newllm.position.rope3d import Rope3D
-    from newllm.position.rope_anchored_poly import RopeAnchoredPolynomial
     from newllm.position.rope_evq import RopeEvq
-    from newllm.position.rope_evq_split import RopeEvqSplit
-    from newllm.position.rope_hybrid import RopeHybrid
-    from newllm.position.rope_list import RopeList
-    from newllm.position.rope_mix import RopeMix
-    from newllm.position.rope_sigmoid import RopeSigmoid
-    from newllm.position.rotary import Rotary
     from newllm.position.sum import Sum
     from newllm.position.t5 import T5
     from newllm.position.xpos import XPos
@@ -41,18 +33,10 @@ __all__ = [
     "KeyMatrix",
     "Learned",
     "NoPE",
-    "PRope",
     "PositionEncoding",
     "Rope",
     "Rope3D",
-    "RopeAnchoredPolynomial",
     "RopeEvq",
-    "RopeEvqSplit",
-    "RopeHybrid",
-    "RopeList",
-    "RopeMix",
-    "RopeSigmoid",
-    "Rotary",
     "Sinusoidal",
     "Sum",
     "XPos",

@@ -1,26 +1,24 @@
 """Fourier position embedding."""
 
 import math
-from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from newllm.errors import ConfigError
-from newllm.position.frequencies import geometric
 from newllm.position.frequencies.domain import at_least
-from newllm.position.rotary import Layout, Rotary, Scaling, turn
+from newllm.position.frequencies.nodes import Node
+from newllm.position.rope import Layout, Rope, turn
 
 
-class Fope(Rotary):
+class Fope(Rope):
     """FoPE: every rotary pair is a Fourier series, not one wave (Hua et al. 2024, arXiv 2412.17739, ICML 2025).
 
         x_k (a complex number per pair)  ->  x_k * (C_k(n) + i S_k(n))
         C_k(n) = cos(w_k n) + sum_j a_jk cos(w_j n),   S_k(n) = sin(w_k n) + sum_j b_jk sin(w_j n)
 
-    over the F frequencies w_j of RoPE that complete a turn within the training length (w >= 2 pi / seq_len). The
-    others have not been trained on a whole turn: they become 0, ``C = 1`` and ``S = 0``.
+    over the F frequencies w_j of RoPE that complete a turn within the training length (w >= 2 pi / seq_len, the family
+    "whole_turns"). The others have not been trained on a whole turn: they become 0, ``C = 1`` and ``S = 0``.
 
     What is random: a and b are two draws, one set for each key head (its group of queries has the same; MLA's shared
     rotary key has the first), equal for q and k, fixed for good and not learned; normal with the deviation
@@ -37,12 +35,13 @@ class Fope(Rotary):
 
     def __init__(
         self,
-        theta: float = 10000.0,
+        theta: float | None = 10000.0,
+        frequencies: Node = "whole_turns",
         rotary_pct: float = 1.0,
         gain: float = 0.3,
         layout: Layout = "half",
         layers: str | list[int] = "all",
-        scaling: Scaling = None,
+        scaling: Node | None = None,
         *,
         heads: int,
         head_dim: int,
@@ -50,7 +49,7 @@ class Fope(Rotary):
         seq_len: int,
     ):
         sizes = {"head_dim": head_dim, "num_layers": num_layers, "seq_len": seq_len}
-        super().__init__(partial(_whole_turns, theta, seq_len), rotary_pct, layout, layers, scaling, **sizes)
+        super().__init__(theta, frequencies, rotary_pct, layout, layers, scaling, **sizes)
         at_least("gain", gain, 0, 0.3)
         self.waves = sum(frequency > 0 for frequency in self.trained)  # F
         if not self.waves:
@@ -82,9 +81,3 @@ class Fope(Rotary):
         (q,) = turn(cos.repeat_interleave(group, dim=0), sin.repeat_interleave(group, dim=0), halves, q)
         (k,) = turn(cos, sin, halves, k)
         return q, k
-
-
-def _whole_turns(theta: float, seq_len: int, width: int) -> np.ndarray:
-    """RoPE's frequencies [width / 2], 0 where seq_len tokens are less than a turn."""
-    waves = geometric(width, theta)
-    return np.where(waves >= 2 * math.pi / seq_len, waves, 0.0)

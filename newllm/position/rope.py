@@ -1,30 +1,132 @@
-"""Rotary position embedding."""
+"""Rotary position embedding, with any frequencies."""
 
-from functools import partial
+from typing import Any, Literal
 
-from newllm.position.frequencies import geometric
-from newllm.position.frequencies.scaled import Scaling
-from newllm.position.rotary import Layout, Rotary
+import numpy as np
+import torch
+from torch import Tensor
+
+from newllm.position.base import PositionEncoding
+from newllm.position.frequencies.nodes import Node, scale, spectrum
+from newllm.position.frequencies.spectrum import rotary_dims
+
+Layout = Literal["half", "interleaved"]
 
 
-class Rope(Rotary):
-    """RoPE: the pair k of coordinates turns by ``position * theta ** (-2k / r)`` (Su et al. 2021, arXiv 2104.09864).
+class Rope(PositionEncoding):
+    """RoPE: the pair k of the first ``r = head_dim * rotary_pct`` dims of q and k turns by ``position * inv_freq[k]``.
 
-    The exponent is over the r dims that turn, as in GPT-NeoX and Pythia. The other options, cost, kernel: `Rotary`.
+    Su et al. 2021, arXiv 2104.09864, has ``inv_freq[k] = theta ** (-2k / r)``, the exponent over the r dims that turn,
+    as in GPT-NeoX and Pythia. The dims beyond r pass. Angles, cosines and sines are fp32 whatever the precision of q
+    and k.
+
+    theta: the base of the family of frequencies, unless `frequencies` has its own; None for a family without one.
+    frequencies: the family that gives the r/2 inverse frequencies, by name or as a mapping with its options, as in
+    ``{family: sigmoid, steepness: 7}``; a function of your own by its dotted path (newllm.position.frequencies.nodes).
+    layout: "half" pairs dims (k, k + r/2) as GPT-NeoX and Llama do, "interleaved" pairs (2k, 2k + 1) as GPT-J and
+    DeepSeek do: the same function up to a permutation of the dims.
+    scaling: None, the name of an inference-time scaling, or a mapping ``{kind: yarn, factor: 8, …}``; without a factor
+    it follows the length of the input, see `adapt`. A kind with a temperature multiplies cosines and sines by it: so it
+    acts on the part that turns, not on the dims that pass, nor on what attention=mla scores beside its rotary key.
+    Cost: O(T r) per head. Kernel: plain causal attention. On MLA it turns the decoupled key (`rope_dim` wide).
     """
+
+    rotates = True
 
     def __init__(
         self,
-        theta: float = 10000.0,
+        theta: float | None = 10000.0,
+        frequencies: Node = "geometric",
         rotary_pct: float = 1.0,
         layout: Layout = "half",
         layers: str | list[int] = "all",
-        scaling: Scaling = None,
+        scaling: Node | None = None,
         *,
         head_dim: int,
         num_layers: int,
         seq_len: int,
     ):
-        frequencies = partial(geometric, theta=theta)
-        sizes = {"head_dim": head_dim, "num_layers": num_layers, "seq_len": seq_len}
-        super().__init__(frequencies, rotary_pct, layout, layers, scaling, **sizes)
+        super().__init__(layers, num_layers=num_layers)
+        self.layout = layout
+        self.scaling = scaling
+        self.seq_len = seq_len
+        self.width = rotary_dims(head_dim, rotary_pct)
+        trained = spectrum(frequencies, self.width, theta=theta, head_dim=head_dim, seq_len=seq_len)
+        self.trained = tuple(trained.tolist())  # the spectrum before any scaling
+        self.register_buffer("inv_freq", torch.empty(self.width // 2), persistent=False)
+        self.register_buffer("temperature", torch.empty(()), persistent=False)
+        self.inv_freq: Tensor  # [r/2], in use
+        self.temperature: Tensor
+        self._set(seq_len)
+
+    def adapt(self, length: int) -> None:
+        if self.scaling is not None:
+            self._set(length)
+
+    def _set(self, length: int) -> None:
+        inv_freq, temperature = scale(np.array(self.trained), self.scaling, length=length, seq_len=self.seq_len)
+        self.inv_freq.copy_(torch.tensor(inv_freq).float())
+        self.temperature.fill_(temperature)
+
+    def in_use(self) -> Tensor:
+        """[r/2] fp32, the inverse frequencies after scaling."""
+        return self.inv_freq.float()
+
+    def turning(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of the angles at positions [T], times the temperature: [T, r/2] each, fp32."""
+        angles = positions[:, None].float() * self.in_use()
+        return angles.cos() * self.temperature, angles.sin() * self.temperature
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.turning(positions)
+        q, k = turn(cos, sin, self.layout == "half", q, k)
+        return q, k
+
+    def pairs(self) -> list[tuple[int, int, float]]:
+        half = self.width // 2
+        frequency = self.in_use().tolist()
+        if self.layout == "half":
+            return [(i, i + half, frequency[i]) for i in range(half)]
+        return [(2 * i, 2 * i + 1, frequency[i]) for i in range(half)]
+
+
+def turn(cos: Tensor, sin: Tensor, halves: bool, *xs: Tensor) -> tuple[Tensor, ...]:
+    """Each x [B, H, T, D], the pair k of its first r dims turned by the angle whose cosine is cos[..., k], r/2 wide.
+
+    halves: pairs are (k, k + r/2), else (2k, 2k + 1). Computed in the wider dtype of x and cos, given in that of x.
+    The xs differ in H only: what is turned together is turned in half the operations.
+    """
+    if cos.requires_grad or sin.requires_grad:
+        return _turned(cos, sin, halves, *xs)
+    turned: tuple[Tensor, ...] = _Turn.apply(cos, sin, halves, *xs)
+    return turned
+
+
+class _Turn(torch.autograd.Function):
+    """The gradient turns back, so that nothing but the angles is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, cos: Tensor, sin: Tensor, halves: bool, *xs: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos, sin)
+        ctx.halves = halves
+        return _turned(cos, sin, halves, *xs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return None, None, None, *_Turn.apply(cos, -sin, ctx.halves, *grad_outputs)
+
+
+def _turned(cos: Tensor, sin: Tensor, halves: bool, *xs: Tensor) -> tuple[Tensor, ...]:
+    together = torch.cat(xs, dim=1)
+    half = cos.shape[-1]
+    turning = together[..., : 2 * half]
+    x = turning.to(torch.promote_types(together.dtype, cos.dtype), copy=True)
+    if halves:
+        other = x.roll(half, -1)
+        cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+    else:
+        other = x.unflatten(-1, (half, 2)).flip(-1).flatten(-2)
+        cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
+    turning.copy_(torch.addcmul(x * cos.to(x.dtype), other, sin.to(x.dtype)))
+    return together.split([one.shape[1] for one in xs], dim=1)

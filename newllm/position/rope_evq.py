@@ -1,27 +1,28 @@
 """Rotary embedding with EVQ-Cosh frequencies, whose parameter can be learned."""
 
 import math
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from newllm.position.frequencies import evq_cosh, optimal_tau
+from newllm.errors import ConfigError
+from newllm.position.frequencies import optimal_tau
 from newllm.position.frequencies.domain import above
-from newllm.position.frequencies.evq import SERIES_BELOW, Grid, grid_points
-from newllm.position.frequencies.scaled import Scaling, scale
-from newllm.position.rotary import Layout, Rotary
+from newllm.position.frequencies.evq import SERIES_BELOW, grid_points
+from newllm.position.frequencies.nodes import Node, scale
+from newllm.position.rope import Layout, Rope
 
 
-class RopeEvq(Rotary):
-    """Rotary, with ``w_k = theta ** -phi_k``, ``phi_k = 1 - asinh((1 - u_k) sinh tau) / tau`` (`frequencies.evq_cosh`).
+class RopeEvq(Rope):
+    """RoPE with ``w_k = theta ** -phi_k``, ``phi_k = 1 - asinh((1 - u_k) sinh tau) / tau`` (`frequencies.evq_cosh`).
 
-    EVQ-Cosh of hybrid-rope, 2026. tau: null is the rule `frequencies.optimal_tau`, head_dim / sqrt(seq_len) (on
-    attention=mla of the rotary key's width). grid: where the u_k lie: "midpoint", "endpoint" or "closed".
+    EVQ-Cosh of hybrid-rope, 2026. frequencies: {family: evq_cosh, tau: …, grid: …}; a tau of None is the rule
+    `frequencies.optimal_tau`, head_dim / sqrt(seq_len) (on attention=mla of the rotary key's width).
     learn: one number more, psi, with ``tau = softplus(psi)`` in every forward pass; it starts at tau, its learning rate
     is tau_rate times the others', and it does not decay. A scaling then multiplies the frequencies by what it does to
-    those of the present tau, a constant to the gradient. The other options, cost, kernel: `Rotary`.
+    those of the present tau, a constant to the gradient. The other options, cost, kernel: `Rope`.
     """
 
     length: Tensor  # tokens that the scaling is set for
@@ -29,31 +30,36 @@ class RopeEvq(Rotary):
     def __init__(
         self,
         theta: float = 500000.0,
-        tau: float | None = None,
-        grid: Grid = "midpoint",
+        frequencies: Node = "evq_cosh",
         learn: bool = False,
         tau_rate: float = 10.0,
         rotary_pct: float = 1.0,
         layout: Layout = "half",
         layers: str | list[int] = "all",
-        scaling: Scaling = None,
+        scaling: Node | None = None,
         *,
         head_dim: int,
         num_layers: int,
         seq_len: int,
     ):
-        chosen = optimal_tau(head_dim, seq_len) if tau is None else tau
-        frequencies = partial(evq_cosh, theta=theta, tau=chosen, grid=grid)
         sizes = {"head_dim": head_dim, "num_layers": num_layers, "seq_len": seq_len}
-        super().__init__(frequencies, rotary_pct, layout, layers, scaling, **sizes)
+        super().__init__(theta, frequencies, rotary_pct, layout, layers, scaling, **sizes)
         above("tau_rate", tau_rate, 0, 10)
+        options: dict[str, Any] = {"family": frequencies} if isinstance(frequencies, str) else frequencies
+        if options["family"] != "evq_cosh":
+            raise ConfigError(
+                f"rope_evq learns the tau of family evq_cosh; type pos_encoding=rope for family {options['family']}."
+            )
         self.psi: nn.Parameter | None = None
         if learn:
-            above("a learned tau", chosen, 0, 1)
-            self.psi = nn.Parameter(torch.tensor(math.log(math.expm1(chosen))))
+            tau = options.get("tau")
+            tau = optimal_tau(head_dim, seq_len) if tau is None else tau
+            above("a learned tau", tau, 0, 1)
+            self.psi = nn.Parameter(torch.tensor(math.log(math.expm1(tau))))
             self.rate_factors = {"psi": tau_rate}  # read by newllm.training.optimizer
-            self.ln_theta = math.log(theta)
-            self.register_buffer("u", torch.tensor(grid_points(self.width // 2, grid)), persistent=False)
+            self.ln_theta = math.log(options.get("theta", theta))
+            u = grid_points(self.width // 2, options.get("grid", "midpoint"))
+            self.register_buffer("u", torch.tensor(u), persistent=False)
             self.register_buffer("length", torch.tensor(seq_len), persistent=False)
         self.u: Tensor
 

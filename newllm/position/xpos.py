@@ -1,19 +1,18 @@
 """Rotary position embedding with a decay."""
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from newllm.position.frequencies import geometric
 from newllm.position.frequencies.domain import above
-from newllm.position.rotary import Layout, Rotary, Scaling, turn
+from newllm.position.frequencies.nodes import Node
+from newllm.position.rope import Layout, Rope, turn
 
 _LARGEST = 70.0  # exponent of a factor: fp32 and bf16 end at e^88, and products of q and k are to stay below
 
 
-class XPos(Rotary):
+class XPos(Rope):
     """xPos: RoPE whose pair i also decays (Sun et al. 2022, "A Length-Extrapolatable Transformer", arXiv 2212.10554).
 
         q_n = R(n w_i) q * z_i ** (n / scale_base)          k_m = R(m w_i) k * z_i ** (-m / scale_base)
@@ -32,20 +31,21 @@ class XPos(Rotary):
 
     def __init__(
         self,
-        theta: float = 10000.0,
+        theta: float | None = 10000.0,
+        frequencies: Node = "geometric",
         rotary_pct: float = 1.0,
         scale_base: float | None = 512.0,
         gamma: float = 0.4,
         layout: Layout = "half",
         layers: str | list[int] = "all",
-        scaling: Scaling = None,
+        scaling: Node | None = None,
         *,
         head_dim: int,
         num_layers: int,
         seq_len: int,
     ):
         sizes = {"head_dim": head_dim, "num_layers": num_layers, "seq_len": seq_len}
-        super().__init__(partial(geometric, theta=theta), rotary_pct, layout, layers, scaling, **sizes)
+        super().__init__(theta, frequencies, rotary_pct, layout, layers, scaling, **sizes)
         above("gamma", gamma, 0, 0.4)
         if scale_base is not None:
             above("scale_base", scale_base, 0, 512)

@@ -103,7 +103,7 @@ def test_axes_in_shared_base_files_are_known() -> None:
         ("+experiment=x", "type experiment=x, without +"),
         ("theta=abc", "theta=abc: expected a number"),
         ("theta=true", "theta=true: expected a number"),
-        ("theta=null", "theta=null: expected a number"),
+        ("rotary_pct=null", "rotary_pct=null: expected a number"),
         ("epochs=2.5", "epochs=2.5: expected a whole number"),
         ("pos_encoding.layout=hal", "expected half or interleaved (did you mean half?)"),
         ("seed=x", "seed=x: expected a whole number"),

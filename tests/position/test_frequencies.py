@@ -9,7 +9,8 @@ import pytest
 
 from newllm.errors import ConfigError
 from newllm.position import frequencies as f
-from newllm.position.frequencies.scaled import kinds, scale
+from newllm.position.frequencies.nodes import SCALINGS, scale
+from tests.support import schedules
 
 GEO = {theta: f.geometric(64, theta) for theta in (1e4, 1e5, 5e5)}
 SIG8 = f.sigmoid(64, 1e4, 8, 0.5, 0.3)
@@ -57,15 +58,15 @@ PUBLISHED = {
         [0.814617, 0.540581, 0.358730, 7.74697e-6, 4.38572e-6, 2.45514e-6],
     ),
     "normalised sigmoid": (
-        f.normalised_sigmoid(64, 5e5),
+        schedules.normalised_sigmoid(64, 5e5),
         [1, 0.918364, 0.824470, 2.33562e-6, 2.14145e-6, 2e-6],
     ),
     "anchored sigmoid of 5": (
-        f.anchored_sigmoid(64, 5e5, 5),
+        schedules.anchored_sigmoid(64, 5e5, 5),
         [0.917451, 0.595219, 0.384119, 1.40163e-6, 9.25315e-7, 6.11550e-7],
     ),
     "anchored hybrid at twice the context": (
-        f.anchored_hybrid(64, 5e5, 2),
+        schedules.anchored_hybrid(64, 5e5, 2),
         [1, 0.663601, 0.440367, 6.08191e-6, 4.01672e-6, 2.65753e-6],
     ),
     "interpolation by 8": (
@@ -153,7 +154,7 @@ def options(kind: str, factor: float | None, pairs: int) -> dict:
     return {"kind": kind, **needed.get(kind, {}), **fixed}
 
 
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("kind", SCALINGS)
 @pytest.mark.parametrize("family", ["geo_500k", "sig_s8_m0.6_omf0.3_t10k", "evq midpoint"])
 def test_a_scaling_without_factor_follows_the_length(kind: str, family: str) -> None:
     """Up to the training length nothing changes, to the last bit; beyond it the factor is length / training length."""
@@ -287,10 +288,10 @@ def test_proportional_equals_transformers(fraction: float) -> None:
         (lambda: f.evq_cosh(64, 5e5, -1), "tau must lie in"),
         (lambda: f.evq_cosh(64, 5e5, float("nan")), "tau must lie in"),
         (lambda: f.evq_split(64, 5e5, 1.5, 33), r"kept must lie in \[0, 32\], as in kept=16; got 33"),
-        (lambda: f.listed([1.0, 0.5], 8), "must hold 4 numbers, one for each pair of 8 rotary dims; got 2"),
-        (lambda: f.listed([1.0, 0.0], 4), "greater than 0, as in 0.001; entry 1 is 0"),
-        (lambda: f.anchored_sigmoid(64, anchor=0.5), "anchor must be 1 or greater"),
-        (lambda: f.anchored_hybrid(64, scale=0.5), "scale must be 1 or greater"),
+        (lambda: f.listed(8, [1.0, 0.5]), "must hold 4 numbers, one for each pair of 8 rotary dims; got 2"),
+        (lambda: f.listed(4, [1.0, 0.0]), "greater than 0, as in 0.001; entry 1 is 0"),
+        (lambda: schedules.anchored_sigmoid(64, anchor=0.5), "anchor must be 1 or greater"),
+        (lambda: schedules.anchored_hybrid(64, scale=0.5), "scale must be 1 or greater"),
         (lambda: f.position_interpolation(SIG8, 0.5), "factor must be 1 or greater, as in factor=8; got 0.5"),
         (lambda: f.ntk_aware(64, 1e4, 0.5), "factor must be 1 or greater"),
         (lambda: f.ntk_aware(2, 1e4, 2), "NTK-aware scaling needs 4 or more rotary dims"),

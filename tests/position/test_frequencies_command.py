@@ -61,7 +61,7 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_users_own_encoding(tmp_path: Path) -> None:
     (tmp_path / "pos_encoding").mkdir()
-    own = "# Own.\n_target_: newllm.position.RopeList\ninv_freq: [0.5, 0.25]\n"
+    own = "# Own.\n_target_: newllm.position.Rope\nfrequencies: {family: listed, inv_freq: [0.5, 0.25]}\n"
     (tmp_path / "pos_encoding/own.yaml").write_text(own)
     configs = compose_all(["pos_encoding=own", "attention=mla", "rope_dim=4"], str(tmp_path))
     assert [one.inv_freq.tolist() for one in spectra(configs)] == [[0.5, 0.25]]

@@ -10,18 +10,8 @@ import torch
 import newllm
 from newllm.errors import ConfigError
 from newllm.generate import generate
-from newllm.position import (
-    Rope,
-    RopeAnchoredPolynomial,
-    RopeEvq,
-    RopeEvqSplit,
-    RopeHybrid,
-    RopeList,
-    RopeMix,
-    RopeSigmoid,
-    frequencies,
-)
-from newllm.position.rotary import turn
+from newllm.position import Rope, RopeEvq, frequencies
+from newllm.position.rope import turn
 from newllm.training.optimizer import AdamW
 
 T, D = 50, 32
@@ -33,7 +23,7 @@ WIDE = {"head_dim": 64, "num_layers": 1, "seq_len": 2048}
 @pytest.mark.parametrize("rotary_pct", [0.25, 0.5, 1.0])
 def test_rope_turns_pairs_and_passes_the_rest(layout, rotary_pct):
     """Each pair is a complex number times exp(i position inv_freq), computed in double; other dims are untouched."""
-    rope = Rope(1000.0, rotary_pct, layout, **SIZES)
+    rope = Rope(1000.0, "geometric", rotary_pct, layout, **SIZES)
     q = torch.randn(2, 3, T, D, generator=torch.Generator().manual_seed(0))
     k = q[:, :1] * 2
     positions = torch.arange(100, 100 + T)
@@ -52,7 +42,7 @@ def test_rope_turns_pairs_and_passes_the_rest(layout, rotary_pct):
 
 
 def test_layouts_are_permutations_of_each_other():
-    half, interleaved = (Rope(100.0, 0.5, layout, **SIZES) for layout in ("half", "interleaved"))
+    half, interleaved = (Rope(100.0, "geometric", 0.5, layout, **SIZES) for layout in ("half", "interleaved"))
     x = torch.randn(1, 1, T, D, generator=torch.Generator().manual_seed(0))
     order = [dim for a, b, _ in half.pairs() for dim in (a, b)] + list(range(16, D))
     turned_half, _ = half.rotate(x, x, torch.arange(T))
@@ -74,25 +64,42 @@ def test_angles_are_fp32_under_bf16():
 
 def test_each_family_turns_by_its_function():
     published = {"a": {"family": "geometric", "theta": 5e5}, "b": {"family": "sigmoid", "theta": 1e4}}
+    published_mix = 0.5 * (frequencies.geometric(64, 5e5) + frequencies.sigmoid(64, 1e4, 8, 0.5, 0.3))
+    np.testing.assert_allclose(published_mix[[0, 31]], [0.916743, 2.55059e-5], rtol=1e-5)
+
+    def rope(theta: float | None, family: str, **options) -> Rope:
+        return Rope(theta, {"family": family, **options}, **WIDE)
+
     pairs = [
         (Rope(1e5, **WIDE), frequencies.geometric(64, 1e5)),
-        (Rope(1e5, 0.25, **WIDE), frequencies.geometric(16, 1e5)),
-        (RopeSigmoid(1e4, 7, 0.6, 0.4, **WIDE), frequencies.sigmoid(64, 1e4, 7, 0.6, 0.4)),
-        (RopeAnchoredPolynomial(5e5, 3.0, 0.5, **WIDE), frequencies.anchored_polynomial(64, 5e5, 3.0, 0.5)),
-        (RopeHybrid(1e5, 0.3, 3.0, 0.5, **WIDE), frequencies.hybrid(64, 1e5, 0.3, 3.0, 0.5)),
-        (RopeMix(**published, alpha=0.5, **WIDE), published_mix := 0.5 * (
-            frequencies.geometric(64, 5e5) + frequencies.sigmoid(64, 1e4, 8, 0.5, 0.3)
-        )),
-        (RopeEvq(5e5, 1.0, "closed", **WIDE), frequencies.evq_cosh(64, 5e5, 1.0, "closed")),
+        (Rope(1e5, rotary_pct=0.25, **WIDE), frequencies.geometric(16, 1e5)),
+        (Rope(None, {"family": "geometric", "theta": 1e5}, **WIDE), frequencies.geometric(64, 1e5)),
+        (rope(1e4, "sigmoid", steepness=7, midpoint=0.6, omf=0.4), frequencies.sigmoid(64, 1e4, 7, 0.6, 0.4)),
+        (rope(5e5, "anchored_polynomial", p=3.0, omf=0.5), frequencies.anchored_polynomial(64, 5e5, 3.0, 0.5)),
+        (rope(1e5, "hybrid", alpha=0.3, p=3.0, omf=0.5), frequencies.hybrid(64, 1e5, 0.3, 3.0, 0.5)),
+        (rope(None, "mix", alpha=0.5, **published), published_mix),
+        (rope(5e5, "mix", a="geometric", b=published["b"]), published_mix),
+        (rope(5e5, "evq_cosh", tau=1.0, grid="closed"), frequencies.evq_cosh(64, 5e5, 1.0, "closed")),
         (RopeEvq(5e5, **WIDE), frequencies.evq_cosh(64, 5e5, math.sqrt(2))),  # 64 / sqrt(2048)
-        (RopeEvqSplit(5e5, 1.5, 8, **WIDE), frequencies.evq_split(64, 5e5, 1.5, 8)),
-        (RopeEvqSplit(5e5, **WIDE), frequencies.evq_split(64, 5e5, math.sqrt(2), 16)),
-        (RopeList([1.0, 0.1], **SIZES | {"head_dim": 4}), np.array([1.0, 0.1])),
-    ]  # fmt: skip
-    np.testing.assert_allclose(published_mix[[0, 31]], [0.916743, 2.55059e-5], rtol=1e-5)
+        (rope(5e5, "evq_split", tau=1.5, kept=8), frequencies.evq_split(64, 5e5, 1.5, 8)),
+        (rope(5e5, "evq_split"), frequencies.evq_split(64, 5e5, math.sqrt(2), 16)),
+        (rope(1e4, "highest", fraction=0.5), np.where(np.arange(32) < 16, frequencies.geometric(64, 1e4), 0)),
+        (Rope(None, {"family": "listed", "inv_freq": [1.0, 0.1]}, **WIDE | {"head_dim": 4}), np.array([1.0, 0.1])),
+    ]
     for encoding, expected in pairs:
         np.testing.assert_allclose([one for _, _, one in encoding.pairs()], expected, rtol=1e-7)
         assert encoding.inv_freq.dtype == torch.float32
+
+
+def own_family(dim: int, theta: float, power: float = 1.0, *, seq_len: int) -> np.ndarray:
+    return frequencies.geometric(dim, theta) ** power / seq_len
+
+
+def test_a_family_of_the_users_own():
+    """A function by its dotted path; theta and sizes are handed over where it has parameters for them."""
+    node = {"family": f"{__name__}.own_family", "power": 2}
+    expected = frequencies.geometric(64, 1e3) ** 2 / 2048
+    np.testing.assert_allclose([one for _, _, one in Rope(1e3, node, **WIDE).pairs()], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("halves", [True, False])
@@ -181,11 +188,11 @@ def test_a_text_longer_than_in_training_is_scaled_as_a_whole(small_model):
 
 
 def learned(**options):
-    return RopeEvq(5e5, 1.5, learn=True, **options, **WIDE)
+    return RopeEvq(5e5, {"family": "evq_cosh", "tau": 1.5}, learn=True, **options, **WIDE)
 
 
 def test_a_learned_tau_starts_where_the_fixed_one_stands():
-    ours, fixed = learned(), RopeEvq(5e5, 1.5, **WIDE)
+    ours, fixed = learned(), RopeEvq(5e5, {"family": "evq_cosh", "tau": 1.5}, **WIDE)
     torch.testing.assert_close(ours.in_use(), fixed.in_use(), rtol=1e-6, atol=0)
     assert [name for name, _ in ours.named_parameters()] == ["psi"]
     assert not list(fixed.parameters())
@@ -246,6 +253,10 @@ def test_tau_learns_at_a_rate_of_its_own_without_decay(small_model):
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
+def family(name, **options):
+    return Rope(1e4, {"family": name, **options}, **WIDE)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -255,17 +266,24 @@ def test_tau_learns_at_a_rate_of_its_own_without_decay(small_model):
         (lambda: Rope(theta=0.0, **WIDE), "theta must be greater than 0"),
         (lambda: Rope(scaling="ntk", **WIDE), "scaling=ntk: there is no such kind; did you mean ntk_aware"),
         (lambda: Rope(scaling={"kind": "yarn", "factor": 0.5}, **WIDE), "factor must be 1 or greater"),
-        (lambda: RopeSigmoid(omf=0.0, **WIDE), "omf must be greater than 0"),
-        (lambda: RopeAnchoredPolynomial(p=0.0, **WIDE), "p must be greater than 0"),
-        (lambda: RopeHybrid(alpha=1.5, **WIDE), "alpha must lie in"),
-        (lambda: RopeMix("geometric", {"family": "sigmod"}, **WIDE), "b=sigmod: there is no such family; did you mean"),
-        (lambda: RopeMix("geometric", {"theta": 1e4}, **WIDE), "b needs a family, as in b={family:NAME}"),
-        (lambda: RopeMix({"family": "geometric", "p": 2}, "sigmoid", **WIDE), "a.p is no option of family geometric"),
-        (lambda: RopeEvq(tau=-0.5, **WIDE), "tau must lie in"),
-        (lambda: RopeEvq(tau=0.0, learn=True, **WIDE), "a learned tau must be greater than 0"),
+        (lambda: Rope(None, **WIDE), "theta=null: expected a number"),
+        (lambda: family("sigmoid", omf=0.0), "omf must be greater than 0"),
+        (lambda: family("anchored_polynomial", p=0.0), "p must be greater than 0"),
+        (lambda: family("hybrid", alpha=1.5), "alpha must lie in"),
+        (lambda: family("hybrid"), "frequencies: family hybrid needs the option alpha, a number"),
+        (lambda: family("mix", a="geometric", b={"family": "sigmod"}), "=sigmod: there is no such family; did you"),
+        (lambda: family("mix", a="geometric", b={"theta": 1e4}), "frequencies needs a family, as in"),
+        (lambda: family("mix", a={"family": "geometric", "p": 2}, b="sigmoid"), "frequencies.p is no option of family"),
+        (lambda: family("os.abort"), "a family is a function whose first parameter is dim"),
+        (lambda: family("no.such.family"), "there is no such family"),
+        (lambda: family("sigmoid", steepnes=3), "did you mean steepness"),
+        (lambda: family("evq_cosh", tau=-0.5), "tau must lie in"),
+        (lambda: RopeEvq(frequencies={"family": "evq_cosh", "tau": 0.0}, learn=True, **WIDE),
+         "a learned tau must be greater than 0"),
         (lambda: RopeEvq(tau_rate=0.0, **WIDE), "tau_rate must be greater than 0"),
-        (lambda: RopeEvqSplit(kept=33, **WIDE), "kept must lie in"),
-        (lambda: RopeList([1.0] * 8, **WIDE), "must hold 32 numbers, one for each pair of 64 rotary dims; got 8"),
+        (lambda: RopeEvq(frequencies="geometric", **WIDE), "type pos_encoding=rope for family geometric"),
+        (lambda: family("evq_split", kept=33), "kept must lie in"),
+        (lambda: family("listed", inv_freq=[1.0] * 8), "must hold 32 numbers, one for each pair of 64 rotary dims"),
     ],
 )  # fmt: skip
 def test_refusals(make, message):
@@ -274,6 +292,8 @@ def test_refusals(make, message):
 
 
 def test_a_configuration_says_the_same_before_anything_runs():
-    cfg = newllm.compose(["pos_encoding=rope_list", "pos_encoding.inv_freq=[1,0.5]", "model.vocab_size=128"])
+    cfg = newllm.compose(
+        ["pos_encoding=rope_list", "pos_encoding.frequencies.inv_freq=[1,0.5]", "model.vocab_size=128"]
+    )
     with pytest.raises(ConfigError, match="inv_freq must hold 32 numbers"):
         newllm.build_model(cfg)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import newllm
 from newllm.errors import ConfigError
 from newllm.model.init import init_weights
-from newllm.position import Fope, KeyMatrix, PRope, Rope, Rope3D, XPos
+from newllm.position import Fope, KeyMatrix, Rope, Rope3D, XPos
 from newllm.training.checkpoint import load_weights, save_weights
 
 SIZES = {"head_dim": 32, "num_layers": 2, "seq_len": 128}
@@ -25,6 +25,10 @@ def fope(seed: int = 1, heads: int = 4, **options) -> Fope:
     encoding = Fope(heads=heads, **{**SIZES, **options})
     init_weights(encoding, seed, 0.02)
     return encoding
+
+
+def p_rope(fraction: float, theta: float = 10000.0) -> Rope:
+    return Rope(theta, {"family": "highest", "fraction": fraction}, **SIZES)
 
 
 def key_matrix(width: int = 16) -> KeyMatrix:
@@ -56,7 +60,7 @@ def test_dims_beyond_the_rotary_part_pass(encoding):
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 def test_xpos_turns_and_decays_pairs_with_the_distance(layout):
     """The score of a pair is Re(q conj(k) e^{i w (n - m)}) z^((n - m) / B), in double, wherever n and m are."""
-    encoding = XPos(100.0, 0.5, 8.0, 0.5, layout, **SIZES)
+    encoding = XPos(100.0, "geometric", 0.5, 8.0, 0.5, layout, **SIZES)
     q, k = values(1, 1, 40, D), values(1, 1, 40, D, seed=1)
     turned_q, turned_k = encoding.rotate(q, k, torch.arange(300, 340))
     scores = (turned_q.double() @ turned_k.double().mT)[0, 0]
@@ -180,14 +184,14 @@ def test_the_gradient_of_what_is_no_rotation(make):
 def test_p_rope_reaches_from_rope_to_nope(small_model):
     ids = torch.arange(40)[None]
     for fraction, choice in ((1, "rope"), (0, "nope")):
-        ours = small_model("p_rope", "mha", f"pos_encoding.fraction={fraction}")
+        ours = small_model("p_rope", "mha", f"pos_encoding.frequencies.fraction={fraction}")
         assert torch.equal(ours(ids), small_model(choice, "mha")(ids))
 
 
 def test_p_rope_cuts_the_slow_end_and_rotary_pct_does_not():
-    cut = [frequency for _, _, frequency in PRope(100.0, 0.5, **SIZES).pairs()]
+    cut = [frequency for _, _, frequency in p_rope(0.5, 100.0).pairs()]
     np.testing.assert_allclose(cut, [100.0 ** (-k / 16) if k < 8 else 0 for k in range(16)], rtol=1e-6)
-    narrow = [frequency for _, _, frequency in Rope(100.0, 0.5, **SIZES).pairs()]
+    narrow = [frequency for _, _, frequency in Rope(100.0, rotary_pct=0.5, **SIZES).pairs()]
     np.testing.assert_allclose(narrow, [100.0 ** (-k / 8) for k in range(8)], rtol=1e-6)
 
 
@@ -313,7 +317,7 @@ def test_published_parameter_counts(choice, parameters):
 
 
 def test_pairs_are_given_where_there_are_some():
-    assert len(PRope(**SIZES).pairs()) == len(fope().pairs()) == len(XPos(**SIZES).pairs()) == D // 2
+    assert len(p_rope(0.75).pairs()) == len(fope().pairs()) == len(XPos(**SIZES).pairs()) == D // 2
     assert Rope3D(head_dim=D, num_layers=1).pairs() == key_matrix().pairs() == []
 
 
@@ -324,8 +328,8 @@ def test_pairs_are_given_where_there_are_some():
         (lambda: XPos(gamma=-0.4, **SIZES), "gamma must be greater than 0"),
         (lambda: Fope(gain=-1.0, heads=4, **SIZES), "gain must be 0 or greater"),
         (lambda: Fope(heads=4, **{**SIZES, "seq_len": 6}), "no wave fits into seq_len=6; take seq_len=7 or more"),
-        (lambda: PRope(fraction=1.5, **SIZES), r"fraction must lie in \[0, 1\]"),
-        (lambda: PRope(fraction=0.05, **SIZES), "none of the 16 pairs a frequency; type fraction=0.0625 or more"),
+        (lambda: p_rope(1.5), r"fraction must lie in \[0, 1\]"),
+        (lambda: p_rope(0.05), "none of the 16 pairs a frequency; type fraction=0.0625 or more"),
         (lambda: Rope3D(axis=[0.0, 0.0, 0.0], head_dim=D, num_layers=1), "three numbers that are not all 0"),
         (lambda: Rope3D(axis=[1.0, 2.0], head_dim=D, num_layers=1), "axis must be three numbers"),
         (lambda: Rope3D(rotary_pct=0.05, head_dim=D, num_layers=1), "give 3 or more rotary dims of the 32"),

@@ -133,12 +133,12 @@ ENCODINGS = [name for name in catalog_for().groups["pos_encoding"] if name != "n
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_spectra_are_those_of_the_encodings(name: str) -> None:
     """Read from the configuration without torch, equal to what the built encoding turns by; new encodings too."""
-    from newllm.position import Rotary
+    from newllm.position import Rope
 
     small = ["model.hidden_size=64", "model.heads=4", "model.num_layers=1", "model.mlp_size=64"]  # as rope_list has
     cfg = compose([f"pos_encoding={name}", *small])
     position = newllm.build_model(cfg, tokens=300).position
-    turning = next((one for one in position.modules() if isinstance(one, Rotary)), None)
+    turning = next((one for one in position.modules() if isinstance(one, Rope)), None)
     waves = wavelengths(effective(cfg), cfg.data.seq_len)
     if turning is None:
         assert waves is None

@@ -2,13 +2,22 @@
 
 A rotary encoding turns the pair of coordinates k by the angle ``position * inv_freq[k]``; the wavelength of the
 pair, in tokens, is ``2 * pi / inv_freq[k]``. `dim` is the number of rotary dims (not the head's width when only a
-part of it rotates), and each function returns dim / 2 values, K for short. `families`, `evq` and `schedules` are what a
-model may be trained with, `scaling` stretches a trained model's frequencies to longer inputs, `spectrum` looks at
-either.
+part of it rotates), and each function returns dim / 2 values, K for short. `families` and `evq` are what a model may be
+trained with, `scaling` stretches a trained model's frequencies to longer inputs, `spectrum` looks at either, and
+`nodes` is what the options `frequencies` and `scaling` of an encoding may be.
 """
 
 from newllm.position.frequencies.evq import evq_cosh, evq_split, optimal_tau
-from newllm.position.frequencies.families import anchored_polynomial, geometric, hybrid, listed, mix, sigmoid
+from newllm.position.frequencies.families import (
+    anchored_polynomial,
+    geometric,
+    highest,
+    hybrid,
+    listed,
+    mix,
+    sigmoid,
+    whole_turns,
+)
 from newllm.position.frequencies.scaling import (
     dynamic_ntk,
     dynamic_ntk_transformers,
@@ -24,26 +33,23 @@ from newllm.position.frequencies.scaling import (
     yarn_index_ramp,
     yarn_temperature,
 )
-from newllm.position.frequencies.schedules import anchored_hybrid, anchored_sigmoid, normalised_sigmoid
 from newllm.position.frequencies.spectrum import channels_longer_than, phase_collision, wavelengths
 
 __all__ = [
-    "anchored_hybrid",
     "anchored_polynomial",
-    "anchored_sigmoid",
     "channels_longer_than",
     "dynamic_ntk",
     "dynamic_ntk_transformers",
     "evq_cosh",
     "evq_split",
     "geometric",
+    "highest",
     "hybrid",
     "listed",
     "llama3",
     "longrope",
     "longrope_temperature",
     "mix",
-    "normalised_sigmoid",
     "ntk_aware",
     "ntk_spread",
     "optimal_tau",
@@ -52,6 +58,7 @@ __all__ = [
     "proportional",
     "sigmoid",
     "wavelengths",
+    "whole_turns",
     "yarn",
     "yarn_channels",
     "yarn_index_ramp",

@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 
+from newllm.errors import ConfigError
 from newllm.position.frequencies.domain import above, channels, within
 
 Grid = Literal["midpoint", "endpoint", "closed"]
@@ -11,31 +12,50 @@ SERIES_BELOW = 1e-4  # of tau: below it the closed form divides rounding errors 
 LARGEST_TAU = 100.0  # sinh(tau) is still far from the largest float64
 
 
-def evq_cosh(dim: int, theta: float, tau: float, grid: Grid = "midpoint") -> np.ndarray:
+def evq_cosh(
+    dim: int,
+    theta: float,
+    tau: float | None = None,
+    grid: Grid = "midpoint",
+    *,
+    head_dim: int | None = None,
+    seq_len: int | None = None,
+) -> np.ndarray:
     """``w_k = theta ** -phi(u_k)``, ``phi(u) = 1 - asinh((1 - u) sinh tau) / tau`` (hybrid-rope, EVQ). Returns [K].
 
     phi are the quantiles of the density ``tau cosh(tau (1 - phi)) / sinh tau`` on the logarithmic axis from 1 (phi = 0)
     to 1 / theta (phi = 1); tau = 0 is uniform: the geometric series on that grid. The larger tau, the more channels
     have short wavelengths.
 
+    tau: None takes the rule `optimal_tau` of head_dim and seq_len, which are used for nothing else.
     grid: u_k is (k + 1/2) / K "midpoint", k / K "endpoint" (keeps w_0 = 1), or k / (K-1) "closed" (reaches 1 / theta).
     """
     above("theta", theta, 0, 500000)
-    return theta ** -warp(grid_points(channels(dim), grid), tau)
+    return theta ** -warp(grid_points(channels(dim), grid), _tau(tau, head_dim, seq_len))
 
 
-def evq_split(dim: int, theta: float, tau: float, kept: int) -> np.ndarray:
+def evq_split(
+    dim: int,
+    theta: float,
+    tau: float | None = None,
+    kept: int | None = None,
+    *,
+    head_dim: int | None = None,
+    seq_len: int | None = None,
+) -> np.ndarray:
     """The first `kept` channels of the midpoint geometric series g, the others EVQ-Cosh between its ends. Returns [K].
 
     Channel kept + i of the n = K - kept others has ``g[K-1] ** phi * g[kept] ** (1 - phi)``, phi = phi(i / (n-1)) as in
-    `evq_cosh` (the "r-split" of hybrid-rope). kept = K, and tau = 0, are the series g itself.
+    `evq_cosh` (the "r-split" of hybrid-rope, one of four things called hybrid there). kept = K, and tau = 0, are the
+    series g itself. kept: None is half of the channels. tau: None is the rule, as in `evq_cosh`.
     """
     count = channels(dim)
+    kept = count // 2 if kept is None else kept
     within("kept", kept, 0, count, count // 2)
     start = evq_cosh(dim, theta, 0.0, "midpoint")
     if kept == count:
         return start
-    phi = warp(grid_points(count - kept, "closed"), tau)
+    phi = warp(grid_points(count - kept, "closed"), _tau(tau, head_dim, seq_len))
     return np.concatenate([start[:kept], start[-1] ** phi * start[kept] ** (1 - phi)])
 
 
@@ -57,6 +77,14 @@ def optimal_tau(head_dim: int, length: int, theta: float | None = None) -> float
     x = length * theta**-phi
     q = 0.5 + np.sin(2 * x) / (4 * x) - (np.sin(x) / x) ** 2
     return rule * float(np.sqrt(45 * np.mean(((1 - phi) ** 2 / 2 - 1 / 6) * q)))
+
+
+def _tau(tau: float | None, head_dim: int | None, seq_len: int | None) -> float:
+    if tau is not None:
+        return tau
+    if head_dim is None or seq_len is None:
+        raise ConfigError("tau is missing, as in tau=1.5; its rule needs head_dim and seq_len.")
+    return optimal_tau(head_dim, seq_len)
 
 
 def grid_points(count: int, grid: Grid) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Families of inverse frequencies, one function each: what a model is trained with."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from newllm.errors import ConfigError
@@ -57,17 +55,42 @@ def hybrid(dim: int, theta: float, alpha: float, p: float = 3.9, omf: float = 0.
     return mix(geometric(dim, theta), anchored_polynomial(dim, theta, p, omf), alpha)
 
 
-def listed(values: Sequence[float], dim: int) -> np.ndarray:
+def highest(dim: int, theta: float = 10000.0, fraction: float = 0.75) -> np.ndarray:
+    """p-RoPE: the `geometric` series whose first ``int(fraction K)`` channels turn; the others are 0. Returns [K].
+
+    What does not turn says the same whatever the distance (Barbero et al. 2024, "Round and Round We Go!", arXiv
+    2410.06205). fraction: 1 is RoPE, 0 is NoPE; the paper's best is 0.75. rotary_pct is another thing: there the
+    narrower rotary part has the whole spectrum, lowest frequencies included; here the slow end is cut off. It is what
+    transformers calls the "proportional" RoPE of Gemma 4.
+    """
+    count = channels(dim)
+    within("fraction", fraction, 0, 1, 0.75)
+    kept = int(fraction * count)
+    if fraction and not kept:
+        raise ConfigError(
+            f"fraction={fraction:g} leaves none of the {count} pairs a frequency; "
+            f"type fraction={1 / count:g} or more, or fraction=0 if none is meant to turn."
+        )
+    return np.where(np.arange(count) < kept, geometric(dim, theta), 0.0)
+
+
+def whole_turns(dim: int, theta: float = 10000.0, *, seq_len: int) -> np.ndarray:
+    """The `geometric` series, 0 where seq_len tokens are less than a full turn (FoPE, arXiv 2412.17739). [K]."""
+    waves = geometric(dim, theta)
+    return np.where(waves >= 2 * np.pi / seq_len, waves, 0.0)
+
+
+def listed(dim: int, inv_freq: list[float]) -> np.ndarray:
     """Frequencies given one by one: dim / 2 numbers above 0. Returns float64 [K]."""
     count = channels(dim)
-    if len(values) != count:
+    if len(inv_freq) != count:
         raise ConfigError(
-            f"inv_freq must hold {count} numbers, one for each pair of {dim} rotary dims; got {len(values)}."
+            f"inv_freq must hold {count} numbers, one for each pair of {dim} rotary dims; got {len(inv_freq)}."
         )
-    for k, value in enumerate(values):
+    for k, value in enumerate(inv_freq):
         if not 0 < value < np.inf:
             raise ConfigError(f"inv_freq must hold numbers greater than 0, as in 0.001; entry {k} is {value:g}.")
-    return np.array(values, dtype=np.float64)
+    return np.array(inv_freq, dtype=np.float64)
 
 
 def _unit(count: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from newllm.errors import ConfigError
+
 _BANDS = {"short": (1, 5, 10, 50, 100), "mid": (500, 1000, 5000), "long": (10000,)}  # distances in tokens
 _WEIGHTS = {"short": 0.2, "mid": 0.3, "long": 0.5}
 
@@ -26,3 +28,15 @@ def phase_collision(inv_freq: np.ndarray) -> dict[str, float]:
     """
     bands = {name: float(np.cos(np.outer(distances, inv_freq)).mean()) for name, distances in _BANDS.items()}
     return {**bands, "total": sum(_WEIGHTS[name] * score for name, score in bands.items())}
+
+
+def rotary_dims(head_dim: int, rotary_pct: float) -> int:
+    """How many dims of a head turn; ConfigError unless that is an even number above 0."""
+    width = int(head_dim * rotary_pct)
+    if not 0 < rotary_pct <= 1 or width == 0 or width % 2:
+        raise ConfigError(
+            f"rotary_pct must lie in (0, 1] and give an even number of rotary dims of the {head_dim} there are, "
+            f"as rotary_pct={2 * max(1, head_dim // 8) / head_dim:g} does; "
+            f"{rotary_pct:g} gives {head_dim * rotary_pct:g}."
+        )
+    return width

@@ -1,0 +1,246 @@
+"""The options `frequencies` and `scaling` of rotary encodings: a name, or a mapping of a name and its options."""
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from newllm.config.coercion import coerce, expected
+from newllm.errors import ConfigError
+from newllm.position.frequencies import evq, families
+from newllm.position.frequencies import scaling as rules
+from newllm.position.frequencies.domain import above
+from newllm.suggest import did_you_mean
+
+Node = str | dict[str, Any]  # sigmoid, or {family: sigmoid, steepness: 7}; yarn, or {kind: yarn, factor: 8}
+Scaled = tuple[np.ndarray, float]  # inverse frequencies [K], and what cosines and sines are multiplied by
+
+
+# --- frequencies ------------------------------------------------------------------------------------------------------
+
+
+def spectrum(node: Node, dim: int, *, theta: float | None, head_dim: int, seq_len: int) -> np.ndarray:
+    """The inverse frequencies of `dim` rotary dims that a `frequencies` node describes, float64 [dim / 2].
+
+    The node names a family of FAMILIES, or a function of the user's whose first parameter is `dim`, as a dotted path
+    (``my_module.my_family``). What the node leaves out of theta, head_dim and seq_len is handed over where the function
+    has a parameter of that name. Raises ConfigError.
+    """
+    handed = {"dim": dim, "head_dim": head_dim, "seq_len": seq_len}
+    found = _call("frequencies", "family", node, FAMILIES, handed, {"theta": theta})
+    inv_freq = np.asarray(found, dtype=np.float64)
+    if inv_freq.shape != (dim // 2,) or not (inv_freq >= 0).all():
+        raise ConfigError(
+            f"frequencies={_name(node, 'family')} must give {dim // 2} numbers, 0 or greater, for {dim} rotary dims; "
+            f"got {inv_freq}."
+        )
+    return inv_freq
+
+
+def _mix(
+    dim: int, a: Node, b: Node, alpha: float = 0.5, *, theta: float | None = None, head_dim: int, seq_len: int
+) -> np.ndarray:
+    """``(1 - alpha) a + alpha b`` of any two families' frequencies."""
+    one, other = (spectrum(node, dim, theta=theta, head_dim=head_dim, seq_len=seq_len) for node in (a, b))
+    return families.mix(one, other, alpha)
+
+
+FAMILIES: Mapping[str, Callable[..., np.ndarray]] = {
+    "geometric": families.geometric,
+    "sigmoid": families.sigmoid,
+    "anchored_polynomial": families.anchored_polynomial,
+    "hybrid": families.hybrid,
+    "mix": _mix,
+    "evq_cosh": evq.evq_cosh,
+    "evq_split": evq.evq_split,
+    "highest": families.highest,
+    "whole_turns": families.whole_turns,
+    "listed": families.listed,
+}
+
+
+# --- scaling ----------------------------------------------------------------------------------------------------------
+
+
+def scale(inv_freq: np.ndarray, scaling: Node | None, *, length: int, seq_len: int) -> Scaled:
+    """`inv_freq` [K] scaled for inputs of `length` tokens, of a model trained at `seq_len`; and the temperature.
+
+    scaling: the name of a kind, or a mapping of ``kind`` and its options, as in ``{kind: yarn, factor: 8}``.
+    Every kind takes original_length, seq_len unless given. A factor left out follows the input:
+    ``max(1, length / original_length)``, so inputs no longer than that see the frequencies of training.
+    """
+    if scaling is None:
+        return np.asarray(inv_freq, dtype=np.float64), 1.0
+    handed = {"inv_freq": inv_freq, "length": length}
+    result: Scaled = _call("scaling", "kind", scaling, SCALINGS, handed, {"original_length": seq_len})
+    return result
+
+
+def _by_factor(rule: Callable[..., np.ndarray]) -> Callable[..., Scaled]:
+    """A kind whose only option is the factor."""
+
+    def kind(inv_freq: np.ndarray, length: int, original_length: int, factor: float | None = None) -> Scaled:
+        return rule(inv_freq, _factor(factor, length, original_length)), 1.0
+
+    return kind
+
+
+def _dynamic_ntk(inv_freq: np.ndarray, length: int, original_length: int) -> Scaled:
+    return rules.ntk_spread(inv_freq, _factor(None, length, original_length)), 1.0
+
+
+def _dynamic_ntk_transformers(inv_freq: np.ndarray, length: int, original_length: int, factor: float) -> Scaled:
+    above("scaling.original_length", original_length, 1, 2048)
+    return rules.ntk_spread(inv_freq, rules.transformers_stretch(factor, length, original_length)), 1.0
+
+
+def _yarn(
+    inv_freq: np.ndarray,
+    length: int,
+    original_length: int,
+    factor: float | None = None,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    attention_factor: float | None = None,
+) -> Scaled:
+    stretch = _factor(factor, length, original_length)
+    temperature = _temperature(attention_factor, rules.yarn_temperature(stretch))
+    return rules.yarn(inv_freq, stretch, original_length, beta_fast, beta_slow), temperature
+
+
+def _yarn_channels(
+    inv_freq: np.ndarray,
+    length: int,
+    original_length: int,
+    factor: float | None = None,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+    attention_factor: float | None = None,
+) -> Scaled:
+    stretch = _factor(factor, length, original_length)
+    temperature = _temperature(attention_factor, rules.yarn_temperature(stretch))
+    return rules.yarn_channels(inv_freq, stretch, original_length, beta_fast, beta_slow, truncate), temperature
+
+
+def _llama3(
+    inv_freq: np.ndarray,
+    length: int,
+    original_length: int,
+    factor: float | None = None,
+    low_freq_factor: float = 1.0,
+    high_freq_factor: float = 4.0,
+) -> Scaled:
+    stretch = _factor(factor, length, original_length)
+    return rules.llama3(inv_freq, stretch, original_length, low_freq_factor, high_freq_factor), 1.0
+
+
+def _longrope(
+    inv_freq: np.ndarray,
+    length: int,
+    original_length: int,
+    long: list[float],
+    short: list[float] | None = None,
+    factor: float | None = None,
+    attention_factor: float | None = None,
+) -> Scaled:
+    """`long` beyond original_length, else `short` (all 1 unless given)."""
+    temperature = rules.longrope_temperature(_factor(factor, length, original_length), original_length)
+    stretched = [rules.longrope(inv_freq, factors) for factors in (long, short or [1.0] * len(inv_freq))]
+    return stretched[0 if length > original_length else 1], _temperature(attention_factor, temperature)
+
+
+def _proportional(
+    inv_freq: np.ndarray, length: int, original_length: int, fraction: float, factor: float = 1.0
+) -> Scaled:
+    return rules.proportional(inv_freq, fraction, factor), 1.0
+
+
+def _factor(factor: float | None, length: int, original_length: int) -> float:
+    above("scaling.original_length", original_length, 1, 2048)
+    return max(1.0, length / original_length) if factor is None else factor
+
+
+def _temperature(attention_factor: float | None, default: float) -> float:
+    if attention_factor is None:
+        return default
+    above("attention_factor", attention_factor, 0, 1)
+    return attention_factor
+
+
+SCALINGS: Mapping[str, Callable[..., Scaled]] = {
+    "position_interpolation": _by_factor(rules.position_interpolation),
+    "ntk_aware": _by_factor(rules.ntk_spread),
+    "dynamic_ntk": _dynamic_ntk,
+    "dynamic_ntk_transformers": _dynamic_ntk_transformers,
+    "yarn": _yarn,
+    "yarn_channels": _yarn_channels,
+    "yarn_index_ramp": _by_factor(rules.yarn_index_ramp),
+    "llama3": _llama3,
+    "longrope": _longrope,
+    "proportional": _proportional,
+}
+
+
+# --- names and options ------------------------------------------------------------------------------------------------
+
+
+def _call(
+    where: str,
+    key: str,
+    node: Node,
+    functions: Mapping[str, Callable[..., Any]],
+    handed: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+) -> Any:
+    """Call the function that the node names, with the node's options; `where` and `key` are for the sentences.
+
+    handed: arguments that are no options. defaults: options that the node may leave out. Of both, the function gets
+    those that it has parameters for. Raises ConfigError for unknown, missing and mistyped options.
+    """
+    name = _name(node, key)
+    options = {} if isinstance(node, str) else {option: value for option, value in node.items() if option != key}
+    if name is None:
+        raise ConfigError(f"{where} needs a {key}, as in {where}={{{key}:NAME}}; {did_you_mean('', functions)}.")
+    function = functions[name] if name in functions else _own(where, key, name, functions, next(iter(handed)))
+    parameters = inspect.signature(function).parameters
+    known = {option: parameter for option, parameter in parameters.items() if option not in handed}
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"{where}.{option} is no option of {key} {name}; {did_you_mean(option, known)}.")
+    given = {option: value for option, value in handed.items() if option in parameters}
+    for option, value in {**defaults, **options}.items():
+        if option in known:
+            try:
+                given[option] = coerce(value, known[option].annotation)
+            except ValueError as error:
+                typed = f"{where}.{option}" if option in options else option
+                raise ConfigError(f"{typed}={'null' if value is None else value}: {error}.") from None
+    for option, parameter in known.items():
+        if option not in given and parameter.default is parameter.empty:
+            wanted = expected(parameter.annotation)
+            raise ConfigError(f"{where}: {key} {name} needs the option {option}, {wanted}.")
+    return function(**given)
+
+
+def _name(node: Node, key: str) -> str | None:
+    name = node if isinstance(node, str) else node.get(key)
+    return None if name is None else str(name)
+
+
+def _own(
+    where: str, key: str, name: str, functions: Mapping[str, Callable[..., Any]], first: str
+) -> Callable[..., Any]:
+    """The user's function at a dotted path; the name of its first parameter tells it from any other function."""
+    try:
+        if "." not in name:
+            raise ValueError(name)
+        function: Callable[..., Any] = pkgutil.resolve_name(name)
+        parameters = list(inspect.signature(function).parameters)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        raise ConfigError(f"{where}={name}: there is no such {key}; {did_you_mean(name, functions)}.") from None
+    if parameters[:1] != [first]:
+        raise ConfigError(f"{where}={name}: a {key} is a function whose first parameter is {first}.")
+    return function
