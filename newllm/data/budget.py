@@ -36,7 +36,7 @@ def _smaller_budget(corpus: Corpus, side: str, share: float) -> str:
     own_budget = side == "val" and corpus.val_samples is not None
     if not share or corpus.rows is None:
         return "a smaller seq_len"
-    asked = corpus.rows[1:] if own_budget else corpus.rows[:1] if corpus.validates_apart else corpus.rows
+    asked = corpus.rows[1:] if own_budget else corpus.rows[:1] if corpus.separate_validation else corpus.rows
     possible = int(sum(filter(None, asked)) * share)
     if possible < (1 if own_budget else corpus.least_rows):
         fewer = "a smaller seq_len"

@@ -138,7 +138,7 @@ def _sides(corpus: Corpus, layout: Layout, writers: Writers) -> Iterator[tuple[s
     if joined:
         yield "val", Piece("".join(joined[:-1]))
     if corpus.own_validation:
-        for piece in corpus.validation_pieces():
+        for piece in corpus.pieces(validation=True):
             if full("val"):
                 break
             yield "val", piece

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 class Rows:
-    """Rows of seq_len tokens of a memory-mapped stream, and rows that stand in memory (the facts) after them.
+    """Rows of seq_len tokens from a memory-mapped stream, followed by rows held in memory (the facts).
 
-    starts: int64 [rows], the token each row begins at; its labels are the tokens one further on.
-    inputs, labels: int64 [more rows, seq_len].
-    text: all tokens of this side as one run [N], those that fill no row included; None where the rows are scattered.
-    passkeys: which rows of the stream carry passkeys, and what they then are (None: none does).
+    starts: int64 [stream rows], the token at which each row begins; its labels are the tokens one further on.
+    inputs, labels: int64 [rows in memory, seq_len].
+    text: all tokens of this side as one run [N], the rest that fills no row included; None if the rows are scattered.
+    passkeys: which rows of the stream carry passkeys, and what they become; None if none does.
     """
 
     def __init__(
@@ -44,10 +44,9 @@ class Rows:
         text: np.ndarray | None = None,
     ) -> None:
         none = np.empty((0, seq_len), dtype=np.int64)
-        self.tokens, self.starts, self.seq_len = tokens, starts, seq_len
+        self.tokens, self.starts, self.seq_len, self.text = tokens, starts, seq_len, text
         self.inputs = none if inputs is None else inputs
         self.labels = none if labels is None else labels
-        self.text = text
         self.passkeys: PasskeyRows | None = None
 
     def __len__(self) -> int:
@@ -64,8 +63,7 @@ class Rows:
         inputs = np.empty((len(indices), self.seq_len), dtype=np.int64)
         labels = np.empty_like(inputs)
         streamed = indices < len(self.starts)
-        places = self.starts[indices[streamed], None] + np.arange(self.seq_len + 1)  # (B, T + 1)
-        window = self.tokens[places]
+        window = self.tokens[self.starts[indices[streamed], None] + np.arange(self.seq_len + 1)]  # (B, T + 1)
         if self.passkeys is not None:
             self.passkeys.write(window, indices[streamed])
         inputs[streamed], labels[streamed] = window[:, :-1], window[:, 1:]
@@ -104,7 +102,7 @@ class Dataset:
 
     @property
     def val_tokens(self) -> np.ndarray:
-        """The validation text as one run of token ids [N]: the inputs of all rows and the last label, in their order.
+        """The validation text as one run of ids [N]: the inputs of all rows in their order and the last label.
 
         Raises ConfigError like `stream`.
         """
@@ -113,8 +111,8 @@ class Dataset:
     def stream(self, side: Literal["train", "val"]) -> np.ndarray:
         """All tokens of a side as one run of ids [N], documents in their order, without facts and passkeys.
 
-        Memory-mapped, in the store's dtype; N - 1 of them follow another. A budget in rows ends with its last label.
-        Raises ConfigError where the split scatters the side.
+        Memory-mapped, in the store's dtype. A budget in rows ends with the last label.
+        Raises ConfigError if the split scatters the side.
         """
         text = (self.train if side == "train" else self.val).text
         if text is None:
@@ -141,19 +139,23 @@ def prepare(
 
     seed orders the facts inside their packed rows; the split never depends on it.
     """
-    data: Corpus = build(data_node)
+    corpus: Corpus = build(data_node)
     facts: ReversalFacts | None = build(facts_node) if facts_node and facts_node.get("_target_") else None
-    store, notes = store_of(data, cache_folder(runtime))
-    train, val, leak, split_notes = split_rows(data, store)
+    store, notes = store_of(corpus, cache_folder(runtime))
+    train, val, leak, split_notes = split_rows(corpus, store)
     notes += split_notes
     if facts is not None:
-        train.inputs, train.labels, fact_notes = facts.rows(store.tokenizer, data.seq_len, seed)
+        train.inputs, train.labels, fact_notes = facts.rows(store.tokenizer, corpus.seq_len, seed)
         notes += fact_notes
-    if data.passkey:
-        train.passkeys = PasskeyRows(data.passkey, len(train.starts), data.seq_len, store.tokenizer)
+    if corpus.passkey:
+        train.passkeys = PasskeyRows(corpus.passkey, len(train.starts), corpus.seq_len, store.tokenizer)
+
     documents = {name: len(one.document_tokens) for name, one in store.streams.items()}
-    if data.val_joint is not None and data.val_documents is not None:  # in the store they are one
-        documents["val"] = data.val_documents[1] - data.val_documents[0] + 1
+    if corpus.val_joint is not None and corpus.val_documents is not None:  # one document in the store
+        documents["val"] = corpus.val_documents[1] - corpus.val_documents[0] + 1
+    # Bytes that a validation label stands for, summed in chunks, since a large corpus validates on much text.
+    chunks = np.array_split(np.arange(len(val)), len(val) * corpus.seq_len // 1_000_000 + 1)
+    val_bytes = sum(int(store.tokenizer.token_bytes[val.arrays(chunk)[1]].sum()) for chunk in chunks)
     counts = {
         "data/train_tokens": train.scored,
         "data/val_tokens": val.scored,
@@ -163,60 +165,54 @@ def prepare(
         "data/passkey_rows": 0 if train.passkeys is None else len(train.passkeys),
         "data/documents": sum(documents.values()),
         "data/val_documents_in_train_share": leak,
-        "data/bytes_per_token": _bytes_per_token(val, store.tokenizer),
+        "data/bytes_per_token": val_bytes / (len(val) * corpus.seq_len),
     }
-    return Dataset(train, val, store.tokenizer, facts, counts, _fingerprint(data, store, train), notes)
+    split = [corpus.split, corpus.split_seed, corpus.val_fraction, corpus.seq_len, corpus.rows]
+    split += [corpus.passkey] if corpus.passkey else []
+    fingerprint = hashlib.sha256(json.dumps([sorted(store.checksums.items()), split]).encode())
+    fingerprint.update(train.inputs.tobytes())
+    fingerprint.update(train.labels.tobytes())
+    return Dataset(train, val, store.tokenizer, facts, counts, fingerprint.hexdigest(), notes)
 
 
-def _bytes_per_token(rows: Rows, tokenizer: Tokenizer) -> float:
-    """Bytes of text that a label stands for, on average; in pieces, since a large corpus validates on much text."""
-    chunks = np.array_split(np.arange(len(rows)), len(rows) * rows.seq_len // 1_000_000 + 1)
-    total = sum(int(tokenizer.token_bytes[rows.arrays(chunk)[1]].sum()) for chunk in chunks)
-    return total / (len(rows) * rows.seq_len)
-
-
-def split_rows(data: Corpus, store: Store) -> tuple[Rows, Rows, float, list[str]]:
+def split_rows(corpus: Corpus, store: Store) -> tuple[Rows, Rows, float, list[str]]:
     """Training rows, validation rows, share of validation documents that are also trained on, notes."""
-    length = data.seq_len
-    check_lengths(data, store.layout, {name: len(one.tokens) for name, one in store.streams.items()})
+    length = corpus.seq_len
+    check_lengths(corpus, store.layout, {name: len(one.tokens) for name, one in store.streams.items()})
     if store.layout != "prefix":
-        sides = {}
-        for place, side in enumerate(("train", "val")):
+        sides = []
+        for side, asked in zip(("train", "val"), corpus.rows or (None, None), strict=True):
             tokens = store.streams[side].tokens
-            asked = data.rows[place] if data.rows else None
             count = (len(tokens) - 1) // length if asked is None else asked
-            sides[side] = Rows(tokens, np.arange(count) * length, length, text=tokens)
-        return sides["train"], sides["val"], 0.0, []
+            sides.append(Rows(tokens, np.arange(count) * length, length, text=tokens))
+        return sides[0], sides[1], 0.0, []
     whole = store.streams["all"]
-    total = sum(filter(None, data.rows)) if data.rows else (len(whole.tokens) - 1) // length
-    validation = (data.rows[1] or 0) if data.rows else int(data.val_fraction * total)
-    rows = _permutation(total, data.split_seed) if data.split == "chunks" else np.arange(total)
+    total = sum(filter(None, corpus.rows)) if corpus.rows else (len(whole.tokens) - 1) // length
+    validation = (corpus.rows[1] or 0) if corpus.rows else int(corpus.val_fraction * total)
+    rows = np.arange(total)
+    if corpus.split == "chunks":  # a permutation by torch: with seed 42 the published split itself
+        import torch
+
+        rows = torch.randperm(total, generator=torch.Generator().manual_seed(corpus.split_seed)).numpy()
     starts = rows.astype(np.int64) * length
     train = Rows(whole.tokens, starts[: total - validation], length)
     val = Rows(whole.tokens, starts[total - validation :], length)
-    if data.split != "chunks":
-        train.text = whole.tokens[: len(train) * length + 1]
-        val.text = whole.tokens[len(train) * length : total * length + 1]
     leak = _shared_documents(whole.document_tokens, train.starts, val.starts, length)
-    notes = []
-    if data.split == "chunks":
-        notes.append(
+    if corpus.split == "chunks":
+        note = (
             f"data.split=chunks (as published) leaks: {leak:.0%} of the validation documents are also trained on, so "
             "perplexity comes out too low; data.split=document keeps them apart"
         )
-    elif data.split == "document":
-        notes.append(
-            "the corpus is a single document (or copies of one), which cannot be split by document: its last "
-            f"{data.val_fraction:.0%} of rows validate (data.split=contiguous)"
-        )
-    return train, val, leak, notes
-
-
-def _permutation(rows: int, seed: int) -> np.ndarray:
-    """torch.randperm of a fresh generator: with seed 42 the published split itself."""
-    import torch
-
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
+        return train, val, leak, [note]
+    train.text = whole.tokens[: len(train) * length + 1]
+    val.text = whole.tokens[len(train) * length : total * length + 1]
+    if corpus.split == "contiguous":
+        return train, val, leak, []
+    note = (
+        "the corpus is a single document (or copies of one), which cannot be split by document: its last "
+        f"{corpus.val_fraction:.0%} of rows validate (data.split=contiguous)"
+    )
+    return train, val, leak, [note]
 
 
 def _shared_documents(document_tokens: np.ndarray, train: np.ndarray, val: np.ndarray, length: int) -> float:
@@ -231,12 +227,3 @@ def _shared_documents(document_tokens: np.ndarray, train: np.ndarray, val: np.nd
 
     in_val = touched(val)
     return float((in_val & touched(train)).sum() / max(1, in_val.sum()))
-
-
-def _fingerprint(data: Corpus, store: Store, train: Rows) -> str:
-    split = [data.split, data.split_seed, data.val_fraction, data.seq_len, data.rows]
-    split += [data.passkey] if data.passkey else []
-    digest = hashlib.sha256(json.dumps([sorted(store.checksums.items()), split]).encode())
-    digest.update(train.inputs.tobytes())
-    digest.update(train.labels.tobytes())
-    return digest.hexdigest()

@@ -30,7 +30,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Question:
-    """A sentence cut before its last name. `wrong`: other names of the same kind, to set against the answer."""
+    """A sentence without its last name. `wrong`: other names of the same kind, to compare with the answer."""
 
     kind: str
     prompt: str
@@ -61,12 +61,9 @@ class ReversalFacts:
     ) -> None:
         if repeats < 0:
             raise ConfigError(f"facts.repeats must be at least 0, not {repeats}; type facts.repeats=10")
-        if layout not in ("packed", "padded"):
-            raise ConfigError(f"facts.layout must be packed or padded, not {layout!r}")
-        if backward not in ("well_formed", "literal"):
-            raise ConfigError(f"facts.backward must be well_formed or literal, not {backward!r}")
         self.repeats, self.layout, self.backward_form = repeats, layout, backward
-        self.facts = read_facts()
+        text = resources.files("newllm.data").joinpath("facts.csv").read_text("utf-8")
+        self.facts = [Fact(**row) for row in csv.DictReader(text.splitlines())]
 
     @property
     def forward(self) -> list[Question]:
@@ -79,12 +76,20 @@ class ReversalFacts:
     @property
     def backward(self) -> list[Question]:
         """Per fact, e.g. prompt "Paris is the capital of", answer "France", wrong "Japan", "Germany", …"""
-        ask = self._literal if self.backward_form == "literal" else self._well_formed
-        return [ask(fact) for fact in self.facts]
+        questions = []
+        for fact in self.facts:
+            if self.backward_form == "literal":
+                reverse, answer = fact.reverse, fact.subject
+                wrong = tuple(o.subject for o in self.facts if o.kind == fact.kind and o.subject != fact.subject)
+            else:  # most reverse phrases name the topic already
+                reverse, answer = fact.reverse.removesuffix(fact.topic).rstrip(), fact.topic
+                wrong = self._others(fact.topic_kind, fact.topic)
+            questions.append(Question(fact.kind, f"{fact.object} {reverse}", answer, wrong))
+        return questions
 
     @property
     def sentences(self) -> list[str]:
-        """The forward sentences, those that are trained."""
+        """The forward sentences, which are trained."""
         return [question.sentence for question in self.forward]
 
     def rows(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -96,24 +101,10 @@ class ReversalFacts:
             return *_padded(sentences, tokenizer, seq_len), []
         return _packed(sentences, tokenizer, seq_len, seed)
 
-    def _well_formed(self, fact: Fact) -> Question:
-        reverse = fact.reverse.removesuffix(fact.topic).rstrip()  # most reverse phrases name the topic already
-        wrong = self._others(fact.topic_kind, fact.topic)
-        return Question(fact.kind, f"{fact.object} {reverse}", fact.topic, wrong)
-
-    def _literal(self, fact: Fact) -> Question:
-        wrong = [o.subject for o in self.facts if o.kind == fact.kind and o.subject != fact.subject]
-        return Question(fact.kind, f"{fact.object} {fact.reverse}", fact.subject, tuple(wrong))
-
     def _others(self, kind: str, right: str) -> tuple[str, ...]:
         names = [fact.object for fact in self.facts if fact.object_kind == kind]
         names += [fact.topic for fact in self.facts if fact.topic_kind == kind]
         return tuple(name for name in names if name != right)
-
-
-def read_facts() -> list[Fact]:
-    text = resources.files("newllm.data").joinpath("facts.csv").read_text("utf-8")
-    return [Fact(**row) for row in csv.DictReader(text.splitlines())]
 
 
 def _padded(sentences: list[list[int]], tokenizer: Tokenizer, seq_len: int) -> tuple[np.ndarray, np.ndarray]:

@@ -60,7 +60,7 @@ def layout_of(corpus: Corpus, found: Survey | None) -> Layout:
         return "stream"
     if len(np.unique(found.hashes)) > 1:
         return "document"
-    if corpus.validates_apart:
+    if corpus.separate_validation:
         name = "val_samples" if corpus.documents is None else "documents"
         raise ConfigError(
             f"data.{name} keeps training and validation text apart by document, and the corpus is a single document "

@@ -29,24 +29,23 @@ class TextFiles(Corpus):
     text_key: str = "text"
 
     def source(self) -> Iterator[Piece]:
-        for file in self._files():
-            if file.name.endswith(".txt"):
-                yield from _plain(file)
-            elif file.name.endswith(".parquet"):
-                yield from self._parquet(file)
-            else:
-                yield from self._lines(file)
+        for file in self._files()[1]:
+            read = {".txt": _plain, ".parquet": self._parquet}.get(file.suffix, self._lines)
+            try:
+                yield from read(file)
+            except (ValueError, OSError, EOFError, zlib.error) as error:
+                raise ConfigError(
+                    f"{file} cannot be read as text ({error}); data.path must name {ACCEPTED}, in UTF-8"
+                ) from None
 
     def fingerprint(self) -> str:
-        return f"text:{self.text_key}:{self._files() and path_fingerprint(self._path(), with_times=True)}"
+        return f"text:{self.text_key}:{path_fingerprint(self._files()[0], with_times=True)}"
 
-    def _path(self) -> Path:
+    def _files(self) -> tuple[Path, list[Path]]:
+        """data.path and the files of text there."""
         if not self.path:
             raise ConfigError("data=text needs a file or folder of text; type data.path=FILE_OR_FOLDER")
-        return Path(self.path).expanduser()
-
-    def _files(self) -> list[Path]:
-        path = self._path()
+        path = Path(self.path).expanduser()
         if not path.exists():
             raise ConfigError(f"data.path={self.path} does not exist; it must name {ACCEPTED}")
         files = [file for file in files_below(path) if file.name.endswith(KINDS)]
@@ -55,16 +54,14 @@ class TextFiles(Corpus):
             raise ConfigError(f"data.path={self.path} {what}; data.path must name {ACCEPTED}")
         if all(file.stat().st_size == 0 for file in files):
             raise ConfigError(f"data.path={self.path} is empty; data.path must name {ACCEPTED} with text in them")
-        return files
+        return path, files
 
     def _lines(self, file: Path) -> Iterator[Piece]:
-        try:
-            with _open(file) as stream:
-                for number, line in enumerate(stream, 1):
-                    if line.strip():
-                        yield Piece(self._text_of(line, f"{file}, line {number}"))
-        except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-            raise _undecodable(file, error) from None
+        opened = gzip.open if file.suffix == ".gz" else open
+        with opened(file, "rt", encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield Piece(self._text_of(line, f"{file}, line {number}"))
 
     def _text_of(self, line: str, where: str) -> str:
         try:
@@ -82,7 +79,6 @@ class TextFiles(Corpus):
         return text if text.isascii() else text.encode("utf-8", "replace").decode()  # lone surrogates become ?
 
     def _parquet(self, file: Path) -> Iterator[Piece]:
-        import pyarrow
         import pyarrow.parquet
 
         try:
@@ -98,35 +94,22 @@ class TextFiles(Corpus):
                         yield Piece(text)
                     elif text is not None:
                         raise ConfigError(f"{file}: column {self.text_key!r} holds no text; type data.text_key=COLUMN")
-        except (pyarrow.ArrowException, OSError) as error:
-            raise _undecodable(file, error) from None
+        except pyarrow.ArrowException as error:
+            raise ValueError(error) from None
 
 
 def _plain(file: Path) -> Iterator[Piece]:
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
-            text = _next_piece(stream)
-            while text:
-                if "\0" in text:
-                    raise _undecodable(file, "it holds NUL bytes")
-                following = _next_piece(stream)
-                yield Piece(text, last=not following)
-                text = following
-    except (UnicodeDecodeError, OSError) as error:
-        raise _undecodable(file, error) from None
+    with open(file, encoding="utf-8-sig", newline="") as stream:
+        text = _next_piece(stream)
+        while text:
+            if "\0" in text:
+                raise ValueError("it holds NUL bytes")
+            following = _next_piece(stream)
+            yield Piece(text, last=not following)
+            text = following
 
 
 def _next_piece(stream: IO[str]) -> str:
     """About PIECE_CHARS characters, up to the end of a line, so that no word is cut in two."""
     text = stream.read(PIECE_CHARS)
     return text + stream.readline(PIECE_CHARS) if len(text) == PIECE_CHARS else text
-
-
-def _open(file: Path) -> IO[str]:
-    if file.name.endswith(".gz"):
-        return gzip.open(file, "rt", encoding="utf-8-sig")
-    return open(file, encoding="utf-8-sig")
-
-
-def _undecodable(file: Path, reason: object) -> ConfigError:
-    return ConfigError(f"{file} cannot be read as text ({reason}); data.path must name {ACCEPTED}, in UTF-8")
