@@ -29,6 +29,7 @@ class Group:
     pack: Literal["equal", "own", "real", "alone"] | tuple[str, ...] = "equal"
     evaluate: Literal["any", "options"] | tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    report: str | None = None
 
 
 def groups(config: Mapping[str, Any] | None = None) -> dict[str, Group]:

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from newllm.analysis.scaling import Law, Saturation, laws, saturating
+from newllm.analysis.scaling import Fit, Law, Saturation, laws, saturating
 from newllm.report.drawing import Drawing, drawing
 from newllm.report.figures.scaling import Fitted, scaling
 from newllm.report.figures.series import over_seeds
-from newllm.report.shapes import ALPHA, interval, shapes
 from newllm.report.study import COLOUR_CYCLE, Study
 from newllm.report.table import ABSENT, Cell, Column, Table, figure, words
+
+ALPHA = "\u03b1"
 
 
 def scaling_laws(study: Study, metric: str) -> tuple[list[Table], list[Drawing]]:
@@ -19,8 +20,6 @@ def scaling_laws(study: Study, metric: str) -> tuple[list[Table], list[Drawing]]
     if not found:
         return [], []
     tables = [_table(found)]
-    if beside := shapes(found):
-        tables.append(beside)
     floors = [saturating(*zip(*law.runs, strict=True)) for law in found] if study.options.law == "saturating" else None
     if floors is not None:
         tables.append(_floors(found, floors))
@@ -62,6 +61,13 @@ def _table(found: Sequence[Law]) -> Table:
             "on the whole. What other training texts would give, the scatter of seeds does not say."
         )
     return Table("scaling", f"{found[0].metric} = A · ({found[0].size})^{ALPHA}", columns, rows, notes)
+
+
+def interval(fitted: Fit) -> Cell:
+    """Of the exponent."""
+    if not np.isfinite(fitted.low):
+        return Cell(ABSENT, None, {"low": "", "high": ""}, kind="muted")
+    return Cell(f"[{fitted.low:.4f}, {fitted.high:.4f}]", None, {"low": fitted.low, "high": fitted.high})
 
 
 def _floors(found: Sequence[Law], floors: Sequence[Saturation]) -> Table:

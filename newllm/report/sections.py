@@ -1,7 +1,9 @@
 """The report in its order: tables first, then figures, then what stands beside."""
 
+import pkgutil
 from collections.abc import Callable, Sequence
 
+from newllm.config.groups import groups
 from newllm.report import curves, tradeoffs
 from newllm.report.beside import agreement_tables, published_table
 from newllm.report.comparison_table import comparison_table, repeats
@@ -12,7 +14,6 @@ from newllm.report.long_context import long_context
 from newllm.report.main_table import main_table
 from newllm.report.section import Section
 from newllm.report.study import Part, Study
-from newllm.report.two_phases import two_phases
 from newllm.report.unfinished import unfinished_table
 
 FIGURES: list[tuple[str, str, Callable[[Part, str], Sequence[Drawing]]]] = [
@@ -30,7 +31,10 @@ def sections(study: Study, figures: bool) -> list[Section]:
     metric = (study.options.compare or study.options.metrics)[0]
     made = [_results(study), _comparisons(study, metric)]
     with styled():
-        made.append(two_phases(study, _capped(study) if figures else (), figures))
+        for group in groups().values():
+            if group.report:
+                section = pkgutil.resolve_name(group.report)
+                made.append(section(study, _capped(study) if figures else (), figures))
         made += long_context(study, _capped(study) if figures else (), figures)
         if figures:
             for name, title, draw in FIGURES:

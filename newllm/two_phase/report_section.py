@@ -1,0 +1,240 @@
+"""The section of a report on runs with a first phase: what the phase reached, its course by iteration, what the second
+phase made of it, and the shapes of the context/token model beside the published ones."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from newllm.analysis.groups import Group
+from newllm.analysis.published import distance, reference_table
+from newllm.analysis.scaling import Law, fit, laws
+from newllm.analysis.statistics import sample_std
+from newllm.report.drawing import Drawing, drawing
+from newllm.report.figures.series import Series, over_seeds
+from newllm.report.figures.style import Marks, band, canvas, colour, thousands
+from newllm.report.laws import ALPHA, interval
+from newllm.report.reading import of_runs, stacked, table
+from newllm.report.section import Section
+from newllm.report.study import Part, Study, by_seed, mean_of
+from newllm.report.table import Cell, Column, Table, figure, percent, spread, words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FIRST = "phase1/iterations"
+_COLUMNS = {  # metric -> title and hint of its column
+    "phase1/iterations": ("iterations", "passes of phase 1, the random start among them"),
+    "phase1/loss": ("loss", "of the last iteration"),
+    "phase1/bound": ("bound", "what the loss cannot go below with LayerNorm's first gains"),
+    "phase1/converged": ("converged", "share of the contexts that the last iteration left where they were"),
+    "phase1/reached": ("reached", "1 where the phase stopped by its rule, 0 where by its number of iterations"),
+    "context/rank_share@train": ("rank train", "effective rank / width, of the contexts that phase 2 trains on"),
+    "context/rank_share@val": ("rank val", "effective rank / width, of the true recurrence on validation text"),
+    "context/parallel_cosine": ("cosine", "of contexts made in parallel with the true ones, mean"),
+    "val/ppl": ("val/ppl", "lower is better"),
+    "val/accuracy": ("val/accuracy", "share of the next tokens that are the likeliest"),
+    "params/context_block": ("context block", "parameters trained in phase 1"),
+    "params/token_block": ("token block", "parameters trained in phase 2"),
+    "params/trainable": ("trainable", "in phase 2"),
+    "params/total": ("total", "embeddings among them"),
+    "speed/phase1_seconds": ("seconds", "of phase 1; a run that found it in the cache needed less"),
+}
+TOKENS, PPL, ACCURACY = "data/train_tokens", "val/ppl", "val/accuracy"
+Point = tuple[float, float, float]  # iteration, loss, converged
+
+
+def two_phases(study: Study, lines: Sequence[str], figures: bool) -> Section:
+    """The section, empty where no run has a first phase; `lines` are above its figures."""
+    tables = [made for part in study.parts if (made := _phases(part))]
+    if tables and (beside := _shapes(study)):
+        tables.append(beside)
+    drawings = [made for part in study.drawn_parts if figures and (made := _course(part))]
+    return Section("phases", "Two phases", lines if drawings else (), tables, drawings)
+
+
+def _phases(part: Part) -> Table | None:
+    """A row per group that has a first phase, without the columns that are empty in all of them."""
+    there = [group for group in part.groups if isfinite(mean_of(group, _FIRST))]
+    if not there:
+        return None
+    metrics = [metric for metric in _COLUMNS if any(isfinite(mean_of(group, metric)) for group in there)]
+    columns = [Column("group"), Column("seeds", numeric=True)]
+    columns += [Column(_COLUMNS[metric][0], numeric=True, hint=_COLUMNS[metric][1]) for metric in metrics]
+    rows = [
+        [words(group.label, "group"), figure(len(group.by_seed(_FIRST)), "seeds"),
+         *(_mean(group, metric) for metric in metrics)]
+        for group in there
+    ]  # fmt: skip
+    notes = [
+        "Mean ± sample standard deviation over seeds. The loss is that of the last iteration, which its own step "
+        "follows; a loss at its bound says that the contexts have no mean, not that they carry the text.",
+        "Ranks are of noisy contexts made in parallel on the training side, of the true recurrence on the validation "
+        "side.",
+    ]
+    return Table(f"phases{part.mark}", part.named("Two phases"), columns, rows, notes)
+
+
+def _mean(group: Group, metric: str) -> Cell:
+    values = by_seed(group, [metric])[:, 0]
+    mean, std = mean_of(group, metric), sample_std(values)
+    text = f"{mean:,.0f}" if metric.startswith("params/") else spread(mean, std) if std else None
+    return figure(mean, f"{metric} mean", text)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """One group by iteration. bound: of the loss, None where none is known; published: the run of these conditions."""
+
+    loss: Series
+    converged: Series
+    bound: float | None
+    published: Sequence[Point]
+
+
+def _course(part: Part) -> Drawing | None:
+    """Loss with its bound and share of converged contexts by iteration, of tables/phase1.csv."""
+    courses = []
+    for one in part.drawn:
+        runs = of_runs(one.group, _iterations)
+        if not runs:
+            continue
+        loss, converged = ([{point[0]: point[side] for point in points} for points, _ in runs] for side in (1, 2))
+        known = [bound for _, bound in runs if bound is not None]
+        courses.append(
+            _Course(
+                over_seeds(one.index, one.group.label, *stacked(loss)),
+                over_seeds(one.index, one.group.label, *stacked(converged)),
+                float(np.mean(known)) if known else None,
+                _published_course(one.group),
+            )
+        )
+    if not courses:
+        return None
+    beside = " Crosses are the published run of these conditions." if any(one.published for one in courses) else ""
+    caption = (
+        "Mean over seeds; the band is ± one sample standard deviation. Dashed: the loss's bound. Converged is the "
+        f"share of contexts that moved by less than the threshold since the iteration before.{beside}"
+    )
+    return drawing(f"phases{part.mark}", part.named("Phase 1 by iteration"), _draw(courses), caption)
+
+
+def _iterations(path: Path) -> tuple[list[Point], float | None] | None:
+    """The iterations of a run and the bound of the last one; None where it does not iterate."""
+    rows = [row for row in table(path, "phase1") if row.get("iteration") and row.get("loss")]
+    if not rows:
+        return None
+    bound = rows[-1].get("bound")
+    return [_point(row) for row in rows], float(bound) if bound else None
+
+
+def _published_course(group: Group) -> list[Point]:
+    """The iterations of the published run with the group's conditions, where its log was published."""
+    runs = {line["run"] for line in distance(group.config, {"val/best_ppl": 1.0})}
+    return [_point(line) for line in reference_table("context_token_phase1") if line["run"] in runs]
+
+
+def _point(row: dict[str, str]) -> Point:
+    return float(row["iteration"]), float(row["loss"]), float(row["converged"])
+
+
+def _draw(courses: Sequence[_Course]) -> "Figure":
+    drawn, panels = canvas(columns=2)
+    marks = Marks()
+    for course in courses:
+        for column, (axes, series) in enumerate(zip(panels, (course.loss, course.converged), strict=True), 1):
+            band(axes, marks, series.index, series.x, series.mean, series.low, series.high, len(series.x) < 15)
+            if course.published:
+                x, y = [one[0] for one in course.published], [one[column] for one in course.published]
+                (crosses,) = axes.plot(x, y, color=colour(series.index), linestyle="", marker="x", markersize=5)
+                marks.group(series.index, crosses)
+        if course.bound is not None:
+            line = panels[0].axhline(course.bound, color=colour(course.loss.index), linewidth=1, linestyle=(0, (3, 2)))
+            marks.group(course.loss.index, line)
+    for axes, title in zip(panels, ("Loss", "Converged"), strict=True):
+        axes.set(title=title, xlabel="iteration")
+        thousands(axes.xaxis, whole=True)
+    panels[1].set_ylim(-0.03, 1.03)
+    marks.legend(drawn, [(one.loss.index, one.loss.label) for one in courses])
+    return drawn
+
+
+def _shapes(study: Study) -> Table | None:
+    """Shapes of the context/token model side by side: exponent, best perplexity, accuracy; the published ones below.
+
+    None unless all curves of the scaling law are of such shapes, by the size of their text.
+    """
+    metric, confidence = (study.options.compare or study.options.metrics)[0], study.options.confidence
+    found = laws(study.done, study.options.size, metric, confidence)
+    if not found or any(_shape(law) is None or (law.size, law.metric) != (TOKENS, PPL) for law in found):
+        return None
+    columns = [
+        Column("shape", hint="layers, context_dim, num_input_tokens"),
+        Column(ALPHA, numeric=True),
+        Column(f"{confidence:.0%} interval", numeric=True),
+        Column("best val/ppl", numeric=True),
+        Column("best accuracy", numeric=True),
+        Column("at tokens", numeric=True),
+        Column("whose"),
+    ]
+    times = Counter(map(_shape, found))
+    rows = []
+    for law in found:
+        best, ppl = min(law.points, key=lambda point: point[1])
+        shape = _shape(law)
+        accuracy = law.at(best, ACCURACY)
+        accuracy = accuracy[np.isfinite(accuracy)]
+        rows.append([
+            words(shape if times[shape] == 1 else f"{shape} ({law.label})", "shape"),
+            figure(law.fit.slope, "alpha", f"{law.fit.slope:.4f}"),
+            interval(law.fit),
+            figure(ppl, "best val/ppl", spread(ppl, sample_std(law.at(best, law.metric)))),
+            _accuracy(float(accuracy.mean()) if len(accuracy) else np.nan),
+            figure(best, "tokens"),
+            words("these runs", "whose"),
+        ])  # fmt: skip
+    notes = [
+        "Geometric mean over seeds at the size with the lowest perplexity, ± sample standard deviation.",
+        "Published are one seed each, on UltraChat with GPT-2's embeddings and vocabulary: perplexities and exponents "
+        "of another text do not compare with them.",
+    ]
+    rows += _published_shapes(confidence)
+    return Table("scaling-shapes", "Shapes of the context/token model", columns, rows, notes)
+
+
+def _shape(law: Law) -> str | None:
+    """Layers, context_dim and tokens, as in 3L/1536/2tok."""
+    model = law.curve.config["model"]
+    names = ("layers", "context_dim", "num_input_tokens")
+    return "{}L/{}/{}tok".format(*(model[name] for name in names)) if all(name in model for name in names) else None
+
+
+def _published_shapes(confidence: float) -> list[list[Cell]]:
+    """A row for each power law of references/scaling.csv that is of a shape, at its best point; the interval follows
+    from its points, where they are published."""
+    published: dict[str, list[dict[str, str]]] = {}
+    for line in reference_table("scaling"):
+        if line["law"] == "power" and line["context_dim"]:
+            published.setdefault(line["run"], []).append(line)
+    rows = []
+    for lines in published.values():
+        best = min(lines, key=lambda line: float(line[PPL]))
+        tokens, perplexities = ([float(line[name]) for line in lines] for name in (TOKENS, PPL))
+        rows.append([
+            words("{layers}L/{context_dim}/{num_input_tokens}tok".format(**best), "shape"),
+            figure(float(best["slope"]), "alpha", best["slope"]),
+            interval(fit(tokens, perplexities, confidence)),
+            figure(float(best[PPL]), "best val/ppl"),
+            _accuracy(float(best[ACCURACY])),
+            figure(float(best[TOKENS]), "tokens"),
+            words(f"published, {best['source']}", "whose"),
+        ])  # fmt: skip
+    return rows
+
+
+def _accuracy(share: float) -> Cell:
+    return figure(share, "best accuracy", percent(share).lstrip("+"))
