@@ -1,8 +1,8 @@
 """Attentions: one file each; `kernels` picks the fused path that serves the encoding's bias."""
 
-from newllm.attention.base import Attention
 from newllm.attention.cache import Cache, LayerCache
 from newllm.attention.latent import Latent
+from newllm.attention.layer import Attention
 from newllm.attention.multi_head import MultiHead
 from newllm.attention.value_projection import CompressedValues, NarrowValues
 

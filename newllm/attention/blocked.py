@@ -31,15 +31,6 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) ->
 
     Products are in the dtype of q, k and v, scores and sums in fp32 (fp64 for fp64). Memory: O(Tk) beside the output.
     """
-    if torch.compiler.is_compiling():
-        from newllm.attention import operator  # loaded by whoever compiles
-
-        return operator.blocked(q, k, v, bias, scale)
-    return apply(q, k, v, bias, scale)
-
-
-def apply(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
-    """`blocked` as a function of autograd."""
     out: Tensor = _Blocked.apply(q, k, v, bias, scale, *learned(bias))
     return out
 
@@ -222,7 +213,7 @@ def backward(
             p = numbers.sub_(scores.stack(log_sums, tile)).exp2_().to(v.dtype)
             sum_v[:, :, there] += _product(p.transpose(-1, -2), wanted)
             d_p = _product(wanted, values[:, :, there].transpose(-1, -2))
-            d_scores = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+            d_scores = _softmax_gradient(p, d_p)
             if matrix is not None and matrix.requires_grad:
                 per_bias = scores.by_head(d_scores).sum_to_size(matrix.shape)
                 # d / d (bias in base 2) = d / d (bias) * ln 2
@@ -238,6 +229,16 @@ def backward(
             sum_k[:, :, there] += _product(d_scores.transpose(-1, -2), queries)
         d_k[rows, heads], d_v[rows, heads] = sum_k * scale, sum_v
     return d_q, d_k, d_v, d_tensors
+
+
+def _softmax_gradient(p: Tensor, d_p: Tensor) -> Tensor:
+    """``p (d_p - sum p d_p)`` along the last dim: in one pass where this torch has its private function for it."""
+    fused = getattr(torch, "_softmax_backward_data", None)
+    if fused is not None:
+        gradient: Tensor = fused(d_p, p, -1, p.dtype)
+        return gradient
+    exact, d_exact = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (p, d_p))
+    return (exact * (d_exact - (exact * d_exact).sum(-1, keepdim=True))).to(p.dtype)
 
 
 def _through(

@@ -10,6 +10,8 @@ Every path computes ``softmax(q k^T * scale + bias, causal) v`` for q [B, H, Tq,
     matrix    blocked                                                             the same
     score     blocked                                                             the same
 
+`attend` has k and v as they are, `attend_cached` in the storage of a cache.
+
 In fp32 on CPU `blocked` also serves short rows whose D and Dv differ, which the fused kernel wants padded.
 Up to 128 tokens `plain` stands in for `blocked`; nothing else ever holds Tq x Tk numbers. For a linear bias that is
 so since softmax drops what is constant along a row: ``-m (i - j)`` is ``m j``, a row. As `row` it is a broadcast mask
@@ -18,6 +20,7 @@ that take no mask; `blocked` adds it block by block (`newllm.attention.blocked`)
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -34,6 +37,7 @@ _BASE = 256  # digits of this base are exact in bf16
 _FEW = 16  # queries after a cache up to which all their scores are made at once
 _PADDED = 1024  # tokens up to which, in fp32 on CPU, it is better not to pad narrow values for the fused kernel
 _SHORT = 128  # tokens up to which keeping all scores is faster on CPU than making them again
+_CACHED_SCORES = 2**20  # scores over a cache worked on at a time: 4 MB in fp32 stay in a CPU's cache
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, kernel: Kernel = "auto") -> Tensor:
@@ -44,6 +48,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, ker
         if path == "plain":
             return plain(q, k, v, bias, scale)
         if path == "blocked" or q.shape[2] != k.shape[2] or not isinstance(bias, LinearBias | None):
+            if torch.compiler.is_compiling():
+                from newllm.attention.blocked_operator import blocked_in_graph  # a second's import
+
+                return blocked_in_graph(q, k, v, bias, scale)
             return blocked(q, k, v, bias, scale)
         if bias is None:
             return _fused(q, k, v, scale, mask=None)
@@ -167,3 +175,111 @@ def _causal(q: Tensor, k: Tensor) -> Tensor:
     i, j = _positions(q, k)
     mask = torch.zeros(len(i), len(j), dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
     return mask.masked_fill_(j[None, :] > i[:, None], float("-inf"))
+
+
+# --- over a cache -----------------------------------------------------------------------------------------------------
+
+
+def attend_cached(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    length: int,
+    bias: Bias | None,
+    scale: float,
+    kernel: Kernel = "auto",
+    unabsorbed: Tensor | None = None,
+) -> Tensor:
+    """``softmax(q k^T * scale + bias, causal) v``: [B, H, Tq, Dv] in v's dtype.
+
+    q [B, H, Tq, D] stand at the end of the `length` tokens that the storages k [B, Hk, S, D] and v [B, Hk, S, Dv] hold;
+    for queries behind a past, v may also be [B, 1, S, Dv], one for all heads.
+    The storages are longer than the tokens they hold. They are multiplied whole, because a matrix library copies a view
+    with gaps between its heads before it multiplies it; the keys after the last token are masked as every query's
+    future is. Queries without a past (a prompt) go by the kernel that training has; one query, or more of them behind a
+    past, by products: all heads of one query together, blocks of many queries head by head.
+
+    unabsorbed: where a weight was absorbed into q, what stood in its place [B, H, Tq, …], for biases that read queries.
+    """
+    queries = q.shape[2]
+    shown = q if unabsorbed is None else unabsorbed
+    if queries == length and (shown is q or not isinstance(bias, ScoreBias)):
+        return attend(q, k[:, :, :length], v[:, :, :length], bias, scale, kernel)
+    with torch.autocast(q.device.type, enabled=False):
+        if queries == 1:
+            return _over_storage(
+                q, k, v, _storage_bias(q, k, length - 1, bias), scale, _reader(bias, shown, length - 1)
+            )
+        stacked = q.shape[1] // k.shape[1]  # query heads of a key head
+        size = max(1, _CACHED_SCORES // (q.shape[0] * stacked * k.shape[2]))
+        blocks = zip(q.split(size, 2), shown.split(size, 2), range(length - queries, length, size), strict=True)
+        return torch.cat([_by_head(*block, k, v, bias, scale) for block in blocks], 2)
+
+
+def _by_head(q: Tensor, shown: Tensor, first: int, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
+    """Queries that stand at `first` and on, one key head after another."""
+    added = _storage_bias(q, k, first, bias)
+    per_head = added.expand(*added.shape[:-3], q.shape[1], -1, -1)
+    stacked = q.shape[1] // k.shape[1]
+    values = v.split(1, 1) if v.shape[1] > 1 else [v] * k.shape[1]
+    parts = zip(q.split(stacked, 1), k.split(1, 1), values, per_head.split(stacked, -3), strict=True)
+    seen = (_reader(bias, part, first) for part in shown.split(stacked, 1))
+    return torch.cat([_over_storage(*part, scale, read) for part, read in zip(parts, seen, strict=True)], dim=1)
+
+
+def _over_storage(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, read: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """q [B, H, Tq, D] over k [B, Hk, S, D] and v [B, Hk or 1, S, Dv] with bias [1 or H, Tq, S], -inf where masked.
+
+    Queries that share a key head (or the one value head) are stacked, so MQA and absorbed MLA read the cache once for
+    all heads.
+    read: what else is added, of the scaled scores.
+    """
+    batch, heads, queries, width = q.shape
+    groups, keys = k.shape[1], k.shape[2]
+    stacked = q.reshape(batch, groups, -1, width)  # [B, Hk, (H / Hk) Tq, D]
+    products = _query_products(stacked, k).reshape(batch, heads, queries, keys)
+    # One pass over the products: to fp32 (or wider), scaled, the bias added.
+    scores = torch.add(bias, products, alpha=scale)
+    if read is not None:
+        scores += read(products.to(scores.dtype) * scale)
+    weights = scores.softmax(-1).to(v.dtype).reshape(batch, v.shape[1], -1, keys)
+    return (weights @ v).reshape(batch, heads, queries, -1)
+
+
+def _reader(bias: Bias | None, q: Tensor, first: int) -> Callable[[Tensor], Tensor] | None:
+    """Scaled scores of the queries q that stand at `first` and on -> what the bias adds after a look at them."""
+    if not isinstance(bias, ScoreBias):
+        return None
+    given = bias
+
+    def read(scores: Tensor) -> Tensor:
+        j = torch.arange(scores.shape[-1], device=scores.device)
+        return given.read(q, scores, j[first : first + scores.shape[-2]], j)
+
+    return read
+
+
+def _query_products(q: Tensor, k: Tensor) -> Tensor:
+    """``q k^T``. oneDNN's batched bf16 product is several times faster with the long side first."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return (k @ q.mT).mT
+    return q @ k.mT
+
+
+def _storage_bias(q: Tensor, k: Tensor, first: int, whole: Bias | None) -> Tensor:
+    """[1 or H, Tq, S] in fp32 (fp64 as q) for queries that stand at `first` and on; -inf for keys after a query."""
+    bias = by_positions(whole)
+    last = first + q.shape[2] - 1
+    j = torch.arange(k.shape[2], device=k.device)
+    i = j[first : last + 1]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    if isinstance(bias, LinearBias):
+        # Counted back from the last query: small numbers where the weight is.
+        added = (bias.slopes[..., None, None] * (j - last)).to(dtype)
+    elif bias is not None:
+        added = bias.matrix(i, j).to(dtype)
+    else:
+        added = torch.zeros(1, 1, 1, dtype=dtype, device=q.device)
+    return added.masked_fill(j > i[:, None], float("-inf"))

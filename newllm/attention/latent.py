@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from newllm.attention.base import Attention, linear, merge_heads
 from newllm.attention.cache import LayerCache
 from newllm.attention.kernels import Kernel
+from newllm.attention.layer import Attention, linear, merge_heads
 from newllm.errors import ConfigError
-from newllm.position.base import PositionEncoding
+from newllm.position.encoding import PositionEncoding
 
 _NORM_EPS = 1e-6  # DeepSeek's latent norms have this eps whatever the model's
 

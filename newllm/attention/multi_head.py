@@ -2,11 +2,9 @@
 
 from torch import Tensor
 
-from newllm.attention.base import Attention, linear, merge_heads
-from newllm.attention.cache import LayerCache
 from newllm.attention.kernels import Kernel
+from newllm.attention.layer import Attention, linear
 from newllm.errors import ConfigError
-from newllm.position.base import PositionEncoding
 
 
 class MultiHead(Attention):
@@ -35,20 +33,7 @@ class MultiHead(Attention):
         self.qkv = linear(hidden_size, (heads + 2 * self.kv_heads) * head_dim, bias)
         self.out = linear(heads * head_dim, hidden_size, bias)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, encoding: PositionEncoding | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H + 2 Hk, T, D]
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        q_before, k_before = q, k
-        if encoding is not None:
-            q, k = encoding.rotate(q, k, positions)
-        if self.observer is not None:
-            self.observer({"q_before": q_before, "k_before": k_before, "q": q, "k": k})
-        scale = self.head_dim**-0.5
-        if cache is None:
-            out = self.attend(q, k, v, encoding, scale)
-        else:
-            k, v = cache.append(k, v)
-            out = self.attend_cached(q, k, v, cache.length, encoding, scale)
-        return self.out(merge_heads(out))
+        return q, k, v

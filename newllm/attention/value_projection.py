@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm.attention.base import Attention, linear, merge_heads
 from newllm.attention.cache import LayerCache
 from newllm.attention.kernels import Kernel
+from newllm.attention.layer import Attention, linear, merge_heads
 from newllm.errors import ConfigError
-from newllm.position.base import PositionEncoding
+from newllm.position.encoding import PositionEncoding
 
 
 class CompressedValues(Attention):
@@ -158,26 +158,13 @@ class NarrowValues(Attention):
         self.qkv = linear(hidden_size, 2 * width + self.value_dim, bias)
         self.out = linear(self.value_dim, hidden_size, bias)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, encoding: PositionEncoding | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         width = self.heads * self.head_dim
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.qkv(x).split([width, width, self.value_dim], dim=-1)
         )  # [B, H, T, D] twice, [B, H, T, value_dim / H]
-        q_before, k_before = q, k
-        if encoding is not None:
-            q, k = encoding.rotate(q, k, positions)
-        if self.observer is not None:
-            self.observer({"q_before": q_before, "k_before": k_before, "q": q, "k": k})
-        scale = self.head_dim**-0.5
-        if cache is None:
-            out = self.attend(q, k, v, encoding, scale)
-        else:
-            k, v = cache.append(k, v)
-            out = self.attend_cached(q, k, v, cache.length, encoding, scale)
-        return self.out(merge_heads(out))
+        return q, k, v
 
 
 def reconstruction_error(restored: Tensor, value: Tensor) -> Tensor:

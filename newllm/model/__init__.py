@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.build import build
 from newllm.config.groups import parts_of
-from newllm.model.base import LanguageModel
+from newllm.model.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from newllm.model.transformer import Transformer

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from newllm.model.base import LanguageModel
+from newllm.model.language_model import LanguageModel
 
 
 def cast_products(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from newllm.attention.base import linear
+from newllm.attention.layer import linear
 
 
 class Gelu(nn.Module):

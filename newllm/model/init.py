@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from newllm.position.base import PositionEncoding
+from newllm.position.encoding import PositionEncoding
 from newllm.seeding import stream
 
 

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from newllm.attention.base import Attention, linear
 from newllm.attention.cache import Cache, LayerCache
+from newllm.attention.layer import Attention, linear
 from newllm.build import build
 from newllm.errors import ConfigError
-from newllm.model.base import LanguageModel
 from newllm.model.feed_forward import Gelu, SwiGLU
 from newllm.model.init import init_weights
-from newllm.position.base import PositionEncoding
+from newllm.model.language_model import LanguageModel
+from newllm.position.encoding import PositionEncoding
 
 
 class Transformer(LanguageModel):

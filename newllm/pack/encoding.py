@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from newllm.position.base import PositionEncoding
 from newllm.position.bias import Bias, LinearBias, MatrixBias, PositionBias, ScoreBias, by_positions, learned
+from newllm.position.encoding import PositionEncoding
 
 
 @dataclass

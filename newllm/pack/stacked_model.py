@@ -10,7 +10,7 @@ from newllm.errors import ConfigError
 from newllm.model import LanguageModel, Transformer
 from newllm.pack.encoding import PackedEncoding, Rows
 from newllm.pack.layers import Linears, Norms, Split
-from newllm.position.base import PositionEncoding
+from newllm.position.encoding import PositionEncoding
 
 _LAYERS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.Linear: Linears,

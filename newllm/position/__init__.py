@@ -1,4 +1,4 @@
-"""Position encodings: one small class each. See `newllm.position.base` for the contract."""
+"""Position encodings: one small class each. See `newllm.position.encoding` for the contract."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,8 +8,8 @@ from newllm.config import source
 if TYPE_CHECKING:
     from newllm.position.absolute import Learned, Sinusoidal
     from newllm.position.alibi import Alibi
-    from newllm.position.base import PositionEncoding
     from newllm.position.cope import Cope
+    from newllm.position.encoding import PositionEncoding
     from newllm.position.fire import Fire
     from newllm.position.fope import Fope
     from newllm.position.kerple import KerpleLog, KerplePower

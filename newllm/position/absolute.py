@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from newllm.errors import ConfigError
 from newllm.position import frequencies
-from newllm.position.base import PositionEncoding
+from newllm.position.encoding import PositionEncoding
 
 
 class Learned(PositionEncoding):

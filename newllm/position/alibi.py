@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from newllm.errors import ConfigError
-from newllm.position.base import PositionEncoding
 from newllm.position.bias import LinearBias
+from newllm.position.encoding import PositionEncoding
 
 
 class Alibi(PositionEncoding):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from newllm.errors import ConfigError
-from newllm.position.base import PositionEncoding
 from newllm.position.bias import ScoreBias
+from newllm.position.encoding import PositionEncoding
 
 
 class Cope(PositionEncoding):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from newllm.errors import ConfigError
-from newllm.position.base import PositionEncoding
 from newllm.position.bias import MatrixBias, by_distance, past
+from newllm.position.encoding import PositionEncoding
 
 _PART = 2**13  # numbers that f takes at a time: their hidden layer stays in a CPU's cache, several times faster
 _EPS = 1e-6  # keeps the quotient defined where c = 0; from the authors' listing

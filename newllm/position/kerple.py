@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from newllm.errors import ConfigError
-from newllm.position.base import PositionEncoding
 from newllm.position.bias import MatrixBias, by_distance
+from newllm.position.encoding import PositionEncoding
 
 _LEAST = 0.01  # of p and a: `eps` in the authors' code, github.com/chijames/KERPLE
 

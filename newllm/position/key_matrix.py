@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from newllm.position.base import PositionEncoding
+from newllm.position.encoding import PositionEncoding
 
 _Scaled = tuple[Tensor, Tensor]  # matrices [N, D, D], and logarithms [N] of what they have been divided by
 

@@ -1,6 +1,6 @@
 """No position encoding."""
 
-from newllm.position.base import PositionEncoding
+from newllm.position.encoding import PositionEncoding
 
 
 class NoPE(PositionEncoding):

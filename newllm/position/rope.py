@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from newllm.position.base import PositionEncoding
+from newllm.position.encoding import PositionEncoding
 from newllm.position.frequencies.nodes import Node, scale, spectrum
 from newllm.position.frequencies.spectrum import rotary_dims
 

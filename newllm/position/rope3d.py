@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from newllm.errors import ConfigError
-from newllm.position.base import PositionEncoding
+from newllm.position.encoding import PositionEncoding
 from newllm.position.frequencies.domain import above
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from newllm.build import build
-from newllm.position.base import PositionEncoding
 from newllm.position.bias import Bias, add
+from newllm.position.encoding import PositionEncoding
 
 
 class Sum(PositionEncoding):

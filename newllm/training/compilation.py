@@ -87,7 +87,7 @@ def settle(
 def _compile(step: Step, piece: Piece, say: Callable[[str], None]) -> bool:
     """Compile now, in a pass forward and backward; where that fails, one line says so and the model stays plain."""
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
-    import newllm.attention.operator  # noqa: F401 (its import makes the operator)
+    import newllm.attention.blocked_operator  # noqa: F401 (its import makes the operator)
 
     step.batch_loss.compiled = torch.compile(step.model.hidden, dynamic=False)
     try:

@@ -11,7 +11,7 @@ from newllm.data import Dataset
 from newllm.effective_rank import SAMPLES, effective_rank
 from newllm.errors import ConfigError
 from newllm.evaluation.subject import Findings, Subject, Table
-from newllm.model.base import LanguageModel
+from newllm.model.language_model import LanguageModel
 from newllm.seeding import stream
 from newllm.training.precision import Precision
 from newllm.two_phase.context_rows import ContextRows

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from newllm.data.dataset import Dataset, Rows
 from newllm.data.facts import NOT_SCORED
 from newllm.data.tokenizer import Tokenizer
-from newllm.model.base import LanguageModel
+from newllm.model.language_model import LanguageModel
 from newllm.two_phase.contexts import Bf16Array, Text, as_fp32, gather
 
 _PORTION = 1 << 20  # tokens

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from newllm.attention.base import linear
+from newllm.attention.layer import linear
 from newllm.data import Dataset
 from newllm.errors import ConfigError
-from newllm.model.base import LanguageModel
 from newllm.model.init import init_weights
+from newllm.model.language_model import LanguageModel
 from newllm.position.nope import NoPE
 from newllm.training.precision import Precision
 from newllm.two_phase.context_rows import ContextReader, ContextRows, as_streams

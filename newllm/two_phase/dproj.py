@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from newllm.attention.base import linear
 from newllm.attention.cache import Cache
+from newllm.attention.layer import linear
 from newllm.errors import ConfigError
 from newllm.model.init import init_weights
 from newllm.model.transformer import Transformer

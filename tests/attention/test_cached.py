@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from newllm.attention import Cache, LayerCache, cached, kernels
+from newllm.attention import Cache, LayerCache, kernels
 from newllm.position.bias import LinearBias, MatrixBias
 
 HEADS, LENGTH, WIDTH, SCALE = 4, 40, 16, 0.25
@@ -28,10 +28,10 @@ def made(key_heads: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tens
 @pytest.mark.parametrize("queries", [1, 11, LENGTH])
 def test_queries_over_a_storage_equal_the_end_of_the_whole(monkeypatch, bias, key_heads, queries):
     """One query, a block of them behind a past (in several blocks, the last not full), all of them."""
-    monkeypatch.setattr(cached, "_BLOCK", 3 * 2 * (HEADS // key_heads) * (LENGTH + 9))
+    monkeypatch.setattr(kernels, "_CACHED_SCORES", 3 * 2 * (HEADS // key_heads) * (LENGTH + 9))
     q, k, v = made(key_heads)
     whole = kernels.plain(q, k[:, :, :LENGTH], v[:, :, :LENGTH], BIASES[bias], SCALE)
-    out = cached.attend(q[:, :, -queries:], k, v, LENGTH, BIASES[bias], SCALE)
+    out = kernels.attend_cached(q[:, :, -queries:], k, v, LENGTH, BIASES[bias], SCALE)
     torch.testing.assert_close(out, whole[:, :, -queries:], atol=1e-5, rtol=1e-5)
 
 
@@ -40,7 +40,7 @@ def test_bf16_stays_within_the_noise_of_its_products(key_heads):
     q, k, v = made(key_heads, torch.bfloat16)
     exact = kernels.plain(*(t[:, :, :LENGTH].float() for t in (q, k, v)), BIASES["uniform"], SCALE)
     for queries in (1, 11):
-        out = cached.attend(q[:, :, -queries:], k, v, LENGTH, BIASES["uniform"], SCALE)
+        out = kernels.attend_cached(q[:, :, -queries:], k, v, LENGTH, BIASES["uniform"], SCALE)
         assert out.dtype == torch.bfloat16
         assert (out.float() - exact[:, :, -queries:]).abs().max() < 0.03
 

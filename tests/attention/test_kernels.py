@@ -113,6 +113,19 @@ def test_queries_at_the_end_of_the_keys(queries, key_heads):
         torch.testing.assert_close(end, whole[:, :, -queries:], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocked_needs_no_private_function_of_torch(monkeypatch, dtype):
+    def gradients() -> tuple[torch.Tensor, ...]:
+        q, k, v = inputs(60, dtype=dtype)
+        out = kernels.attend(q, k, v, SLOPES["per head"], 0.25, "blocked")
+        return torch.autograd.grad(out.float().square().sum(), (q, k, v))
+
+    expected = gradients()
+    monkeypatch.delattr(torch, "_softmax_backward_data")
+    for ours, theirs in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("kernel", ["auto", "row", "digits", "blocked"])
 def test_bf16_keeps_the_bias_exact_far_out(kernel):
     """At position 4000 a bias rounded to bf16 is off by 0.5; the fused paths stay within the noise of bf16 products."""

@@ -5,8 +5,8 @@ import torch
 
 import newllm
 from newllm.attention import Latent
-from newllm.model import convert
 from newllm.position import Alibi, Rope
+from tests.support import hf_weights
 
 VOCABULARY, LENGTH, HIDDEN, HEADS = 128, 64, 128, 4
 
@@ -46,7 +46,7 @@ def test_gpt_neox(rotary_pct: float):
     )  # fmt: skip
     theirs = large_weights(GPTNeoXForCausalLM(config))
     ours = build("model=gpt_neox_70m", "model.mlp_size=256", f"rotary_pct={rotary_pct}", "theta=5000")
-    ours.load_state_dict(convert.gpt_neox(theirs.state_dict(), HEADS))
+    ours.load_state_dict(hf_weights.gpt_neox(theirs.state_dict(), HEADS))
     expected = theirs(token_ids()).logits
     torch.testing.assert_close(ours(token_ids()), expected, atol=1e-5, rtol=1e-5)
 
@@ -64,7 +64,7 @@ def test_llama(attention: str, kv_heads: int):
     theirs = large_weights(LlamaForCausalLM(config))
     groups = [f"kv_heads={kv_heads}"] if attention == "gqa" else []
     ours = build("model=llama_50m", "model.mlp_size=256", f"attention={attention}", *groups)
-    weights = convert.llama(theirs.state_dict())
+    weights = hf_weights.llama(theirs.state_dict())
     ours.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith("head")})
     expected = theirs(token_ids()).logits
     torch.testing.assert_close(ours(token_ids()), expected, atol=1e-5, rtol=1e-5)
@@ -96,7 +96,7 @@ def test_scaled_rope_in_a_whole_model(theirs: dict, ours: str):
         "model=gpt_neox_70m", "model.mlp_size=256", "rotary_pct=0.5", "theta=5000", f"seq_len={trained}",
         f"pos_encoding.scaling={{{ours}}}",
     )  # fmt: skip
-    model.load_state_dict(convert.gpt_neox(reference.state_dict(), HEADS))
+    model.load_state_dict(hf_weights.gpt_neox(reference.state_dict(), HEADS))
     model.position.adapt(LENGTH)
     expected = reference(token_ids()).logits
     torch.testing.assert_close(model(token_ids()), expected, atol=1e-5, rtol=1e-5)
@@ -140,7 +140,7 @@ def test_mla_equals_deepseek(version: int, query_dim: int | None):
     ours = Latent(
         48, 16, 24, query_dim, latent_norm=True, hidden_size=HIDDEN, heads=HEADS, head_dim=32, rotates=True
     ).double()
-    ours.load_state_dict(convert.deepseek_attention(theirs.state_dict()))
+    ours.load_state_dict(hf_weights.deepseek_attention(theirs.state_dict()))
     encoding = Rope(layout="interleaved", head_dim=16, num_layers=1, seq_len=LENGTH)
     x = torch.randn(2, LENGTH, HIDDEN, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     positions = torch.arange(LENGTH)
@@ -155,7 +155,7 @@ def test_mla_with_alibi_equals_deepseek(kernel):
     """Without a rotary key: theirs cannot have zero rotary dims, so two whose rows are zero; the scale makes up."""
     theirs, rotary = deepseek(2, 2, None)
     nope, scale = 32, ((32 + 2) / 32) ** 0.5
-    weights = convert.deepseek_attention(theirs.state_dict())
+    weights = hf_weights.deepseek_attention(theirs.state_dict())
     theirs.q_proj.weight.unflatten(0, (HEADS, -1))[:, nope:] = 0
     theirs.q_proj.weight.mul_(scale)
     weights["q.weight"] = weights["q.weight"].unflatten(0, (HEADS, -1))[:, :nope].flatten(0, 1) / scale

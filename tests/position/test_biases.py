@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from newllm.attention import cached, kernels
+from newllm.attention import kernels
 from newllm.errors import ConfigError
 from newllm.position import Cope, Fire, KerpleLog, KerplePower, PositionEncoding
 from newllm.position.alibi import geometric_slopes
@@ -182,7 +182,7 @@ def test_absolute_positions_say_where_they_end(small_model):
 
 def test_a_compiler_does_not_look_into_the_blocks():
     """It would make a graph of every tile, and take minutes; the graph is cut in two around them."""
-    import newllm.attention.operator  # noqa: F401 (as whoever compiles does)
+    import newllm.attention.blocked_operator  # noqa: F401 (as whoever compiles does)
 
     encoding, (q, k, v), sizes = filled(KerpleLog(**SIZES)), inputs(600), []
 
@@ -254,10 +254,12 @@ def test_cope_passes_a_numerical_gradient_check():
 @pytest.mark.parametrize("queries", [1, 7])
 def test_cope_over_a_cache(monkeypatch, queries):
     """Queries behind a past, one and several, in storage longer than the tokens and with something left over there."""
-    monkeypatch.setattr(cached, "_BLOCK", 3 * 2 * 2 * 49)
+    monkeypatch.setattr(kernels, "_CACHED_SCORES", 3 * 2 * 2 * 49)
     encoding, (q, k, v) = cope(), inputs(queries, 2, keys=49)
     expected = cope_by_hand(q, k[:, :, :40], v[:, :, :40], encoding.table)
-    torch.testing.assert_close(cached.attend(q, k, v, 40, encoding.bias(), SCALE), expected, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(
+        kernels.attend_cached(q, k, v, 40, encoding.bias(), SCALE), expected, atol=1e-10, rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("kernel", ["plain", "blocked"])

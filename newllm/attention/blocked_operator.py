@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm.attention.blocked import apply, backward, forward
+from newllm.attention import blocked
+from newllm.attention.blocked import backward, forward
 from newllm.position.bias import Bias, LinearBias
 
-_apart = torch.compiler.disable(apply)
+_outside_the_graph = torch.compiler.disable(blocked.blocked)
 
 
-def blocked(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
-    """`newllm.attention.blocked.blocked` while a compiler looks."""
+def blocked_in_graph(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
+    """`newllm.attention.blocked.blocked` while torch.compile traces."""
     if isinstance(bias, LinearBias | None):
         node: Tensor = _operator(q, k, v, bias.slopes if bias else None, scale)[0]
         return node
-    out: Tensor = _apart(q, k, v, bias, scale)
+    out: Tensor = _outside_the_graph(q, k, v, bias, scale)
     return out
 
 

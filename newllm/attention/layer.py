@@ -1,25 +1,27 @@
-"""What every attention shares."""
+"""The contract of an attention, and what all share."""
 
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from newllm.attention import cached
 from newllm.attention.cache import LayerCache
-from newllm.attention.kernels import Kernel, attend, check_kernel
-from newllm.position.base import PositionEncoding
+from newllm.attention.kernels import Kernel, attend, attend_cached, check_kernel
+from newllm.position.encoding import PositionEncoding
 
 
 class Attention(nn.Module):
     """``forward(x [B, T, hidden], positions [T], encoding, cache) -> [B, T, hidden]``, causal.
 
-    Options stand before the ``*`` of ``__init__``; `hidden_size`, `heads`, `head_dim` and `rotates` (the layer's
-    encoding turns q and k) are handed over by the model.
+    A subclass gives `project` and the linear layer `out`, or a `forward` of its own. Options stand before the ``*`` of
+    ``__init__``; `hidden_size`, `heads`, `head_dim` and `rotates` (the layer's encoding turns q and k) are handed over
+    by the model.
 
     observer: when set, called with the layer's "q_before", "k_before" (before rotation), "q", "k" (after it; both
     before scaling), each [B, heads, T, d], and what else the attention has to show.
     """
+
+    out: nn.Module  # [B, T, heads * width of a value] -> [B, T, hidden]
 
     def __init__(self, kernel: Kernel, *, hidden_size: int, heads: int, head_dim: int):
         super().__init__()
@@ -34,10 +36,27 @@ class Attention(nn.Module):
         """Width of the q and k that the encoding will be asked to rotate, from the node's options."""
         return head_dim
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, H, T, D], k [B, H or fewer, T, D] and v [B, as k, T, width], before rotation."""
+        raise NotImplementedError
+
     def forward(
         self, x: Tensor, positions: Tensor, encoding: PositionEncoding | None = None, cache: LayerCache | None = None
     ) -> Tensor:
-        raise TypeError(f"{type(self).__name__} has no forward")
+        q, k, v = self.project(x)
+        q_before, k_before = q, k
+        if encoding is not None:
+            q, k = encoding.rotate(q, k, positions)
+        if self.observer is not None:
+            self.observer({"q_before": q_before, "k_before": k_before, "q": q, "k": k})
+        scale = self.head_dim**-0.5
+        if cache is None:
+            out = self.attend(q, k, v, encoding, scale)
+        else:
+            k, v = cache.append(k, v)
+            out = self.attend_cached(q, k, v, cache.length, encoding, scale)
+        projected: Tensor = self.out(merge_heads(out))
+        return projected
 
     def auxiliary(self) -> Tensor | None:
         """What this layer adds to the loss of the last forward pass in training, for each row [B]; handed out once."""
@@ -63,7 +82,7 @@ class Attention(nn.Module):
         unabsorbed: what of the queries stood there before a weight was absorbed into q.
         """
         bias = encoding.bias() if encoding is not None else None
-        return cached.attend(q, k, v, length, bias, scale, self.kernel, unabsorbed)
+        return attend_cached(q, k, v, length, bias, scale, self.kernel, unabsorbed)
 
 
 def merge_heads(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from newllm.data import Dataset
-from newllm.position.base import PositionEncoding
+from newllm.position.encoding import PositionEncoding
 
 
 class LanguageModel(nn.Module):
