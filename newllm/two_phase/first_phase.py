@@ -2,6 +2,7 @@
 
 import json
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,8 +33,7 @@ class Outcome:
 class FirstPhase(Stage):
     """One way to train a part of the model before everything else.
 
-    Its lines come first in metrics.jsonl and have its name under "phase"; `Lines` keeps them right whatever an earlier
-    attempt has left there, and touches none that come after them.
+    Its lines come first in metrics.jsonl, with its name under "phase" (see `write_lines`).
     """
 
     name: ClassVar[str]
@@ -50,38 +50,22 @@ class FirstPhase(Stage):
         return StageResult(outcome.metrics, outcome.data, leading_bytes(run.directory))
 
 
-class Lines:
-    """Writes a phase's lines where an earlier attempt may have written some or all of them already.
+def write_lines(directory: RunDirectory, lines: Sequence[dict[str, Any]], ended: bool = False) -> None:
+    """Make metrics.jsonl begin with a phase's lines, of which an earlier attempt may have written some or all already.
 
-    A line that is there is kept, whatever its times. So a run killed between a checkpoint and the line about it
-    gets that line, and one whose stored phase has been deleted does the phase again below lines of its second phase,
-    which stay. The first line that differs, or is missing, replaces all that come after it.
+    A line that is there is kept, whatever its times. So a run killed between a checkpoint and the line about it gets
+    that line, and one whose stored phase has been deleted does the phase again below lines of its second phase, which
+    stay. The first line that differs, or is missing, replaces all that come after it. ended: there will be no more.
     """
-
-    def __init__(self, directory: RunDirectory) -> None:
-        self._directory = directory
-        self._lengths, self._found = _leading(directory)
-        self._count = 0
-
-    def add(self, line: dict[str, Any]) -> None:
-        """The phase's next line."""
-        if self._count < len(self._found) and timeless(self._found[self._count]) == timeless(line):
-            self._count += 1
-            return
-        self._cut()
-        self._directory.append_metrics(line)
-        self._count, self._found = 0, []  # what has been cut off need not be compared again
-        self._lengths = [self._directory.metrics_file.stat().st_size]
-
-    def end(self) -> None:
-        """There are no more lines of this phase."""
-        if self._count < len(self._found):
-            self._cut()
-
-    def _cut(self) -> None:
-        file, length = self._directory.metrics_file, self._lengths[self._count]
-        if (file.stat().st_size if file.exists() else 0) != length:
-            self._directory.truncate_metrics(length)
+    lengths, found = _leading(directory)
+    same = 0
+    while same < min(len(found), len(lines)) and timeless(found[same]) == timeless(lines[same]):
+        same += 1
+    if same == len(lines) and not (ended and len(found) > same):
+        return
+    directory.truncate_metrics(lengths[same])
+    for line in lines[same:]:
+        directory.append_metrics(line)
 
 
 def leading_bytes(directory: RunDirectory) -> int:

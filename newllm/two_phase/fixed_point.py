@@ -19,12 +19,14 @@ from newllm.effective_rank import effective_rank
 from newllm.errors import ConfigError, RunError
 from newllm.model import LanguageModel
 from newllm.store.atomic import write_json
+from newllm.training.checkpoint import load_training, load_weights, save_training
 from newllm.training.context import Run
+from newllm.training.progress import Progress
 from newllm.two_phase import phase_display, phase_folder
 from newllm.two_phase.context_rows import with_contexts
 from newllm.two_phase.contexts import Shape, Text, open_contexts, parallel_contexts, true_contexts, write_contexts
-from newllm.two_phase.first_phase import FirstPhase, Lines, Outcome
-from newllm.two_phase.iteration import Iteration, Progress, Rule, load_progress, remove_contexts, save_progress
+from newllm.two_phase.first_phase import FirstPhase, Outcome, write_lines
+from newllm.two_phase.iteration import Iteration, Rule, remove_contexts
 from newllm.two_phase.recurrence import Piece, Recurrence
 
 
@@ -169,11 +171,7 @@ class FixedPoint(FirstPhase):
 
     def converged(self, progress: Progress) -> bool:
         """Did the last iteration leave enough contexts where they were?"""
-        return bool(progress.lines) and bool(progress.lines[-1]["phase1/converged"] >= self.stop)
-
-    def ended(self, progress: Progress) -> bool:
-        enough = progress.iteration >= self.least and self.converged(progress)
-        return progress.iteration >= self.iterations or enough
+        return bool(progress.history) and bool(progress.history[-1]["phase1/converged"] >= self.stop)
 
     def _settings(self, cfg: DictConfig) -> phase_folder.Content:
         """What a first phase is made of, as far as the configuration tells."""
@@ -222,7 +220,6 @@ class _Training:
         self.phase, self.run, self.folder = phase, run, folder
         self.recurrence: Recurrence = run.model.recurrence  # type: ignore[assignment]
         self.texts = {side: Text(run.model, run.data.stream(side), run.device) for side in _sides(run.model)}
-        self.lines = Lines(run.directory)
         self.state_file, self.outcome_file = folder / "state.safetensors", folder / "outcome.json"
 
     def outcome(self) -> Outcome:
@@ -232,18 +229,18 @@ class _Training:
         if self._is_done():
             console.line(f"Phase 1 has been done before: taken from {self.folder}.")
             console.line(phase_display.HEADING, style="bold")
-            progress = load_progress(self.state_file, self.recurrence)
+            progress = Progress(**load_weights(self.state_file, self.recurrence)["progress"])
             self._show(progress)
         else:
             with self.run.signals.deferred():
                 progress = self._make()
-        self.lines.end()
+        write_lines(self.run.directory, progress.history, ended=True)
         self.recurrence.requires_grad_(False)
         metrics = json.loads(self.outcome_file.read_text(encoding="utf-8"))
         body = phase_display.summary(metrics, len(self.texts["train"]), self.recurrence.width, self.folder)
         stored = self._stored()
         data = with_contexts(self.run.data, stored["train"], stored["val"]) if stored else None
-        return Outcome(metrics, phase_display.table(progress.lines), body, data)
+        return Outcome(metrics, phase_display.table(progress.history), body, data)
 
     def _is_done(self) -> bool:
         if not self.outcome_file.exists():
@@ -263,15 +260,15 @@ class _Training:
         progress = self._iterate(iteration)
         self.recurrence.requires_grad_(False)
         began = time.monotonic()
-        previous = iteration.contexts(self.folder, progress.iteration)
+        previous = iteration.contexts(self.folder, progress.epoch)
         if reads_contexts(run.model):
             for side in self.texts:
                 self._store(side, previous)
         rank = effective_rank(previous, seed=phase.seed)
         metrics = {
-            "phase1/iterations": progress.iteration,
-            "phase1/steps": progress.steps,
-            **{key: value for key, value in progress.lines[-1].items() if key.startswith("phase1/")},
+            "phase1/iterations": progress.epoch,
+            "phase1/steps": progress.step,
+            **{key: value for key, value in progress.history[-1].items() if key.startswith("phase1/")},
             "phase1/reached": float(phase.converged(progress)),
             "context/rank@train": rank,
             "context/rank_share@train": rank / previous.shape[1],
@@ -282,27 +279,27 @@ class _Training:
         return progress
 
     def _iterate(self, iteration: Iteration) -> Progress:
+        """All iterations that are left. Of the progress, an epoch is an iteration, its history the lines about them."""
         phase, run, began = self.phase, self.run, time.monotonic()
         progress = Progress()
         if self.state_file.exists():
-            progress = load_progress(self.state_file, self.recurrence, iteration.optimizer)
+            progress = load_training(self.state_file, self.recurrence, iteration.optimizer, {})
             began -= progress.seconds
-        again = f"; goes on after iteration {progress.iteration}" if progress.iteration > 1 else ""
+        again = f"; goes on after iteration {progress.epoch}" if progress.epoch > 1 else ""
         run.console.line(
             f"Phase 1: {len(iteration.text):,} contexts by fixed-point iteration, at most {phase.iterations} "
             f"iterations, until {phase.stop:.0%} stay within {phase.rule.threshold:g}{again}."
         )
         run.console.line(phase_display.HEADING, style="bold")
-        if not progress.iteration:
+        if not progress.epoch:
             iteration.begin(self.folder)
-            progress.iteration, progress.seconds = 1, time.monotonic() - began
-            save_progress(self.state_file, progress, self.recurrence, iteration.optimizer)
+            progress.epoch, progress.seconds = 1, time.monotonic() - began
+            save_training(self.state_file, self.recurrence, iteration.optimizer, progress, {})
         self._show(progress)
-        while not phase.ended(progress):
+        while progress.epoch < phase.iterations and not (progress.epoch >= phase.least and phase.converged(progress)):
             self._report(progress)
-            number = progress.iteration + 1
+            number, since = progress.epoch + 1, time.monotonic()
             with run.console.progress(len(iteration.pieces), 0) as bar:
-                since = time.monotonic()
 
                 def between(batch: int, loss: float, bar: Any = bar, since: float = since) -> None:
                     run.signals.check()
@@ -310,27 +307,27 @@ class _Training:
                     bar.update(batch, loss, speed)
 
                 found = iteration.once(self.folder, number, between)
-            progress.iteration, progress.steps = number, progress.steps + found.steps
+            progress.epoch, progress.step = number, progress.step + found.steps
             progress.seconds = time.monotonic() - began
             numbers = {"phase1/loss": found.loss, "phase1/converged": found.converged, "phase1/bound": found.bound}
             line = {"phase": phase.name, "iteration": number, **numbers, "time/seconds": progress.seconds}
-            progress.lines.append(line)
-            save_progress(self.state_file, progress, self.recurrence, iteration.optimizer)
-            self.lines.add(line)
+            progress.history.append(line)
+            save_training(self.state_file, self.recurrence, iteration.optimizer, progress, {})
+            write_lines(run.directory, progress.history)
             run.logger.log(number, numbers)
-            run.console.line(phase_display.iteration_line(progress.lines))
+            run.console.line(phase_display.iteration_line(progress.history))
         self._report(progress)
         return progress
 
     def _show(self, progress: Progress) -> None:
-        """The lines of the iterations that are done already."""
-        for number, line in enumerate(progress.lines, 1):
-            self.lines.add(line)
-            self.run.console.line(phase_display.iteration_line(progress.lines[:number], clock=False))
+        """The iterations that are done already."""
+        write_lines(self.run.directory, progress.history)
+        for number in range(1, len(progress.history) + 1):
+            self.run.console.line(phase_display.iteration_line(progress.history[:number], clock=False))
 
     def _report(self, progress: Progress) -> None:
-        loss = progress.lines[-1]["phase1/loss"] if progress.lines else None
-        shown = {"phase": self.phase.name, "step": progress.iteration, "steps": self.phase.iterations, "loss": loss}
+        loss = progress.history[-1]["phase1/loss"] if progress.history else None
+        shown = {"phase": self.phase.name, "step": progress.epoch, "steps": self.phase.iterations, "loss": loss}
         self.run.directory.update_status(progress=shown)
 
     def _store(self, side: Side, previous: np.ndarray) -> None:

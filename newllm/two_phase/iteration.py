@@ -4,7 +4,7 @@ before."""
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ from torch import nn
 
 from newllm.errors import RunError
 from newllm.seeding import stream
-from newllm.training.checkpoint import read_tensors, write_tensors
 from newllm.training.optimizer import AdamW
 from newllm.training.precision import Precision, autocast
 from newllm.two_phase.contexts import Text, append, shifted
@@ -146,35 +145,3 @@ def remove_contexts(folder: Path) -> None:
 
 def _file(folder: Path, iteration: int) -> Path:
     return folder / f"previous.{iteration % 2}.bin"
-
-
-@dataclass
-class Progress:
-    """How far the iteration has come. iteration: the last one done, whose contexts are on disk; 0 before the first."""
-
-    iteration: int = 0
-    steps: int = 0  # of the optimizer
-    seconds: float = 0.0  # spent by all attempts
-    lines: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl, one an iteration from the second on
-
-
-def save_progress(path: Path, progress: Progress, recurrence: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write position, weights and optimizer state in one file, whole or not at all."""
-    tensors = {f"weights.{name}": parameter.detach() for name, parameter in recurrence.named_parameters()}
-    for name, parameter in recurrence.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value
-    write_tensors(path, tensors, asdict(progress))
-
-
-@torch.no_grad()
-def load_progress(path: Path, recurrence: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
-    """Put the weights back, and the optimizer's state if there is one."""
-    tensors, header = read_tensors(path, "")
-    for name, parameter in recurrence.named_parameters():
-        parameter.copy_(tensors[f"weights.{name}"])
-        if optimizer is not None:
-            keys = [key for key in tensors if key.startswith("optimizer.") and key.split(".", 2)[2] == name]
-            state = {key.split(".")[1]: tensors[key].to(parameter.device) for key in keys}
-            optimizer.state |= {parameter: state} if state else {}
-    return Progress(**header)

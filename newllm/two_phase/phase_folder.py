@@ -20,7 +20,7 @@ from newllm.config.identity import canonical, differences
 from newllm.errors import ConfigError
 from newllm.store.atomic import write_json
 
-RULE = 2  # raised when the same content comes to mean other numbers
+RULE = 3  # raised when the same content comes to mean other numbers
 _PORTION = 1 << 22  # tokens
 
 Content = dict[str, dict[str, Any]]

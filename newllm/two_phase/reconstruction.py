@@ -23,7 +23,7 @@ from newllm.training.optimizer import AdamW
 from newllm.training.precision import Precision, autocast
 from newllm.training.progress import Pending, Progress
 from newllm.training.step import Step, cut
-from newllm.two_phase.first_phase import FirstPhase, Lines, Outcome
+from newllm.two_phase.first_phase import FirstPhase, Outcome, write_lines
 
 _HEADING = f"{'epoch':>5}{'train MSE':>14}{'val MSE':>14}   {'time':>8}"
 _AT_ONCE = 20  # steps whose losses are fetched from the device together
@@ -103,7 +103,6 @@ class _Training:
         self.progress = Progress()
         if self.file.exists():
             self.progress = load_training(self.file, pairs, self.step.optimizer, self.about)
-        self.lines = Lines(run.directory)
         self._pending = Pending()
         self._began = self._saved = self._epoch_began = time.monotonic()
 
@@ -115,8 +114,8 @@ class _Training:
         console.line()
         console.line(f"Phase 1: the values' compression ({pairs}) learns to give them back{again}{done}.")
         console.line(_HEADING, style="bold")
+        write_lines(self.run.directory, progress.history)
         for line in progress.history:
-            self.lines.add(line)
             console.line(_epoch_line(line, seconds=None))
         self.run.model.eval()  # nothing in the model tells training apart but the loss of its own
         with self.run.signals.deferred(), console.progress(self.steps, progress.step) as self._bar:
@@ -125,7 +124,7 @@ class _Training:
                     self._stop_if_asked()
                     self._step(indices)
                 self._end_epoch()
-        self.lines.end()
+        write_lines(self.run.directory, progress.history, ended=True)
         if self.phase.keep == "best":
             load_weights(self.best, self.pairs)
         return self._outcome()
@@ -165,7 +164,7 @@ class _Training:
         progress.next_epoch(line)
         progress.finished = progress.lost_patience(self.phase.patience) or progress.epoch == self.phase.epochs
         self._save()
-        self.lines.add(line)
+        write_lines(run.directory, progress.history)
         run.logger.log(progress.step, values)
         run.console.line(_epoch_line(line, time.monotonic() - self._epoch_began))
         self._epoch_began = time.monotonic()

@@ -31,7 +31,6 @@ from newllm.training.step import Step
 from newllm.two_phase import fixed_point
 from newllm.two_phase.context_rows import ContextReader, ContextRows
 from newllm.two_phase.embeddings import Corpus
-from newllm.two_phase.first_phase import Lines
 from newllm.two_phase.fixed_point import FixedPoint
 from tests.support.training_runs import repeatable, state
 
@@ -105,7 +104,7 @@ def test_what_is_frozen_has_not_moved_and_what_is_trained_has(whole: RunDirector
     for name, weight in fresh.items():
         now = trained[f"model.{name}"]
         if name.startswith("context_block."):
-            assert torch.equal(now, first[f"weights.{name.removeprefix('context_block.')}"])
+            assert torch.equal(now, first[f"model.{name.removeprefix('context_block.')}"])
             assert not torch.equal(now, weight)  # which the first phase has trained
         else:
             assert torch.equal(now, weight) == (not name.startswith("token_block.")), name
@@ -154,8 +153,8 @@ def test_killed_at_every_boundary_and_inside_every_stage_and_resumed_equals_unin
 ) -> None:
     directory = tmp_path / "run"
     places = [
-        (Lines, "add", 2, False),  # the second iteration is saved and its line is not yet written
-        (Lines, "add", 5, True),  # of those that stand there, and one more
+        (fixed_point, "write_lines", 3, False),  # the second iteration is saved and its line is not yet written
+        (fixed_point, "write_lines", 4, True),  # that of the fifth iteration is
         (fixed_point, "effective_rank", 1, False),  # the contexts are stored, the phase is not done
         (fixed_point._Training, "_make", 1, True),  # it is done, and nothing has been taken from it
         (ContextReader, "__init__", 1, False),  # between the phases
@@ -182,14 +181,14 @@ def test_killed_at_every_boundary_and_inside_every_stage_and_resumed_equals_unin
 
 
 def test_a_signal_in_the_first_phase_leaves_it_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Lines.add
+    real = fixed_point.write_lines
 
-    def signalling(self: Lines, line: dict[str, Any]) -> None:
-        real(self, line)
+    def signalling(*args: Any, **options: Any) -> None:
+        real(*args, **options)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Lines, "add", signalling)
+        patch.setattr(fixed_point, "write_lines", signalling)
         assert run(small(tmp_path / "run")) == 128 + signal.SIGTERM
     status = state(tmp_path / "run")
     assert status["state"] == "interrupted"

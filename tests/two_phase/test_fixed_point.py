@@ -16,7 +16,7 @@ from newllm.training.context import Run
 from newllm.training.signals import Interrupted, Signals
 from newllm.two_phase import fixed_point
 from newllm.two_phase.contexts import gather
-from newllm.two_phase.first_phase import Lines, Outcome, timeless
+from newllm.two_phase.first_phase import Outcome, timeless
 from newllm.two_phase.fixed_point import FixedPoint
 from newllm.two_phase.iteration import Iteration
 from newllm.two_phase.recurrence import scan
@@ -91,9 +91,9 @@ def test_sequential_contexts_of_training(tmp_path: Path, whole: tuple[Run, Outco
     [
         (Iteration, "begin", 1),
         (Iteration, "_step", 2),  # the end of an iteration, before anything of it is stored
-        (fixed_point, "save_progress", 1),
-        (fixed_point, "save_progress", 3),  # contexts on disk, the checkpoint is not
-        (Lines, "add", 2),  # the checkpoint is written, the line about it is not
+        (fixed_point, "save_training", 1),
+        (fixed_point, "save_training", 3),  # contexts on disk, the checkpoint is not
+        (fixed_point, "write_lines", 3),  # the checkpoint is written, the line about it is not
         (fixed_point, "write_contexts", 1),
         (fixed_point, "write_contexts", 2),
         (fixed_point, "write_json", 1),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from newllm.store.run_directory import RunDirectory
-from newllm.two_phase.first_phase import Lines, leading_bytes
+from newllm.two_phase.first_phase import leading_bytes, write_lines
 
 
 def line(number: int, seconds: float = 0.0, **more: Any) -> dict[str, Any]:
@@ -19,10 +19,8 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 
 def add(directory: RunDirectory, *given: dict[str, Any]) -> None:
-    lines = Lines(directory)
-    for one in given:
-        lines.add(one)
-    lines.end()
+    for count in range(len(given) + 1):
+        write_lines(directory, given[:count], ended=count == len(given))
 
 
 def test_missing_lines_are_added_and_those_there_keep_their_times(directory: RunDirectory) -> None:
