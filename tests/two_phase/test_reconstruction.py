@@ -199,5 +199,5 @@ def test_what_has_no_values_to_restore_is_refused(tmp_path: Path, overrides: lis
 
 
 def test_the_evaluator_wants_rows() -> None:
-    with pytest.raises(ConfigError, match="eval.reconstruction.batches"):
+    with pytest.raises(ConfigError, match=r"eval\.reconstruction\.batches"):
         Evaluator(batches=0)
