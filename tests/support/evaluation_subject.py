@@ -37,6 +37,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def joined(self, most: int | None = None) -> "Rows":
+        return self
+
     def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.inputs[indices], self.labels[indices]
 
@@ -53,6 +56,9 @@ class Data:
     val_tokens: np.ndarray
     facts: object = None
     notes: list[str] = field(default_factory=list)
+
+    def stream(self, side: str) -> np.ndarray:
+        return self.val_tokens
 
 
 def tokens_of(text: str) -> np.ndarray:
