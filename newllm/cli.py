@@ -17,6 +17,7 @@ VERBS = {
     "report": "tables, figures and verdicts of finished runs, as files and as a page",
     "generate": "continue a text with a finished run",
     "frequencies": "rotary spectra of configurations as a table and a picture; trains nothing",
+    "conformance": "check that an encoding keeps the contract with an attention; trains nothing",
     "bench": "speed as ratios: training, attention, decoding, evaluation, data, sweeps",
 }
 
@@ -61,7 +62,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = [f"  newllm {verb:<11} {purpose}" for verb, purpose in VERBS.items() if find_spec(f"newllm.{verb}")]
+    verbs = [f"  newllm {verb:<12} {purpose}" for verb, purpose in VERBS.items() if find_spec(f"newllm.{verb}")]
     completion = '  eval "$(newllm -sc install=bash)"   completes choices and keys in this shell (zsh, fish likewise)'
     return "\n".join(["newllm: a laboratory bench for small language models", "", *verbs, "", completion])
 

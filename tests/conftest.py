@@ -24,25 +24,11 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def small_model() -> Callable:
-    """small_model(pos_encoding, attention, *overrides): a small model of that choice, with weights that matter.
-
-    That is, what an encoding learns from 0 on is drawn at random.
-    """
-    import torch
-
-    import newllm
+    """small_model(pos_encoding, attention, *overrides): the model of newllm.conformance, trained on rows of 64."""
+    from newllm import conformance
 
     def build(pos_encoding: str, attention: str, *overrides: str):
-        cfg = newllm.compose([
-            f"pos_encoding={pos_encoding}", f"attention={attention}", "model=tiny", "model.hidden_size=64",
-            "model.num_layers=3", "model.heads=4", "model.mlp_size=96", "model.vocab_size=128", "model.init_std=0.15",
-            "seq_len=64", *overrides,
-        ])  # fmt: skip
-        model = newllm.build_model(cfg).eval()
-        generator = torch.Generator().manual_seed(0)
-        for parameter in model.position.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=cfg.model.init_std, generator=generator)
-        return model
+        sizes = [] if any(one.startswith("seq_len=") for one in overrides) else ["seq_len=64"]
+        return conformance.small_model([f"pos_encoding={pos_encoding}", f"attention={attention}", *sizes, *overrides])
 
     return build

@@ -1,6 +1,8 @@
-"""What every encoding and every attention of conf/ must do. New YAML files are tested here by themselves."""
+"""What every encoding and every attention of conf/ must do. New YAML files are tested here by themselves.
 
-import copy
+The checks are those of `newllm conformance`, which users call for encodings of their own.
+"""
+
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from newllm import conformance
 from newllm.errors import ConfigError
-from newllm.model import Transformer
+from newllm.model.transformer import Transformer
 
 CONF = Path(__file__).parents[1] / "conf"
-VOCABULARY, LENGTH = 128, 48
 ENCODINGS, ATTENTIONS = (
     sorted(p.stem for p in (CONF / group).glob("*.yaml") if p.stem != "none") for group in ("pos_encoding", "attention")
 )
@@ -30,31 +32,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def build(small_model) -> Build:
+def build() -> Build:
     """build(pair): its model, or its refusal; made once."""
 
     @functools.cache
-    def made(pair: tuple[str, str]) -> Transformer | ConfigError:
+    def model_of(pair: tuple[str, str]) -> Transformer | ConfigError:
         try:
-            return small_model(*pair, "seq_len=256")
+            return conformance.small_model([f"pos_encoding={pair[0]}", f"attention={pair[1]}"])
         except ConfigError as refusal:
             return refusal
 
-    return made
+    return model_of
 
 
 @pytest.fixture
 def model(build: Build, pair: tuple[str, str]) -> Transformer:
     """The pair's model. A pair that is refused has nothing to prove but that it is refused well."""
-    made = build(pair)
-    if isinstance(made, ConfigError):
-        pytest.skip(str(made))
-    return made
-
-
-@pytest.fixture(scope="module")
-def ids() -> torch.Tensor:
-    return torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    found = build(pair)
+    if isinstance(found, ConfigError):
+        pytest.skip(str(found))
+    return found
 
 
 def test_what_does_not_go_together_is_refused_with_the_way_out(build: Build, pair: tuple[str, str]) -> None:
@@ -68,78 +65,9 @@ def test_what_does_not_go_together_is_refused_with_the_way_out(build: Build, pai
 
 
 @torch.no_grad()
-def test_decoding_equals_training_path(model, ids):
-    """Expanded (no cache) = with a cache, all tokens at once = a prompt, then token by token = a few at a time.
-
-    In fp64, where what is left of differences is no rounding of the arithmetic; in fp32 they are about 1e-5.
-    """
-    model = copy.deepcopy(model).double()
-    expected = model(ids)
-    assert expected.std() > 0.05  # position-dependent differences would be lost in a model that says nothing
-
-    def decode(*pieces: int) -> torch.Tensor:
-        cache, start, out = model.new_cache(2, LENGTH), 0, []
-        for piece in pieces:
-            out.append(model(ids[:, start : start + piece], cache=cache))
-            start += piece
-        assert cache.length == LENGTH
-        return torch.cat(out, dim=1)
-
-    for pieces in ((LENGTH,), (7,) + (1,) * (LENGTH - 7), (5, 20, 1, LENGTH - 26)):
-        torch.testing.assert_close(decode(*pieces), expected, atol=1e-7, rtol=1e-7)
-
-
-@torch.no_grad()
-def test_no_token_changes_an_output_before_it(model, ids):
-    expected = model(ids)
-    for t in (1, LENGTH // 2, LENGTH - 1):
-        changed = ids.clone()
-        changed[:, t] = (changed[:, t] + 1) % VOCABULARY
-        out = model(changed)
-        torch.testing.assert_close(out[:, :t], expected[:, :t], atol=1e-6, rtol=1e-6)
-        assert (out[:, t:] - expected[:, t:]).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_relative_encodings_do_not_see_a_shift(model, ids):
-    """Relative encodings give the same states when all positions move; absolute ones must not."""
-    here, shifted = model.hidden(ids), model.hidden(ids, start=8)  # near: fp32 angles are exact to 1e-7 of themselves
-    if model.position.relative:
-        torch.testing.assert_close(shifted, here, atol=2e-5, rtol=2e-5)
-    else:
-        assert (shifted - here).abs().max() > 1e-2
-
-
-@torch.no_grad()
-def test_word_order_matters(pair, model, ids):
-    """Exchanging two early tokens changes the last output: an encoding that reaches no score would pass all the rest.
-
-    NoPE is the exception that proves it: within one layer, its attention is blind to the order of the past.
-    """
-    shallow = copy.copy(model)
-    shallow._modules = {**model._modules, "blocks": model.blocks[:1]}
-    swapped = ids.clone()
-    swapped[:, [3, 30]] = ids[:, [30, 3]]
-    difference = (shallow(swapped)[:, -1] - shallow(ids)[:, -1]).abs().max()
-    if pair[0] == "nope":
-        assert difference < 1e-5
-    else:
-        assert difference > 1e-4
-
-
-def test_every_parameter_learns(model, ids):
-    model.zero_grad()
-    torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
-    assert not without
-
-
-@torch.no_grad()
-def test_bf16_autocast_stays_close(model, ids):
-    expected = model(ids)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = model(ids).float()
-    assert (out - expected).pow(2).mean().sqrt() < 0.03 * expected.std()
+@pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
+def test_conformance(check, model):
+    check(model, conformance.token_ids())
 
 
 @torch.no_grad()
@@ -152,3 +80,50 @@ def test_same_weights_elsewhere(build, model):
             assert torch.equal(parameter, reference[name])
             shared += 1
     assert shared >= 10
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_a_line_per_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert conformance.main(["pos_encoding=rope_hybrid", "attention=mla", "alpha=0.3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:-1]] == [["ok", check.__name__] for check in conformance.CHECKS]
+    assert lines[-1] == "6 of 6 checks hold"
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (lambda model: setattr(model.position, "relative", False), "shift"),
+        (lambda model: setattr(model.position, "rotate", lambda q, k, positions: (q, k)), "order"),
+        (
+            lambda model: setattr(model.position, "rotate", lambda q, k, positions: (q + k.mean(2, True), k)),
+            "causality",
+        ),
+        (lambda model: setattr(model.position, "rotate", lambda q, k, p: (q * torch.exp(-p[:, None] / 9), k)), "shift"),
+        (lambda model: model.register_parameter("idle", torch.nn.Parameter(torch.ones(1))), "gradients"),
+    ],
+)
+def test_what_is_broken_is_found(
+    broken, check: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = conformance.small_model(["pos_encoding=rope"])
+    broken(model)
+    monkeypatch.setattr(conformance, "small_model", lambda *_: model)
+    assert conformance.main([]) == 1
+    failed = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert check in failed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pos_encoding=rop"], "did you mean pos_encoding=rope?"),
+        (["--confg-dir=x"], "newllm conformance --help"),
+        (["theta=0"], "theta must be greater than 0"),
+    ],
+)
+def test_bad_input(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert conformance.main(words) == 2
+    assert said in capsys.readouterr().err
