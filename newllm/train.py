@@ -1,6 +1,7 @@
 """`python -m newllm.train key=value …`: compose a configuration, validate it, run it; with -m, several of them."""
 
 import argparse
+import re
 import sys
 from typing import NoReturn
 
@@ -21,58 +22,61 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    args = _parse(argv)
+    args = _Parser().parse_intermixed_args(argv)
     if args.help:
         from newllm.config.help import page
 
         print(page(catalog_for(args.config_dir)))
         return 0
-    if args.hydra_help or args.info or args.shell_completion:
+    if args.shell_completion:
         return _hand_to_hydra(argv)
-    if args.multirun and _chosen("hydra/sweeper", args.overrides):  # one that searches: Hydra drives, we launch
-        return _hand_to_hydra(_for_hydra(args, ["--multirun"]))
-    launched = args.multirun or _chosen("hydra/launcher", args.overrides) or _chosen("dry_run", args.overrides)
-    if launched and not args.cfg:
+    if (args.resolve or args.package) and not args.cfg:
+        raise ConfigError("--resolve and --package say how --cfg prints; add --cfg job.")
+    given = {line.lstrip("+").partition("=")[0].removeprefix("sweep.") for line in args.overrides}
+    flags = ["--multirun"] if args.multirun and "hydra/sweeper" in given else []  # one that searches: Hydra drives
+    if args.cfg in ("hydra", "all"):
+        flags = ["--cfg", args.cfg, *(["--package", args.package] if args.package else [])]
+    if flags:
+        overrides = parse(args.overrides, catalog_for(args.config_dir), sweep=args.multirun).for_hydra()
+        return _hand_to_hydra([*flags, *search_path(args.config_dir), *overrides])
+    if not args.cfg and (args.multirun or given & {"hydra/launcher", "dry_run"}):
         from newllm.sweep.command import run_sweep
 
         return run_sweep(args.overrides, config_dir=args.config_dir, several=args.multirun)
     cfg = compose(args.overrides, config_dir=args.config_dir)
-    if args.cfg == "job":
+    if args.cfg:
         print(_show(cfg, args.package, args.resolve), end="")
         return 0
-    if args.cfg:
-        return _hand_to_hydra(
-            _for_hydra(args, ["--cfg", args.cfg, *(["--package", args.package] if args.package else [])])
-        )
     from newllm.run.execute import run
 
     return run(cfg)
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    from hydra._internal.utils import get_args_parser
+class _Parser(argparse.ArgumentParser):
+    """The flags of Hydra's own programs that serve here too."""
 
-    parser = get_args_parser()
-    flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        self.add_argument("overrides", nargs="*")
+        self.add_argument("--help", "-h", action="store_true")
+        self.add_argument("--multirun", "-m", action="store_true")
+        self.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+        self.add_argument("--resolve", action="store_true")
+        self.add_argument("--package", "-p")
+        self.add_argument("--config-dir", "-cd")
+        self.add_argument("--shell-completion", "-sc", action="store_true")
 
-    def error(message: str) -> NoReturn:
-        unknown = next((word for word in argv if word.startswith("-") and word.split("=")[0] not in flags), "")
-        hint = f"; {did_you_mean(unknown, flags)}" if unknown.startswith("--") else "; --help shows the usage"
-        raise ConfigError(f"{message}{hint}.")
-
-    parser.error = error  # type: ignore[method-assign]
-    args = parser.parse_intermixed_args(argv)
-    for name in ("config_path", "config_name", "experimental_rerun"):
-        if getattr(args, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} is not supported; --config-dir FOLDER adds YAML files of your own.")
-    if (args.resolve or args.package) and not args.cfg:
-        raise ConfigError("--resolve and --package say how --cfg prints; add --cfg job.")
-    return args
+    def error(self, message: str) -> NoReturn:
+        unknown = next((word for word in re.split(r"[\s=/:]+", message) if word.startswith("-")), "")
+        if unknown in ("--config-path", "--config-name"):
+            raise ConfigError(f"{unknown} is not supported; --config-dir FOLDER adds YAML files of your own.")
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        known = not unknown.startswith("--") or unknown in flags
+        raise ConfigError(f"{message}; {'--help shows the usage' if known else did_you_mean(unknown, flags)}.")
 
 
 def _show(cfg: DictConfig, package: str | None, resolve: bool) -> str:
-    shown = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("overrides", "run_dir")])
+    shown = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("overrides", "run_dir", "groups")])
     try:
         if resolve:
             OmegaConf.resolve(shown)
@@ -84,18 +88,9 @@ def _show(cfg: DictConfig, package: str | None, resolve: bool) -> str:
     return OmegaConf.to_yaml(node) if OmegaConf.is_config(node) else f"{node}\n"
 
 
-def _chosen(key: str, overrides: list[str]) -> bool:
-    return any(line.lstrip("+").partition("=")[0].removeprefix("sweep.") == key for line in overrides)
-
-
 def _run(cfg: DictConfig) -> int:
     """What Hydra's main asks for and our launchers, which run frozen directories, never call."""
     raise AssertionError
-
-
-def _for_hydra(args: argparse.Namespace, flags: list[str]) -> list[str]:
-    overrides = parse(args.overrides, catalog_for(args.config_dir), sweep=args.multirun).for_hydra()
-    return [*flags, *search_path(args.config_dir), *overrides]
 
 
 def _hand_to_hydra(argv: list[str]) -> int:

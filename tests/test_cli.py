@@ -37,9 +37,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     return seen
 
 
-@pytest.mark.parametrize(
-    "typed", ["thta=1", "pos_encoding=alibbi", "slope=0.5", "theta=abc", "+data.tokeniser=x", "seed=1,2"]
-)
+@pytest.mark.parametrize("typed", ["thta=1", "pos_encoding=alibbi", "slope=0.5", "+data.tokeniser=x", "seed=1,2"])
 def test_bad_input_ends_with_status_2_one_line_and_nothing_written(
     typed: str, runs: list[DictConfig], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -49,6 +47,16 @@ def test_bad_input_ends_with_status_2_one_line_and_nothing_written(
     assert err.startswith("newllm: ")
     assert err.count("\n") == 1
     assert not runs
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_wrong_value_ends_so_too(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["theta=abc"]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "newllm: theta=abc: expected a number for pos_encoding.theta.\n")
     assert not any(tmp_path.iterdir())
 
 

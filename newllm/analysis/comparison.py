@@ -17,8 +17,7 @@ from newllm.analysis.groups import Group, find
 from newllm.analysis.metrics import Scale, lower_is_better, scale_of
 from newllm.build import build
 from newllm.config.catalog import shipped
-from newllm.config.coercion import coerce
-from newllm.config.schema import options as options_of
+from newllm.config.values import fitted
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
@@ -151,24 +150,8 @@ def rule(preset: str = "interval", **options: Any) -> Rule:
     if preset not in presets():
         raise ConfigError(f"verdict={preset} is no rule; {did_you_mean(preset, presets(), prefix='verdict=')}.")
     text = (shipped() / "report" / "verdict" / f"{preset}.yaml").read_text(encoding="utf-8")
-    built: Rule = build(checked({**yaml.safe_load(text), **options}, preset, "verdict."))
+    built: Rule = build(fitted({**yaml.safe_load(text), **options}, "verdict", of=preset))
     return built
-
-
-def checked(node: dict[str, Any], what: str, prefix: str = "") -> dict[str, Any]:
-    """The options of a node, each of the type that its `_target_` asks for; ConfigError for one that is not."""
-    known = options_of(str(node["_target_"])).options
-    found = {"_target_": node["_target_"]}
-    for name, value in list(node.items()):
-        if name == "_target_":
-            continue
-        if name not in known:
-            raise ConfigError(f"{prefix}{name} is no option of {what}; {did_you_mean(name, known)}.")
-        try:
-            found[name] = coerce(value, known[name].annotation)
-        except ValueError as error:
-            raise ConfigError(f"{prefix}{name}={value}: {error}.") from None
-    return found
 
 
 def compare(

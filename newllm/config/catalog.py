@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from newllm.errors import ConfigError
 
 REFERENCE = re.compile(r"\$\{\s*(\w+)\s*\}")
+_ROOT = re.compile(r"\$\{\s*(\w+)")  # what any reference begins with, as in ${model.bias}
 
 
 def shipped() -> Path:
@@ -36,7 +37,7 @@ class Catalog:
 
     @cached_property
     def _root(self) -> dict[str, Any]:
-        return _read(self.folders[-1] / "train.yaml")
+        return plain(OmegaConf.load(self.folders[-1] / "train.yaml"))
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
@@ -53,6 +54,11 @@ class Catalog:
         """Group -> option, or list of options, chosen when nothing is said."""
         entries = [entry for entry in self._root["defaults"] if isinstance(entry, dict)]
         return {key: value for entry in entries for key, value in entry.items() if " " not in key}
+
+    @cached_property
+    def lists(self) -> list[str]:
+        """The groups that take a list of options."""
+        return [group for group, default in self.defaults.items() if isinstance(default, list)]
 
     @cached_property
     def axes(self) -> dict[str, Any]:
@@ -96,7 +102,7 @@ class Catalog:
 
     def _references(self, option: str) -> set[str]:
         """Of the file ``group/name`` and of those its defaults list names (``base``, ``shared/base@_here_``)."""
-        content = _read(self._file(option))
+        content = plain(OmegaConf.load(self._file(option)))
         bases = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
         home = option.rpartition("/")[0]
         paths = (base.partition("@")[0] for base in bases)
@@ -104,15 +110,16 @@ class Catalog:
         return references(content).union(*inherited)
 
 
-def references(content: Any) -> set[str]:
-    """The root keys that the strings in a plain, unresolved container refer to."""
+def references(content: Any, parts: bool = False) -> set[str]:
+    """The root keys that the strings in a plain, unresolved container refer to; `parts`: also to something in them."""
+    if isinstance(content, str):
+        return set((_ROOT if parts else REFERENCE).findall(content)) if "${" in content else set()
     if isinstance(content, dict):
-        return set().union(*map(references, content.values()))
-    if isinstance(content, Iterable) and not isinstance(content, str):
-        return set().union(*map(references, content))
-    return set(REFERENCE.findall(content)) if isinstance(content, str) else set()
+        content = content.values()
+    return set().union(*(references(one, parts) for one in content)) if isinstance(content, Iterable) else set()
 
 
-def _read(file: Path) -> dict[str, Any]:
-    content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+def plain(content: Any, resolve: bool = False) -> dict[str, Any]:
+    """A DictConfig as a plain dictionary; {} for what is none."""
+    found = OmegaConf.to_container(content, resolve=resolve, throw_on_missing=resolve) if content else {}
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}

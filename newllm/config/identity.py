@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.axes import axes, nodes, used_axes
+from newllm.config.catalog import plain
 from newllm.config.fingerprint import path_fingerprint
 from newllm.config.groups import group_of, groups
 from newllm.errors import ConfigError
@@ -24,14 +25,19 @@ def effective(cfg: DictConfig) -> dict[str, Any]:
 
     Axes that no node refers to are left out, since they say nothing about the run.
     """
+    unresolved = plain(cfg)
+    # A frozen configuration has values in place of references; of axes it has those that are used.
+    kept = {*nodes(unresolved), *(used_axes(unresolved) or axes(unresolved)), "choices", "overrides", "groups"}
+    return sorted_keys({key: value for key, value in resolved(cfg).items() if key in kept})
+
+
+def resolved(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The plain content with its references followed. Raises ConfigError."""
+    whole = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        return plain(whole, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration can't be resolved: {str(error).splitlines()[0]}.") from error
-    assert isinstance(plain, dict)
-    # A frozen configuration has values in place of references; of axes it has those that are used.
-    kept = {*nodes(cfg), *(used_axes(cfg) or axes(cfg)), "choices", "overrides", "groups"}
-    return _sorted({str(key): value for key, value in plain.items() if key in kept})
 
 
 def signature(cfg: DictConfig | Mapping[str, Any], fingerprint: Callable[[str], str] | None = None) -> str:
@@ -41,9 +47,9 @@ def signature(cfg: DictConfig | Mapping[str, Any], fingerprint: Callable[[str], 
     and what conf/groups.yaml says changes no number. A corpus counts by names and sizes of its files, not by where it
     lies: by `fingerprint` of the path, which a sweep reads once for all its runs. Other folders count by their names.
     """
-    plain = _plain(cfg)
-    whole = counting(plain)
-    for group in groups(plain).values():
+    content = _plain(cfg)
+    whole = counting(content)
+    for group in groups(content).values():
         node = whole.get(group.name, {})
         for option, kind in group.paths.items():
             if isinstance(path := node.get(option), str):
@@ -59,16 +65,16 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     ``tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42``; at most 80 characters, so what does not fit is left out.
     Takes a composed configuration or an effective one.
     """
-    plain = _plain(cfg)
-    named = ("experiment", *(group.name for group in groups(plain).values() if group.label == "first"))
-    chosen = [plain["choices"].get(group) for group in named]
+    config = _plain(cfg)
+    named = ("experiment", *(group.name for group in groups(config).values() if group.label == "first"))
+    chosen = [config["choices"].get(group) for group in named]
     parts = [_safe(str(option)) for option in chosen if option and option != "none"]
-    seed = f"-s{plain['seed']}" if "seed" in plain else ""
-    given = dict.fromkeys(str(line).partition("=")[0] for line in plain["overrides"])
-    axes = [key for key in given if key in plain and not isinstance(plain[key], dict) and key != "seed"]
-    options = [key for key in given if "." in key and group_of(key.partition(".")[0], plain).numbers]
+    seed = f"-s{config['seed']}" if "seed" in config else ""
+    given = dict.fromkeys(str(line).partition("=")[0] for line in config["overrides"])
+    axes = [key for key in given if key in config and not isinstance(config[key], dict) and key != "seed"]
+    options = [key for key in given if "." in key and group_of(key.partition(".")[0], config).numbers]
     for key in (*axes, *options):
-        part = _safe(key.rpartition(".")[2] + _word(_at(plain, key)))
+        part = _safe(key.rpartition(".")[2] + _word(_at(config, key)))
         if len("-".join([*parts, part])) + len(seed) <= 80 and part not in parts:
             parts.append(part)
     return "-".join(parts) + seed
@@ -99,24 +105,19 @@ def differences(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, 
 
 def changed(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Key -> value in a, value in b (`ABSENT` where there is none), for all that may change a number."""
-    one, two = _flat(_content(a)), _flat(_content(b))
+    one, two = _flat(counting(_plain(a))), _flat(counting(_plain(b)))
     keys = [key for key in sorted({*one, *two}) if canonical(one.get(key, ())) != canonical(two.get(key, ()))]
     return {key: (one.get(key, ABSENT), two.get(key, ABSENT)) for key in keys}
 
 
-def _content(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The group nodes that may change a number."""
-    return counting(_plain(cfg))
-
-
-def counting(plain: Mapping[str, Any]) -> dict[str, Any]:
+def counting(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of an effective configuration, the nodes that may change a number, without options of no effect on one.
 
     A node of a group of which nothing was chosen counts as one that is not there.
     """
-    known = groups(plain)
+    known = groups(config)
     never = {"choices", "groups", *(group.name for group in known.values() if not group.numbers)}
-    found = {str(key): node for key, node in plain.items() if isinstance(node, Mapping) and node and key not in never}
+    found = {str(key): node for key, node in config.items() if isinstance(node, Mapping) and node and key not in never}
     for group in known.values():
         if group.idle and group.name in found:
             found[group.name] = {key: value for key, value in found[group.name].items() if key not in group.idle}
@@ -127,14 +128,12 @@ def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The effective configuration of a composed one; an effective one as it is."""
     if not isinstance(cfg, DictConfig):
         return dict(cfg)
-    plain = effective(cfg) if "run_dir" in cfg else OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return effective(cfg) if "run_dir" in cfg else resolved(cfg)
 
 
-def _at(plain: Mapping[str, Any], path: str) -> Any:
+def _at(config: Mapping[str, Any], path: str) -> Any:
     """The value at a dotted path, None if there is none."""
-    value: Any = plain
+    value: Any = config
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
@@ -176,7 +175,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {key: item for part in parts for key, item in part.items()}
 
 
-def _sorted(value: Any) -> Any:
+def sorted_keys(value: Any) -> Any:
+    """The same with the keys of all mappings sorted."""
     if isinstance(value, Mapping):
-        return {key: _sorted(value[key]) for key in sorted(value, key=str)}
-    return [_sorted(item) for item in value] if isinstance(value, list) else value
+        return {key: sorted_keys(value[key]) for key in sorted(value, key=str)}
+    return [sorted_keys(item) for item in value] if isinstance(value, list) else value

@@ -27,29 +27,27 @@ class Overrides:
 
     @property
     def values(self) -> "list[Override]":
-        """Those that set a value: no group choices, nothing of Hydra's own."""
+        """Those that set a value of the run, of the sweep or of the launcher."""
         return [o for o in self.parsed if o.key_or_group not in self.catalog.groups and not _is_hydra(o)]
+
+    def choices(self) -> list[str]:
+        """Those that Hydra composes: choices, and what is Hydra's own."""
+        return [self._for_hydra(override) for override in self.parsed if override not in self.values]
 
     def of_run(self) -> list[str]:
         """As typed, without ``+``, and without what says nothing of the run itself (sweep, launcher)."""
-        of_run = [o for o in self.parsed if not _is_hydra(o) and not o.key_or_group.startswith("sweep.")]
-        return [(override.input_line or "").lstrip("+") for override in of_run]
+        others = ("hydra.", "hydra/", "sweep.")
+        return [(o.input_line or "").lstrip("+") for o in self.parsed if not o.key_or_group.startswith(others)]
 
     def for_hydra(self) -> list[str]:
-        """The same overrides in a form that leaves the check of keys to us.
+        """All of them for a sweeper that is not ours: values as ``++key=value``, since we check their names."""
+        return [self._for_hydra(override) for override in self.parsed]
 
-        Hydra refuses a valid option that a YAML file leaves out and accepts any nonsense behind ``+``; so every
-        option goes in as ``++key=value``, and `validate` compares all keys with the constructors afterwards.
-        """
-        adjusted = []
-        for override in self.parsed:
-            line = override.input_line or ""
-            if (override in self.values or _of_launcher(override)) and not override.is_delete():
-                line = line.lstrip("+") if override.key_or_group in self.catalog.axes else "++" + line.lstrip("+")
-            elif override.key_or_group in self.catalog.groups and override.key_or_group not in self.catalog.defaults:
-                line = f"+{line}"  # a user's own group, of which train.yaml chooses nothing
-            adjusted.append(line)
-        return adjusted
+    def _for_hydra(self, override: "Override") -> str:
+        line, key = override.input_line or "", override.key_or_group
+        if key in self.catalog.groups:
+            return line if key in self.catalog.defaults else f"+{line}"  # a user's own group may be left out
+        return line if _is_hydra(override) or key in self.catalog.axes else "++" + line.lstrip("+")
 
 
 def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Overrides:
@@ -98,7 +96,7 @@ def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
         raise ConfigError(f"{line}: {key} is one value for the whole sweep; a list is written {key}=[…].")
     if override.is_sweep_override() and not sweep:
         example = ""
-        takes_list = key not in catalog.groups or isinstance(catalog.defaults.get(key), list)
+        takes_list = key not in catalog.groups or key in catalog.lists
         if takes_list and "," in line and "(" not in line:
             example = f", or write a list as {line.replace('=', '=[', 1)}]"
         raise ConfigError(f"{line} is a sweep over several runs; add -m to run them{example}.")
@@ -106,10 +104,11 @@ def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
         raise ConfigError(
             f"{line}: {did_you_mean(str(override.value()), catalog.launchers, prefix='hydra/launcher=')}."
         )
-    if override.is_delete() and (key in catalog.groups or key in catalog.axes):
-        instead = _way_out(key, catalog)
-        raise ConfigError(f"{line}: {key} is part of every configuration and can't be deleted; {instead}.")
-    if key not in catalog.groups or override.is_delete():
+    if override.is_delete() and not _is_hydra(override):
+        raise ConfigError(
+            f"{line}: {key} is part of every configuration and can't be deleted; {_way_out(key, catalog)}."
+        )
+    if key not in catalog.groups:
         return
     if override.is_add() or override.is_force_add():
         raise ConfigError(f"{line}: {key} is a choice that exists already; type {line.lstrip('+')}, without +.")
@@ -122,7 +121,7 @@ def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
 def check_option(group: str, value: object, catalog: Catalog) -> None:
     """Refuse a value of a group that is none of its options."""
     chosen = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and not isinstance(catalog.defaults.get(group), list):
+    if isinstance(value, list) and group not in catalog.lists:
         raise ConfigError(
             f"{group} takes one choice, got {value}; type {group}=NAME, as in {_example(group, catalog)}."
         )
@@ -141,7 +140,7 @@ def _example(group: str, catalog: Catalog) -> str:
 
 
 def _way_out(key: str, catalog: Catalog) -> str:
-    if isinstance(catalog.defaults.get(key), list):
+    if key in catalog.lists:
         return f"type {key}=[] for none"
     if "none" in catalog.groups.get(key, []):
         return f"type {key}=none"
@@ -149,8 +148,7 @@ def _way_out(key: str, catalog: Catalog) -> str:
 
 
 def _is_hydra(override: "Override") -> bool:
-    return override.key_or_group.startswith(("hydra.", "hydra/"))
-
-
-def _of_launcher(override: "Override") -> bool:
-    return override.key_or_group.startswith("hydra.launcher.")
+    """Is it Hydra's to judge? The options of our launchers are ours."""
+    return override.key_or_group.startswith(("hydra.", "hydra/")) and not override.key_or_group.startswith(
+        "hydra.launcher."
+    )

@@ -11,14 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from newllm.config.axes import refuse_unused
-from newllm.config.catalog import Catalog
+from newllm.config.catalog import Catalog, plain
 from newllm.config.compose import catalog_for, compose
 from newllm.config.groups import groups
 from newllm.config.identity import ABSENT, changed, effective
 from newllm.config.overrides import Overrides, parse
+from newllm.config.values import check_values
 from newllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def _changed(trained: Mapping[str, Any], given: Overrides, config_dir: str | Pat
     """The configuration `trained` with what is typed."""
     if not trained["pos_encoding"] and any(key.partition(".")[0] == "pos_encoding" for key in given.keys):
         raise ConfigError(f"model={trained['choices']['model']} has no pos_encoding; leave that out.")
-    catalog, lines = given.catalog, _relevant(trained, given)
+    lines = _relevant(trained, given)
     typed = [
         _evaluators_as_list(line) if override.key_or_group == "eval" else line
         for line, override in zip(given.of_run(), given.parsed, strict=True)
@@ -142,7 +141,7 @@ def _changed(trained: Mapping[str, Any], given: Overrides, config_dir: str | Pat
     kept = [line for line in lines if not _superseded(line.partition("=")[0], given)]
     before, _ = _composed(tuple(lines), config_dir)
     after, cfg = _composed((*kept, *typed), config_dir)
-    refuse_unused(cfg, catalog, given)
+    refuse_unused(cfg, given)
     config = _apply(dict(trained), before, after)
     for key in KEPT:
         group, _, option = key.partition(".")
@@ -190,10 +189,10 @@ def _superseded(key: str, given: Overrides) -> bool:
 
 
 @cache
-def _composed(lines: tuple[str, ...], config_dir: str | Path | None) -> tuple[dict[str, Any], DictConfig]:
+def _composed(lines: tuple[str, ...], config_dir: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The effective configuration, and the composed one. The runs of a sweep share most of them."""
-    cfg = compose(lines, config_dir=config_dir, unused_axes=True)
-    return effective(cfg), cfg
+    cfg = check_values(compose(lines, config_dir=config_dir, unused_axes=True))
+    return effective(cfg), plain(cfg)
 
 
 def _apply(stored: Any, before: Any, after: Any) -> Any:

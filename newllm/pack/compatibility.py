@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from newllm.config import schema
 from newllm.config.groups import group_of, groups
 from newllm.config.identity import canonical
+from newllm.config.values import signature_of
 from newllm.errors import ConfigError
 
 MAY_DIFFER = "seeds, optim, model.init_std and real-valued options of pos_encoding"
@@ -85,7 +85,7 @@ def _real_options(node: Mapping[str, Any]) -> set[str]:
     """Options that are declared to be real numbers, or lists of them; of a mapping that names no constructor, all."""
     if "_target_" not in node:
         return set(node)
-    options = schema.options(str(node["_target_"])).options
+    options = signature_of(str(node["_target_"])).options
     return {name for name, option in options.items() if "float" in str(option.annotation)}
 
 

@@ -3,8 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from newllm.config import source
-
 if TYPE_CHECKING:
     from newllm.position.absolute import Learned, Sinusoidal
     from newllm.position.alibi import Alibi
@@ -43,13 +41,29 @@ __all__ = [
 ]
 
 
-def _load(name: str) -> Any:
+_HOMES = {
+    "Learned": "absolute",
+    "Sinusoidal": "absolute",
+    "Alibi": "alibi",
+    "PositionEncoding": "base",
+    "Cope": "cope",
+    "Fire": "fire",
+    "Fope": "fope",
+    "KerpleLog": "kerple",
+    "KerplePower": "kerple",
+    "KeyMatrix": "key_matrix",
+    "NoPE": "nope",
+    "Rope": "rope",
+    "Rope3D": "rope3d",
+    "RopeEvq": "rope_evq",
+    "Sum": "sum",
+    "T5": "t5",
+    "XPos": "xpos",
+}
+
+
+def __getattr__(name: str) -> Any:
     """The class that is imported above under this name, loaded when asked for: `frequencies` needs no torch."""
-    try:
-        module, _ = source.resolve(f"{__name__}.{name}")
-    except (source.NotFound, source.Unreadable):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    return getattr(import_module(module.name), name)
-
-
-__getattr__ = _load  # a name, no function: one would tell newllm.config.source that only an import knows what is here
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"newllm.position.{_HOMES[name]}"), name)

@@ -10,8 +10,7 @@ import yaml
 
 from newllm.analysis.comparison import Rule, rule
 from newllm.config.catalog import shipped
-from newllm.config.coercion import coerce
-from newllm.config.schema import REQUIRED, options
+from newllm.config.values import fitted
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
@@ -86,23 +85,10 @@ def read(argv: Sequence[str]) -> Request:
 
 def checked(values: Mapping[str, Any]) -> Options:
     """Options from a mapping, each of its type; a single word does for a list of one."""
-    known = options("newllm.report.options.Options").options
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if name == "_target_":
-            continue
-        if name not in known:
-            raise ConfigError(f"{name} is no option of a report; {did_you_mean(name, known)}.")
-        listed = (
-            [value] if isinstance(value, str) and name in ("metrics", "compare", "by", "where", "formats") else value
-        )
-        try:
-            found[name] = coerce(listed, known[name].annotation)
-        except ValueError as error:
-            raise ConfigError(f"{name}={value}: {error}.") from None
-    missing = [name for name, option in known.items() if option.default is REQUIRED and name not in found]
-    if missing:
-        raise ConfigError(f"conf/report.yaml has no {', '.join(missing)}; expected a value for each option.")
+    lists = ("metrics", "compare", "by", "where", "formats")
+    node = {name: [value] if isinstance(value, str) and name in lists else value for name, value in values.items()}
+    found = fitted({**node, "_target_": "newllm.report.options.Options"}, of="a report")
+    del found["_target_"]
     return Options(**found)
 
 

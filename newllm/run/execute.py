@@ -18,6 +18,7 @@ from newllm.analysis.published import distance, for_console
 from newllm.build import build
 from newllm.config import differences, effective, run_directory, signature
 from newllm.config.groups import group_of
+from newllm.config.values import check_values
 from newllm.console import Console
 from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.evaluation import Findings, evaluate
@@ -50,6 +51,7 @@ def run(cfg: DictConfig, signals: Signals | None = None, packed: StepMaker | Non
         with Signals().installed() as of_process:
             return run(cfg, of_process, packed)
     started = time.monotonic()
+    check_values(cfg)
     directory = RunDirectory(run_directory(cfg))
     _refuse_other_configuration(cfg, directory)
     console = Console(bar=cfg.runtime.progress and packed is None)

@@ -15,7 +15,8 @@ def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
     found: dict[str, Part] = {}
     for config in configs:
         sizes = {"data": {"seq_len": config["data"]["seq_len"]}, "trainer": {"seed": config["trainer"]["seed"]}}
-        whole = {**{part: dict(config[part]) for part in PARTS}, **sizes}
+        choices = {part: config["choices"].get(part) for part in PARTS}
+        whole = {**{part: dict(config[part]) for part in PARTS}, **sizes, "choices": choices}
         together = {"model": whole}
         for stage in stages(config):
             together[stage] = {group: dict(config.get(group) or {}) for group in (stage, *parts_of(stage, config))}
@@ -26,27 +27,34 @@ def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
 
 def build_all(found: Iterable[Part]) -> None:
     """ConfigError of the first part that its constructor refuses; models are built without memory."""
+    from omegaconf import OmegaConf
+
     from newllm.build import build
+    from newllm.config.values import check_values, fitted
     from newllm.run.stage import build_stage
 
+    known = groups()
     for path, node in found:
         if path == "model":
+            check_values(OmegaConf.create(node))
             count_parameters(node, int(node["model"].get("vocab_size") or 64))
         elif "_target_" not in node:
             build_stage(path, node, seed=0)
         else:
+            node = fitted(node, path)
+            if path in known and not known[path].numbers:
+                continue  # of the machine that the run will run on, and of its directory
             part = build(node)
             if path == "data":
                 part.fingerprint()  # refuses a corpus whose files are not there
 
 
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The nodes of groups that are built by themselves, but for the machine's and the run directory's."""
+    """The nodes of groups that are judged by themselves."""
     known = groups(config)
     together = {"model", *(group.name for group in known.values() if group.part_of or group.stage)}
-    later = {group.name for group in known.values() if not group.numbers}
     for group, node in config.items():
-        if group in together or group in later or not isinstance(node, Mapping):
+        if group in together or not isinstance(node, Mapping):
             continue
         if "_target_" in node:
             yield group, node

@@ -9,9 +9,9 @@ from typing import Any
 
 from newllm.build import build
 from newllm.config.axes import why_unused
-from newllm.config.compose import catalog_for, compose, raw
+from newllm.config.compose import catalog_for, composed_choices, with_values
 from newllm.config.grid import combinations
-from newllm.config.many import Composed, compose_many
+from newllm.config.many import Job, compose_many
 from newllm.config.overrides import Overrides, parse
 from newllm.errors import ConfigError
 from newllm.sweep.local import warm_up
@@ -25,7 +25,7 @@ from newllm.sweep.settings import Sweep
 class Request:
     """What a command line asks for: runs, how they are done and by what, and where they land."""
 
-    runs: list[Composed]
+    runs: list[Job]
     settings: Sweep
     launcher: Mapping[str, Any]
     folder: Path
@@ -78,12 +78,11 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
     """Check a command line and compose all its runs; ConfigError, and nothing written, for what is wrong with any."""
     catalog = catalog_for(config_dir)
     given = parse(overrides, catalog, sweep=several)
-    runs: list[Composed] = []
+    runs: list[Job] = []
     for lines in _by_experiment(given):
         inner = parse(lines, catalog, sweep=several)
-        composed = raw(
-            parse([o.input_line or "" for o in inner.parsed if not o.is_sweep_override()], catalog), config_dir
-        )
+        single = parse([o.input_line or "" for o in inner.parsed if not o.is_sweep_override()], catalog)
+        composed = with_values(composed_choices(single, config_dir), single)
         settings: Sweep = build(composed.sweep)
         if several and composed.run_dir:
             raise ConfigError("hydra.run.dir is the directory of one run; that of a sweep is hydra.sweep.dir=FOLDER.")
@@ -92,7 +91,7 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
         else:
             jobs = [list(lines)]
         runs += compose_many(jobs, config_dir=config_dir)
-    _refuse_useless(runs, given, config_dir)
+    _refuse_useless(runs, given)
     folder = Path(composed.sweep_dir)
     if not several:
         folder = Path(composed.run_dir).parent if composed.run_dir else Path("outputs/runs")
@@ -109,9 +108,8 @@ def _by_experiment(given: Overrides) -> list[list[str]]:
     return [[name if line == swept[0].input_line else line for line in lines] for name in names]
 
 
-def _refuse_useless(runs: Sequence[Composed], given: Overrides, config_dir: str | None) -> None:
+def _refuse_useless(runs: Sequence[Job], given: Overrides) -> None:
     """An axis of the command line that no run uses is a mistake."""
     useless = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
     for axis in sorted(useless):
-        cfg = compose(runs[0].lines, config_dir=config_dir, unused_axes=True)
-        raise ConfigError(why_unused(axis, cfg, given.catalog, given))
+        raise why_unused(axis, runs[0].config["choices"], given.catalog, given)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from newllm.config.coercion import coerce, expected
+from newllm.config.values import convert, expected
 from newllm.errors import ConfigError
 from newllm.position.frequencies import evq, families
 from newllm.position.frequencies import scaling as rules
@@ -214,7 +214,7 @@ def _call(
     for option, value in {**defaults, **options}.items():
         if option in known:
             try:
-                given[option] = coerce(value, known[option].annotation)
+                given[option] = convert(value, known[option].annotation)
             except ValueError as error:
                 typed = f"{where}.{option}" if option in options else option
                 raise ConfigError(f"{typed}={'null' if value is None else value}: {error}.") from None

@@ -1,0 +1,266 @@
+"""Values of options, judged by the constructors that take them: their names, and their types through pydantic.
+
+This imports the classes that a configuration names, and with most of them torch; composition alone does not.
+"""
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from newllm.config.axes import OWN_KEYS
+from newllm.config.catalog import REFERENCE, plain
+from newllm.config.groups import group_of, parts_of
+from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean, nearest
+
+REQUIRED = inspect.Parameter.empty
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+# --- what a target takes --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Options that YAML may set, and the names of what the code that builds the target hands over: the parameters
+    before and after ``*``. `rest`: there is a ``**rest``, which takes all that is handed over or, without a ``*``, any
+    option."""
+
+    options: Mapping[str, inspect.Parameter]
+    handed: tuple[str, ...]
+    rest: bool
+
+    @property
+    def open(self) -> bool:
+        return self.rest and not self.handed
+
+
+@cache
+def signature_of(target: str) -> Signature:
+    """The signature of the class or function at the dotted path `target`; ConfigError if there is none."""
+    value = resolve(target)
+    try:
+        parameters = inspect.signature(value, eval_str=True).parameters.values()
+    except NameError:  # an annotation that is imported for type checkers only
+        parameters = inspect.signature(value).parameters.values()
+    kinds = {one.kind for one in parameters}
+    options = {one.name: one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)}
+    handed = tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
+    rest = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
+    return Signature(options, handed, rest)
+
+
+def resolve(target: str) -> Any:
+    """What a `_target_` names; ConfigError with the nearest name if there is no such thing."""
+    found, place = None, ""
+    for part in target.split("."):
+        path = f"{place}.{part}" if place else part
+        try:
+            found = getattr(found, part) if hasattr(found, part) else import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name and not f"{path}.".startswith(f"{error.name}."):  # a module that this one imports is missing
+                raise ConfigError(f"_target_={target}: {path} can't be imported ({error}).") from error
+            names = list(getattr(found, "__all__", [name for name in dir(found) if not name.startswith("_")]))
+            names += [module.name for module in iter_modules(getattr(found, "__path__", []))]
+            there = f"no {part} in {place}" if place else f"no {part}"
+            meant = did_you_mean(part, names if place else [])
+            raise ConfigError(f"_target_={target}: there is {there}; {meant}.") from None
+        place = path
+    return found
+
+
+# --- values and types -----------------------------------------------------------------------------------------------
+
+
+def convert(value: Any, annotation: Any) -> Any:
+    """`value` as `annotation` wants it, without losing anything: 5 -> 5.0 for a float, 5e3 -> 5000 for an int.
+
+    bool is no number and a number is no bool; nan and infinity are no numbers either. Raises ValueError that says what
+    was expected.
+    """
+    from pydantic import ValidationError
+
+    adapter = _adapter(annotation)
+    if adapter is None:
+        return value
+    attempts = [value, _whole(value)]
+    attempts += [str(value)] if type(value) is int else []  # a folder called 42
+    for attempt in attempts:
+        try:
+            return adapter.validate_python(attempt)
+        except ValidationError as error:
+            finite = "finite_number" not in {one["type"] for one in error.errors()}
+            if not finite:
+                break
+    raise ValueError(f"expected {expected(annotation)}" + (_hint(value, annotation) if finite else " (a finite one)"))
+
+
+def expected(annotation: Any) -> str:
+    """The annotation in words, for error sentences."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    if origin is Literal:
+        return " or ".join(map(_shown, args))
+    if origin in (Union, UnionType):
+        return " or ".join(map(expected, args))
+    if list in (annotation, origin):
+        example = {(int,): "[1,2]", (float,): "[0.5,1]"}.get(args, "[a,b]")
+        return f"a list, as in {example}"
+    return "a mapping" if dict in (annotation, origin) else "any value"
+
+
+@cache
+def _adapter(annotation: Any) -> Any:
+    """pydantic's judge of a type; None for a class of the user's, whose constructor judges."""
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter
+
+    if annotation is REQUIRED or isinstance(annotation, str):
+        return None
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
+    except PydanticUserError:
+        return None
+
+
+def _whole(value: Any) -> Any:
+    """5000 for 5e3, in lists too."""
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _hint(value: Any, annotation: Any) -> str:
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    words = [word for one in members if get_origin(one) is Literal for word in get_args(one) if isinstance(word, str)]
+    close = nearest(value, words) if isinstance(value, str) else None
+    return f" (did you mean {close}?)" if close else ""
+
+
+# --- nodes and configurations ---------------------------------------------------------------------------------------
+
+
+def fitted(
+    node: Mapping[Any, Any],
+    path: str = "",
+    *,
+    of: str = "",
+    axes: Mapping[str, str] | None = None,
+    defaults: bool = False,
+) -> dict[str, Any]:
+    """The options of a plain node, brought to the types of its target; nodes inside it are left to their own targets.
+
+    path: where the node stands (`attention`), of: what stands there (`attention=mla`), for the sentences; without them
+    they name the target. axes: option -> root key that supplies it. defaults: add options that the node lacks. Raises
+    ConfigError.
+    """
+    target = str(node["_target_"])
+    signature = signature_of(target)
+    prefix, of = f"{path}." if path else "", of or path or target
+    found = dict(node)
+    for key in node:
+        if key == "_target_" or key in signature.options or signature.open:
+            continue
+        if key in signature.handed:
+            raise ConfigError(handed_over(f"{prefix}{key}", of))
+        raise ConfigError(no_option(f"{prefix}{key}", of, signature.options))
+    for name, parameter in signature.options.items():
+        if node.get(name, "???") == "???":
+            if parameter.default is REQUIRED:
+                raise ConfigError(
+                    f"{prefix}{name} is required and has no value: type {prefix}{name}=VALUE, "
+                    f"{expected(parameter.annotation)}."
+                )
+            if defaults:
+                found[name] = parameter.default
+            continue
+        try:
+            found[name] = convert(node[name], parameter.annotation)
+        except ValueError as error:
+            axis = (axes or {}).get(name)
+            typed, use = (axis, f" for {prefix}{name}") if axis else (f"{prefix}{name}", "")
+            raise ConfigError(f"{typed}={_shown(node[name])}: {error}{use}.") from None
+    return found
+
+
+def handed_over(key: str, of: str) -> str:
+    return f"{key} follows from other settings and is handed over to {of}; leave it out."
+
+
+def no_option(key: str, of: str, names: Collection[str]) -> str:
+    path, _, name = key.rpartition(".")
+    if not names:
+        return f"{key}: {of} has no options; leave it out."
+    return f"{key} is no option of {of}; {did_you_mean(name, names, prefix=f'{path}.' if path else '')}."
+
+
+def check_values(cfg: DictConfig, defaults: bool = False) -> DictConfig:
+    """Judge all values of a configuration and bring them, in place, to the types that their constructors want.
+
+    A value that an axis supplies is converted at the axis, which its sentence names. defaults: add the options that
+    nodes lack. Raises ConfigError.
+    """
+    for group in parts_of("model", cfg):
+        _refuse_idle_part(cfg, group)
+    struct = OmegaConf.is_struct(cfg)
+    OmegaConf.set_struct(cfg, False)
+    for path, node in _targets(cfg):
+        choice = cfg.get("choices", {}).get(path)
+        try:
+            values = plain(node, resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{path} can't be resolved: {str(error).splitlines()[0]}.") from error
+        whole = {name: REFERENCE.fullmatch(value) for name, value in plain(node).items() if isinstance(value, str)}
+        axes = {name: reference[1] for name, reference in whole.items() if reference}
+        of = f"{path}={choice}" if choice else path
+        for name, value in fitted(values, path, of=of, axes=axes, defaults=defaults).items():
+            if name in values and repr(value) == repr(values[name]):
+                continue
+            if name in axes:
+                cfg[axes[name]] = value
+            else:
+                node[name] = value
+    OmegaConf.set_struct(cfg, struct)
+    return cfg
+
+
+def _targets(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """Path and node of every mapping with a `_target_`, at whatever depth."""
+    pending: list[tuple[str, Any, Any]] = [("", cfg, key) for key in cfg if key not in OWN_KEYS]
+    while pending:
+        path, parent, key = pending.pop(0)
+        if OmegaConf.is_missing(parent, key) or OmegaConf.is_interpolation(parent, key):
+            continue
+        node = parent[key]
+        path = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}".lstrip(".")
+        if isinstance(node, DictConfig):
+            if "_target_" in node:
+                yield path, node
+            pending = [(path, node, inner) for inner in node] + pending
+        elif isinstance(node, ListConfig):
+            pending = [(path, node, index) for index in range(len(node))] + pending
+
+
+def _refuse_idle_part(cfg: DictConfig, group: str) -> None:
+    """ConfigError for an attention or an encoding that the model has no use for, or lacks."""
+    if "_target_" not in cfg.get("model", {}):
+        return
+    taken, given = signature_of(str(cfg.model["_target_"])), "_target_" in cfg[group]
+    model = f"model={cfg.choices.get('model')}"
+    if not given and group in taken.handed:
+        suggested = group_of(group, cfg).suggest
+        raise ConfigError(f"{group}=none: {model} needs one; type {group}={suggested}.")
+    if given and group not in taken.handed and not taken.open:
+        raise ConfigError(f"{model} has no {group}; leave {group}={cfg.choices.get(group)} out.")
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

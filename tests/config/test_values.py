@@ -1,0 +1,245 @@
+"""Constructors judge the options that YAML gives them: names, required options, types."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+
+from newllm.build import build
+from newllm.config import compose, effective
+from newllm.config.catalog import plain, shipped
+from newllm.config.compose import catalog_for
+from newllm.config.values import REQUIRED, check_values, convert, expected, fitted, signature_of
+from newllm.errors import ConfigError
+
+SOURCE = """
+import dataclasses
+from dataclasses import dataclass, field, KW_ONLY
+from typing import TYPE_CHECKING, Literal, Optional
+if TYPE_CHECKING:
+    from somewhere import Thing
+
+Mode = Literal["fast", "slow"]
+def scale(x: float, by: "int | None" = None, *, size): ...
+class Plain:
+    def __init__(self, path: str, mode: Mode = "fast", heads: list[int] = [1], free=3, late: float = 1 / 3,
+                 *, width: int, **sizes):
+        self.path, self.mode, self.heads, self.width, self.sizes = path, mode, heads, width, sizes
+class Child(Plain): pass
+class Empty: pass
+class Hidden:
+    def __init__(self, thing: "Thing" = None): ...
+class Anything:
+    def __init__(self, known: int = 1, **more): ...
+@dataclass
+class Base:
+    a: int
+    b: Optional[str] = None
+@dataclasses.dataclass
+class Record(Base):
+    c: list[str] = field(default_factory=list)
+    hidden: int = field(init=False, default=0)
+    _: KW_ONLY
+    d: int = 2
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"options_of_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def test_options_stand_before_the_star_and_what_is_handed_over_after_it(module: str) -> None:
+    for name in ("Plain", "Child"):
+        signature = signature_of(f"{module}.{name}")
+        assert list(signature.options) == ["path", "mode", "heads", "free", "late"]
+        assert signature.options["path"].default is REQUIRED
+        assert signature.handed == ("width",)
+        assert not signature.open
+    record = signature_of(f"{module}.Record")
+    assert (list(record.options), record.handed) == (["a", "b", "c"], ("d",))
+    assert signature_of(f"{module}.scale").options["by"].annotation == int | None
+    assert signature_of(f"{module}.Anything").open
+    assert not signature_of(f"{module}.Empty").options
+    assert fitted({"_target_": f"{module}.Hidden", "thing": 3})["thing"] == 3
+
+
+def test_build_hands_over_what_the_signature_names(module: str) -> None:
+    built = build({"_target_": f"{module}.Plain", "path": 42, "heads": [2.0]}, width=3, depth=4)
+    assert (built.path, built.heads, built.width, built.sizes) == ("42", [2], 3, {"depth": 4})
+    assert build({"_target_": f"{module}.scale", "x": 1}, size=3, depth=4) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("newllm.position.Rop", "there is no Rop in newllm.position; did you mean Rope?"),
+        ("newllm.positions.Rope", "there is no positions in newllm; did you mean position?"),
+        ("no_such_package.Thing", "there is no no_such_package"),
+        ("newllm.position.Rope.turn", "there is no turn in newllm.position.Rope"),
+    ],
+)
+def test_a_target_that_does_not_exist_gets_the_nearest_name(target: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        signature_of(target)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "part.path is required and has no value: type part.path=VALUE, text."),
+        ({"path": "x", "mod": "fast"}, "part.mod is no option of part=mine; did you mean part.mode?"),
+        ({"path": "x", "width": 3}, "part.width follows from other settings and is handed over to part=mine"),
+        ({"path": "x", "mode": "fas"}, "part.mode=fas: expected fast or slow (did you mean fast?)."),
+        ({"path": 1.5}, "part.path=1.5: expected text."),
+    ],
+)
+def test_sentences_about_a_node(module: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        fitted({"_target_": f"{module}.Plain", **options}, "part", of="part=mine")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("theta=abc", "theta=abc: expected a number for pos_encoding.theta."),
+        ("theta=true", "theta=true: expected a number"),
+        ("theta=null", "theta=null: expected a number"),
+        ("epochs=2.5", "epochs=2.5: expected a whole number"),
+        ("pos_encoding.layout=hal", "expected half or interleaved (did you mean half?)"),
+        ("seed=x", "seed=x: expected a whole number"),
+        ("eval.qk.batches=two", "eval.qk.batches=two: expected a whole number"),
+        ("pos_encoding._target_=newllm.position.Rop", "there is no Rop in newllm.position; did you mean Rope?"),
+        ("runtime.threads=many", "runtime.threads=many: expected a whole number or auto"),
+        ("attention=none", "attention=none: model=tiny needs one; type attention=mha."),
+    ],
+)
+def test_a_wrong_value_gets_one_sentence_with_the_way_out(typed: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_values(compose([typed]))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_that_the_model_does_not_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match="model=context_token_tiny has no attention; leave attention=mha out"):
+        check_values(compose(["model=context_token_tiny", "attention=mha"]))
+
+
+def test_values_take_their_types_at_the_axis_that_supplies_them() -> None:
+    cfg = check_values(compose(["tokens=5e3", "pos_encoding=alibi", "slope=1", "trainer.patience=2.0"]))
+    assert [type(value) for value in (cfg.tokens, cfg.data.tokens, cfg.trainer.patience)] == [int] * 3
+    cfg.slope = 0.5
+    assert cfg.pos_encoding.slope == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "result"),
+    [
+        (5, float, 5.0),
+        (5e3, int, 5000),
+        (42, str, "42"),
+        (None, int | None, None),
+        (3.0, int | Literal["auto"], 3),
+        ("auto", int | Literal["auto"], "auto"),
+        (1, float | list[float], 1.0),
+        ([1, 2], float | list[float], [1.0, 2.0]),
+        (True, bool | Literal["auto"], True),
+        (7, int | float, 7),
+        (7.0, int | float, 7.0),
+        ({"a": 1}, dict, {"a": 1}),
+        ("x", Any, "x"),
+    ],
+)
+def test_values_take_the_type_of_the_annotation(value: Any, annotation: Any, result: Any) -> None:
+    converted = convert(value, annotation)
+    assert (converted, type(converted)) == (result, type(result))
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "message"),
+    [
+        (2.5, int, "expected a whole number"),
+        (True, int, "expected a whole number"),
+        (1, bool, "expected true or false"),
+        ("1e4x", float, "expected a number"),
+        (None, float, "expected a number"),
+        (float("nan"), float, r"expected a number \(a finite one\)"),
+        (float("inf"), float | None, "a finite one"),
+        ([0.5, float("inf")], list[float], "expected a list"),
+        (1.5, str, "expected text"),
+        ("hal", Literal["half", "interleaved"], r"expected half or interleaved \(did you mean half\?\)"),
+        ([1, "a"], list[int], r"expected a list, as in \[1,2\]"),
+        ("a", list[float] | None, r"expected a list, as in \[0.5,1\] or null"),
+        (3, dict, "expected a mapping"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_was_expected(value: Any, annotation: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(value, annotation)
+
+
+def test_annotations_in_words() -> None:
+    assert expected(int | Literal["auto"] | None) == "a whole number or auto or null"
+
+
+# --- the YAML files, which name what the constructors have ----------------------------------------------------------
+
+
+CHOICES = [(group, name) for group, names in catalog_for().groups.items() if group != "experiment" for name in names]
+
+
+def nodes(value: Any, path: str) -> list[tuple[str, dict[str, Any]]]:
+    """The nodes with a target in a plain value, at any depth."""
+    found = [(path, value)] if isinstance(value, dict) and "_target_" in value else []
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return found + [node for key, one in inner for node in nodes(one, f"{path}.{key}")]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda part: part)
+def test_every_yaml_lists_all_options_of_its_target_in_their_types(group: str, name: str) -> None:
+    without = name == "none" and group in ("attention", "pos_encoding")
+    cfg = compose([f"{group}={name}", *(["model=context_token"] if without else [])])
+    for path, node in nodes(effective(cfg)[group], group) if cfg[group] else []:
+        assert {*node} - {"_target_"} == {*signature_of(node["_target_"]).options}, path
+        assert fitted(node, path).keys() == node.keys()
+
+
+OTHERS = ["hydra/launcher/local", "hydra/launcher/slurm", "report/verdict/interval", "report/verdict/published"]
+
+
+@pytest.mark.parametrize("file", ["train.yaml", "report.yaml", *(f"{name}.yaml" for name in OTHERS)])
+def test_other_yaml_files_list_all_options_of_their_class(file: str) -> None:
+    content = plain(OmegaConf.load(shipped() / file))
+    node = content.get("sweep", content)
+    options = signature_of(node["_target_"]).options
+    assert {*node} - {"_target_"} == {*options}
+
+
+def test_defaults_of_a_constructor_stand_in_one_of_its_yaml_files() -> None:
+    """So that there is one truth; what an axis or the model supplies is theirs to say."""
+    seen: dict[str, dict[str, list[Any]]] = {}
+    for group, name in CHOICES:
+        for _, node in nodes(plain(compose([f"{group}={name}"], unused_axes=True)).get(group), group):
+            for option, value in node.items():
+                seen.setdefault(node["_target_"], {}).setdefault(option, []).append(value)
+    for target, options in seen.items():
+        for option, parameter in signature_of(target).options.items():
+            elsewhere = any("${" in str(value) for value in options[option])
+            if parameter.default not in (REQUIRED, None) and not elsewhere and "factory" not in repr(parameter):
+                assert parameter.default in options[option], f"{target}: {option}"
+
+
+def test_what_is_handed_over_stands_in_the_table_of_groups() -> None:
+    from newllm.config.groups import group_of
+
+    for group, name in CHOICES:
+        if name != "none":
+            for path, node in nodes(effective(compose([f"{group}={name}"], unused_axes=True))[group], group):
+                assert {*signature_of(node["_target_"]).handed} <= {*group_of(group).handed}, path
