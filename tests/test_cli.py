@@ -56,7 +56,7 @@ def test_a_wrong_value_ends_so_too(
     monkeypatch.chdir(tmp_path)
     assert train.main(["theta=abc"]) == 2
     out, err = capfd.readouterr()
-    assert (out, err) == ("", "newllm: theta=abc: expected a number for pos_encoding.theta.\n")
+    assert (out, err) == ("", "newllm: theta=abc: expected a number or null for pos_encoding.theta.\n")
     assert not any(tmp_path.iterdir())
 
 

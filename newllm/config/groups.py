@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from newllm.config.catalog import shipped
+from newllm.config.catalog import plain, shipped
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
@@ -37,8 +37,8 @@ def groups(config: Mapping[str, Any] | None = None) -> dict[str, Group]:
     own = config.get("groups") if config is not None else None
     if not own:
         return _shipped()
-    plain = OmegaConf.to_container(own) if isinstance(own, DictConfig) else own
-    return _shipped() | {str(name): _group(str(name), facts) for name, facts in plain.items()}
+    entries = plain(own) if isinstance(own, DictConfig) else own
+    return _shipped() | {name: _group(name, facts) for name, facts in entries.items()}
 
 
 def group_of(name: str, config: Mapping[str, Any] | None = None) -> Group:
@@ -61,16 +61,15 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / "groups.yaml"
     if not file.is_file():
         return {}
-    content = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(content, dict)
+    content = plain(OmegaConf.load(file))
     for name, facts in content.items():
         try:
-            _group(str(name), facts)
+            _group(name, facts)
         except TypeError as error:
             columns = [column.name for column in fields(Group)][1:]
             wrong = next((key for key in facts or {} if key not in columns), str(error))
             raise ConfigError(f"{file}: {name}.{wrong}: {did_you_mean(str(wrong), columns)}.") from None
-    return {str(name): facts or {} for name, facts in content.items()}
+    return {name: facts or {} for name, facts in content.items()}
 
 
 @cache
@@ -79,5 +78,7 @@ def _shipped() -> dict[str, Group]:
 
 
 def _group(name: str, facts: Mapping[str, Any] | None) -> Group:
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in (facts or {}).items()}
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in (facts or {}).items()
+    }
     return Group(name, **given)

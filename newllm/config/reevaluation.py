@@ -115,8 +115,6 @@ def _refuse(override: "Override", catalog: Catalog) -> None:
         raise ConfigError(
             f"{line.removeprefix('sweep.')}: this is an option of training, not of evaluation; leave it out."
         )
-    if override.is_delete():
-        raise ConfigError(f"{line}: nothing is deleted from a finished run; eval=[…] names the evaluators to call.")
     if key in KEPT:
         raise ConfigError(f"{line}: the model knows the ids of its own tokenizer only, so that stays; leave it out.")
     free = key in CHOICES if key in catalog.groups else group in OPEN or key in OPTIONS

@@ -108,9 +108,9 @@ def test_sentences_about_a_node(module: str, options: dict[str, Any], said: str)
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("theta=abc", "theta=abc: expected a number for pos_encoding.theta."),
+        ("theta=abc", "theta=abc: expected a number or null for pos_encoding.theta."),
         ("theta=true", "theta=true: expected a number"),
-        ("theta=null", "theta=null: expected a number"),
+        ("rotary_pct=null", "rotary_pct=null: expected a number"),
         ("epochs=2.5", "epochs=2.5: expected a whole number"),
         ("pos_encoding.layout=hal", "expected half or interleaved (did you mean half?)"),
         ("seed=x", "seed=x: expected a whole number"),

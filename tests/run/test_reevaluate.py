@@ -267,7 +267,7 @@ def test_a_text_that_has_changed_since_is_refused(tmp_path: Path, capsys: pytest
         (["seed=1"], "trainer.seed is what the run was trained with"),
         (["slope=0.1"], "slope is an axis of pos_encoding="),
         (["hydra.run.dir=x"], "leave it out"),
-        (["~eval.loss"], "nothing is deleted"),
+        (["~eval.loss"], "can't be deleted"),
         (["pos_encoding=learned"], "the run has no such weights"),
         (["pos_encoding=alibbi"], "did you mean pos_encoding=alibi?"),
         (["apart=true"], "these are the run's own"),
