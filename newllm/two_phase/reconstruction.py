@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -86,17 +85,16 @@ class Reconstruction(FirstPhase):
 class _Training:
     """The epochs, from the first or from the last checkpoint on.
 
-    checkpoints/phase1.safetensors is all that going on needs, phase1_best.safetensors the matrices of the best epoch.
+    checkpoints/phase1.safetensors is all that a resumed run needs, phase1_best.safetensors the matrices of the best
+    epoch.
     """
 
     def __init__(self, phase: Reconstruction, run: Run, pairs: nn.ModuleList) -> None:
         self.phase, self.run, self.pairs = phase, run, pairs
-        self.trainer = run.trainer
         optim = AdamW(phase.lr, betas=[0.9, 0.999], weight_decay=0.01, decay="all", clip=1.0, schedule="constant")
         self.step = Step(run.model, optim, run.device, run.precision, run.runtime.fused)
         self.step.loss = _Loss(run.model, run.device, run.precision)
-        self.epoch_steps = math.ceil(len(run.data.train) / self.trainer.batch_size)
-        self.steps = self.epoch_steps * phase.epochs
+        self.epoch_steps = math.ceil(len(run.data.train) / run.trainer.batch_size)
         self.about = {"data": run.data.fingerprint, "signature": signature(run.cfg), "precision": run.precision}
         checkpoints = run.directory.last_checkpoint.parent
         self.file, self.best = checkpoints / "phase1.safetensors", checkpoints / "phase1_best.safetensors"
@@ -104,57 +102,64 @@ class _Training:
         if self.file.exists():
             self.progress = load_training(self.file, pairs, self.step.optimizer, self.about)
         self._pending = Pending()
-        self._began = self._saved = self._epoch_began = time.monotonic()
+        self._began = self._saved = time.monotonic()
 
     def outcome(self) -> Outcome:
-        progress, console = self.progress, self.run.console
+        """Train what is left; returns what came of it, the matrices to keep in the model."""
+        progress, run, steps = self.progress, self.run, self.epoch_steps * self.phase.epochs
         pairs = f"{sum(p.numel() for p in self.pairs.parameters()):,} parameters"
         again = f"; goes on after step {progress.step:,}" if progress.step and not progress.finished else ""
         done = ", done before" if progress.finished else ""
-        console.line()
-        console.line(f"Phase 1: the values' compression ({pairs}) learns to give them back{again}{done}.")
-        console.line(_HEADING, style="bold")
-        write_lines(self.run.directory, progress.history)
+        run.console.line()
+        run.console.line(f"Phase 1: the values' compression ({pairs}) learns to give them back{again}{done}.")
+        run.console.line(_HEADING, style="bold")
+        write_lines(run.directory, progress.history)
         for line in progress.history:
-            console.line(_epoch_line(line, seconds=None))
-        self.run.model.eval()  # nothing in the model tells training apart but the loss of its own
-        with self.run.signals.deferred(), console.progress(self.steps, progress.step) as self._bar:
+            run.console.line(_epoch_line(line, seconds=None))
+        run.model.eval()  # training would differ only in an attention's own loss, which is not wanted here
+        with run.signals.deferred(), run.console.progress(steps, progress.step) as bar:
             while not progress.finished:
-                for indices in self._batches():
-                    self._stop_if_asked()
-                    self._step(indices)
-                self._end_epoch()
-        write_lines(self.run.directory, progress.history, ended=True)
+                self._epoch(bar)
+        write_lines(run.directory, progress.history, ended=True)
         if self.phase.keep == "best":
             load_weights(self.best, self.pairs)
-        return self._outcome()
+        epoch = progress.best_epoch if self.phase.keep == "best" else progress.epoch
+        assert epoch is not None
+        kept = progress.history[epoch - 1]
+        metrics = {
+            "phase1/epochs": progress.epoch,
+            "phase1/steps": progress.step,
+            "phase1/loss": kept["phase1/loss"],
+            "phase1/val_loss": kept["phase1/val_loss"],
+            "speed/phase1_seconds": progress.seconds,
+        }
+        starts = [0.0] + [line["time/seconds"] for line in progress.history[:-1]]
+        table = [
+            {"epoch": line["epoch"], "loss": line["phase1/loss"], "val_loss": line["phase1/val_loss"],
+             "seconds": line["time/seconds"] - start}
+            for line, start in zip(progress.history, starts, strict=True)
+        ]  # fmt: skip
+        body = [
+            f"Compression and restoration of epoch {epoch} of {progress.epoch} are frozen now: MSE of the restored "
+            f"values {kept['phase1/val_loss']:.4g} in validation."
+        ]
+        return Outcome(metrics, table, body)
 
-    def _batches(self) -> Iterator[np.ndarray]:
-        """The rows of each step left in the current epoch."""
-        size, order = self.trainer.batch_size, self.trainer.order(self.run.data, self.progress.epoch)
-        for step in range(self.progress.epoch_step, self.epoch_steps):
-            yield order[step * size : (step + 1) * size]
-
-    def _step(self, indices: np.ndarray) -> None:
-        progress, rows = self.progress, self.run.data.train
-        self._pending.append(self.step(cut(rows, indices, self.trainer.accumulate), self.phase.lr))
-        progress.stepped(len(indices) * rows.seq_len)
-        if len(self._pending) == _AT_ONCE:
-            self._drain()
-            self._bar.update(
-                progress.step, progress.take_logged(), progress.trained_tokens / max(self._seconds(), 1e-9)
-            )
-        if self.run.runtime.checkpoint_due(progress.step, self._saved):
-            self._save()
-
-    def _drain(self) -> None:
-        """Fetch the steps' losses into the epoch's sum, in their order."""
-        for loss, _, scored in self._pending.fetch():
-            self.progress.add(self._finite(loss), scored)
-
-    def _end_epoch(self) -> None:
-        """Validation error, best matrices, the epoch's line, a checkpoint."""
-        progress, run = self.progress, self.run
+    def _epoch(self, bar: Any) -> None:
+        """The steps left in the current epoch, then its validation error, its line and a checkpoint."""
+        progress, run, rows = self.progress, self.run, self.run.data.train
+        began, size, order = time.monotonic(), run.trainer.batch_size, run.trainer.order(run.data, progress.epoch)
+        for step in range(progress.epoch_step, self.epoch_steps):
+            self._stop_if_asked()
+            indices = order[step * size : (step + 1) * size]
+            self._pending.append(self.step(cut(rows, indices, run.trainer.accumulate), self.phase.lr))
+            progress.stepped(len(indices) * rows.seq_len)
+            if len(self._pending) == _AT_ONCE:
+                self._drain()
+                speed = progress.trained_tokens / max(self._seconds(), 1e-9)
+                bar.update(progress.step, progress.take_logged(), speed)
+            if run.runtime.checkpoint_due(progress.step, self._saved):
+                self._save()
         self._drain()
         error = self._finite(self._validation_error())
         if progress.judge(error):
@@ -166,47 +171,23 @@ class _Training:
         self._save()
         write_lines(run.directory, progress.history)
         run.logger.log(progress.step, values)
-        run.console.line(_epoch_line(line, time.monotonic() - self._epoch_began))
-        self._epoch_began = time.monotonic()
+        run.console.line(_epoch_line(line, time.monotonic() - began))
 
     @torch.no_grad()
     def _validation_error(self) -> float:
         """Mean over layers and rows of MSE(v', v)."""
-        rows, total = self.run.data.val, 0.0
-        for start in range(0, len(rows), self.trainer.batch_size):
+        run, rows, total = self.run, self.run.data.val, 0.0
+        for start in range(0, len(rows), run.trainer.batch_size):
             self._stop_if_asked()
-            inputs, _ = rows.batch(np.arange(start, min(start + self.trainer.batch_size, len(rows))))
-            with autocast(self.run.device, self.run.precision):
-                total += layer_errors(self.run.model, inputs.to(self.run.device)).mean(dim=0).sum().item()
+            inputs, _ = rows.batch(np.arange(start, min(start + run.trainer.batch_size, len(rows))))
+            with autocast(run.device, run.precision):
+                total += layer_errors(run.model, inputs.to(run.device)).mean(dim=0).sum().item()
         return total / len(rows)
 
-    def _outcome(self) -> Outcome:
-        progress = self.progress
-        epoch = progress.best_epoch if self.phase.keep == "best" else progress.epoch
-        assert epoch is not None
-        kept = progress.history[epoch - 1]
-        ends = [0.0] + [line["time/seconds"] for line in progress.history]
-        table = [
-            {
-                "epoch": line["epoch"],
-                "loss": line["phase1/loss"],
-                "val_loss": line["phase1/val_loss"],
-                "seconds": line["time/seconds"] - before,
-            }
-            for line, before in zip(progress.history, ends, strict=False)
-        ]
-        metrics = {
-            "phase1/epochs": progress.epoch,
-            "phase1/steps": progress.step,
-            "phase1/loss": kept["phase1/loss"],
-            "phase1/val_loss": kept["phase1/val_loss"],
-            "speed/phase1_seconds": progress.seconds,
-        }
-        body = [
-            f"Compression and restoration of epoch {epoch} of {progress.epoch} are frozen now: MSE of the restored "
-            f"values {kept['phase1/val_loss']:.4g} in validation."
-        ]
-        return Outcome(metrics, table, body)
+    def _drain(self) -> None:
+        """Fetch the steps' losses into the epoch's sum, in their order."""
+        for loss, _, scored in self._pending.fetch():
+            self.progress.add(self._finite(loss), scored)
 
     def _stop_if_asked(self) -> None:
         if self.run.signals.received:
@@ -218,8 +199,8 @@ class _Training:
         progress = self.progress
         progress.seconds, self._began = self._seconds(), time.monotonic()
         save_training(self.file, self.pairs, self.step.optimizer, progress, self.about)
-        loss = progress.history[-1]["phase1/loss"] if progress.history else None
-        shown = {"phase": self.phase.name, "step": progress.step, "steps": self.steps, "loss": loss}
+        loss, steps = progress.history[-1]["phase1/loss"] if progress.history else None, self.epoch_steps
+        shown = {"phase": self.phase.name, "step": progress.step, "steps": steps * self.phase.epochs, "loss": loss}
         self.run.directory.update_status(progress=shown)
         self._saved = time.monotonic()
 
@@ -228,12 +209,12 @@ class _Training:
         return self.progress.seconds + time.monotonic() - self._began
 
     def _finite(self, value: float) -> float:
-        if math.isfinite(value):
-            return value
-        raise RunError(
-            f"Phase 1 broke by step {self.progress.step}: the error of the restored values is {value:g}; a lower rate "
-            f"(phase1.lr={self.phase.lr / 10:g}) usually helps, in a run of its own"
-        )
+        if not math.isfinite(value):
+            raise RunError(
+                f"Phase 1 broke by step {self.progress.step}: the error of the restored values is {value:g}; a lower "
+                f"rate (phase1.lr={self.phase.lr / 10:g}) usually helps, in a run of its own"
+            )
+        return value
 
 
 class _Loss(nn.Module):
