@@ -10,10 +10,10 @@ from torch import Tensor
 from newllm.data import Dataset
 from newllm.effective_rank import SAMPLES, effective_rank
 from newllm.errors import ConfigError
+from newllm.evaluation.limits import require_positive
 from newllm.evaluation.subject import Findings, Subject, Table
-from newllm.model.language_model import LanguageModel
+from newllm.model import LanguageModel
 from newllm.seeding import stream
-from newllm.training.precision import Precision
 from newllm.two_phase.context_rows import ContextRows
 from newllm.two_phase.contexts import Text, as_fp32, shifted, true_contexts_in_memory
 
@@ -51,18 +51,12 @@ class EffectiveRank:
         passes: int | None = None,
         tokens: int = 50_000,
     ) -> None:
-        counts = (("samples", samples, "10000"), ("passes", passes, "10, or null"), ("tokens", tokens, "50000"))
-        for name, value, example in counts:
-            if value is not None and value < 1:
-                raise ConfigError(
-                    f"eval.effective_rank.{name} must be at least 1, as in eval.effective_rank.{name}={example}; "
-                    f"got {value}."
-                )
+        require_positive("eval.effective_rank", samples=samples, passes=passes, tokens=tokens)
         self.samples, self.seed, self.centred, self.squared = samples, seed, centred, squared
         self.passes, self.tokens = passes, tokens
 
     def check(self, data: Dataset, model: LanguageModel) -> None:
-        """ConfigError for a model without a recurrence, and for a validation text that is not in one piece."""
+        """Raises ConfigError for a model without a recurrence, and for a scattered validation text."""
         if not hasattr(model, "recurrence"):
             raise ConfigError(
                 "eval=effective_rank measures contexts that are carried from token to token, and this model has none: "
@@ -71,67 +65,60 @@ class EffectiveRank:
         data.stream("val")
 
     def __call__(self, subject: Subject) -> Findings:
-        contexts = _true_contexts(subject)
-        count, layers, width = contexts.shape
+        raw = _true_contexts(subject)
+        count, layers, width = raw.shape
         rows: Table = []
         for layer in range(layers):
-            rank = effective_rank(_Layer(contexts, layer), self.samples, self.seed, self.centred, self.squared)
+            contexts = as_fp32(raw[:, layer])
+            rank = effective_rank(contexts, self.samples, self.seed, self.centred, self.squared)
             rows.append({"layer": layer + 1, "rank": rank, "share": rank / width})
-        last = rows[-1]
+        rank, share = rows[-1]["rank"], rows[-1]["share"]
         sample = f"{self.samples:,} of {count:,} contexts" if count > self.samples else f"all {count:,} contexts"
         how = f"{'centred' if self.centred else 'not centred'}, shares of {'squared ' * self.squared}singular values"
-        body: list = [
-            f"{last['rank']:.1f} of {width:,} dims ({last['share']:.1%}): {sample}, {how}",
-            *([rows] if layers > 1 else []),
-        ]
+        body: list = [f"{rank:.1f} of {width:,} dims ({share:.1%}): {sample}, {how}"]
+        if layers > 1:
+            body.append(rows)
         if min(count, self.samples) < _ENOUGH * width:
             body.append(
                 f"Fewer than {_ENOUGH} contexts per dimension ({_ENOUGH * width:,}): the rank comes out too low"
             )
-        metrics = {"context/rank@val": last["rank"], "context/rank_share@val": last["share"]}
-        gap, line = self._gap(subject, contexts)
-        return Findings("Effective rank of contexts", metrics | gap, {"effective_rank": rows}, [*body, line])
 
-    def _gap(self, subject: Subject, contexts: Any) -> tuple[dict[str, float], str]:
-        """The metrics of the parallel passes, and a line about them."""
-        tokens = subject.data.stream("val")[: min(self.tokens, len(contexts))]
+        tokens = subject.data.stream("val")[: min(self.tokens, count)]
         with subject.computing() as model:
-            parallel, passes, moved = in_parallel(model, tokens, subject.device, self.passes, self.seed)
-        true = torch.from_numpy(np.array(contexts[: len(tokens), -1]))
-        cosines = F.cosine_similarity(parallel, true, dim=1)
-        mse = float(F.mse_loss(parallel, true))
+            parallel, passes, moved = _in_parallel(model, tokens, subject.device, self.passes, self.seed)
+        true = torch.from_numpy(np.array(as_fp32(raw[: len(tokens), -1])))
+        cosines, mse = F.cosine_similarity(parallel, true, dim=1), float(F.mse_loss(parallel, true))
+        mean, least = float(cosines.mean()), float(cosines.min())
+        body.append(
+            f"Made by {passes} parallel passes over {len(tokens):,} tokens (the last moves them by {moved:.0e}, MSE): "
+            f"cosine {mean:.4f} to the true contexts, {least:.4f} at least, MSE {mse:.2e}"
+        )
         metrics = {
-            "context/parallel_cosine": float(cosines.mean()),
-            "context/parallel_cosine_min": float(cosines.min()),
+            "context/rank@val": rank,
+            "context/rank_share@val": share,
+            "context/parallel_cosine": mean,
+            "context/parallel_cosine_min": least,
             "context/parallel_mse": mse,
             "context/parallel_passes": passes,
         }
-        line = (
-            f"Made by {passes} parallel passes over {len(tokens):,} tokens (the last moves them by {moved:.0e}, MSE): "
-            f"cosine {metrics['context/parallel_cosine']:.4f} to the true contexts, "
-            f"{metrics['context/parallel_cosine_min']:.4f} at least, MSE {mse:.2e}"
-        )
-        return metrics, line
+        return Findings("Effective rank of contexts", metrics, {"effective_rank": rows}, body)
 
 
-def _true_contexts(subject: Subject) -> Any:
-    """[N, L, C] of the validation text by the true recurrence from zeros, read like an array of fp32.
-
-    The last layer's context is the one that is carried on.
-    """
-    rows = subject.rows
-    if isinstance(rows, ContextRows):
-        return rows.contexts
+def _true_contexts(subject: Subject) -> np.ndarray:
+    """[N, L, C] of the validation text by the true recurrence from zeros, fp32 or bf16 as uint16."""
+    if isinstance(subject.rows, ContextRows):
+        return subject.rows.raw
     with subject.autocast():
-        precision: Precision = "bf16" if torch.is_autocast_enabled(subject.device.type) else "fp32"
-    return as_fp32(true_contexts_in_memory(subject.model, subject.data.stream("val"), subject.device, precision))
+        bf16 = torch.is_autocast_enabled(subject.device.type)
+    tokens = subject.data.stream("val")
+    return true_contexts_in_memory(subject.model, tokens, subject.device, "bf16" if bf16 else "fp32")
 
 
 @torch.inference_mode()
-def in_parallel(
+def _in_parallel(
     model: Any, tokens: np.ndarray, device: torch.device, passes: int | None, seed: int
 ) -> tuple[Tensor, int, float]:
-    """Contexts [N, C] of the tokens after so many parallel passes, on the CPU; the passes made; the MSE of the last.
+    """Contexts [N, C] of the tokens after parallel passes, on the CPU; the number of passes; the MSE of the last.
 
     passes: None stops once a pass moves contexts by less than 1e-3 in the mean square, at most after 20.
     """
@@ -148,16 +135,3 @@ def in_parallel(
             out[start:stop] = model.recurrence(carried, text(start, stop))[:, -1].float().cpu()
         made, moved, previous = made + 1, float(F.mse_loss(out, previous)), out
     return previous, made, moved
-
-
-class _Layer:
-    """One layer [N, C] of contexts [N, L, C] on the disk, of which only the rows that are asked for are read."""
-
-    def __init__(self, contexts: Any, layer: int) -> None:
-        self._contexts, self._layer = contexts, layer
-
-    def __len__(self) -> int:
-        return len(self._contexts)
-
-    def __getitem__(self, rows: Any) -> Any:
-        return self._contexts[rows, self._layer]

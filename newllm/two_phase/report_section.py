@@ -53,7 +53,7 @@ def two_phases(study: Study, lines: Sequence[str], figures: bool) -> Section:
     tables = [made for part in study.parts if (made := _phases(part))]
     if tables and (beside := _shapes(study)):
         tables.append(beside)
-    drawings = [made for part in study.drawn_parts if figures and (made := _course(part))]
+    drawings = [one for part in study.drawn_parts if figures and (one := _course(part))]
     return Section("phases", "Two phases", lines if drawings else (), tables, drawings)
 
 
