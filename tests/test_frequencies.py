@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from newllm.frequencies import main
-from newllm.frequencies.spectra import compose_all, spectra
-from newllm.frequencies.tables import collisions, waves
+from newllm.frequencies import collisions, main, spectra, waves
 
 SHAPE = ["model=llama_50m", "seq_len=2048"]  # heads 64 wide
 
 
 def table(*words: str, lengths: tuple[int, ...] = ()) -> dict[str, dict]:
-    found = spectra(compose_all([*SHAPE, *words]), lengths)
+    found = spectra([*SHAPE, *words], lengths)
     return {row["configuration"]: row | other for row, other in zip(waves(found), collisions(found), strict=True)}
 
 
@@ -63,8 +61,8 @@ def test_a_users_own_encoding(tmp_path: Path) -> None:
     (tmp_path / "pos_encoding").mkdir()
     own = "# Own.\n_target_: newllm.position.Rope\nfrequencies: {family: listed, inv_freq: [0.5, 0.25]}\n"
     (tmp_path / "pos_encoding/own.yaml").write_text(own)
-    configs = compose_all(["pos_encoding=own", "attention=mla", "rope_dim=4"], str(tmp_path))
-    assert [one.inv_freq.tolist() for one in spectra(configs)] == [[0.5, 0.25]]
+    found = spectra(["pos_encoding=own", "attention=mla", "rope_dim=4"], config_dir=str(tmp_path))
+    assert [one.inv_freq.tolist() for one in found] == [[0.5, 0.25]]
 
 
 @pytest.mark.parametrize(

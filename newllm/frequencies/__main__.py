@@ -1,5 +1,0 @@
-"""`python -m newllm.frequencies`."""
-
-from newllm.frequencies import main
-
-raise SystemExit(main())
