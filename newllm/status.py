@@ -9,24 +9,27 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from newllm.cli import guarded
 from newllm.errors import ConfigError
-from newllm.sweep.runs import choose, find
+from newllm.store.run_directory import RunDirectory
+from newllm.sweep.launches import launches
+from newllm.sweep.run_names import choose
+from newllm.sweep.slurm_states import LOGS
+from newllm.sweep.survey import Line, counts, runs_in, survey, sweeps_in
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-    from newllm.sweep.control import Which
-    from newllm.sweep.state import Line
-
 _MANY = 60  # runs of a sweep above which a terminal shows the first few of each state; a pipe gets all
 _FEW = 12
 _WIDE = 10_000
+_READ_SECONDS = 0.3  # between two looks at a log that is followed
+_ASK_SECONDS = {False: 1.0, True: 10.0}  # between two looks at its run's state; True: SLURM is asked
 _EPILOG = """\
 exit status: 0; 1 if one of the runs shown has failed or can't be read (also with --json and --watch), or if --cancel
 could not reach all; 2 for bad input; with --retry, that of the sweep.
@@ -84,8 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(argv: list[str]) -> int:
-    parser = _parser()
-    options = parser.parse_intermixed_args(_with_values(argv))
+    options = _parser().parse_intermixed_args(_with_values(argv))
     if options.follow and not options.logs:
         raise ConfigError("-f follows a log; type --logs RUN -f.")
     sweeps = _chosen(options.dir, options.runs)
@@ -93,11 +95,20 @@ def _run(argv: list[str]) -> int:
         return _logs(sweeps, options.follow)
     if options.watch:
         return _watch(sweeps, _interval(options.watch))
-    if options.cancel:
-        return _cancel(sweeps)
-    if options.retry:
-        return _retry(sweeps, options.retry)
-    return _json(options.dir, sweeps) if options.json else _show(sweeps)
+    if options.json:
+        return _json(options.dir, sweeps)
+    if options.cancel or options.retry:
+        from newllm.sweep.control import cancel, retry
+
+        if options.cancel:
+            reached = [cancel(sweep, runs, print) for sweep, runs in sweeps.items()]
+            return int(not all(reached))
+        return max(retry(sweep, runs, options.retry, print) for sweep, runs in sweeps.items())
+    surveyed = _survey(sweeps)
+    console = _console(soft_wrap=True)  # so that commands can be copied whole
+    many = console.is_terminal and max(map(len, surveyed.values())) > _MANY
+    console.print(_page(surveyed, _FEW if many else None))
+    return _status(surveyed)
 
 
 def _with_values(argv: Sequence[str]) -> list[str]:
@@ -124,37 +135,23 @@ def _interval(text: str) -> float:
 
 def _chosen(folder: Path, words: Sequence[str]) -> Sweeps:
     """The runs that the command is about, by sweep."""
-    sweeps = find(folder)
+    sweeps = sweeps_in(folder)
     if not words:
         return sweeps
     chosen = {*choose(words, [path for paths in sweeps.values() for path in paths])}
     return {sweep: kept for sweep, paths in sweeps.items() if (kept := [path for path in paths if path in chosen])}
 
 
-def _survey(sweeps: Sweeps) -> dict[Path, list["Line"]]:
+def _survey(sweeps: Sweeps) -> dict[Path, list[Line]]:
     """The runs, and after each its evaluations under other settings."""
-    from newllm.sweep.runs import runs_in
-    from newllm.sweep.state import survey
-
-    def with_evaluations(runs: list[Path]) -> Iterator[Path]:
-        for run in runs:
-            yield run
-            if (run / "evaluations").is_dir():
-                yield from runs_in(run / "evaluations")
-
-    return {sweep: survey(sweep, with_evaluations(runs)) for sweep, runs in sweeps.items()}
+    return {
+        sweep: survey(sweep, [path for run in runs for path in (run, *runs_in(run / "evaluations"))])
+        for sweep, runs in sweeps.items()
+    }
 
 
-def _status(surveyed: dict[Path, list["Line"]]) -> int:
+def _status(surveyed: dict[Path, list[Line]]) -> int:
     return int(any(line.state in ("failed", "unreadable") for lines in surveyed.values() for line in lines))
-
-
-def _show(sweeps: Sweeps) -> int:
-    surveyed = _survey(sweeps)
-    console = _console(soft_wrap=True)  # so that commands can be copied whole
-    many = console.is_terminal and max(map(len, surveyed.values())) > _MANY
-    console.print(_page(surveyed, _FEW if many else None))
-    return _status(surveyed)
 
 
 def _console(soft_wrap: bool) -> "Console":
@@ -164,11 +161,11 @@ def _console(soft_wrap: bool) -> "Console":
     return Console(highlight=False, soft_wrap=soft_wrap, width=None if sys.stdout.isatty() else _WIDE)
 
 
-def _page(surveyed: dict[Path, list["Line"]], fold: int | None) -> "Group":
+def _page(surveyed: dict[Path, list[Line]], fold: int | None) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    from newllm.sweep.listing import advice, errors, table, total
+    from newllm.sweep.table import advice, errors, table, total
 
     page: list[Text] = []
     for sweep, lines in surveyed.items():
@@ -201,9 +198,6 @@ def _watch(sweeps: Sweeps, seconds: float) -> int:
 
 
 def _json(folder: Path, sweeps: Sweeps) -> int:
-    from newllm.sweep.record import launches
-    from newllm.sweep.state import counts
-
     surveyed = _survey(sweeps)
     runs = [{**asdict(line), "sweep": str(sweep)} for sweep, lines in surveyed.items() for line in lines]
     content = {
@@ -217,36 +211,52 @@ def _json(folder: Path, sweeps: Sweeps) -> int:
 
 
 def _logs(sweeps: Sweeps, follow: bool) -> int:
-    from newllm.sweep.log import show
-
+    """Print a run's train.log; follow: until the run has ended. What the process of a run that did not end well wrote
+    to stderr comes last."""
     runs = [(sweep, path) for sweep, paths in sweeps.items() for path in paths]
     if len(runs) > 1:
         names = ", ".join(path.name for _, path in runs[:4])
         raise ConfigError(f"--logs shows one run's log; name one of {len(runs)}: {names}{' …' * (len(runs) > 4)}")
+    ((sweep, run),) = runs
+    log, position = RunDirectory(run).log_file, 0
     try:
-        show(*runs[0], follow)
+        while True:
+            (line,) = survey(sweep, [run])
+            until = time.monotonic() + _ASK_SECONDS[line.slurm is not None]
+            position = _print_from(log, position)  # after the survey, so that a run's last words are not missed
+            if not (follow and line.attended):
+                break
+            while time.monotonic() < until:
+                time.sleep(_READ_SECONDS)
+                position = _print_from(log, position)
     except KeyboardInterrupt:
-        if not follow:
-            raise
+        if follow:
+            return 0
+        raise
+    others: list[Path] = []
+    if line.state != "done" and not line.attended:
+        others.append(run / "stderr.log")
+        if line.slurm and not log.exists():
+            others += sorted((sweep / LOGS).glob(f"{line.slurm}_*log.err"))
+    others = [file for file in others if file.is_file() and file.stat().st_size]
+    for file in others:
+        print(f"--- {file}")
+        _print_from(file, 0)
+    if not log.exists() and not others:
+        why = f": {line.error}" if line.error else "."
+        raise ConfigError(f"{run.name} has no log yet, since it has not begun; it is {line.state}{why}")
     return 0
 
 
-def _cancel(sweeps: Sweeps) -> int:
-    from newllm.sweep.control import cancel
-    from newllm.sweep.state import survey
-
-    complete = True
-    for sweep, runs in sweeps.items():
-        names = {path.name for path in runs}
-        everyone = survey(sweep)
-        complete = cancel(sweep, [line for line in everyone if line.name in names], everyone, print) and complete
-    return int(not complete)
-
-
-def _retry(sweeps: Sweeps, which: "Which") -> int:
-    from newllm.sweep.control import retry
-
-    return max(retry(sweep, runs, which, print) for sweep, runs in sweeps.items())
+def _print_from(file: Path, position: int) -> int:
+    """Print what `file` holds after `position`; returns its length. A log that has become shorter was begun anew."""
+    if not file.exists():
+        return 0
+    with file.open("rb") as stream:
+        stream.seek(position if stream.seek(0, 2) >= position else 0)
+        sys.stdout.write(stream.read().decode("utf-8", errors="replace"))
+        sys.stdout.flush()
+        return stream.tell()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from newllm import cli, train
 from newllm.config import compose, run_directory
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
+from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
-from newllm.sweep.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pandas")

@@ -9,8 +9,8 @@ import pytest
 import newllm
 from newllm.build import build
 from newllm.config import effective
+from newllm.sweep.check import count_parameters
 from newllm.sweep.command import read
-from newllm.sweep.estimate import count_parameters
 from newllm.sweep.plan import plan
 
 RUNS = {

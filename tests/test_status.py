@@ -12,8 +12,7 @@ import pytest
 
 from newllm.status import main
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.policy import Policy
-from newllm.sweep.record import begin
+from newllm.sweep.launches import Policy, recorded
 
 
 def made(sweep: Path, name: str, state: str = "queued", **status: object) -> RunDirectory:
@@ -61,7 +60,7 @@ def test_the_exit_status_says_whether_one_of_the_runs_shown_failed(sweep: Path) 
 
 
 def test_json_is_one_object_with_runs_counts_and_launches(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with begin(sweep, "local", {"slots": 2}, Policy(retries=1), [sweep / "tiny-alibi-s2-0000000d"]):
+    with recorded(sweep, "local", {"slots": 2}, Policy(retries=1), [sweep / "tiny-alibi-s2-0000000d"]):
         main([str(sweep), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["counts"] == {"failed": 1, "interrupted": 1, "queued": 1, "done": 1}
@@ -76,7 +75,7 @@ def test_json_is_one_object_with_runs_counts_and_launches(sweep: Path, capsys: p
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["{sweep}/nowhere"], "is no folder"),
+        (["{sweep}/nowhere"], "no such folder"),
         (["{sweep}/.sweep"], "holds no runs"),
         (["{sweep}", "s1"], "part of 2 runs' names"),
         (["{sweep}", "rope-s3"], "did you mean rope-s"),

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from newllm.config.groups import groups, parts_of, stages
-from newllm.sweep.estimate import PARTS, count_parameters, seedless
+
+PARTS = ("model", *parts_of("model"))
 
 Part = tuple[str, dict[str, Any]]  # its path, its node; of the model and of a stage, the nodes of its parts as well
 
@@ -47,6 +48,23 @@ def build_all(found: Iterable[Part]) -> None:
             part = build(node)
             if path == "data":
                 part.fingerprint()  # refuses a corpus whose files are not there
+
+
+def count_parameters(config: Mapping[str, Any], vocabulary: int) -> int:
+    """Parameters of the model with so many tokens, built without memory; ConfigError if it cannot be built."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from newllm.model import build_model
+
+    with torch.device("meta"):
+        model = build_model(OmegaConf.create(dict(config)), tokens=vocabulary)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def seedless(value: Any) -> Any:
+    """A node without its seeds, however deep they are."""
+    return {k: seedless(v) for k, v in value.items() if k != "seed"} if isinstance(value, Mapping) else value
 
 
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

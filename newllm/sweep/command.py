@@ -14,10 +14,10 @@ from newllm.config.grid import combinations
 from newllm.config.many import Job, compose_many
 from newllm.config.overrides import Overrides, parse
 from newllm.errors import ConfigError
+from newllm.sweep.launches import choosing
 from newllm.sweep.local import warm_up
 from newllm.sweep.packing import require_packable
 from newllm.sweep.plan import Plan, plan
-from newllm.sweep.record import choosing
 from newllm.sweep.settings import Sweep
 
 
@@ -38,7 +38,7 @@ class Request:
 
 def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, several: bool = True) -> int:
     """Plan and do the runs of a command line; returns the exit status. `several`: with -m."""
-    from newllm.sweep.show import show
+    from newllm.sweep.plan_table import show
 
     if not any(line.startswith(("dry_run=", "sweep.dry_run=", "hydra/launcher=")) for line in overrides):
         warm_up()

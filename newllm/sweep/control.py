@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.outcome import ask_to_end
-from newllm.sweep.policy import Policy
-from newllm.sweep.record import choosing, launches
-from newllm.sweep.runs import signature_of
-from newllm.sweep.state import Line, survey
+from newllm.sweep.launches import Policy, choosing, launches
+from newllm.sweep.run_names import signature_of
+from newllm.sweep.survey import survey
+from newllm.sweep.table import plural
+from newllm.sweep.worker import ask_to_end
 
 if TYPE_CHECKING:
     from newllm.sweep.local import Local
@@ -27,28 +27,39 @@ Say = Callable[[str], None]
 _AT_ONCE = 500  # job ids on one command line of scancel
 
 
-def cancel(sweep: Path, lines: Sequence[Line], everyone: Sequence[Line], say: Say) -> bool:
-    """Stop the runs `lines` among `everyone` in the sweep and `say` what was done; False if some are out of reach.
+def cancel(sweep: Path, runs: Sequence[Path], say: Say) -> bool:
+    """Stop these runs of the sweep and `say` what was done; False if some are out of reach.
 
-    Runs at work are asked to save and end, queued ones become interrupted. A launcher is stopped if all of its sweep
-    is to be, a SLURM job if all its unfinished runs are.
+    Running runs are asked to save and end, queued ones become interrupted. A launcher is stopped if all runs of its
+    sweep are to be, a SLURM job if all its unfinished runs are.
     """
-    asked, complete = _stop_launchers(sweep, say) if len(lines) == len(everyone) else (set(), True)
-    asked_slurm, cancelled = _cancel_jobs(lines, everyone, say)
-    asked, complete = asked | asked_slurm, complete and cancelled
-    others = Counter((line.host, line.pid) for line in everyone if line.state == "running")
+    names, everyone = {run.name for run in runs}, survey(sweep)
+    lines = [line for line in everyone if line.name in names]
+    reached = True
+    asked: set[str] = set()  # names of runs that a launcher or SLURM has been told to end
+    if len(lines) == len(everyone):
+        for launch in launches(sweep):
+            if launch["alive"] and launch.get("backend") == "local":
+                asked |= set(launch.get("runs", []))
+                reached = _stop_launcher(launch, say) and reached
+
+    shared_jobs = {line.slurm for line in everyone if line.attended and line.name not in names}
+    theirs = [line for line in lines if line.slurm and line.attended and line.slurm not in shared_jobs]
+    asked |= {line.name for line in theirs}
+    reached = _cancel_jobs(list(dict.fromkeys(str(line.slurm) for line in theirs)), say) and reached
+
+    neighbours = Counter((line.host, line.pid) for line in everyone if line.state == "running")
     withdrawn = 0
     for line in lines:
-        directory = RunDirectory(line.path)
-        if line.state == "queued" and _withdraw(directory):
+        if line.state == "queued" and _withdraw(RunDirectory(line.path)):
             withdrawn += 1
         elif line.state == "queued" or (line.state == "running" and line.name not in asked):
-            complete = _stop_process(directory, shared=others[line.host, line.pid] > 1, say=say) and complete
+            reached = _stop_run(RunDirectory(line.path), neighbours[line.host, line.pid] > 1, say) and reached
     if withdrawn:
-        say(f"{_runs(withdrawn)} will not be started.")
+        say(f"{plural(withdrawn, 'run')} will not be started.")
     if not asked and not any(line.state in ("queued", "running") for line in lines):
         say(f"Nothing to cancel in {sweep}: no run is queued or running.")
-    return complete
+    return reached
 
 
 def retry(sweep: Path, runs: Sequence[Path], which: Which, say: Say) -> int:
@@ -58,9 +69,11 @@ def retry(sweep: Path, runs: Sequence[Path], which: Which, say: Say) -> int:
     those that are queued while no launcher lives; "all", both.
     Raises ConfigError, before anything is queued, if a launcher is at work here or a run is of another version.
     """
+    states = {"failed": ("failed",), "interrupted": ("interrupted", "queued")}
+    states["all"] = states["failed"] + states["interrupted"]
     with choosing(sweep):
-        wanted = [RunDirectory(line.path) for line in survey(sweep, runs) if _is(line, which)]
-        if not wanted:
+        lines = [line for line in survey(sweep, runs) if line.state in states[which] and not line.attended]
+        if not lines:
             say(f"Nothing to retry in {sweep}: no run is {'failed or interrupted' if which == 'all' else which}.")
             return 0
         records = launches(sweep)
@@ -71,19 +84,25 @@ def retry(sweep: Path, runs: Sequence[Path], which: Which, say: Say) -> int:
                 f"newllm status {sweep} --cancel."
             )
         launcher, policy = _launched(records[-1] if records else {"backend": "local", "launcher": {}, "policy": {}})
-        configs = [_config(directory) for directory in wanted]
-        for directory, config in zip(wanted, configs, strict=True):
+        directories = [RunDirectory(line.path) for line in lines]
+        configs = [_config(directory) for directory in directories]
+        for directory, config in zip(directories, configs, strict=True):
             directory.freeze(config)
-    say(f"{_runs(len(wanted))} of {sweep} {'goes' if len(wanted) == 1 else 'go'} on.")
-    return launcher.start(sweep, [directory.path for directory in wanted], policy)
+    say(f"{plural(len(lines), 'run')} of {sweep} {'goes' if len(lines) == 1 else 'go'} on.")
+    return launcher.start(sweep, [directory.path for directory in directories], policy)
 
 
-def _cancel_jobs(lines: Sequence[Line], everyone: Sequence[Line], say: Say) -> tuple[set[str], bool]:
-    """scancel the jobs whose unfinished runs are all in `lines`; returns their runs, and whether SLURM did it."""
-    chosen = {line.name for line in lines}
-    shared = {line.slurm for line in everyone if line.attended and line.name not in chosen}
-    theirs = [line for line in lines if line.slurm and line.attended and line.slurm not in shared]
-    jobs = list(dict.fromkeys(str(line.slurm) for line in theirs))
+def _stop_launcher(launch: Mapping[str, Any], say: Say) -> bool:
+    """Ask a local launcher, as Ctrl-C does; False if it is out of reach."""
+    if launch["host"] != platform.node():
+        say(f"The launcher is process {launch['pid']} on {launch['host']}; type the same command there.")
+        return False
+    say(f"Asking the launcher, process {launch['pid']}, to stop; its running runs save and end.")
+    return _signal(launch["pid"], signal.SIGINT, say)
+
+
+def _cancel_jobs(jobs: Sequence[str], say: Say) -> bool:
+    """scancel these jobs; False if SLURM did not."""
     complaints: list[str] = []
     for begin in range(0, len(jobs), _AT_ONCE):
         try:
@@ -96,25 +115,8 @@ def _cancel_jobs(lines: Sequence[Line], everyone: Sequence[Line], say: Say) -> t
         say(f"scancel: {' '.join(' '.join(complaints).split())}")
     elif jobs:
         listed = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
-        say(f"Cancelled SLURM's {'job' if len(jobs) == 1 else 'jobs'} {listed}; runs at work save and end.")
-    return {line.name for line in theirs}, not complaints
-
-
-def _stop_launchers(sweep: Path, say: Say) -> tuple[set[str], bool]:
-    """Ask the sweep's local launchers, as Ctrl-C does; returns the runs that are theirs, and whether all were asked."""
-    asked: set[str] = set()
-    complete = True
-    for launch in launches(sweep):
-        if not launch["alive"] or launch.get("backend") != "local":
-            continue
-        if launch["host"] != platform.node():
-            say(f"The launcher is process {launch['pid']} on {launch['host']}; type the same command there.")
-            complete = False
-        else:
-            say(f"Asking the launcher, process {launch['pid']}, to stop; the runs that it has at work save and end.")
-            complete = _signal(launch["pid"], signal.SIGINT, say) and complete
-        asked |= set(launch.get("runs", []))
-    return asked, complete
+        say(f"Cancelled SLURM's {'job' if len(jobs) == 1 else 'jobs'} {listed}; running runs save and end.")
+    return not complaints
 
 
 def _withdraw(directory: RunDirectory) -> bool:
@@ -129,7 +131,7 @@ def _withdraw(directory: RunDirectory) -> bool:
         return False
 
 
-def _stop_process(directory: RunDirectory, shared: bool, say: Say) -> bool:
+def _stop_run(directory: RunDirectory, shared: bool, say: Say) -> bool:
     """Ask a run to save and end, through its process unless that is `shared`; False if it is on another machine."""
     if not directory.in_use():
         return True
@@ -146,14 +148,21 @@ def _stop_process(directory: RunDirectory, shared: bool, say: Say) -> bool:
     return _signal(pid, signal.SIGTERM, say)
 
 
-def _is(line: Line, which: Which) -> bool:
-    cut_off = line.state in ("interrupted", "queued") and not line.attended
-    return (line.state == "failed" and which != "interrupted") or (cut_off and which != "failed")
+def _signal(pid: int, signum: signal.Signals, say: Say) -> bool:
+    """Send a signal; False, and a sentence, if that is not allowed. A process that has ended needs none."""
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        say(f"Process {pid} belongs to another user, who has to stop it.")
+        return False
+    return True
 
 
 def _config(directory: RunDirectory) -> dict[str, Any]:
     """The frozen configuration, if this version of newllm gives it the signature under which it was planned."""
-    from newllm.config import signature
+    from newllm.config.identity import signature
 
     config = directory.config()
     mark = signature_of(directory.path.name)
@@ -177,19 +186,3 @@ def _launched(record: Mapping[str, Any]) -> tuple["Local | Slurm", Policy]:
         raise ConfigError(
             f"{record.get('file')} is of another version of newllm; type the training command again."
         ) from None
-
-
-def _signal(pid: Any, signum: signal.Signals, say: Say) -> bool:
-    """Send a signal; False, and a word, if that is not allowed. A process that is no more needs none."""
-    try:
-        os.kill(pid, signum)
-    except ProcessLookupError:
-        pass
-    except PermissionError:
-        say(f"Process {pid} belongs to another user, who has to stop it.")
-        return False
-    return True
-
-
-def _runs(number: int) -> str:
-    return f"{number:,} run{'s' * (number != 1)}"

@@ -15,10 +15,9 @@ from typing import Any
 from newllm.errors import NewllmError
 from newllm.sweep.check import build_all
 from newllm.sweep.display import Display
+from newllm.sweep.launches import Policy, launches, recorded
 from newllm.sweep.packing import pack
-from newllm.sweep.policy import Policy
 from newllm.sweep.pool import Pool
-from newllm.sweep.record import begin, launches
 from newllm.sweep.slots import Grant, Slots, available_cores, visible_gpus
 from newllm.sweep.workers import Workers, in_child
 
@@ -53,8 +52,8 @@ def _launch(sweep: Path, runs: Sequence[Path], policy: Policy, options: Mapping[
     """What newllm.sweep.local.Local promises of `start`, but that this process survives."""
     kept = {} if options["threads"] != "auto" else _earlier_threads(sweep)
     slots = partial(Slots, available_cores(), visible_gpus(), **options)
-    with begin(sweep, "local", options, policy, runs) as record:
-        return do_runs(sweep, runs, policy, slots, kept, lambda threads: record.update(threads=threads))
+    with recorded(sweep, "local", options, policy, runs) as update:
+        return do_runs(sweep, runs, policy, slots, kept, update)
 
 
 def do_runs(
@@ -63,19 +62,19 @@ def do_runs(
     policy: Policy,
     slots_for: Callable[[int], Slots],
     kept: Mapping[str, int],
-    note_threads: Callable[[int], None] = lambda threads: None,
+    record: Callable[..., None] = lambda **changes: None,
 ) -> int:
     """Do the frozen runs, in packs if the policy says so; returns the exit status of `Pool.run`.
 
     Args:
         slots_for: the slots for so many workers.
         kept: run's name -> threads that it had before.
-        note_threads: told how many threads a run gets.
+        record: told the `threads` that a run gets.
     """
     slots = slots_for(len(runs))
     packing = pack(sweep, runs, policy.pack, Grant(slots.threads, gpus=slots.gpus[:1]), slots.count, kept)
     slots = slots_for(len(packing.packs))
-    note_threads(slots.threads)
+    record(threads=slots.threads)
     display = Display(sweep, runs)
     pool = Pool(packing.packs, slots, Workers(), policy, display, kept)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

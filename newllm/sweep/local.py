@@ -17,10 +17,10 @@ from typing import Any, Literal
 from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import parts
-from newllm.sweep.outcome import note
-from newllm.sweep.policy import Policy
+from newllm.sweep.launches import Policy
 from newllm.sweep.slots import Slots, available_cores
 from newllm.sweep.snapshot import environment, snapshot
+from newllm.sweep.survey import note
 
 DEATHS = 3  # of the process that does the runs, no run being done in between, before there is no more trying
 

@@ -12,8 +12,8 @@ from newllm.config.groups import groups
 from newllm.config.identity import signature, slug
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.runs import signature_of
-from newllm.sweep.state import Line, survey
+from newllm.sweep.run_names import signature_of
+from newllm.sweep.survey import Line, survey
 
 Rerun = Literal["failed", "none", "all"]
 

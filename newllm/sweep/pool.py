@@ -3,24 +3,18 @@
 import signal
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.display import Display
-from newllm.sweep.outcome import Fate, after_end, before_start, note
-from newllm.sweep.policy import Policy
+from newllm.sweep.launches import Policy
 from newllm.sweep.slots import Demand, Grant, Slots, demand
+from newllm.sweep.survey import after_worker, before_worker, note
 from newllm.sweep.workers import Workers
 
 TICK = 0.2  # seconds between two looks at the clock and at what a signal handler has noted
-
-
-@dataclass(frozen=True)
-class _Job:
-    runs: list[RunDirectory]
-    grant: Grant
 
 
 class Pool:
@@ -35,15 +29,15 @@ class Pool:
         slots: Slots,
         workers: Workers,
         policy: Policy,
-        watcher: Display,
+        display: Display,
         threads: Mapping[str, int] | None = None,
     ) -> None:
-        self.fates: dict[Path, Fate] = {}
-        self.stopped_by: int | None = None
+        self._states: dict[Path, str] = {}  # of runs that are over with
+        self._stopped_by: int | None = None
         self._queue = deque([RunDirectory(run) for run in pack] for pack in packs)
-        self._slots, self._workers, self._policy, self._watcher = slots, workers, policy, watcher
+        self._slots, self._workers, self._policy, self._display = slots, workers, policy, display
         self._threads = threads or {}  # run's name -> threads that it had before
-        self._running: dict[int, _Job] = {}
+        self._running: dict[int, tuple[list[RunDirectory], Grant]] = {}  # by the worker's number
         self._attempts: Counter[Path] = Counter()
         self._asked: deque[int] = deque()
         self._halted = False
@@ -55,70 +49,59 @@ class Pool:
         self._fill()
         while self._running:
             for number, status in self._workers.wait(TICK):
-                job = self._running.pop(number)
-                self._slots.give(job.grant)
-                for run in job.runs:
-                    self._end_run(run, status)
+                runs, grant = self._running.pop(number)
+                self._slots.give(grant)
+                for run in runs:
+                    self._end(run, status)
             self._fill()
-            self._watcher.tick(sum(map(len, self._queue)))
-        if all(fate == "done" for fate in self.fates.values()) and not self._queue:
+            self._display.tick(sum(map(len, self._queue)))
+        if all(state == "done" for state in self._states.values()) and not self._queue:
             return 0
-        return 1 if self.stopped_by is None else 128 + self.stopped_by
+        return 1 if self._stopped_by is None else 128 + self._stopped_by
 
     def stop(self, signum: int) -> None:
-        """Start nothing more and let the running ones save and end; a second SIGINT kills them. For signal
-        handlers: it only notes the wish."""
+        """Start nothing more and let the running runs save and end; a second SIGINT kills them.
+
+        For signal handlers: it only notes the wish.
+        """
         self._asked.append(signum)
 
-    def _obey(self) -> None:
+    def _fill(self) -> None:
+        """Obey signals; then start runs from the head of the queue while there is room."""
         while self._asked:
             signum = self._asked.popleft()
-            if self.stopped_by is None:
-                self.stopped_by = signum
+            if self._stopped_by is None:
+                self._stopped_by = signum
                 name = signal.Signals(signum).name
                 self._halt(f"{name}: no more runs start, {self._at_work} save and end. Ctrl-C kills them at once.")
             elif signum == signal.SIGINT:
-                self._watcher.note("Killed; their last checkpoints stay.")
+                self._display.note("Killed; their last checkpoints stay.")
                 self._signal_all(signal.SIGKILL)
-
-    def _halt(self, why: str) -> None:
-        self._watcher.note(why)
-        self._halted = True
-        self._signal_all(signal.SIGTERM)
-
-    def _signal_all(self, signum: int) -> None:
-        for number in self._running:
-            self._workers.signal(number, signum)
-
-    def _fill(self) -> None:
-        """Start runs from the head of the queue while there is room."""
-        self._obey()
         while self._queue and not self._halted and not self._slots.full and (self._proved or not self._running):
             if not self._proved and len(self._queue[0]) > 1:  # the canary goes alone
                 self._queue.appendleft([self._queue[0].pop(0)])
-            wants = [want for run in list(self._queue[0]) if (want := self._demand(run))]
-            if not wants:
+            demands = [want for run in list(self._queue[0]) if (want := self._demand(run))]
+            if not demands:
                 self._queue.popleft()
                 continue
-            grant = self._slots.take(wants[0])  # packed runs have one demand
+            grant = self._slots.take(demands[0])  # packed runs have one demand
             if grant is None:
                 return
             self._start(self._queue.popleft(), grant)
 
     def _demand(self, run: RunDirectory) -> Demand | None:
-        """What the run, of the pack at the head of the queue, asks for; None if it is not to be started any more."""
-        fate, error = before_start(run)
-        if fate == "queued":
+        """What the run, in the pack at the head of the queue, asks for; None if it is not to be started any more."""
+        state, error = before_worker(run)
+        if state == "queued":
             try:
                 want = demand(run.config(), bool(self._slots.gpus))
+                return want if want.threads else replace(want, threads=self._threads.get(run.path.name))
             except ConfigError as refusal:
-                fate, error = "failed", str(refusal)
-                note(run, fate, error)
-        if fate != "queued":
-            self._queue[0].remove(run)
-            self._close(run, fate, error)
-            return None
-        return want if want.threads else replace(want, threads=self._threads.get(run.path.name))
+                state, error = "failed", str(refusal)
+                note(run, "failed", error)
+        self._queue[0].remove(run)
+        self._close(run, state, error)
+        return None
 
     def _start(self, runs: list[RunDirectory], grant: Grant) -> None:
         self._number += 1
@@ -129,36 +112,45 @@ class Pool:
             self._queue.appendleft(runs)
             self._halt(str(error))
             return
-        self._running[self._number] = _Job(runs, grant)
+        self._running[self._number] = runs, grant
         for run in runs:
             self._attempts[run.path] += 1
-            self._watcher.started(run.path)
+            self._display.started(run.path)
 
-    def _end_run(self, run: RunDirectory, status: int) -> None:
-        fate, error = after_end(run, status, self._halted)
+    def _end(self, run: RunDirectory, status: int) -> None:
+        state, error = after_worker(run, status, self._halted)
         refused = status == ConfigError.exit_status
-        again = fate == "failed" and not refused and self._attempts[run.path] <= self._policy.retries
+        again = state == "failed" and not refused and self._attempts[run.path] <= self._policy.retries
         if self._halted or not again:
-            self._close(run, fate, error)
+            self._close(run, state, error)
             return
         note(run, "queued", error)
-        self._watcher.ended(run.path, fate, error, again=True)
-        if not self._proved:
-            self._queue.appendleft([run])
-        else:  # what failed for want of memory may fare better among other neighbours
+        self._display.ended(run.path, state, error, again=True)
+        if self._proved:  # behind the others: what failed for want of memory may fare better among other neighbours
             self._queue.append([run])
+        else:
+            self._queue.appendleft([run])
 
-    @property
-    def _at_work(self) -> int:
-        return sum(len(job.runs) for job in self._running.values())
-
-    def _close(self, run: RunDirectory, fate: Fate, error: str | None) -> None:
-        self.fates[run.path] = fate
-        self._watcher.ended(run.path, fate, error, again=False)
-        if fate == "done":
+    def _close(self, run: RunDirectory, state: str, error: str | None) -> None:
+        self._states[run.path] = state
+        self._display.ended(run.path, state, error, again=False)
+        if state == "done":
             self._proved = True
-        elif fate == "failed" and not self._halted:
+        elif state == "failed" and not self._halted:
             if not self._proved:
                 self._halt("The first run has failed, so that the others do not start (canary).")
             elif self._policy.fail_fast:
                 self._halt(f"A run has failed: no more start, {self._at_work} save and end (fail_fast).")
+
+    def _halt(self, why: str) -> None:
+        self._display.note(why)
+        self._halted = True
+        self._signal_all(signal.SIGTERM)
+
+    def _signal_all(self, signum: int) -> None:
+        for number in self._running:
+            self._workers.signal(number, signum)
+
+    @property
+    def _at_work(self) -> int:
+        return sum(len(runs) for runs, _ in self._running.values())

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from newllm.errors import ConfigError
-from newllm.sweep.policy import Policy
+from newllm.sweep.launches import Policy
 
 
 class Sweep:

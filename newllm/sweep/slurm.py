@@ -1,22 +1,36 @@
 """The SLURM launcher: runs become tasks of job arrays, which submitit submits and requeues."""
 
+import io
+import os
 import shlex
 import shutil
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import build_all, parts
 from newllm.sweep.display import Display
-from newllm.sweep.policy import Policy
-from newllm.sweep.record import begin
-from newllm.sweep.slurm_array import Array, arrays, devices, resources
-from newllm.sweep.slurm_follow import follow
-from newllm.sweep.slurm_submit import largest_array, submit
-from newllm.sweep.slurm_task import Task
-from newllm.sweep.snapshot import snapshot
+from newllm.sweep.launches import Policy, recorded
+from newllm.sweep.slurm_job import Job
+from newllm.sweep.slurm_states import GONE, LOGS, ask, job_states, meaning, words
+from newllm.sweep.snapshot import environment, snapshot
+from newllm.sweep.survey import Line, note, observe
+from newllm.sweep.table import plural
+
+TICK = 1.0  # seconds
+_ASK_TICKS = 5  # between two questions to SLURM
+_OWN_TURN = ("Priority", "Resources", "JobArrayTaskLimit", "Dependency", "BeginTime")  # reasons that need no mention
+
+# SIGUSR2 is the signal on which a job goes back to the queue: it must not end Python while that is still starting.
+_PYTHON = """sh -c 'trap "" USR2; exec "$0" -P "$@"' {}"""
 
 
 class Slurm:
@@ -77,12 +91,13 @@ class Slurm:
             "mem": None if mem_gb is None else f"{round(mem_gb * 1024)}M",
             "time": time_min,
             "signal_delay_s": signal_delay_s,
-            "additional_parameters": dict(additional or {}),
+            # Requeuing is off on some clusters unless asked for; a job after one that failed would else wait for ever.
+            "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **(additional or {})},
         }
 
     def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None:
-        """ConfigError on a machine that cannot submit, or if a part of these configurations cannot be built."""
-        _refuse_without_slurm()
+        """Raises ConfigError on a machine that cannot submit, or if a part of these configurations cannot be built."""
+        _require_slurm()
         build_all(parts(configs))
 
     def start(self, sweep: Path, runs: Sequence[Path], policy: Policy) -> int:
@@ -93,10 +108,10 @@ class Slurm:
         """
         if not runs:
             return 0
-        _refuse_without_slurm()
-        with begin(sweep, "slurm", self._options, policy, runs) as record:
-            jobs = self._submit(sweep, runs, policy, f"newllm-{record.file.stem}", record.update)
-            print(f"Submitted {_count(len(runs), 'run')} as {_count(len(jobs), 'job')}: {', '.join(jobs)}.")
+        _require_slurm()
+        with recorded(sweep, "slurm", self._options, policy, runs) as update:
+            jobs = self._submit(sweep, runs, policy, update)
+            print(f"Submitted {plural(len(runs), 'run')} as {plural(len(jobs), 'job')}: {', '.join(jobs)}.")
             where = shlex.quote(str(sweep))
             print(f"newllm status {where} shows them, and with --cancel ends them.", flush=True)
             if not self.wait:
@@ -109,32 +124,43 @@ class Slurm:
                 print(f"The jobs go on; newllm status {where} --cancel ends them.")
                 return 130
 
-    def _submit(
-        self, sweep: Path, runs: Sequence[Path], policy: Policy, name: str, note: Callable[..., None]
-    ) -> list[str]:
+    def _submit(self, sweep: Path, runs: Sequence[Path], policy: Policy, update: Callable[..., None]) -> list[str]:
         """Submit the canary, if there is to be one, and the arrays; returns the ids of the jobs."""
-        need = [devices(RunDirectory(run).config()) for run in runs]
+        configs = [RunDirectory(run).config() for run in runs]
+        need = [int((config.get("trainer") or {}).get("devices") or 1) for config in configs]
         first = int(policy.canary and len(runs) > 1)
         planned = [Array(((0,),), need[0], cap=1)] * first
         together = max(self.runs_per_job, policy.pack if isinstance(policy.pack, int) else 1)
-        planned += arrays(need[first:], together, largest_array(), self.max_running, first_run=first)
+        planned += arrays(need[first:], together, _largest_array(), self.max_running, first_run=first)
         code = snapshot(sweep)
+        name = f"newllm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         jobs: list[str] = []
         for array in planned:
-            tasks = [self._task(sweep, name, [runs[run] for run in numbers], policy) for numbers in array.tasks]
             after = [f"afterok:{jobs[0]}"] if first and jobs else []
             after += [f"afterany:{jobs[first + array.after]}"] if array.after is not None else []
             gpus, cpus = resources(array.devices, self.gpus, self.cpus)
+            path = environment(code)["PYTHONPATH"]
             options = {
                 **self._sbatch,
                 "job_name": name,
+                "nodes": 1,
+                "ntasks_per_node": 1,
                 "gpus_per_node": gpus,
                 "cpus_per_task": cpus,
+                "srun_args": [f"--cpus-per-task={cpus}"],  # srun does not take it over from sbatch
                 "array_parallelism": array.cap,
                 "dependency": ",".join(after) or None,
+                "setup": [*self.setup, f"export PYTHONPATH={shlex.quote(path)}"],
             }
+            tasks = [
+                Job(
+                    str(sweep.resolve()), name, tuple(str(runs[run].resolve()) for run in numbers), policy,
+                    self.jobs_per_gpu, self.max_requeues,
+                )
+                for numbers in array.tasks
+            ]  # fmt: skip
             try:
-                ids = submit(tasks, sweep, code, self.setup, options)
+                ids = _sbatch(tasks, sweep, options)
             except ConfigError as error:
                 if not jobs:
                     raise
@@ -143,22 +169,165 @@ class Slurm:
                 for run in task.runs:
                     RunDirectory(run).update_status(durable=False, slurm=job)
             jobs.append(ids[0].split("_")[0])
-            note(slurm_jobs=jobs)
+            update(slurm_jobs=jobs)
         return jobs
 
-    def _task(self, sweep: Path, name: str, runs: Sequence[Path], policy: Policy) -> Task:
-        paths = tuple(str(run.resolve()) for run in runs)
-        return Task(str(sweep.resolve()), name, paths, policy, self.jobs_per_gpu, self.max_requeues)
+
+@dataclass(frozen=True)
+class Array:
+    """One array to submit.
+
+    tasks: the runs (their numbers) of each task. devices: the processes that each of its runs trains with.
+    cap: tasks that may run at a time. after: the array (its number) that must have ended before.
+    """
+
+    tasks: tuple[tuple[int, ...], ...]
+    devices: int
+    cap: int
+    after: int | None = None
 
 
-def _refuse_without_slurm() -> None:
+def arrays(
+    devices: Sequence[int], runs_per_job: int, largest: int, max_running: int | None, first_run: int = 0
+) -> list[Array]:
+    """The arrays for runs that need so many `devices`, at most `max_running` tasks at a time over all of them.
+
+    Arrays run side by side with a share of `max_running` each. Where there are more arrays than may run, they form
+    lanes, in each of which an array follows the end of the one before. Parts of a group are of equal size, so that
+    they end about together. The first of the runs has the number `first_run`.
+    """
+    pieces: list[tuple[int, tuple[tuple[int, ...], ...]]] = []
+    for need in dict.fromkeys(devices):
+        runs = [run for run, its_need in enumerate(devices, first_run) if its_need == need]
+        tasks = tuple(tuple(runs[i : i + runs_per_job]) for i in range(0, len(runs), runs_per_job))
+        number = -(-len(tasks) // largest)
+        bounds = [len(tasks) * i // number for i in range(number + 1)]
+        pieces += [(need, tasks[bounds[i] : bounds[i + 1]]) for i in range(number)]
+    lanes = min(len(pieces), max_running or len(pieces))
+    found = []
+    for i, (need, tasks) in enumerate(pieces):
+        share = len(tasks) if max_running is None else max_running // lanes + (i % lanes < max_running % lanes)
+        found.append(Array(tasks, need, min(share, len(tasks)), i - lanes if i >= lanes else None))
+    return found
+
+
+def resources(devices: int, gpus: int | None, cpus: int) -> tuple[int | None, int]:
+    """(GPUs, cores) that a job asks for when each of its runs trains with `devices` processes.
+
+    With GPUs, at least one for each process; without, `cpus` cores for each.
+    """
+    return (max(gpus, devices), cpus) if gpus else (None, cpus * devices)
+
+
+def follow(
+    runs: Sequence[Path],
+    display: Display,
+    ask: Callable[[Iterable[str]], Mapping[str, str]] = job_states,
+    seconds: float = TICK,
+) -> bool:
+    """Wait until the jobs of all `runs` have ended, and tell the display what happens; True if all runs are done.
+
+    A run whose job has ended without a word of its own gets SLURM's word in its status.json. Files are read of runs
+    whose jobs are at work, so that ten thousand that wait cost nothing.
+    """
+    left = {run: str(RunDirectory(run).status().get("slurm")) for run in runs}  # run -> job
+    running: set[Path] = set()
+    said: dict[str, str] = {}  # job -> SLURM's latest word
+    unknown: set[str] = set()
+    explained: set[str] = set()
+    all_done = True
+    for tick in count():
+        if tick % _ASK_TICKS == 0:
+            jobs = set(left.values())
+            try:
+                found = ask(jobs)
+            except RunError as error:
+                display.note(f"{error}; trying again.")
+            else:
+                missing = jobs - set(found)  # which may be a moment's weakness, but not twice running
+                said = {**found, **{job: GONE if job in unknown else "RUNNING" for job in missing}}
+                unknown = missing
+                _explain(Counter(word for word in said.values() if meaning(word) == "waiting"), explained, display)
+        for run, job in list(left.items()):
+            means = meaning(said.get(job))
+            if means is None or (means == "waiting" and run not in running):
+                continue
+            over = means in ("broken", "ended")
+            line = settle(RunDirectory(run), said) if over else observe(RunDirectory(run), said)
+            if line.state == "done" or over:
+                del left[run]
+                running.discard(run)
+                all_done = all_done and line.state == "done"
+                display.ended(run, "failed" if line.state == "unreadable" else line.state, line.error, again=False)
+            elif line.state == "running" and run not in running:
+                running.add(run)
+                display.started(run)
+            elif line.state == "queued" and run in running:  # with its job, which will start again
+                running.discard(run)
+                display.ended(run, "interrupted", None, again=True)
+        display.tick(len(left) - len(running))
+        if not left:
+            return all_done
+        time.sleep(seconds)
+    raise AssertionError
+
+
+def settle(run: RunDirectory, said: Mapping[str, str]) -> Line:
+    """The run, whose job has ended. One that has not said itself how it ended gets SLURM's word in its status.json."""
+    line, status = observe(run, said), run.status()
+    claimed = status.get("state"), status.get("error")
+    if line.state in ("failed", "interrupted") and claimed != (line.state, line.error):
+        note(run, "failed" if line.state == "failed" else "interrupted", line.error)
+    return line
+
+
+def _explain(waiting: Mapping[str, int], explained: set[str], display: Display) -> None:
+    """Tell once about each reason for waiting that may want the user's attention."""
+    for word, number in waiting.items():
+        if "(" in word and word not in explained and not any(reason in word for reason in _OWN_TURN):
+            explained.add(word)
+            display.note(f"{plural(number, 'job')} {word}: squeue(1) explains the reason.")
+
+
+def _sbatch(tasks: Sequence[Job], sweep: Path, options: Mapping[str, Any]) -> list[str]:
+    """Submit the tasks, as a job array if there are several; returns the job id of each.
+
+    options: of sbatch, under submitit's names; None is left out. Raises ConfigError, in sbatch's words, if it refuses.
+    """
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.helpers import clean_env
+
+    python = _PYTHON.format(shlex.quote(sys.executable))
+    executor = SlurmExecutor(sweep.resolve() / LOGS, max_num_timeout=sys.maxsize, python=python)
+    executor.update_parameters(**{key: value for key, value in options.items() if value is not None})
+    executor.update_parameters(wckey=None)  # submitit's name for itself; a cluster with such accounts would refuse it
+    way_to_slurm = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    try:
+        # sbatch would take for wishes what a job around us has set. submitit shows on stderr what it raises as well.
+        with clean_env(), redirect_stderr(io.StringIO()):
+            os.environ.update(way_to_slurm)
+            return [str(job.job_id) for job in executor.submit_array(tasks)]
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise ConfigError(
+            f"sbatch refused the jobs: {words(str(error))}; the runs stay queued, so change the options of "
+            "hydra.launcher and type the command again."
+        ) from None
+
+
+def _largest_array() -> int:
+    """MaxArraySize of the cluster: so many tasks fit into one array. ConfigError if SLURM does not answer."""
+    try:
+        lines = ask("scontrol", "show", "config").splitlines()
+    except RunError as error:
+        raise ConfigError(f"{error}; the runs stay queued, so type the command again when it answers.") from None
+    return next(int(line.partition("=")[2]) for line in lines if line.startswith("MaxArraySize"))
+
+
+def _require_slurm() -> None:
     for program in ("sbatch", "srun", "scontrol", "squeue"):
         if shutil.which(program) is None:
             raise ConfigError(
                 f"hydra/launcher=slurm needs SLURM's {program}, which is not on this machine's PATH; submit on a "
                 "machine of the cluster, or leave the launcher out to use this machine."
             )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"

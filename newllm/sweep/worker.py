@@ -12,59 +12,44 @@ from typing import TYPE_CHECKING
 
 from newllm.errors import ConfigError, NewllmError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.outcome import asked_to_end
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_END = ".end"  # a file in the run directory
 
-def work(path: str | os.PathLike[str]) -> int:
-    """Do the run that is frozen in the directory `path`; returns the exit status.
 
-    0: done, also when it was done before. 1: failed. 2: refused, as for a bad configuration. 128 + n: interrupted by
-    signal n. A failure leaves its sentence in status.json, and the traceback too unless it was foreseen. A directory
-    that another process holds is left as it is.
+def work(*paths: str | os.PathLike[str]) -> int:
+    """Do the runs that are frozen in these directories, several as one batched model; returns the exit status.
+
+    0: all are done, also when they were done before. 1: some have failed. Else that of the first that is not done;
+    2: refused, as for a bad configuration; 128 + n: interrupted by signal n. A failure leaves its sentence in
+    status.json, and the traceback too unless it was foreseen. A directory that another process holds is left as it is.
+    A run of several that fails, or that `ask_to_end` has named, leaves the others to go on.
     """
-    directory = RunDirectory(path)
+    directories = [RunDirectory(path) for path in paths]
+    ends: Sequence[int | BaseException]
     try:
-        if _is_done(directory):
-            return 0
-        from newllm.run.execute import run
-
-        return run(_frozen(directory))
-    except (Exception, SystemExit) as error:
-        return _failed(directory, error)
-
-
-def work_packed(paths: Sequence[str | os.PathLike[str]]) -> int:
-    """Do the runs that are frozen in these directories as one batched model; returns the exit status.
-
-    0: all are done. 1: some have failed. Else that of the first that is not done, as `work` has it. A run that fails,
-    or is asked to end (`asked_to_end`), leaves the others to go on.
-    """
-    directories = [directory for directory in map(RunDirectory, paths) if not _is_done(directory)]
-    if len(directories) < 2:
-        return work(paths[0] if not directories else directories[0].path)
-    from newllm.pack.compatibility import require_alike
-    from newllm.pack.runs import run_packed
-
-    try:
+        directories = [directory for directory in directories if not directory.is_done()]
         configs = [_frozen(directory) for directory in directories]
-        require_alike([directory.config() for directory in directories], len(directories))
-    except NewllmError as error:
-        for directory in directories:
-            _failed(directory, error)
-        return error.exit_status
-    for directory in directories:  # of an earlier attempt
-        asked_to_end(directory)
-    ends = run_packed(configs, lambda number: asked_to_end(directories[number]))
-    for directory in directories:  # too late for it
-        asked_to_end(directory)
+        if len(directories) > 1:
+            ends = _work_packed(directories, configs)
+        else:
+            from newllm.run.execute import run
+
+            ends = [run(cfg) for cfg in configs]
+    except (Exception, SystemExit) as error:
+        ends = [error] * len(directories)
     statuses = [
         end if isinstance(end, int) else _failed(directory, end)
         for directory, end in zip(directories, ends, strict=True)
     ]
-    return 1 if 1 in statuses else next((status for status in statuses if status), 0)
+    return 1 if 1 in statuses else next(filter(None, statuses), 0)
+
+
+def ask_to_end(directory: RunDirectory) -> None:
+    """Have a run that shares its process with others save and end; a signal would end them all."""
+    (directory.path / _END).touch()
 
 
 def sentence(error: BaseException) -> str:
@@ -76,8 +61,25 @@ def sentence(error: BaseException) -> str:
     return text
 
 
-def _is_done(directory: RunDirectory) -> bool:
-    return directory.status().get("state") == "done" and directory.results_file.exists()
+def _work_packed(directories: Sequence[RunDirectory], configs: Sequence["DictConfig"]) -> Sequence[int | BaseException]:
+    from newllm.pack.compatibility import require_alike
+    from newllm.pack.runs import run_packed
+
+    def asked_to_end(number: int) -> bool:
+        try:
+            (directories[number].path / _END).unlink()
+        except OSError:
+            return False
+        return True
+
+    require_alike([directory.config() for directory in directories], len(directories))
+    numbers = range(len(directories))
+    for number in numbers:  # in an earlier attempt
+        asked_to_end(number)
+    ends = run_packed(configs, asked_to_end)
+    for number in numbers:  # too late
+        asked_to_end(number)
+    return ends
 
 
 def _frozen(directory: RunDirectory) -> "DictConfig":
@@ -91,19 +93,12 @@ def _frozen(directory: RunDirectory) -> "DictConfig":
 
 def _failed(directory: RunDirectory, error: BaseException) -> int:
     """Note why a run has failed, and the traceback too unless it was foreseen; returns the exit status."""
-    if isinstance(error, NewllmError):
-        _note(directory, str(error), None)
-        return error.exit_status
-    trace = "".join(traceback.format_exception(error))
-    _note(directory, sentence(error), trace)
-    return 1
-
-
-def _note(directory: RunDirectory, error: str, trace: str | None) -> None:
+    foreseen = isinstance(error, NewllmError)
     with suppress(NewllmError, OSError), directory.locked():
-        directory.update_status(traceback=trace)
-        directory.end_attempt("failed", error=error)
+        directory.update_status(traceback=None if foreseen else "".join(traceback.format_exception(error)))
+        directory.end_attempt("failed", error=str(error) if foreseen else sentence(error))
+    return error.exit_status if isinstance(error, NewllmError) else 1
 
 
 if __name__ == "__main__":
-    raise SystemExit(work_packed(sys.argv[1:]))
+    raise SystemExit(work(*sys.argv[1:]))

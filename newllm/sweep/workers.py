@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm.errors import ConfigError, NewllmError, RunError
-from newllm.sweep.worker import sentence, work_packed
+from newllm.sweep.worker import sentence, work
 
 PATIENCE = 30.0  # seconds from the request to save and end to SIGKILL, once the parent is gone
 STDERR = "stderr.log"  # in the run directory: what no other file holds, such as a crash of the interpreter
@@ -122,7 +122,7 @@ def _work(runs: Sequence[Path], environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
     sys.orig_argv[1:] = ["-P", "-m", "newllm.sweep.worker", *map(str, runs)]  # for environment.json
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    sys.exit(work_packed(runs))
+    sys.exit(work(*runs))
 
 
 def _end_with(parent: int) -> None:

@@ -17,9 +17,9 @@ from newllm.config import effective, run_directory
 from newllm.run.execute import run
 from newllm.status import main as status_main
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.policy import Policy
+from newllm.sweep.launches import Policy
 from newllm.sweep.slurm import Slurm
-from newllm.sweep.slurm_state import job_states
+from newllm.sweep.slurm_states import job_states
 from newllm.train import main
 
 pytestmark = pytest.mark.xdist_group("slurm")
@@ -112,7 +112,7 @@ def test_a_job_cancelled_from_another_shell_leaves_its_runs_interrupted_with_slu
             assert status_main([str(tmp_path), "--cancel"]) == 0
 
     sleep = time.sleep
-    monkeypatch.setattr("newllm.sweep.slurm_follow.time.sleep", cancel_once_running)
+    monkeypatch.setattr("newllm.sweep.slurm.time.sleep", cancel_once_running)
     assert Slurm(time_min=10, signal_delay_s=30, max_running=1).start(tmp_path, runs, Policy()) == 1
     assert [status(run)["state"] for run in runs] == ["interrupted", "interrupted"]
     assert status(runs[0])["error"] == f"SLURM ended job {status(runs[0])['slurm']}: CANCELLED."

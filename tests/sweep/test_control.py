@@ -11,9 +11,8 @@ import newllm
 from newllm.config import effective, signature
 from newllm.status import main
 from newllm.store.run_directory import RunDirectory
+from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.local import Local
-from newllm.sweep.policy import Policy
-from newllm.sweep.record import begin
 from tests.support.sweep_folders import made
 
 SMALL = [
@@ -24,9 +23,9 @@ WAIT = "print(flush=True); time.sleep(60)"
 LAUNCHER = f"""
 import signal, sys, time; from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
-from newllm.sweep.policy import Policy; from newllm.sweep.record import begin
+from newllm.sweep.launches import Policy; from newllm.sweep.launches import recorded
 sweep = Path(sys.argv[1])
-with begin(sweep, "local", {{}}, Policy(), [sweep / "tiny-s1", sweep / "tiny-s2"]):
+with recorded(sweep, "local", {{}}, Policy(), [sweep / "tiny-s1", sweep / "tiny-s2"]):
     {WAIT}
 """
 WORKER = f"""
@@ -151,7 +150,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list:
 def test_retry_takes_launcher_and_policy_of_the_latest_launch(tmp_path: Path, started: list) -> None:
     runs = {name: frozen(tmp_path, name, f"seed={i}") for i, name in enumerate(("failed", "interrupted", "queued"))}
     for slots in (3, 2):
-        with begin(tmp_path, "local", {"slots": slots}, Policy(retries=slots), []):
+        with recorded(tmp_path, "local", {"slots": slots}, Policy(retries=slots), []):
             pass
     for typed in (["--retry"], ["--retry", "interrupted"], ["--retry", runs["failed"].path.name]):
         runs["failed"].update_status(state="failed")
@@ -168,14 +167,14 @@ def test_retry_refuses_while_a_launcher_lives_and_what_another_version_has_plann
     tmp_path: Path, started: list, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = frozen(tmp_path, "failed")
-    with begin(tmp_path, "local", {}, Policy(), []):
+    with recorded(tmp_path, "local", {}, Policy(), []):
         assert main([str(tmp_path), "--retry"]) == 2
     assert f"process {os.getpid()} on" in capsys.readouterr().err
     run.write_config({**run.config(), "trainer": {"batch_size": 99}})
     assert main([str(tmp_path), "--retry"]) == 2
     assert "of another version of newllm" in capsys.readouterr().err
     assert state(run) == "failed"
-    with begin(tmp_path, "local", {"hens": 3}, Policy(), []):
+    with recorded(tmp_path, "local", {"hens": 3}, Policy(), []):
         pass
     assert main([str(tmp_path), "--retry"]) == 2
     assert "of another version of newllm" in capsys.readouterr().err

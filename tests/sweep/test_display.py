@@ -64,7 +64,7 @@ def test_a_terminal_shows_how_far_each_run_is(runs: list[Path], monkeypatch: pyt
         RunDirectory(runs[0]).update_status(state="running", progress=progress)
         display.tick(waiting=2)
     shown = terminal.getvalue()
-    for text in ("rope", "training", "1,250/5,000", "4.568", "34,568", "0 done, 1 running, 2 queued"):
+    for text in ("rope", "running", "1,250/5,000", "4.568", "34,568", "0 done, 1 running, 2 queued"):
         assert text in shown
 
 

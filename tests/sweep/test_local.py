@@ -13,9 +13,8 @@ import pytest
 
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
+from newllm.sweep.launches import Policy, launches
 from newllm.sweep.local import Local
-from newllm.sweep.policy import Policy
-from newllm.sweep.record import launches
 from newllm.sweep.worker import work
 from tests.support.frozen_runs import freeze, repeatable, state
 
@@ -24,7 +23,7 @@ LAUNCH = """
 import sys
 from pathlib import Path
 from newllm.sweep.local import Local
-from newllm.sweep.policy import Policy
+from newllm.sweep.launches import Policy
 sweep, *runs = map(Path, sys.argv[1:])
 sys.exit(Local(slots=2).start(sweep, runs, Policy()))
 """

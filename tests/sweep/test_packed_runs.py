@@ -14,10 +14,9 @@ from newllm.pack import measure as measuring
 from newllm.pack import runs as packed_runs
 from newllm.pack.step import PackedStep
 from newllm.store.run_directory import RunDirectory, State
+from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
-from newllm.sweep.outcome import ask_to_end
-from newllm.sweep.policy import Policy
-from newllm.sweep.worker import work, work_packed
+from newllm.sweep.worker import ask_to_end, work
 from tests.support.frozen_runs import SMALL, repeatable, state
 
 FEW = ["samples=80", "eval=[position]"]  # nine steps in an epoch
@@ -68,13 +67,13 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], obje
 
 def test_packed_runs_end_with_the_results_of_the_same_runs_alone(tmp_path: Path, alone: list[Path]) -> None:
     runs = freeze(tmp_path)
-    assert work_packed(runs) == 0
+    assert work(*runs) == 0
     for run, other in zip(runs, alone, strict=True):
         assert_equal(run, other)
         assert state(run)["state"] == "done"
         assert "Trains together with 2 other runs" in (run / "train.log").read_text()
     before = [(run / "results.json").stat().st_mtime_ns for run in runs]
-    assert work_packed(runs) == 0
+    assert work(*runs) == 0
     assert [(run / "results.json").stat().st_mtime_ns for run in runs] == before
 
 
@@ -83,7 +82,7 @@ def test_a_run_that_stops_early_or_breaks_leaves_the_others_to_go_on(tmp_path: P
     shared = ["trainer.patience=1", "epochs=3", "eval=[]"]
     own, runs = freeze(tmp_path / "own", *shared, lines=lines), freeze(tmp_path / "runs", *shared, lines=lines)
     assert [work(run) for run in own] == [0, 0, 1]
-    assert work_packed(runs) == 1
+    assert work(*runs) == 1
     assert states(runs) == ["done", "done", "failed"]
     for run, other in zip(runs[:2], own[:2], strict=True):
         assert_equal(run, other)
@@ -99,11 +98,11 @@ def test_a_signal_stops_all_and_they_go_on_alone_or_packed(
     runs = freeze(tmp_path)
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert work_packed(runs) == 128 + signal.SIGTERM
+        assert work(*runs) == 128 + signal.SIGTERM
     assert states(runs) == ["interrupted"] * 3
     assert {state(run)["progress"]["step"] for run in runs} == {7}  # the first two are each run's own
     assert work(runs[0]) == 0
-    assert work_packed(runs[1:]) == 0
+    assert work(*runs[1:]) == 0
     for run, other in zip(runs, alone, strict=True):
         assert_equal(run, other)
         assert "Attempt 2: goes on after step 7" in (run / "train.log").read_text()
@@ -115,8 +114,8 @@ def test_a_run_that_began_alone_goes_on_in_a_pack(
     runs = freeze(tmp_path)
     with monkeypatch.context() as patch:
         at_step(patch, 9, lambda: os.kill(os.getpid(), signal.SIGINT))
-        assert work_packed(runs[:2]) == 128 + signal.SIGINT
-    assert work_packed(runs) == 0  # two at step 11, one from its start
+        assert work(*runs[:2]) == 128 + signal.SIGINT
+    assert work(*runs) == 0  # two at step 11, one from its start
     for run, other in zip(runs, alone, strict=True):
         assert_equal(run, other)
 
@@ -126,7 +125,7 @@ def test_killed_runs_go_on_from_their_checkpoints(tmp_path: Path, alone: list[Pa
     pid = os.fork()
     if pid == 0:
         os.setsid()
-        work_packed(runs)
+        work(*runs)
         os._exit(0)
     deadline = time.monotonic() + 60
     while sum(_length(run) >= 12 for run in runs) < 3 and time.monotonic() < deadline:
@@ -135,7 +134,7 @@ def test_killed_runs_go_on_from_their_checkpoints(tmp_path: Path, alone: list[Pa
     os.waitpid(pid, 0)
     assert states(runs) == ["running"] * 3
     assert [RunDirectory(run).observed() for run in runs] == ["interrupted"] * 3
-    assert work_packed(runs) == 0
+    assert work(*runs) == 0
     for run, other in zip(runs, alone, strict=True):
         assert_equal(run, other)
 
@@ -150,7 +149,7 @@ def test_one_run_of_a_pack_can_be_cancelled(tmp_path: Path, alone: list[Path], m
     monkeypatch.setattr(packed_runs, "_LOOK_SECONDS", 0.001)
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda: ask_to_end(RunDirectory(runs[1])))
-        assert work_packed(runs) == 128 + signal.SIGTERM
+        assert work(*runs) == 128 + signal.SIGTERM
     assert states(runs) == ["done", "interrupted", "done"]
     for place in (0, 2):
         assert_equal(runs[place], alone[place])
@@ -160,7 +159,7 @@ def test_one_run_of_a_pack_can_be_cancelled(tmp_path: Path, alone: list[Path], m
 
 def test_runs_that_differ_in_shape_are_refused_together(tmp_path: Path) -> None:
     runs = freeze(tmp_path, lines={"a": ["batch_size=8"], "b": ["batch_size=4"]})
-    assert work_packed(runs) == 2
+    assert work(*runs) == 2
     for run in runs:
         assert state(run)["state"] == "failed"
         assert "pack=2: the runs differ in trainer.batch_size (8, 4)" in state(run)["error"]

@@ -10,10 +10,9 @@ from filelock import FileLock
 from newllm.config.identity import signature
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep import record
 from newllm.sweep.command import read
+from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.plan import Plan, plan
-from newllm.sweep.policy import Policy
 
 ISSUE = "pos_encoding=rope,alibi,nope theta=1e4,5e5 slope=0.0625,0.125 seed=1,2,3"
 
@@ -91,7 +90,7 @@ def test_rerun_all_forgets_what_was_trained(tmp_path: Path) -> None:
 def test_what_others_work_on_is_not_started_twice(tmp_path: Path) -> None:
     runs = planned("seed=1,2,3", tmp_path).freeze()
     RunDirectory(runs[0]).update_status(state="running", pid=os.getpid())
-    with FileLock(runs[0] / ".lock"), record.begin(tmp_path, "local", {}, Policy(), runs[:2]):
+    with FileLock(runs[0] / ".lock"), recorded(tmp_path, "local", {}, Policy(), runs[:2]):
         jobs = planned("seed=1,2,3", tmp_path).jobs
     assert [(job.state, job.wanted) for job in jobs] == [("running", False), ("queued", False), ("queued", True)]
 

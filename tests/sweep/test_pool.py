@@ -8,11 +8,16 @@ import pytest
 
 from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.policy import Policy
+from newllm.sweep.launches import Policy
 from newllm.sweep.pool import Pool
 from newllm.sweep.slots import Slots
 
 KILLED = -signal.SIGKILL
+
+
+def finish(run: RunDirectory) -> None:
+    run.write_results({"val/ppl": 9.0})
+    run.end_attempt("done")
 
 
 class Pretended:
@@ -75,7 +80,7 @@ class Pretended:
         if name.startswith("refused"):
             run.end_attempt("failed", error="no such file")
             return 2
-        run.end_attempt("done")
+        finish(run)
         return 0
 
 
@@ -172,7 +177,7 @@ def test_runs_that_are_no_longer_queued_are_left_alone(tmp_path: Path) -> None:
 
     def meanwhile() -> None:
         RunDirectory(sweep.runs[1]).update_status(state="interrupted", error="Cancelled before it began.")
-        RunDirectory(sweep.runs[2]).end_attempt("done")
+        finish(RunDirectory(sweep.runs[2]))
 
     sweep.workers.on_start["a"] = meanwhile
     with RunDirectory(sweep.runs[3]).locked() as held:

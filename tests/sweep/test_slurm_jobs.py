@@ -9,13 +9,10 @@ import pytest
 
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.policy import Policy
-from newllm.sweep.record import launches
-from newllm.sweep.slurm import Slurm
-from newllm.sweep.slurm_array import Array, arrays, resources
-from newllm.sweep.slurm_follow import follow, settle
-from newllm.sweep.slurm_state import job_states
-from newllm.sweep.slurm_task import Task
+from newllm.sweep.launches import Policy, launches
+from newllm.sweep.slurm import Array, Slurm, arrays, follow, resources, settle
+from newllm.sweep.slurm_job import Job
+from newllm.sweep.slurm_states import job_states
 from tests.support.sweep_folders import made
 
 
@@ -72,7 +69,7 @@ def test_states_of_jobs_come_from_squeue_and_then_from_sacct(commands: Path) -> 
         "squeue",
         "echo '7_0|RUNNING|None'; echo '7_3|PENDING|JobArrayTaskLimit'; echo '9|FAILED|NonZeroExitCode'",
     )
-    program(commands, "sacct", "echo '7_[1-2%1]|CANCELLED by 1000'")
+    program(commands, "sacct", "echo 'JobID|State'; echo '7_[1-2%1]|CANCELLED by 1000'")
     assert job_states(["7_0", "7_1", "7_3", "8", "9"]) == {
         "7_0": "RUNNING", "7_1": "CANCELLED", "7_3": "PENDING (JobArrayTaskLimit)", "9": "FAILED (NonZeroExitCode)",
     }  # fmt: skip
@@ -95,7 +92,7 @@ def test_jobs_that_slurm_has_forgotten_are_no_error_and_a_silent_slurm_is_one(co
         ("running", "TIMEOUT (TimeLimit)", "interrupted", "SLURM ended job 5_1: TIMEOUT (TimeLimit)."),
         ("interrupted", "CANCELLED", "interrupted", "SLURM ended job 5_1: CANCELLED."),
         ("queued", "FAILED (NonZeroExitCode)", "failed", "SLURM ended job 5_1 before the run began: FAILED (NonZero"),
-        ("queued", None, "interrupted", "SLURM ended job 5_1 before the run began: not known any more"),
+        ("queued", None, "interrupted", "SLURM ended job 5_1 before the run began: not known"),
         ("done", "COMPLETED", "done", None),
     ],
 )
@@ -103,7 +100,7 @@ def test_a_run_whose_job_has_gone_gets_slurms_word(
     tmp_path: Path, state: str, word: str | None, after: str, error: str | None
 ) -> None:
     run = made(tmp_path, "run", state=state, slurm="5_1")
-    settle(run, word)
+    settle(run, {"5_1": word} if word else {})
     assert run.status()["state"] == after
     assert (run.status()["error"] is None) if error is None else run.status()["error"].startswith(error)
 
@@ -138,6 +135,7 @@ def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(t
 
     def ask(jobs: Iterable[str]) -> dict[str, str]:
         state, words = script.popleft()
+        a.write_results({"val/ppl": 9.0})
         a.update_status(state=state)
         if words is None:
             raise RunError("SLURM is away")
@@ -158,10 +156,10 @@ def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(t
 
 def test_a_job_that_may_not_queue_again_says_why(tmp_path: Path) -> None:
     run = made(tmp_path, "run", state="interrupted", slurm="5")
-    task = Task(str(tmp_path), "newllm", (str(run.path),), Policy(), jobs_per_gpu=1, requeues=1)
+    job = Job(str(tmp_path), "newllm", (str(run.path),), Policy(), jobs_per_gpu=1, requeues=1)
     before = signal.getsignal(signal.SIGUSR2)
     try:
-        again = task.checkpoint()
+        again = job.checkpoint()
         assert run.status()["state"] == "queued"
         assert again is not None
         assert again.function.checkpoint() is None

@@ -11,7 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.errors import RunError
-from newllm.sweep.policy import Policy
+from newllm.sweep.launches import Policy
 
 OBJECTIVE = "val/loss"  # what a sweeper that searches gets back of a run, to be minimised
 

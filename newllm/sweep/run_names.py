@@ -1,4 +1,4 @@
-"""Finding run directories, and naming them: short names that differ, and the runs that a word can mean."""
+"""Naming runs: short names that differ, and the run that a word means."""
 
 import os
 import re
@@ -11,35 +11,6 @@ from newllm.suggest import nearest
 
 _SIGNATURE = re.compile(r"-([0-9a-f]{8})$")
 _HYPHEN = re.compile(r"(?<!\de)-")  # not the one of 1e-05
-
-
-def find(folder: Path) -> dict[Path, list[Path]]:
-    """Sweep folder -> its run directories by name; `folder` is a run directory, a sweep, or a folder of sweeps.
-
-    Raises ConfigError if there is no run in it.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder; give a sweep, a folder of sweeps or a run directory.")
-    if _is_run(folder):
-        return {folder.absolute().parent: [folder]}
-    own, found = [], {}
-    for path in _folders(folder):
-        if _is_run(path):
-            own.append(path)
-        elif runs := runs_in(path):
-            found[path] = runs
-    sweeps = {folder: own, **found} if own else found
-    if not sweeps:
-        raise ConfigError(
-            f"{folder} holds no runs, which are folders with a config.yaml; sweeps land in outputs/sweeps and single "
-            "runs in outputs/runs."
-        )
-    return sweeps
-
-
-def runs_in(sweep: Path) -> list[Path]:
-    """The run directories in a folder, by name."""
-    return [path for path in _folders(sweep) if _is_run(path)]
 
 
 def signature_of(name: str) -> str | None:
@@ -104,16 +75,3 @@ def _in_order(word: str, name: str) -> bool:
 def _with_signature(name: str, short: str) -> str:
     mark = signature_of(name)
     return "-".join(filter(None, (short, mark))) if mark else name
-
-
-def _is_run(path: str | Path) -> bool:
-    return os.path.exists(os.path.join(path, "config.yaml")) or os.path.exists(os.path.join(path, "status.json"))
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be read ({error.strerror}).") from None
-    return [folder / name for name in names]

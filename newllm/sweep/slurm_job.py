@@ -14,21 +14,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.policy import Policy
+from newllm.sweep.launches import Policy
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-FOLDER = Path(".sweep") / "slurm"  # of the sweep: submitit's files, and what jobs print
 _CLAIM_SECONDS = 30.0  # for the launcher to note which job it has been given for a run
 
 
 @dataclass
-class Task:
+class Job:
     """Called by submitit in the job.
 
     Args:
@@ -53,12 +52,20 @@ class Task:
         _claim(directories, job_id(os.environ))
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
             _queue_again(directories)
-        self._pool = _start_pool(asdict(self))
+        # Where SLURM allots no GPU there is none for us, whatever the machine has.
+        environment = {"CUDA_VISIBLE_DEVICES": "", **os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-P", "-m", "newllm.sweep.slurm_job", json.dumps(asdict(self))]
+        # SLURM sends SIGUSR2 to all processes of a job, and only its first one is to act on it. Children ignore what
+        # their parent ignores, until they install a handler.
+        self._pool = subprocess.Popen(
+            command, env=environment, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        )
         status = self._wait()
         failed = [directory.path.name for directory in directories if directory.status().get("state") == "failed"]
         if failed:
             if self.policy.fail_fast:
-                _cancel_waiting(self.name)
+                user = getpass.getuser()
+                subprocess.run(["scancel", "--state=PENDING", f"--jobname={self.name}", f"--user={user}"], check=False)
             raise RunError(f"{len(failed)} of {len(self.runs)} runs failed: {', '.join(failed)}")
         if status:  # stopped, as by scancel
             sys.exit(status if status > 0 else 128 - status)
@@ -98,19 +105,6 @@ def job_id(environment: Mapping[str, str]) -> str:
     return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
 
 
-def _start_pool(request: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-    # Where SLURM allots no GPU there is none for us, whatever the machine has.
-    environment = {"CUDA_VISIBLE_DEVICES": "", **os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-m", "newllm.sweep.slurm_task", json.dumps(request)]
-    return subprocess.Popen(command, env=environment, preexec_fn=_ignore_requeue_signal)
-
-
-def _ignore_requeue_signal() -> None:
-    """SLURM sends it to all processes of a job, and only the job's first one is to act on it. Children ignore what
-    their parent ignores, until they install a handler."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
-
 def _claim(directories: Iterable[RunDirectory], job: str) -> None:
     """See to it that each run names this job. The launcher writes that down, unless it was killed after sbatch."""
     deadline = time.monotonic() + _CLAIM_SECONDS
@@ -128,22 +122,17 @@ def _queue_again(directories: Iterable[RunDirectory]) -> None:
             directory.update_status(state="queued")
 
 
-def _cancel_waiting(name: str) -> None:
-    command = ["scancel", "--state=PENDING", f"--jobname={name}", f"--user={getpass.getuser()}"]
-    subprocess.run(command, check=False)
-
-
 def main(argv: list[str]) -> int:
-    """The pool of a job, whose `Task` is the only argument, as JSON; returns the exit status."""
+    """The pool of a job, whose `Job` is the only argument, as JSON; returns the exit status."""
     from newllm.sweep.do_runs import do_runs, import_everything
     from newllm.sweep.slots import Slots, available_cores, visible_gpus
 
     import_everything()
-    task = json.loads(argv[0])
+    job = json.loads(argv[0])
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or available_cores())
-    slots = partial(Slots, cores, visible_gpus(), jobs_per_gpu=task["jobs_per_gpu"])
-    policy = replace(Policy(**task["policy"]), canary=False)
-    return do_runs(Path(task["sweep"]), [Path(run) for run in task["runs"]], policy, slots, {})
+    slots = partial(Slots, cores, visible_gpus(), jobs_per_gpu=job["jobs_per_gpu"])
+    policy = replace(Policy(**job["policy"]), canary=False)
+    return do_runs(Path(job["sweep"]), [Path(run) for run in job["runs"]], policy, slots, {})
 
 
 if __name__ == "__main__":

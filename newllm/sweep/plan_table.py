@@ -1,0 +1,149 @@
+"""The plan of a sweep for reading, and what each run will cost: parameters by building it without memory, time by
+finished runs."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from newllm.config.groups import groups, parts_of, stages
+from newllm.errors import ConfigError
+from newllm.store.run_directory import RunDirectory
+from newllm.sweep.check import PARTS, count_parameters, seedless
+from newllm.sweep.plan import Job, Plan
+from newllm.sweep.table import aligned, duration, plural
+
+_STAGES = tuple(group for stage in stages() for group in (stage, *parts_of(stage)))
+_ALIKE = (  # groups in which a finished run is equal to a planned one; the first that any run fits tells its time
+    tuple(group.name for group in groups().values() if group.numbers),
+    (*PARTS, *_STAGES, "eval"),
+    (*PARTS, *_STAGES),
+    ("model", *_STAGES),
+)
+
+
+def show(plan: Plan, whole: bool, console: Console | None = None) -> None:
+    """Print a line on the plan; with `whole`, every run with its estimated cost, and the totals."""
+    console = console or Console(highlight=False)
+    if whole:
+        _show_runs(plan, console)
+    console.print(Text(summary(plan)), soft_wrap=True)
+    for job in plan.jobs:
+        if job.state == "unreadable" and job.known is not None:
+            console.print(Text(f"{job.path.name} is left alone: {job.known.error}"), soft_wrap=True)
+
+
+def summary(plan: Plan) -> str:
+    """``36 combinations are 15 distinct runs: 3 done, 12 new; 12 to do. Folder: outputs/sweeps``"""
+    number = len(plan.jobs)
+    first = plural(number, "run")
+    if plan.asked != number:
+        first = f"{plan.asked:,} combinations are {plural(number, 'distinct run')}"
+    states = ", ".join(f"{count:,} {state}" for state, count in sorted(plan.counts().items()))
+    others = sum(job.known is not None and job.known.attended for job in plan.jobs)
+    elsewhere = f" {others:,} of them belong to a launcher that is at work already." if others else ""
+    return f"{first}: {states}; {len(plan.wanted):,} to do.{elsewhere} Folder: {plan.sweep}"
+
+
+class Estimates:
+    """Costs of runs, by what is the same in finished ones.
+
+    Args:
+        folders: where finished runs may be found, the nearest first.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._rates: dict[tuple[str, ...], list[float]] = defaultdict(list)  # wall seconds by the work
+        self._parameters: dict[tuple[str, ...], int] = {}
+        for folder in dict.fromkeys(folders):
+            for path in folder.glob("*/results.json"):
+                try:
+                    self._learn(RunDirectory(path.parent))
+                except (ConfigError, KeyError, TypeError):  # a run of another version
+                    continue
+
+    def parameters(self, config: Mapping[str, Any]) -> int | None:
+        """Number of parameters; None where only the tokenizer, once it is read, will tell."""
+        data, key = config["data"], _key(config, PARTS)
+        vocabulary = config["model"].get("vocab_size")
+        if not vocabulary and data.get("tokenizer") in (None, "auto"):
+            vocabulary = data.get("vocab_size")
+        if vocabulary:
+            key = (*key, str(data["seq_len"]), str(vocabulary))
+            if key not in self._parameters:
+                self._parameters[key] = count_parameters(config, int(vocabulary))
+        return self._parameters.get(key)
+
+    def seconds(self, config: Mapping[str, Any]) -> float | None:
+        """Wall time by that of finished runs, scaled by the tokens trained on: of runs that differ in nothing but the
+        seed, else of the same model, encoding and attention, else of the same model. None: nothing is known."""
+        if not self._rates:
+            return None
+        rates = next(filter(None, (self._rates.get(_key(config, groups)) for groups in _ALIKE)), None)
+        return fmean(rates) * _work(config) if rates else None
+
+    def _learn(self, directory: RunDirectory) -> None:
+        config, results = directory.config(), directory.results()
+        rate = results["speed/wall_seconds"] / _work(config)
+        self._parameters.setdefault(_key(config, PARTS), int(results["params/total"]))
+        for names in _ALIKE:
+            self._rates[_key(config, names)].append(rate)
+
+
+def _show_runs(plan: Plan, console: Console) -> None:
+    estimates = Estimates([plan.sweep, Path("outputs/runs")])
+    times = [estimates.seconds(job.config) for job in plan.jobs]
+    columns = _columns(plan.jobs)
+    rows = [["run", *columns, "state", "parameters", "time"]]
+    for job, seconds in zip(plan.jobs, times, strict=True):
+        parameters = estimates.parameters(job.config)
+        cells = [_value(job.config, column) for column in columns]
+        rows.append([str(job.index), *cells, job.state, f"{parameters:,}" if parameters else "?", duration(seconds)])
+    heading, *lines = aligned(rows, {*columns, "state"})
+    console.out(heading, style="bold", highlight=False)
+    console.out("\n".join(lines), highlight=False)
+    todo = [seconds for job, seconds in zip(plan.jobs, times, strict=True) if job.wanted]
+    told = [seconds for seconds in todo if seconds is not None]
+    if told:
+        missing = f", and {len(todo) - len(told)} of unknown time" if len(told) < len(todo) else ""
+        console.print(f"One after another: {duration(sum(told))} by the speed of finished runs{missing}.")
+
+
+def _columns(jobs: tuple[Job, ...]) -> list[str]:
+    """Choices that differ (model, encoding, attention in any case), keys of overrides that differ, the seed."""
+    names = dict.fromkeys(group for job in jobs for group in job.config["choices"])
+    choices = [*PARTS, *(name for name in names if name not in PARTS and _differs(jobs, name))]
+    keys = dict.fromkeys(str(line).partition("=")[0] for job in jobs for line in job.config["overrides"])
+    given = [key for key in keys if key not in names and key != "seed" and _differs(jobs, key)]
+    return [*choices, *given, *(["seed"] if jobs and "seed" in jobs[0].config else [])]
+
+
+def _differs(jobs: tuple[Job, ...], key: str) -> bool:
+    return len({_value(job.config, key) for job in jobs}) > 1
+
+
+def _value(config: Mapping[str, Any], key: str) -> str:
+    if key in config["choices"]:
+        chosen = config["choices"][key]
+        return "+".join(map(str, chosen)) if isinstance(chosen, list) else str(chosen or "")
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _key(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+    """The nodes of these groups as texts, equal for runs that differ in seeds only."""
+    return tuple(json.dumps(seedless(config.get(name)), sort_keys=True) for name in names)
+
+
+def _work(config: Mapping[str, Any]) -> float:
+    """Tokens to be trained on, in proportion."""
+    trainer, data = config["trainer"], config["data"]
+    rows = data.get("samples") or data.get("documents") or 1
+    return float(trainer.get("tokens") or rows * data["seq_len"] * (trainer.get("epochs") or 1))
