@@ -2,29 +2,34 @@
 
 A bench is a module of this package with
 
-    PURPOSE = "…"                  one line for the list (a literal: the list is read without importing the module)
-    OPTIONS: dict[str, Any]        options of its own with their defaults, whose types they have (options.py)
-    DEFAULTS: list[str]            overrides of the configuration of the run it measures; [] if it measures none
-    measure(overrides, **options)  -> Result; `overrides` holds the defaults and what was typed, ready for `compose`
+    DEFAULTS: list[str]              overrides of the configuration of the run it measures; [] if it measures none
+    measure(overrides, *, option=…)  -> Result. The keyword-only parameters are the options of the command, and their
+                                     defaults show their types; `overrides` is ready for `compose`
 """
 
-import ast
+import inspect
 import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from newllm.bench.harness import Result
 from newllm.cli import guarded
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
-if TYPE_CHECKING:
-    from newllm.bench.result import Result
-
-COMMANDS = {
-    "page": "docs/speed.md from the JSON files in docs/speed",
-    "gate": "short measurements against lower bounds of ratios, for continuous integration",
+BENCHES = {
+    "attention": "attention kernels under each kind of bias against plain causal attention: time and memory",
+    "context": "contexts of a long text side by side against token by token, and an iteration of phase 1",
+    "data": "building a token store against datasets.map",
+    "decode": "decoding against the context's length: tokens per second and cache bytes, mha and absorbed mla",
+    "evaluate": "evaluation of long rows and of the reversal facts: encodings, memory, and against all logits",
+    "pack": "steps of packed runs against the same runs one by one, at small batches",
+    "sweep": "a sweep against Hydra's basic launcher and a process per run; planning against Hydra's composing",
+    "train": "a training step against transformers, eager and compiled, and the roofline; its peak memory",
 }
+GATE = "short measurements against lower bounds of ratios, for continuous integration"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,78 +37,109 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(_run, sys.argv[1:] if argv is None else argv)
 
 
-def benches() -> dict[str, str]:
-    """{name: purpose} of the modules of this package that are benches."""
-    files = sorted(Path(__file__).parent.glob("[a-z]*.py"))
-    return {file.stem: purpose for file in files if (purpose := _purpose(file))}
-
-
-def measure(name: str, words: list[str]) -> "Result":
+def measure(name: str, words: Sequence[str]) -> Result:
     """What the bench `name` finds with these words, each an option of the bench or an override of a run.
 
-    Raises ConfigError for a name that is no bench, and for options that are none.
+    Raises ConfigError for an unknown bench or option.
     """
-    from newllm.bench.options import parse
-
-    _require_bench(name)
-    bench = import_module(f"newllm.bench.{name}")
-    options, overrides = parse(words, bench.OPTIONS, bench.DEFAULTS)
+    bench = _bench(name)
+    options, overrides = parse(words, bench.measure, bench.DEFAULTS)
     result: Result = bench.measure(overrides, **options)
     return result
 
 
+def parse(
+    words: Sequence[str], measure: Callable[..., Result], defaults: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """(options by name, overrides of a run's configuration), each with its defaults unless a word sets it.
+
+    A bench without `defaults` measures no run, so it takes no other words.
+    """
+    options = options_of(measure)
+    overrides: list[str] = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        if key in options:
+            example = f"{key}={typed(options_of(measure)[key])}"
+            if not equals:
+                raise ConfigError(f"{word} has no value; type {example}.")
+            options[key] = _value(key, text, options_of(measure)[key], example)
+        elif defaults:
+            overrides.append(word)
+        else:
+            raise ConfigError(f"this bench has no option {key!r}; {did_you_mean(key, options)}.")
+    given = {_key(word) for word in overrides}
+    return options, [word for word in defaults if _key(word) not in given] + overrides
+
+
+def options_of(measure: Callable[..., Result]) -> dict[str, Any]:
+    """The options of a bench with their defaults."""
+    parameters = inspect.signature(measure).parameters.values()
+    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+
+
+def typed(default: Any) -> str:
+    """A default as one types it."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return "null" if default is None else str(default)
+
+
+def _value(key: str, text: str, default: Any, example: str) -> Any:
+    """The value of the type of the default: bool, int, tuple of int, or text (None: none)."""
+    parts = [part.strip() for part in text.strip("[]").split(",")]
+    counts = all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts)
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise ConfigError(f"{key} must be true or false; {did_you_mean(text, ['true', 'false'])}.")
+        return text == "true"
+    if isinstance(default, int):
+        if not counts or len(parts) > 1:
+            raise ConfigError(f"{key} must be a whole number above 0, as in {example}; got {text}.")
+        return int(text)
+    if isinstance(default, tuple):
+        if not counts:
+            raise ConfigError(f"{key} must be whole numbers above 0, as in {example}; got {text}.")
+        return tuple(map(int, parts))
+    return None if text in ("", "null") else text
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _bench(name: str) -> Any:
+    if name not in BENCHES:
+        raise ConfigError(f"{name!r} is no bench; {did_you_mean(name, [*BENCHES, 'gate'], prefix='newllm bench ')}.")
+    return import_module(f"newllm.bench.{name}")
+
+
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
+        listed = [f"  {name:<10} {purpose}" for name, purpose in {**BENCHES, "gate": GATE}.items()]
+        print("\n".join(["newllm bench NAME [option=value …] [key=value of a run …] [out=FILE.json]", "", *listed]))
         return 0
     name, *words = argv
-    if name in COMMANDS:
-        return int(import_module(f"newllm.bench.{name}").main(words))
-    _require_bench(name)
+    if name == "gate":
+        return int(import_module("newllm.bench.gate").main(words))
+    bench = _bench(name)
     if any(word in ("-h", "--help") for word in words):
-        print(_help(name))
+        options = " ".join(f"{key}={typed(value)}" for key, value in options_of(bench.measure).items())
+        print(f"newllm bench {name} [option=value …] [out=FILE.json]\n\n{bench.__doc__.strip()}\n\nOptions: {options}")
+        if bench.DEFAULTS:
+            print(f"Run: {' '.join(bench.DEFAULTS)}, or any other key=value of newllm train")
         return 0
     out = [Path(word.removeprefix("out=")) for word in words if word.startswith("out=")]
     for file in out:
-        if not file.parent.is_dir() or file.suffix != ".json":
-            raise ConfigError(f"out={file} is no JSON file in a folder that exists; type out={name}.json.")
+        if not file.parent.is_dir() or file.suffix not in (".json", ".md"):
+            raise ConfigError(
+                f"out={file} is no JSON or Markdown file in a folder that exists; type out={name}.json or {name}.md."
+            )
     result = measure(name, [word for word in words if not word.startswith("out=")])
-
-    from newllm.bench.show import show
-
-    show(result)
+    print(result.markdown())
     for file in out:
         result.write(file, name)
         print(f"Written to {file}")
     return 0
-
-
-def _require_bench(name: str) -> None:
-    known = [*benches(), *COMMANDS]
-    if name not in benches():
-        raise ConfigError(f"{name!r} is no bench; {did_you_mean(name, known, prefix='newllm bench ')}.")
-
-
-def _purpose(file: Path) -> str | None:
-    """The literal PURPOSE of a module's source."""
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "PURPOSE" for t in node.targets):
-            return str(ast.literal_eval(node.value))
-    return None
-
-
-def _usage() -> str:
-    listed = [f"  {name:<10} {purpose}" for name, purpose in {**benches(), **COMMANDS}.items()]
-    return "\n".join(["newllm bench NAME [option=value …] [key=value of a run …] [out=FILE.json]", "", *listed])
-
-
-def _help(name: str) -> str:
-    from newllm.bench.options import typed
-
-    bench = import_module(f"newllm.bench.{name}")
-    options = " ".join(f"{key}={typed(value)}" for key, value in bench.OPTIONS.items())
-    lines = [f"newllm bench {name} [option=value …] [out=FILE.json]", "", (bench.__doc__ or "").strip(), ""]
-    lines.append(f"Options: {options}")
-    if bench.DEFAULTS:
-        lines.append(f"Run: {' '.join(bench.DEFAULTS)}, or any other key=value of newllm train")
-    return "\n".join(lines)

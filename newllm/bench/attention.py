@@ -12,32 +12,21 @@ is not seen on a CPU.
 import statistics
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from newllm.attention.kernels import attend
-from newllm.bench.result import Result
-from newllm.bench.timing import alternate, ratio_metrics
+from newllm.bench.harness import Result, alternate
 from newllm.position.alibi import geometric_slopes
 from newllm.position.bias import Bias, LinearBias, MatrixBias
 from newllm.runtime import Runtime
 from newllm.training.memory import peak_bytes
 from newllm.training.precision import native_bf16
 
-PURPOSE = "attention kernels under each kind of bias against plain causal attention: time and memory"
-OPTIONS: dict[str, Any] = {
-    "lengths": [512, 1024, 2048, 4096],
-    "rounds": 5,
-    "batch": 2,
-    "heads": 8,
-    "width": 64,
-    "rotary": 16,
-}
 DEFAULTS: list[str] = []
-_LABELS = {
+LABELS = {
     "causal": "torch, causal, no bias",
     "none": "newllm, no bias",
     "alibi": "newllm, ALiBi, one slope",
@@ -49,14 +38,18 @@ _LABELS = {
     "mla": "newllm, MLA, no bias",
     "mla_alibi": "newllm, MLA, ALiBi",
 }
-_REFERENCE = {name: "mla_causal" if name.startswith("mla") else "causal" for name in _LABELS}
-_MASKS = {"alibi": "mask", "alibi_heads": "mask", "learned": "learned_mask"}
-
-Forward = Callable[[], Tensor]
+MASKS = {"alibi": "mask", "alibi_heads": "mask", "learned": "learned_mask"}
 
 
 def measure(
-    overrides: list[str], *, lengths: list[int], rounds: int, batch: int, heads: int, width: int, rotary: int
+    overrides: list[str],
+    *,
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096),
+    rounds: int = 5,
+    batch: int = 2,
+    heads: int = 8,
+    width: int = 64,
+    rotary: int = 16,
 ) -> Result:
     """seconds/<contestant>/<dtype>/<T> of every round; temporary_bytes/<contestant>/<dtype>/<T>;
 
@@ -66,44 +59,45 @@ def measure(
     runtime = Runtime()
     runtime.apply()
     device = runtime.device()
-    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     result = Result({"device": str(device), "threads": runtime.threads, "batch": batch, "heads": heads, "width": width})
     result.notes.append(f"Medians of {rounds} rounds; in brackets, times the first row's (MLA: its own first row's).")
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if not native_bf16(device):
         del dtypes["bf16"]
         result.notes.append(f"{device} has no native bf16, which is left out.")
-    for name, dtype in dtypes.items():
+    for dtype_name, dtype in dtypes.items():
+        times = {name: [label] for name, label in LABELS.items()}
+        memory = {name: [label] for name, label in LABELS.items()}
         for length in lengths:
-            setting = f"{name}/{length}"
-            result.metrics |= _at(device, dtype, (batch, heads, length, width), rotary, rounds, setting)
-        shape = f"{batch} x {heads} x T x {width}, {name}, {device}, {runtime.threads} threads"
-        result.tables.append(_times(result.metrics, name, lengths, f"ms forward and backward: {shape}"))
-        result.tables.append(_memory(result.metrics, name, lengths, f"MB of temporary memory: {shape}"))
+            contestants = _contestants(device, dtype, (batch, heads, length, width), rotary)
+            seconds = alternate(contestants, rounds, calls=max(1, 2048 // length))
+            for name, taken in seconds.items():
+                setting = f"{name}/{dtype_name}/{length}"
+                result.metrics[f"seconds/{setting}"] = taken
+                reference = seconds["mla_causal" if name.startswith("mla") else "causal"]
+                result.ratio(f"ratio/causal/{setting}", reference, taken)
+                if name in MASKS:
+                    result.ratio(f"ratio/mask/{setting}", seconds[MASKS[name]], taken)
+                added = result.metrics[f"temporary_bytes/{setting}"] = contestants[name].temporary_bytes(device)
+                share = 1 / result.metrics[f"ratio/causal/{setting}"]
+                times[name].append(f"{1e3 * statistics.median(taken):.1f} ({share:.2f} x)")
+                memory[name].append(f"{added / 1e6:,.1f}")
+        shape = f"{batch} x {heads} x T x {width}, {dtype_name}, {device}, {runtime.threads} threads"
+        columns = ["kernel", *(f"T = {length}" for length in lengths)]
+        result.table(f"ms forward and backward: {shape}", columns, [*times.values()])
+        result.table(f"MB of temporary memory: {shape}", columns, [*memory.values()])
     return result
 
 
-def _at(
-    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int], rotary: int, rounds: int, setting: str
-) -> dict[str, Any]:
-    contestants = _contestants(device, dtype, shape, rotary)
-    seconds = alternate(contestants, rounds, calls=max(1, 2048 // shape[2]))
-    found: dict[str, Any] = {}
-    for name, times in seconds.items():
-        found[f"seconds/{name}/{setting}"] = times
-        found |= ratio_metrics(f"ratio/causal/{name}/{setting}", seconds[_REFERENCE[name]], times)
-        if name in _MASKS:
-            found |= ratio_metrics(f"ratio/mask/{name}/{setting}", seconds[_MASKS[name]], times)
-        found[f"temporary_bytes/{name}/{setting}"] = contestants[name].temporary(device)
-    return found
-
-
-class _Contestant:
+class Contestant:
     """Forward and backward of one kernel.
 
-    inputs: what gradients are taken of. held: a tensor that serves every call and is counted as temporary: a mask.
+    inputs: what gradients are taken of. held: a tensor that serves every call and counts as temporary: a mask.
     """
 
-    def __init__(self, forward: Forward, inputs: list[Tensor], gradient: Tensor, held: Tensor | None = None) -> None:
+    def __init__(
+        self, forward: Callable[[], Tensor], inputs: list[Tensor], gradient: Tensor, held: Tensor | None = None
+    ) -> None:
         self.forward, self.inputs, self.gradient, self.held = forward, inputs, gradient, held
 
     def __call__(self) -> None:
@@ -111,15 +105,15 @@ class _Contestant:
         if self.gradient.is_cuda:
             torch.cuda.synchronize()
 
-    def temporary(self, device: torch.device) -> int:
-        resident = [*self.inputs, self.gradient, *([] if self.held is None else [self.held])]
-        given = sum(tensor.nbytes for tensor in (*self.inputs, self.gradient))
-        return peak_bytes(self, resident, device) - given
+    def temporary_bytes(self, device: torch.device) -> int:
+        given = [*self.inputs, self.gradient]
+        resident = given if self.held is None else [*given, self.held]
+        return peak_bytes(self, resident, device) - sum(tensor.nbytes for tensor in given)
 
 
 def _contestants(
     device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int], rotary: int
-) -> dict[str, _Contestant]:
+) -> dict[str, Contestant]:
     batch, heads, length, width = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -139,10 +133,10 @@ def _contestants(
     future = positions[None, :] > positions[:, None]
     mask = per_head.matrix(positions, positions).masked_fill(future, float("-inf")).to(dtype)[None]
 
-    def ours(bias: Bias | None) -> Forward:
+    def ours(bias: Bias | None) -> Callable[[], Tensor]:
         return partial(attend, q, k, v, bias, scale)
 
-    def ours_mla(bias: Bias | None) -> Forward:
+    def ours_mla(bias: Bias | None) -> Callable[[], Tensor]:
         return partial(attend, wide_q, wide_k, v, bias, wide_scale)
 
     def padded() -> Tensor:
@@ -157,34 +151,14 @@ def _contestants(
     masked = partial(F.scaled_dot_product_attention, q, k, v, attn_mask=mask, scale=scale)
     qkv, wide = [q, k, v], [wide_q, wide_k, v]
     return {
-        "causal": _Contestant(causal, qkv, gradient),
-        "none": _Contestant(ours(None), qkv, gradient),
-        "alibi": _Contestant(ours(uniform), qkv, gradient),
-        "alibi_heads": _Contestant(ours(per_head), qkv, gradient),
-        "learned": _Contestant(ours(learned), [*qkv, table], gradient),
-        "mask": _Contestant(masked, qkv, gradient, held=mask),
-        "learned_mask": _Contestant(learned_mask, [*qkv, table], gradient),
-        "mla_causal": _Contestant(padded, wide, gradient),
-        "mla": _Contestant(ours_mla(None), wide, gradient),
-        "mla_alibi": _Contestant(ours_mla(per_head), wide, gradient),
+        "causal": Contestant(causal, qkv, gradient),
+        "none": Contestant(ours(None), qkv, gradient),
+        "alibi": Contestant(ours(uniform), qkv, gradient),
+        "alibi_heads": Contestant(ours(per_head), qkv, gradient),
+        "learned": Contestant(ours(learned), [*qkv, table], gradient),
+        "mask": Contestant(masked, qkv, gradient, held=mask),
+        "learned_mask": Contestant(learned_mask, [*qkv, table], gradient),
+        "mla_causal": Contestant(padded, wide, gradient),
+        "mla": Contestant(ours_mla(None), wide, gradient),
+        "mla_alibi": Contestant(ours_mla(per_head), wide, gradient),
     }
-
-
-def _times(metrics: dict[str, Any], dtype: str, lengths: list[int], title: str) -> tuple[str, list[str], list[Any]]:
-    rows = []
-    for name, label in _LABELS.items():
-        row = [label]
-        for length in lengths:
-            setting = f"{name}/{dtype}/{length}"
-            times = 1 / metrics[f"ratio/causal/{setting}"]
-            row.append(f"{1e3 * statistics.median(metrics[f'seconds/{setting}']):.1f} ({times:.2f} x)")
-        rows.append(row)
-    return title, ["kernel", *(f"T = {length}" for length in lengths)], rows
-
-
-def _memory(metrics: dict[str, Any], dtype: str, lengths: list[int], title: str) -> tuple[str, list[str], list[Any]]:
-    rows = [
-        [label, *(f"{metrics[f'temporary_bytes/{name}/{dtype}/{length}'] / 1e6:,.1f}" for length in lengths)]
-        for name, label in _LABELS.items()
-    ]
-    return title, ["kernel", *(f"T = {length}" for length in lengths)], rows

@@ -17,36 +17,36 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from newllm.bench.result import Result
-from newllm.bench.timing import alternate, ratio_metrics
+from newllm.bench.harness import Result, Setup, alternate
 from newllm.build import build
 from newllm.config import compose
-from newllm.data import prepare
 from newllm.errors import ConfigError
 from newllm.model import build_model
-from newllm.training.precision import Precision, autocast, resolve
+from newllm.training.precision import Precision, autocast
 from newllm.two_phase.contexts import Text, true_contexts
 from newllm.two_phase.iteration import Iteration
 from newllm.two_phase.recurrence import Recurrence
 
-PURPOSE = "contexts of a long text side by side against token by token, and an iteration of phase 1"
-OPTIONS: dict[str, Any] = {"shapes": "3x1536x2,6x768x1", "tokens": 31024, "loop_tokens": 2000, "iterations": 10,
-                           "rounds": 3}  # fmt: skip
+SHAPES = "3x1536x2,6x768x1"
 DEFAULTS = ["model=context_token", "precision=fp32", "samples=300"]
-_PORTION = 2048  # tokens whose inputs' share is made at once
-
-_LABELS = {"newllm": "newllm", "ahead": "loop, inputs ahead", "loop": "loop"}
+LABELS = {"newllm": "newllm", "ahead": "loop, inputs ahead", "loop": "loop"}
+PORTION = 2048  # tokens whose inputs' share is made at once
 
 
 def measure(
-    overrides: list[str], *, shapes: str, tokens: int, loop_tokens: int, iterations: int, rounds: int
+    overrides: list[str],
+    *,
+    shapes: str = SHAPES,
+    tokens: int = 31024,
+    loop_tokens: int = 2000,
+    iterations: int = 10,
+    rounds: int = 3,
 ) -> Result:
     """ratio/<shape>/<contestant>: how many times faster newllm is a token (loop, ahead).
 
@@ -58,52 +58,47 @@ def measure(
     sizes = [_sizes(shape) for shape in shapes.split(",")]
     if iterations < 2:
         raise ConfigError(f"iterations must be at least 2, the first being the random start; got {iterations}.")
-    cfg = compose([*overrides, "embeddings=none"])
-    runtime = build(cfg.runtime)
-    runtime.apply()
-    device = runtime.device()
-    precision = resolve(cfg.trainer.precision, device)
-    data = prepare(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)
+    overrides = [*overrides, "embeddings=none"]
+    setup = Setup(overrides)
+    data = setup.data()
     stream = data.stream("train")
     ids = np.resize(stream, tokens)
     loop_tokens = min(loop_tokens, tokens)
     result = Result(
-        {"precision": precision, "device": str(device), "threads": runtime.threads, "tokens": tokens,
-         "loop_tokens": loop_tokens, "iterations": iterations, "rounds": rounds},
+        {**setup.metrics, "tokens": tokens, "loop_tokens": loop_tokens, "iterations": iterations, "rounds": rounds},
         notes=[
             f"Medians of {rounds} rounds, least and greatest in brackets. The loop goes token by token, through "
             f"the first {loop_tokens:,} tokens; with inputs ahead, what the inputs add is made for many tokens in one "
             "product. Differences are of contexts from the loop's."
         ],
-    )  # fmt: skip
+    )
+    del result.metrics["model"]  # its sizes are the shapes
     if tokens > len(stream):
         result.notes.append(f"The text of {len(stream):,} tokens is repeated.")
-    said = f"{tokens:,} tokens, {precision}, {device}, {runtime.threads} threads"
     passes: list[list[str]] = []
     phases: list[list[str]] = []
     for shape, size in zip(shapes.split(","), sizes, strict=True):
         keys = ("layers", "context_dim", "num_input_tokens")
-        words = [f"model.{key}={value}" for key, value in zip(keys, size, strict=True)]
-        one = compose([*overrides, "embeddings=none", *words])
-        model = build_model(one, tokens=data.tokenizer.vocab_size).to(device).eval()
+        cfg = compose([*overrides, *(f"model.{key}={value}" for key, value in zip(keys, size, strict=True))])
+        model = build_model(cfg, tokens=data.tokenizer.vocab_size).to(setup.device).eval()
         recurrence = getattr(model, "recurrence", None)
         if not isinstance(recurrence, Recurrence):
-            raise ConfigError(f"model={one.choices.model} has no recurrence; type model=context_token.")
-        text = Text(model, ids, device)
-        phases.append(_phase1(result, shape, one, recurrence, text, precision, iterations))
-        passes += _passes(result, shape, recurrence, text, loop_tokens, precision, rounds)
+            raise ConfigError(f"model={cfg.choices.model} has no recurrence; type model=context_token.")
+        text = Text(model, ids, setup.device)
+        phases.append(_phase1(result, shape, cfg, recurrence, text, setup.precision, iterations))
+        passes += _passes(result, shape, recurrence, text, loop_tokens, setup.precision, rounds)
+    said = f"{tokens:,} tokens, {setup.machine}"
     columns = ["shape and pass", "seconds", "tokens/s", "newllm is faster", "largest difference"]
-    result.tables = [
-        (f"True contexts: {said}", columns, passes),
-        (f"An iteration of phase 1: {said}", ["shape", "seconds", "tokens/s", "loss", "bound", "converged"], phases),
-    ]
+    result.table(f"True contexts: {said}", columns, passes)
+    columns = ["shape", "seconds", "tokens/s", "loss", "bound", "converged"]
+    result.table(f"An iteration of phase 1: {said}", columns, phases)
     return result
 
 
 def _sizes(shape: str) -> list[int]:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", shape):
         raise ConfigError(
-            f"shapes has {shape!r}; expected layers x context_dim x num_input_tokens, as in shapes={OPTIONS['shapes']}."
+            f"shapes has {shape!r}; expected layers x context_dim x num_input_tokens, as in shapes={SHAPES}."
         )
     return [int(size) for size in shape.split("x")]
 
@@ -142,7 +137,7 @@ def _passes(
         "ahead": partial(_token_by_token, recurrence, text, precision, made["ahead"], ahead=True),
         "loop": partial(_token_by_token, recurrence, text, precision, made["loop"], ahead=False),
     }
-    seconds = alternate(contestants, rounds, calls=1)
+    seconds = alternate(contestants, rounds)
     metrics = result.metrics
     for name in ("newllm", "ahead"):
         metrics[f"difference/{shape}/{name}"] = float((made[name][:some] - made["loop"]).abs().max())
@@ -152,12 +147,10 @@ def _passes(
         speed = metrics[f"tokens_per_second/{shape}/{name}"] = sizes[name] / statistics.median(times)
         faster = ""
         if name != "newllm":
-            share = some / len(text)
-            found = ratio_metrics(f"ratio/{shape}/{name}", times, [share * one for one in seconds["newllm"]])
-            metrics |= found
-            faster = "{:.1f} x ({:.1f} … {:.1f})".format(*found.values())
+            scaled = [some / len(text) * one for one in seconds["newllm"]]
+            faster = result.ratio(f"ratio/{shape}/{name}", times, scaled, digits=1)
         differs = "" if name == "loop" else f"{metrics[f'difference/{shape}/{name}']:.1e}"
-        rows.append([f"{shape}, {_LABELS[name]}", f"{statistics.median(times):.2f}", f"{speed:,.0f}", faster, differs])
+        rows.append([f"{shape}, {LABELS[name]}", f"{statistics.median(times):.2f}", f"{speed:,.0f}", faster, differs])
     return rows
 
 
@@ -171,8 +164,8 @@ def _token_by_token(recurrence: Recurrence, text: Text, precision: Precision, ou
     """The first len(out) contexts. ahead: the inputs' share of many tokens is made in one product."""
     context = torch.zeros(1, recurrence.width, device=text.device)
     with autocast(text.device, precision):
-        for start in range(0, len(out), _PORTION):
-            stop = min(start + _PORTION, len(out))
+        for start in range(0, len(out), PORTION):
+            stop = min(start + PORTION, len(out))
             inputs = text(start, stop)
             shares = recurrence.project(inputs) if ahead else None
             for at in range(stop - start):

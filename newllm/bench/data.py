@@ -7,6 +7,10 @@ each contestant is a process of its own with empty caches; its imports and the l
 
 The text is the source files of this Python and its packages, as JSON lines; where that is less than asked for, they
 are taken again with another first line. Memory is the sum of the proportional set sizes of a contestant's processes.
+
+  sizes      megabytes (10^6) of text      rounds   turns of each contestant
+  tokenizer  name or folder of a Hugging Face tokenizer; null trains a byte-level BPE of 16,384 ids
+  peer       datasets as well
 """
 
 import json
@@ -18,98 +22,84 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-from newllm.bench.result import Result
-from newllm.bench.timing import ratio
+from newllm.bench.harness import Result, turns
 from newllm.data.bpe import EOT, train_bpe
+from newllm.data.build_store import store_of
+from newllm.data.corpora.text_files import TextFiles
+from newllm.data.tokenizer import pretrained
 from newllm.errors import RunError
 
-PURPOSE = "building a token store against datasets.map"
-OPTIONS: dict[str, Any] = {"sizes": [10, 100], "rounds": 3, "peer": True, "tokenizer": None}
 DEFAULTS: list[str] = []
-
 VOCAB_SIZE = 16_384
 TRAINED_ON = 4_000_000  # bytes of text for the tokenizer
+SEQ_LEN = 128
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+LABELS = {
+    "newllm": "newllm",
+    "datasets_map": "datasets: load, map",
+    "datasets_rows": "datasets: load, map, rows",
+}
 
 
-def measure(overrides: list[str], *, sizes: list[int], rounds: int, peer: bool, tokenizer: str | None) -> Result:
-    """Megabytes a second and peak memory at each size.
-
-    sizes: megabytes (10^6) of text. peer: datasets too, or newllm alone. tokenizer: name or folder of a Hugging Face
-    tokenizer; None trains a byte-level BPE of 16,384 ids.
-    """
-    names = ["newllm", "datasets"] if peer else ["newllm"]
-    metrics: dict[str, Any] = {"cores": _cores(), "sizes_mb": sizes}
+def measure(
+    overrides: list[str],
+    *,
+    sizes: tuple[int, ...] = (10, 100),
+    rounds: int = 3,
+    peer: bool = True,
+    tokenizer: str | None = None,
+) -> Result:
+    """For each size: seconds/<contestant>/<size>mb of every round, mb_per_second/…, peak_bytes/newllm/… and
+    …/datasets/…, ratio/datasets_map/… and ratio/datasets_rows/…; the ratios of the largest size without it as well."""
+    result = Result({"cores": CORES, "sizes_mb": sizes})
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for size in sizes:
             file = Path(scratch, f"{size}.jsonl")
-            documents = _write(file, size * 1_000_000)
+            result.metrics[f"documents/{size}mb"] = _write(file, size * 1_000_000)
             tokenizer = tokenizer or _train(file, Path(scratch, "tokenizer"))
-            found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-            for turn in range(rounds):
-                for name in names[:: 1 if turn % 2 else -1]:
+            found: dict[str, list[dict[str, float]]] = {"newllm": [], "datasets": []} if peer else {"newllm": []}
+            for order in turns(list(found), rounds):
+                for name in order:
                     with tempfile.TemporaryDirectory(dir=scratch) as cache:
                         found[name].append(_run(name, file, tokenizer, cache))
             file.unlink()
-            metrics |= {f"documents/{size}mb": documents, **_metrics(found, size)}
-            rows += _rows(found, size)
+            rows += _rows(result, found, size)
     largest = f"/{sizes[-1]}mb"
-    metrics |= {key.replace(largest, ""): value for key, value in metrics.items() if "ratio/" in key and largest in key}
-    title = f"Text to stored tokens, {metrics['cores']} cores; medians of {rounds} rounds"
+    ratios = {key: value for key, value in result.metrics.items() if key.startswith("ratio/") and largest in key}
+    result.metrics |= {key.replace(largest, ""): value for key, value in ratios.items()}
     columns = ["contestant", "MB", "seconds", "min … max", "MB/s", "newllm is", "peak MB"]
-    return Result(metrics, [(title, columns, rows)])
+    result.table(f"Text to stored tokens, {CORES} cores; medians of {rounds} rounds", columns, rows)
+    return result
 
 
-def _metrics(found: dict[str, list[dict[str, float]]], size: int) -> dict[str, Any]:
-    metrics: dict[str, Any] = {}
+def _rows(result: Result, found: dict[str, list[dict[str, float]]], size: int) -> list[list[str]]:
+    """Keeps the figures of a size; returns its rows of the table."""
+    metrics = result.metrics
+    for name, runs in found.items():
+        metrics[f"peak_bytes/{name}/{size}mb"] = int(statistics.median(one["peak"] for one in runs))
     seconds = {"newllm": [one["total"] for one in found["newllm"]]}
     if "datasets" in found:
         seconds["datasets_map"] = [one["load"] + one["map"] for one in found["datasets"]]
         seconds["datasets_rows"] = [one["total"] for one in found["datasets"]]
         metrics[f"seconds/datasets_map_alone/{size}mb"] = [one["map"] for one in found["datasets"]]
-    for name, times in seconds.items():
-        metrics[f"seconds/{name}/{size}mb"] = times
-        metrics[f"mb_per_second/{name}/{size}mb"] = size / statistics.median(times)
-        if name != "newllm":
-            for which, value in ratio(times, seconds["newllm"]).items():
-                metrics[f"ratio/{name}/{size}mb" + ("" if which == "median" else f"/{which}")] = value
-    for name, runs in found.items():
-        metrics[f"peak_bytes/{name}/{size}mb"] = int(statistics.median(one["peak"] for one in runs))
-    return metrics
-
-
-def _rows(found: dict[str, list[dict[str, float]]], size: int) -> list[list[str]]:
-    metrics = _metrics(found, size)
     rows = []
-    for name, label in {
-        "newllm": "newllm",
-        "datasets_map": "datasets: load, map",
-        "datasets_rows": "datasets: load, map, rows",
-    }.items():
-        times = metrics.get(f"seconds/{name}/{size}mb")
-        if times is None:
-            continue
-        faster = metrics.get(f"ratio/{name}/{size}mb")
+    for name, times in seconds.items():
+        middle = statistics.median(times)
+        metrics[f"seconds/{name}/{size}mb"] = times
+        metrics[f"mb_per_second/{name}/{size}mb"] = size / middle
+        faster = ""
+        if name != "newllm":
+            result.ratio(f"ratio/{name}/{size}mb", times, seconds["newllm"])
+            faster = f"{metrics[f'ratio/{name}/{size}mb']:.1f} x faster"
         peak = metrics[f"peak_bytes/{name.partition('_')[0]}/{size}mb"]
-        rows.append(
-            [
-                label,
-                f"{size}",
-                f"{statistics.median(times):.1f}",
-                f"{min(times):.1f} … {max(times):.1f}",
-                f"{metrics[f'mb_per_second/{name}/{size}mb']:.1f}",
-                f"{faster:.1f} x faster" if faster else "",
-                f"{peak / 1e6:.0f}",
-            ]
-        )
+        cells = [f"{middle:.1f}", f"{min(times):.1f} … {max(times):.1f}", f"{size / middle:.1f}", faster]
+        rows.append([LABELS[name], f"{size}", *cells, f"{peak / 1e6:.0f}"])
     return rows
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sources() -> Iterator[str]:
@@ -152,9 +142,8 @@ def _train(file: Path, folder: Path) -> str:
 
 def _run(name: str, file: Path, tokenizer: str, cache: str) -> dict[str, float]:
     """Seconds of a contestant's stages and the most memory its processes held."""
-    words = [name, str(file), tokenizer, cache]
     process = subprocess.Popen(
-        [sys.executable, "-m", "newllm.bench.data_contestant", *words],
+        [sys.executable, "-m", "newllm.bench.data", name, str(file), tokenizer, cache],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -183,3 +172,45 @@ def _held(pid: int) -> int:
         return 0
     kilobytes = next((line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:")), "0")
     return 1024 * int(kilobytes) + sum(_held(int(child)) for child in below)
+
+
+def _newllm(file: str, tokenizer: str, cache: str) -> dict[str, float]:
+    pretrained(tokenizer, Path(cache))
+    corpus = TextFiles(path=file, tokenizer=tokenizer, seq_len=SEQ_LEN)
+    began = time.perf_counter()
+    store_of(corpus, Path(cache))
+    return {"build": time.perf_counter() - began}
+
+
+def _datasets(file: str, tokenizer: str, cache: str) -> dict[str, float]:
+    """As transformers' run_clm.py prepares text."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    fast = transformers.AutoTokenizer.from_pretrained(tokenizer)
+    fast.model_max_length = sys.maxsize  # documents longer than some model are no concern here
+
+    def encode(batch: dict[str, list[str]]) -> Any:
+        return fast(batch["text"])
+
+    def group(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        joined = {key: list(chain(*lists)) for key, lists in batch.items()}
+        total = len(joined["input_ids"]) // SEQ_LEN * SEQ_LEN
+        rows = {key: [ids[i : i + SEQ_LEN] for i in range(0, total, SEQ_LEN)] for key, ids in joined.items()}
+        return {**rows, "labels": rows["input_ids"].copy()}
+
+    share: dict[str, Any] = {"batched": True, "num_proc": CORES if CORES > 1 else None}
+    times = [time.perf_counter()]
+    data = datasets.load_dataset("json", data_files=file, split="train", cache_dir=cache)
+    times.append(time.perf_counter())
+    data = data.map(encode, remove_columns=["text"], **share)
+    times.append(time.perf_counter())
+    data.map(group, **share)
+    times.append(time.perf_counter())
+    return dict(zip(("load", "map", "rows"), (b - a for a, b in pairwise(times)), strict=True))
+
+
+if __name__ == "__main__":  # a contestant: prints the seconds of its stages
+    contestant, *words = sys.argv[1:]
+    print(json.dumps({"newllm": _newllm, "datasets": _datasets}[contestant](*words)))

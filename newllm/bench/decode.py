@@ -13,29 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
+from newllm.bench.harness import Result, Setup, alternate
 from newllm.bench.hf_reference import peer as peer_of
-from newllm.bench.result import Result
-from newllm.bench.timing import alternate, ratio_metrics
-from newllm.build import build
 from newllm.config import compose
 from newllm.model import build_model
 from newllm.model.decoder import Decoder
-from newllm.training.precision import Precision, resolve
 
-PURPOSE = "decoding against the context's length: tokens per second and cache bytes, mha and absorbed mla"
-OPTIONS: dict[str, Any] = {
-    "contexts": [512, 1024, 2048, 4096, 8192],
-    "kv_dim": 128,
-    "batch": 1,
-    "rounds": 5,
-    "tokens": 4,
-    "peer": True,
-}
 DEFAULTS = ["model=pythia_70m", "seq_len=128"]
-_LABELS = {
+LABELS = {
     "mha": "mha, RoPE",
     "mha_alibi": "mha, ALiBi",
     "mla": "mla, ALiBi, absorbed",
@@ -44,7 +31,14 @@ _LABELS = {
 
 
 def measure(
-    overrides: list[str], *, contexts: list[int], kv_dim: int, batch: int, rounds: int, tokens: int, peer: bool
+    overrides: list[str],
+    *,
+    contexts: tuple[int, ...] = (512, 1024, 2048, 4096, 8192),
+    kv_dim: int = 128,
+    batch: int = 1,
+    rounds: int = 5,
+    tokens: int = 4,
+    peer: bool = True,
 ) -> Result:
     """For each context length N: seconds/<contestant>/N of every round (a step of the batch),
     decode/tokens_per_second/<contestant>/N, cache/bytes/<contestant>/N, ratio/mla_over_mha/N and
@@ -54,145 +48,96 @@ def measure(
         "mha_alibi": ["pos_encoding=alibi", "attention=mha"],
         "mla": ["pos_encoding=alibi", "attention=mla", f"kv_dim={kv_dim}"],
     }
-    configs = {name: compose([*overrides, *words]) for name, words in nodes.items()}
-    cfg = configs["mha"]
-    runtime = build(cfg.runtime)
-    runtime.apply()
-    device = runtime.device()
-    precision = resolve(cfg.trainer.precision, device)
-    contexts = sorted(contexts)
+    setup = Setup([*overrides, *nodes["mha"]])
+    contexts = tuple(sorted(contexts))
     room = contexts[-1] + len(contexts) * (rounds * tokens + 1)
-    contestants: dict[str, _Contestant] = {}
-    for name, config in configs.items():
-        model = build_model(config).to(device).eval()
-        contestants[name] = _Ours(Decoder(model, room, precision), batch)
+    contestants: dict[str, Contestant] = {}
+    for name, words in nodes.items():
+        model = build_model(compose([*overrides, *words])).to(setup.device).eval()
+        decoder = Decoder(model, room, setup.precision)
+        contestants[name] = Contestant(decoder, decoder.cache, batch, model.vocab_size)
     if peer:
-        contestants["transformers"] = _Peer(cfg, batch, device, precision)
+        contestants["transformers"] = _peer(setup, batch)
 
-    shape = f"{cfg.choices.model}, batch {batch}, {precision}, {device}, {runtime.threads} threads"
     result = Result(
-        {
-            "model": cfg.choices.model, "precision": precision, "device": str(device), "threads": runtime.threads,
-            "batch": batch, "kv_dim": kv_dim, "rounds": rounds, "tokens": tokens, "contexts": contexts,
-        },
-        tables=[],
+        {**setup.metrics, "batch": batch, "kv_dim": kv_dim, "rounds": rounds, "tokens": tokens, "contexts": contexts},
         notes=[f"Medians of {rounds} rounds of {tokens} tokens. Weights are cast once, not at each token."],
-    )  # fmt: skip
-    for context in contexts:
-        _at(contestants, context, rounds, tokens, result.metrics)
-    last = contexts[-1]
-    result.metrics["cache/ratio"] = (
-        result.metrics[f"cache/bytes/mha/{last}"] / result.metrics[f"cache/bytes/mla/{last}"]
     )
-    result.tables = [
-        _table(f"ms per token: {shape}", contexts, contestants, lambda name, at: _ms(result.metrics, name, at)),
-        _table(
-            "tokens per second", contexts, contestants,
-            lambda name, at: f"{result.metrics[f'decode/tokens_per_second/{name}/{at}']:.1f}",
-        ),
-        _table(
-            "MB in the cache", contexts, contestants,
-            lambda name, at: f"{result.metrics[f'cache/bytes/{name}/{at}'] / 1e6:.2f}",
-        ),
-    ]  # fmt: skip
+    metrics = result.metrics
+    tables: tuple[list[list[str]], ...] = ([], [], [])
+    for context in contexts:
+        for name, contestant in contestants.items():
+            contestant.fill(context, setup.device)
+            metrics[f"cache/bytes/{name}/{context}"] = round(
+                contestant.cache.nbytes / contestant.cache.length * context
+            )
+        seconds = alternate(contestants, rounds, tokens)
+        result.ratio(f"ratio/mla_over_mha/{context}", seconds["mha"], seconds["mla"])
+        if peer:
+            result.ratio(f"ratio/transformers/{context}", seconds["transformers"], seconds["mha"])
+        for table in tables:
+            table.append([f"{context:,}"])
+        for name, times in seconds.items():
+            middle = statistics.median(times)
+            metrics[f"seconds/{name}/{context}"] = times
+            metrics[f"decode/tokens_per_second/{name}/{context}"] = batch / middle
+            against = f" ({metrics[f'ratio/mla_over_mha/{context}']:.2f} x mha's speed)" if name == "mla" else ""
+            size = metrics[f"cache/bytes/{name}/{context}"]
+            cells = f"{1e3 * middle:.1f}{against}", f"{batch / middle:.1f}", f"{size / 1e6:.2f}"
+            for table, cell in zip(tables, cells, strict=True):
+                table[-1].append(cell)
+    metrics["cache/ratio"] = metrics[f"cache/bytes/mha/{contexts[-1]}"] / metrics[f"cache/bytes/mla/{contexts[-1]}"]
+    titles = (
+        f"ms per token: {setup.cfg.choices.model}, batch {batch}, {setup.machine}",
+        "tokens per second",
+        "MB in the cache",
+    )
+    for title, rows in zip(titles, tables, strict=True):
+        result.table(title, ["context", *(LABELS[name] for name in contestants)], rows)
     return result
 
 
-class _Contestant:
-    """Decodes what it is given, and knows what its cache holds."""
+class Contestant:
+    """Decodes greedily. read: logits [B, V] after ids [B, T]. cache: has `length` (tokens) and `nbytes`."""
 
-    def __init__(self, batch: int, vocab_size: int, device: torch.device) -> None:
-        self.batch, self.vocab_size, self.device = batch, vocab_size, device
+    def __init__(self, read: Callable[[Tensor], Tensor], cache: Any, batch: int, vocab_size: int) -> None:
+        self.read, self.cache, self.batch, self.vocab_size = read, cache, batch, vocab_size
 
-    def read(self, ids: Tensor) -> Tensor:
-        """Logits [B, V] after ids [B, T]."""
-        raise TypeError(f"{type(self).__name__} has no read")
-
-    @property
-    def length(self) -> int:
-        raise TypeError(f"{type(self).__name__} has no length")
-
-    @property
-    def nbytes(self) -> int:
-        raise TypeError(f"{type(self).__name__} has no nbytes")
-
-    def fill(self, length: int) -> None:
+    def fill(self, length: int, device: torch.device) -> None:
         """Read on until the cache holds `length` tokens."""
-        if length > self.length:
-            ids = torch.arange(self.length, length, device=self.device) % self.vocab_size
+        if length > self.cache.length:
+            ids = torch.arange(self.cache.length, length, device=device) % self.vocab_size
             self.step = self.read(ids.expand(self.batch, -1)).argmax(-1, keepdim=True)
 
     def __call__(self) -> None:
-        """One greedy step."""
+        """One step."""
         self.step = self.read(self.step).argmax(-1, keepdim=True)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.step.is_cuda:
+            torch.cuda.synchronize(self.step.device)
 
 
-class _Ours(_Contestant):
-    def __init__(self, decoder: Decoder, batch: int) -> None:
-        super().__init__(batch, decoder.model.vocab_size, decoder.device)
-        self.read = decoder  # type: ignore[method-assign]
-        self.cache = decoder.cache
-
-    @property
-    def length(self) -> int:
-        return self.cache.length
-
-    @property
-    def nbytes(self) -> int:
-        return self.cache.nbytes
-
-
-class _Peer(_Contestant):
+def _peer(setup: Setup, batch: int) -> Contestant:
     """transformers' model, its weights in the dtype of the arithmetic."""
+    from transformers import DynamicCache
 
-    def __init__(self, cfg: DictConfig, batch: int, device: torch.device, precision: Precision) -> None:
-        from transformers import DynamicCache
+    class Cache(DynamicCache):
+        @property
+        def length(self) -> int:
+            return int(self.get_seq_length())
 
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.model = peer_of(cfg, cfg.model.vocab_size).to(device, dtype).eval()
-        super().__init__(batch, cfg.model.vocab_size, device)
-        self.cache: Any = DynamicCache()
+        @property
+        def nbytes(self) -> int:
+            layers: list[Any] = self.layers
+            return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
+    cache = Cache()
+    dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float32
+    vocab_size = int(setup.cfg.model.vocab_size)
+    model: Callable[..., Any] = peer_of(setup.cfg, vocab_size).to(setup.device, dtype).eval()
 
     @torch.inference_mode()
-    def read(self, ids: Tensor) -> Tensor:
-        model: Callable[..., Any] = self.model
-        logits: Tensor = model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
+    def read(ids: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return logits[:, -1].float()
 
-    @property
-    def length(self) -> int:
-        return int(self.cache.get_seq_length())
-
-    @property
-    def nbytes(self) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers if self.length)
-
-
-def _at(contestants: dict[str, _Contestant], context: int, rounds: int, tokens: int, metrics: dict[str, Any]) -> None:
-    for name, contestant in contestants.items():
-        contestant.fill(context)
-        metrics[f"cache/bytes/{name}/{context}"] = round(contestant.nbytes / contestant.length * context)
-    seconds = alternate(contestants, rounds, tokens)
-    for name, times in seconds.items():
-        metrics[f"seconds/{name}/{context}"] = times
-        batch = contestants[name].batch
-        metrics[f"decode/tokens_per_second/{name}/{context}"] = batch / statistics.median(times)
-    metrics |= ratio_metrics(f"ratio/mla_over_mha/{context}", seconds["mha"], seconds["mla"])
-    if "transformers" in seconds:
-        metrics |= ratio_metrics(f"ratio/transformers/{context}", seconds["transformers"], seconds["mha"])
-
-
-def _ms(metrics: dict[str, Any], name: str, context: int) -> str:
-    text = f"{1e3 * statistics.median(metrics[f'seconds/{name}/{context}']):.1f}"
-    if name == "mla":
-        return f"{text} ({metrics[f'ratio/mla_over_mha/{context}']:.2f} x mha's speed)"
-    return text
-
-
-def _table(
-    title: str, contexts: list[int], contestants: dict[str, _Contestant], cell: Callable[[str, int], str]
-) -> tuple[str, list[str], list[list[str]]]:
-    rows = [[f"{context:,}", *(cell(name, context) for name in contestants)] for context in contexts]
-    return title, ["context", *(_LABELS[name] for name in contestants)], rows
+    return Contestant(read, cache, batch, vocab_size)

@@ -16,59 +16,48 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from newllm.bench.result import Result
-from newllm.bench.timing import alternate, ratio_metrics
-from newllm.build import build
+from newllm.bench.harness import Result, Setup, alternate, discarding
 from newllm.config import compose
-from newllm.data import prepare
 from newllm.data.facts import ReversalFacts
 from newllm.evaluation.limits import row_bytes
 from newllm.evaluation.reversal import Sequence, answer, score
 from newllm.evaluation.subject import Subject
 from newllm.model import Transformer, build_model
 from newllm.training.memory import peak_bytes
-from newllm.training.precision import autocast, resolve
+from newllm.training.precision import autocast
 
-PURPOSE = "evaluation of long rows and of the reversal facts: encodings, memory, and against all logits"
-OPTIONS: dict[str, Any] = {"length": 16384, "logits_length": 8192, "rounds": 3, "facts": True}
 DEFAULTS = ["model=pythia_70m", "pos_encoding=alibi", "samples=10"]
-_ENCODINGS = ("nope", "rope", "alibi")  # the first is what the others are measured by
-_LABELS = {"newllm": "newllm", "all_logits": "all logits at once", "padded": "padded rows, all logits"}
+ENCODINGS = ("nope", "rope", "alibi")  # the others are compared with the first
 
 
-def measure(overrides: list[str], *, length: int, logits_length: int, rounds: int, facts: bool) -> Result:
+def measure(
+    overrides: list[str], *, length: int = 16384, logits_length: int = 8192, rounds: int = 3, facts: bool = True
+) -> Result:
     """ratio/<encoding>: time of a long row against nope's, lower is better; seconds/<encoding>/encoding.
 
     memory/peak_bytes@<tokens>, memory/estimated_bytes@<tokens> (beside the weights), memory/bytes_per_token;
     long/tokens_per_second/<contestant>, long/peak_bytes/<contestant>, ratio/long, ratio/long_memory; ratio/reversal;
     seconds/<contestant>/long and …/reversal of every round; largest differences of the nats.
     """
-    cfg = compose([*overrides, f"seq_len={length}", "facts=none"])
-    runtime = build(cfg.runtime)
-    runtime.apply()
-    device = runtime.device()
-    precision = resolve(cfg.trainer.precision, device)
-    data = prepare(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)
-    model = build_model(cfg, tokens=data.tokenizer.vocab_size).to(device).eval()
-    subject = Subject(model, data, device, partial(autocast, device, precision), cfg.trainer.batch_size, cfg)
-    shape = f"{cfg.choices.model}, {precision}, {device}, {runtime.threads} threads"
+    setup = Setup([*overrides, f"seq_len={length}", "facts=none"])
+    data, device = setup.data(), setup.device
+    model = build_model(setup.cfg, tokens=data.tokenizer.vocab_size).to(device).eval()
+    cast = partial(autocast, device, setup.precision)
+    subject = Subject(model, data, device, cast, setup.cfg.trainer.batch_size, setup.cfg)
+    shape = f"{setup.cfg.choices.model}, {setup.machine}"
     result = Result(
-        {
-            "model": cfg.choices.model, "precision": precision, "device": str(device), "threads": runtime.threads,
-            "length": length, "logits_length": min(length, logits_length), "rounds": rounds,
-        },
-        tables=[],
+        {**setup.metrics, "length": length, "logits_length": min(length, logits_length), "rounds": rounds},
         notes=[f"Medians of {rounds} rounds. Times against nope are better when lower, 1.00 x is as fast."],
-    )  # fmt: skip
+    )
     row, labels = next(subject.batches(size=1))
     _encodings(result, overrides, subject, row, labels, rounds, shape)
-    _memory(result, subject, row, labels, f"{shape}, {cfg.choices.pos_encoding}")
+    _memory(result, subject, row, labels, f"{shape}, {setup.cfg.choices.pos_encoding}")
     _long(result, subject, row[:, :logits_length], labels[:, :logits_length], rounds, shape)
     if facts:
         _facts(result, subject, rounds, shape)
@@ -76,62 +65,53 @@ def measure(overrides: list[str], *, length: int, logits_length: int, rounds: in
 
 
 def _encodings(
-    result: Result, overrides: list[str], subject: Subject, row: torch.Tensor, labels: torch.Tensor, rounds: int,
-    shape: str,
-) -> None:  # fmt: skip
+    result: Result, overrides: list[str], subject: Subject, row: Tensor, labels: Tensor, rounds: int, shape: str
+) -> None:
     """The losses of one row by each encoding, everything else the same."""
     length = row.shape[1]
     others = [word for word in overrides if not word.startswith(("pos_encoding=", "pos_encoding."))]
     contestants = {}
-    for name in _ENCODINGS:
+    for name in ENCODINGS:
         cfg = compose([*others, f"pos_encoding={name}", f"seq_len={length}", "facts=none"], unused_axes=True)
         model = build_model(cfg, tokens=subject.data.tokenizer.vocab_size).to(subject.device).eval()
         contestants[name] = partial(replace(subject, model=model).losses_of, row, labels)
-    seconds = alternate(contestants, rounds, calls=1)
+    seconds = alternate(contestants, rounds)
     rows = []
     for name, times in seconds.items():
         result.metrics[f"seconds/{name}/encoding"] = times
-        against = ""
-        if name != _ENCODINGS[0]:
-            found = ratio_metrics(f"ratio/{name}", times, seconds[_ENCODINGS[0]])
-            result.metrics |= found
-            against = "{:.2f} x ({:.2f} … {:.2f})".format(*found.values())
+        against = "" if name == ENCODINGS[0] else result.ratio(f"ratio/{name}", times, seconds[ENCODINGS[0]])
         median = statistics.median(times)
         rows.append([name, f"{median:.2f}", f"{length / median:,.0f}", against])
-    columns = ["encoding", "seconds", "tokens per second", f"time against {_ENCODINGS[0]} (min … max)"]
-    result.tables = [*result.tables, (f"Losses of a row of {length:,} tokens: {shape}", columns, rows)]
+    columns = ["encoding", "seconds", "tokens per second", f"time against {ENCODINGS[0]} (min … max)"]
+    result.table(f"Losses of a row of {length:,} tokens: {shape}", columns, rows)
 
 
-def _memory(result: Result, subject: Subject, row: torch.Tensor, labels: torch.Tensor, shape: str) -> None:
+def _memory(result: Result, subject: Subject, row: Tensor, labels: Tensor, shape: str) -> None:
     """Peak memory of the losses of rows of a quarter, half and all of the tokens."""
     metrics, length = result.metrics, row.shape[1]
-    lengths = [length // 4, length // 2, length]
     assert isinstance(subject.model, Transformer)
     with subject.computing() as cast:
         held = [*subject.model.parameters(), *subject.model.buffers(), *cast.parameters(), row, labels]
     weights = sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}.values())
-    rows = []
-    for tokens in lengths:
+    rows: list[list[str]] = []
+    before = None
+    for tokens in (length // 4, length // 2, length):
         call = partial(subject.losses_of, row[:, :tokens], labels[:, :tokens])
-        peak = metrics[f"memory/peak_bytes@{tokens}"] = peak_bytes(partial(_discard, call), held, subject.device)
+        peak = metrics[f"memory/peak_bytes@{tokens}"] = peak_bytes(discarding(call), held, subject.device)
         estimated = metrics[f"memory/estimated_bytes@{tokens}"] = row_bytes(subject.model, tokens)
         squares = 4 * subject.model.heads * tokens**2
-        rows.append([f"{tokens:,}", *(f"{count / 1e6:,.0f}" for count in (peak, peak - weights, estimated, squares))])
-    steps = zip(lengths[1:], lengths, strict=False)
-    growth = [
-        (metrics[f"memory/peak_bytes@{more}"] - metrics[f"memory/peak_bytes@{less}"]) / (more - less)
-        for more, less in steps
-    ]
-    metrics["memory/bytes_per_token"] = growth[-1]
-    for line, each in zip(rows, ["", *(f"{each:,.0f}" for each in growth)], strict=True):
-        line.append(each)
+        further = ""
+        if before is not None:
+            metrics["memory/bytes_per_token"] = (peak - before[1]) / (tokens - before[0])
+            further = f"{metrics['memory/bytes_per_token']:,.0f}"
+        before = tokens, peak
+        megabytes = [f"{count / 1e6:,.0f}" for count in (peak, peak - weights, estimated, squares)]
+        rows.append([f"{tokens:,}", *megabytes, further])
     columns = ["tokens", "MB at its peak", "beside the weights", "estimated", "T x T scores", "bytes a further token"]
-    result.tables = [*result.tables, (f"Memory of the losses of a row: {shape}", columns, rows)]
+    result.table(f"Memory of the losses of a row: {shape}", columns, rows)
 
 
-def _long(
-    result: Result, subject: Subject, inputs: torch.Tensor, labels: torch.Tensor, rounds: int, shape: str
-) -> None:
+def _long(result: Result, subject: Subject, inputs: Tensor, labels: Tensor, rounds: int, shape: str) -> None:
     contestants = {
         "newllm": partial(subject.losses_of, inputs, labels),
         "all_logits": partial(_all_logits, subject, inputs, labels),
@@ -140,19 +120,18 @@ def _long(
     metrics["difference/long"] = float((contestants["newllm"]() - contestants["all_logits"]()).abs().max())
     held = [*subject.model.parameters(), *subject.model.buffers(), inputs, labels]
     for name, call in contestants.items():
-        metrics[f"long/peak_bytes/{name}"] = peak_bytes(partial(_discard, call), held, subject.device)
-    seconds = alternate(contestants, rounds, calls=1)
-    rows = []
-    for name, times in seconds.items():
-        metrics[f"seconds/{name}/long"] = times
-        speed = metrics[f"long/tokens_per_second/{name}"] = labels.numel() / statistics.median(times)
-        rows.append([_LABELS[name], f"{speed:,.0f}", f"{metrics[f'long/peak_bytes/{name}'] / 1e9:.2f}"])
-    metrics |= ratio_metrics("ratio/long", seconds["all_logits"], seconds["newllm"])
+        metrics[f"long/peak_bytes/{name}"] = peak_bytes(discarding(call), held, subject.device)
+    seconds = alternate(contestants, rounds)
+    result.ratio("ratio/long", seconds["all_logits"], seconds["newllm"])
     metrics["ratio/long_memory"] = metrics["long/peak_bytes/all_logits"] / metrics["long/peak_bytes/newllm"]
-    rows[0] += [f"{metrics['ratio/long']:.2f} x", f"{metrics['ratio/long_memory']:.2f} x"]
-    rows[1] += ["", ""]
+    better = f"{metrics['ratio/long']:.2f} x", f"{metrics['ratio/long_memory']:.2f} x"
+    rows = []
+    for name, label, cells in (("newllm", "newllm", better), ("all_logits", "all logits at once", ("", ""))):
+        metrics[f"seconds/{name}/long"] = seconds[name]
+        speed = metrics[f"long/tokens_per_second/{name}"] = labels.numel() / statistics.median(seconds[name])
+        rows.append([label, f"{speed:,.0f}", f"{metrics[f'long/peak_bytes/{name}'] / 1e9:.2f}", *cells])
     columns = ["losses of a row", "tokens per second", "GB at its peak", "faster", "less memory"]
-    result.tables = [*result.tables, (f"A row of {labels.numel():,} tokens: {shape}", columns, rows)]
+    result.table(f"A row of {labels.numel():,} tokens: {shape}", columns, rows)
 
 
 def _facts(result: Result, subject: Subject, rounds: int, shape: str) -> None:
@@ -162,22 +141,21 @@ def _facts(result: Result, subject: Subject, rounds: int, shape: str) -> None:
         "newllm": partial(score, subject, sequences),
         "padded": partial(_padded, subject, sequences),
     }
-    metrics = result.metrics
     pairs = zip(contestants["newllm"](), contestants["padded"](), strict=True)
-    metrics["difference/reversal"] = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
-    seconds = alternate(contestants, rounds, calls=1)
-    metrics |= ratio_metrics("ratio/reversal", seconds["padded"], seconds["newllm"])
-    rows = []
-    for name, times in seconds.items():
-        metrics[f"seconds/{name}/reversal"] = times
-        rows.append([_LABELS[name], f"{statistics.median(times):.2f}", ""])
-    rows[0][-1] = f"{metrics['ratio/reversal']:.2f} x"
+    result.metrics["difference/reversal"] = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
+    seconds = alternate(contestants, rounds)
+    result.metrics |= {f"seconds/{name}/reversal": times for name, times in seconds.items()}
+    result.ratio("ratio/reversal", seconds["padded"], seconds["newllm"])
+    rows = [
+        ["newllm", f"{statistics.median(seconds['newllm']):.2f}", f"{result.metrics['ratio/reversal']:.2f} x"],
+        ["padded rows, all logits", f"{statistics.median(seconds['padded']):.2f}", ""],
+    ]
     title = f"{len(questions)} questions, {len(sequences)} answers: {shape}"
-    result.tables = [*result.tables, (title, ["scoring", "seconds", "faster"], rows)]
+    result.table(title, ["scoring", "seconds", "faster"], rows)
 
 
 @torch.no_grad()  # inference mode would hide what cross-entropy makes inside from the count of memory
-def _all_logits(subject: Subject, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _all_logits(subject: Subject, inputs: Tensor, labels: Tensor) -> Tensor:
     """Nats [B, T] by cross-entropy of the fp32 logits of all positions."""
     with subject.autocast():
         logits = subject.model(inputs)
@@ -199,7 +177,3 @@ def _padded(subject: Subject, sequences: list[Sequence]) -> list[np.ndarray]:
         losses = _all_logits(subject, inputs.to(subject.device), labels.to(subject.device)).cpu().double()
         found += [losses[row][labels[row] != -100].numpy() for row in range(len(batch))]
     return found
-
-
-def _discard(call: Callable[[], object]) -> None:
-    call()

@@ -6,30 +6,25 @@ below its bound.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from newllm.bench import measure
-from newllm.bench.result import Result
-from newllm.bench.show import show
+from newllm.bench.harness import Result
 from newllm.errors import ConfigError, RunError
 
 FILE = "docs/speed/gate.yaml"
-Measure = Callable[[str, list[str]], Result]
 
 
-@dataclass
-class Bound:
+class Bound(NamedTuple):
     metric: str
     at_least: float
     why: str
 
 
-@dataclass
-class Check:
+class Check(NamedTuple):
     """A measurement and what it must reach."""
 
     bench: str
@@ -52,20 +47,13 @@ def main(argv: list[str]) -> int:
 
 
 def read(file: Path) -> list[Check]:
-    """The checks of a file. Raises ConfigError for one that is not what the module describes."""
+    """The checks of a file. Raises ConfigError if it does not have the form that the module describes."""
     try:
-        nodes = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return [
-            Check(
-                str(node["bench"]),
-                [str(word) for word in node["words"]],
-                [
-                    Bound(str(name), float(bound["at_least"]), str(bound["why"]))
-                    for name, bound in node["bounds"].items()
-                ],
-            )
-            for node in nodes
-        ]
+        checks = []
+        for node in yaml.safe_load(file.read_text(encoding="utf-8")):
+            bounds = [Bound(name, float(one["at_least"]), str(one["why"])) for name, one in node["bounds"].items()]
+            checks.append(Check(str(node["bench"]), [*map(str, node["words"])], bounds))
+        return checks
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); give the file of the bounds.") from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
@@ -74,27 +62,22 @@ def read(file: Path) -> list[Check]:
         ) from None
 
 
-def run(checks: Sequence[Check], measure: Measure) -> list[str]:
+def run(checks: Sequence[Check], measure: Callable[[str, list[str]], Result]) -> list[str]:
     """Print a table of all bounds; returns a phrase for each that is not reached."""
-    rows, failed, metrics = [], [], {}
-    for check in checks:
-        print("newllm bench", check.bench, *check.words, flush=True)
-        found = measure(check.bench, check.words).metrics
-        for bound in check.bounds:
-            value = _value(check, bound, found)
-            good = value >= bound.at_least
-            metrics[bound.metric] = value
-            rows.append([bound.metric, f"{value:.2f}", f"{bound.at_least:.2f}", "yes" if good else "NO"])
-            if not good:
-                failed.append(f"{bound.metric} is {value:.2f}, and the bound is {bound.at_least:.2f} ({bound.why})")
-    show(Result(metrics, [("Ratios and their bounds", ["metric", "measured", "at least", "reached"], rows)]))
+    rows, failed = [], []
+    for bench, words, bounds in checks:
+        print("newllm bench", bench, *words, flush=True)
+        found: dict[str, Any] = measure(bench, words).metrics
+        for metric, at_least, why in bounds:
+            if not isinstance(value := found.get(metric), int | float):
+                raise ConfigError(
+                    f"newllm bench {bench} {' '.join(words)} has measured no {metric} on this machine; take the bound "
+                    "out, or give words that measure it."
+                )
+            rows.append([metric, f"{value:.2f}", f"{at_least:.2f}", "yes" if value >= at_least else "NO"])
+            if value < at_least:
+                failed.append(f"{metric} is {value:.2f}, and the bound is {at_least:.2f} ({why})")
+    result = Result({})
+    result.table("Ratios and their bounds", ["metric", "measured", "at least", "reached"], rows)
+    print(result.markdown())
     return failed
-
-
-def _value(check: Check, bound: Bound, metrics: dict[str, Any]) -> float:
-    if not isinstance(metrics.get(bound.metric), int | float):
-        raise ConfigError(
-            f"newllm bench {check.bench} {' '.join(check.words)} has measured no {bound.metric} on this machine; "
-            "take the bound out, or give words that measure it."
-        )
-    return float(metrics[bound.metric])

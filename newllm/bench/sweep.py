@@ -27,8 +27,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from newllm.bench.result import Result
-from newllm.bench.timing import ratio_metrics, turns
+from newllm.bench.harness import Result, turns
 from newllm.build import build
 from newllm.config import compose
 from newllm.config.catalog import shipped
@@ -36,29 +35,34 @@ from newllm.data import prepare
 from newllm.errors import ConfigError, RunError
 from newllm.sweep.slots import available_cores
 
-PURPOSE = "a sweep against Hydra's basic launcher and against a process per run; planning against Hydra's composing"
-OPTIONS: dict[str, Any] = {"runs": 6, "rounds": 2, "planned": 10_000, "composed": 20}
 DEFAULTS = ["samples=300", "epochs=1", "facts=none", "eval=[loss]"]
 GRID = {
     "theta": ("1e4", "2e4", "5e4", "1e5", "5e5"),
     "rotary_pct": ("0.25", "0.5", "0.75", "1"),
     "lr": ("1e-4", "2e-4", "5e-4", "1e-3", "2e-3"),
 }  # a hundred combinations, each planned with planned / 100 seeds
-_LABELS = {
+LABELS = {
     "newllm": "newllm, local launcher",
     "process_per_run": "a process per run",
     "hydra_basic": "Hydra, basic launcher",
 }
 
 
-def measure(overrides: list[str], *, runs: int, rounds: int, planned: int, composed: int) -> Result:
+def measure(
+    overrides: list[str], *, runs: int = 6, rounds: int = 2, planned: int = 10_000, composed: int = 20
+) -> Result:
     """ratio/<peer> (of wall seconds), seconds/<contestant> of every round, runs_per_minute/<contestant>;
     overhead = wall / (sum of the runs' own seconds / runs at once), overhead/seconds_per_run what a run costs beyond
     its own; planning/seconds, ratio/hydra_compose.
 
     Raises ConfigError for overrides of the seed or of a sweep, RunError if a contestant does not finish its runs.
     """
-    _refuse(overrides)
+    for word in overrides:
+        key = word.lstrip("+").partition("=")[0]
+        if key in ("seed", "seeds") or key.startswith(("sweep.", "hydra")):
+            raise ConfigError(
+                f"{word}: this bench chooses seeds, folders and launchers itself; type runs=N for N seeds."
+            )
     cfg = compose(overrides)
     prepare(cfg.data, cfg.facts, seed=cfg.seed, runtime=build(cfg.runtime))  # the tokens, before they are wanted
     slots = min(available_cores(), runs)
@@ -71,26 +75,39 @@ def measure(overrides: list[str], *, runs: int, rounds: int, planned: int, compo
     own: dict[str, list[float]] = {name: [] for name in contestants}  # the runs' own seconds, summed
     for order in turns(list(contestants), rounds):
         for name in order:
-            wall, seconds = _timed(_LABELS[name], contestants[name], runs)
+            wall, seconds = _timed(LABELS[name], contestants[name], runs)
             walls[name].append(wall)
             own[name].append(seconds)
-    metrics = _metrics(walls, own, runs, slots)
-    metrics |= {"runs": runs, "rounds": rounds, "slots": slots, "model": cfg.choices.model}
-    metrics |= _planning(planned, composed)
-    return Result(metrics, [_runs_table(metrics), _planning_table(metrics)], _notes(metrics))
 
-
-def _refuse(overrides: list[str]) -> None:
-    for word in overrides:
-        key = word.lstrip("+").partition("=")[0]
-        if key in ("seed", "seeds") or key.startswith(("sweep.", "hydra")):
-            raise ConfigError(
-                f"{word}: this bench chooses seeds, folders and launchers itself; type runs=N for N seeds."
-            )
+    result = Result({"runs": runs, "rounds": rounds, "slots": slots, "model": cfg.choices.model})
+    metrics = result.metrics
+    rows = []
+    for name, times in walls.items():
+        metrics |= {f"seconds/{name}": times, f"run_seconds/{name}": own[name]}
+        per_minute = metrics[f"runs_per_minute/{name}"] = 60 * runs / statistics.median(times)
+        faster = ""
+        if name != "newllm":
+            result.ratio(f"ratio/{name}", times, walls["newllm"])
+            faster = f"{metrics[f'ratio/{name}']:.2f} x"
+        spread = f"{statistics.median(times):.1f} ({min(times):.1f} … {max(times):.1f})"
+        rows.append([LABELS[name], spread, f"{per_minute:.1f}", faster])
+    columns = ["contestant", "seconds", "runs a minute", "newllm is faster"]
+    result.table(f"{runs} runs of {cfg.choices.model}, {slots} at once", columns, rows)
+    ideal = [seconds / slots for seconds in own["newllm"]]
+    result.ratio("overhead", walls["newllm"], ideal)
+    beyond = [(wall - least) * slots / runs for wall, least in zip(walls["newllm"], ideal, strict=True)]
+    extra = metrics["overhead/seconds_per_run"] = statistics.median(beyond)
+    result.notes.append(
+        f"newllm takes {metrics['overhead']:.2f} x the time of its runs alone, which are "
+        f"{statistics.median(own['newllm']) / runs:.1f} s each: {extra:.2f} s more for each run, the start of the "
+        "sweep shared out among them."
+    )
+    _planning(result, planned, composed)
+    return result
 
 
 def _timed(label: str, do: Callable[[Path], None], runs: int) -> tuple[float, float]:
-    """Seconds from the command to its end, and the sum of what its runs say of themselves."""
+    """Seconds from the command to its end, and the sum of the seconds that its runs report."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         do(Path(folder))
@@ -104,11 +121,12 @@ def _timed(label: str, do: Callable[[Path], None], runs: int) -> tuple[float, fl
 
 
 def _newllm(overrides: Sequence[str], runs: int, folder: Path) -> None:
-    _python(folder, "newllm.train", "-m", *overrides, f"seed={_seeds(runs)}")
+    _python(folder, "newllm.train", "-m", *overrides, f"seed={','.join(map(str, range(1, runs + 1)))}")
 
 
 def _hydra_basic(overrides: Sequence[str], runs: int, folder: Path) -> None:
-    _python(folder, "newllm.bench.hydra_app", "-m", "hydra/launcher=basic", *overrides, f"seed={_seeds(runs)}")
+    seeds = f"seed={','.join(map(str, range(1, runs + 1)))}"
+    _python(folder, "newllm.bench.hydra_app", "-m", "hydra/launcher=basic", *overrides, seeds)
 
 
 def _process_per_run(overrides: Sequence[str], runs: int, slots: int, folder: Path) -> None:
@@ -121,12 +139,8 @@ def _process_per_run(overrides: Sequence[str], runs: int, slots: int, folder: Pa
             one.result()
 
 
-def _seeds(runs: int) -> str:
-    return ",".join(map(str, range(1, runs + 1)))
-
-
 def _python(folder: Path, module: str, *words: str, threads: int | None = None) -> None:
-    """Run a module in `folder` to its end; RunError, with the last thing it said, if it fails."""
+    """Run a module in `folder` to its end. Raises RunError with its last line if it fails."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -138,83 +152,33 @@ def _python(folder: Path, module: str, *words: str, threads: int | None = None) 
         raise RunError(f"python -m {module} {' '.join(words)} has ended with status {done.returncode}: {said}")
 
 
-def _metrics(walls: dict[str, list[float]], own: dict[str, list[float]], runs: int, slots: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, seconds in walls.items():
-        if name != "newllm":
-            found |= ratio_metrics(f"ratio/{name}", seconds, walls["newllm"])
-        found[f"seconds/{name}"] = seconds
-        found[f"run_seconds/{name}"] = own[name]
-        found[f"runs_per_minute/{name}"] = 60 * runs / statistics.median(seconds)
-    ideal = [seconds / slots for seconds in own["newllm"]]
-    overheads = [wall / least for wall, least in zip(walls["newllm"], ideal, strict=True)]
-    found |= {"overhead": statistics.median(overheads), "overhead/min": min(overheads), "overhead/max": max(overheads)}
-    beyond = [(wall - least) * slots / runs for wall, least in zip(walls["newllm"], ideal, strict=True)]
-    return found | {"overhead/seconds_per_run": statistics.median(beyond)}
-
-
-def _planning(planned: int, composed: int) -> dict[str, Any]:
-    """planning/…: a dry run's seconds, and Hydra's for as many runs, from the seconds of `composed`."""
-    seeds = max(1, planned // len([*product(*GRID.values())]))
-    lines = [f"{key}={','.join(values)}" for key, values in GRID.items()]
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        _python(Path(folder), "newllm.train", "-m", *lines, f"seeds={seeds}", "dry_run=true")
-        ours = time.perf_counter() - began
-    jobs = [[f"{key}={value}" for key, value in zip(GRID, job, strict=True)] for job in product(*GRID.values())]
-    each = _hydra_seconds(list(islice(jobs, composed)))
-    runs = seeds * len(jobs)
-    return {
-        "planning/runs": runs,
-        "planning/seconds": ours,
-        "planning/composed": min(composed, len(jobs)),
-        "planning/hydra_seconds_each": each,
-        "planning/hydra_seconds": each * runs,
-        "ratio/hydra_compose": each * runs / ours,
-    }
-
-
-def _hydra_seconds(jobs: Sequence[list[str]]) -> float:
-    """Median seconds in which Hydra composes one of these; a first one is not timed."""
+def _planning(result: Result, planned: int, composed: int) -> None:
+    """planning/…: a dry run's seconds, and Hydra's for as many runs, from the median seconds of `composed`."""
     import hydra
 
+    jobs = [[f"{key}={value}" for key, value in zip(GRID, job, strict=True)] for job in product(*GRID.values())]
+    seeds = max(1, planned // len(jobs))
+    runs = seeds * len(jobs)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        grid = [f"{key}={','.join(values)}" for key, values in GRID.items()]
+        _python(Path(folder), "newllm.train", "-m", *grid, f"seeds={seeds}", "dry_run=true")
+        ours = time.perf_counter() - began
     seconds = []
     with hydra.initialize_config_dir(str(shipped()), job_name="train", version_base="1.3"):
-        hydra.compose("train", jobs[0], return_hydra_config=True)
-        for lines in jobs:
+        hydra.compose("train", jobs[0], return_hydra_config=True)  # the first is slower
+        for words in islice(jobs, composed):
             began = time.perf_counter()
-            hydra.compose("train", lines, return_hydra_config=True)
+            hydra.compose("train", words, return_hydra_config=True)
             seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-def _runs_table(metrics: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    rows = []
-    for name, label in _LABELS.items():
-        seconds = metrics[f"seconds/{name}"]
-        spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} … {max(seconds):.1f})"
-        faster = f"{metrics[f'ratio/{name}']:.2f} x" if f"ratio/{name}" in metrics else ""
-        rows.append([label, spread, f"{metrics[f'runs_per_minute/{name}']:.1f}", faster])
-    title = f"{metrics['runs']} runs of {metrics['model']}, {metrics['slots']} at once"
-    return title, ["contestant", "seconds", "runs a minute", "newllm is faster"], rows
-
-
-def _planning_table(metrics: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    each = statistics.median(seconds)
+    found: dict[str, Any] = {"runs": runs, "seconds": ours, "composed": len(seconds)}
+    found |= {"hydra_seconds_each": each, "hydra_seconds": each * runs}
+    result.metrics |= {f"planning/{name}": value for name, value in found.items()}
+    faster = result.metrics["ratio/hydra_compose"] = each * runs / ours
     rows = [
-        ["newllm, dry_run=true", f"{metrics['planning/seconds']:.1f}", ""],
-        [
-            "Hydra, each composed alone",
-            f"{metrics['planning/hydra_seconds']:.0f}",
-            f"{metrics['ratio/hydra_compose']:.0f} x",
-        ],
+        ["newllm, dry_run=true", f"{ours:.1f}", ""],
+        ["Hydra, each composed alone", f"{each * runs:.0f}", f"{faster:.0f} x"],
     ]
-    return f"Planning {metrics['planning/runs']:,} runs", ["contestant", "seconds", "newllm is faster"], rows
-
-
-def _notes(metrics: dict[str, Any]) -> list[str]:
-    run = statistics.median(metrics["run_seconds/newllm"]) / metrics["runs"]
-    return [
-        f"newllm takes {metrics['overhead']:.2f} x the time of its runs alone, which are {run:.1f} s each: "
-        f"{metrics['overhead/seconds_per_run']:.2f} s more for each run, the start of the sweep shared out among them.",
-        f"Hydra's seconds for planning are those of {metrics['planning/composed']} runs, multiplied.",
-    ]
+    result.table(f"Planning {runs:,} runs", ["contestant", "seconds", "newllm is faster"], rows)
+    result.notes.append(f"Hydra's seconds for planning are those of {len(seconds)} runs, multiplied.")

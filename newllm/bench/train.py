@@ -15,23 +15,23 @@ import statistics
 from functools import partial
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 
-from newllm.bench import contestants
+from newllm.bench import train_contestants
+from newllm.bench.harness import Result, Setup
 from newllm.bench.hf_reference import peer_name
-from newllm.bench.processes import Build, Processes
-from newllm.bench.result import Result
-from newllm.bench.timing import ratio_metrics
-from newllm.build import build
+from newllm.bench.processes import Build, in_processes
 from newllm.config import compose
-from newllm.data import prepare
+from newllm.run.prepare import prepare
 from newllm.runtime import keep_freed_memory
-from newllm.training.precision import resolve
+from newllm.training.memory import peak_bytes
+from newllm.training.precision import autocast
+from newllm.training.step import Step
 
-PURPOSE = "a training step against transformers, eager and compiled, and the roofline; its peak memory"
-OPTIONS: dict[str, Any] = {"rounds": 7, "steps": 3, "compiled": True, "alike": True, "memory": False}
 DEFAULTS = ["model=pythia_70m", "batch_size=8", "seq_len=128", "samples=256", "facts=none"]
-_LABELS = {
+LABELS = {
     "newllm": "newllm",
     "newllm_compiled": "newllm, torch.compile",
     "transformers_eager": "transformers, eager",
@@ -39,49 +39,57 @@ _LABELS = {
     "transformers_eager_fp32": "transformers, eager, fp32",
     "matmuls": "matrix products alone",
 }
-_COMPILED = ["newllm_compiled", "transformers_compiled"]  # left out where there is no compiler
+COMPILED = ["newllm_compiled", "transformers_compiled"]  # left out on a machine without a compiler
 
 
-def measure(overrides: list[str], *, rounds: int, steps: int, compiled: bool, alike: bool, memory: bool) -> Result:
+def measure(
+    overrides: list[str],
+    *,
+    rounds: int = 7,
+    steps: int = 3,
+    compiled: bool = True,
+    alike: bool = True,
+    memory: bool = False,
+) -> Result:
     """ratio/<contestant>: its time divided by newllm's (median), …/min, …/max; roofline/share; seconds/<contestant> of
     every round. With `memory`: memory/peak_bytes, memory/plain_bytes and ratio/memory."""
     overrides = _as_pythia(overrides)
-    cfg = compose(overrides)
     if memory:
-        from newllm.bench import step_memory
-
-        return step_memory.measure(cfg)
-    peer = peer_name(cfg)
-    runtime = build(cfg.runtime)
-    device = runtime.device()
-    precision = resolve(cfg.trainer.precision, device)
-    prepare(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)  # tokenized once, before five processes want it
-
+        return _step_memory(compose(overrides))
+    peer = peer_name(compose(overrides))
+    setup = Setup(overrides)
+    setup.data()  # tokenized once, before several processes want it
+    size, length = setup.cfg.trainer.batch_size, setup.cfg.data.seq_len
+    sizes = {"batch_size": size, "seq_len": length, "rounds": rounds, "steps": steps}
     result = Result(
-        {
-            "peer": peer,
-            "model": cfg.choices.model,
-            "precision": precision,
-            "device": str(device),
-            "threads": runtime.threads,
-            "batch_size": cfg.trainer.batch_size,
-            "seq_len": cfg.data.seq_len,
-            "rounds": rounds,
-            "steps": steps,
-        },
-        tables=[],
+        {"peer": peer, **setup.metrics, **sizes},
         notes=[f"Peer: {peer}. Medians of {rounds} rounds of {steps} steps (least … greatest)."],
     )
-    with Processes(_contestants(overrides, precision, compiled), optional=_COMPILED) as processes:
-        series = [("", "each as its users run it", processes.alternate(rounds, steps))]
-        if alike and device.type == "cpu":
-            processes.do(keep_freed_memory)
-            series.append(("/keep_memory", "all with runtime.keep_memory", processes.alternate(rounds, steps)))
-    for name, reason in processes.left_out.items():
-        result.notes.append(f"{_LABELS[name]}, is left out: {reason}")
+    with in_processes(_contestants(overrides, setup.precision, compiled), optional=COMPILED) as contestants:
+        series = [("", "each as its users run it", contestants.alternate(rounds, steps))]
+        if alike and setup.device.type == "cpu":
+            contestants.do(keep_freed_memory)
+            series.append(("/keep_memory", "all with runtime.keep_memory", contestants.alternate(rounds, steps)))
+    for name, reason in contestants.left_out.items():
+        result.notes.append(f"{LABELS[name]}, is left out: {reason}")
     for suffix, title, seconds in series:
-        result.metrics |= _metrics(seconds, suffix)
-        result.tables.append(_table(cfg, result.metrics, suffix, title))
+        rows = []
+        for name in (name for name in LABELS if name in seconds):
+            times, faster = seconds[name], ""
+            result.metrics[f"seconds/{name}{suffix}"] = times
+            if name == "matmuls":
+                result.ratio(f"roofline/share{suffix}", times, seconds["newllm"])
+                faster = f"{100 * result.metrics[f'roofline/share{suffix}']:.0f} % reached"
+            elif name != "newllm":
+                faster = result.ratio(f"ratio/{name}{suffix}", times, seconds["newllm"])
+            middle = statistics.median(times)
+            milliseconds = f"{1e3 * middle:.1f} ({1e3 * min(times):.1f} … {1e3 * max(times):.1f})"
+            rows.append([LABELS[name], milliseconds, f"{size * length / middle:,.0f}", faster])
+        if all(name in seconds for name in COMPILED):
+            ours, theirs = (seconds[name] for name in COMPILED)
+            result.ratio(f"ratio/transformers_compiled/newllm_compiled{suffix}", theirs, ours)
+        title = f"{setup.cfg.choices.model}, {size} x {length} tokens, {setup.machine}: {title}"
+        result.table(title, ["contestant", "ms a step", "tokens/s", "newllm is faster"], rows)
     return result
 
 
@@ -94,51 +102,54 @@ def _as_pythia(overrides: list[str]) -> list[str]:
 
 
 def _contestants(overrides: list[str], precision: str, compiled: bool) -> dict[str, Build]:
-    found: dict[str, Build] = {
-        "newllm": partial(contestants.ours, overrides),
-        "transformers_eager": partial(contestants.theirs, overrides),
-    }
+    ours, theirs = partial(train_contestants.ours, overrides), partial(train_contestants.theirs, overrides)
+    found: dict[str, Build] = {"newllm": ours, "transformers_eager": theirs}
     if compiled:
-        found["newllm_compiled"] = partial(contestants.ours, overrides, compiled=True)
-        found["transformers_compiled"] = partial(contestants.theirs, overrides, compiled=True)
+        found["newllm_compiled"] = partial(ours, compiled=True)
+        found["transformers_compiled"] = partial(theirs, compiled=True)
     if precision == "bf16":  # what newllm's choice of precision wins for those who would not choose it
-        found["transformers_eager_fp32"] = partial(contestants.theirs, overrides, precision="fp32")
-    return found | {"matmuls": partial(contestants.matmuls, overrides)}
+        found["transformers_eager_fp32"] = partial(theirs, precision="fp32")
+    return found | {"matmuls": partial(train_contestants.matmuls, overrides)}
 
 
-def _metrics(seconds: dict[str, list[float]], suffix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, times in seconds.items():
-        if name not in ("newllm", "matmuls"):
-            found |= ratio_metrics(f"ratio/{name}{suffix}", times, seconds["newllm"])
-    if all(name in seconds for name in _COMPILED):
-        ours, theirs = (seconds[name] for name in _COMPILED)
-        found |= ratio_metrics(f"ratio/transformers_compiled/newllm_compiled{suffix}", theirs, ours)
-    found |= ratio_metrics(f"roofline/share{suffix}", seconds["matmuls"], seconds["newllm"])
-    return found | {f"seconds/{name}{suffix}": times for name, times in seconds.items()}
+def _step_memory(cfg: DictConfig) -> Result:
+    """memory/peak_bytes of our step, memory/plain_bytes of the same model's with ``F.cross_entropy(logits.float())``,
+    ratio/memory: how many times less ours takes. Parameters, gradients and optimizer state are in all of them."""
+    p = prepare(cfg)
+    size = cfg.trainer.batch_size
+    inputs, labels = p.data.train.batch(torch.arange(size).numpy())
+    step = Step(p.model, p.optim, p.device, p.precision)
+    ids, targets = inputs.to(p.device), labels.to(p.device)
 
+    def ours() -> None:
+        step([(inputs, labels)], rate=p.optim.lr)
 
-def _table(cfg: DictConfig, metrics: dict[str, Any], suffix: str, title: str) -> tuple[str, list[str], list[list[str]]]:
-    tokens = cfg.trainer.batch_size * cfg.data.seq_len
-    rows = []
-    for name, label in _LABELS.items():
-        seconds = metrics.get(f"seconds/{name}{suffix}")
-        if seconds is None:
-            continue
-        middle = statistics.median(seconds)
-        milliseconds = f"{1e3 * middle:.1f} ({1e3 * min(seconds):.1f} … {1e3 * max(seconds):.1f})"
-        faster = _spread(metrics, f"ratio/{name}{suffix}")
-        if name == "matmuls":
-            faster = f"{100 * metrics[f'roofline/share{suffix}']:.0f} % reached"
-        rows.append([label, milliseconds, f"{tokens / middle:,.0f}", faster])
-    title = (
-        f"{cfg.choices.model}, {cfg.trainer.batch_size} x {cfg.data.seq_len} tokens, {metrics['precision']}, "
-        f"{metrics['device']}, {metrics['threads']} threads: {title}"
+    def plain() -> None:
+        with autocast(p.device, p.precision):
+            logits = p.model(ids)
+        F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()).backward()
+        del logits
+        torch.nn.utils.clip_grad_norm_(step.parameters, step.clip)
+        step.optimizer.step()
+        step.optimizer.zero_grad(set_to_none=True)
+
+    ours()  # makes the optimizer's state
+    held = sum(tensor.untyped_storage().nbytes() for tensor in step.tensors())
+    peak, peak_plain = (peak_bytes(call, step.tensors(), p.device) for call in (ours, plain))
+    about: dict[str, Any] = {"model": cfg.choices.model, "precision": p.precision, "device": str(p.device)}
+    about |= {"batch_size": size, "seq_len": cfg.data.seq_len, "ratio/memory": peak_plain / peak}
+    found = {"memory/peak_bytes": peak, "memory/plain_bytes": peak_plain, "memory/held_bytes": held}
+    result = Result({**about, **found})
+    title = f"Peak memory of a step: {cfg.choices.model}, {size} x {cfg.data.seq_len} tokens, "
+    title += f"vocabulary {p.model.vocab_size:,}, {p.precision}"
+    rows = [
+        ["newllm", f"{peak / 1e9:.2f}", f"{peak_plain / peak:.2f} x less"],
+        ["the same model, all logits in fp32", f"{peak_plain / 1e9:.2f}", ""],
+        ["parameters and optimizer state alone", f"{held / 1e9:.2f}", ""],
+    ]
+    result.table(title, ["step", "GB at its peak", "newllm"], rows)
+    result.notes.append(
+        "Most bytes of tensors alive at one time, parameters and optimizer state among them; "
+        "kernels' own scratch memory is not seen on a CPU."
     )
-    return title, ["contestant", "ms a step", "tokens/s", "newllm is faster"], rows
-
-
-def _spread(metrics: dict[str, Any], name: str) -> str:
-    if name not in metrics:
-        return ""
-    return f"{metrics[name]:.2f} x ({metrics[name + '/min']:.2f} … {metrics[name + '/max']:.2f})"
+    return result

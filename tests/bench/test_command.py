@@ -8,31 +8,39 @@ from pathlib import Path
 
 import pytest
 
-from newllm.bench import benches, main, measure
-from newllm.bench.options import parse
-from newllm.bench.result import Result
+from newllm.bench import BENCHES, main, measure, options_of, parse
+from newllm.bench.harness import Result
 from newllm.errors import ConfigError
 
-OPTIONS = {"rounds": 7, "share": 0.5, "compiled": True, "lengths": [512, 1024], "corpus": None}
+
+def bench(
+    overrides: list[str],
+    *,
+    rounds: int = 7,
+    compiled: bool = True,
+    lengths: tuple[int, ...] = (512, 1024),
+    corpus: str | None = None,
+) -> Result:
+    return Result({})
 
 
 def test_the_list_comes_without_torch() -> None:
     code = "import sys\nfrom newllm.bench import main\nassert main(['--help']) == 0\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name, purpose in benches().items():
+    for name, purpose in BENCHES.items():
         assert f"{name} " in done.stdout
         assert purpose in done.stdout
 
 
-def test_every_module_with_a_purpose_is_a_bench() -> None:
-    assert {"train", "attention"} <= benches().keys()
-    for name, purpose in benches().items():
-        bench = import_module(f"newllm.bench.{name}")
-        assert purpose == bench.PURPOSE
-        assert "out" not in bench.OPTIONS, "out=FILE.json is every bench's"
-        options, _ = parse([], bench.OPTIONS, bench.DEFAULTS)
-        assert options == bench.OPTIONS
-        assert callable(bench.measure)
+def test_every_bench_says_what_it_does_and_has_defaults_for_its_options() -> None:
+    for name in BENCHES:
+        module = import_module(f"newllm.bench.{name}")
+        assert module.__doc__
+        options, overrides = parse([], module.measure, module.DEFAULTS)
+        assert options == options_of(module.measure)
+        assert overrides == module.DEFAULTS
+        assert "out" not in options, "out=FILE is every bench's"
+        assert {type(value) for value in options.values()} <= {bool, int, tuple, str, type(None)}
 
 
 def test_a_name_that_is_no_bench(capsys: pytest.CaptureFixture) -> None:
@@ -46,11 +54,11 @@ def test_help_of_a_bench_shows_its_options(capsys: pytest.CaptureFixture) -> Non
 
 
 def test_words_are_options_or_overrides_which_replace_defaults() -> None:
-    words = ["rounds=3", "share=1e-2", "compiled=false", "lengths=[64,128]", "corpus=a=b.txt", "seq_len=64", "lr=1"]
-    options, overrides = parse(words, OPTIONS, ["model=tiny", "seq_len=128"])
-    assert options == {"rounds": 3, "share": 0.01, "compiled": False, "lengths": [64, 128], "corpus": "a=b.txt"}
+    words = ["rounds=3", "compiled=false", "lengths=[64,128]", "corpus=a=b.txt", "seq_len=64", "lr=1"]
+    options, overrides = parse(words, bench, ["model=tiny", "seq_len=128"])
+    assert options == {"rounds": 3, "compiled": False, "lengths": (64, 128), "corpus": "a=b.txt"}
     assert overrides == ["model=tiny", "seq_len=64", "lr=1"]
-    assert parse(["lengths=64", "corpus=null"], OPTIONS, [])[0]["lengths"] == [64]
+    assert parse(["lengths=64", "corpus=null"], bench, [])[0]["lengths"] == (64,)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +67,6 @@ def test_words_are_options_or_overrides_which_replace_defaults() -> None:
         ("rounds=0", "rounds must be a whole number above 0, as in rounds=7; got 0"),
         ("rounds=many", "rounds must be a whole number above 0"),
         ("rounds", "rounds has no value; type rounds=7"),
-        ("share=nan", "share must be a number, as in share=0.5; got nan"),
         ("compiled=yes", "compiled must be true or false"),
         ("lengths=64,x", "lengths must be whole numbers above 0, as in lengths=512,1024; got 64,x"),
         ("round=3", "this bench has no option 'round'; did you mean rounds?"),
@@ -67,26 +74,38 @@ def test_words_are_options_or_overrides_which_replace_defaults() -> None:
 )
 def test_bad_options_are_refused(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse([word], OPTIONS, [])
+        parse([word], bench, [])
 
 
 def test_out_is_refused_before_anything_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for out in (tmp_path / "missing" / "train.json", tmp_path / "train.txt"):
         assert main(["train", f"out={out}"]) == 2
-        assert "is no JSON file in a folder that exists; type out=train.json" in capsys.readouterr().err
+        assert "in a folder that exists; type out=train.json or train.md" in capsys.readouterr().err
 
 
-def test_a_file_holds_metrics_machine_and_tables(tmp_path: Path) -> None:
-    result = Result({"ratio/peer": 2.0, "seconds/newllm": [0.1]}, [("Title", ["a", "b"], [["x", "1"]])], ["A note."])
+def test_figures_are_kept_with_their_machine_and_tables_as_markdown(tmp_path: Path) -> None:
+    table = ("A step", ["contestant", "ms"], [["newllm | ours", "1.5"], ["other", "12.5"]])
+    result = Result({"ratio/peer": 2.0, "seconds/newllm": [0.1]}, [table], ["Medians."])
     result.write(tmp_path / "train.json", "train")
     found = json.loads((tmp_path / "train.json").read_text())
-    assert found["ratio/peer"] == 2.0
-    assert found["seconds/newllm"] == [0.1]
-    assert found["tables"] == [{"title": "Title", "columns": ["a", "b"], "rows": [["x", "1"]]}]
-    assert found["notes"] == ["A note."]
+    assert (found["bench"], found["ratio/peer"], found["seconds/newllm"]) == ("train", 2.0, [0.1])
     wanted = {"cpu", "cores", "threads", "memory_gib", "native_bf16", "python", "packages", "commit", "date"}
     assert wanted <= found["machine"].keys()
     assert {"torch", "transformers"} <= found["machine"]["packages"].keys()
+
+    result.write(tmp_path / "train.md", "train")
+    lines = (tmp_path / "train.md").read_text().splitlines()
+    assert lines[:6] == [
+        "A step",
+        "",
+        "| contestant     |   ms |",
+        "| -------------- | ---: |",
+        "| newllm \\| ours |  1.5 |",
+        "| other          | 12.5 |",
+    ]
+    assert "Medians." in lines
+    assert found["machine"]["cpu"] in lines[-1]
+    assert f"torch {found['machine']['packages']['torch']}" in lines[-1]
 
 
 def test_the_attention_bench_compares_kernels_and_their_memory(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

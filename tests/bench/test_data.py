@@ -10,7 +10,7 @@ from newllm.errors import RunError
 
 def test_newllm_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "VOCAB_SIZE", 300)
-    result = data.measure([], sizes=[1], rounds=1, peer=False, tokenizer=None)
+    result = data.measure([], sizes=(1,), rounds=1, peer=False, tokenizer=None)
     assert len(result.metrics["seconds/newllm/1mb"]) == 1
     assert min(result.metrics["seconds/newllm/1mb"]) > 0
     if Path("/proc/self/smaps_rollup").exists():
@@ -26,7 +26,7 @@ def test_ratios_compare_text_to_tokens_on_disk(monkeypatch: pytest.MonkeyPatch) 
         "datasets": {"load": 1.0, "map": 7.0, "rows": 4.0, "total": 12.0, "peak": 900},
     }
     monkeypatch.setattr(data, "_run", lambda name, *_: figures[name])
-    metrics = data.measure([], sizes=[1, 2], rounds=3, peer=True, tokenizer="given").metrics
+    metrics = data.measure([], sizes=(1, 2), rounds=3, peer=True, tokenizer="given").metrics
     assert metrics["ratio/datasets_map"] == metrics["ratio/datasets_map/2mb"] == 4.0
     assert metrics["ratio/datasets_rows"] == metrics["ratio/datasets_rows/1mb/max"] == 6.0
     assert metrics["mb_per_second/newllm/2mb"] == 1.0
@@ -34,5 +34,5 @@ def test_ratios_compare_text_to_tokens_on_disk(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_contestant_that_fails_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="there is no contestant"):
+    with pytest.raises(RunError, match="the contestant someone has failed: KeyError"):
         data._run("someone", tmp_path / "text.jsonl", "tokenizer", str(tmp_path))

@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from newllm.bench.processes import Processes
-from newllm.bench.timing import alternate, ratio, turns
+from newllm.bench.harness import Result, alternate, turns
+from newllm.bench.processes import in_processes
 from newllm.errors import ConfigError, RunError
 
 
@@ -31,8 +31,9 @@ def test_neighbours_change_sides_and_everybody_comes_first() -> None:
 
 
 def test_ratio_is_of_the_rounds_and_not_of_the_medians() -> None:
-    found = ratio([2.0, 30.0, 4.0], [1.0, 10.0, 4.0])
-    assert found == {"median": 2.0, "min": 1.0, "max": 3.0}
+    result = Result({})
+    assert result.ratio("ratio/peer", [2.0, 30.0, 4.0], [1.0, 10.0, 4.0]) == "2.00 x (1.00 … 3.00)"
+    assert result.metrics == {"ratio/peer": 2.0, "ratio/peer/min": 1.0, "ratio/peer/max": 3.0}
 
 
 def counting(file: str, name: str) -> Callable[[], None]:
@@ -61,7 +62,7 @@ def failing(error: Exception) -> Callable[[], None]:
 
 def test_each_has_a_process_of_its_own_and_they_take_turns(tmp_path) -> None:
     log = tmp_path / "calls"
-    with Processes({name: partial(counting, str(log), name) for name in "ab"}) as processes:
+    with in_processes({name: partial(counting, str(log), name) for name in "ab"}) as processes:
         log.write_text("")  # building made a call
         seconds = processes.alternate(rounds=2, calls=2)
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
@@ -72,18 +73,20 @@ def test_each_has_a_process_of_its_own_and_they_take_turns(tmp_path) -> None:
 
 
 def test_a_contestant_that_dies_ends_the_bench_with_a_sentence() -> None:
-    with pytest.raises(RunError, match=r"the process of b was killed by SIGKILL, as .* memory runs out"):
-        with Processes({"a": partial(dying, 99, signal.SIGTERM), "b": partial(dying, 2, signal.SIGKILL)}) as processes:
+    with pytest.raises(RunError, match=r"the process of b was killed, as .* memory runs out"):
+        with in_processes(
+            {"a": partial(dying, 99, signal.SIGTERM), "b": partial(dying, 2, signal.SIGKILL)}
+        ) as processes:
             processes.alternate(rounds=2, calls=1)
 
 
 def test_only_an_optional_contestant_is_left_out() -> None:
     broken = partial(failing, RuntimeError("no C++ compiler found\nand much more"))
-    with Processes({"a": partial(dying, 99, signal.SIGTERM), "b": broken}, optional=["b"]) as processes:
+    with in_processes({"a": partial(dying, 99, signal.SIGTERM), "b": broken}, optional=["b"]) as processes:
         assert processes.left_out == {"b": "b failed: no C++ compiler found"}
         assert processes.alternate(rounds=1, calls=1).keys() == {"a"}
-    with pytest.raises(RunError, match="b failed: no C"), Processes({"b": broken}):
+    with pytest.raises(RunError, match="b failed: no C"), in_processes({"b": broken}):
         pass
     mended = partial(failing, ConfigError("the tokenizer is not there."))
-    with pytest.raises(ConfigError, match="the tokenizer is not there"), Processes({"b": mended}, optional=["b"]):
+    with pytest.raises(ConfigError, match="the tokenizer is not there"), in_processes({"b": mended}, optional=["b"]):
         pass

@@ -90,7 +90,7 @@ def test_the_bench_refuses_what_transformers_has_not(word: str) -> None:
 
 def test_pythia_rotates_a_quarter_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("newllm.bench.step_memory.measure", lambda cfg: seen.append(cfg.pos_encoding))
+    monkeypatch.setattr(train, "_step_memory", lambda cfg: seen.append(cfg.pos_encoding))
     for words in ([], ["rotary_pct=0.5"], ["pos_encoding=alibi"], ["model=llama_50m"]):
         measure("train", ["memory=true", *words])
     assert [node.get("rotary_pct") for node in seen] == [0.25, 0.5, None, 1.0]

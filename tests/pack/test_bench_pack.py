@@ -5,7 +5,7 @@ from tests.support.packs import SMALL
 
 
 def test_each_shape_has_a_row_and_each_size_a_ratio() -> None:
-    result = measure(SMALL, packs=[2, 3], batches=[2], lengths=[16, 32], rounds=1, steps=1)
+    result = measure(SMALL, packs=(2, 3), batches=(2,), lengths=(16, 32), rounds=1, steps=1)
     (title, columns, rows) = result.tables[0]
     assert "fp32, cpu, 1 thread" in title
     assert columns == ["batch x tokens", "ms of a step alone", "packs of 2", "packs of 3"]

@@ -6,23 +6,21 @@ same batches of text, with clipping and fused AdamW.
 
 import itertools
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from newllm.bench.harness import Setup
 from newllm.bench.hf_reference import peer
 from newllm.build import build
 from newllm.config import compose
 from newllm.data import Dataset, Rows
-from newllm.data import prepare as prepare_data
 from newllm.model import LanguageModel, build_model
 from newllm.run.prepare import prepare
-from newllm.runtime import Runtime, keep_freed_memory
+from newllm.runtime import keep_freed_memory
 from newllm.training.compilation import settle
-from newllm.training.precision import Precision, autocast, resolve
+from newllm.training.precision import Precision, autocast
 from newllm.training.step import Step
 
 
@@ -43,19 +41,16 @@ def theirs(overrides: list[str], precision: Precision | None = None, compiled: b
 
     precision: None is the one that newllm takes. The allocator is as the system has it.
     """
-    cfg = compose(overrides)
-    runtime: Runtime = build({**cfg.runtime, "keep_memory": False})
-    runtime.apply()
-    device = runtime.device()
-    data = prepare_data(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)
-    precision = precision or resolve(cfg.trainer.precision, device)
-    model = peer(cfg, _shape(cfg, data).vocab_size).to(device).train()
+    others = [word for word in overrides if not word.startswith("runtime.keep_memory=")]
+    setup = Setup([*others, "runtime.keep_memory=false"])
+    data, device, precision = setup.data(), setup.device, precision or setup.precision
+    model = peer(setup.cfg, _shape(setup, data).vocab_size).to(device).train()
     module = torch.compile(model) if compiled else model
-    optim = build(cfg.optim)
+    optim = build(setup.cfg.optim)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
     )
-    supply = _batches(data.train, cfg.trainer.batch_size)
+    supply = _batches(data.train, setup.cfg.trainer.batch_size)
 
     def step() -> None:
         ids = next(supply)[0].to(device)
@@ -75,16 +70,17 @@ def matmuls(overrides: list[str]) -> Callable[[], object]:
 
     Freed memory is kept, so that no page fault is timed.
     """
-    cfg = compose(overrides)
-    runtime: Runtime = build(cfg.runtime)
-    runtime.apply()
+    setup = Setup(overrides)
     keep_freed_memory()
-    device = runtime.device()
-    dtype = torch.bfloat16 if resolve(cfg.trainer.precision, device) == "bf16" else torch.float32
-    shapes = _products(_shape(cfg, prepare_data(cfg.data, cfg.facts, seed=cfg.seed, runtime=runtime)))
-    tokens = cfg.trainer.batch_size * cfg.data.seq_len
+    dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float32
+    model = _shape(setup, setup.data())
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+    if model.head is None:  # tied: the head is the embedding's matrix
+        weights.append(model.head_weight)
+    shapes = [(weight.shape[0], weight.shape[1]) for weight in weights]  # (outputs, inputs)
+    tokens = setup.cfg.trainer.batch_size * setup.cfg.data.seq_len
     operands = {
-        (rows, columns): [torch.ones(*size, dtype=dtype, device=device) for size in sizes]
+        (rows, columns): [torch.ones(*size, dtype=dtype, device=setup.device) for size in sizes]
         for rows, columns in set(shapes)
         for sizes in [((tokens, columns), (rows, columns), (tokens, rows))]
     }
@@ -96,34 +92,26 @@ def matmuls(overrides: list[str]) -> Callable[[], object]:
             gradient @ weight
             gradient.T @ x
 
-    return _waiting(run, device)
+    return _waiting(run, setup.device)
 
 
-def _shape(cfg: DictConfig, data: Dataset) -> LanguageModel:
+def _shape(setup: Setup, data: Dataset) -> LanguageModel:
     """Our model without numbers."""
     with torch.device("meta"):
-        return build_model(cfg, tokens=data.tokenizer.vocab_size)
-
-
-def _products(model: LanguageModel) -> list[tuple[int, int]]:
-    """(outputs, inputs) of every linear layer, the head included, tied or not."""
-    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
-    if model.head is None:  # tied: the head is the embedding's matrix
-        weights.append(model.head_weight)
-    return [(weight.shape[0], weight.shape[1]) for weight in weights]
+        return build_model(setup.cfg, tokens=data.tokenizer.vocab_size)
 
 
 def _batches(rows: Rows, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and labels [size, T], batch after batch, for ever."""
+    """Inputs and labels [size, T], batch after batch, again and again."""
     starts = range(0, len(rows) - size + 1, size)
     return itertools.cycle([rows.batch(np.arange(start, start + size)) for start in starts])
 
 
 def _waiting(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """`call`, and the device's end of it."""
-    return partial(_and_wait, call, device) if device.type == "cuda" else call
+    """`call`, which then waits for the device."""
 
+    def run() -> None:
+        call()
+        torch.cuda.synchronize(device)
 
-def _and_wait(call: Callable[[], object], device: torch.device) -> None:
-    call()
-    torch.cuda.synchronize(device)
+    return run if device.type == "cuda" else call
