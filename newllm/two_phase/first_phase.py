@@ -13,20 +13,18 @@ from newllm.training.context import Run
 
 CLOCK = ("time/", "speed/")  # beginnings of the names of values that no two attempts share
 
-Table = list[dict[str, Any]]
-
 
 @dataclass
 class Outcome:
     """What a first phase leaves, beside the frozen weights in the model.
 
-    table: tables/phase1.csv. body: lines of its console section. data: with the contexts that the second phase reads,
-    where the first one has stored them.
+    lines: of metrics.jsonl, all of them. text: its console section. data: with the contexts that the second phase
+    reads, where the first one has stored them.
     """
 
     metrics: dict[str, float]
-    table: Table
-    body: list[str]
+    lines: list[dict[str, Any]]
+    text: list[str]
     data: Dataset | None = None
 
 
@@ -42,10 +40,16 @@ class FirstPhase(Stage):
     def train(self, run: Run) -> Outcome:
         """Do the phase, resume it, or take its stored result. Leaves the part's weights in the model, frozen."""
 
+    def report(self, run: Run, step: int, steps: int, lines: Sequence[dict[str, Any]]) -> None:
+        """Say in status.json how far the phase is."""
+        loss = lines[-1]["phase1/loss"] if lines else None
+        run.directory.update_status(progress={"phase": self.name, "step": step, "steps": steps, "loss": loss})
+
     def run(self, run: Run) -> StageResult:
         outcome = self.train(run)
-        run.directory.write_table("phase1", outcome.table)
-        run.console.section("Phase 1", outcome.body)
+        write_lines(run.directory, outcome.lines, ended=True)
+        run.directory.write_table("phase1", as_table(outcome.lines))
+        run.console.section("Phase 1", outcome.text)
         run.console.title("Phase 2")
         return StageResult(outcome.metrics, outcome.data, leading_bytes(run.directory))
 
@@ -66,6 +70,21 @@ def write_lines(directory: RunDirectory, lines: Sequence[dict[str, Any]], ended:
     directory.truncate_metrics(lengths[same])
     for line in lines[same:]:
         directory.append_metrics(line)
+
+
+def as_table(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of tables/phase1.csv, one for each line, with the seconds that each took."""
+    rows = []
+    for number, line in enumerate(lines):
+        row = {key.rpartition("/")[2]: value for key, value in line.items() if key != "phase"}
+        rows.append({**row, "seconds": seconds_of(lines[: number + 1])})
+    return rows
+
+
+def seconds_of(lines: Sequence[dict[str, Any]]) -> float:
+    """What the last of these lines took, whose clocks go on over all attempts."""
+    before = lines[-2]["time/seconds"] if len(lines) > 1 else 0.0
+    return float(lines[-1]["time/seconds"] - before)
 
 
 def leading_bytes(directory: RunDirectory) -> int:

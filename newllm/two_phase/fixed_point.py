@@ -3,7 +3,7 @@
 import errno
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -15,19 +15,24 @@ from omegaconf import DictConfig, OmegaConf
 from newllm.build import build
 from newllm.data import Dataset
 from newllm.data.cache import cache_folder, key_of, locked
-from newllm.effective_rank import effective_rank
+from newllm.effective_rank import SAMPLES, effective_rank
 from newllm.errors import ConfigError, RunError
 from newllm.model import LanguageModel
 from newllm.store.atomic import write_json
 from newllm.training.checkpoint import load_training, load_weights, save_training
 from newllm.training.context import Run
 from newllm.training.progress import Progress
-from newllm.two_phase import phase_display, phase_folder
+from newllm.two_phase import phase_folder
 from newllm.two_phase.context_rows import with_contexts
 from newllm.two_phase.contexts import Shape, Text, open_contexts, parallel_contexts, true_contexts, write_contexts
-from newllm.two_phase.first_phase import FirstPhase, Outcome, write_lines
+from newllm.two_phase.first_phase import FirstPhase, Outcome, seconds_of, write_lines
 from newllm.two_phase.iteration import Iteration, Rule, remove_contexts
 from newllm.two_phase.recurrence import Piece, Recurrence
+
+Side = Literal["train", "val"]
+
+_HEADING = f"{'iteration':>9}  {'loss':>9}  {'bound':>9}  {'of bound':>8}  {'converged':>9}  {'time':>7}"
+_NAMES = {"train": "training", "val": "validation"}
 
 
 class FixedPoint(FirstPhase):
@@ -196,9 +201,6 @@ class FixedPoint(FirstPhase):
         return content
 
 
-Side = Literal["train", "val"]
-
-
 def reads_contexts(model: torch.nn.Module) -> bool:
     """Does the model have a second phase that reads stored contexts, rather than run its recurrence itself?"""
     return hasattr(model, "read")
@@ -228,19 +230,27 @@ class _Training:
         console.line()
         if self._is_done():
             console.line(f"Phase 1 has been done before: taken from {self.folder}.")
-            console.line(phase_display.HEADING, style="bold")
+            console.line(_HEADING, style="bold")
             progress = Progress(**load_weights(self.state_file, self.recurrence)["progress"])
             self._show(progress)
         else:
             with self.run.signals.deferred():
                 progress = self._make()
-        write_lines(self.run.directory, progress.history, ended=True)
         self.recurrence.requires_grad_(False)
         metrics = json.loads(self.outcome_file.read_text(encoding="utf-8"))
-        body = phase_display.summary(metrics, len(self.texts["train"]), self.recurrence.width, self.folder)
+        reached = "reached its fixed point" if metrics["phase1/reached"] else "stopped without a fixed point"
+        tokens, width, rank = len(self.texts["train"]), self.recurrence.width, metrics["context/rank@train"]
+        size = sum(path.stat().st_size for path in self.folder.iterdir()) / 2**20
+        text = [
+            f"Phase 1 {reached}: {metrics['phase1/converged']:.1%} of {tokens:,} contexts converged after "
+            f"{metrics['phase1/iterations']:.0f} iterations ({metrics['phase1/steps']:,.0f} steps of the optimizer).",
+            f"Effective rank of the training contexts: {rank:,.1f} of {width:,} dims, {rank / width:.1%} (as the last "
+            f"iteration left them, its noise included; {min(tokens, SAMPLES):,} of them, not centred).",
+            f"On disk: {size:,.1f} MiB in {self.folder}.",
+        ]
         stored = self._stored()
         data = with_contexts(self.run.data, stored["train"], stored["val"]) if stored else None
-        return Outcome(metrics, phase_display.table(progress.history), body, data)
+        return Outcome(metrics, progress.history, text, data)
 
     def _is_done(self) -> bool:
         if not self.outcome_file.exists():
@@ -290,14 +300,14 @@ class _Training:
             f"Phase 1: {len(iteration.text):,} contexts by fixed-point iteration, at most {phase.iterations} "
             f"iterations, until {phase.stop:.0%} stay within {phase.rule.threshold:g}{again}."
         )
-        run.console.line(phase_display.HEADING, style="bold")
+        run.console.line(_HEADING, style="bold")
         if not progress.epoch:
             iteration.begin(self.folder)
             progress.epoch, progress.seconds = 1, time.monotonic() - began
             save_training(self.state_file, self.recurrence, iteration.optimizer, progress, {})
         self._show(progress)
         while progress.epoch < phase.iterations and not (progress.epoch >= phase.least and phase.converged(progress)):
-            self._report(progress)
+            phase.report(run, progress.epoch, phase.iterations, progress.history)
             number, since = progress.epoch + 1, time.monotonic()
             with run.console.progress(len(iteration.pieces), 0) as bar:
 
@@ -309,26 +319,21 @@ class _Training:
                 found = iteration.once(self.folder, number, between)
             progress.epoch, progress.step = number, progress.step + found.steps
             progress.seconds = time.monotonic() - began
-            numbers = {"phase1/loss": found.loss, "phase1/converged": found.converged, "phase1/bound": found.bound}
+            numbers = {"phase1/loss": found.loss, "phase1/bound": found.bound, "phase1/converged": found.converged}
             line = {"phase": phase.name, "iteration": number, **numbers, "time/seconds": progress.seconds}
             progress.history.append(line)
             save_training(self.state_file, self.recurrence, iteration.optimizer, progress, {})
             write_lines(run.directory, progress.history)
             run.logger.log(number, numbers)
-            run.console.line(phase_display.iteration_line(progress.history))
-        self._report(progress)
+            run.console.line(_iteration_line(progress.history))
+        phase.report(run, progress.epoch, phase.iterations, progress.history)
         return progress
 
     def _show(self, progress: Progress) -> None:
         """The iterations that are done already."""
         write_lines(self.run.directory, progress.history)
         for number in range(1, len(progress.history) + 1):
-            self.run.console.line(phase_display.iteration_line(progress.history[:number], clock=False))
-
-    def _report(self, progress: Progress) -> None:
-        loss = progress.history[-1]["phase1/loss"] if progress.history else None
-        shown = {"phase": self.phase.name, "step": progress.epoch, "steps": self.phase.iterations, "loss": loss}
-        self.run.directory.update_status(progress=shown)
+            self.run.console.line(_iteration_line(progress.history[:number], clock=False))
 
     def _store(self, side: Side, previous: np.ndarray) -> None:
         """All layers' contexts of a side, from those that the last iteration left or by the true recurrence."""
@@ -348,7 +353,11 @@ class _Training:
                 yield piece
 
         write_contexts(path, shape, stoppable(), precision)
-        self.run.console.line(phase_display.stored(side, shape, path, time.monotonic() - since))
+        size, seconds = path.stat().st_size / 2**20, time.monotonic() - since
+        self.run.console.line(
+            f"Contexts of the {_NAMES[side]} text stored: {shape[0]:,} tokens, {shape[1]} layers, {shape[2]:,} wide; "
+            f"{size:,.1f} MiB, {seconds:.1f} s."
+        )
 
     def _stored(self) -> dict[Side, np.memmap]:
         """The contexts on disk; empty unless those of both sides are there."""
@@ -361,3 +370,13 @@ class _Training:
 
     def _shape(self, side: Side) -> Shape:
         return len(self.texts[side]), self.recurrence.layers, self.recurrence.width
+
+
+def _iteration_line(lines: Sequence[dict[str, Any]], clock: bool = True) -> str:
+    """The last of the lines of metrics.jsonl, for reading. clock: with its time."""
+    line = lines[-1]
+    loss, bound = line["phase1/loss"], line["phase1/bound"]
+    seconds = f"{seconds_of(lines):.1f} s" if clock else ""
+    share = f"{loss / bound:.0%}" if bound and loss < 0 else ""  # the first losses are above 0
+    shown = f"{line['iteration']:>9}  {loss:>9.4f}  {bound:>9.4f}  {share:>8}  {line['phase1/converged']:>9.0%}"
+    return f"{shown}  {seconds:>7}".rstrip()

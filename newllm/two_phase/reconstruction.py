@@ -120,7 +120,6 @@ class _Training:
         with run.signals.deferred(), run.console.progress(steps, progress.step) as bar:
             while not progress.finished:
                 self._epoch(bar)
-        write_lines(run.directory, progress.history, ended=True)
         if self.phase.keep == "best":
             load_weights(self.best, self.pairs)
         epoch = progress.best_epoch if self.phase.keep == "best" else progress.epoch
@@ -133,17 +132,11 @@ class _Training:
             "phase1/val_loss": kept["phase1/val_loss"],
             "speed/phase1_seconds": progress.seconds,
         }
-        starts = [0.0] + [line["time/seconds"] for line in progress.history[:-1]]
-        table = [
-            {"epoch": line["epoch"], "loss": line["phase1/loss"], "val_loss": line["phase1/val_loss"],
-             "seconds": line["time/seconds"] - start}
-            for line, start in zip(progress.history, starts, strict=True)
-        ]  # fmt: skip
-        body = [
+        text = [
             f"Compression and restoration of epoch {epoch} of {progress.epoch} are frozen now: MSE of the restored "
             f"values {kept['phase1/val_loss']:.4g} in validation."
         ]
-        return Outcome(metrics, table, body)
+        return Outcome(metrics, progress.history, text)
 
     def _epoch(self, bar: Any) -> None:
         """The steps left in the current epoch, then its validation error, its line and a checkpoint."""
@@ -199,9 +192,7 @@ class _Training:
         progress = self.progress
         progress.seconds, self._began = self._seconds(), time.monotonic()
         save_training(self.file, self.pairs, self.step.optimizer, progress, self.about)
-        loss, steps = progress.history[-1]["phase1/loss"] if progress.history else None, self.epoch_steps
-        shown = {"phase": self.phase.name, "step": progress.step, "steps": steps * self.phase.epochs, "loss": loss}
-        self.run.directory.update_status(progress=shown)
+        self.phase.report(self.run, progress.step, self.epoch_steps * self.phase.epochs, progress.history)
         self._saved = time.monotonic()
 
     def _seconds(self) -> float:

@@ -16,7 +16,7 @@ from newllm.training.context import Run
 from newllm.training.signals import Interrupted, Signals
 from newllm.two_phase import fixed_point
 from newllm.two_phase.contexts import gather
-from newllm.two_phase.first_phase import Outcome, timeless
+from newllm.two_phase.first_phase import Outcome, as_table, timeless
 from newllm.two_phase.fixed_point import FixedPoint
 from newllm.two_phase.iteration import Iteration
 from newllm.two_phase.recurrence import scan
@@ -57,7 +57,7 @@ def test_what_it_leaves(whole: tuple[Run, Outcome]) -> None:
     assert metrics["phase1/loss"] == lines(work)[-1]["phase1/loss"]
     assert 1 < metrics["context/rank@train"] < 24
     assert metrics["context/rank_share@train"] == metrics["context/rank@train"] / 24
-    assert [row["iteration"] for row in outcome.table] == [2, 3, 4]
+    assert [row["iteration"] for row in as_table(outcome.lines)] == [2, 3, 4]
     assert work.directory.status()["progress"] | {"loss": 0} == {
         "phase": "fixed_point", "step": 4, "steps": 4, "loss": 0,
     }  # fmt: skip

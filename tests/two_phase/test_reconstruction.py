@@ -16,7 +16,7 @@ from newllm.run.execute import run
 from newllm.run.prepare import prepare
 from newllm.training.context import Run
 from newllm.two_phase import reconstruction
-from newllm.two_phase.first_phase import Outcome, timeless
+from newllm.two_phase.first_phase import Outcome, as_table, timeless
 from tests.support.phases import lines, phase_and_run, small_cfg
 
 TINY = (
@@ -68,7 +68,7 @@ def test_only_the_pairs_move_towards_the_values_and_are_frozen_then(once: Any) -
         assert errors[-1] < 0.7 * plain_error(fresh, val).item()
         assert errors[-1] == pytest.approx(plain_error(work.model, val).item(), rel=1e-5)
     assert outcome.metrics["phase1/val_loss"] == min(errors)
-    assert [row["val_loss"] for row in outcome.table] == errors
+    assert [row["val_loss"] for row in as_table(outcome.lines)] == errors
 
 
 def test_the_first_step_is_that_of_adamw_on_the_plain_error(tmp_path: Path) -> None:
