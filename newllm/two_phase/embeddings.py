@@ -3,9 +3,10 @@
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +27,6 @@ from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_part
 from newllm.training.context import Run
 from newllm.training.signals import Interrupted
-
-T = TypeVar("T")
 
 HEAD_DIM = 64  # of the small transformer's heads, where the width is a multiple of it; else it has one head
 WEIGHT = "model.embed.weight"
@@ -114,7 +113,7 @@ class Corpus(Embeddings):
         directory = RunDirectory(folder)
         if directory.is_done():
             run.console.line(f"Embeddings: trained on this text already, by the run {folder}.")
-            return _of_run(directory)
+            return _read(str(directory.best_checkpoint), WEIGHT, "embeddings=corpus")
         run.console.line(f"Embeddings: trained on this text first, by an ordinary run in {folder}.")
         with locked(folder, "embeddings"):
             if not directory.is_done():  # another process may have trained them while this one waited
@@ -124,7 +123,7 @@ class Corpus(Embeddings):
                     raise Interrupted(status - 128)
         run.runtime.apply(run.trainer.devices)  # as it was before that run
         run.console.line(f"The embeddings are trained; runs that need the same ones take them from {folder}.")
-        return _of_run(directory)
+        return _read(str(directory.best_checkpoint), WEIGHT, "embeddings=corpus")
 
     def _config(self, cfg: DictConfig, embed_dim: int, threads: int | str) -> DictConfig:
         """The ordinary run: the defaults, but for what is said here, on the data node of `cfg`."""
@@ -148,40 +147,77 @@ class Corpus(Embeddings):
         return made
 
 
-class FromRun(Embeddings):
+class _Stored(Embeddings):
+    """A matrix in a .safetensors file.
+
+    typed: the option that names it, ``embeddings.name=gpt2``; known_as: what the user calls it.
+    """
+
+    typed: str
+    known_as: str
+
+    @abstractmethod
+    def find(self) -> tuple[str, str]:
+        """The file and the name of the matrix in it. Raises ConfigError if there is none."""
+
+    @abstractmethod
+    def tokenizer_of(self, cfg: DictConfig, mine: Tokenizer) -> tuple[Tokenizer | None, str]:
+        """The tokenizer whose ids the matrix has, None if it is unknown, and the data.tokenizer that chooses it."""
+
+    def check_source(self, cfg: DictConfig, tokenizer: Tokenizer, embed_dim: int) -> None:
+        (path, key), (theirs, choice) = self.find(), self.tokenizer_of(cfg, tokenizer)
+        with _opened(path, self.typed) as file:
+            rows, width = file.get_slice(key).get_shape()
+        mine = f"data.tokenizer={cfg.data.tokenizer}"
+        if theirs is not None and theirs.backend.get_vocab() != tokenizer.backend.get_vocab():
+            raise ConfigError(
+                f"{self.typed} knows the {theirs.vocab_size:,} ids of its own tokenizer, which mean other text than "
+                f"the {tokenizer.vocab_size:,} of {mine}; type data.tokenizer={choice}."
+            )
+        if width != embed_dim:
+            option = "model.embed_dim" if "embed_dim" in cfg.model else "model.hidden_size"
+            raise ConfigError(
+                f"{self.typed} has embeddings of {width} dims and {option} is {embed_dim}; type {option}={width}."
+            )
+        if rows < tokenizer.vocab_size or (theirs is None and rows != tokenizer.vocab_size):
+            raise ConfigError(
+                f"{self.typed} has embeddings of {rows:,} ids and {mine} has {tokenizer.vocab_size:,}; type the "
+                "data.tokenizer it was trained with."
+            )
+
+    def matrix(self, run: Run) -> Tensor:
+        path, key = self.find()
+        run.console.line(f"Embeddings: those of {self.known_as}.")
+        return _read(path, key, self.typed)
+
+
+class FromRun(_Stored):
     """The input embeddings of the best weights of the run in the folder `run`, which had the same tokenizer."""
 
     def __init__(self, run: str | None = None) -> None:
-        self.folder = run
+        self.folder, self.typed, self.known_as = run, f"embeddings.run={run}", f"the run {run}"
 
-    def check_source(self, cfg: DictConfig, tokenizer: Tokenizer, embed_dim: int) -> None:
-        directory = self._directory()
-        rows, width = _read(directory, lambda file: file.get_slice(WEIGHT).get_shape())
-        _check_fit(
-            f"embeddings.run={self.folder}", rows, width, Tokenizer.load(directory.tokenizer),
-            f"data.tokenizer={directory.tokenizer}", cfg, tokenizer, embed_dim,
-        )  # fmt: skip
+    def find(self) -> tuple[str, str]:
+        return str(self._directory().best_checkpoint), WEIGHT
 
-    def matrix(self, run: Run) -> Tensor:
-        directory = self._directory()
-        run.console.line(f"Embeddings: those of the run {directory.path}.")
-        return _of_run(directory)
+    def tokenizer_of(self, cfg: DictConfig, mine: Tokenizer) -> tuple[Tokenizer, str]:
+        folder = self._directory().tokenizer
+        return Tokenizer.load(folder), str(folder)
 
     def _directory(self) -> RunDirectory:
         if not self.folder:
             raise ConfigError("embeddings=run takes those of a finished run; type embeddings.run=FOLDER.")
         directory = RunDirectory(Path(self.folder).expanduser())
         if not directory.config():
-            raise ConfigError(f"embeddings.run={self.folder} is no run directory; type the folder of a finished run.")
+            raise ConfigError(f"{self.typed} is no run directory; type the folder of a finished run.")
         if not directory.is_done():
             raise ConfigError(
-                f"embeddings.run={self.folder} is not done but {directory.observed()}; the command that started it "
-                "goes on with it."
+                f"{self.typed} is not done but {directory.observed()}; the command that started it goes on with it."
             )
         return directory.trained
 
 
-class Pretrained(Embeddings):
+class Pretrained(_Stored):
     """The token embeddings of a checkpoint in safetensors, in fp32; position embeddings and all else are not read.
 
     name: repository on the hub (looked for in the hub's cache on this machine first), or a folder with
@@ -189,60 +225,40 @@ class Pretrained(Embeddings):
     """
 
     def __init__(self, name: str = "gpt2") -> None:
-        self.name = name
+        self.name, self.typed, self.known_as = name, f"embeddings.name={name}", name
 
-    def check_source(self, cfg: DictConfig, tokenizer: Tokenizer, embed_dim: int) -> None:
-        with safe_open(self._file(), "pt") as file:
-            rows, width = file.get_slice(self._key(file.keys())).get_shape()
-        theirs = tokenizer if cfg.data.tokenizer == self.name else self._tokenizer(cfg)
-        if theirs is None and rows != tokenizer.vocab_size:  # all that can be compared
-            raise _other_rows(f"embeddings.name={self.name}", rows, cfg, tokenizer)
-        _check_fit(
-            f"embeddings.name={self.name}", rows, width, theirs, f"data.tokenizer={self.name}", cfg, tokenizer,
-            embed_dim,
-        )  # fmt: skip
-
-    def matrix(self, run: Run) -> Tensor:
-        run.console.line(f"Embeddings: those of {self.name}.")
-        with safe_open(self._file(), "pt") as file:
-            tensor: Tensor = file.get_tensor(self._key(file.keys()))
-        return tensor.float()
-
-    def _tokenizer(self, cfg: DictConfig) -> Tokenizer | None:
-        """The checkpoint's own, None if it has none that can be read."""
+    def tokenizer_of(self, cfg: DictConfig, mine: Tokenizer) -> tuple[Tokenizer | None, str]:
+        if cfg.data.tokenizer == self.name:
+            return mine, self.name
         folder = Path(self.name).expanduser()
         if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZERS):
-            return None  # transformers would make an empty one of the model's configuration
+            return None, self.name  # transformers would make an empty one of the model's configuration
         try:
-            return pretrained_tokenizer(self.name, cache_folder(cfg.runtime))
+            return pretrained_tokenizer(self.name, cache_folder(cfg.runtime)), self.name
         except ConfigError:
-            return None
+            return None, self.name
 
-    def _key(self, keys: list[str]) -> str:
-        found = [key for key in keys if f".{key}".endswith(tuple(f".{name}" for name in NAMES))]
-        if len(found) != 1:
-            raise ConfigError(
-                f"embeddings.name={self.name} has no token embeddings that are known by name ({', '.join(NAMES)}); "
-                "type embeddings.name=gpt2, or embeddings=corpus."
-            )
-        return found[0]
-
-    def _file(self) -> str:
-        """The .safetensors file that has the embeddings."""
+    def find(self) -> tuple[str, str]:
         path = self._path(FILE)
         if path is None and (index := self._path(INDEX)) is not None:
             files = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-            path = self._path(files[self._key([*files])])
+            path = self._path(files[self._key(files)])
         if path is None:
             raise ConfigError(
-                f"embeddings.name={self.name} has no {FILE}; type the name of a repository on the Hugging Face hub "
-                "that has one, or of a folder, or embeddings=corpus."
+                f"{self.typed} has no {FILE}; type the name of a repository on the Hugging Face hub that has one, or "
+                "of a folder, or embeddings=corpus."
             )
-        try:
-            with safe_open(path, "pt"):
-                return path
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{path} can't be read ({error}); type embeddings.name=NAME or FOLDER.") from None
+        with _opened(path, self.typed) as file:
+            return path, self._key(file.keys())
+
+    def _key(self, keys: Iterable[str]) -> str:
+        found = [key for key in keys if f".{key}".endswith(tuple(f".{name}" for name in NAMES))]
+        if len(found) != 1:
+            raise ConfigError(
+                f"{self.typed} has no token embeddings that are known by name ({', '.join(NAMES)}); type "
+                "embeddings.name=gpt2, or embeddings=corpus."
+            )
+        return found[0]
 
     def _path(self, file: str) -> str | None:
         """Path of a file of the checkpoint, downloaded if need be; None if there is no such file."""
@@ -251,8 +267,8 @@ class Pretrained(Embeddings):
             return str(folder / file) if (folder / file).is_file() else None
         if self.name.count("/") > 1 or self.name.startswith(("/", ".", "~")):
             raise ConfigError(
-                f"embeddings.name={self.name} does not exist; it must be the name of a repository on the Hugging Face "
-                f"hub, as gpt2, or a folder with {FILE}."
+                f"{self.typed} does not exist; it must be the name of a repository on the Hugging Face hub, as gpt2, "
+                f"or a folder with {FILE}."
             )
         if cached := self._cached(file, offline=True):
             return cached
@@ -260,8 +276,8 @@ class Pretrained(Embeddings):
             require_hub(f"embeddings of {self.name}")
         except ConfigError as error:
             raise ConfigError(
-                f"embeddings.name={self.name} is no folder, and {str(error).partition(';')[0]}; type embeddings=corpus "
-                "(which trains them on the text of the run) or embeddings.name=FOLDER."
+                f"{self.typed} is no folder, and {str(error).partition(';')[0]}; type embeddings=corpus (which trains "
+                "them on the text of the run) or embeddings.name=FOLDER."
             ) from None
         return self._cached(file, offline=False)
 
@@ -276,52 +292,17 @@ class Pretrained(Embeddings):
         return path
 
 
-def _check_fit(
-    source: str,
-    rows: int,
-    width: int,
-    theirs: Tokenizer | None,
-    suggestion: str,
-    cfg: DictConfig,
-    tokenizer: Tokenizer,
-    embed_dim: int,
-) -> None:
-    """Raises ConfigError unless the matrix [rows, width] has this tokenizer's ids and the model's width.
-
-    source: as typed, ``embeddings.name=gpt2``. theirs: the tokenizer of the matrix, which `suggestion` chooses; None if
-    it is unknown.
-    """
-    if theirs is not None and theirs.backend.get_vocab() != tokenizer.backend.get_vocab():
-        raise ConfigError(
-            f"{source} knows the {theirs.vocab_size:,} ids of its own tokenizer, which mean other text than the "
-            f"{tokenizer.vocab_size:,} of data.tokenizer={cfg.data.tokenizer}; type {suggestion}."
-        )
-    if width != embed_dim:
-        option = "model.embed_dim" if "embed_dim" in cfg.model else "model.hidden_size"
-        raise ConfigError(
-            f"{source} has embeddings of {width} dims and {option} is {embed_dim}; type {option}={width}."
-        )
-    if rows < tokenizer.vocab_size:
-        raise _other_rows(source, rows, cfg, tokenizer)
-
-
-def _other_rows(source: str, rows: int, cfg: DictConfig, tokenizer: Tokenizer) -> ConfigError:
-    return ConfigError(
-        f"{source} has embeddings of {rows:,} ids and data.tokenizer={cfg.data.tokenizer} has "
-        f"{tokenizer.vocab_size:,}; type the data.tokenizer it was trained with."
-    )
-
-
-def _of_run(directory: RunDirectory) -> Tensor:
-    """The embeddings [ids, width] of a run's best weights."""
-    return _read(directory, lambda file: file.get_tensor(WEIGHT))
-
-
-def _read(directory: RunDirectory, take: Callable[[Any], T]) -> T:
+@contextmanager
+def _opened(path: str, typed: str) -> Iterator[Any]:
+    """The .safetensors file; ConfigError where it can't be read."""
     try:
-        with safe_open(directory.best_checkpoint, "pt") as file:
-            return take(file)
+        with safe_open(path, "pt") as file:
+            yield file
     except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"the embeddings of {directory.path} can't be read ({error}); type the folder of another run."
-        ) from None
+        raise ConfigError(f"{path} can't be read ({error}); {typed} needs another one.") from None
+
+
+def _read(path: str, key: str, typed: str) -> Tensor:
+    with _opened(path, typed) as file:
+        tensor: Tensor = file.get_tensor(key)
+    return tensor.float()
