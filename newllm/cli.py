@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 
 from newllm.errors import ConfigError, NewllmError
@@ -52,6 +53,9 @@ def _dispatch(argv: list[str]) -> int:
         return _complete(argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"newllm {version('newllm')}")
         return 0
     verb, *rest = argv
     if verb not in VERBS:

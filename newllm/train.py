@@ -100,7 +100,7 @@ def _hand_to_hydra(argv: list[str]) -> int:
     own = sys.argv
     sys.argv = [own[0] if own[0].endswith("newllm") else "newllm", *argv]
     try:
-        hydra.main(str(shipped()), "train", version_base="1.3")(_run)()
+        hydra.main(str(shipped()), "train", version_base=None)(_run)()
         return 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

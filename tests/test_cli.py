@@ -1,6 +1,7 @@
 """The commands: exit statuses, one-line errors, speed of import, sweeps."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -272,6 +273,8 @@ def test_verbs(runs: list[DictConfig], capfd: pytest.CaptureFixture[str]) -> Non
     assert "did you mean newllm train?" in capfd.readouterr().err
     assert cli.main([]) == 0
     assert "newllm train" in capfd.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"newllm \d+\.\d+\.\d+\n", capfd.readouterr().out)
 
 
 def test_completion_knows_verbs_choices_and_keys(

@@ -239,7 +239,7 @@ def _by_hydra(lines: Sequence[str]) -> DictConfig:
 
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # set where a Hydra program calls us
     try:
-        with hydra.initialize_config_dir(str(shipped()), job_name="train", version_base="1.3"):
+        with hydra.initialize_config_dir(str(shipped()), job_name="train", version_base=None):
             return hydra.compose("train", list(lines), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_sentence(error)) from error

@@ -45,7 +45,7 @@ _HOMES = {
     "Learned": "absolute",
     "Sinusoidal": "absolute",
     "Alibi": "alibi",
-    "PositionEncoding": "base",
+    "PositionEncoding": "encoding",
     "Cope": "cope",
     "Fire": "fire",
     "Fope": "fope",
