@@ -1,10 +1,10 @@
-"""Where and how a run runs: device, threads, cache folder, checkpoint interval. No part of a run's
-signature."""
+"""Where and how a run runs: device, threads, processes, cache folder, checkpoint interval. No part of its signature."""
 
 import ctypes
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,14 +16,55 @@ if TYPE_CHECKING:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which of the `size` processes (ranks) of a run this is, and which of those on this machine.
+
+    Rank 0 leads. launched: torchrun, SLURM or another launcher has started all ranks; otherwise rank 0 starts them.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    launched: bool = False
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        """By torchrun's variables RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or by those of SLURM's srun."""
+        if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            from submitit.helpers import TorchDistributedEnvironment
+
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if size == 1:
+            return cls()
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        return cls(rank, size, int(os.environ.get("LOCAL_RANK", rank)), here, launched=True)
+
+    @classmethod
+    def of_run(cls, devices: int) -> "Place":
+        """This process' place in a run of trainer.devices; raises ConfigError if another number has been launched."""
+        launched = cls.from_environment()
+        if not launched.launched:
+            return cls(0, devices, 0, devices)
+        if launched.size != devices:
+            raise ConfigError(
+                f"WORLD_SIZE says that {launched.size} processes have been started for this run, and "
+                f"trainer.devices={devices}; leave trainer.devices out, or start {devices}."
+            )
+        return launched
+
+
 class Runtime:
     """Settings of the machine rather than of the experiment.
 
     Args:
         device: "auto" (CUDA, else MPS, else CPU) or a torch device such as "cpu" or "cuda:1".
-        threads: CPU threads; "auto" is OMP_NUM_THREADS or the cores this process may use. Sums over rows are
-            split among threads, so two thread counts can differ in the last bits; a run that broke off goes on
-            with the number that "auto" was when it began. The processes of trainer.devices share them.
+        threads: CPU threads of a run on a machine, shared by its processes there; "auto" is OMP_NUM_THREADS (under
+            torchrun for each process) or the cores this process may use. Sums over rows are split among threads, so
+            two thread counts can differ in the last bits; a run that broke off goes on with the number that "auto"
+            was when it began.
         cache_dir: folder of tokenizers and token stores; None is $NEWLLM_CACHE or ~/.cache/newllm.
         checkpoint_seconds: longest time between two checkpoints; None: at epochs' ends only.
         checkpoint_steps: most steps between two checkpoints; None: no such bound.
@@ -114,5 +155,5 @@ def keep_freed_memory() -> None:
 def _available_threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if asked.isdigit() and int(asked) > 0:
-        return int(asked)
+        return int(asked) * Place.from_environment().local_size
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

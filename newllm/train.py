@@ -13,6 +13,7 @@ from newllm.config.catalog import shipped
 from newllm.config.compose import catalog_for, compose, search_path
 from newllm.config.overrides import parse
 from newllm.errors import ConfigError
+from newllm.runtime import Place
 from newllm.suggest import did_you_mean
 
 
@@ -39,11 +40,20 @@ def _main(argv: list[str]) -> int:
     if flags:
         overrides = parse(args.overrides, catalog_for(args.config_dir), sweep=args.multirun).for_hydra()
         return _hand_to_hydra([*flags, *search_path(args.config_dir), *overrides])
+    place = Place.from_environment()
     if not args.cfg and (args.multirun or given & {"hydra/launcher", "dry_run"}):
         from newllm.sweep.command import run_sweep
 
+        if place.launched:
+            raise ConfigError(
+                "torchrun and srun start the processes of a single run, and a sweep starts those of its runs itself; "
+                "leave torchrun out and type trainer.devices=N."
+            )
         return run_sweep(args.overrides, config_dir=args.config_dir, several=args.multirun)
-    cfg = compose(args.overrides, config_dir=args.config_dir)
+    overrides = list(args.overrides)
+    if place.launched and "trainer.devices" not in given:
+        overrides.append(f"trainer.devices={place.size}")
+    cfg = compose(overrides, config_dir=args.config_dir)
     if args.cfg:
         print(_show(cfg, args.package, args.resolve), end="")
         return 0

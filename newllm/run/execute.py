@@ -23,13 +23,15 @@ from newllm.console import Console
 from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.evaluation import Findings, evaluate
 from newllm.run.prepare import counts, judge, parameters, prepare, subject
+from newllm.run.rank import follow
 from newllm.run.stage import StageResult, run_stages
+from newllm.runtime import Place
 from newllm.store.environment import Settled, describe, settled
 from newllm.store.run_directory import RunDirectory
 from newllm.training import causality, display
 from newllm.training.checkpoint import load_weights
 from newllm.training.context import Run, StepMaker
-from newllm.training.distributed import team
+from newllm.training.distributed import leading, team
 from newllm.training.loggers import Guarded
 from newllm.training.loop import Loop
 from newllm.training.signals import Interrupted, Signals
@@ -49,7 +51,11 @@ def run(cfg: DictConfig, signals: Signals | None = None, packed: StepMaker | Non
     """
     if signals is None:
         with Signals().installed() as of_process:
-            return run(cfg, of_process, packed)
+            place = Place.from_environment()
+            if place.rank > 0:
+                return follow(cfg, place)
+            with leading(place):
+                return run(cfg, of_process, packed)
     started = time.monotonic()
     check_values(cfg)
     directory = RunDirectory(run_directory(cfg))
@@ -92,7 +98,7 @@ def _train_and_evaluate(run: Run, attempt: int, earlier: Settled | None, started
     run.data.tokenizer.save(directory.tokenizer)
 
     lost = partial(_end_for_lost_process, directory)
-    with team(run.trainer.devices, directory.path, run.device, run.runtime.threads, lost) as others:
+    with team(run.place, directory.path, run.device, run.runtime.threads, lost) as others:
         display.header(run, parameters(run.model))
         if run.packed:
             several = f"{run.packed.others} other run{'s' * (run.packed.others > 1)}"

@@ -14,7 +14,7 @@ from newllm.data import prepare as prepare_data
 from newllm.evaluation import Subject, diagnose
 from newllm.model import LanguageModel, build_model
 from newllm.run.stage import build_stages
-from newllm.runtime import Runtime
+from newllm.runtime import Place, Runtime
 from newllm.store.run_directory import RunDirectory
 from newllm.training.context import Run
 from newllm.training.distributed import device_of
@@ -34,10 +34,10 @@ def parameters(model: LanguageModel) -> dict[str, float]:
     return counts
 
 
-def prepare(cfg: DictConfig, *, rank: int = 0, threads: int | None = None, trained_length: int | None = None) -> Run:
+def prepare(cfg: DictConfig, *, threads: int | None = None, trained_length: int | None = None) -> Run:
     """Model and data of a configuration. Everything that can be wrong without reading text is checked before it.
 
-    rank: which of the processes of trainer.devices this is. threads: what runtime.threads=auto comes to.
+    threads: what runtime.threads=auto comes to.
     trained_length: of a finished run, tokens of the rows that its model has been trained on; the stages before training
     are then nobody's concern. None: this run is to be trained, on rows of data.seq_len.
     """
@@ -52,10 +52,11 @@ def prepare(cfg: DictConfig, *, rank: int = 0, threads: int | None = None, train
             "and another number of threads can change the last bits"
         )
         runtime.threads = threads
-    device = device_of(runtime.device(), rank, trainer.devices)
+    place = Place.of_run(trainer.devices)
+    device = device_of(runtime.device(), place)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    runtime.apply(trainer.devices)
+    runtime.apply(place.local_size)
     stages = build_stages(cfg) if trained_length is None else {}
     with torch.device("meta"):
         shape = build_model(cfg, tokens=cfg.model.vocab_size or 64, seq_len=trained_length)
@@ -75,7 +76,7 @@ def prepare(cfg: DictConfig, *, rank: int = 0, threads: int | None = None, train
         data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
     verdict = partial(judge, cfg.eval, data.counts["data/bytes_per_token"])
     directory = RunDirectory(run_directory(cfg))
-    return Run(cfg, directory, runtime, trainer, optim, device, precision, data, model, verdict, stages)
+    return Run(cfg, directory, runtime, trainer, optim, device, precision, data, model, verdict, stages, place)
 
 
 def subject(run: Run, read: Dataset | None = None) -> Subject:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from newllm.console import Console
 from newllm.data import Dataset
 from newllm.model import LanguageModel
-from newllm.runtime import Runtime
+from newllm.runtime import Place, Runtime
 from newllm.store.run_directory import RunDirectory
 from newllm.training.loggers import Logger, NoLogger
 from newllm.training.optimizer import AdamW
@@ -46,6 +46,7 @@ class Run:
     model: LanguageModel
     judge: Callable[[float], str]
     stages: Any = None
+    place: Place = Place()
     logger: Logger = field(default_factory=NoLogger)
     console: Console = field(default_factory=lambda: Console(bar=False))
     signals: Signals = field(default_factory=Signals)

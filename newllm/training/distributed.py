@@ -1,84 +1,122 @@
-"""Several processes on one machine that train one run: `trainer.devices`.
+"""Several processes that train one run: ranks by torchrun's conventions, or as many as `trainer.devices` says.
 
-Rank 0 is the run's own process, and the only one that writes, logs, validates and heeds signals. It starts the others
-(newllm.training.rank_process) and tells each, by a line on its stdin, the rows and the rate of every step; without a
-line they wait, asleep, for as long as it takes, and they end when that pipe closes, however rank 0 ended. Gradients go
-through torch's process group: nccl between GPUs, gloo between processes on the CPU.
+Rank 0 alone writes, logs, validates and heeds signals. The other ranks (newllm.run.rank) prepare the same run and wait,
+asleep, for the rows and the rate of each step. Gradients go through torch's process group: nccl between GPUs, gloo
+between processes on CPUs. If no launcher has started the other ranks, rank 0 does, with the variables that torchrun
+would set.
 """
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.runtime import Place
 from newllm.training.signals import STOPPING
 
 GRACE = 5.0  # seconds for what should take none, before it is ended by force
+FOREVER = timedelta(days=365)  # validation and phases before training take as long as they take
+Order = tuple[np.ndarray, float] | None  # rows and rate of a step; None: there is none left
 
 
-def device_of(device: torch.device, rank: int, ranks: int) -> torch.device:
-    """The device of a rank, `device` being what runtime.device comes to; ConfigError where there are too few."""
-    if ranks == 1 or device.type == "cpu":
+def device_of(device: torch.device, place: Place) -> torch.device:
+    """The device of a rank, given what runtime.device comes to. Raises ConfigError if there are too few."""
+    if place.size == 1 or device.type == "cpu":
         return device
     if device.type != "cuda":
         raise ConfigError(
-            f"trainer.devices={ranks} needs CUDA or the CPU, and this run is on {device.type}; try trainer.devices=1 "
-            "or runtime.device=cpu"
+            f"trainer.devices={place.size} needs CUDA or the CPU, and this run is on {device.type}; try "
+            "trainer.devices=1 or runtime.device=cpu"
         )
     if device.index is not None:
         raise ConfigError(
-            f"trainer.devices={ranks} takes the first {ranks} visible GPUs and runtime.device={device} names one; type "
-            "runtime.device=cuda, and choose GPUs by CUDA_VISIBLE_DEVICES"
+            f"trainer.devices={place.size} takes the first {place.local_size} visible GPUs and "
+            f"runtime.device={device} names one; type runtime.device=cuda, and choose GPUs by CUDA_VISIBLE_DEVICES"
         )
-    if torch.cuda.device_count() < ranks:
+    visible = torch.cuda.device_count()
+    if place.launched and visible == 1:  # each rank has been given a GPU of its own
+        return torch.device("cuda", 0)
+    if visible < place.local_size:
         raise ConfigError(
-            f"trainer.devices={ranks} takes a GPU each and {torch.cuda.device_count()} can be seen here; try "
-            f"trainer.devices={torch.cuda.device_count()}, or runtime.device=cpu for processes on the CPU"
+            f"trainer.devices={place.size} takes a GPU each and {visible} can be seen here; try "
+            f"trainer.devices={visible}, or runtime.device=cpu for processes on the CPU"
         )
-    return torch.device("cuda", rank)
+    return torch.device("cuda", place.local_rank)
 
 
-def enter_group(store: dist.Store, rank: int, ranks: int, device: torch.device) -> None:
-    """Take this process's place in torch's process group."""
-    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-    if loopback:  # all ranks are here, so it must not matter how this machine's name resolves
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-    gpu = device if device.type == "cuda" else None
-    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=ranks, device_id=gpu)
+@cache
+def launched_store() -> dist.Store:
+    """The store at MASTER_ADDR:MASTER_PORT, which all launched ranks open when they begin."""
+    store, _, _ = next(dist.rendezvous("env://"))
+    return store
+
+
+@contextmanager
+def leading(place: Place) -> Iterator[None]:
+    """Around all that rank 0 does: launched ranks that wait for a training which does not come are let go."""
+    if not place.launched:
+        yield
+        return
+    store = launched_store()
+    try:
+        yield
+    finally:
+        store.set("train", "no")
+
+
+class Group:
+    """torch's process group of a run, and beside it one for the orders of rank 0."""
+
+    def __init__(self, store: dist.Store, place: Place, device: torch.device) -> None:
+        loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+        if loopback and place.local_size == place.size:  # it must not matter how this machine's name resolves
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+        gpu = device if device.type == "cuda" else None
+        backend = "nccl" if gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, device_id=gpu)
+        self._orders = dist.new_group(backend="gloo", timeout=FOREVER)
+
+    def order(self, given: Order = None) -> Order:
+        """Rank 0's order, on all ranks."""
+        box = [given]
+        dist.broadcast_object_list(box, src=0, group=self._orders)
+        return box[0]
 
 
 @contextmanager
 def team(
-    ranks: int, directory: Path, device: torch.device, threads: int, fail: Callable[[str], None]
+    place: Place, directory: Path, device: torch.device, threads: int, fail: Callable[[str], None]
 ) -> Iterator["Team | None"]:
-    """The other ranks of the run in `directory`, whose configuration is written; None where there is but one.
+    """The other ranks of the run in `directory`, whose configuration is written; None if there are none.
 
-    They have ended when the block has. If one of them ends before, the block fails with a RunError that says so;
-    where it cannot, waiting in some kernel for the lost rank, `fail` is called with that sentence and the process ends.
+    They have ended when the block has. If one of them ends before, the block fails with a RunError that says so; if it
+    cannot, since it waits in some kernel for the lost rank, `fail` is called with that sentence and the process ends.
     """
-    if ranks == 1:
+    if place.size == 1:
         yield None
         return
-    others = Team(ranks, device, fail)
+    others = Team(place, device, fail)
     try:
-        others.start(directory, threads)
+        if not place.launched:
+            others.start(directory, threads)
         yield others
     except NewllmError:
         raise
-    except Exception as error:  # what torch or a pipe makes of a lost rank says little
-        if others.lost.wait(GRACE):
+    except Exception as error:  # torch says little about a lost rank
+        if not place.launched and others.lost.wait(GRACE):
             raise RunError(others.reason) from error
         raise
     finally:
@@ -86,49 +124,56 @@ def team(
 
 
 class Team:
-    """Rank 0's view of the others."""
+    """Rank 0's view of the other ranks."""
 
-    def __init__(self, ranks: int, device: torch.device, fail: Callable[[str], None]) -> None:
-        self.ranks, self.device = ranks, device
-        self.lost, self.reason = threading.Event(), ""  # a rank that has ended too early, and why
+    def __init__(self, place: Place, device: torch.device, fail: Callable[[str], None]) -> None:
+        self.place, self.device = place, device
+        self.lost, self.reason = threading.Event(), ""  # set if a rank that this process has started ends too early
         self._fail = fail
-        self._ready = threading.Semaphore(0)
-        self._ending, self._joined, self._ended = False, False, threading.Event()
-        self._processes: list[subprocess.Popen[str]] = []
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._group: Group | None = None
+        self._ending, self._ended = False, threading.Event()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        if place.launched:
+            self._store = launched_store()
+        else:
+            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store.set("train", "yes")
 
     def start(self, directory: Path, threads: int) -> None:
-        """Start the others; they prepare the run while this process does."""
-        # Where this process found its modules, `.` and folders of the user's included, they find theirs.
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        share = {"OMP_NUM_THREADS": str(max(1, threads // self.ranks))}
-        for rank in range(1, self.ranks):
-            order = {"rank": rank, "ranks": self.ranks, "port": self._store.port, "threads": threads}
+        """Start the other ranks, which prepare the run from its directory."""
+        ranks = self.place.size
+        variables = {
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self._store.port),  # type: ignore[attr-defined]
+            "OMP_NUM_THREADS": str(max(1, threads // ranks)),
+            # Where this process found its modules, `.` and folders of the user's included, they find theirs.
+            "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+        }
+        command = [sys.executable, "-P", "-W", "ignore", "-m", "newllm.run.rank", str(directory)]
+        for rank in range(1, ranks):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             with _signals_held():  # the child inherits this, and will ignore them before it lets them in
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-W", "ignore", "-m", "newllm.training.rank_process", str(directory)],
-                    env={**os.environ, **share, "PYTHONPATH": path},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
+                    command, env={**os.environ, **variables, **own}, stdin=subprocess.PIPE, stdout=2
                 )
-                self._processes.append(process)
+            self._processes.append(process)
             threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
-            self._say(process, order)
 
     def join(self) -> None:
-        """Wait until all are prepared, and form torch's process group with them."""
-        for _ in self._processes:
-            while not self._ready.acquire(timeout=0.1):
-                self.check()
-        self._joined = True
-        enter_group(self._store, 0, self.ranks, self.device)
+        """Wait until all ranks are prepared, and form the process group with them."""
+        ready = [f"ready/{rank}" for rank in range(1, self.place.size)]
+        while not self._store.check(ready):
+            self.check()
+            time.sleep(0.05)
+        self._group = Group(self._store, self.place, self.device)
 
     def train_on(self, indices: np.ndarray, rate: float) -> None:
         """Have the others make the step that this process makes next, on these rows of the training data."""
         self.check()
-        for process in self._processes:
-            self._say(process, {"rows": indices.tolist(), "rate": rate})
+        assert self._group is not None
+        self._group.order((indices, rate))
 
     def check(self) -> None:
         """Raise RunError if a rank has ended."""
@@ -136,15 +181,16 @@ class Team:
             raise RunError(self.reason)
 
     def end(self) -> None:
-        """End the others: of themselves where all are well, else by force. They hold nothing that could be lost."""
+        """End the others: by an order if all are well, else by force. They hold nothing that could be lost."""
         self._ending = True
+        last_order = threading.Thread(target=self._order_the_end, daemon=True)
+        last_order.start()
+        last_order.join(GRACE)
         try:
             for process in self._processes:
-                with suppress(OSError):
-                    _stdin(process).close()
-                if not self._joined or self.lost.is_set():
+                if self._group is None or self.lost.is_set() or last_order.is_alive():
                     process.kill()
-            if self._joined and dist.is_initialized():
+            if dist.is_initialized():
                 dist.destroy_process_group()
             for process in self._processes:
                 with suppress(subprocess.TimeoutExpired):
@@ -155,42 +201,33 @@ class Team:
                 process.wait()
             self._ended.set()
 
-    def _say(self, process: "subprocess.Popen[str]", order: Mapping[str, object]) -> None:
-        _stdin(process).write(json.dumps(order) + "\n")
-        _stdin(process).flush()
+    def _order_the_end(self) -> None:
+        if self._group is not None and not self.lost.is_set():
+            with suppress(RuntimeError):  # one of them has just ended
+                self._group.order(None)
 
-    def _watch(self, rank: int, process: "subprocess.Popen[str]") -> None:
-        """In a thread: note what a rank answers, and its end."""
-        error = ""
-        assert process.stdout is not None
-        for line in process.stdout:
-            answer = json.loads(line)
-            error = answer.get("error", error)
-            if answer.get("ready"):
-                self._ready.release()
+    def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
+        """In a thread: note the end of a rank."""
         status = process.wait()
         if self._ending:
             return
-        self.reason = self.reason or _epitaph(f"Process {rank + 1} of this run's {self.ranks}", error, status)
+        self.reason = self.reason or self._epitaph(rank, status)
         self.lost.set()
         if not self._ended.wait(GRACE):
             self._fail(self.reason)
             os._exit(1)
 
-
-def _epitaph(who: str, error: str, status: int) -> str:
-    again = "the same command goes on from the last checkpoint"
-    if error:
-        return f"{who} failed: {error}"
-    if status < 0:
-        memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
-        return f"{who} was killed by {signal.Signals(-status).name}{memory}; {again}"
-    return f"{who} ended by itself with exit status {status}; {again}"
-
-
-def _stdin(process: "subprocess.Popen[str]") -> IO[str]:
-    assert process.stdin is not None
-    return process.stdin
+    def _epitaph(self, rank: int, status: int) -> str:
+        who = f"Process {rank + 1} of this run's {self.place.size}"
+        again = "the same command goes on from the last checkpoint"
+        if status < 0:
+            memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
+            return f"{who} was killed by {signal.Signals(-status).name}{memory}; {again}"
+        # A connection of its own: the main thread's may be waiting in it.
+        store = dist.TCPStore("127.0.0.1", self._store.port, is_master=False)  # type: ignore[attr-defined]
+        if store.check([f"error/{rank}"]):
+            return f"{who} failed: {store.get(f'error/{rank}').decode()}"
+        return f"{who} ended by itself with exit status {status}; {again}"
 
 
 @contextmanager

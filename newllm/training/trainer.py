@@ -20,8 +20,9 @@ class Trainer:
             that a batch is one piece of it.
         tokens: training tokens instead of epochs; the last epoch may then be a part of one.
         accumulate: pieces that a batch is cut into, to save memory. The step is the same up to rounding.
-        devices: processes on this machine that train the run together, each with a GPU or a share of the CPU's
-            threads. The rows of a batch are shared out among them; the step is the same up to rounding.
+        devices: processes that train the run together, each with a GPU or a share of the CPU's threads. The rows of
+            a batch are shared out among them; the step is the same up to rounding. They are started on this machine,
+            unless torchrun or srun has started them already.
         precision: "auto" is bf16 autocast where the processor has it natively, else fp32.
         patience: stop after so many epochs without a better validation loss; None: never.
         eval_weights: the weights that the evaluation after training sees: of the epoch with the best

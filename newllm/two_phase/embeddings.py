@@ -121,7 +121,7 @@ class Corpus(Embeddings):
                     mine.run_dir = str(folder)
                 if status := train(mine):
                     raise Interrupted(status - 128)
-        run.runtime.apply(run.trainer.devices)  # as it was before that run
+        run.runtime.apply()  # as it was before that run
         run.console.line(f"The embeddings are trained; runs that need the same ones take them from {folder}.")
         return _read(str(directory.best_checkpoint), WEIGHT, "embeddings=corpus")
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from newllm import train
 from newllm.errors import ConfigError, RunError
 from newllm.run.prepare import prepare
+from newllm.runtime import Place
 from newllm.training.distributed import Team, device_of
 from newllm.training.loop import Loop
 from newllm.training.step import Step
@@ -179,12 +181,44 @@ def test_ctrl_c_to_all_processes_saves_and_a_killed_run_leaves_none_behind(tmp_p
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert device_of(torch.device("cuda"), 1, 2) == torch.device("cuda", 1)
-    assert device_of(torch.device("cpu"), 1, 2) == torch.device("cpu")
-    assert device_of(torch.device("cuda:1"), 0, 1) == torch.device("cuda:1")
+    assert device_of(torch.device("cuda"), Place(1, 2, 1, 2)) == torch.device("cuda", 1)
+    assert device_of(torch.device("cuda"), Place(3, 4, 1, 2, launched=True)) == torch.device("cuda", 1)
+    assert device_of(torch.device("cpu"), Place(1, 2, 1, 2)) == torch.device("cpu")
+    assert device_of(torch.device("cuda:1"), Place()) == torch.device("cuda:1")
     with pytest.raises(ConfigError, match=r"takes a GPU each and 2 can be seen here; try trainer.devices=2"):
-        device_of(torch.device("cuda"), 0, 3)
+        device_of(torch.device("cuda"), Place(0, 3, 0, 3))
     with pytest.raises(ConfigError, match=r"runtime.device=cuda:1 names one; type runtime.device=cuda"):
-        device_of(torch.device("cuda:1"), 0, 2)
+        device_of(torch.device("cuda:1"), Place(0, 2, 0, 2))
     with pytest.raises(ConfigError, match=r"needs CUDA or the CPU, and this run is on mps"):
-        device_of(torch.device("mps"), 0, 2)
+        device_of(torch.device("mps"), Place(0, 2, 0, 2))
+
+
+def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+    """`newllm train` in two processes, as torchrun starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*command, "-m", "newllm.train", *SMALL, *words], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+
+
+def test_torchrun_gives_the_result_of_devices(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    """To the bit, since trainer.devices starts the same processes; then the run is done, and all processes end."""
+    first = torchrun(f"hydra.run.dir={tmp_path / 'torchrun'}")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("Best: epoch") == 1
+    assert do_run(tmp_path / "devices", "trainer.devices=2") == 0
+    assert repeatable(tmp_path / "torchrun") == repeatable(tmp_path / "devices")
+    again = torchrun(f"hydra.run.dir={tmp_path / 'torchrun'}")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("This run is done") == 1
+
+
+def test_a_number_of_devices_that_torchrun_did_not_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert Place.of_run(2) == Place(0, 2, 0, 2, launched=True)
+    with pytest.raises(ConfigError, match=r"trainer.devices=3"):
+        Place.of_run(3)
+    with pytest.raises(ConfigError, match=r"leave torchrun out"):
+        train._main(["-m", "seed=1,2"])

@@ -1,0 +1,86 @@
+"""The ranks above 0 of a run on several devices: they make its training steps, and nothing else.
+
+`python -m newllm.run.rank RUN_DIRECTORY` is how rank 0 starts them; under torchrun or srun, `newllm train` is.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+
+from newllm.config import run_directory
+from newllm.errors import NewllmError
+from newllm.run.prepare import prepare
+from newllm.runtime import Place
+from newllm.store.environment import settled
+from newllm.store.run_directory import RunDirectory
+from newllm.training.checkpoint import load_training
+from newllm.training.distributed import FOREVER, GRACE, Group, launched_store
+from newllm.training.signals import STOPPING
+from newllm.training.step import Step, cut
+
+
+def follow(cfg: DictConfig, place: Place) -> int:
+    """Make the steps that rank 0 orders, until it orders none; returns the exit status."""
+    for signum in STOPPING:  # launchers send them to all processes, and rank 0 alone decides
+        signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    store = launched_store()
+    store.wait(["train"], FOREVER)  # rank 0 has prepared the data
+    if store.get("train") != b"yes":
+        return 0
+    try:
+        _follow(cfg, place, store)
+    except BaseException as error:
+        message = str(error).strip().partition("\n")[0] or type(error).__name__
+        with suppress(RuntimeError):
+            store.set(f"error/{place.rank}", message)
+            # If another rank has ended, this error only follows from it: rank 0 has to notice that one first.
+            time.sleep(1.0)
+            store.check(["train"])  # fails if rank 0 is the one that has ended
+            if not isinstance(error, NewllmError):
+                traceback.print_exception(error)
+        return 1
+    return 0
+
+
+def _follow(cfg: DictConfig, place: Place, store: dist.Store) -> None:
+    directory = RunDirectory(run_directory(cfg))
+    earlier = settled(directory.environment_file) if directory.last_checkpoint.exists() else None
+    run = prepare(cfg, threads=earlier.threads if earlier else None)
+    run.model.train()
+    step = Step(run.model, run.optim, run.device, run.precision, run.runtime.fused)
+    if directory.last_checkpoint.exists():  # none is written before the first step, which waits for this process
+        load_training(directory.last_checkpoint, run.model, step.optimizer, {})
+    store.set(f"ready/{place.rank}", "")
+    group = Group(store, place, run.device)
+    step.distribute()
+    while (order := group.order()) is not None:
+        indices, rate = order
+        step(cut(run.data.train, indices, run.trainer.accumulate), rate)
+    dist.destroy_process_group()
+
+
+def main(directory: Path) -> int:
+    """Follow the rank 0 that has started this process, and end when its pipe to stdin closes, however it ended."""
+
+    def end_with_rank_0() -> None:
+        sys.stdin.read()
+        time.sleep(GRACE)  # for a good end; a kernel that waits for rank 0 would never return
+        os._exit(1)
+
+    threading.Thread(target=end_with_rank_0, daemon=True).start()
+    cfg = OmegaConf.create(RunDirectory(directory).config())
+    cfg.run_dir = str(directory)
+    return follow(cfg, Place.from_environment())
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
