@@ -46,7 +46,7 @@ class Run:
     model: LanguageModel
     judge: Callable[[float], str]
     stages: Any = None
-    place: Place = Place()
+    place: Place = field(default_factory=Place)
     logger: Logger = field(default_factory=NoLogger)
     console: Console = field(default_factory=lambda: Console(bar=False))
     signals: Signals = field(default_factory=Signals)
