@@ -127,16 +127,16 @@ def write_channels(spectra: Sequence[Spectrum], file: Path) -> None:
 
 def draw(spectra: Sequence[Spectrum], file: Path) -> None:
     """Write the picture, the same bytes for the same numbers; training lengths are dashed lines."""
-    from newllm.report.figures import style
+    from newllm.report import figures as style
 
     with style.styled():
-        figure, (axes,) = style.canvas(width=7.6, height=4.2)
+        figure, (axes,) = style.panels(width=7.6, height=4.2)
         for index, one in enumerate(spectra):
             drawn = wavelengths(one.inv_freq)
             look = {"color": style.colour(index), "linestyle": style.dash(index), "marker": ".", "markersize": 5}
             axes.plot(range(len(drawn)), drawn, **look)
         axes.set_yscale("log")
-        style.plain_ticks(axes.yaxis)
+        style.log_axis(axes.yaxis)
         axes.set(xlabel="channel (pair of dims)", ylabel="wavelength, tokens in a full turn")
         for length in sorted({one.seq_len for one in spectra}):
             style.mark_value(axes, y=length)
@@ -144,7 +144,7 @@ def draw(spectra: Sequence[Spectrum], file: Path) -> None:
             axes.annotate(text, (0, length), xytext=(3, 3), textcoords="offset points", color=style.MUTED, fontsize=8,
                           xycoords=("axes fraction", "data"))  # fmt: skip
         if len(spectra) > 1:
-            style.Marks().legend(figure, [(index, one.label) for index, one in enumerate(spectra)])
+            style.legend(figure, {index: one.label for index, one in enumerate(spectra)})
         else:
             axes.set_title(spectra[0].label)
         figure.savefig(file, dpi=140, metadata={"Software": None} if file.suffix == ".png" else {"Date": None})

@@ -74,6 +74,18 @@ class Group:
                 found.setdefault(int(seed), []).append(float(value))
         return {seed: _mean(values, metric) for seed, values in sorted(found.items())}
 
+    def by_seeds(self, metrics: Sequence[str]) -> np.ndarray:
+        """The metrics as rows [seeds, metrics], NaN where a seed has none."""
+        found = [self.by_seed(metric) for metric in metrics]
+        seeds = dict.fromkeys(seed for one in found for seed in one)
+        rows = [[one.get(seed, np.nan) for one in found] for seed in seeds]
+        return np.array(rows, dtype=float).reshape(len(seeds), len(metrics))
+
+    def mean(self, metric: str) -> float:
+        """Arithmetic mean over the seeds that have the metric, NaN without any."""
+        values = [*self.by_seed(metric).values()]
+        return float(np.mean(values)) if values else float("nan")
+
 
 def groups(frame: pd.DataFrame, by: Sequence[str] | None = None, without: Sequence[str] = ()) -> list[Group]:
     """The finished runs of `frame` (from `load_runs`) in groups, sorted by what differs.

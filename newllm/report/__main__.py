@@ -2,19 +2,19 @@
 
 import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm.cli import guarded
 from newllm.config.catalog import shipped
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+if TYPE_CHECKING:  # pandas and the like are loaded when there is something to report
+    from newllm.report.study import Section, Study
+    from newllm.report.tables import Table
 
-    from newllm.console import Console
-    from newllm.report.section import Section
-    from newllm.report.study import Study
-    from newllm.report.table import Table
+MOST_ROWS = 60  # of a table on the console
+WIDTH = 104  # characters of a table on the console
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,38 +29,33 @@ def _run(argv: list[str]) -> int:
     from newllm.report.options import read
 
     request = read(argv)
-    from newllm.console import Console
+    from newllm.report.page import write
     from newllm.report.sections import sections
     from newllm.report.study import study
-    from newllm.report.write import write
 
     found = study(request)
-    made = sections(found, figures=bool({"html", "svg", "png"} & {*found.options.formats}))
-    written = write(found, made)
-
-    _print(Console(), found, made, written)
+    made = sections(found)
+    _print(found, made, write(found, made))
     return 0
 
 
-MOST_ROWS = 60  # of a table on the console
-WIDTH = 104  # letters of a table on the console
-
-
-def _print(console: "Console", found: "Study", made: "Sequence[Section]", written: "Sequence[Path]") -> None:
+def _print(found: "Study", made: "Sequence[Section]", written: Sequence[Path]) -> None:
     """The main tables, the rule, the paths."""
-    shown = {section.name: section for section in made}
+    from newllm.console import Console
+
+    console, shown = Console(), {section.name: section for section in made}
     for line in shown["results"].lines:
         console.line(line)
     for table in shown["results"].tables:
         rows, left_out = _fitting(table)
-        console.section(table.title, [rows[:MOST_ROWS], *left_out, *table.notes])
+        console.section(table.title, [rows, *left_out, *table.notes])
     if "comparisons" in shown:
         console.line()
         for line in [found.request.rule.words, *shown["comparisons"].lines]:
             console.line(line)
-    if len(found.unfinished):
-        counts = found.unfinished["state"].value_counts().items()
-        console.line(f"Without results: {', '.join(f'{count} {state}' for state, count in counts)}.")
+    unfinished = found.frame["state"][found.frame["state"] != "done"].value_counts()
+    if len(unfinished):
+        console.line(f"Without results: {', '.join(f'{count} {state}' for state, count in unfinished.items())}.")
     console.line()
     if written[0].suffix == ".html":
         console.line(f"Page: {written[0]}", style="bold")
@@ -68,33 +63,30 @@ def _print(console: "Console", found: "Study", made: "Sequence[Section]", writte
 
 
 def _fitting(table: "Table") -> tuple[list[dict[str, str]], list[str]]:
-    """The rows with as many of the metrics as fit, and what was left out; the best is marked by a star."""
-    texts = [[f"{cell.text} *" if cell.bold else cell.text for cell in row] for row in table.rows]
-    names = [column.name for column in table.columns]
-    widths = [max(len(text) for text in column) + 3 for column in zip(names, *texts, strict=True)]
-    metrics = [i for i, name in enumerate(names) if "/" in name and not name.startswith("Δ")]
-    free = WIDTH - sum(width for i, width in enumerate(widths) if i not in metrics)
-    kept = [i for place, i in enumerate(metrics) if sum(widths[j] for j in metrics[: place + 1]) <= free or place == 0]
-    columns = [i for i in range(len(names)) if i not in metrics or i in kept]
-    notes = [f"… and {len(texts) - MOST_ROWS:,} more groups, in the files."] if len(texts) > MOST_ROWS else []
-    if len(kept) < len(metrics):
-        notes.append(f"In the files also: {', '.join(names[i] for i in metrics if i not in kept)}.")
-    return [{names[i]: row[i] for i in columns} for row in texts], notes
+    """The first rows with as many of the metrics as fit, and what was left out; the best is marked by a star."""
+    rows = [{name: f"{cell.text} *" if cell.bold else cell.text for name, cell in row.items()} for row in table.rows]
+    width = {name: max(len(text) for text in (name, *(row[name] for row in rows))) + 3 for name in table.columns}
+    metrics = [name for name in table.columns if "/" in name and not name.startswith("Δ")]
+    free = WIDTH - sum(width[name] for name in table.columns if name not in metrics)
+    fits = [name for i, name in enumerate(metrics) if i == 0 or sum(width[one] for one in metrics[: i + 1]) <= free]
+    notes = [f"… and {len(rows) - MOST_ROWS:,} more groups, in the files."] if len(rows) > MOST_ROWS else []
+    if len(fits) < len(metrics):
+        notes.append(f"In the files also: {', '.join(name for name in metrics if name not in fits)}.")
+    shown = [name for name in table.columns if name in fits or name not in metrics]
+    return [{name: row[name] for name in shown} for row in rows[:MOST_ROWS]], notes
 
 
 def _help() -> str:
     """Usage, and the options with what conf/report.yaml says of them."""
     text = (shipped() / "report.yaml").read_text(encoding="utf-8")
-    known = re.findall(r"^(\w+): *(.*?)(?: +#(.*))?$", text, re.MULTILINE)
     lines = [
         "newllm report DIR [DIR …] [key=value …]",
         "",
         "DIR is a folder of runs: a sweep, several sweeps, or one run. Writes into the first one's folder report/.",
         "",
     ]
-    for name, default, comment in known:
-        if not name.startswith("_"):
-            lines += [f"  {name}={default}", *([f"      {comment.strip()}"] if comment else [])]
+    for name, default, comment in re.findall(r"^([a-z]\w*): *(.*?)(?: +#(.*))?$", text, re.MULTILINE):
+        lines += [f"  {name}={default}", *([f"      {comment.strip()}"] if comment else [])]
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
-"""Learning curves, perplexity by position, queries and keys by layer: lines with bands over seeds."""
+"""Lines with bands over seeds: learning curves, perplexity by position, queries and keys by layer."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,26 +8,42 @@ from typing import Any
 
 import numpy as np
 
-from newllm.report.drawing import Drawing, drawing
-from newllm.report.figures.lines import lines
-from newllm.report.figures.series import Series, over_seeds
-from newllm.report.numbered import at_number, over_number
-from newllm.report.reading import course, of_runs, stacked, table, together
-from newllm.report.study import Part
+from newllm.report.figures import Drawing, drawing, lines
+from newllm.report.series import BAND, GEOMETRIC, Series, at_number, of_drawn, of_runs, over_number, stacked, table_of
+from newllm.report.study import Part, Section, Study
 
-BAND = "Mean over seeds; the band is ± one sample standard deviation."
-GEOMETRIC = "Geometric mean over seeds; the band is ± one sample standard deviation of ln perplexity."
+MOST_POINTS = 200  # of one drawn curve
+_TITLES = {"q": "Queries", "k": "Keys", "high": "High frequencies", "low": "Low frequencies",
+           "pass-through": "Not rotated"}  # fmt: skip
 
 
-def learning(part: Part) -> list[Drawing]:
+def learning(study: Study) -> Section:
     """Perplexity over training tokens, of training and of validation."""
+    return Section("curves", "Learning curves", study.left_out, (), study.draw(_learning))
+
+
+def by_position(study: Study) -> Section:
+    """`val/ppl_by_position/A-B` over the middle of A and B."""
+    return Section("position", "Position in the row", study.left_out, (), study.draw(_by_position))
+
+
+def queries_and_keys(study: Study) -> Section:
+    """Largest query and key by layer; the same by frequency band."""
+    return Section("qk", "Queries and keys", study.left_out, (), study.draw(_sizes, _bands))
+
+
+def _learning(part: Part) -> list[Drawing]:
     panels: dict[str, list[Series]] = {"Training": [], "Validation": []}
     for one in part.drawn:
-        courses = of_runs(one.group, course)
-        for title, curves in (("Training", [c.train for c in courses]), ("Validation", [c.val for c in courses])):
-            x, losses = together(curves)
-            if len(x):
-                panels[title].append(over_seeds(one.index, one.group.label, x, np.exp(losses), log=True))
+        runs = of_runs(one.group, _losses)
+        for side, title in enumerate(panels):
+            curves = [run[side] for run in runs if len(run[side])]
+            if curves:
+                x = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+                if len(x) > MOST_POINTS:
+                    x = x[np.linspace(0, len(x) - 1, MOST_POINTS).round().astype(int)]
+                rows = [np.interp(x, curve[:, 0], curve[:, 1], left=np.nan, right=np.nan) for curve in curves]
+                panels[title].append(of_drawn(one, x, np.exp(rows), log=True))
     there = {title: series for title, series in panels.items() if series}
     if not there:
         return []
@@ -34,57 +51,70 @@ def learning(part: Part) -> list[Drawing]:
     return [drawing(f"curves{part.mark}", part.named("Learning curves"), figure, GEOMETRIC)]
 
 
-def by_position(part: Part) -> list[Drawing]:
-    """`val/ppl_by_position/A-B` over the middle of A and B."""
+def _losses(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of metrics.jsonl, [points, 2] of tokens and loss: training by logged step, validation by epoch."""
+    with (path / "metrics.jsonl").open(encoding="utf-8") as file:
+        logged = [json.loads(line) for line in file]
+    steps = [line for line in logged if "epoch" not in line and line.get("train/loss") is not None]
+    epochs = [line for line in logged if "epoch" in line and line.get("val/loss") is not None]
+    per_step = next((line["train/tokens"] / line["step"] for line in reversed(steps) if "train/tokens" in line), None)
+    if per_step is None:
+        return None
+    train = [(line["step"] * per_step, line["train/loss"]) for line in steps]
+    val = [(line.get("train/tokens", line["step"] * per_step), line["val/loss"]) for line in epochs]
+    return np.array(train, dtype=float).reshape(-1, 2), np.array(val, dtype=float).reshape(-1, 2)
+
+
+def _by_position(part: Part) -> list[Drawing]:
     at = at_number(part, r"val/ppl_by_position/(\d+)-(\d+)", lambda a, b: (float(a) + float(b)) / 2)
-    series = over_number(part.drawn, at, log=True) if len(at) > 1 else []
+    series = over_number(part.drawn, at, log=True)
     if not series:
         return []
     figure = lines({"": series}, "position of the label", "perplexity", log_y=True, dots=True)
     return [drawing(f"position{part.mark}", part.named("Perplexity by position in the row"), figure, GEOMETRIC)]
 
 
-def queries_and_keys(part: Part) -> list[Drawing]:
-    """Largest query and key by layer; the same by frequency band."""
-    made = _by_layer(part, f"qk{part.mark}", part.named("Largest query and key by layer"), _sizes, ("q", "k"))
-    for name, title in (("q", "Queries"), ("k", "Keys")):
-        named = part.named(f"{title} by frequency band and layer")
-        read = partial(_bands, tensor=name)
-        made += _by_layer(part, f"qk-bands-{name}{part.mark}", named, read, ("high", "low", "pass-through"))
-    return made
+def _sizes(part: Part) -> list[Drawing]:
+    """Largest size after rotation, of tables/qk_layers.csv."""
+
+    def read(path: Path) -> dict[str, dict[float, float]]:
+        rows = table_of(path, "qk_layers")
+        return {name: {float(row["layer"]): float(row[f"{name}_max"]) for row in rows} for name in ("q", "k")}
+
+    return _by_layer(part, "qk", "Largest query and key by layer", read, ("q", "k"))
 
 
-_TITLES = {"q": "Queries", "k": "Keys", "high": "High frequencies", "low": "Low frequencies",
-           "pass-through": "Not rotated"}  # fmt: skip
+def _bands(part: Part) -> list[Drawing]:
+    """Largest norm of a rotary pair by frequency band, of tables/qk_bands.csv; nothing without rotation."""
+
+    def read(path: Path, tensor: str) -> dict[str, dict[float, float]]:
+        found: dict[str, dict[float, float]] = {}
+        for row in table_of(path, "qk_bands"):
+            if row["cut"] == "frequency" and row["tensor"] == tensor:
+                found.setdefault(row["band"], {})[float(row["layer"])] = float(row["max"])
+        return found if "high" in found else {}
+
+    bands = ("high", "low", "pass-through")
+    return [
+        made
+        for name in ("q", "k")
+        for made in _by_layer(part, f"qk-bands-{name}", f"{_TITLES[name]} by frequency band and layer",
+                              partial(read, tensor=name), bands)
+    ]  # fmt: skip
 
 
 def _by_layer(
     part: Part, name: str, title: str, read: Callable[[Path], Mapping[str, Any]], panels: Sequence[str]
 ) -> list[Drawing]:
-    drawn: dict[str, list[Series]] = {panel: [] for panel in panels}
+    """What `read` finds in each run: panel -> layer -> value."""
+    drawn: dict[str, list[Series]] = {_TITLES[panel]: [] for panel in panels}
     for one in part.drawn:
         runs = of_runs(one.group, read)
         for panel in panels:
-            rows = [run[panel] for run in runs if run.get(panel)]
-            if rows:
-                drawn[panel].append(over_seeds(one.index, one.group.label, *stacked(rows)))
-    there = {_TITLES[panel]: series for panel, series in drawn.items() if series}
+            if rows := [run[panel] for run in runs if run.get(panel)]:
+                drawn[_TITLES[panel]].append(of_drawn(one, *stacked(rows)))
+    there = {panel: series for panel, series in drawn.items() if series}
     if not there:
         return []
     figure = lines(there, "layer", "largest size", dots=True, whole_x=True)
-    return [drawing(name, title, figure, BAND)]
-
-
-def _sizes(path: Path) -> dict[str, dict[float, float]]:
-    """Panel -> layer -> largest size after rotation, of tables/qk_layers.csv."""
-    rows = table(path, "qk_layers")
-    return {name: {float(row["layer"]): float(row[f"{name}_max"]) for row in rows} for name in ("q", "k")}
-
-
-def _bands(path: Path, tensor: str) -> dict[str, dict[float, float]]:
-    """Band -> layer -> largest norm of a rotary pair, of tables/qk_bands.csv; without rotation there are no bands."""
-    found: dict[str, dict[float, float]] = {}
-    for row in table(path, "qk_bands"):
-        if row["cut"] == "frequency" and row["tensor"] == tensor:
-            found.setdefault(row["band"], {})[float(row["layer"])] = float(row["max"])
-    return found if "high" in found else {}
+    return [drawing(f"{name}{part.mark}", part.named(title), figure, BAND)]

@@ -1,12 +1,13 @@
 """What the command line of `newllm report` asks for: folders, and options checked against their types."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from omegaconf import OmegaConf
 
 from newllm.analysis.comparison import Rule, rule
 from newllm.config.catalog import shipped
@@ -22,7 +23,7 @@ _OPTION = re.compile(r"([\w.]+)=(.*)", re.DOTALL)
 class Options:
     """The options of a report; conf/report.yaml says what each means."""
 
-    baseline: str | list[str] | None
+    baseline: str | None
     metrics: list[str]
     compare: list[str]
     by: list[str] | None
@@ -42,12 +43,17 @@ class Options:
             raise ConfigError(f"confidence={self.confidence:g}: expected a number between 0 and 1, as in 0.95.")
         if self.curves < 1:
             raise ConfigError(f"curves={self.curves}: expected at least 1, the groups drawn in a figure.")
-        if not self.metrics or not self.formats:
-            empty = "formats" if self.metrics else "metrics"
-            raise ConfigError(f"{empty}=[]: expected at least one; leave {empty} out for the usual ones.")
+        for name in ("metrics", "formats"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name}=[]: expected at least one; leave {name} out for the usual ones.")
         for name in self.formats:
             if name not in FORMATS:
                 raise ConfigError(f"formats={name} is no format; {did_you_mean(name, FORMATS)}.")
+
+    @property
+    def main_metric(self) -> str:
+        """What groups are ranked by."""
+        return (self.compare or self.metrics)[0]
 
 
 @dataclass(frozen=True)
@@ -63,39 +69,39 @@ class Request:
         return Path(self.options.out) if self.options.out else Path(self.folders[0]) / "report"
 
 
+def defaults() -> dict[str, Any]:
+    """conf/report.yaml."""
+    return dict(yaml.safe_load((shipped() / "report.yaml").read_text(encoding="utf-8")))
+
+
 def read(argv: Sequence[str]) -> Request:
     """Words with an ``=`` that are no folders are options, the others are folders.
 
     Raises ConfigError for an unknown option or a value of the wrong type.
     """
-    folders, given, of_rule = [], {}, {}
+    folders, node, of_rule = [], defaults(), {}
+    lists = [name for name, value in node.items() if isinstance(value, list) or name == "by"]
     for word in argv:
         option = _OPTION.fullmatch(word)
         if option is None or Path(word).is_dir():
             folders.append(word)
-        elif option[1].startswith("verdict."):
-            of_rule[option[1].removeprefix("verdict.")] = _value(word, option[2])
+            continue
+        name, value = option[1], _value(word, option[2])
+        if name.startswith("verdict."):
+            of_rule[name.removeprefix("verdict.")] = value
+        elif name == "baseline" and isinstance(value, list):
+            node[name] = f"[{','.join(map(str, value))}]"
         else:
-            given[option[1]] = _value(word, option[2])
+            node[name] = [value] if name in lists and isinstance(value, str) else value
     if not folders:
         raise ConfigError("no folder of runs is given; type newllm report DIR, as in newllm report outputs/sweeps.")
-    chosen = checked({**yaml.safe_load((shipped() / "report.yaml").read_text(encoding="utf-8")), **given})
-    return Request(folders, chosen, rule(chosen.verdict, **of_rule))
-
-
-def checked(values: Mapping[str, Any]) -> Options:
-    """Options from a mapping, each of its type; a single word does for a list of one."""
-    lists = ("metrics", "compare", "by", "where", "formats")
-    node = {name: [value] if isinstance(value, str) and name in lists else value for name, value in values.items()}
-    found = fitted({**node, "_target_": "newllm.report.options.Options"}, of="a report")
-    del found["_target_"]
-    return Options(**found)
+    typed = fitted(node, of="a report")
+    options = Options(**{name: value for name, value in typed.items() if name != "_target_"})
+    return Request(folders, options, rule(options.verdict, **of_rule))
 
 
 def _value(word: str, text: str) -> Any:
     """What stands behind the ``=``, as YAML reads it: numbers, null, lists in brackets, else words."""
-    from omegaconf import OmegaConf
-
     try:
         value = OmegaConf.select(OmegaConf.create(f"value: {text}" if text else "value: null"), "value")
     except Exception:  # of several libraries, all saying that this is no YAML

@@ -1,25 +1,23 @@
 """What a report is about: the runs, in parts that compare, in groups, each against a baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from newllm.analysis.comparable import comparable
 from newllm.analysis.comparison import Comparison, compare
-from newllm.analysis.frame import load_runs
-from newllm.analysis.groups import Group, find, groups, value_of
+from newllm.analysis.frame import load_runs, metric_names
+from newllm.analysis.groups import Group, find, groups, is_typed, value_of
 from newllm.analysis.metrics import lower_is_better
 from newllm.config.catalog import Catalog, shipped
 from newllm.errors import ConfigError
-from newllm.report.options import Options, Request
-from newllm.report.where import where
+from newllm.report.figures import Drawing
+from newllm.report.options import Options, Request, defaults
+from newllm.report.tables import Table
 from newllm.suggest import did_you_mean
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MOST_PARTS = 4  # of which figures are drawn
 COLOUR_CYCLE = 224  # a multiple of all cycles of colours, dashes and marks, so that each part begins with the first
@@ -32,6 +30,10 @@ class Drawn:
     index: int
     group: Group
 
+    @property
+    def label(self) -> str:
+        return self.group.label
+
 
 @dataclass(frozen=True)
 class Part:
@@ -41,8 +43,15 @@ class Part:
     title: str
     groups: Sequence[Group]
     baseline: Group | None
-    comparisons: Sequence[Comparison]
-    options: Options
+    request: Request
+
+    @property
+    def options(self) -> Options:
+        return self.request.options
+
+    @property
+    def metric(self) -> str:
+        return self.options.main_metric
 
     @property
     def mark(self) -> str:
@@ -50,35 +59,60 @@ class Part:
 
     @property
     def first_index(self) -> int:
-        """Of the colours: the parts' figures are switched on and off apart from each other."""
+        """Of the colours: each part's figures are switched on and off by themselves."""
         return COLOUR_CYCLE * max(0, self.number - 1)
 
     def named(self, title: str) -> str:
         return f"{title} ({self.title})" if self.title else title
 
+    def compare(self, metrics: Sequence[str]) -> list[Comparison]:
+        """All groups with the baseline on these metrics, corrected together; nothing without a baseline."""
+        if self.baseline is None:
+            return []
+        done, options = self._compared, self.options
+        if (*metrics,) not in done:
+            how = (self.request.rule, options.confidence, options.interval)
+            done[(*metrics,)] = compare(self.groups, self.baseline, metrics, *how)
+        return done[(*metrics,)]
+
+    @cached_property
+    def _compared(self) -> dict[tuple[str, ...], list[Comparison]]:
+        return {}
+
     @cached_property
     def drawn(self) -> list[Drawn]:
         """The baseline and the best groups, as many as may be drawn, in the order of the groups."""
-        primary = self.options.compare[0] if self.options.compare else self.options.metrics[0]
-        sign = -1 if lower_is_better(primary) is False else 1
-        mean = [mean_of(group, primary) * sign for group in self.groups]
-        best = [self.groups[i] for i in np.argsort([m if np.isfinite(m) else np.inf for m in mean], kind="stable")]
-        chosen = ([self.baseline] if self.baseline else []) + [one for one in best if one is not self.baseline]
-        kept = chosen[: self.options.curves]
-        ordered = [group for group in self.groups if any(group is one for one in kept)]
-        return [Drawn(self.first_index + i, group) for i, group in enumerate(ordered)]
+        sign = -1 if lower_is_better(self.metric) is False else 1
+        mean = [group.mean(self.metric) * sign for group in self.groups]
+        best = np.argsort([m if np.isfinite(m) else np.inf for m in mean], kind="stable").tolist()
+        best.sort(key=lambda place: self.groups[place] is not self.baseline)  # the baseline before all others
+        return [Drawn(self.first_index + i, self.groups[n]) for i, n in enumerate(sorted(best[: self.options.curves]))]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: sentences, tables and figures under one heading. `name` is its anchor on the page."""
+
+    name: str
+    title: str
+    lines: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    drawings: Sequence[Drawing] = ()
 
 
 @dataclass(frozen=True)
 class Study:
-    """All runs read; `done` are those of the tables; `reason` says why there is more than one part."""
+    """All runs read; `done` are those of the tables; `reason` says why there is more than one part.
+
+    figures: are any wanted?
+    """
 
     request: Request
-    frame: "pd.DataFrame"
-    done: "pd.DataFrame"
+    frame: pd.DataFrame
+    done: pd.DataFrame
     parts: Sequence[Part]
     reason: str
-    against: "pd.DataFrame | None"
+    figures: bool
 
     @property
     def options(self) -> Options:
@@ -89,58 +123,59 @@ class Study:
         """The largest parts, which have figures."""
         return self.parts[:MOST_PARTS]
 
+    def draw(self, *figures: Callable[[Part], Iterable[Drawing]]) -> list[Drawing]:
+        """These figures of every part that has figures, none if no figures are wanted."""
+        return [one for part in self.drawn_parts for draw in figures for one in draw(part)] if self.figures else []
+
     @property
-    def unfinished(self) -> "pd.DataFrame":
-        return self.frame[self.frame["state"] != "done"]
+    def left_out(self) -> list[str]:
+        """A sentence on the groups that are not drawn, if there are any."""
+        total, drawn = sum(len(part.groups) for part in self.parts), sum(len(part.drawn) for part in self.drawn_parts)
+        if drawn == total or not self.figures:
+            return []
+        if len(self.parts) > len(self.drawn_parts):
+            return [f"Drawn are groups of the {len(self.drawn_parts)} largest of {len(self.parts)} tables."]
+        which = f"the baseline and the best by {self.options.main_metric}"
+        return [f"Drawn are {drawn} of {total:,} groups: {which}; curves=N draws more."]
 
 
 def study(request: Request) -> Study:
-    """Read, part, group and compare.
+    """Reads, splits, groups and compares the runs.
 
     Raises ConfigError: nothing finished, a metric that no run has, an unknown baseline or grouping key.
     """
-    options = request.options
-    frame = where(load_runs(request.folders), options.where)
+    frame = where(load_runs(request.folders), request.options.where)
     done = frame[frame["state"] == "done"]
     if done.empty:
         raise ConfigError(_nothing_done(request, frame))
-    _known_metrics(options, done)
-    options = replace(options, metrics=_there(options.metrics, done), compare=_there(options.compare, done))
+    request = replace(request, options=_with_known_metrics(request.options, done))
+    options = request.options
     split = comparable(frame)
     parts = []
     for number, runs in enumerate(split, 1):
         among = groups(runs.runs, by=options.by)
-        baseline = _baseline(among, options, alone=len(split) == 1)
-        found = _compare(among, baseline, request, options)
-        parts.append(Part(number, runs.title, among, baseline, found, options))
+        parts.append(Part(number, runs.title, among, _baseline(among, options, alone=len(split) == 1), request))
     if options.baseline and not any(part.baseline for part in parts):
-        find([group for part in parts for group in part.groups], _typed(options.baseline))  # says what there is
-    against = load_runs(options.against) if options.against else None
-    return Study(replace(request, options=options), frame, done, parts, split[0].reason, against)
+        find([group for part in parts for group in part.groups], options.baseline)  # raises, saying what there is
+    figures = bool({"html", "svg", "png"} & {*options.formats})
+    return Study(request, frame, done, parts, split[0].reason, figures)
 
 
-def by_seed(group: Group, metrics: Sequence[str]) -> np.ndarray:
-    """The metrics as rows [seeds, metrics], NaN where a seed has none; a seed that ran twice counts once."""
-    found = [group.by_seed(metric) for metric in metrics]
-    seeds = dict.fromkeys(seed for one in found for seed in one)
-    rows = [[one.get(seed, np.nan) for one in found] for seed in seeds]
-    return np.array(rows, dtype=float).reshape(len(seeds), len(metrics))
+def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """The rows that fulfil every condition ``key=value`` or ``key=value|value``; unreadable runs fulfil none.
 
-
-def mean_of(group: Group, metric: str) -> float:
-    """Arithmetic mean over the seeds that have the metric, NaN without any."""
-    values = by_seed(group, [metric])
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _compare(
-    among: Sequence[Group], baseline: Group | None, request: Request, options: Options
-) -> Sequence[Comparison]:
-    if baseline is None or not options.compare:
-        return []
-    return compare(
-        among, baseline, options.compare, request.rule, confidence=options.confidence, interval=options.interval
-    )
+    A key is a choice, an axis or a setting. Raises ConfigError for a condition without ``=`` and an unknown key.
+    """
+    for condition in conditions:
+        key, equals, typed = condition.partition("=")
+        if not equals:
+            raise ConfigError(f"where={condition}: expected key=value, as in where=[attention=mha,seed=1|2].")
+        values = [value_of(config, key) if config else None for config in frame["config"]]
+        if not frame.empty and all(value is None for value in values):
+            names = [str(name) for name in frame if "/" not in str(name)]
+            raise ConfigError(f"where={condition}: no run has {key}; {did_you_mean(key, names)}.")
+        frame = frame[[any(is_typed(value, word) for word in typed.split("|")) for value in values]]
+    return frame.reset_index(drop=True)
 
 
 def _baseline(among: Sequence[Group], options: Options, alone: bool) -> Group | None:
@@ -151,7 +186,7 @@ def _baseline(among: Sequence[Group], options: Options, alone: bool) -> Group | 
     if options.baseline is None:
         return _nearest_to_defaults(among) if len(among) > 1 else None
     try:
-        return find(among, _typed(options.baseline))
+        return find(among, options.baseline)
     except ConfigError:
         if alone:
             raise
@@ -170,24 +205,18 @@ def _nearest_to_defaults(among: Sequence[Group]) -> Group:
     return max(among, key=likeness)
 
 
-def _typed(baseline: str | list[str]) -> str:
-    return baseline if isinstance(baseline, str) else f"[{','.join(baseline)}]"
-
-
-def _known_metrics(options: Options, done: "pd.DataFrame") -> None:
-    """A metric of the usual columns may be absent, since its evaluator was not chosen; one typed wrongly may not."""
-    known = [str(name) for name in done if "/" in str(name) and done[name].notna().any()]
-    usual = {"val/ppl", "val/bits_per_byte", "reversal/backward_ppl", "kv_cache/bytes_per_token", "params/total"}
+def _with_known_metrics(options: Options, done: pd.DataFrame) -> Options:
+    """The options with the metrics that there are: one of the usual columns may be missing, since its evaluator was
+    not chosen. Raises ConfigError for any other name."""
+    known, usual = [name for name in metric_names(done) if done[name].notna().any()], defaults()
+    metrics, compared = ([name for name in names if name in known] for names in (options.metrics, options.compare))
     for name in [*options.metrics, *options.compare]:
-        if name not in known and name not in usual:
+        if name not in known and (name not in [*usual["metrics"], *usual["compare"]] or not metrics):
             raise ConfigError(f"{name} is no metric of these runs; {did_you_mean(name, known)}.")
+    return replace(options, metrics=metrics, compare=compared)
 
 
-def _there(metrics: Sequence[str], done: "pd.DataFrame") -> list[str]:
-    return [name for name in metrics if name in done and done[name].notna().any()]
-
-
-def _nothing_done(request: Request, frame: "pd.DataFrame") -> str:
+def _nothing_done(request: Request, frame: pd.DataFrame) -> str:
     places = ", ".join(request.folders)
     if frame.empty:
         chosen = f" with {', '.join(request.options.where)}" if request.options.where else ""

@@ -1,4 +1,4 @@
-"""Quality against cache bytes, the metric over each swept axis, the reversal measures."""
+"""Points with intervals: quality against cache bytes, the metric over each swept axis, the reversal measures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,66 +7,97 @@ from typing import Any
 import numpy as np
 
 from newllm.analysis.groups import Group
-from newllm.analysis.labels import SEPARATOR, axes_of, canonical, choices_of, say, short_keys, varying
+from newllm.analysis.labels import SEPARATOR, Flat, axes_of, canonical, choices_of, say, short_keys, varying
 from newllm.analysis.metrics import lower_is_better
-from newllm.report.drawing import Drawing, drawing
-from newllm.report.figures.points import Sweep, bars, front, pareto, sweep
-from newllm.report.figures.series import Series, over_seeds
-from newllm.report.study import COLOUR_CYCLE, Drawn, Part, by_seed, mean_of
+from newllm.report.figures import (
+    DASHED,
+    MUTED,
+    Drawing,
+    aside,
+    band,
+    drawing,
+    labels_of,
+    legend,
+    log_axis,
+    mark_value,
+    panels,
+    points,
+    ticks_at,
+    word_axis,
+)
+from newllm.report.series import BARS, Series, of_drawn, over_seeds, padded
+from newllm.report.study import COLOUR_CYCLE, Drawn, Part, Section, Study
 
-BARS = "Mean over seeds; bars are ± one sample standard deviation."
 BYTES = "kv_cache/bytes_per_token"
 
 
-def cache(part: Part, metric: str) -> list[Drawing]:
-    """The metric over the bytes of the KV cache, with the groups that no other beats in both.
+def cache(study: Study) -> Section:
+    """The metric over the bytes of the KV cache, with the groups that no other beats in both."""
+    return Section("cache", "Quality and KV cache", study.left_out, (), study.draw(_cache))
 
-    Those are drawn even where they are not among the groups of the other figures.
-    """
-    if lower_is_better(metric) is not True or BYTES not in part.groups[0].frame:
+
+def axes(study: Study) -> Section:
+    """One plot per swept axis: numbers as lines over what else is equal, choices as points of the groups."""
+    return Section("axes", "Swept axes", study.left_out, (), study.draw(_axes))
+
+
+def reversal(study: Study) -> Section:
+    """Accuracy and margin of facts in the trained direction and in the other."""
+    return Section("reversal", "Reversal Curse", study.left_out, (), study.draw(_reversal))
+
+
+def front(cost: np.ndarray, loss: np.ndarray) -> list[int]:
+    """Indices of the points that no other undercuts in one without exceeding it in the other, by rising cost."""
+    found: list[int] = []
+    for i in np.lexsort((loss, cost)):
+        if np.isfinite(loss[i]) and (not found or loss[i] < loss[found[-1]]):
+            found.append(int(i))
+    return found
+
+
+def _cache(part: Part) -> list[Drawing]:
+    """Groups of the front are drawn even where they are not among the groups of the other figures."""
+    metric = part.metric
+    if lower_is_better(metric) is not True:
         return []
-    cost = {group.label: mean_of(group, BYTES) for group in part.groups}
-    known = [g for g in part.groups if np.isfinite(cost[g.label]) and np.isfinite(mean_of(g, metric))]
-    best = front(np.array([cost[g.label] for g in known]), np.array([mean_of(g, metric) for g in known]))
-    drawn = [one for one in part.drawn if any(one.group is group for group in known)]
-    more = [known[i] for i in best if not any(known[i] is one.group for one in drawn)]
+    known = [group for group in part.groups if np.isfinite(group.mean(BYTES)) and np.isfinite(group.mean(metric))]
+    cost, quality = (np.array([group.mean(name) for group in known]) for name in (BYTES, metric))
+    on_front = [known[i] for i in front(cost, quality)]
+    drawn = [one for one in part.drawn if one.group in known]
+    more = [group for group in on_front if group not in [one.group for one in drawn]]
     drawn += [Drawn(part.first_index + len(part.drawn) + place, group) for place, group in enumerate(more)]
-    if len({cost[one.group.label] for one in drawn}) < 2:
+    if len({one.group.mean(BYTES) for one in drawn}) < 2:
         return []
-    points = [
-        over_seeds(one.index, one.group.label, [cost[one.group.label]], by_seed(one.group, [metric])) for one in drawn
-    ]
+    series = [of_drawn(one, [one.group.mean(BYTES)], one.group.by_seeds([metric])) for one in drawn]
+    figure, (panel,) = panels(height=3.8)
+    for one in series:
+        points(panel, one)
+    x, y = ([group.mean(name) for group in on_front] for name in (BYTES, metric))
+    panel.plot(x, y, color=MUTED, linewidth=1, linestyle=DASHED, zorder=1, drawstyle="steps-post")
+    log_axis(panel.xaxis)
+    panel.set(xlabel="bytes of KV cache per token", ylabel=metric)
+    legend(figure, labels_of(series), line=False, mark=True)
     caption = f"{BARS} The dashed line joins the groups that none undercuts in both (Pareto front)."
-    figure = pareto(points, "bytes of KV cache per token", metric)
     return [drawing(f"cache{part.mark}", part.named(f"{metric} against KV cache"), figure, caption)]
 
 
-def swept(part: Part, metric: str) -> list[Drawing]:
-    """One plot per swept axis: numbers as lines over what else is equal, choices as points of the groups."""
-    made = []
-    for place, axis in enumerate(_axes(part.groups)):
-        data = _numbers(axis, part, metric, part.first_index + COLOUR_CYCLE * (place + 100))
-        data = data or _words(axis, part, metric)
-        if data is not None:
-            name = axis.key.replace("/", "-").replace(".", "-")
-            title = part.named(f"{metric} by {axis.name}")
-            made.append(drawing(f"axis-{name}{part.mark}", title, sweep(data, metric), BARS))
-    return made
-
-
-def reversal(part: Part) -> list[Drawing]:
-    """Accuracy and margin in the trained direction and in the other."""
-    panels: dict[str, Sequence[Series]] = {}
-    for what, title in (("accuracy", "accuracy"), ("margin", "margin, nats per token")):
+def _reversal(part: Part) -> list[Drawing]:
+    chance, there = {"accuracy": 0.5, "margin": 0.0}, {}
+    for what in chance:
         names = [f"reversal/{direction}_{what}" for direction in ("forward", "backward")]
-        rows = {one: by_seed(one.group, names) for one in part.drawn}
-        known = [over_seeds(one.index, one.group.label, [0, 1], row) for one, row in rows.items()]
-        known = [series for series in known if len(series.x) == 2]
-        if known:
-            panels[title] = known
-    if not panels:
+        known = [of_drawn(one, [0, 1], one.group.by_seeds(names)) for one in part.drawn]
+        if known := [one for one in known if len(one.x) == 2]:
+            there[what] = known
+    if not there:
         return []
-    figure = bars(dict(panels), ["forward", "backward"], {"accuracy": 0.5, "margin, nats per token": 0.0})
+    figure, made = panels(len(there), width=4.2 + 2.2 * len(there))
+    for panel, (what, series) in zip(made, there.items(), strict=True):
+        for place, one in enumerate(series):
+            points(panel, one, aside(place, len(series)))
+        mark_value(panel, y=chance[what])
+        word_axis(panel, ["forward", "backward"])
+        panel.set_title("margin, nats per token" if what == "margin" else what)
+    legend(figure, labels_of(*there.values()), line=False, mark=True)
     caption = f"{BARS} The dashed line is chance: the right name no likelier than a wrong one."
     return [drawing(f"reversal{part.mark}", part.named("Facts forward and backward"), figure, caption)]
 
@@ -81,73 +112,84 @@ class Axis:
     rest: list[str]
 
 
-def _axes(groups: Sequence[Group]) -> list[Axis]:
+def _axes(part: Part) -> list[Drawing]:
+    made = []
+    for place, axis in enumerate(_swept(part.groups)):
+        known = [value for value in axis.values if value is not None]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+        first_index = part.first_index + COLOUR_CYCLE * (place + 100)
+        series = _over_numbers(axis, part, first_index) if numbers else []
+        numbers = bool(series)
+        names = list(dict.fromkeys(say(v) for one, v in _drawn_values(axis, part) if v is not None))
+        series = series or _over_words(axis, part, names)
+        if not series:
+            continue
+        figure, (panel,) = panels(height=3.6)
+        if numbers:
+            for one in series:
+                band(panel, one, dots=True)
+            _number_axis(panel.xaxis, sorted({x for one in series for x in one.x}))
+        else:
+            for one in series:
+                beside = [other.index for other in series if other.x[0] == one.x[0]]
+                points(panel, one, aside(beside.index(one.index), len(beside)))
+            word_axis(panel, names)
+        panel.set(xlabel=axis.name, ylabel=part.metric)
+        legend(figure, labels_of(series), line=numbers, mark=True)
+        file = f"axis-{axis.key.replace('/', '-').replace('.', '-')}{part.mark}"
+        made.append(drawing(file, part.named(f"{part.metric} by {axis.name}"), figure, BARS))
+    return made
+
+
+def _swept(groups: Sequence[Group]) -> list[Axis]:
     """Choices and axes that differ, and those options that differ where choices and axes are equal."""
     settings = [group.settings for group in groups]
-    choices = set(choices_of(groups[0].config))
-    roots = {key for group in groups for key in axes_of(group.config)}
-    keys = varying(settings)
-    main = [key for key in keys if key in choices | roots]
-    options = _own_options(settings, main, [key for key in keys if key not in main])
-    short = short_keys([*main, *options])
-    found = []
-    for key in [*main, *options]:
-        others = [other for other in [*main, *options] if other != key]
-        rest = [canonical([one.get(other) for other in others]) for one in settings]
+    known = {*choices_of(groups[0].config), *(key for group in groups for key in axes_of(group.config))}
+    differ = varying(settings)
+    keys = [key for key in differ if key in known]
+    equal: dict[str, list[Flat]] = {}
+    for one in settings:
+        equal.setdefault(canonical([one.get(key) for key in keys]), []).append(one)
+    keys += dict.fromkeys(key for some in equal.values() for key in varying(some) if key in differ and key not in known)
+    short, found = short_keys(keys), []
+    for key in keys:
+        rest = [canonical([one.get(other) for other in keys if other != key]) for one in settings]
         found.append(Axis(key, short[key], [one.get(key) for one in settings], rest))
     return found
 
 
-def _own_options(settings: Sequence[dict[str, Any]], main: Sequence[str], others: Sequence[str]) -> list[str]:
-    alike: dict[str, list[dict[str, Any]]] = {}
-    for one in settings:
-        alike.setdefault(canonical([one.get(key) for key in main]), []).append(one)
-    found = dict.fromkeys(key for members in alike.values() for key in varying(members) if key in others)
-    return list(found)
-
-
-def _numbers(axis: Axis, part: Part, metric: str, first_index: int) -> Sweep | None:
+def _over_numbers(axis: Axis, part: Part, first_index: int) -> list[Series]:
     """Lines over a numeric axis, one for each rest that has at least two of its values."""
-    known = [value for value in axis.values if value is not None]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
-        return None
     members: dict[str, dict[float, Group]] = {}
     for group, value, rest in zip(part.groups, axis.values, axis.rest, strict=True):
         if value is not None:
             members.setdefault(rest, {})[float(value)] = group
-    lines = [line for line in members.values() if len(line) > 1][: part.options.curves]
-    if not lines:
-        return None
-    series = []
-    for place, line in enumerate(lines):
+    made = []
+    for place, line in enumerate([line for line in members.values() if len(line) > 1][: part.options.curves]):
         x = sorted(line)
-        rows = _padded([by_seed(line[value], [metric])[:, 0] for value in x])
-        series.append(over_seeds(first_index + place, _without(line[x[0]].label, axis.name), x, rows))
-    return Sweep(axis.name, sorted({x for line in lines for x in line}), series)
+        rows = padded([line[value].by_seeds([part.metric])[:, 0] for value in x])
+        parts = [said for said in line[x[0]].label.split(SEPARATOR) if not said.startswith(f"{axis.name} ")]
+        made.append(over_seeds(first_index + place, SEPARATOR.join(parts) or "all", x, rows))
+    return made
 
 
-def _words(axis: Axis, part: Part, metric: str) -> Sweep | None:
-    """Points over the values of a choice: every drawn group at its own."""
-    of = {group.label: value for group, value in zip(part.groups, axis.values, strict=True)}
-    names = dict.fromkeys(say(of[one.group.label]) for one in part.drawn if of[one.group.label] is not None)
+def _over_words(axis: Axis, part: Part, names: Sequence[str]) -> list[Series]:
+    """Points over the values of a choice: every drawn group at its own; x is the place among `names`."""
     if len(names) < 2:
-        return None
-    series = []
-    for one in part.drawn:
-        value = of[one.group.label]
-        if value is not None:
-            at = list(names).index(say(value))
-            series.append(over_seeds(one.index, one.group.label, [at], by_seed(one.group, [metric])))
-    return Sweep(axis.name, list(names), [one for one in series if len(one.x)])
+        return []
+    at = [(one, names.index(say(value))) for one, value in _drawn_values(axis, part) if value is not None]
+    made = [of_drawn(one, [place], one.group.by_seeds([part.metric])) for one, place in at]
+    return [one for one in made if len(one.x)]
 
 
-def _padded(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Columns of different lengths as rows [most, columns], filled up with NaN."""
-    most = max(map(len, columns))
-    return np.stack([np.pad(column, (0, most - len(column)), constant_values=np.nan) for column in columns], axis=1)
+def _drawn_values(axis: Axis, part: Part) -> list[tuple[Drawn, Any]]:
+    values = dict(zip([group.label for group in part.groups], axis.values, strict=True))
+    return [(one, values[one.label]) for one in part.drawn]
 
 
-def _without(label: str, axis: str) -> str:
-    """A group's label without what it says of the axis."""
-    parts = [part for part in label.split(SEPARATOR) if not part.startswith(f"{axis} ")]
-    return SEPARATOR.join(parts) or "all"
+def _number_axis(axis: Any, values: list[float]) -> None:
+    """Logarithmic if the values are spread by factors."""
+    even = len(values) > 2 and np.ptp(np.diff(values)) < 1e-6 * abs(values[-1])
+    if min(values) > 0 and max(values) / min(values) >= 2 and not even:
+        log_axis(axis, values)
+    ticks_at(axis, values)

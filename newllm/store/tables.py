@@ -9,10 +9,12 @@ Rows = Sequence[dict[str, Any]]
 MEASURED = ("seconds", "peak_bytes")  # ends of the names of columns that no two passes share
 
 
-def as_csv(rows: Rows) -> str:
+def as_csv(rows: Rows, newline: str = "\r\n") -> str:
     """The columns are the keys of all rows, in order of appearance."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), restval="")
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator=newline
+    )
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -14,14 +14,23 @@ from newllm.analysis.groups import Group
 from newllm.analysis.published import distance, reference_table
 from newllm.analysis.scaling import Law, fit, laws
 from newllm.analysis.statistics import sample_std
-from newllm.report.drawing import Drawing, drawing
-from newllm.report.figures.series import Series, over_seeds
-from newllm.report.figures.style import Marks, band, canvas, colour, thousands
-from newllm.report.laws import ALPHA, interval
-from newllm.report.reading import of_runs, stacked, table
-from newllm.report.section import Section
-from newllm.report.study import Part, Study, by_seed, mean_of
-from newllm.report.table import Cell, Column, Table, figure, percent, spread, words
+from newllm.report.figures import (
+    DASHED,
+    Drawing,
+    Series,
+    band,
+    colour,
+    drawing,
+    labels_of,
+    legend,
+    of_group,
+    panels,
+    plain_axis,
+)
+from newllm.report.scaling import ALPHA, exponent
+from newllm.report.series import of_drawn, of_runs, stacked, table_of
+from newllm.report.study import Part, Section, Study
+from newllm.report.tables import Cell, Row, Table, figure, percent, spread, words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,40 +57,40 @@ TOKENS, PPL, ACCURACY = "data/train_tokens", "val/ppl", "val/accuracy"
 Point = tuple[float, float, float]  # iteration, loss, converged
 
 
-def two_phases(study: Study, lines: Sequence[str], figures: bool) -> Section:
-    """The section, empty where no run has a first phase; `lines` are above its figures."""
+def two_phases(study: Study) -> Section:
+    """The section, empty where no run has a first phase."""
     tables = [made for part in study.parts if (made := _phases(part))]
     if tables and (beside := _shapes(study)):
         tables.append(beside)
-    drawings = [one for part in study.drawn_parts if figures and (one := _course(part))]
-    return Section("phases", "Two phases", lines if drawings else (), tables, drawings)
+    drawings = study.draw(_course)
+    return Section("phases", "Two phases", study.left_out if drawings else (), tables, drawings)
 
 
 def _phases(part: Part) -> Table | None:
     """A row per group that has a first phase, without the columns that are empty in all of them."""
-    there = [group for group in part.groups if isfinite(mean_of(group, _FIRST))]
+    there = [group for group in part.groups if isfinite(group.mean(_FIRST))]
     if not there:
         return None
-    metrics = [metric for metric in _COLUMNS if any(isfinite(mean_of(group, metric)) for group in there)]
-    columns = [Column("group"), Column("seeds", numeric=True)]
-    columns += [Column(_COLUMNS[metric][0], numeric=True, hint=_COLUMNS[metric][1]) for metric in metrics]
+    metrics = [metric for metric in _COLUMNS if any(isfinite(group.mean(metric)) for group in there)]
     rows = [
-        [words(group.label, "group"), figure(len(group.by_seed(_FIRST)), "seeds"),
-         *(_mean(group, metric) for metric in metrics)]
+        {
+            "group": words(group.label, "group"),
+            "seeds": figure(len(group.by_seed(_FIRST)), "seeds"),
+            **{_COLUMNS[metric][0]: _mean(group, metric) for metric in metrics},
+        }
         for group in there
-    ]  # fmt: skip
+    ]
     notes = [
         "Mean ± sample standard deviation over seeds. The loss is that of the last iteration, which its own step "
         "follows; a loss at its bound says that the contexts have no mean, not that they carry the text.",
         "Ranks are of noisy contexts made in parallel on the training side, of the true recurrence on the validation "
         "side.",
     ]
-    return Table(f"phases{part.mark}", part.named("Two phases"), columns, rows, notes)
+    return Table(f"phases{part.mark}", part.named("Two phases"), rows, notes, dict(_COLUMNS.values()))
 
 
 def _mean(group: Group, metric: str) -> Cell:
-    values = by_seed(group, [metric])[:, 0]
-    mean, std = mean_of(group, metric), sample_std(values)
+    mean, std = group.mean(metric), sample_std([*group.by_seed(metric).values()])
     text = f"{mean:,.0f}" if metric.startswith("params/") else spread(mean, std) if std else None
     return figure(mean, f"{metric} mean", text)
 
@@ -96,7 +105,7 @@ class _Course:
     published: Sequence[Point]
 
 
-def _course(part: Part) -> Drawing | None:
+def _course(part: Part) -> list[Drawing]:
     """Loss with its bound and share of converged contexts by iteration, of tables/phase1.csv."""
     courses = []
     for one in part.drawn:
@@ -107,25 +116,25 @@ def _course(part: Part) -> Drawing | None:
         known = [bound for _, bound in runs if bound is not None]
         courses.append(
             _Course(
-                over_seeds(one.index, one.group.label, *stacked(loss)),
-                over_seeds(one.index, one.group.label, *stacked(converged)),
+                of_drawn(one, *stacked(loss)),
+                of_drawn(one, *stacked(converged)),
                 float(np.mean(known)) if known else None,
                 _published_course(one.group),
             )
         )
     if not courses:
-        return None
+        return []
     beside = " Crosses are the published run of these conditions." if any(one.published for one in courses) else ""
     caption = (
         "Mean over seeds; the band is ± one sample standard deviation. Dashed: the loss's bound. Converged is the "
         f"share of contexts that moved by less than the threshold since the iteration before.{beside}"
     )
-    return drawing(f"phases{part.mark}", part.named("Phase 1 by iteration"), _draw(courses), caption)
+    return [drawing(f"phases{part.mark}", part.named("Phase 1 by iteration"), _draw(courses), caption)]
 
 
 def _iterations(path: Path) -> tuple[list[Point], float | None] | None:
     """The iterations of a run and the bound of the last one; None where it does not iterate."""
-    rows = [row for row in table(path, "phase1") if row.get("iteration") and row.get("loss")]
+    rows = [row for row in table_of(path, "phase1") if row.get("iteration") and row.get("loss")]
     if not rows:
         return None
     bound = rows[-1].get("bound")
@@ -143,23 +152,20 @@ def _point(row: dict[str, str]) -> Point:
 
 
 def _draw(courses: Sequence[_Course]) -> "Figure":
-    drawn, panels = canvas(columns=2)
-    marks = Marks()
+    drawn, axes = panels(2)
     for course in courses:
-        for column, (axes, series) in enumerate(zip(panels, (course.loss, course.converged), strict=True), 1):
-            band(axes, marks, series.index, series.x, series.mean, series.low, series.high, len(series.x) < 15)
-            if course.published:
-                x, y = [one[0] for one in course.published], [one[column] for one in course.published]
-                (crosses,) = axes.plot(x, y, color=colour(series.index), linestyle="", marker="x", markersize=5)
-                marks.group(series.index, crosses)
+        index = course.loss.index
+        for side, (panel, series) in enumerate(zip(axes, (course.loss, course.converged), strict=True), 1):
+            band(panel, series, len(series.x) < 15)
+            x, y = ([point[n] for point in course.published] for n in (0, side))
+            of_group(index, *panel.plot(x, y, color=colour(index), linestyle="", marker="x", markersize=5))
         if course.bound is not None:
-            line = panels[0].axhline(course.bound, color=colour(course.loss.index), linewidth=1, linestyle=(0, (3, 2)))
-            marks.group(course.loss.index, line)
-    for axes, title in zip(panels, ("Loss", "Converged"), strict=True):
-        axes.set(title=title, xlabel="iteration")
-        thousands(axes.xaxis, whole=True)
-    panels[1].set_ylim(-0.03, 1.03)
-    marks.legend(drawn, [(one.loss.index, one.loss.label) for one in courses])
+            of_group(index, axes[0].axhline(course.bound, color=colour(index), linewidth=1, linestyle=DASHED))
+    for panel, title in zip(axes, ("Loss", "Converged"), strict=True):
+        panel.set(title=title, xlabel="iteration")
+        plain_axis(panel.xaxis, whole=True)
+    axes[1].set_ylim(-0.03, 1.03)
+    legend(drawn, labels_of([course.loss for course in courses]))
     return drawn
 
 
@@ -168,19 +174,10 @@ def _shapes(study: Study) -> Table | None:
 
     None unless all curves of the scaling law are of such shapes, by the size of their text.
     """
-    metric, confidence = (study.options.compare or study.options.metrics)[0], study.options.confidence
-    found = laws(study.done, study.options.size, metric, confidence)
+    confidence = study.options.confidence
+    found = laws(study.done, study.options.size, study.options.main_metric, confidence)
     if not found or any(_shape(law) is None or (law.size, law.metric) != (TOKENS, PPL) for law in found):
         return None
-    columns = [
-        Column("shape", hint="layers, context_dim, num_input_tokens"),
-        Column(ALPHA, numeric=True),
-        Column(f"{confidence:.0%} interval", numeric=True),
-        Column("best val/ppl", numeric=True),
-        Column("best accuracy", numeric=True),
-        Column("at tokens", numeric=True),
-        Column("whose"),
-    ]
     times = Counter(map(_shape, found))
     rows = []
     for law in found:
@@ -188,22 +185,22 @@ def _shapes(study: Study) -> Table | None:
         shape = _shape(law)
         accuracy = law.at(best, ACCURACY)
         accuracy = accuracy[np.isfinite(accuracy)]
-        rows.append([
-            words(shape if times[shape] == 1 else f"{shape} ({law.label})", "shape"),
-            figure(law.fit.slope, "alpha", f"{law.fit.slope:.4f}"),
-            interval(law.fit),
-            figure(ppl, "best val/ppl", spread(ppl, sample_std(law.at(best, law.metric)))),
-            _accuracy(float(accuracy.mean()) if len(accuracy) else np.nan),
-            figure(best, "tokens"),
-            words("these runs", "whose"),
-        ])  # fmt: skip
+        rows.append({
+            "shape": words(shape if times[shape] == 1 else f"{shape} ({law.label})", "shape"),
+            **exponent(law.fit),
+            "best val/ppl": figure(ppl, "best val/ppl", spread(ppl, sample_std(law.at(best, law.metric)))),
+            "best accuracy": _accuracy(float(accuracy.mean()) if len(accuracy) else np.nan),
+            "at tokens": figure(best, "tokens"),
+            "whose": words("these runs", "whose"),
+        })  # fmt: skip
     notes = [
         "Geometric mean over seeds at the size with the lowest perplexity, ± sample standard deviation.",
         "Published are one seed each, on UltraChat with GPT-2's embeddings and vocabulary: perplexities and exponents "
         "of another text do not compare with them.",
     ]
     rows += _published_shapes(confidence)
-    return Table("scaling-shapes", "Shapes of the context/token model", columns, rows, notes)
+    hints = {"shape": "layers, context_dim, num_input_tokens"}
+    return Table("scaling-shapes", "Shapes of the context/token model", rows, notes, hints)
 
 
 def _shape(law: Law) -> str | None:
@@ -213,7 +210,7 @@ def _shape(law: Law) -> str | None:
     return "{}L/{}/{}tok".format(*(model[name] for name in names)) if all(name in model for name in names) else None
 
 
-def _published_shapes(confidence: float) -> list[list[Cell]]:
+def _published_shapes(confidence: float) -> list[Row]:
     """A row for each power law of references/scaling.csv that is of a shape, at its best point; the interval follows
     from its points, where they are published."""
     published: dict[str, list[dict[str, str]]] = {}
@@ -224,15 +221,16 @@ def _published_shapes(confidence: float) -> list[list[Cell]]:
     for lines in published.values():
         best = min(lines, key=lambda line: float(line[PPL]))
         tokens, perplexities = ([float(line[name]) for line in lines] for name in (TOKENS, PPL))
-        rows.append([
-            words("{layers}L/{context_dim}/{num_input_tokens}tok".format(**best), "shape"),
-            figure(float(best["slope"]), "alpha", best["slope"]),
-            interval(fit(tokens, perplexities, confidence)),
-            figure(float(best[PPL]), "best val/ppl"),
-            _accuracy(float(best[ACCURACY])),
-            figure(float(best[TOKENS]), "tokens"),
-            words(f"published, {best['source']}", "whose"),
-        ])  # fmt: skip
+        ours = exponent(fit(tokens, perplexities, confidence))
+        rows.append({
+            "shape": words("{layers}L/{context_dim}/{num_input_tokens}tok".format(**best), "shape"),
+            **ours,
+            ALPHA: figure(float(best["slope"]), "alpha", best["slope"]),
+            "best val/ppl": figure(float(best[PPL]), "best val/ppl"),
+            "best accuracy": _accuracy(float(best[ACCURACY])),
+            "at tokens": figure(float(best[TOKENS]), "tokens"),
+            "whose": words(f"published, {best['source']}", "whose"),
+        })  # fmt: skip
     return rows
 
 

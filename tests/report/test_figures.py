@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from newllm.report.figures.lines import lines
-from newllm.report.figures.series import Series
-from newllm.report.figures.style import styled
+from newllm.report.figures import Series, lines, styled
 
 
 @pytest.mark.parametrize("groups", [2, 14])

@@ -16,6 +16,7 @@ from newllm.analysis.statistics import holm
 from newllm.config import compose, effective
 from newllm.config.compose import catalog_for
 from newllm.report.__main__ import main
+from newllm.report.figures import heat_map, heat_scale, panels, styled
 from newllm.report.spectrum import wavelengths
 from tests.support.report_runs import make_run, make_runs, with_seed
 
@@ -106,13 +107,10 @@ def test_an_evaluation_with_other_options_is_a_group_of_its_own(report: Path) ->
 
 
 def test_a_map_shows_means_over_seeds(tmp_path: Path) -> None:
-    from newllm.report.figures.heat import Heat, heat
-    from newllm.report.figures.style import styled
-
-    values = np.array([[1.0, 0.5], [0.25, np.nan]])
     with styled():
-        figure = heat([Heat(0, "a · b", [128, 256], [0.1, 0.9], values)], "length", "depth", 0.5)
-    texts = {text.get_text() for text in figure.axes[0].texts}
+        _, (axes,) = panels()
+        heat_map(axes, 0, "a · b", {(0.1, 128): 1.0, (0.1, 256): 0.5, (0.9, 128): 0.25}, heat_scale(0.5))
+    texts = {text.get_text() for text in axes.texts}
     assert texts == {"100", "50", "25"}  # nothing where nothing was measured
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from newllm.analysis.frame import load_runs
-from newllm.report.figures.points import front
-from newllm.report.figures.series import over_seeds
-from newllm.report.figures.style import short
-from newllm.report.runs import encode, flatten, to_json
-from newllm.report.table import Cell, Column, Table, percent, spread
-from newllm.report.writers import to_csv, to_latex, to_markdown
+from newllm.analysis.labels import flatten
+from newllm.report.figures import short
+from newllm.report.page import encode, to_json
+from newllm.report.series import over_seeds
+from newllm.report.tables import Cell, Table, percent, spread, to_csv, to_latex, to_markdown
+from newllm.report.tradeoffs import front
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,9 @@ def test_numbers_on_axes() -> None:
 TABLE = Table(
     "t",
     "A & B",
-    [Column("group"), Column("val/ppl", numeric=True)],
-    [[Cell("a|b_c", "a", {"group": "a|b_c"}), Cell("1.0 ± 0.1", 1.0, {"mean": 1 / 3}, bold=True)],
-     [Cell("50 %", "b", {"group": "50 %"}), Cell("2.0", 2.0, {"mean": 2.0})]],
+    [{"group": Cell("a|b_c", "a", {"group": "a|b_c"}),
+      "val/ppl": Cell("1.0 ± 0.1", 1.0, {"mean": 1 / 3}, bold=True)},
+     {"group": Cell("50 %", "b", {"group": "50 %"}), "val/ppl": Cell("2.0", 2.0, {"mean": 2.0})}],
     ["All of it."],
 )  # fmt: skip
 

@@ -1,0 +1,116 @@
+"""The scaling law: its fits as a table and on logarithmic axes, and the power law with a floor."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from newllm.analysis.scaling import Fit, Law, Saturation, saturating
+from newllm.analysis.scaling import laws as laws_of
+from newllm.report.figures import Drawing, colour, dash, drawing, labels_of, legend, log_axis, of_group, panels, points
+from newllm.report.series import over_seeds, padded
+from newllm.report.study import COLOUR_CYCLE, Section, Study
+from newllm.report.tables import Cell, Table, figure, interval, words
+
+ALPHA = "\u03b1"
+
+
+def laws(study: Study) -> Section:
+    """A law for each set of runs that has three sizes."""
+    found = laws_of(study.done, study.options.size, study.options.main_metric, study.options.confidence)
+    if not found:
+        return Section("scaling", "Scaling law")
+    tables, floors = [_powers(found)], None
+    if study.options.law == "saturating":
+        floors = [saturating(*zip(*law.runs, strict=True)) for law in found]
+        tables.append(_floors(found, floors))
+    drawings = [_drawing(found[: study.options.curves], floors)] if study.figures else []
+    return Section("scaling", "Scaling law", (), tables, drawings)
+
+
+def exponent(fitted: Fit) -> dict[str, Cell]:
+    """The exponent of a law and its interval."""
+    known = np.isfinite(fitted.low)
+    ends = {"low": fitted.low if known else "", "high": fitted.high if known else ""}
+    return {
+        ALPHA: figure(fitted.slope, "alpha", f"{fitted.slope:.4f}"),
+        f"{fitted.confidence:.0%} interval": Cell(
+            interval(fitted.low, fitted.high, ".4f"), None, ends, kind="" if known else "muted"
+        ),
+    }
+
+
+def _powers(found: Sequence[Law]) -> Table:
+    rows = [
+        {
+            "runs": words(law.label, "runs"),
+            **exponent(law.fit),
+            "R²": figure(law.fit.r2, "r2", f"{law.fit.r2:.4f}"),
+            "A": figure(law.fit.factor, "factor", f"{law.fit.factor:.4g}"),
+            "sizes": figure(len(law.points), "sizes"),
+            "n": figure(law.fit.n, "n"),
+            "p of misfit": figure(law.misfit, "misfit", f"{law.misfit:.2g}"),
+            "note": words(law.note, "note", kind="long"),
+        }
+        for law in found
+    ]
+    notes = [f"Ordinary least squares of ln {found[0].metric} on ln {found[0].size} over all runs of a curve."]
+    if any(np.isfinite(law.misfit) for law in found):
+        notes.append(
+            "p of misfit: the F-test of a line through the sizes' means, by the scatter of their runs. Where it is "
+            f"small, these sizes follow no power law: {ALPHA} and its interval only say how steep the points are "
+            "on the whole. What other training texts would give, the scatter of seeds does not say."
+        )
+    hints = {
+        ALPHA: "slope of ln y on ln x",
+        "A": f"y = A x^{ALPHA}",
+        "n": "runs fitted",
+        "p of misfit": "below 0.05 the means do not lie on a line",
+    }
+    return Table("scaling", f"{found[0].metric} = A · ({found[0].size})^{ALPHA}", rows, notes, hints)
+
+
+def _floors(found: Sequence[Law], floors: Sequence[Saturation]) -> Table:
+    rows = []
+    for law, one in zip(found, floors, strict=True):
+        preferred = ("with a floor" if one.preferred else "power law") if np.isfinite(one.aic) else ""
+        rows.append({
+            "runs": words(law.label, "runs"),
+            "floor": figure(one.floor, "floor", f"{one.floor:.4g}" if one.floor > 1e-3 else "0"),
+            "a": figure(one.slope, "slope", f"{one.slope:.4f}"),
+            "A": figure(one.factor, "factor", f"{one.factor:.4g}"),
+            "R²": figure(one.r2, "r2", f"{one.r2:.5f}"),
+            "AIC": figure(one.aic, "aic", f"{one.aic:.2f}"),
+            "AIC of the power law": figure(one.aic_power, "aic power", f"{one.aic_power:.2f}"),
+            "preferred": words(preferred, "preferred"),
+        })  # fmt: skip
+    notes = [
+        f"Least squares of {found[0].metric} itself over all runs of a curve, for both laws; the lower AIC is "
+        "preferred. A curve of fewer than four sizes has none.",
+    ]
+    hints = {"floor": "y where the size has no end", "a": "exponent, below 0"}
+    return Table("scaling-floor", f"{found[0].metric} = floor + A · ({found[0].size})^a", rows, notes, hints)
+
+
+def _drawing(found: Sequence[Law], floors: Sequence[Saturation] | None) -> Drawing:
+    """Points and fits of each law; the curve with a floor where that is preferred."""
+    drawn, (panel,) = panels(height=3.8)
+    made = []
+    for place, law in enumerate(found):
+        sizes = [x for x, _ in law.points]
+        rows = padded([[y for size, y in law.runs if size == x] for x in sizes])
+        series = over_seeds(99 * COLOUR_CYCLE + place, law.label, sizes, rows, log=True)
+        points(panel, series)
+        ends = np.geomspace(min(sizes) * 0.9, max(sizes) * 1.1, 40)
+        fitted = law.fit.factor * ends**law.fit.slope
+        if floors is not None and floors[place].preferred:
+            fitted = floors[place].floor + floors[place].factor * ends ** floors[place].slope
+        index = series.index
+        of_group(index, *panel.plot(ends, fitted, color=colour(index), linestyle=dash(index), linewidth=1.3))
+        made.append(series)
+    log_axis(panel.xaxis)
+    log_axis(panel.yaxis)
+    size, metric = found[0].size, found[0].metric
+    panel.set(xlabel=size, ylabel=metric)
+    legend(drawn, labels_of(made), mark=True)
+    caption = "Geometric mean over seeds, bars ± one sample standard deviation of logarithms; lines are the fits."
+    return drawing("scaling", f"{metric} over {size}", drawn, caption)
