@@ -135,7 +135,6 @@ def draw(spectra: Sequence[Spectrum], file: Path) -> None:
             drawn = wavelengths(one.inv_freq)
             look = {"color": style.colour(index), "linestyle": style.dash(index), "marker": ".", "markersize": 5}
             axes.plot(range(len(drawn)), drawn, **look)
-        axes.set_yscale("log")
         style.log_axis(axes.yaxis)
         axes.set(xlabel="channel (pair of dims)", ylabel="wavelength, tokens in a full turn")
         for length in sorted({one.seq_len for one in spectra}):

@@ -129,7 +129,7 @@ def test_rules_are_options_in_yaml():
     assert "67%" in rule("published").words
     for bad, message in [
         (lambda: rule("intervall"), "verdict=intervall is no rule; did you mean verdict=interval"),
-        (lambda: rule("interval", alfa=0.1), "verdict.alfa is no option of interval; did you mean alpha"),
+        (lambda: rule("interval", alfa=0.1), "verdict.alfa is no option of interval; did you mean verdict.alpha"),
         (lambda: rule("interval", alpha="low"), "verdict.alpha=low: expected a number"),
         (lambda: rule("interval", alpha=2), "alpha must be between 0 and 1"),
         (lambda: rule("published", share=0), "share must be above 0"),

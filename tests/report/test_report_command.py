@@ -164,7 +164,7 @@ def test_two_sweeps_tell_the_noise_of_repeats(sweep: Path, tmp_path: Path, capsy
         (["confidence=high"], "expected a number"),
         (["confidence=1.5"], "between 0 and 1"),
         (["verdict=strict"], "expected one of: interval, published"),
-        (["verdict.alfa=0.1"], "did you mean alpha"),
+        (["verdict.alfa=0.1"], "did you mean verdict.alpha"),
         (["formats=[pdf]"], "expected one of: csv, md, tex, html, svg, png"),
         (["where=[attention]"], "expected key=value"),
         (["where=[attnetion=mha]"], "did you mean attention"),
