@@ -1,14 +1,12 @@
-"""`newllm VERB …`, and how every command ends: errors as one sentence, exit statuses that mean something."""
+"""`newllm VERB …`: the console script."""
 
 import os
 import sys
-import traceback
-from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from newllm.errors import ConfigError, NewllmError
+from newllm.errors import ConfigError, run_command
 from newllm.suggest import did_you_mean
 
 VERBS = {
@@ -26,26 +24,7 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    return guarded(_dispatch, argv)
-
-
-def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """The exit status of `command`: an error a user can mend is one line on stderr and its own status.
-
-    HYDRA_FULL_ERROR=1 shows the traceback as well. Interrupted by Ctrl-C: 130.
-    """
-    try:
-        return command(argv)
-    except NewllmError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        print(f"newllm: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `… --cfg job | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    return run_command(_dispatch, argv)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from newllm.cli import guarded
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,7 +174,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return guarded(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, sys.argv[1:] if argv is None else argv)
 
 
 def _run(argv: list[str]) -> int:

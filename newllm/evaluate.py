@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from newllm.cli import guarded
 from newllm.config.catalog import Catalog
-from newllm.errors import ConfigError, NewllmError
+from newllm.errors import ConfigError, NewllmError, run_command
 from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ Exit status: 0; 1 if a number came out otherwise than it stands, or a run failed
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return guarded(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, sys.argv[1:] if argv is None else argv)
 
 
 def _run(argv: list[str]) -> int:

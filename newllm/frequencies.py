@@ -22,8 +22,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from newllm.cli import guarded
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, run_command
 from newllm.position.frequencies import channels_longer_than, phase_collision, wavelengths
 
 _ENDINGS = (".png", ".svg", ".csv")
@@ -151,7 +150,7 @@ def draw(spectra: Sequence[Spectrum], file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return guarded(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, sys.argv[1:] if argv is None else argv)
 
 
 class _Parser(argparse.ArgumentParser):

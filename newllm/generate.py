@@ -5,14 +5,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from newllm.cli import guarded
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, run_command
 
 if TYPE_CHECKING:
     import torch
 
     from newllm.model import LanguageModel
-    from newllm.training.precision import Precision
+    from newllm.precision import Precision
 
 
 def generate(
@@ -65,7 +64,7 @@ def _choose(logits: "torch.Tensor", temperature: float, top_p: float, generator:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return guarded(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, sys.argv[1:] if argv is None else argv)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,8 +92,8 @@ def _run(argv: list[str]) -> int:
     if options.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens must be at least 1; got {options.max_new_tokens}.")
 
+    from newllm.precision import resolve
     from newllm.run.load import load_run
-    from newllm.training.precision import resolve
 
     run = load_run(options.run)
     if not run.directory.trained.best_checkpoint.exists():

@@ -14,8 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from newllm.cli import guarded
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, run_command
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import launches
 from newllm.sweep.run_names import choose
@@ -51,7 +50,7 @@ Sweeps = dict[Path, list[Path]]  # sweep folder -> the run directories asked for
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return guarded(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, sys.argv[1:] if argv is None else argv)
 
 
 class _Parser(argparse.ArgumentParser):

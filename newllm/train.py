@@ -8,18 +8,17 @@ from typing import NoReturn
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.cli import guarded
 from newllm.config.catalog import shipped
 from newllm.config.compose import catalog_for, compose, search_path
 from newllm.config.overrides import parse
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, run_command
 from newllm.runtime import Place
 from newllm.suggest import did_you_mean
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); returns the exit status."""
-    return guarded(_main, sys.argv[1:] if argv is None else argv)
+    return run_command(_main, sys.argv[1:] if argv is None else argv)
 
 
 def _main(argv: list[str]) -> int:

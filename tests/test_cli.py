@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm import cli, train
 from newllm.config import compose, run_directory
-from newllm.errors import ConfigError, RunError
+from newllm.errors import ConfigError, RunError, run_command
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
@@ -84,9 +84,9 @@ def test_errors_of_a_run_and_interruption_have_statuses_of_their_own(
     def interrupt(argv: list[str]) -> int:
         raise KeyboardInterrupt
 
-    assert cli.guarded(fail, []) == 1
+    assert run_command(fail, []) == 1
     assert capfd.readouterr().err == "newllm: loss is nan at step 3.\n"
-    assert cli.guarded(interrupt, []) == 130
+    assert run_command(interrupt, []) == 130
 
 
 def test_cfg_job_prints_what_compose_returns(runs: list[DictConfig], capfd: pytest.CaptureFixture[str]) -> None:

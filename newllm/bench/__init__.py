@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm.bench.harness import Result
-from newllm.cli import guarded
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, run_command
 from newllm.suggest import did_you_mean
 
 BENCHES = {
@@ -34,7 +33,7 @@ GATE = "short measurements against lower bounds of ratios, for continuous integr
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return guarded(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, sys.argv[1:] if argv is None else argv)
 
 
 def measure(name: str, words: Sequence[str]) -> Result:

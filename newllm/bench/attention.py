@@ -21,9 +21,9 @@ from newllm.attention.kernels import attend
 from newllm.bench.harness import Result, alternate
 from newllm.position.alibi import geometric_slopes
 from newllm.position.bias import Bias, LinearBias, MatrixBias
+from newllm.precision import native_bf16
 from newllm.runtime import Runtime
 from newllm.training.memory import peak_bytes
-from newllm.training.precision import native_bf16
 
 DEFAULTS: list[str] = []
 LABELS = {

@@ -28,7 +28,7 @@ from newllm.build import build
 from newllm.config import compose
 from newllm.errors import ConfigError
 from newllm.model import build_model
-from newllm.training.precision import Precision, autocast
+from newllm.precision import Precision, autocast
 from newllm.two_phase.contexts import Text, true_contexts
 from newllm.two_phase.iteration import Iteration
 from newllm.two_phase.recurrence import Recurrence

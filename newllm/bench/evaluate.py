@@ -29,8 +29,8 @@ from newllm.evaluation.limits import row_bytes
 from newllm.evaluation.reversal import Sequence, answer, score
 from newllm.evaluation.subject import Subject
 from newllm.model import Transformer, build_model
+from newllm.precision import autocast
 from newllm.training.memory import peak_bytes
-from newllm.training.precision import autocast
 
 DEFAULTS = ["model=pythia_70m", "pos_encoding=alibi", "samples=10"]
 ENCODINGS = ("nope", "rope", "alibi")  # the others are compared with the first

@@ -62,7 +62,7 @@ class Setup:
     """A configuration of a run and what it means on this machine. Applies its runtime."""
 
     def __init__(self, overrides: Sequence[str]) -> None:
-        from newllm.training.precision import resolve
+        from newllm.precision import resolve
 
         self.cfg = compose(list(overrides))
         self.runtime = build(self.cfg.runtime)
@@ -140,8 +140,8 @@ def machine() -> dict[str, Any]:
     """CPU, its cores, memory (GiB), what it multiplies natively, threads, versions, commit, day (UTC)."""
     import torch
 
+    from newllm.precision import native_bf16
     from newllm.runtime import Runtime
-    from newllm.training.precision import native_bf16
 
     found = describe(device="", threads=0, precision="")
     git = found["git"] or {}

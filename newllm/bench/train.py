@@ -24,10 +24,10 @@ from newllm.bench.harness import Result, Setup
 from newllm.bench.hf_reference import peer_name
 from newllm.bench.processes import Build, in_processes
 from newllm.config import compose
+from newllm.precision import autocast
 from newllm.run.prepare import prepare
 from newllm.runtime import keep_freed_memory
 from newllm.training.memory import peak_bytes
-from newllm.training.precision import autocast
 from newllm.training.step import Step
 
 DEFAULTS = ["model=pythia_70m", "batch_size=8", "seq_len=128", "samples=256", "facts=none"]

@@ -17,10 +17,10 @@ from newllm.build import build
 from newllm.config import compose
 from newllm.data import Dataset, Rows
 from newllm.model import LanguageModel, build_model
+from newllm.precision import Precision, autocast
 from newllm.run.prepare import prepare
 from newllm.runtime import keep_freed_memory
 from newllm.training.compilation import settle
-from newllm.training.precision import Precision, autocast
 from newllm.training.step import Step
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from newllm.attention import Cache
 from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
-from newllm.training.precision import Precision, autocast
+from newllm.precision import Precision, autocast
 
 PIECE = 2048  # tokens of a prompt that pass through the layers together; bounds the memory of a long one
 

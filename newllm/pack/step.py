@@ -9,7 +9,7 @@ from torch import Tensor
 from newllm.errors import ConfigError
 from newllm.pack.encoding import Rows
 from newllm.pack.stacked_model import twin
-from newllm.training.precision import autocast
+from newllm.precision import autocast
 from newllm.training.step import Numbers, Piece, Step, count_scored
 
 # Largest difference of a packed loss from the run's own that counts as rounding, in nats.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from newllm.cli import guarded
 from newllm.config.catalog import shipped
+from newllm.errors import run_command
 
 if TYPE_CHECKING:  # pandas and the like are loaded when there is something to report
     from newllm.report.study import Section, Study
@@ -19,7 +19,7 @@ WIDTH = 104  # characters of a table on the console
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return guarded(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, sys.argv[1:] if argv is None else argv)
 
 
 def _run(argv: list[str]) -> int:

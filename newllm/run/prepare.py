@@ -13,13 +13,13 @@ from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
 from newllm.evaluation import Subject, diagnose
 from newllm.model import LanguageModel, build_model
+from newllm.precision import autocast, resolve
 from newllm.run.stage import build_stages
 from newllm.runtime import Place, Runtime
 from newllm.store.run_directory import RunDirectory
 from newllm.training.context import Run
 from newllm.training.distributed import device_of
 from newllm.training.optimizer import AdamW
-from newllm.training.precision import autocast, resolve
 from newllm.training.trainer import Trainer
 
 

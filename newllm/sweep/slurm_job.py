@@ -136,6 +136,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from newllm.cli import guarded
+    from newllm.errors import run_command
 
-    raise SystemExit(guarded(main, sys.argv[1:]))
+    raise SystemExit(run_command(main, sys.argv[1:]))

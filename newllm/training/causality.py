@@ -9,7 +9,7 @@ from torch import Tensor
 
 from newllm.errors import RunError
 from newllm.model import LanguageModel
-from newllm.training.precision import Precision, autocast
+from newllm.precision import Precision, autocast
 
 # Largest change before t that counts as rounding, as a share of the change after t.
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}

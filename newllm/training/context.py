@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 from newllm.console import Console
 from newllm.data import Dataset
 from newllm.model import LanguageModel
+from newllm.precision import Precision
 from newllm.runtime import Place, Runtime
 from newllm.store.run_directory import RunDirectory
 from newllm.training.loggers import Logger, NoLogger
 from newllm.training.optimizer import AdamW
-from newllm.training.precision import Precision
 from newllm.training.signals import Signals
 from newllm.training.step import Numbers, Piece, Step
 from newllm.training.trainer import Trainer

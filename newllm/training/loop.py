@@ -18,6 +18,7 @@ import torch
 from newllm.config import signature
 from newllm.data import Rows
 from newllm.errors import RunError
+from newllm.precision import autocast
 from newllm.training import display
 from newllm.training.checkpoint import load_training, save_training, save_weights
 from newllm.training.compilation import settle
@@ -25,7 +26,6 @@ from newllm.training.context import Run
 from newllm.training.distributed import Team
 from newllm.training.loss import IGNORED, token_losses
 from newllm.training.memory import peak_bytes
-from newllm.training.precision import autocast
 from newllm.training.progress import Pending, Progress
 from newllm.training.step import Piece, Step, cut
 

@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from newllm.data import Rows
 from newllm.model import LanguageModel
+from newllm.precision import Precision, autocast
 from newllm.training.loss import IGNORED, linear_cross_entropy
 from newllm.training.optimizer import AdamW
-from newllm.training.precision import Precision, autocast
 
 Piece = tuple[Tensor, Tensor]  # inputs and labels, [b, T] each
 Numbers = tuple[Tensor, Tensor, int]  # mean loss and norm of the gradient, still on the device; scored tokens

@@ -15,7 +15,7 @@ from newllm.errors import ConfigError
 from newllm.model.init import init_weights
 from newllm.model.language_model import LanguageModel
 from newllm.position.nope import NoPE
-from newllm.training.precision import Precision
+from newllm.precision import Precision
 from newllm.two_phase.context_rows import ContextReader, ContextRows, as_streams
 from newllm.two_phase.contexts import true_contexts_in_memory
 from newllm.two_phase.recurrence import Recurrence, scan

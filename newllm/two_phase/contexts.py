@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from newllm.precision import Precision, autocast
 from newllm.store.atomic import replacing
-from newllm.training.precision import Precision, autocast
 from newllm.two_phase.recurrence import Piece, Recurrence, sequential
 
 Shape = tuple[int, int, int]  # N tokens, L layers, C

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from newllm.errors import RunError
+from newllm.precision import Precision, autocast
 from newllm.seeding import stream
 from newllm.training.optimizer import AdamW
-from newllm.training.precision import Precision, autocast
 from newllm.two_phase.contexts import Text, append, shifted
 from newllm.two_phase.objectives import Objective
 from newllm.two_phase.recurrence import Recurrence

@@ -15,11 +15,11 @@ from newllm.data import Dataset
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation.observe import observing
 from newllm.model import LanguageModel
+from newllm.precision import Precision, autocast
 from newllm.training.checkpoint import load_training, load_weights, save_training, save_weights
 from newllm.training.context import Run
 from newllm.training.loss import IGNORED
 from newllm.training.optimizer import AdamW
-from newllm.training.precision import Precision, autocast
 from newllm.training.progress import Pending, Progress
 from newllm.training.step import Step, cut
 from newllm.two_phase.first_phase import FirstPhase, Outcome, write_lines

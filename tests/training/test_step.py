@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import newllm
 from newllm.model import Transformer, build_model
+from newllm.precision import Precision
 from newllm.run.prepare import prepare
 from newllm.training.context import Run
 from newllm.training.loss import linear_cross_entropy
 from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
-from newllm.training.precision import Precision
 from newllm.training.step import Step
 from tests.support.training_runs import small_cfg
 
