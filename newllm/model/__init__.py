@@ -1,19 +1,14 @@
 """Models, and how a configuration becomes one."""
 
-from typing import TYPE_CHECKING, Any
-
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.build import build
 from newllm.config.groups import parts_of
+from newllm.data import vocab_size
 from newllm.model.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from newllm.model.transformer import Transformer
+from newllm.model.transformer import Transformer
 
 __all__ = ["LanguageModel", "Transformer", "build_model"]
-
-_HOMES = {"Transformer": "transformer"}
 
 
 def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None = None) -> LanguageModel:
@@ -23,8 +18,6 @@ def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None 
     unless model.vocab_size says enough). seq_len: the training length, where it is not that of the data.
     """
     if tokens is None:
-        from newllm.data import vocab_size
-
         tokens = int(cfg.model.vocab_size or vocab_size(cfg.data))
     model: LanguageModel = build(
         cfg.model,
@@ -34,11 +27,3 @@ def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None 
         seed=cfg.trainer.seed,
     )
     return model
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"newllm.model.{_HOMES[name]}"), name)

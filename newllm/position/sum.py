@@ -1,7 +1,6 @@
 """Two encodings at once."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -18,57 +17,46 @@ class Sum(PositionEncoding):
 
     def __init__(self, parts: dict[str, Any], *, num_layers: int, **sizes: int):
         super().__init__(num_layers=num_layers)
-        self.parts = nn.ModuleDict({name: build(node, num_layers=num_layers, **sizes) for name, node in parts.items()})
-        self._read_parts()
+        self._hold({name: build(node, num_layers=num_layers, **sizes) for name, node in parts.items()})
 
-    def _read_parts(self) -> None:
-        parts = self._encodings()
-        limits = [part.limit for part in parts if part.limit is not None]
-        self.rotates = any(part.rotates for part in parts)
-        self.relative = all(part.relative for part in parts)
-        self.limit = min(limits, default=None)
+    def _hold(self, parts: dict[str, PositionEncoding]) -> None:
+        self.parts = nn.ModuleDict(parts)
+        self.rotates = any(part.rotates for part in parts.values())
+        self.relative = all(part.relative for part in parts.values())
+        self.limit = min((part.limit for part in parts.values() if part.limit is not None), default=None)
 
-    def _encodings(self) -> list[PositionEncoding]:
-        return [part for part in self.parts.values() if isinstance(part, PositionEncoding)]
+    def _each(self) -> list[PositionEncoding]:
+        return cast(list[PositionEncoding], list(self.parts.values()))
 
     def at_layer(self, layer: int) -> PositionEncoding | None:
-        active = {name: part for name, part in self.parts.items() if layer in _layers(part)}
-        return _view(active) if active else None
+        parts = zip(self.parts, self._each(), strict=True)
+        acting = {name: one for name, part in parts if (one := part.at_layer(layer)) is not None}
+        if not acting:
+            return None
+        view = Sum.__new__(Sum)  # over modules that exist already: parameters are shared, not copied
+        PositionEncoding.__init__(view, [], num_layers=0)
+        view._hold(acting)
+        return view
 
     def at_input(self, x: Tensor, positions: Tensor) -> Tensor:
-        for part in self._encodings():
+        for part in self._each():
             x = part.at_input(x, positions)
         return x
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        for part in self._encodings():
+        for part in self._each():
             q, k = part.rotate(q, k, positions)
         return q, k
 
     def bias(self) -> Bias | None:
         total: Bias | None = None
-        for part in self._encodings():
+        for part in self._each():
             total = add(total, part.bias())
         return total
 
     def adapt(self, length: int) -> None:
-        for part in self._encodings():
+        for part in self._each():
             part.adapt(length)
 
     def pairs(self) -> list[tuple[int, int, float]]:
-        return [pair for part in self._encodings() for pair in part.pairs()]
-
-
-def _layers(part: nn.Module) -> frozenset[int]:
-    assert isinstance(part, PositionEncoding)
-    return part.layers
-
-
-def _view(parts: Mapping[str, nn.Module]) -> Sum:
-    """A Sum over modules that exist already (they stay the same objects: parameters are shared, not copied)."""
-    view = Sum.__new__(Sum)
-    nn.Module.__init__(view)
-    view.parts = nn.ModuleDict(parts)
-    view.layers = frozenset()
-    view._read_parts()
-    return view
+        return [pair for part in self._each() for pair in part.pairs()]

@@ -189,11 +189,11 @@ def test_ntk_of_any_family_is_the_change_of_base_of_the_geometric_one() -> None:
 
 def test_two_dynamic_kinds() -> None:
     """By the ratio of lengths, and as transformers has it: the same for a factor of 1 only."""
-    ratio = f.dynamic_ntk(64, 1e4, 8192, 2048)
+    ratio = f.dynamic_ntk(GEO[1e4], 8192, 2048)
     np.testing.assert_allclose(ratio, f.ntk_aware(64, 1e4, 4), rtol=1e-12)
-    np.testing.assert_allclose(f.dynamic_ntk_transformers(64, 1e4, 1, 8192, 2048), ratio, rtol=1e-12)
-    np.testing.assert_allclose(f.dynamic_ntk_transformers(64, 1e4, 2, 8192, 2048), f.ntk_aware(64, 1e4, 7), rtol=1e-12)
-    assert np.array_equal(f.dynamic_ntk(64, 1e4, 100, 2048), GEO[1e4])
+    np.testing.assert_allclose(f.dynamic_ntk_transformers(GEO[1e4], 1, 8192, 2048), ratio, rtol=1e-12)
+    np.testing.assert_allclose(f.dynamic_ntk_transformers(GEO[1e4], 2, 8192, 2048), f.ntk_aware(64, 1e4, 7), rtol=1e-12)
+    assert np.array_equal(f.dynamic_ntk(GEO[1e4], 100, 2048), GEO[1e4])
 
 
 def test_yarn_of_the_paper() -> None:
@@ -303,17 +303,17 @@ def test_proportional_equals_transformers(fraction: float) -> None:
         (lambda: f.longrope(SIG8, [1.0]), "longrope needs 32 factors, one for each pair of rotary dims; got 1"),
         (lambda: f.longrope(SIG8[:2], [1.0, 0.0]), "factor 1 must be greater than 0"),
         (lambda: f.proportional(SIG8, 1.5), r"fraction must lie in \[0, 1\]"),
-        (lambda: scale(SIG8, "yran", length=1, seq_len=1), "there is no such kind; did you mean yarn"),
-        (lambda: scale(SIG8, {"factor": 8}, length=1, seq_len=1), "scaling needs a kind, as in scaling={kind:NAME}"),
+        (lambda: scale(SIG8, "yran", length=1, seq_len=8), "there is no such kind; did you mean yarn"),
+        (lambda: scale(SIG8, {"factor": 8}, length=1, seq_len=8), "scaling needs a kind, as in scaling={kind:NAME}"),
         (
-            lambda: scale(SIG8, {"kind": "yarn", "faktor": 8}, length=1, seq_len=1),
+            lambda: scale(SIG8, {"kind": "yarn", "faktor": 8}, length=1, seq_len=8),
             "scaling.faktor is no option of kind yarn; did you mean factor",
         ),
         (
-            lambda: scale(SIG8, {"kind": "yarn", "factor": "eight"}, length=1, seq_len=1),
+            lambda: scale(SIG8, {"kind": "yarn", "factor": "eight"}, length=1, seq_len=8),
             "scaling.factor=eight: expected a number",
         ),
-        (lambda: scale(SIG8, "longrope", length=1, seq_len=1), "kind longrope needs the option long, a list"),
+        (lambda: scale(SIG8, "longrope", length=1, seq_len=8), "kind longrope needs the option long, a list"),
         (lambda: scale(SIG8, {"kind": "yarn", "factor": 0.5}, length=1, seq_len=8), "factor must be 1 or greater"),
     ],
 )

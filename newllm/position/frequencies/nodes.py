@@ -15,7 +15,6 @@ from newllm.position.frequencies.domain import above
 from newllm.suggest import did_you_mean
 
 Node = str | dict[str, Any]  # sigmoid, or {family: sigmoid, steepness: 7}; yarn, or {kind: yarn, factor: 8}
-Scaled = tuple[np.ndarray, float]  # inverse frequencies [K], and what cosines and sines are multiplied by
 
 
 # --- frequencies ------------------------------------------------------------------------------------------------------
@@ -64,77 +63,53 @@ FAMILIES: Mapping[str, Callable[..., np.ndarray]] = {
 # --- scaling ----------------------------------------------------------------------------------------------------------
 
 
-def scale(inv_freq: np.ndarray, scaling: Node | None, *, length: int, seq_len: int) -> Scaled:
+def scale(inv_freq: np.ndarray, scaling: Node | None, *, length: int, seq_len: int) -> tuple[np.ndarray, float]:
     """`inv_freq` [K] scaled for inputs of `length` tokens, of a model trained at `seq_len`; and the temperature.
 
-    scaling: the name of a kind, or a mapping of ``kind`` and its options, as in ``{kind: yarn, factor: 8}``.
-    Every kind takes original_length, seq_len unless given. A factor left out follows the input:
-    ``max(1, length / original_length)``, so inputs no longer than that see the frequencies of training.
+    The temperature is what cosines and sines are multiplied by. scaling: the name of a kind, or a mapping of ``kind``
+    and its options, as in ``{kind: yarn, factor: 8}``. Every kind takes original_length, seq_len unless given. A factor
+    left out follows the input: ``max(1, length / original_length)``, so inputs no longer than that see the frequencies
+    of training.
     """
     if scaling is None:
         return np.asarray(inv_freq, dtype=np.float64), 1.0
-    handed = {"inv_freq": inv_freq, "length": length}
-    result: Scaled = _call("scaling", "kind", scaling, SCALINGS, handed, {"original_length": seq_len})
-    return result
-
-
-def _by_factor(rule: Callable[..., np.ndarray]) -> Callable[..., Scaled]:
-    """A kind whose only option is the factor."""
-
-    def kind(inv_freq: np.ndarray, length: int, original_length: int, factor: float | None = None) -> Scaled:
-        return rule(inv_freq, _factor(factor, length, original_length)), 1.0
-
-    return kind
-
-
-def _dynamic_ntk(inv_freq: np.ndarray, length: int, original_length: int) -> Scaled:
-    return rules.ntk_spread(inv_freq, _factor(None, length, original_length)), 1.0
-
-
-def _dynamic_ntk_transformers(inv_freq: np.ndarray, length: int, original_length: int, factor: float) -> Scaled:
-    above("scaling.original_length", original_length, 1, 2048)
-    return rules.ntk_spread(inv_freq, rules.transformers_stretch(factor, length, original_length)), 1.0
+    options = {"kind": scaling} if isinstance(scaling, str) else dict(scaling)
+    original_length = options.pop("original_length", seq_len)
+    if type(original_length) is not int or original_length < 2:
+        raise ConfigError(
+            f"scaling.original_length must be a whole number above 1, as in scaling.original_length=2048; "
+            f"got {original_length}."
+        )
+    handed = {"inv_freq": inv_freq, "length": length, "original_length": original_length}
+    follows = options.get("kind") not in _OWN_FACTOR
+    defaults = {"factor": max(1.0, length / original_length)} if follows else {}
+    found = _call("scaling", "kind", options, SCALINGS, handed, defaults)
+    return found if isinstance(found, tuple) else (found, 1.0)
 
 
 def _yarn(
     inv_freq: np.ndarray,
-    length: int,
     original_length: int,
-    factor: float | None = None,
+    factor: float,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
     attention_factor: float | None = None,
-) -> Scaled:
-    stretch = _factor(factor, length, original_length)
-    temperature = _temperature(attention_factor, rules.yarn_temperature(stretch))
-    return rules.yarn(inv_freq, stretch, original_length, beta_fast, beta_slow), temperature
+) -> tuple[np.ndarray, float]:
+    temperature = _temperature(attention_factor, rules.yarn_temperature(factor))
+    return rules.yarn(inv_freq, factor, original_length, beta_fast, beta_slow), temperature
 
 
 def _yarn_channels(
     inv_freq: np.ndarray,
-    length: int,
     original_length: int,
-    factor: float | None = None,
+    factor: float,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
     truncate: bool = True,
     attention_factor: float | None = None,
-) -> Scaled:
-    stretch = _factor(factor, length, original_length)
-    temperature = _temperature(attention_factor, rules.yarn_temperature(stretch))
-    return rules.yarn_channels(inv_freq, stretch, original_length, beta_fast, beta_slow, truncate), temperature
-
-
-def _llama3(
-    inv_freq: np.ndarray,
-    length: int,
-    original_length: int,
-    factor: float | None = None,
-    low_freq_factor: float = 1.0,
-    high_freq_factor: float = 4.0,
-) -> Scaled:
-    stretch = _factor(factor, length, original_length)
-    return rules.llama3(inv_freq, stretch, original_length, low_freq_factor, high_freq_factor), 1.0
+) -> tuple[np.ndarray, float]:
+    temperature = _temperature(attention_factor, rules.yarn_temperature(factor))
+    return rules.yarn_channels(inv_freq, factor, original_length, beta_fast, beta_slow, truncate), temperature
 
 
 def _longrope(
@@ -142,25 +117,14 @@ def _longrope(
     length: int,
     original_length: int,
     long: list[float],
+    factor: float,
     short: list[float] | None = None,
-    factor: float | None = None,
     attention_factor: float | None = None,
-) -> Scaled:
+) -> tuple[np.ndarray, float]:
     """`long` beyond original_length, else `short` (all 1 unless given)."""
-    temperature = rules.longrope_temperature(_factor(factor, length, original_length), original_length)
+    temperature = _temperature(attention_factor, rules.longrope_temperature(factor, original_length))
     stretched = [rules.longrope(inv_freq, factors) for factors in (long, short or [1.0] * len(inv_freq))]
-    return stretched[0 if length > original_length else 1], _temperature(attention_factor, temperature)
-
-
-def _proportional(
-    inv_freq: np.ndarray, length: int, original_length: int, fraction: float, factor: float = 1.0
-) -> Scaled:
-    return rules.proportional(inv_freq, fraction, factor), 1.0
-
-
-def _factor(factor: float | None, length: int, original_length: int) -> float:
-    above("scaling.original_length", original_length, 1, 2048)
-    return max(1.0, length / original_length) if factor is None else factor
+    return stretched[0 if length > original_length else 1], temperature
 
 
 def _temperature(attention_factor: float | None, default: float) -> float:
@@ -170,18 +134,19 @@ def _temperature(attention_factor: float | None, default: float) -> float:
     return attention_factor
 
 
-SCALINGS: Mapping[str, Callable[..., Scaled]] = {
-    "position_interpolation": _by_factor(rules.position_interpolation),
-    "ntk_aware": _by_factor(rules.ntk_spread),
-    "dynamic_ntk": _dynamic_ntk,
-    "dynamic_ntk_transformers": _dynamic_ntk_transformers,
+SCALINGS: Mapping[str, Callable[..., np.ndarray | tuple[np.ndarray, float]]] = {
+    "position_interpolation": rules.position_interpolation,
+    "ntk_aware": rules.ntk_spread,
+    "dynamic_ntk": rules.dynamic_ntk,
+    "dynamic_ntk_transformers": rules.dynamic_ntk_transformers,
     "yarn": _yarn,
     "yarn_channels": _yarn_channels,
-    "yarn_index_ramp": _by_factor(rules.yarn_index_ramp),
-    "llama3": _llama3,
+    "yarn_index_ramp": rules.yarn_index_ramp,
+    "llama3": rules.llama3,
     "longrope": _longrope,
-    "proportional": _proportional,
+    "proportional": rules.proportional,
 }
+_OWN_FACTOR = ("dynamic_ntk_transformers", "proportional")  # whose factor means another thing than the stretch
 
 
 # --- names and options ------------------------------------------------------------------------------------------------

@@ -37,23 +37,18 @@ def ntk_spread(inv_freq: np.ndarray, factor: float) -> np.ndarray:
     return np.asarray(inv_freq, dtype=np.float64) * factor ** (-np.arange(count) / (count - 1))
 
 
-def dynamic_ntk(dim: int, theta: float, length: int, original_length: int) -> np.ndarray:
-    """`ntk_aware` with ``factor = max(1, length / original_length)``, by the length of the input."""
-    return ntk_aware(dim, theta, max(1.0, length / original_length))
+def dynamic_ntk(inv_freq: np.ndarray, length: int, original_length: int) -> np.ndarray:
+    """`ntk_spread` with ``factor = max(1, length / original_length)``, by the length of the input."""
+    return ntk_spread(inv_freq, max(1.0, length / original_length))
 
 
-def dynamic_ntk_transformers(dim: int, theta: float, factor: float, length: int, original_length: int) -> np.ndarray:
-    """`ntk_aware` with the `transformers_stretch`, as transformers' "dynamic" has it (emozilla, 2023).
+def dynamic_ntk_transformers(inv_freq: np.ndarray, factor: float, length: int, original_length: int) -> np.ndarray:
+    """`ntk_spread` by ``factor * L / L0 - (factor - 1)`` for L > L0, else 1: transformers' "dynamic" (emozilla, 2023).
 
     Equal to `dynamic_ntk` for a factor of 1 only.
     """
-    return ntk_aware(dim, theta, transformers_stretch(factor, length, original_length))
-
-
-def transformers_stretch(factor: float, length: int, original_length: int) -> float:
-    """``factor * L / L0 - (factor - 1)`` for L > L0, else 1."""
     at_least("factor", factor, 1, 8)
-    return factor * max(length, original_length) / original_length - (factor - 1)
+    return ntk_spread(inv_freq, factor * max(length, original_length) / original_length - (factor - 1))
 
 
 def yarn(
