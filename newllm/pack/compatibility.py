@@ -43,8 +43,10 @@ def hindrance(config: Config) -> str | None:
     """Why a run can be in no pack, whatever the others are; None if it can."""
     if int(config["trainer"].get("devices", 1)) > 1:
         return "a packed run has one process, so leave trainer.devices at 1"
-    if any(group.pack == "alone" and config.get(group.name) for group in groups(config).values()):
-        return "a run with a first phase trains alone, so leave pack out"
+    for group in groups(config).values():
+        if group.pack == "alone" and config.get(group.name):
+            chosen = (config.get("choices") or {}).get(group.name)
+            return f"a run with {group.name}{f'={chosen}' if chosen else ''} trains alone, so leave pack out"
     return None
 
 

@@ -154,7 +154,7 @@ class FixedPoint(FirstPhase):
         with locked(folder, "first phase"):
             phase_folder.claim(folder, content)
             try:
-                outcome = _Training(self, run, folder).outcome()
+                outcome = _PhaseRunner(self, run, folder).outcome()
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise RunError(
@@ -211,7 +211,7 @@ def _sides(model: torch.nn.Module) -> tuple[Side, ...]:
     return ("train", "val") if reads_contexts(model) else ("train",)
 
 
-class _Training:
+class _PhaseRunner:
     """One run's work in the folder of a first phase, whose lock it holds: iterate, then store the contexts. Each step
     is skipped when it is done.
 
@@ -222,6 +222,8 @@ class _Training:
         self.phase, self.run, self.folder = phase, run, folder
         self.recurrence: Recurrence = run.model.recurrence  # type: ignore[assignment]
         self.texts = {side: Text(run.model, run.data.stream(side), run.device) for side in _sides(run.model)}
+        sizes = self.recurrence.layers, self.recurrence.width
+        self.shapes: dict[Side, Shape] = {side: (len(text), *sizes) for side, text in self.texts.items()}
         self.state_file, self.outcome_file = folder / "state.safetensors", folder / "outcome.json"
 
     def outcome(self) -> Outcome:
@@ -337,13 +339,12 @@ class _Training:
 
     def _store(self, side: Side, previous: np.ndarray) -> None:
         """All layers' contexts of a side, from those that the last iteration left or by the true recurrence."""
-        path, shape, precision = self._path(side), self._shape(side), self.run.precision
+        path, shape, precision, since = self._path(side), self.shapes[side], self.run.precision, time.monotonic()
         if open_contexts(path, shape, precision) is not None:
             return
-        since = time.monotonic()
         if side == "train" and self.phase.train_contexts == "parallel":
-            size = self.phase.rule.batch_tokens
-            pieces = parallel_contexts(self.recurrence, self.texts[side], previous, size, precision)
+            batch = self.phase.rule.batch_tokens
+            pieces = parallel_contexts(self.recurrence, self.texts[side], previous, batch, precision)
         else:
             pieces = true_contexts(self.recurrence, self.texts[side], precision)
 
@@ -361,15 +362,12 @@ class _Training:
 
     def _stored(self) -> dict[Side, np.memmap]:
         """The contexts on disk; empty unless those of both sides are there."""
-        found = {side: open_contexts(self._path(side), self._shape(side), self.run.precision) for side in self.texts}
+        found = {side: open_contexts(self._path(side), self.shapes[side], self.run.precision) for side in self.shapes}
         there = {side: contexts for side, contexts in found.items() if contexts is not None}
         return there if len(there) == 2 else {}
 
     def _path(self, side: Side) -> Path:
         return self.folder / f"contexts.{side}.bin"
-
-    def _shape(self, side: Side) -> Shape:
-        return len(self.texts[side]), self.recurrence.layers, self.recurrence.width
 
 
 def _iteration_line(lines: Sequence[dict[str, Any]], clock: bool = True) -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import newllm
 from newllm import evaluate, generate
 from newllm.config import effective, signature
+from newllm.config.values import check_values
 from newllm.errors import ConfigError
 from newllm.pack.compatibility import unpackable
 from newllm.run.execute import run
@@ -156,7 +157,7 @@ def test_killed_at_every_boundary_and_inside_every_stage_and_resumed_equals_unin
         (fixed_point, "write_lines", 3, False),  # the second iteration is saved and its line is not yet written
         (fixed_point, "write_lines", 4, True),  # that of the fifth iteration is
         (fixed_point, "effective_rank", 1, False),  # the contexts are stored, the phase is not done
-        (fixed_point._Training, "_make", 1, True),  # it is done, and nothing has been taken from it
+        (fixed_point._PhaseRunner, "_make", 1, True),  # it is done, and nothing has been taken from it
         (ContextReader, "__init__", 1, False),  # between the phases
         (Step, "__call__", 3, False),
         (Loop, "_validate", 1, True),  # the first epoch is saved
@@ -284,7 +285,7 @@ def test_what_other_models_have_no_use_for_is_refused(tmp_path: Path) -> None:
 )
 def test_attention_and_encoding_go_with_models_that_take_them(overrides: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        newllm.compose(overrides)
+        check_values(newllm.compose(overrides))
 
 
 def test_reading_stored_contexts_is_the_model_itself_and_trains_its_reading_half_alone(whole: RunDirectory) -> None:
@@ -305,6 +306,6 @@ def test_planned_with_others_and_named_by_what_matters(tmp_path: Path) -> None:
     configs = [effective(small(tmp_path / "run", **one)) for one in changes]
     build_all(parts(configs[:3]))
     assert signature(configs[0]) == signature(configs[2]) != signature(configs[1])
-    assert "first phase trains alone" in str(unpackable(configs[:2]))
+    assert "phase1=published trains alone" in str(unpackable(configs[:2]))
     with pytest.raises(ConfigError, match=r"phase1\.lr must be above 0"):
         build_all(parts(configs[3:]))
