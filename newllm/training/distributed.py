@@ -29,6 +29,7 @@ from newllm.training.signals import STOPPING
 
 GRACE = 5.0  # seconds for what should take none, before it is ended by force
 FOREVER = timedelta(days=365)  # validation and phases before training take as long as they take
+_AGAIN = "the same command goes on from the last checkpoint"
 Order = tuple[np.ndarray, float] | None  # rows and rate of a step; None: there is none left
 
 
@@ -116,6 +117,10 @@ def team(
     except NewllmError:
         raise
     except Exception as error:  # torch says little about a lost rank
+        if place.launched and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise RunError(
+                f"A process of this run's {place.size} has ended, as the output of its launcher says; {_AGAIN}"
+            ) from error
         if not place.launched and others.lost.wait(GRACE):
             raise RunError(others.reason) from error
         raise
@@ -219,15 +224,14 @@ class Team:
 
     def _epitaph(self, rank: int, status: int) -> str:
         who = f"Process {rank + 1} of this run's {self.place.size}"
-        again = "the same command goes on from the last checkpoint"
         if status < 0:
             memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
-            return f"{who} was killed by {signal.Signals(-status).name}{memory}; {again}"
+            return f"{who} was killed by {signal.Signals(-status).name}{memory}; {_AGAIN}"
         # A connection of its own: the main thread's may be waiting in it.
         store = dist.TCPStore("127.0.0.1", self._store.port, is_master=False)  # type: ignore[attr-defined]
         if store.check([f"error/{rank}"]):
             return f"{who} failed: {store.get(f'error/{rank}').decode()}"
-        return f"{who} ended by itself with exit status {status}; {again}"
+        return f"{who} ended by itself with exit status {status}; {_AGAIN}"
 
 
 @contextmanager
