@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("dir", metavar="DIR", type=Path, help="a sweep, a folder of sweeps, or a run directory")
     parser.add_argument("runs", metavar="RUN", nargs="*", help="only these runs")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--watch", metavar="SECONDS", help="show the table anew every 2 (SECONDS) until all has ended")
+    what.add_argument(
+        "--watch", metavar="SECONDS", type=_interval, help="show the table anew every 2 (SECONDS) until all has ended"
+    )
     what.add_argument("--logs", action="store_true", help="print the log of the run")
     what.add_argument("--cancel", action="store_true", help="stop the runs: they save, and queued ones do not start")
     what.add_argument(
@@ -86,14 +88,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(argv: list[str]) -> int:
-    options = _parser().parse_intermixed_args(_with_values(argv))
+    words = list(argv)
+    for i, word in enumerate(words):  # the values for none, so that a RUN may come after these flags
+        following = words[i + 1] if i + 1 < len(words) else ""
+        if word == "--retry" and following not in ("failed", "interrupted", "all"):
+            words[i] = "--retry=failed"
+        if word == "--watch" and not following.replace(".", "", 1).isdigit():
+            words[i] = "--watch=2"
+    options = _parser().parse_intermixed_args(words)
     if options.follow and not options.logs:
         raise ConfigError("-f follows a log; type --logs RUN -f.")
     sweeps = _chosen(options.dir, options.runs)
     if options.logs:
         return _logs(sweeps, options.follow)
     if options.watch:
-        return _watch(sweeps, _interval(options.watch))
+        return _watch(sweeps, options.watch)
     if options.json:
         return _json(options.dir, sweeps)
     if options.cancel or options.retry:
@@ -110,26 +119,10 @@ def _run(argv: list[str]) -> int:
     return _status(surveyed)
 
 
-def _with_values(argv: Sequence[str]) -> list[str]:
-    """Give --watch and --retry the value that they have when none is typed, so that a RUN may come after them."""
-    words = list(argv)
-    for index, word in enumerate(words):
-        following = words[index + 1] if index + 1 < len(words) else ""
-        if word == "--retry" and following not in ("failed", "interrupted", "all"):
-            words[index] = "--retry=failed"
-        if word == "--watch" and not following.replace(".", "", 1).isdigit():
-            words[index] = "--watch=2"
-    return words
-
-
 def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 86400:
+    if not text.replace(".", "", 1).isdigit() or not 0.1 <= float(text) <= 86400:
         raise ConfigError(f"--watch takes seconds between 0.1 and 86400; {text} was given, try --watch 5.")
-    return seconds
+    return float(text)
 
 
 def _chosen(folder: Path, words: Sequence[str]) -> Sweeps:

@@ -49,13 +49,13 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
     launcher = build(request.launcher)
     with _nothing_left_if_refused(request.folder), choosing(request.folder):
         planned = request.plan()
-        require_packable([job.config for job in planned.jobs], request.settings.policy.pack)
+        require_packable([run.config for run in planned.runs], request.settings.policy.pack)
         if planned.wanted:
-            launcher.check(request.folder, [job.config for job in planned.wanted])
+            launcher.check(request.folder, [run.config for run in planned.wanted])
         show(planned, whole=False)
         runs = planned.freeze(afresh=request.settings.rerun == "all")
     if not runs:
-        return int(any(job.state in ("failed", "unreadable") for job in planned.jobs))
+        return int(any(run.state in ("failed", "unreadable") for run in planned.runs))
     return int(launcher.start(planned.sweep, runs, request.settings.policy))
 
 

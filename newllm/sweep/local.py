@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from multiprocessing import Pipe
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.errors import NewllmError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import parts
 from newllm.sweep.launches import Policy
@@ -74,7 +75,7 @@ class Local:
 
         This is done by the process that will start the runs of `sweep`, since it imports torch anyway.
         """
-        self._process = _Process(sweep)
+        self._process = (_warm.pop() if _warm else _Process()).with_code_for(sweep)
         with suppress(EOFError):  # it has died, which `start` deals with
             self._process.request("check", parts(configs))
 
@@ -87,38 +88,51 @@ class Local:
         """
         left, deaths = list(runs), 0
         while left:
-            process, self._process = self._process or _Process(sweep), None
+            process, self._process = self._process or _Process().with_code_for(sweep), None
             with _passing_signals_to(process) as passed:
                 try:
                     status = process.request("launch", sweep, left, policy, self.options)
-                    return status or int(not all(RunDirectory(run).is_done() for run in runs))
+                    break
                 except EOFError:
                     how = process.ended()
                 finally:
                     process.close()
-            if passed:
+            if passed:  # before it had begun
                 return 128 + passed[0]
             before, left = len(left), _queue_again(left)
             deaths = 1 if len(left) < before else deaths + 1
             if deaths == DEATHS:
                 raise RunError(f"The process that does the runs {how}, {DEATHS} times in a row.")
             print(f"The process that does the runs {how}; they go on in a new one.", flush=True)
-        return int(not all(RunDirectory(run).is_done() for run in runs))
+            status = 0
+        return status or int(not all(RunDirectory(run).is_done() for run in runs))
 
 
 class _Process:
-    """A process that does the runs of `sweep` with a copy of the code; see newllm.sweep.do_runs."""
+    """A Python that imports torch and then does runs with a copy of the code; see newllm.sweep.do_runs."""
 
-    def __init__(self, sweep: Path) -> None:
-        self._python, self._pipe = _warm.pop() if _warm else _start_python()
-        self._pipe.send({**environment(snapshot(sweep)), "OMP_NUM_THREADS": "1"})
+    def __init__(self) -> None:
+        self._pipe, theirs = Pipe()
+        with theirs:
+            self.python = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},  # other threads would not survive a fork
+                start_new_session=True,  # the terminal's Ctrl-C comes from this process alone
+            )
+
+    def with_code_for(self, sweep: Path) -> "_Process":
+        with suppress(BrokenPipeError):  # it has died, as `request` will see
+            self._pipe.send({**environment(snapshot(sweep)), "OMP_NUM_THREADS": "1"})
+        return self
 
     def request(self, name: str, *arguments: Any) -> Any:
-        """What the process answers. Raises its NewllmError, or EOFError if it is dead."""
+        """What the process answers. Raises the NewllmError that it answers with, or EOFError if it is dead."""
         try:
             self._pipe.send((name, arguments))
             while not self._pipe.poll(0.5):  # its end may stay open in workers when it dies
-                if self._python.poll() is not None and not self._pipe.poll():
+                if self.python.poll() is not None and not self._pipe.poll():
                     raise EOFError
             answer = self._pipe.recv()
         except (BrokenPipeError, ConnectionResetError):
@@ -129,39 +143,23 @@ class _Process:
             raise RunError(f"The process that does the runs can't begin: {answer}.")
         return answer
 
-    def signal(self, signum: int) -> None:
-        self._python.send_signal(signum)
-
     def close(self) -> None:
         self._pipe.close()
-        self._python.wait()
+        self.python.wait()
 
     def ended(self) -> str:
-        status = self._python.wait()
+        status = self.python.wait()
         return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
-_warm: list[tuple[subprocess.Popen[bytes], Any]] = []  # Pythons that import torch until it is known what they are for
+_warm: list[_Process] = []
 
 
 def warm_up() -> None:
-    """Start a Python for the launch that is about to be planned; it ends with this process if it is not needed."""
-    python, pipe = _start_python()
-    _warm.append((python, pipe))
-    atexit.register(lambda: python.kill() if (python, pipe) in _warm else None)
-
-
-def _start_python() -> tuple[subprocess.Popen[bytes], Any]:
-    ours, theirs = Pipe()
-    with theirs:
-        python = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # other threads would not survive a fork
-            start_new_session=True,  # the terminal's Ctrl-C comes from this process alone
-        )
-    return python, ours
+    """Start a process for the launch that is about to be planned; it ends with this one if it is not needed."""
+    process = _Process()
+    _warm.append(process)
+    atexit.register(lambda: process.python.kill() if process in _warm else None)
 
 
 @contextmanager
@@ -171,7 +169,7 @@ def _passing_signals_to(process: _Process) -> Iterator[list[int]]:
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
         passed.append(signum)
-        process.signal(signum)
+        process.python.send_signal(signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield passed
@@ -186,21 +184,16 @@ def _passing_signals_to(process: _Process) -> Iterator[list[int]]:
 
 def _queue_again(runs: Sequence[Path]) -> list[Path]:
     """Wait for the workers of a process that was killed, which save and end; returns the runs that are left to do."""
-    left: list[Path] = []
-    claimed = {run: _claimed(run) for run in runs}
+    died = datetime.now(UTC) - timedelta(seconds=2)  # at the earliest
     time.sleep(1.0)  # workers that had just been forked have ended by then, or hold their runs
-    for run in runs:
-        directory = RunDirectory(run)
-        if claimed[run] in ("queued", "running"):
-            while directory.in_use():
-                time.sleep(0.1)
-            if _claimed(run) in ("running", "interrupted"):
-                note(directory, "queued")
-            left += [run] if _claimed(run) == "queued" else []
+    left = []
+    for directory in map(RunDirectory, runs):
+        while directory.in_use():
+            time.sleep(0.1)
+        if directory.observed() == "interrupted":
+            status = directory.status()
+            ended = status.get("finished")
+            if not status.get("error") and (ended is None or datetime.fromisoformat(ended) >= died):
+                note(directory, "queued")  # the others were cancelled
+        left += [directory.path] if directory.observed() == "queued" else []
     return left
-
-
-def _claimed(run: Path) -> str | None:
-    with suppress(ConfigError):
-        return RunDirectory(run).status().get("state")
-    return None

@@ -1,6 +1,5 @@
 """Which runs a sweep has, what has become of each so far, and what is therefore left to do."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,24 +18,18 @@ Rerun = Literal["failed", "none", "all"]
 
 
 @dataclass(frozen=True)
-class Job:
-    """One distinct run of a sweep.
+class PlannedRun:
+    """One distinct run of a sweep. known: what `survey` says of its directory, None for a new run."""
 
-    Args:
-        index: number in the plan, from 0.
-        config: effective configuration.
-        state: "new", or what `survey` says of its directory.
-        known: the survey's line, None of a new run.
-        wanted: is it to be started?
-    """
-
-    index: int
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # effective
     signature: str
     path: Path
-    state: str
     known: Line | None
     wanted: bool
+
+    @property
+    def state(self) -> str:
+        return self.known.state if self.known else "new"
 
 
 @dataclass(frozen=True)
@@ -45,24 +38,20 @@ class Plan:
 
     sweep: Path
     asked: int
-    jobs: tuple[Job, ...]
+    runs: tuple[PlannedRun, ...]
 
     @property
-    def wanted(self) -> list[Job]:
-        return [job for job in self.jobs if job.wanted]
-
-    def counts(self) -> dict[str, int]:
-        """State -> number of runs."""
-        return dict(Counter(job.state for job in self.jobs))
+    def wanted(self) -> list[PlannedRun]:
+        return [run for run in self.runs if run.wanted]
 
     def freeze(self, afresh: bool = False) -> list[Path]:
         """Queue the wanted runs on disk; returns their directories. `afresh`: without what they have done so far."""
-        for job in self.wanted:
-            directory = RunDirectory(job.path)
+        for run in self.wanted:
+            directory = RunDirectory(run.path)
             if afresh:
                 directory.clear()
-            directory.freeze(_with_absolute_paths(job.config))
-        return [job.path for job in self.wanted]
+            directory.freeze(_with_absolute_paths(run.config))
+        return [run.path for run in self.wanted]
 
 
 def plan(
@@ -90,19 +79,20 @@ def plan(
         raise ConfigError(
             f"only={list(only or [])}: there is no run {wrong[0]}; the plan numbers them 0 to {len(distinct) - 1}."
         )
-    there = _directories(sweep)
+    folders = sorted(sweep.iterdir(), reverse=True) if sweep.is_dir() else []
+    there = {signature_of(folder.name): folder for folder in folders}
     paths = {
         mark: Path(run_dir) if run_dir else there.get(mark, sweep / f"{slug(config)}-{mark}")
         for mark, config in distinct.items()
     }
     begun = [path for path in paths.values() if (path / "status.json").exists()]
     known = {Path(line.path): line for line in survey(sweep, begun)}
-    jobs = []
-    for index, (mark, config) in enumerate(distinct.items()):
+    runs = []
+    for number, (mark, config) in enumerate(distinct.items()):
         line = known.get(paths[mark])
-        wanted = _wanted(line, rerun) and (only is None or index in only)
-        jobs.append(Job(index, config, mark, paths[mark], line.state if line else "new", line, wanted))
-    return Plan(sweep, len(configs), tuple(jobs))
+        wanted = _wanted(line, rerun) and (only is None or number in only)
+        runs.append(PlannedRun(config, mark, paths[mark], line, wanted))
+    return Plan(sweep, len(configs), tuple(runs))
 
 
 def _wanted(line: Line | None, rerun: Rerun) -> bool:
@@ -113,14 +103,6 @@ def _wanted(line: Line | None, rerun: Rerun) -> bool:
     if line.state in ("done", "unreadable"):
         return rerun == "all"
     return line.state != "failed" or rerun != "none"
-
-
-def _directories(sweep: Path) -> dict[str, Path]:
-    """Signature -> run directory, for those whose names end in one."""
-    if not sweep.is_dir():
-        return {}
-    named = {signature_of(path.name): path for path in sorted(sweep.iterdir(), reverse=True)}
-    return {mark: path for mark, path in named.items() if mark}
 
 
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 finished runs."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +15,7 @@ from newllm.config.groups import groups, parts_of, stages
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import PARTS, count_parameters, seedless
-from newllm.sweep.plan import Job, Plan
+from newllm.sweep.plan import Plan, PlannedRun
 from newllm.sweep.table import aligned, duration, plural
 
 _STAGES = tuple(group for stage in stages() for group in (stage, *parts_of(stage)))
@@ -33,19 +33,20 @@ def show(plan: Plan, whole: bool, console: Console | None = None) -> None:
     if whole:
         _show_runs(plan, console)
     console.print(Text(summary(plan)), soft_wrap=True)
-    for job in plan.jobs:
-        if job.state == "unreadable" and job.known is not None:
-            console.print(Text(f"{job.path.name} is left alone: {job.known.error}"), soft_wrap=True)
+    for run in plan.runs:
+        if run.state == "unreadable" and run.known is not None:
+            console.print(Text(f"{run.path.name} is left alone: {run.known.error}"), soft_wrap=True)
 
 
 def summary(plan: Plan) -> str:
     """``36 combinations are 15 distinct runs: 3 done, 12 new; 12 to do. Folder: outputs/sweeps``"""
-    number = len(plan.jobs)
+    number = len(plan.runs)
     first = plural(number, "run")
     if plan.asked != number:
         first = f"{plan.asked:,} combinations are {plural(number, 'distinct run')}"
-    states = ", ".join(f"{count:,} {state}" for state, count in sorted(plan.counts().items()))
-    others = sum(job.known is not None and job.known.attended for job in plan.jobs)
+    counts = Counter(run.state for run in plan.runs)
+    states = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
+    others = sum(run.known is not None and run.known.attended for run in plan.runs)
     elsewhere = f" {others:,} of them belong to a launcher that is at work already." if others else ""
     return f"{first}: {states}; {len(plan.wanted):,} to do.{elsewhere} Folder: {plan.sweep}"
 
@@ -97,34 +98,34 @@ class Estimates:
 
 def _show_runs(plan: Plan, console: Console) -> None:
     estimates = Estimates([plan.sweep, Path("outputs/runs")])
-    times = [estimates.seconds(job.config) for job in plan.jobs]
-    columns = _columns(plan.jobs)
+    times = [estimates.seconds(run.config) for run in plan.runs]
+    columns = _columns(plan.runs)
     rows = [["run", *columns, "state", "parameters", "time"]]
-    for job, seconds in zip(plan.jobs, times, strict=True):
-        parameters = estimates.parameters(job.config)
-        cells = [_value(job.config, column) for column in columns]
-        rows.append([str(job.index), *cells, job.state, f"{parameters:,}" if parameters else "?", duration(seconds)])
+    for number, (run, seconds) in enumerate(zip(plan.runs, times, strict=True)):
+        parameters = estimates.parameters(run.config)
+        cells = [_value(run.config, column) for column in columns]
+        rows.append([str(number), *cells, run.state, f"{parameters:,}" if parameters else "?", duration(seconds)])
     heading, *lines = aligned(rows, {*columns, "state"})
     console.out(heading, style="bold", highlight=False)
     console.out("\n".join(lines), highlight=False)
-    todo = [seconds for job, seconds in zip(plan.jobs, times, strict=True) if job.wanted]
+    todo = [seconds for run, seconds in zip(plan.runs, times, strict=True) if run.wanted]
     told = [seconds for seconds in todo if seconds is not None]
     if told:
         missing = f", and {len(todo) - len(told)} of unknown time" if len(told) < len(todo) else ""
         console.print(f"One after another: {duration(sum(told))} by the speed of finished runs{missing}.")
 
 
-def _columns(jobs: tuple[Job, ...]) -> list[str]:
+def _columns(runs: tuple[PlannedRun, ...]) -> list[str]:
     """Choices that differ (model, encoding, attention in any case), keys of overrides that differ, the seed."""
-    names = dict.fromkeys(group for job in jobs for group in job.config["choices"])
-    choices = [*PARTS, *(name for name in names if name not in PARTS and _differs(jobs, name))]
-    keys = dict.fromkeys(str(line).partition("=")[0] for job in jobs for line in job.config["overrides"])
-    given = [key for key in keys if key not in names and key != "seed" and _differs(jobs, key)]
-    return [*choices, *given, *(["seed"] if jobs and "seed" in jobs[0].config else [])]
+    names = dict.fromkeys(group for run in runs for group in run.config["choices"])
+    choices = [*PARTS, *(name for name in names if name not in PARTS and _differs(runs, name))]
+    keys = dict.fromkeys(str(line).partition("=")[0] for run in runs for line in run.config["overrides"])
+    given = [key for key in keys if key not in names and key != "seed" and _differs(runs, key)]
+    return [*choices, *given, *(["seed"] if runs and "seed" in runs[0].config else [])]
 
 
-def _differs(jobs: tuple[Job, ...], key: str) -> bool:
-    return len({_value(job.config, key) for job in jobs}) > 1
+def _differs(runs: tuple[PlannedRun, ...], key: str) -> bool:
+    return len({_value(run.config, key) for run in runs}) > 1
 
 
 def _value(config: Mapping[str, Any], key: str) -> str:

@@ -19,7 +19,7 @@ from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import build_all, parts
 from newllm.sweep.display import Display
 from newllm.sweep.launches import Policy, recorded
-from newllm.sweep.slurm_job import Job
+from newllm.sweep.slurm_job import Task
 from newllm.sweep.slurm_states import GONE, LOGS, ask, job_states, meaning, words
 from newllm.sweep.snapshot import environment, snapshot
 from newllm.sweep.survey import Line, note, observe
@@ -153,7 +153,7 @@ class Slurm:
                 "setup": [*self.setup, f"export PYTHONPATH={shlex.quote(path)}"],
             }
             tasks = [
-                Job(
+                Task(
                     str(sweep.resolve()), name, tuple(str(runs[run].resolve()) for run in numbers), policy,
                     self.jobs_per_gpu, self.max_requeues,
                 )
@@ -289,7 +289,7 @@ def _explain(waiting: Mapping[str, int], explained: set[str], display: Display) 
             display.note(f"{plural(number, 'job')} {word}: squeue(1) explains the reason.")
 
 
-def _sbatch(tasks: Sequence[Job], sweep: Path, options: Mapping[str, Any]) -> list[str]:
+def _sbatch(tasks: Sequence[Task], sweep: Path, options: Mapping[str, Any]) -> list[str]:
     """Submit the tasks, as a job array if there are several; returns the job id of each.
 
     options: of sbatch, under submitit's names; None is left out. Raises ConfigError, in sbatch's words, if it refuses.

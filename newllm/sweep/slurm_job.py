@@ -27,7 +27,7 @@ _CLAIM_SECONDS = 30.0  # for the launcher to note which job it has been given fo
 
 
 @dataclass
-class Job:
+class Task:
     """Called by submitit in the job.
 
     Args:
@@ -123,7 +123,7 @@ def _queue_again(directories: Iterable[RunDirectory]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The pool of a job, whose `Job` is the only argument, as JSON; returns the exit status."""
+    """The pool of a job, whose `Task` is the only argument, as JSON; returns the exit status."""
     from newllm.sweep.do_runs import do_runs, import_everything
     from newllm.sweep.slots import Slots, available_cores, visible_gpus
 

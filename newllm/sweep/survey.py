@@ -111,33 +111,27 @@ def observe(
         status = _read(directory)
         state, error, word = _judge(directory, status, words)
     progress = status["progress"] if isinstance(status.get("progress"), dict) else {}
-    job, origin = _job(status), directory.trained
-    step, steps = _integer(progress.get("step")), _integer(progress.get("steps"))
-    speed = _number(progress.get("tokens_per_second"))
+    numbers = {name: _number(progress.get(name)) for name in ("step", "steps", "epoch", "loss", "tokens_per_second")}
     left = None
-    if state == "running" and speed and step is not None and steps is not None:
+    if state == "running" and numbers["tokens_per_second"] and None not in (numbers["step"], numbers["steps"]):
         per_step = _tokens_per_step(directory.path)
-        left = (steps - step) * per_step / speed if per_step else None
+        left = (numbers["steps"] - numbers["step"]) * per_step / numbers["tokens_per_second"] if per_step else None
+    job, origin = _job(status), directory.trained
     in_slurm = meaning(word) in ("waiting", "at work")
     waits = launched or in_slurm or (job is not None and words is None)
-    attended = state == "running" or (state == "queued" and waits) or (state == "interrupted" and in_slurm)
     return Line(
         name=directory.path.name,
         path=str(directory.path),
         state=state,
-        attended=attended,
-        attempt=_integer(status.get("attempt")) or 0,
+        attended=state == "running" or (state == "queued" and waits) or (state == "interrupted" and in_slurm),
+        attempt=_number(status.get("attempt")) or 0,
         phase=progress.get("phase"),
-        step=step,
-        steps=steps,
-        epoch=_integer(progress.get("epoch")),
-        loss=_number(progress.get("loss")),
+        **numbers,
         val_ppl=_number(status.get("val/ppl")),
-        tokens_per_second=speed,
         seconds=_seconds(state, status, now or datetime.now(UTC)),
         seconds_left=left,
         host=status.get("host"),
-        pid=_integer(status.get("pid")),
+        pid=_number(status.get("pid")),
         slurm=job,
         slurm_state=word,
         updated=status.get("updated"),
@@ -276,9 +270,14 @@ def _job(status: Mapping[str, Any]) -> str | None:
 
 
 def _seconds(state: str, status: Mapping[str, Any], now: datetime) -> float | None:
-    started = _time(status.get("started"))
-    ended = now if state == "running" else _time(status.get("finished")) or _time(status.get("updated"))
-    return max(0.0, (ended - started).total_seconds()) if started and ended and state != "queued" else None
+    """How long the latest attempt has taken, unless the run waits for another one."""
+    if state == "queued":
+        return None
+    try:
+        ended = now if state == "running" else datetime.fromisoformat(status.get("finished") or status["updated"])
+        return max(0.0, (ended - datetime.fromisoformat(status["started"])).total_seconds())
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 @lru_cache(maxsize=1000)
@@ -290,18 +289,7 @@ def _tokens_per_step(run: Path) -> int | None:
         return None
 
 
-def _time(text: Any) -> datetime | None:
-    try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _integer(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _number(value: Any) -> float | None:
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if real else None
+def _number(value: Any) -> Any:
+    """A finite number as it is, else None: status.json may be of another version."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if number else None

@@ -11,14 +11,7 @@ from rich.text import Text
 from newllm.sweep.run_names import short_names, signature_of
 from newllm.sweep.survey import STATES, Line, counts
 
-STYLES = {
-    "running": "cyan",
-    "failed": "red",
-    "unreadable": "red",
-    "interrupted": "yellow",
-    "queued": "",
-    "done": "green",
-}
+STYLES = {"running": "cyan", "failed": "red", "unreadable": "red", "interrupted": "yellow", "done": "green"}
 _COLUMNS = (
     "run", "state", "step", "loss", "val ppl", "tokens/s", "elapsed", "left", "attempt", "job", "SLURM",
     "evaluated from",
@@ -46,7 +39,7 @@ def table(lines: Sequence[Line], fold: int | None = None, names: Mapping[str, st
         [[cells[i] for i in kept] for cells in (list(_COLUMNS), *(cells for _, cells in rows))],
         left=("run", "state", "attempt", "job", "SLURM", "evaluated from"),
     )
-    styled = [(heading, "bold"), *((text, STYLES[state]) for text, (state, _) in zip(texts, rows, strict=True))]
+    styled = [(heading, "bold"), *((text, STYLES.get(state, "")) for text, (state, _) in zip(texts, rows, strict=True))]
     return [Text(text, style, no_wrap=True, overflow="ellipsis") for text, style in styled]
 
 
@@ -82,7 +75,7 @@ def errors(lines: Sequence[Line], fold: int | None = None) -> list[Text]:
         if line.error and line.state not in ("running", "done"):
             befell[line.error].append(line)
     said = [
-        Text.assemble((_several([short[line.name] for line in runs]), STYLES[runs[0].state]), f": {sentence}")
+        Text.assemble((_several([short[line.name] for line in runs]), STYLES.get(runs[0].state, "")), f": {sentence}")
         for sentence, runs in befell.items()
     ]
     if fold is not None and len(said) > fold:

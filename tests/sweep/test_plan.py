@@ -29,22 +29,22 @@ def finish(path: Path) -> None:
 
 def test_36_combinations_are_15_runs_and_a_fourth_seed_adds_5(tmp_path: Path) -> None:
     first = planned(ISSUE, tmp_path)
-    assert (first.asked, len(first.jobs), len(first.wanted)) == (36, 15, 15)
-    assert len({job.path for job in first.jobs}) == 15
+    assert (first.asked, len(first.runs), len(first.wanted)) == (36, 15, 15)
+    assert len({job.path for job in first.runs}) == 15
     for path in first.freeze():
         finish(path)
     assert not planned(ISSUE, tmp_path).wanted
     more = planned(ISSUE + ",4", tmp_path)
-    assert len(more.jobs) == 20
+    assert len(more.runs) == 20
     assert [job.config["seed"] for job in more.wanted] == [4] * 5
-    assert more.counts() == {"done": 15, "new": 5}
+    assert [run.state for run in more.runs].count("done") == 15
 
 
 def test_a_run_is_found_however_it_was_typed_and_named(tmp_path: Path) -> None:
     (path,) = planned("theta=5e5", tmp_path).freeze()
     finish(path)
     renamed = path.rename(path.with_name("mine-" + path.name[-8:]))
-    (job,) = planned("pos_encoding.theta=500000 runtime.threads=1", tmp_path).jobs
+    (job,) = planned("pos_encoding.theta=500000 runtime.threads=1", tmp_path).runs
     assert (job.path, job.state, job.wanted) == (renamed, "done", False)
 
 
@@ -69,7 +69,7 @@ def test_rerun(state: str, rerun: str, wanted: bool, tmp_path: Path) -> None:
     (path,) = planned("seed=1", tmp_path).freeze()
     finish(path)
     RunDirectory(path).update_status(state=state)
-    (job,) = planned("seed=1", tmp_path, rerun=rerun).jobs
+    (job,) = planned("seed=1", tmp_path, rerun=rerun).runs
     assert (job.state, job.wanted) == (state, wanted)
 
 
@@ -91,21 +91,21 @@ def test_what_others_work_on_is_not_started_twice(tmp_path: Path) -> None:
     runs = planned("seed=1,2,3", tmp_path).freeze()
     RunDirectory(runs[0]).update_status(state="running", pid=os.getpid())
     with FileLock(runs[0] / ".lock"), recorded(tmp_path, "local", {}, Policy(), runs[:2]):
-        jobs = planned("seed=1,2,3", tmp_path).jobs
+        jobs = planned("seed=1,2,3", tmp_path).runs
     assert [(job.state, job.wanted) for job in jobs] == [("running", False), ("queued", False), ("queued", True)]
 
 
 def test_a_cut_off_run_is_taken_up_again(tmp_path: Path) -> None:
     (path,) = planned("seed=1", tmp_path).freeze()
     RunDirectory(path).begin_attempt()
-    (job,) = planned("seed=1", tmp_path).jobs
+    (job,) = planned("seed=1", tmp_path).runs
     assert (job.state, job.wanted) == ("interrupted", True)
 
 
 def test_a_corrupt_status_is_left_alone(tmp_path: Path) -> None:
     (path,) = planned("seed=1", tmp_path).freeze()
     (path / "status.json").write_text("{not json")
-    (job,) = planned("seed=1", tmp_path).jobs
+    (job,) = planned("seed=1", tmp_path).runs
     assert (job.state, job.wanted) == ("unreadable", False)
 
 
@@ -120,5 +120,5 @@ def test_relative_paths_of_data_are_frozen_as_absolute_ones(tmp_path: Path, monk
     Path("text.jsonl").write_text(json.dumps({"text": "four score and seven years ago"}) + "\n")
     (path,) = planned("data=text data.path=text.jsonl", tmp_path / "sweep").freeze()
     assert RunDirectory(path).config()["data"]["path"] == str(tmp_path / "text.jsonl")
-    (job,) = planned("data=text data.path=text.jsonl", tmp_path / "sweep").jobs
+    (job,) = planned("data=text data.path=text.jsonl", tmp_path / "sweep").runs
     assert (job.path, job.state) == (path, "queued")

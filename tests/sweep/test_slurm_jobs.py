@@ -11,7 +11,7 @@ from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, launches
 from newllm.sweep.slurm import Array, Slurm, arrays, follow, resources, settle
-from newllm.sweep.slurm_job import Job
+from newllm.sweep.slurm_job import Task
 from newllm.sweep.slurm_states import job_states
 from tests.support.sweep_folders import made
 
@@ -156,10 +156,10 @@ def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(t
 
 def test_a_job_that_may_not_queue_again_says_why(tmp_path: Path) -> None:
     run = made(tmp_path, "run", state="interrupted", slurm="5")
-    job = Job(str(tmp_path), "newllm", (str(run.path),), Policy(), jobs_per_gpu=1, requeues=1)
+    task = Task(str(tmp_path), "newllm", (str(run.path),), Policy(), jobs_per_gpu=1, requeues=1)
     before = signal.getsignal(signal.SIGUSR2)
     try:
-        again = job.checkpoint()
+        again = task.checkpoint()
         assert run.status()["state"] == "queued"
         assert again is not None
         assert again.function.checkpoint() is None

@@ -5,9 +5,65 @@
 imports nothing heavy.
 """
 
-from hydra_plugins.newllm_launcher.adapter import Adapter
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from newllm.errors import RunError
+from newllm.store.run_directory import RunDirectory
+from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
 from newllm.sweep.slurm import Slurm
+
+OBJECTIVE = "val/loss"  # what a sweeper that searches gets back of a run, to be minimised
+
+
+class Adapter(Launcher):
+    """Hydra's contract for launchers, met by planning and freezing the batch that a sweeper hands over."""
+
+    config: DictConfig
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def start(self, sweep: Path, runs: list[Path], policy: Policy) -> int: ...
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run a batch; a run that is done already is not run again. The runs' value is their validation loss."""
+        from newllm.build import build
+        from newllm.config.identity import signature
+        from newllm.config.many import compose_many
+        from newllm.sweep.plan import plan
+
+        settings = build(self.config.sweep)
+        sources = OmegaConf.to_container(self.config.hydra.searchpath) or []
+        config_dir = next((str(source).removeprefix("file://") for source in sources), None)
+        configs = [run.config for run in compose_many([list(lines) for lines in job_overrides], config_dir=config_dir)]
+        planned = plan(configs, Path(self.config.hydra.sweep.dir), settings.rerun)
+        runs = planned.freeze(afresh=settings.rerun == "all")
+        if runs:
+            self.start(planned.sweep, runs, settings.policy)
+        paths = {run.signature: run.path for run in planned.runs}
+        return [
+            _result(lines, config, RunDirectory(paths[signature(config)]))
+            for lines, config in zip(job_overrides, configs, strict=True)
+        ]
+
+
+def _result(lines: Sequence[str], config: Mapping[str, Any], directory: RunDirectory) -> JobReturn:
+    done = directory.is_done()
+    said = directory.status().get("error") or f"it is {directory.observed()}"
+    result = JobReturn(overrides=list(lines), cfg=OmegaConf.create(dict(config)))
+    result.status = JobStatus.COMPLETED if done else JobStatus.FAILED
+    result.return_value = directory.results()[OBJECTIVE] if done else RunError(f"{directory.path}: {said}")
+    return result
 
 
 class LocalLauncher(Local, Adapter):
