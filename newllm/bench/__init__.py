@@ -14,7 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from newllm.bench.harness import Result
+from newllm.config.values import convert
 from newllm.errors import ConfigError, run_command
 from newllm.suggest import did_you_mean
 
@@ -54,15 +57,13 @@ def parse(
 
     A bench without `defaults` measures no run, so it takes no other words.
     """
+    parameters = inspect.signature(measure).parameters
     options = options_of(measure)
     overrides: list[str] = []
     for word in words:
-        key, equals, text = word.partition("=")
+        key, _, text = word.partition("=")
         if key in options:
-            example = f"{key}={typed(options_of(measure)[key])}"
-            if not equals:
-                raise ConfigError(f"{word} has no value; type {example}.")
-            options[key] = _value(key, text, options_of(measure)[key], example)
+            options[key] = _value(key, text, parameters[key])
         elif defaults:
             overrides.append(word)
         else:
@@ -79,30 +80,22 @@ def options_of(measure: Callable[..., Result]) -> dict[str, Any]:
 
 def typed(default: Any) -> str:
     """A default as one types it."""
-    if isinstance(default, bool):
-        return str(default).lower()
     if isinstance(default, tuple):
         return ",".join(map(str, default))
-    return "null" if default is None else str(default)
+    return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def _value(key: str, text: str, default: Any, example: str) -> Any:
-    """The value of the type of the default: bool, int, tuple of int, or text (None: none)."""
-    parts = [part.strip() for part in text.strip("[]").split(",")]
-    counts = all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts)
-    if isinstance(default, bool):
-        if text not in ("true", "false"):
-            raise ConfigError(f"{key} must be true or false; {did_you_mean(text, ['true', 'false'])}.")
-        return text == "true"
-    if isinstance(default, int):
-        if not counts or len(parts) > 1:
-            raise ConfigError(f"{key} must be a whole number above 0, as in {example}; got {text}.")
-        return int(text)
-    if isinstance(default, tuple):
-        if not counts:
-            raise ConfigError(f"{key} must be whole numbers above 0, as in {example}; got {text}.")
-        return tuple(map(int, parts))
-    return None if text in ("", "null") else text
+def _value(key: str, text: str, parameter: inspect.Parameter) -> Any:
+    """The value of an option: of the type that is annotated, a tuple of numbers with commas between them."""
+    several = isinstance(parameter.default, tuple)
+    try:
+        value = yaml.safe_load(f"[{text.strip('[]')}]" if several else text)
+        value = [convert(one, int) for one in value] if several else convert(value, parameter.annotation)
+        if any(type(one) is int and one < 1 for one in (value if several else [value])):
+            raise ValueError("expected more than 0")
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{key}={text}: {error}, as in {key}={typed(parameter.default)}.") from None
+    return tuple(value) if several else value
 
 
 def _key(word: str) -> str:

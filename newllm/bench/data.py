@@ -5,8 +5,8 @@ transformers' own example scripts do: `load_dataset`, `map` with the fast tokeni
 core (ratio/datasets_map), then a second `map` that joins the ids and cuts rows (ratio/datasets_rows). Each round of
 each contestant is a process of its own with empty caches; its imports and the loading of the tokenizer are not timed.
 
-The text is the source files of this Python and its packages, as JSON lines; where that is less than asked for, they
-are taken again with another first line. Memory is the sum of the proportional set sizes of a contestant's processes.
+The text is Python's standard library as JSON lines; if that is less than asked for, its files are taken again with
+another first line. Memory is the sum of the proportional set sizes of a contestant's processes.
 
   sizes      megabytes (10^6) of text      rounds   turns of each contestant
   tokenizer  name or folder of a Hugging Face tokenizer; null trains a byte-level BPE of 16,384 ids
@@ -18,10 +18,8 @@ import os
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from typing import Any
 from newllm.bench.harness import Result, turns
 from newllm.data.bpe import EOT, train_bpe
 from newllm.data.build_store import store_of
+from newllm.data.corpora.stdlib import Stdlib
 from newllm.data.corpora.text_files import TextFiles
 from newllm.data.tokenizer import pretrained
 from newllm.errors import RunError
@@ -102,25 +101,12 @@ def _rows(result: Result, found: dict[str, list[dict[str, float]]], size: int) -
     return rows
 
 
-def _sources() -> Iterator[str]:
-    for root in dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")):
-        for folder, below, names in os.walk(root):
-            below[:] = sorted(set(below) - {"site-packages", "__pycache__"})
-            for name in sorted(name for name in names if name.endswith(".py")):
-                try:
-                    text = Path(folder, name).read_text("utf-8")
-                except (OSError, UnicodeDecodeError):  # tests of decoding itself
-                    continue
-                if text.strip() and "\0" not in text:
-                    yield text
-
-
 def _write(file: Path, size: int) -> int:
     """JSON lines of `size` bytes at least; returns the number of documents."""
     documents = copy = 0
     with open(file, "w", encoding="utf-8") as stream:
         while True:
-            for text in _sources():
+            for text, _ in Stdlib().pieces():
                 documents += 1
                 varied = f"# copy {copy}\n{text}" if copy else text
                 stream.write(json.dumps({"text": varied}, ensure_ascii=False) + "\n")

@@ -64,11 +64,12 @@ def test_words_are_options_or_overrides_which_replace_defaults() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("rounds=0", "rounds must be a whole number above 0, as in rounds=7; got 0"),
-        ("rounds=many", "rounds must be a whole number above 0"),
-        ("rounds", "rounds has no value; type rounds=7"),
-        ("compiled=yes", "compiled must be true or false"),
-        ("lengths=64,x", "lengths must be whole numbers above 0, as in lengths=512,1024; got 64,x"),
+        ("rounds=0", "rounds=0: expected more than 0, as in rounds=7"),
+        ("rounds=many", "rounds=many: expected a whole number, as in rounds=7"),
+        ("rounds", "rounds=: expected a whole number, as in rounds=7"),
+        ("compiled=maybe", "compiled=maybe: expected true or false, as in compiled=true"),
+        ("lengths=64,x", "lengths=64,x: expected a whole number, as in lengths=512,1024"),
+        ("lengths=64,0", "lengths=64,0: expected more than 0"),
         ("round=3", "this bench has no option 'round'; did you mean rounds?"),
     ],
 )

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from newllm.errors import ConfigError
 
@@ -41,10 +41,8 @@ class Corpus(ABC):
     min_chars: int = 1
     passkey: float = 0.0
 
-    @property
-    def streamed(self) -> bool:
-        """True if a second pass costs a download: then the side of a document is decided as it comes."""
-        return False
+    # True if a second pass costs a download: then the side of a document is decided as it comes.
+    streamed: ClassVar[bool] = False
 
     @property
     def own_validation(self) -> bool:
@@ -104,8 +102,6 @@ class Corpus(ABC):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"data.{name} must be greater than 0, not {value}; type for instance data.{name}=50")
-        if self.split not in ("document", "contiguous", "chunks"):
-            raise ConfigError(f"data.split must be document, contiguous or chunks, not {self.split!r}")
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"data.val_fraction must be between 0 and 1, not {self.val_fraction}; type 0.1")
         if not 0 <= self.passkey <= 1:

@@ -20,11 +20,11 @@ class Hub(Corpus):
     """Each row is a document.
 
     name: repository on the hub, or a folder in the hub's layout.
-    config: its configuration, where it has several.
+    config: its configuration, if it has several.
     revision: commit, tag or branch.
-    split: stays that of newllm; `hub_split` is the split of the repository to read.
-    val_hub_split: another split of the repository that validates, all of it; samples and tokens then count training
-        rows alone. null: a part of `hub_split` validates.
+    hub_split: the split of the repository to read (`split` is newllm's own).
+    val_hub_split: another split, all of which validates; samples and tokens then count training rows alone.
+        null: a part of `hub_split` validates.
     column: of text, or of chat messages (a list of {"role", "content"}), whose contents are joined by newlines.
     """
 
@@ -35,9 +35,7 @@ class Hub(Corpus):
     val_hub_split: str | None = None
     column: str = "text"
 
-    @property
-    def streamed(self) -> bool:
-        return True
+    streamed = True
 
     @property
     def own_validation(self) -> bool:
