@@ -70,17 +70,3 @@ def test_a_rotary_key_of_odd_or_no_width_is_refused_by_its_own_name(small_model,
     with pytest.raises(ConfigError, match="rope_dim must be even and greater than 0"):
         small_model("rope", "mla", f"rope_dim={rope_dim}")
     small_model("nope", "mla", f"rope_dim={rope_dim}")  # here nothing rotates
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Sinusoidal(theta=-1.0, hidden_size=64, num_layers=1), "theta must be greater than 0"),
-        (lambda: Alibi([0.1, 0.2, 0.3], heads=4, num_layers=1), "one number or 4"),
-        (lambda: Alibi(-0.1, heads=4, num_layers=1), "0 or greater"),
-        (lambda: Alibi(layers=[0, 7], heads=4, num_layers=6), "layers from 0 to 5"),
-    ],
-)  # fmt: skip
-def test_refusals(make, message):
-    with pytest.raises(ConfigError, match=message):
-        make()

@@ -250,47 +250,6 @@ def test_tau_learns_at_a_rate_of_its_own_without_decay(small_model):
     assert moved["embed.weight"] == pytest.approx(1e-3, rel=0.05)
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
-
-
-def family(name, **options):
-    return Rope(1e4, {"family": name, **options}, **WIDE)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Rope(rotary_pct=1.5, **WIDE), "rotary_pct=0.25 does; 1.5 gives 96"),
-        (lambda: Rope(rotary_pct=0.0, **WIDE), "rotary_pct must lie in"),
-        (lambda: Rope(rotary_pct=0.05, **WIDE), "even number of rotary dims"),
-        (lambda: Rope(theta=0.0, **WIDE), "theta must be greater than 0"),
-        (lambda: Rope(scaling="ntk", **WIDE), "scaling=ntk: there is no such kind; did you mean ntk_aware"),
-        (lambda: Rope(scaling={"kind": "yarn", "factor": 0.5}, **WIDE), "factor must be 1 or greater"),
-        (lambda: Rope(None, **WIDE), "theta=null: expected a number"),
-        (lambda: family("sigmoid", omf=0.0), "omf must be greater than 0"),
-        (lambda: family("anchored_polynomial", p=0.0), "p must be greater than 0"),
-        (lambda: family("hybrid", alpha=1.5), "alpha must lie in"),
-        (lambda: family("hybrid"), "frequencies: family hybrid needs the option alpha, a number"),
-        (lambda: family("mix", a="geometric", b={"family": "sigmod"}), "=sigmod: there is no such family; did you"),
-        (lambda: family("mix", a="geometric", b={"theta": 1e4}), "frequencies needs a family, as in"),
-        (lambda: family("mix", a={"family": "geometric", "p": 2}, b="sigmoid"), "frequencies.p is no option of family"),
-        (lambda: family("os.abort"), "a family is a function whose first parameter is dim"),
-        (lambda: family("no.such.family"), "there is no such family"),
-        (lambda: family("sigmoid", steepnes=3), "did you mean steepness"),
-        (lambda: family("evq_cosh", tau=-0.5), "tau must lie in"),
-        (lambda: RopeEvq(frequencies={"family": "evq_cosh", "tau": 0.0}, learn=True, **WIDE),
-         "a learned tau must be greater than 0"),
-        (lambda: RopeEvq(tau_rate=0.0, **WIDE), "tau_rate must be greater than 0"),
-        (lambda: RopeEvq(frequencies="geometric", **WIDE), "type pos_encoding=rope for family geometric"),
-        (lambda: family("evq_split", kept=33), "kept must lie in"),
-        (lambda: family("listed", inv_freq=[1.0] * 8), "must hold 32 numbers, one for each pair of 64 rotary dims"),
-    ],
-)  # fmt: skip
-def test_refusals(make, message):
-    with pytest.raises(ConfigError, match=message):
-        make()
-
-
 def test_a_configuration_says_the_same_before_anything_runs():
     cfg = newllm.compose(
         ["pos_encoding=rope_list", "pos_encoding.frequencies.inv_freq=[1,0.5]", "model.vocab_size=128"]
