@@ -20,7 +20,6 @@ that take no mask; `blocked` adds it block by block (`newllm.attention.blocked`)
 """
 
 import functools
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from newllm.attention.blocked import blocked
 from newllm.errors import ConfigError
-from newllm.position.bias import Bias, LinearBias, PositionBias, ScoreBias, by_positions
+from newllm.position.bias import Bias, LinearBias, ScoreBias, by_positions
 
 Kernel = Literal["auto", "row", "digits", "blocked", "plain"]
 _DIGIT_DIMS = 8  # four are used; fused kernels want the width to be a multiple of 8
@@ -119,7 +118,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> T
         scores += bias.read(q, products.to(scores.dtype) * scale, *_positions(q, k))
     rest = by_positions(bias)
     if rest is not None:
-        scores += _row(rest, keys) if isinstance(rest, LinearBias) else _matrix(q, k, rest)
+        scores += _row(rest, keys) if isinstance(rest, LinearBias) else rest.matrix(*_positions(q, k))
     weights = scores.softmax(-1).to(v.dtype).reshape(batch, groups, -1, keys)
     return (weights @ v).reshape(batch, heads, queries, -1)
 
@@ -166,10 +165,6 @@ def _positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return j[k.shape[2] - q.shape[2] :], j
 
 
-def _matrix(q: Tensor, k: Tensor, bias: PositionBias) -> Tensor:
-    return bias.matrix(*_positions(q, k))
-
-
 def _causal(q: Tensor, k: Tensor) -> Tensor:
     """[Tq, Tk]: 0, or -inf where the key stands after the query; fp32, or fp64 as q."""
     i, j = _positions(q, k)
@@ -201,64 +196,51 @@ def attend_cached(
 
     unabsorbed: where a weight was absorbed into q, what stood in its place [B, H, Tq, …], for biases that read queries.
     """
-    queries = q.shape[2]
+    queries, key_heads = q.shape[2], k.shape[1]
     shown = q if unabsorbed is None else unabsorbed
     if queries == length and (shown is q or not isinstance(bias, ScoreBias)):
         return attend(q, k[:, :, :length], v[:, :, :length], bias, scale, kernel)
     with torch.autocast(q.device.type, enabled=False):
         if queries == 1:
-            return _over_storage(
-                q, k, v, _storage_bias(q, k, length - 1, bias), scale, _reader(bias, shown, length - 1)
-            )
-        stacked = q.shape[1] // k.shape[1]  # query heads of a key head
-        size = max(1, _CACHED_SCORES // (q.shape[0] * stacked * k.shape[2]))
-        blocks = zip(q.split(size, 2), shown.split(size, 2), range(length - queries, length, size), strict=True)
-        return torch.cat([_by_head(*block, k, v, bias, scale) for block in blocks], 2)
-
-
-def _by_head(q: Tensor, shown: Tensor, first: int, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
-    """Queries that stand at `first` and on, one key head after another."""
-    added = _storage_bias(q, k, first, bias)
-    per_head = added.expand(*added.shape[:-3], q.shape[1], -1, -1)
-    stacked = q.shape[1] // k.shape[1]
-    values = v.split(1, 1) if v.shape[1] > 1 else [v] * k.shape[1]
-    parts = zip(q.split(stacked, 1), k.split(1, 1), values, per_head.split(stacked, -3), strict=True)
-    seen = (_reader(bias, part, first) for part in shown.split(stacked, 1))
-    return torch.cat([_over_storage(*part, scale, read) for part, read in zip(parts, seen, strict=True)], dim=1)
+            added = _storage_bias(q, k, length - 1, bias)
+            return _over_storage(q, k, v, added, bias, shown, length - 1, scale)
+        group = q.shape[1] // key_heads  # query heads of a key head
+        size = max(1, _CACHED_SCORES // (q.shape[0] * group * k.shape[2]))
+        blocks = []
+        for start in range(0, queries, size):
+            block, first = q[:, :, start : start + size], length - queries + start
+            added = _storage_bias(block, k, first, bias)
+            added = added.expand(*added.shape[:-3], q.shape[1], -1, -1)
+            per_head = []
+            for head in range(key_heads):
+                heads = slice(head * group, (head + 1) * group)
+                values = v[:, head : head + 1] if v.shape[1] > 1 else v
+                seen = shown[:, heads, start : start + size]
+                keys, of_heads = k[:, head : head + 1], added[..., heads, :, :]
+                per_head.append(_over_storage(block[:, heads], keys, values, of_heads, bias, seen, first, scale))
+            blocks.append(torch.cat(per_head, 1))
+        return torch.cat(blocks, 2)
 
 
 def _over_storage(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, read: Callable[[Tensor], Tensor] | None
+    q: Tensor, k: Tensor, v: Tensor, added: Tensor, bias: Bias | None, shown: Tensor, first: int, scale: float
 ) -> Tensor:
-    """q [B, H, Tq, D] over k [B, Hk, S, D] and v [B, Hk or 1, S, Dv] with bias [1 or H, Tq, S], -inf where masked.
+    """q [B, H, Tq, D], at positions `first` and on, over k [B, Hk, S, D] and v [B, Hk or 1, S, Dv].
 
-    Queries that share a key head (or the one value head) are stacked, so MQA and absorbed MLA read the cache once for
-    all heads.
-    read: what else is added, of the scaled scores.
+    added [1 or H, Tq, S]: what `_storage_bias` gives. shown: the queries for a bias that reads them. Queries that share
+    a key head (or the one value head) are stacked, so MQA and absorbed MLA read the cache once for all heads.
     """
     batch, heads, queries, width = q.shape
     groups, keys = k.shape[1], k.shape[2]
     stacked = q.reshape(batch, groups, -1, width)  # [B, Hk, (H / Hk) Tq, D]
     products = _query_products(stacked, k).reshape(batch, heads, queries, keys)
     # One pass over the products: to fp32 (or wider), scaled, the bias added.
-    scores = torch.add(bias, products, alpha=scale)
-    if read is not None:
-        scores += read(products.to(scores.dtype) * scale)
+    scores = torch.add(added, products, alpha=scale)
+    if isinstance(bias, ScoreBias):
+        j = torch.arange(keys, device=k.device)
+        scores += bias.read(shown, products.to(scores.dtype) * scale, j[first : first + queries], j)
     weights = scores.softmax(-1).to(v.dtype).reshape(batch, v.shape[1], -1, keys)
     return (weights @ v).reshape(batch, heads, queries, -1)
-
-
-def _reader(bias: Bias | None, q: Tensor, first: int) -> Callable[[Tensor], Tensor] | None:
-    """Scaled scores of the queries q that stand at `first` and on -> what the bias adds after a look at them."""
-    if not isinstance(bias, ScoreBias):
-        return None
-    given = bias
-
-    def read(scores: Tensor) -> Tensor:
-        j = torch.arange(scores.shape[-1], device=scores.device)
-        return given.read(q, scores, j[first : first + scores.shape[-2]], j)
-
-    return read
 
 
 def _query_products(q: Tensor, k: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def family(name: str, **options) -> Rope:
         (lambda: f.longrope(SPECTRUM[:2], [1.0, 0.0]), "factor 1 must be greater than 0"),
         (lambda: f.proportional(SPECTRUM, 1.5), "fraction must lie in [0, 1]"),
         (lambda: scale(SPECTRUM, "yran", length=1, seq_len=8), "there is no such kind; did you mean yarn"),
-        (lambda: scale(SPECTRUM, {"factor": 8}, length=1, seq_len=8), "scaling needs a kind, as in scaling={kind:NAME}"),
+        (lambda: scale(SPECTRUM, {"factor": 8}, length=1, seq_len=8), "scaling needs a kind, as in scaling={kind:"),
         (
             lambda: scale(SPECTRUM, {"kind": "yarn", "faktor": 8}, length=1, seq_len=8),
             "scaling.faktor is no option of kind yarn; did you mean factor",
