@@ -70,10 +70,10 @@ class Slurm:
         additional: dict[str, Any] | None = None,
         wait: bool = True,
     ) -> None:
-        self._options = {name: value for name, value in locals().items() if name != "self"}
+        self.options: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
         least = {"gpus": 1, "cpus": 1, "time_min": 1, "runs_per_job": 1, "jobs_per_gpu": 1, "max_running": 1}
         for name, lowest in {**least, "max_requeues": 0, "signal_delay_s": 1}.items():
-            value = self._options[name]
+            value = self.options[name]
             if value is not None and value < lowest:
                 raise ConfigError(f"hydra.launcher.{name} must be at least {lowest}; {value} was given.")
         if signal_delay_s >= 60 * time_min:
@@ -81,19 +81,6 @@ class Slurm:
                 f"hydra.launcher.signal_delay_s={signal_delay_s} leaves no time to train within time_min={time_min}; "
                 "give fewer seconds or more minutes."
             )
-        self.gpus, self.cpus = gpus, cpus
-        self.runs_per_job, self.jobs_per_gpu, self.max_running = runs_per_job, jobs_per_gpu, max_running
-        self.max_requeues, self.setup, self.wait = max_requeues, list(setup or []), wait
-        self._sbatch = {
-            "partition": partition,
-            "account": account,
-            "qos": qos,
-            "mem": None if mem_gb is None else f"{round(mem_gb * 1024)}M",
-            "time": time_min,
-            "signal_delay_s": signal_delay_s,
-            # Requeuing is off on some clusters unless asked for; a job after one that failed would else wait for ever.
-            "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **(additional or {})},
-        }
 
     def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None:
         """Raises ConfigError on a machine that cannot submit, or if a part of these configurations cannot be built."""
@@ -109,16 +96,16 @@ class Slurm:
         if not runs:
             return 0
         _require_slurm()
-        with recorded(sweep, "slurm", self._options, policy, runs) as update:
+        with recorded(sweep, "slurm", self.options, policy, runs) as update:
             jobs = self._submit(sweep, runs, policy, update)
             print(f"Submitted {plural(len(runs), 'run')} as {plural(len(jobs), 'job')}: {', '.join(jobs)}.")
             where = shlex.quote(str(sweep))
             print(f"newllm status {where} shows them, and with --cancel ends them.", flush=True)
-            if not self.wait:
+            if not self.options["wait"]:
                 return 0
             display = Display(sweep, runs)
             try:
-                with display.shown(min(self.max_running or len(runs), len(runs))):
+                with display.shown(min(self.options["max_running"] or len(runs), len(runs))):
                     return int(not follow(runs, display))
             except KeyboardInterrupt:
                 print(f"The jobs go on; newllm status {where} --cancel ends them.")
@@ -126,22 +113,24 @@ class Slurm:
 
     def _submit(self, sweep: Path, runs: Sequence[Path], policy: Policy, update: Callable[..., None]) -> list[str]:
         """Submit the canary, if there is to be one, and the arrays; returns the ids of the jobs."""
+        given = self.options
         configs = [RunDirectory(run).config() for run in runs]
         need = [int((config.get("trainer") or {}).get("devices") or 1) for config in configs]
-        first = int(policy.canary and len(runs) > 1)
-        planned = [Array(((0,),), need[0], cap=1)] * first
-        together = max(self.runs_per_job, policy.pack if isinstance(policy.pack, int) else 1)
-        planned += arrays(need[first:], together, _largest_array(), self.max_running, first_run=first)
-        code = snapshot(sweep)
+        canary = int(policy.canary and len(runs) > 1)
+        planned = [Array(((0,),), need[0], cap=1)] * canary
+        together = max(given["runs_per_job"], policy.pack if isinstance(policy.pack, int) else 1)
+        planned += arrays(need[canary:], together, _largest_array(), given["max_running"], first_run=canary)
+        path = shlex.quote(environment(snapshot(sweep))["PYTHONPATH"])
         name = f"newllm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         jobs: list[str] = []
         for array in planned:
-            after = [f"afterok:{jobs[0]}"] if first and jobs else []
-            after += [f"afterany:{jobs[first + array.after]}"] if array.after is not None else []
-            gpus, cpus = resources(array.devices, self.gpus, self.cpus)
-            path = environment(code)["PYTHONPATH"]
+            after = [f"afterok:{jobs[0]}"] if canary and jobs else []
+            after += [f"afterany:{jobs[canary + array.after]}"] if array.after is not None else []
+            gpus, cpus = resources(array.devices, given["gpus"], given["cpus"])
             options = {
-                **self._sbatch,
+                **{key: given[key] for key in ("partition", "account", "qos", "signal_delay_s")},
+                "mem": None if given["mem_gb"] is None else f"{round(given['mem_gb'] * 1024)}M",
+                "time": given["time_min"],
                 "job_name": name,
                 "nodes": 1,
                 "ntasks_per_node": 1,
@@ -150,15 +139,17 @@ class Slurm:
                 "srun_args": [f"--cpus-per-task={cpus}"],  # srun does not take it over from sbatch
                 "array_parallelism": array.cap,
                 "dependency": ",".join(after) or None,
-                "setup": [*self.setup, f"export PYTHONPATH={shlex.quote(path)}"],
-            }
+                "setup": [*(given["setup"] or []), f"export PYTHONPATH={path}"],
+                # Some clusters requeue only if asked to; a job after one that failed would else wait for ever.
+                "additional_parameters": {
+                    "requeue": True, "kill-on-invalid-dep": "yes", **(given["additional"] or {}),
+                },
+            }  # fmt: skip
+            limits = given["jobs_per_gpu"], given["max_requeues"]
             tasks = [
-                Task(
-                    str(sweep.resolve()), name, tuple(str(runs[run].resolve()) for run in numbers), policy,
-                    self.jobs_per_gpu, self.max_requeues,
-                )
+                Task(str(sweep.resolve()), name, tuple(str(runs[run].resolve()) for run in numbers), policy, *limits)
                 for numbers in array.tasks
-            ]  # fmt: skip
+            ]
             try:
                 ids = _sbatch(tasks, sweep, options)
             except ConfigError as error:
