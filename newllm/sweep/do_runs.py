@@ -41,9 +41,12 @@ def serve(pipe: Connection) -> None:
 
 def import_everything() -> None:
     """What all workers share."""
+    import torch
+
     import newllm.pack.runs
     import newllm.run.execute  # noqa: F401
 
+    torch.optim.AdamW([torch.zeros(1)])  # the first optimizer of a process imports for most of a second
     gc.collect()
     gc.freeze()  # workers share these pages as long as no collection touches them
 

@@ -27,10 +27,6 @@ def peak_bytes(step: Callable[[], None], resident: Iterable[Tensor], device: tor
 
 
 class _Watch(TorchDispatchMode):
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # what is watched is never compiled, and the precaution imports torch.compile: a second
-
     def __init__(self, resident: Iterable[Tensor]) -> None:
         super().__init__()
         self.alive: dict[int, int] = {}
@@ -49,7 +45,7 @@ class _Watch(TorchDispatchMode):
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage.data_ptr()
         if key in self.alive:
             return
         self.alive[key] = storage.nbytes()

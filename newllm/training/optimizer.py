@@ -1,6 +1,5 @@
 """AdamW and the learning rate of each step."""
 
-import inspect
 import math
 from typing import Literal
 
@@ -8,16 +7,6 @@ import torch
 from torch import nn
 
 from newllm.errors import ConfigError
-
-
-class _Optimizer(torch.optim.AdamW):
-    """torch's own, without the wrappers that import torch.compile's machinery (a second) when first called."""
-
-    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
-    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
-    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
-    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
 
 
 class AdamW:
@@ -84,7 +73,7 @@ class AdamW:
             *({"params": [p], "weight_decay": 0.0, "rate_factor": factor} for p, factor in factors.items()),
         ]
         fused = fused and all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
-        return _Optimizer(
+        return torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=self.lr,
             betas=self.betas,

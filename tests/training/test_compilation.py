@@ -11,7 +11,7 @@ from newllm.model import build_model
 from newllm.run.prepare import prepare
 from newllm.runtime import Runtime
 from newllm.training import compilation
-from newllm.training.compilation import Measured, settle
+from newllm.training.compilation import pays, settle
 from newllm.training.context import Run
 from newllm.training.step import Piece, Step
 from tests.support.training_runs import small_cfg
@@ -80,8 +80,10 @@ def test_a_long_run_measures_once_and_takes_what_pays(
     """A step of a second, compiled half a second or none less; the next run reads what the first has found."""
 
     def seconds(step: Step, piece: Piece) -> float:
+        passed(step, piece)
         return compiled if step.batch_loss.compiled else 1.0
 
+    passed = compilation._seconds
     monkeypatch.setattr(compilation, "_seconds", seconds)
     monkeypatch.setattr(compilation, "_WORK", 0)
     runtime, said = Runtime(cache_dir=str(tmp_path)), []
@@ -96,8 +98,8 @@ def test_a_long_run_measures_once_and_takes_what_pays(
     assert json.loads(record.read_text())["plain"] == 1.0
     assert len(no_compiler) == (2 if chosen else 1)
     # Too few steps to win back the time of compiling.
-    assert not Measured(plain=1.0, compiled=0.9, compiling=30.0).pays(steps=299)
-    assert Measured(plain=1.0, compiled=0.9, compiling=30.0).pays(steps=301)
+    assert not pays(plain=1.0, compiled=0.9, compiling=30.0, steps=299)
+    assert pays(plain=1.0, compiled=0.9, compiling=30.0, steps=301)
 
 
 def test_where_the_compiler_fails_one_line_says_so(prepared, batches, tmp_path, monkeypatch):
