@@ -11,8 +11,9 @@ references/rope_frequencies.csv holds those of github.com/misaya-yang/hybrid-rop
 repeats or other seeds of one configuration, on several machines. references/evq.csv holds that repository's later
 tables, of models that are not ours.
 
-Of the references in TABLES, a line is a run: its conditions, then results under our metric names. Lines of one `run`
-are one configuration. `status` says whether a number stands in a log or only in a document.
+Of the references in TABLES, a line is a run: its conditions, then results under our metric names. A condition is a
+column named after a group (its choice) or a setting (``pos_encoding.theta``); an empty cell asks for nothing. Lines of
+one `run` are one configuration. `status` says whether a number stands in a log or only in a document.
 """
 
 import csv
@@ -28,51 +29,12 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.analysis.statistics import sample_std
-from newllm.config.groups import parts_of, stages
+from newllm.config.groups import groups, stages
 
 if TYPE_CHECKING:  # training compares itself with published runs too, and does without pandas
     from newllm.analysis.groups import Group
 
 TABLES = ("runs", "rope_frequencies", "context_token")
-
-# What must be equal, and where the effective configuration has it. An empty cell, or a column that a table does not
-# have, asks for nothing.
-CONDITIONS = {
-    "data": "choices.data",
-    "tokenizer": "data.tokenizer",
-    "val_hub_split": "data.val_hub_split",
-    "eot": "data.eot",
-    "model": "choices.model",
-    "pos_encoding": "choices.pos_encoding",
-    "rotary_pct": "pos_encoding.rotary_pct",
-    "theta": "pos_encoding.theta",
-    "slope": "pos_encoding.slope",
-    "alpha": "pos_encoding.frequencies.alpha",
-    "p": "pos_encoding.frequencies.p",
-    "omf": "pos_encoding.frequencies.omf",
-    "steepness": "pos_encoding.frequencies.steepness",
-    "midpoint": "pos_encoding.frequencies.midpoint",
-    "mix_a": "pos_encoding.frequencies.a",
-    "mix_b": "pos_encoding.frequencies.b",
-    "scaling": "pos_encoding.scaling",
-    "attention": "choices.attention",
-    "kv_dim": "attention.kv_dim",
-    "seq_len": "data.seq_len",
-    "samples": "data.samples",
-    "split": "data.split",
-    "facts": "facts.layout",  # none: nothing trained
-    "batch_size": "trainer.batch_size",
-    "lr": "optim.lr",
-    "chunks": "eval.extrapolation.chunks",
-    "documents": "data.documents",
-    "val_documents": "data.val_documents",
-    **{group: f"choices.{group}" for stage in stages() for group in (stage, *parts_of(stage))},
-    "objective.weight": "objective.weight",
-    "layers": "model.layers",
-    "context_dim": "model.context_dim",
-    "num_input_tokens": "model.num_input_tokens",
-    "shuffle": "trainer.shuffle",
-}
 
 
 @dataclass(frozen=True)
@@ -102,7 +64,8 @@ def published() -> list[Published]:
     """The configurations of the references in TABLES."""
     found: dict[str, Published] = {}
     for line in (line for name in TABLES for line in reference_table(name)):
-        conditions = {name: line[name] for name in CONDITIONS if line.get(name)}
+        named = [name for name in line if "." in name or (name in groups() and name != "experiment")]
+        conditions = {name: line[name] for name in named if line[name] and "/" not in name}
         first = found.setdefault(
             line["run"],
             Published(line["run"], line["source"], line["status"], line["experiment"], conditions,
@@ -136,7 +99,7 @@ def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float
         {"run": one.run, "metric": metric, "ours": ours, "published": fmean(numbers), "std": _std(numbers),
          "runs": len(numbers), "difference": ours / fmean(numbers) - 1}
         for one in published()
-        if all(_equal(cell, OmegaConf.select(known, CONDITIONS[name])) for name, cell in one.conditions.items())
+        if all(_equal(cell, OmegaConf.select(known, _path(name))) for name, cell in one.conditions.items())
         for metric, numbers in one.numbers.items()
         if (ours := results.get(metric)) is not None and _computed_as_published(metric, one, known)
     ]  # fmt: skip
@@ -182,6 +145,10 @@ def beside_published(among: Iterable["Group"]) -> list[dict[str, Any]]:
                 "source": one.source, "status": one.status,
             })  # fmt: skip
     return found
+
+
+def _path(condition: str) -> str:
+    return condition if "." in condition else f"choices.{condition}"
 
 
 def _std(numbers: list[float]) -> float | None:

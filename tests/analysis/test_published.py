@@ -27,8 +27,7 @@ def compare(*overrides):
 
 OURS = [one for one in published() if one.experiment]
 SET = ("rotary_pct", "theta", "slope", "kv_dim", "alpha", "p", "omf", "steepness", "midpoint")
-SHAPE = {"layers": "model.layers", "context_dim": "model.context_dim", "num_input_tokens": "model.num_input_tokens",
-         "documents": "data.documents"}  # fmt: skip
+SHAPE = ("model.layers", "model.context_dim", "model.num_input_tokens", "data.documents")
 
 
 @cache
@@ -40,12 +39,11 @@ def composed(experiment, encoding):
 @pytest.mark.parametrize("one", OURS, ids=lambda one: one.run)
 def test_each_published_configuration_is_found_by_its_experiment(one):
     cfg = composed(one.experiment, one.conditions.get("pos_encoding")).copy()
-    for axis in SET:
-        if axis in one.conditions:
-            cfg[axis] = float(one.conditions[axis])
-    for name, key in SHAPE.items():
-        if name in one.conditions:
-            OmegaConf.update(cfg, key, int(one.conditions[name]))
+    for name, cell in one.conditions.items():
+        if (axis := name.rpartition(".")[2]) in SET:
+            cfg[axis] = float(cell)
+        if name in SHAPE:
+            OmegaConf.update(cfg, name, int(cell))
     results = dict.fromkeys(one.numbers, 7.0)
     compared = {(line["run"], line["metric"]) for line in distance(cfg, results)}
     wanted = {name for name in one.numbers if name == "val/best_ppl" or name.startswith("extrapolation/")}
@@ -208,6 +206,6 @@ def test_published_courses_end_where_their_runs_do():
     for run, lines in iterations.items():
         shares = [float(line["converged"]) for line in lines]
         assert shares[-1] >= 0.99 > max(shares[:-1])
-        bound = -0.8 * (int(runs[run]["context_dim"]) / 8000) ** 0.5
+        bound = -0.8 * (int(runs[run]["model.context_dim"]) / 8000) ** 0.5
         assert float(lines[-1]["loss"]) == pytest.approx(bound, rel=0.02)
         assert (lines[-1]["iteration"], lines[-1]["loss"]) == (runs[run]["phase1/iterations"], runs[run]["phase1/loss"])
