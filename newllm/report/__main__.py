@@ -28,12 +28,12 @@ def _run(argv: list[str]) -> int:
         return 0
     from newllm.report.options import read
 
-    request = read(argv)
+    options = read(argv)
     from newllm.report.page import write
     from newllm.report.sections import sections
     from newllm.report.study import study
 
-    found = study(request)
+    found = study(options)
     made = sections(found)
     _print(found, made, write(found, made))
     return 0
@@ -51,7 +51,7 @@ def _print(found: "Study", made: "Sequence[Section]", written: Sequence[Path]) -
         console.section(table.title, [rows, *left_out, *table.notes])
     if "comparisons" in shown:
         console.line()
-        for line in [found.request.rule.words, *shown["comparisons"].lines]:
+        for line in [found.options.rule.words, *shown["comparisons"].lines]:
             console.line(line)
     unfinished = found.frame["state"][found.frame["state"] != "done"].value_counts()
     if len(unfinished):
@@ -59,7 +59,7 @@ def _print(found: "Study", made: "Sequence[Section]", written: Sequence[Path]) -
     console.line()
     if written[0].suffix == ".html":
         console.line(f"Page: {written[0]}", style="bold")
-    console.line(f"{len(written)} files in {found.request.out}")
+    console.line(f"{len(written)} files in {found.options.folder}")
 
 
 def _fitting(table: "Table") -> tuple[list[dict[str, str]], list[str]]:

@@ -10,29 +10,15 @@ import numpy as np
 
 from newllm.report.figures import Drawing, drawing, lines
 from newllm.report.series import BAND, GEOMETRIC, Series, at_number, of_drawn, of_runs, over_number, stacked, table_of
-from newllm.report.study import Part, Section, Study
+from newllm.report.study import Part
 
 MOST_POINTS = 200  # of one drawn curve
 _TITLES = {"q": "Queries", "k": "Keys", "high": "High frequencies", "low": "Low frequencies",
            "pass-through": "Not rotated"}  # fmt: skip
 
 
-def learning(study: Study) -> Section:
+def learning(part: Part) -> list[Drawing]:
     """Perplexity over training tokens, of training and of validation."""
-    return Section("curves", "Learning curves", study.left_out, (), study.draw(_learning))
-
-
-def by_position(study: Study) -> Section:
-    """`val/ppl_by_position/A-B` over the middle of A and B."""
-    return Section("position", "Position in the row", study.left_out, (), study.draw(_by_position))
-
-
-def queries_and_keys(study: Study) -> Section:
-    """Largest query and key by layer; the same by frequency band."""
-    return Section("qk", "Queries and keys", study.left_out, (), study.draw(_sizes, _bands))
-
-
-def _learning(part: Part) -> list[Drawing]:
     panels: dict[str, list[Series]] = {"Training": [], "Validation": []}
     for one in part.drawn:
         runs = of_runs(one.group, _losses)
@@ -65,7 +51,8 @@ def _losses(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     return np.array(train, dtype=float).reshape(-1, 2), np.array(val, dtype=float).reshape(-1, 2)
 
 
-def _by_position(part: Part) -> list[Drawing]:
+def by_position(part: Part) -> list[Drawing]:
+    """`val/ppl_by_position/A-B` over the middle of A and B."""
     at = at_number(part, r"val/ppl_by_position/(\d+)-(\d+)", lambda a, b: (float(a) + float(b)) / 2)
     series = over_number(part.drawn, at, log=True)
     if not series:
@@ -74,8 +61,8 @@ def _by_position(part: Part) -> list[Drawing]:
     return [drawing(f"position{part.mark}", part.named("Perplexity by position in the row"), figure, GEOMETRIC)]
 
 
-def _sizes(part: Part) -> list[Drawing]:
-    """Largest size after rotation, of tables/qk_layers.csv."""
+def sizes(part: Part) -> list[Drawing]:
+    """Largest query and key by layer, after rotation, of tables/qk_layers.csv."""
 
     def read(path: Path) -> dict[str, dict[float, float]]:
         rows = table_of(path, "qk_layers")
@@ -84,8 +71,8 @@ def _sizes(part: Part) -> list[Drawing]:
     return _by_layer(part, "qk", "Largest query and key by layer", read, ("q", "k"))
 
 
-def _bands(part: Part) -> list[Drawing]:
-    """Largest norm of a rotary pair by frequency band, of tables/qk_bands.csv; nothing without rotation."""
+def bands(part: Part) -> list[Drawing]:
+    """Largest norm of a rotary pair by frequency band and layer, of tables/qk_bands.csv; nothing without rotation."""
 
     def read(path: Path, tensor: str) -> dict[str, dict[float, float]]:
         found: dict[str, dict[float, float]] = {}

@@ -73,7 +73,7 @@ def comparisons(study: Study) -> Section:
         if found := [one for metrics in families for one in part.compare(metrics)]:
             title = part.named(f"Comparisons with {found[0].baseline} at each length")
             together = "Perplexities are corrected together, passkey, distance and ruler each by themselves."
-            notes = [study.request.rule.words, together]
+            notes = [study.options.rule.words, together]
             tables.append(comparison_table(f"length-comparisons{part.mark}", title, part, found, notes))
     return Section("length-comparisons", "Long context: all comparisons", (), tables)
 

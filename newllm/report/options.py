@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ _OPTION = re.compile(r"([\w.]+)=(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a report; conf/report.yaml says what each means."""
+    """The options of a report, which conf/report.yaml explains, the folders of runs, and the rule for verdicts."""
 
     baseline: str | None
     metrics: list[str]
@@ -37,6 +37,9 @@ class Options:
     curves: int
     formats: list[str]
     out: str | None
+    _: KW_ONLY
+    folders: list[str]
+    rule: Rule
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
@@ -51,22 +54,14 @@ class Options:
                 raise ConfigError(f"formats={name} is no format; {did_you_mean(name, FORMATS)}.")
 
     @property
+    def folder(self) -> Path:
+        """Where the report goes."""
+        return Path(self.out) if self.out else Path(self.folders[0]) / "report"
+
+    @property
     def main_metric(self) -> str:
         """What groups are ranked by."""
         return (self.compare or self.metrics)[0]
-
-
-@dataclass(frozen=True)
-class Request:
-    """A command line, read: folders of runs, options, and the rule for verdicts."""
-
-    folders: list[str]
-    options: Options
-    rule: Rule
-
-    @property
-    def out(self) -> Path:
-        return Path(self.options.out) if self.options.out else Path(self.folders[0]) / "report"
 
 
 def defaults() -> dict[str, Any]:
@@ -74,7 +69,7 @@ def defaults() -> dict[str, Any]:
     return dict(yaml.safe_load((shipped() / "report.yaml").read_text(encoding="utf-8")))
 
 
-def read(argv: Sequence[str]) -> Request:
+def read(argv: Sequence[str]) -> Options:
     """Words with an ``=`` that are no folders are options, the others are folders.
 
     Raises ConfigError for an unknown option or a value of the wrong type.
@@ -96,8 +91,8 @@ def read(argv: Sequence[str]) -> Request:
     if not folders:
         raise ConfigError("no folder of runs is given; type newllm report DIR, as in newllm report outputs/sweeps.")
     typed = fitted(node, of="a report")
-    options = Options(**{name: value for name, value in typed.items() if name != "_target_"})
-    return Request(folders, options, rule(options.verdict, **of_rule))
+    del typed["_target_"]
+    return Options(**typed, folders=folders, rule=rule(typed["verdict"], **of_rule))
 
 
 def _value(word: str, text: str) -> Any:

@@ -24,7 +24,7 @@ MOST_COLUMNS = 12  # of the table of runs, beside its metrics
 
 def write(study: Study, sections: Sequence[Section]) -> list[Path]:
     """Writes all files; returns their paths, the page first."""
-    out, formats = study.request.out, study.options.formats
+    out, formats = study.options.folder, study.options.formats
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -60,7 +60,7 @@ def page(study: Study, sections: Sequence[Section]) -> str:
         return files("newllm.report").joinpath("assets", name).read_text(encoding="utf-8")
 
     legend = [(one.index, part.named(one.label)) for part in study.drawn_parts for one in part.drawn]
-    title = ", ".join(Path(folder).name or os.fspath(folder) for folder in study.request.folders)
+    title = ", ".join(Path(folder).name or os.fspath(folder) for folder in study.options.folders)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(asset("page.html")).render(
         title=f"newllm report: {title}",
@@ -115,7 +115,7 @@ def _runs(study: Study) -> dict[str, Any]:
     metrics = [name for name in metric_names(frame) if frame[name].notna().any()]
     label = {path: group.label for part in study.parts for group in part.groups for path in group.runs["path"]}
     groups = [label.get(path, "") for path in frame["path"]]
-    data = encode(frame, groups, metrics, study.request.out / "report.html")
+    data = encode(frame, groups, metrics, study.options.folder / "report.html")
     columns = [("run", "run", "")]
     columns += [(name, "words", name) for name in ("state", "sweep") if len(data["words"][name]["values"]) > 1]
     if sum(len(part.groups) for part in study.parts) > 1:

@@ -46,7 +46,7 @@ def comparisons(study: Study) -> Section:
     for part in study.parts:
         if found := part.compare(part.options.compare):
             title = part.named(f"Comparisons with {found[0].baseline}")
-            tables.append(comparison_table(f"comparisons{part.mark}", title, part, found, [study.request.rule.words]))
+            tables.append(comparison_table(f"comparisons{part.mark}", title, part, found, [study.options.rule.words]))
     return Section("comparisons", "Which differences are real", [_repeats(study)], tables)
 
 

@@ -1,11 +1,21 @@
 """The sections of a report in their order. Groups of choices add their own: `report` in conf/groups.yaml."""
 
 import pkgutil
+from functools import partial
 
 from newllm.config.groups import groups
 from newllm.report import curves, long_context, results, scaling, tradeoffs
 from newllm.report.figures import styled
-from newllm.report.study import Section, Study
+from newllm.report.study import Figures, Section, Study
+
+FIGURES: list[tuple[str, str, tuple[Figures, ...]]] = [  # name and title of a section, its figures
+    ("curves", "Learning curves", (curves.learning,)),
+    ("position", "Position in the row", (curves.by_position,)),
+    ("qk", "Queries and keys", (curves.sizes, curves.bands)),
+    ("cache", "Quality and KV cache", (tradeoffs.cache,)),
+    ("axes", "Swept axes", (tradeoffs.axes,)),
+    ("reversal", "Reversal Curse", (tradeoffs.reversal,)),
+]
 
 
 def sections(study: Study) -> list[Section]:
@@ -17,12 +27,7 @@ def sections(study: Study) -> list[Section]:
         *of_groups,
         long_context.by_length,
         long_context.comparisons,
-        curves.learning,
-        curves.by_position,
-        curves.queries_and_keys,
-        tradeoffs.cache,
-        tradeoffs.axes,
-        tradeoffs.reversal,
+        *(partial(_figures, *row) for row in FIGURES),
         scaling.laws,
         results.published,
         results.other_results,
@@ -31,3 +36,7 @@ def sections(study: Study) -> list[Section]:
     with styled():
         made = [make(study) for make in makers]
     return [one for one in made if one.tables or one.drawings or (one.name == "agreement" and one.lines)]
+
+
+def _figures(name: str, title: str, figures: tuple[Figures, ...], study: Study) -> Section:
+    return Section(name, title, study.left_out, (), study.draw(*figures))

@@ -15,7 +15,7 @@ from newllm.analysis.metrics import lower_is_better
 from newllm.config.catalog import Catalog, shipped
 from newllm.errors import ConfigError
 from newllm.report.figures import Drawing
-from newllm.report.options import Options, Request, defaults
+from newllm.report.options import Options, defaults
 from newllm.report.tables import Table
 from newllm.suggest import did_you_mean
 
@@ -43,11 +43,7 @@ class Part:
     title: str
     groups: Sequence[Group]
     baseline: Group | None
-    request: Request
-
-    @property
-    def options(self) -> Options:
-        return self.request.options
+    options: Options
 
     @property
     def metric(self) -> str:
@@ -71,7 +67,7 @@ class Part:
             return []
         done, options = self._compared, self.options
         if (*metrics,) not in done:
-            how = (self.request.rule, options.confidence, options.interval)
+            how = (options.rule, options.confidence, options.interval)
             done[(*metrics,)] = compare(self.groups, self.baseline, metrics, *how)
         return done[(*metrics,)]
 
@@ -87,6 +83,9 @@ class Part:
         best = np.argsort([m if np.isfinite(m) else np.inf for m in mean], kind="stable").tolist()
         best.sort(key=lambda place: self.groups[place] is not self.baseline)  # the baseline before all others
         return [Drawn(self.first_index + i, self.groups[n]) for i, n in enumerate(sorted(best[: self.options.curves]))]
+
+
+Figures = Callable[[Part], Iterable[Drawing]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Study:
     figures: are any wanted?
     """
 
-    request: Request
+    options: Options
     frame: pd.DataFrame
     done: pd.DataFrame
     parts: Sequence[Part]
@@ -115,15 +114,11 @@ class Study:
     figures: bool
 
     @property
-    def options(self) -> Options:
-        return self.request.options
-
-    @property
     def drawn_parts(self) -> Sequence[Part]:
         """The largest parts, which have figures."""
         return self.parts[:MOST_PARTS]
 
-    def draw(self, *figures: Callable[[Part], Iterable[Drawing]]) -> list[Drawing]:
+    def draw(self, *figures: Figures) -> list[Drawing]:
         """These figures of every part that has figures, none if no figures are wanted."""
         return [one for part in self.drawn_parts for draw in figures for one in draw(part)] if self.figures else []
 
@@ -139,26 +134,25 @@ class Study:
         return [f"Drawn are {drawn} of {total:,} groups: {which}; curves=N draws more."]
 
 
-def study(request: Request) -> Study:
+def study(options: Options) -> Study:
     """Reads, splits, groups and compares the runs.
 
     Raises ConfigError: nothing finished, a metric that no run has, an unknown baseline or grouping key.
     """
-    frame = where(load_runs(request.folders), request.options.where)
+    frame = where(load_runs(options.folders), options.where)
     done = frame[frame["state"] == "done"]
     if done.empty:
-        raise ConfigError(_nothing_done(request, frame))
-    request = replace(request, options=_with_known_metrics(request.options, done))
-    options = request.options
+        raise ConfigError(_nothing_done(options, frame))
+    options = _with_known_metrics(options, done)
     split = comparable(frame)
     parts = []
     for number, runs in enumerate(split, 1):
         among = groups(runs.runs, by=options.by)
-        parts.append(Part(number, runs.title, among, _baseline(among, options, alone=len(split) == 1), request))
+        parts.append(Part(number, runs.title, among, _baseline(among, options, alone=len(split) == 1), options))
     if options.baseline and not any(part.baseline for part in parts):
         find([group for part in parts for group in part.groups], options.baseline)  # raises, saying what there is
     figures = bool({"html", "svg", "png"} & {*options.formats})
-    return Study(request, frame, done, parts, split[0].reason, figures)
+    return Study(options, frame, done, parts, split[0].reason, figures)
 
 
 def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
@@ -216,13 +210,13 @@ def _with_known_metrics(options: Options, done: pd.DataFrame) -> Options:
     return replace(options, metrics=metrics, compare=compared)
 
 
-def _nothing_done(request: Request, frame: pd.DataFrame) -> str:
-    places = ", ".join(request.folders)
+def _nothing_done(options: Options, frame: pd.DataFrame) -> str:
+    places = ", ".join(options.folders)
     if frame.empty:
-        chosen = f" with {', '.join(request.options.where)}" if request.options.where else ""
+        chosen = f" with {', '.join(options.where)}" if options.where else ""
         return f"{places}: no run{chosen} is there; expected run directories, as newllm train leaves in outputs/runs."
     counts = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
     return (
-        f"{places}: no run is done ({counts}), so there is nothing to report; newllm status {request.folders[0]} "
+        f"{places}: no run is done ({counts}), so there is nothing to report; newllm status {options.folders[0]} "
         "shows them, and the command that started them goes on."
     )

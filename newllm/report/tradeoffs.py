@@ -26,24 +26,9 @@ from newllm.report.figures import (
     word_axis,
 )
 from newllm.report.series import BARS, Series, of_drawn, over_seeds, padded
-from newllm.report.study import COLOUR_CYCLE, Drawn, Part, Section, Study
+from newllm.report.study import COLOUR_CYCLE, Drawn, Part
 
 BYTES = "kv_cache/bytes_per_token"
-
-
-def cache(study: Study) -> Section:
-    """The metric over the bytes of the KV cache, with the groups that no other beats in both."""
-    return Section("cache", "Quality and KV cache", study.left_out, (), study.draw(_cache))
-
-
-def axes(study: Study) -> Section:
-    """One plot per swept axis: numbers as lines over what else is equal, choices as points of the groups."""
-    return Section("axes", "Swept axes", study.left_out, (), study.draw(_axes))
-
-
-def reversal(study: Study) -> Section:
-    """Accuracy and margin of facts in the trained direction and in the other."""
-    return Section("reversal", "Reversal Curse", study.left_out, (), study.draw(_reversal))
 
 
 def front(cost: np.ndarray, loss: np.ndarray) -> list[int]:
@@ -55,8 +40,11 @@ def front(cost: np.ndarray, loss: np.ndarray) -> list[int]:
     return found
 
 
-def _cache(part: Part) -> list[Drawing]:
-    """Groups of the front are drawn even where they are not among the groups of the other figures."""
+def cache(part: Part) -> list[Drawing]:
+    """The metric over the bytes of the KV cache, with the groups that no other beats in both.
+
+    Those are drawn even where they are not among the groups of the other figures.
+    """
     metric = part.metric
     if lower_is_better(metric) is not True:
         return []
@@ -81,7 +69,8 @@ def _cache(part: Part) -> list[Drawing]:
     return [drawing(f"cache{part.mark}", part.named(f"{metric} against KV cache"), figure, caption)]
 
 
-def _reversal(part: Part) -> list[Drawing]:
+def reversal(part: Part) -> list[Drawing]:
+    """Accuracy and margin of facts in the trained direction and in the other."""
     chance, there = {"accuracy": 0.5, "margin": 0.0}, {}
     for what in chance:
         names = [f"reversal/{direction}_{what}" for direction in ("forward", "backward")]
@@ -112,30 +101,31 @@ class Axis:
     rest: list[str]
 
 
-def _axes(part: Part) -> list[Drawing]:
+def axes(part: Part) -> list[Drawing]:
+    """One plot per swept axis: numbers as lines over what else is equal, words as points of the drawn groups."""
     made = []
     for place, axis in enumerate(_swept(part.groups)):
-        known = [value for value in axis.values if value is not None]
-        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
-        first_index = part.first_index + COLOUR_CYCLE * (place + 100)
-        series = _over_numbers(axis, part, first_index) if numbers else []
-        numbers = bool(series)
-        names = list(dict.fromkeys(say(v) for one, v in _drawn_values(axis, part) if v is not None))
-        series = series or _over_words(axis, part, names)
+        series, names = _over_numbers(axis, part, part.first_index + COLOUR_CYCLE * (place + 100)), None
         if not series:
-            continue
+            values = {group.label: value for group, value in zip(part.groups, axis.values, strict=True)}
+            at = [(one, say(values[one.label])) for one in part.drawn if values[one.label] is not None]
+            names = list(dict.fromkeys(said for _, said in at))
+            series = [of_drawn(one, [names.index(said)], one.group.by_seeds([part.metric])) for one, said in at]
+            if len(names) < 2:
+                continue
         figure, (panel,) = panels(height=3.6)
-        if numbers:
+        if names is None:
             for one in series:
                 band(panel, one, dots=True)
             _number_axis(panel.xaxis, sorted({x for one in series for x in one.x}))
         else:
-            for one in series:
-                beside = [other.index for other in series if other.x[0] == one.x[0]]
+            drawn = [one for one in series if len(one.x)]
+            for one in drawn:
+                beside = [other.index for other in drawn if other.x[0] == one.x[0]]
                 points(panel, one, aside(beside.index(one.index), len(beside)))
             word_axis(panel, names)
         panel.set(xlabel=axis.name, ylabel=part.metric)
-        legend(figure, labels_of(series), line=numbers, mark=True)
+        legend(figure, labels_of(series), line=names is None, mark=True)
         file = f"axis-{axis.key.replace('/', '-').replace('.', '-')}{part.mark}"
         made.append(drawing(file, part.named(f"{part.metric} by {axis.name}"), figure, BARS))
     return made
@@ -159,7 +149,10 @@ def _swept(groups: Sequence[Group]) -> list[Axis]:
 
 
 def _over_numbers(axis: Axis, part: Part, first_index: int) -> list[Series]:
-    """Lines over a numeric axis, one for each rest that has at least two of its values."""
+    """Lines over a numeric axis, one for each rest that has at least two of its values; nothing over words."""
+    known = [value for value in axis.values if value is not None]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        return []
     members: dict[str, dict[float, Group]] = {}
     for group, value, rest in zip(part.groups, axis.values, axis.rest, strict=True):
         if value is not None:
@@ -171,20 +164,6 @@ def _over_numbers(axis: Axis, part: Part, first_index: int) -> list[Series]:
         parts = [said for said in line[x[0]].label.split(SEPARATOR) if not said.startswith(f"{axis.name} ")]
         made.append(over_seeds(first_index + place, SEPARATOR.join(parts) or "all", x, rows))
     return made
-
-
-def _over_words(axis: Axis, part: Part, names: Sequence[str]) -> list[Series]:
-    """Points over the values of a choice: every drawn group at its own; x is the place among `names`."""
-    if len(names) < 2:
-        return []
-    at = [(one, names.index(say(value))) for one, value in _drawn_values(axis, part) if value is not None]
-    made = [of_drawn(one, [place], one.group.by_seeds([part.metric])) for one, place in at]
-    return [one for one in made if len(one.x)]
-
-
-def _drawn_values(axis: Axis, part: Part) -> list[tuple[Drawn, Any]]:
-    values = dict(zip([group.label for group in part.groups], axis.values, strict=True))
-    return [(one, values[one.label]) for one in part.drawn]
 
 
 def _number_axis(axis: Any, values: list[float]) -> None:
