@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.catalog import shipped
-from newllm.config.compose import catalog_for, compose, search_path
+from newllm.config.compose import catalog_for, compose, search_path, version_base
 from newllm.config.overrides import parse
 from newllm.errors import ConfigError, run_command
 from newllm.runtime import Place
@@ -109,7 +109,7 @@ def _hand_to_hydra(argv: list[str]) -> int:
     own = sys.argv
     sys.argv = [own[0] if own[0].endswith("newllm") else "newllm", *argv]
     try:
-        hydra.main(str(shipped()), "train", version_base=None)(_run)()
+        hydra.main(str(shipped()), "train", **version_base())(_run)()
         return 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -5,18 +5,18 @@ Names are judged here, against the YAML files alone, and no torch is imported; n
 """
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from newllm.config import groups
-from newllm.config.axes import OWN_KEYS, nodes, refuse_unused
+from newllm.config.axes import nodes, refuse_unused
 from newllm.config.catalog import REFERENCE, Catalog, plain, references, shipped
+from newllm.config.groups import group_of, read
 from newllm.config.overrides import Overrides, parse
-from newllm.config.values import handed_over, no_option, signature_of
+from newllm.config.values import no_option, signature_of
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean, nearest
 
@@ -25,14 +25,20 @@ Plain = dict[str, Any]  # unresolved: references are texts such as ``${theta}``
 
 @dataclass(frozen=True)
 class Composed:
-    """What the choices and values of a command line come to; plain and unresolved."""
+    """What a command line comes to, plain and unresolved.
 
-    run: Plain  # group nodes and axes
-    choices: dict[str, Any]  # group -> option, a list for eval; `experiment` included
-    sweep: Plain  # which runs a sweep has, and how they are done
-    launcher: Plain  # what does them
-    run_dir: str | None  # hydra.run.dir where it was given
+    tree: nodes and axes of the run; at `sweep` which runs a sweep has, at `hydra.launcher` what does them.
+    choices: group -> option, a list for eval. run_dir: hydra.run.dir where it was given.
+    """
+
+    tree: Plain
+    choices: dict[str, Any]
+    run_dir: str | None
     sweep_dir: str
+
+    @property
+    def run(self) -> Plain:
+        return {key: value for key, value in self.tree.items() if key not in ("sweep", "hydra")}
 
 
 def compose(
@@ -72,7 +78,7 @@ def catalog_for(config_dir: str | Path | None = None) -> Catalog:
 
 def own_groups(catalog: Catalog) -> dict[str, Any]:
     """The key `groups` of a configuration: entries of the user's groups.yaml; nothing without one."""
-    own = {name: facts for folder in catalog.folders[:-1] for name, facts in groups.read(folder).items()}
+    own = {name: facts for folder in catalog.folders[:-1] for name, facts in read(folder).items()}
     return {"groups": own} if own else {}
 
 
@@ -83,56 +89,53 @@ def search_path(config_dir: str | Path | None) -> list[str]:
 
 def composed_choices(given: Overrides, config_dir: str | Path | None = None) -> Composed:
     """What Hydra makes of the choices in `given`, whose values are not set yet."""
-    cfg = _by_hydra([*search_path(config_dir), *given.choices()])
+    cfg, catalog = _by_hydra([*search_path(config_dir), *given.choices()]), given.catalog
     chosen, launcher = plain(cfg.hydra.runtime.choices, resolve=True), plain(cfg.hydra.launcher, resolve=True)
+    run_dir, sweep_dir = cfg.hydra.run.dir, cfg.hydra.sweep.dir
     with open_dict(cfg):
-        hydra = cfg.pop("hydra")
-    run, catalog = plain(cfg), given.catalog
-    _drop_deselected(run, catalog, given)
-    # Hydra's own record leaves out groups that take a list.
-    lists = {group: [name for name, node in run[group].items() if "_target_" in node] for group in catalog.lists}
-    choices = {group: option for group, option in chosen.items() if not group.startswith("hydra/")} | lists
+        del cfg["hydra"]
+    tree = {**plain(cfg), "hydra": {"launcher": launcher}}
+    known = {*catalog.axes, *catalog.groups, *references(tree), "sweep", "hydra"}
+    for key in tree:
+        if key not in known:
+            raise _unknown_root(key, tree, catalog)
+    choices = {group: option for group, option in chosen.items() if not group.startswith("hydra/")}
+    for group in catalog.groups:
+        node = tree.get(group)
+        if not isinstance(node, dict):
+            continue
+        if group in catalog.lists:  # of which Hydra keeps no record; an experiment may set options of what is left out
+            node = {name: one for name, one in node.items() if "_target_" in one or name not in catalog.groups[group]}
+            choices[group] = [name for name, one in node.items() if "_target_" in one]
+        elif "_target_" not in node and group in given.keys:
+            node = {}
+        tree[group] = node
     composed = Composed(
-        run=run,
-        choices=dict(sorted(choices.items())),
-        sweep=run.pop("sweep"),
-        launcher=launcher,
-        run_dir=hydra.run.dir if "hydra.run.dir" in given.keys else None,
-        sweep_dir=hydra.sweep.dir,
+        tree, dict(sorted(choices.items())), run_dir if "hydra.run.dir" in given.keys else None, sweep_dir
     )
-    for key, node in run.items():
-        _refuse_unknown(key, composed, catalog)
-        if key in catalog.groups and isinstance(node, dict) and "_target_" not in node:
-            for name, inner in node.items():
-                if not (key in catalog.lists and isinstance(inner, dict) and "_target_" in inner):
-                    _refuse_unknown(f"{key}.{name}", composed, catalog)
+    for group in catalog.groups:
+        for name, one in (tree.get(group) or {}).items():
+            if "_target_" not in (one if group in catalog.lists else tree[group]):
+                _refuse_unknown(f"{group}.{name}", composed, catalog)
     return composed
 
 
 def with_values(composed: Composed, given: Overrides) -> Composed:
     """The same with the values in `given`; nodes that no value touches are shared. ConfigError for a wrong name."""
-    if not given.values:
-        return composed
-    whole: Plain = {**composed.run, "sweep": composed.sweep, "hydra": {"launcher": composed.launcher}}
-    targets = [override.key_or_group.removesuffix("._target_") for override in given.values]
+    tree = composed.tree
+    # What stands beside a new class is unknown to the YAML.
+    unlisted = tuple(key.removesuffix("_target_") for key in given.keys if key.endswith("._target_"))
     for override in given.values:
         key, value = override.key_or_group, override.value()
-        if key == "sweep":
-            raise ConfigError(
-                "sweep takes no value of its own, but options such as sweep.seeds=3; an experiment's sweep is done "
-                "with -m, and without it the experiment is one run."
-            )
-        if not any(key.startswith(f"{target}.") for target in targets):  # else the new class alone knows its options
+        if not key.startswith(unlisted):
             _refuse_unknown(key, composed, given.catalog)
         group, _, option = key.partition(".")
-        if option in groups.group_of(group).paths and type(value) is int:
+        if option in group_of(group).paths and type(value) is int:
             value = str(value)  # a folder called 42
-        unknown = references(value) - {*composed.run}
-        if unknown:
-            raise ConfigError(f"{key}={value} can't be resolved; {did_you_mean(min(unknown), composed.run)}.")
-        whole = _with(whole, key.split("."), value, whole)
-    sweep, launcher = whole.pop("sweep"), whole.pop("hydra")["launcher"]
-    return Composed(whole, composed.choices, sweep, launcher, composed.run_dir, composed.sweep_dir)
+        if unknown := references(value) - {*tree}:
+            raise ConfigError(f"{key}={value} can't be resolved; {did_you_mean(min(unknown), tree)}.")
+        tree = _with(tree, key.split("."), value, tree)
+    return replace(composed, tree=tree)
 
 
 def _with(node: Any, path: Sequence[str], value: Any, root: Plain) -> Any:
@@ -154,47 +157,40 @@ def _with(node: Any, path: Sequence[str], value: Any, root: Plain) -> Any:
     return copy.copy(value)
 
 
-# --- names ----------------------------------------------------------------------------------------------------------
-
-
 def _refuse_unknown(key: str, composed: Composed, catalog: Catalog) -> None:
     """ConfigError if `key` names nothing in what was chosen: no axis, no option of a choice that was made."""
+    node, path = composed.tree, ""
     root, *rest = key.split(".")
-    run = {**composed.run, "sweep": composed.sweep, "hydra": {"launcher": composed.launcher}}
-    if root not in run and root not in catalog.groups:
-        raise ConfigError(_unknown_root(root, run, catalog))
-    node = run.get(root)
-    if not rest:
-        known = {*catalog.axes, *catalog.groups, *references(nodes(composed.run)), *OWN_KEYS}
-        if root not in known:
-            raise ConfigError(_unknown_root(root, run, catalog))
-        return
-    name, choice = rest[0], composed.choices.get(root)
-    if root in catalog.axes and not isinstance(node, dict):
+    chosen: Any = composed.choices.get(root)
+    if root not in node and root not in catalog.groups:
+        raise _unknown_root(root, node, catalog)
+    if key == "sweep":
+        raise ConfigError(
+            "sweep takes no value of its own, but options such as sweep.seeds=3; an experiment's sweep is done with "
+            "-m, and without it the experiment is one run."
+        )
+    if rest and root in catalog.axes and not isinstance(node[root], dict):
         raise ConfigError(f"{key}: {root} is a single value; type {root}=VALUE.")
-    if root in catalog.lists:
-        made = node.get(name) if isinstance(node, dict) else None
-        if name not in catalog.groups[root]:
-            raise ConfigError(f"{root}.{name}: unknown; {did_you_mean(name, catalog.groups[root], prefix=f'{root}.')}.")
-        if not isinstance(made, dict) or "_target_" not in made:
-            chosen = ",".join([*(choice or []), name])
-            raise ConfigError(f"{root}.{name} is not among this run's {root}; add it with {root}=[{chosen}].")
-    elif root in catalog.groups and not (isinstance(node, dict) and "_target_" in node):
-        has = f"{root}={choice} has no options" if choice else f"no {root} is chosen"
+    if root in catalog.lists and rest[0] not in chosen:
+        if rest[0] in catalog.groups[root]:
+            names = ",".join([*chosen, rest[0]])
+            raise ConfigError(f"{root}.{rest[0]} is not among this run's {root}; add it with {root}=[{names}].")
+        meant = did_you_mean(rest[0], catalog.groups[root], prefix=f"{root}.")
+        raise ConfigError(f"{root}.{rest[0]}: unknown; {meant}.")
+    if root in catalog.groups and root not in catalog.lists and "_target_" not in (node.get(root) or {}):
+        has = f"{root}={chosen} has no options" if chosen else f"no {root} is chosen"
         raise ConfigError(f"{key}: {has}; choose another {root} or leave it out.")
-    path = ""
-    node = run
     for part in key.split("."):
-        if not isinstance(node, dict):
-            return
         if part not in node:
             if "_target_" in node:
                 _refuse_option(part, node, path, composed.choices.get(path))
             return
         path, node = f"{path}.{part}".lstrip("."), node[part]
+        if not isinstance(node, dict):
+            return
 
 
-def _refuse_option(name: str, node: Mapping[str, Any], path: str, choice: Any) -> None:
+def _refuse_option(name: str, node: Plain, path: str, choice: Any) -> None:
     """ConfigError for an option that the YAML of a node does not list; that of a user's class may leave some out."""
     target, known = str(node["_target_"]), [option for option in node if option != "_target_"]
     if not target.startswith("newllm."):
@@ -202,33 +198,25 @@ def _refuse_option(name: str, node: Mapping[str, Any], path: str, choice: Any) -
         if signature.open or name in signature.options:
             return
         known = list(signature.options)
-    of = f"{path}={choice}" if choice else path
-    if name in groups.group_of(path.partition(".")[0]).handed:
-        raise ConfigError(handed_over(f"{path}.{name}", of))
-    raise ConfigError(no_option(f"{path}.{name}", of, known))
+    of, handed = f"{path}={choice}" if choice else path, group_of(path.partition(".")[0]).handed
+    raise no_option(f"{path}.{name}", of, known, handed)
 
 
-def _unknown_root(key: str, run: Mapping[str, Any], catalog: Catalog) -> str:
-    homes = [f"{name}.{key}" for name, node in nodes(run).items() if key in node and "_target_" in node]
+def _unknown_root(key: str, tree: Plain, catalog: Catalog) -> ConfigError:
+    homes = [f"{group}.{key}" for group, node in nodes(tree).items() if key in node and "_target_" in node]
     if homes:
-        return f"{key} is no root key; did you mean {homes[0]}?"
+        return ConfigError(f"{key} is no root key; did you mean {homes[0]}?")
     close = nearest(key, [*catalog.axes, *catalog.groups, *catalog.sweep_options])
     meant = f"; did you mean {close}?" if close else ";"
-    return f"{key} is unknown{meant} axes are {', '.join(catalog.axes)}; groups are {', '.join(catalog.groups)}."
+    listed = f"axes are {', '.join(catalog.axes)}; groups are {', '.join(catalog.groups)}"
+    return ConfigError(f"{key} is unknown{meant} {listed}.")
 
 
-def _drop_deselected(run: Plain, catalog: Catalog, given: Overrides) -> None:
-    """What an experiment says of a part that the command line has left out: of an evaluator, or of a group by none."""
-    for group in catalog.lists:
-        for name in [name for name, node in run[group].items() if "_target_" not in node]:
-            if name in catalog.groups[group]:
-                del run[group][name]
-    for group in catalog.defaults:
-        if group in given.keys and isinstance(run.get(group), dict) and "_target_" not in run[group]:
-            run[group] = {} if group not in catalog.lists else run[group]
+def version_base() -> dict[str, str]:
+    """What Hydra 1.3 wants to be told, and later ones not to be: that the defaults of 1.3 serve."""
+    import hydra
 
-
-# --- Hydra ----------------------------------------------------------------------------------------------------------
+    return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
 
 def _by_hydra(lines: Sequence[str]) -> DictConfig:
@@ -239,7 +227,7 @@ def _by_hydra(lines: Sequence[str]) -> DictConfig:
 
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # set where a Hydra program calls us
     try:
-        with hydra.initialize_config_dir(str(shipped()), job_name="train", version_base=None):
+        with hydra.initialize_config_dir(str(shipped()), job_name="train", **version_base()):
             return hydra.compose("train", list(lines), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_one_sentence(error)) from error

@@ -1,7 +1,8 @@
 """The combinations that a sweep asks for, as lists of overrides."""
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -37,68 +38,61 @@ def combinations(
         keys = {str(key): value for key, value in grid.items() if key != "zip"}
         own = [_values(key, value, given) for key, value in keys.items() if key not in taken]
         inner = [grid["zip"]] if "zip" in grid else []
-        steps = [_in_step(group, taken, given) for group in (*zips, *inner)]
+        steps = [_in_step(group, taken) for group in (*zips, *inner)]
         found += [[line for part in parts for line in part] for parts in product(*ours, *own, *filter(None, steps))]
     return found
 
 
 def _dimension(override: "Override", given: Overrides) -> Dimension:
-    if not override.is_sweep_override():
-        return [(override.input_line or "",)]
-    key = override.get_key_element()
-    return [(f"{key}={value}",) for value in _swept(override, given)]
-
-
-def _swept(override: "Override", given: Overrides) -> Iterable[str]:
+    """The values that one override asks for."""
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 
-    line, value, group = override.input_line, override.value(), override.key_or_group
+    line, value, key, catalog = override.input_line or "", override.value(), override.key_or_group, given.catalog
+    if not override.is_sweep_override():
+        return [(line,)]
     if isinstance(value, Glob):
-        if group not in given.catalog.groups:
-            raise ConfigError(f"{line}: glob chooses among the names of a group; {group} is none.")
-        names = value.filter(given.catalog.groups[group])
-        if not names:
-            raise ConfigError(f"{line}: no {group} is called so; there are {', '.join(given.catalog.groups[group])}.")
-        return names
-    if not override.is_discrete_sweep():
-        raise ConfigError(f"{line}: an interval has no separate values to run; type {group}=range(…) or a list a,b,c.")
-    try:
-        values = [str(one) for one in override.sweep_string_iterator()]
-    except (HydraException, ValueError) as error:
-        raise ConfigError(f"{line}: {str(error).splitlines()[0]}.") from None
-    if not values:
-        raise ConfigError(f"{line} has no values; type {group}=a,b or a range that is not empty.")
-    if group in given.catalog.groups:
-        for name in values:
-            check_option(group, parse_line(f"{group}={name}").value(), given.catalog)
-    return values
+        if key not in catalog.groups:
+            raise ConfigError(f"{line}: glob chooses among the names of a group; {key} is none.")
+        values = value.filter(catalog.groups[key])
+        if not values:
+            raise ConfigError(f"{line}: no {key} is called so; there are {', '.join(catalog.groups[key])}.")
+    elif not override.is_discrete_sweep():
+        raise ConfigError(f"{line}: an interval has no separate values to run; type {key}=range(…) or a list a,b,c.")
+    else:
+        try:
+            values = [str(one) for one in override.sweep_string_iterator()]
+        except (HydraException, ValueError) as error:
+            raise ConfigError(f"{line}: {str(error).splitlines()[0]}.") from None
+        if not values:
+            raise ConfigError(f"{line} has no values; type {key}=a,b or a range that is not empty.")
+        for name in values if key in catalog.groups else []:
+            check_option(key, parse_line(f"{key}={name}").value(), catalog)
+    return [(f"{override.get_key_element()}={one}",) for one in values]
 
 
 def _values(key: str, value: Any, given: Overrides) -> Dimension:
     """One key of a grid: a list of values, a text as typed on the command line, or one value."""
     if isinstance(value, str):
         return _dimension(_read(f"{key}={value}"), given)
-    several = value if isinstance(value, list) else [value]
-    if not several:
+    if value == []:
         raise ConfigError(f"sweep.grids: {key} has an empty list of values; give at least one, or leave it out.")
-    return [(f"{key}={_typed(one)}",) for one in several]
+    return [(f"{key}={_typed(one)}",) for one in (value if isinstance(value, list) else [value])]
 
 
-def _in_step(group: Mapping[str, Any], taken: set[str], given: Overrides) -> Dimension:
+def _in_step(group: Mapping[str, Any], taken: set[str]) -> Dimension:
+    """Keys that take their values together."""
     if not isinstance(group, Mapping) or not group or not all(isinstance(one, list) and one for one in group.values()):
         raise ConfigError(f"sweep.zip: expected lists of values by key, as in {{lr: [1e-3, 5e-4]}}; got {group}.")
-    lengths = {str(key): len(values) for key, values in group.items()}
-    if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+    if len({len(values) for values in group.values()}) > 1:
+        said = ", ".join(f"{key} has {len(values)}" for key, values in group.items())
         raise ConfigError(f"sweep.zip: keys that go in step need as many values each; {said}.")
-    both = [key for key in lengths if key in taken]
-    if both:
+    if both := [key for key in group if key in taken]:
         raise ConfigError(f"{both[0]} goes in step with other keys in sweep.zip; leave it out of the command line.")
-    for key, values in group.items():
-        for one in values:
-            _read(f"{key}={_typed(one)}")
-    return [tuple(f"{key}={_typed(values[i])}" for key, values in group.items()) for i in range(min(lengths.values()))]
+    lines = [[f"{key}={_typed(one)}" for one in values] for key, values in group.items()]
+    for line in (line for several in lines for line in several):
+        _read(line)
+    return list(zip(*lines, strict=True))
 
 
 def _read(line: str) -> "Override":
@@ -112,14 +106,12 @@ def _read(line: str) -> "Override":
 
 def _typed(value: Any) -> str:
     """A value out of YAML in the grammar of the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_typed(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(_typed(one) for one in value) + "]"
-    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in ("null", "true", "false"):
+        return "[" + ",".join(map(_typed, value)) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _PLAIN.fullmatch(value) and value.lower() not in ("null", "true", "false"):
         return value
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return repr(value)
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

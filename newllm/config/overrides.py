@@ -79,35 +79,32 @@ def parse_line(line: str) -> "Override":
 
 
 def _syntax(line: str, catalog: Catalog) -> str:
-    if "=" not in line:
-        names = [*catalog.groups, *catalog.axes]
-        known = f", as in {line}=VALUE" if line in names else ", as in theta=1e4 or pos_encoding=alibi"
-        return f"{line!r} is not an override; expected key=value{known}."
-    key, _, value = line.partition("=")
-    return (
-        f"{line!r} can't be read: expected key=value with balanced brackets and quotes; "
-        f"a value with special characters goes in quotes, as in '{key}=\"{value}\"'."
-    )
+    key, equals, value = line.partition("=")
+    if equals:
+        return (
+            f"{line!r} can't be read: expected key=value with balanced brackets and quotes; a value with special "
+            f"characters goes in quotes, as in '{key}=\"{value}\"'."
+        )
+    known = line in catalog.groups or line in catalog.axes
+    return f"{line!r} is not an override; expected key=value, as in {line if known else 'theta'}=VALUE."
 
 
 def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
     key, line = override.key_or_group, override.input_line or ""
+    takes_list = key not in catalog.groups or key in catalog.lists
     if override.is_sweep_override() and key.startswith(("sweep.", "hydra.", "hydra/")):
         raise ConfigError(f"{line}: {key} is one value for the whole sweep; a list is written {key}=[…].")
     if override.is_sweep_override() and not sweep:
-        example = ""
-        takes_list = key not in catalog.groups or key in catalog.lists
-        if takes_list and "," in line and "(" not in line:
-            example = f", or write a list as {line.replace('=', '=[', 1)}]"
+        listed = takes_list and "," in line and "(" not in line
+        example = f", or write a list as {line.replace('=', '=[', 1)}]" if listed else ""
         raise ConfigError(f"{line} is a sweep over several runs; add -m to run them{example}.")
     if key == "hydra/launcher" and override.value() not in catalog.launchers:
-        raise ConfigError(
-            f"{line}: {did_you_mean(str(override.value()), catalog.launchers, prefix='hydra/launcher=')}."
-        )
+        meant = did_you_mean(str(override.value()), catalog.launchers, prefix="hydra/launcher=")
+        raise ConfigError(f"{line}: {meant}.")
     if override.is_delete() and not _is_hydra(override):
-        raise ConfigError(
-            f"{line}: {key} is part of every configuration and can't be deleted; {_way_out(key, catalog)}."
-        )
+        none = f"type {key}=none" if "none" in catalog.groups.get(key, []) else "leave it out to get its default"
+        instead = f"type {key}=[] for none" if key in catalog.lists else none
+        raise ConfigError(f"{line}: {key} is part of every configuration and can't be deleted; {instead}.")
     if key not in catalog.groups:
         return
     if override.is_add() or override.is_force_add():
@@ -120,35 +117,18 @@ def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
 
 def check_option(group: str, value: object, catalog: Catalog) -> None:
     """Refuse a value of a group that is none of its options."""
-    chosen = value if isinstance(value, list) else [value]
+    names = catalog.groups[group]
     if isinstance(value, list) and group not in catalog.lists:
-        raise ConfigError(
-            f"{group} takes one choice, got {value}; type {group}=NAME, as in {_example(group, catalog)}."
-        )
+        raise ConfigError(f"{group} takes one choice, got {value}; type {group}=NAME, as in {group}={names[0]}.")
     if value is None and group == "experiment":
         return
-    for option in chosen:
-        if not isinstance(option, str) or option not in catalog.groups[group]:
+    for option in value if isinstance(value, list) else [value]:
+        if not isinstance(option, str) or option not in names:
             said = "null" if option is None else str(option)
-            named = did_you_mean(said, catalog.groups[group], prefix=f"{group}=")
-            raise ConfigError(f"{group}={said}: there is no such {group}; {named}.")
-
-
-def _example(group: str, catalog: Catalog) -> str:
-    default = catalog.defaults.get(group)
-    return f"{group}={default if isinstance(default, str) else catalog.groups[group][0]}"
-
-
-def _way_out(key: str, catalog: Catalog) -> str:
-    if key in catalog.lists:
-        return f"type {key}=[] for none"
-    if "none" in catalog.groups.get(key, []):
-        return f"type {key}=none"
-    return "leave it out to get its default"
+            raise ConfigError(f"{group}={said}: there is no such {group}; {did_you_mean(said, names, f'{group}=')}.")
 
 
 def _is_hydra(override: "Override") -> bool:
     """Is it Hydra's to judge? The options of our launchers are ours."""
-    return override.key_or_group.startswith(("hydra.", "hydra/")) and not override.key_or_group.startswith(
-        "hydra.launcher."
-    )
+    key = override.key_or_group
+    return key.startswith(("hydra.", "hydra/")) and not key.startswith("hydra.launcher.")

@@ -4,7 +4,7 @@ This imports the classes that a configuration names, and with most of them torch
 """
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -149,69 +149,48 @@ def _hint(value: Any, annotation: Any) -> str:
 
 
 def fitted(
-    node: Mapping[Any, Any],
-    path: str = "",
-    *,
-    of: str = "",
-    axes: Mapping[str, str] | None = None,
-    defaults: bool = False,
+    node: Mapping[Any, Any], path: str = "", of: str = "", axes: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The options of a plain node, brought to the types of its target; nodes inside it are left to their own targets.
+    """A plain node with its options brought to the types of its target; nodes in it are left to their own targets.
 
     path: where the node stands (`attention`), of: what stands there (`attention=mla`), for the sentences; without them
-    they name the target. axes: option -> root key that supplies it. defaults: add options that the node lacks. Raises
-    ConfigError.
+    they name the target. axes: option -> root key that supplies it. Raises ConfigError.
     """
     target = str(node["_target_"])
-    signature = signature_of(target)
-    prefix, of = f"{path}." if path else "", of or path or target
+    signature, prefix = signature_of(target), f"{path}." if path else ""
     found = dict(node)
-    for key in node:
-        if key == "_target_" or key in signature.options or signature.open:
-            continue
-        if key in signature.handed:
-            raise ConfigError(handed_over(f"{prefix}{key}", of))
-        raise ConfigError(no_option(f"{prefix}{key}", of, signature.options))
+    for name in node:
+        if name != "_target_" and name not in signature.options and not signature.open:
+            raise no_option(f"{prefix}{name}", of or path or target, list(signature.options), signature.handed)
     for name, parameter in signature.options.items():
-        if node.get(name, "???") == "???":
-            if parameter.default is REQUIRED:
-                raise ConfigError(
-                    f"{prefix}{name} is required and has no value: type {prefix}{name}=VALUE, "
-                    f"{expected(parameter.annotation)}."
-                )
-            if defaults:
-                found[name] = parameter.default
-            continue
-        try:
-            found[name] = convert(node[name], parameter.annotation)
-        except ValueError as error:
-            axis = (axes or {}).get(name)
-            typed, use = (axis, f" for {prefix}{name}") if axis else (f"{prefix}{name}", "")
-            raise ConfigError(f"{typed}={_shown(node[name])}: {error}{use}.") from None
+        key, axis = f"{prefix}{name}", (axes or {}).get(name)
+        if node.get(name, "???") != "???":
+            try:
+                found[name] = convert(node[name], parameter.annotation)
+            except ValueError as error:
+                typed, use = (axis, f" for {key}") if axis else (key, "")
+                raise ConfigError(f"{typed}={_shown(node[name])}: {error}{use}.") from None
+        elif parameter.default is REQUIRED:
+            wanted = expected(parameter.annotation)
+            raise ConfigError(f"{key} is required and has no value: type {key}=VALUE, {wanted}.")
     return found
 
 
-def handed_over(key: str, of: str) -> str:
-    return f"{key} follows from other settings and is handed over to {of}; leave it out."
+def no_option(key: str, of: str, known: Sequence[str], handed: Sequence[str]) -> ConfigError:
+    """About an option that is not among those known of `of`, or that code hands over."""
+    if (name := key.rpartition(".")[2]) in handed:
+        return ConfigError(f"{key} follows from other settings and is handed over to {of}; leave it out.")
+    if not known:
+        return ConfigError(f"{key}: {of} has no options; leave it out.")
+    return ConfigError(f"{key} is no option of {of}; {did_you_mean(name, known, prefix=key.removesuffix(name))}.")
 
 
-def no_option(key: str, of: str, names: Collection[str]) -> str:
-    path, _, name = key.rpartition(".")
-    if not names:
-        return f"{key}: {of} has no options; leave it out."
-    return f"{key} is no option of {of}; {did_you_mean(name, names, prefix=f'{path}.' if path else '')}."
-
-
-def check_values(cfg: DictConfig, defaults: bool = False) -> DictConfig:
+def check_values(cfg: DictConfig) -> DictConfig:
     """Judge all values of a configuration and bring them, in place, to the types that their constructors want.
 
-    A value that an axis supplies is converted at the axis, which its sentence names. defaults: add the options that
-    nodes lack. Raises ConfigError.
+    A value that an axis supplies is converted at the axis, which its sentence names. Raises ConfigError.
     """
-    for group in parts_of("model", cfg):
-        _refuse_idle_part(cfg, group)
-    struct = OmegaConf.is_struct(cfg)
-    OmegaConf.set_struct(cfg, False)
+    _refuse_idle_parts(cfg)
     for path, node in _targets(cfg):
         choice = cfg.get("choices", {}).get(path)
         try:
@@ -220,15 +199,10 @@ def check_values(cfg: DictConfig, defaults: bool = False) -> DictConfig:
             raise ConfigError(f"{path} can't be resolved: {str(error).splitlines()[0]}.") from error
         whole = {name: REFERENCE.fullmatch(value) for name, value in plain(node).items() if isinstance(value, str)}
         axes = {name: reference[1] for name, reference in whole.items() if reference}
-        of = f"{path}={choice}" if choice else path
-        for name, value in fitted(values, path, of=of, axes=axes, defaults=defaults).items():
-            if name in values and repr(value) == repr(values[name]):
-                continue
-            if name in axes:
-                cfg[axes[name]] = value
-            else:
-                node[name] = value
-    OmegaConf.set_struct(cfg, struct)
+        for name, value in fitted(values, path, f"{path}={choice}" if choice else path, axes).items():
+            if repr(value) != repr(values[name]):
+                place, key = (cfg, axes[name]) if name in axes else (node, name)
+                place[key] = value
     return cfg
 
 
@@ -249,17 +223,17 @@ def _targets(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
             pending = [(path, node, index) for index in range(len(node))] + pending
 
 
-def _refuse_idle_part(cfg: DictConfig, group: str) -> None:
+def _refuse_idle_parts(cfg: DictConfig) -> None:
     """ConfigError for an attention or an encoding that the model has no use for, or lacks."""
     if "_target_" not in cfg.get("model", {}):
         return
-    taken, given = signature_of(str(cfg.model["_target_"])), "_target_" in cfg[group]
-    model = f"model={cfg.choices.get('model')}"
-    if not given and group in taken.handed:
-        suggested = group_of(group, cfg).suggest
-        raise ConfigError(f"{group}=none: {model} needs one; type {group}={suggested}.")
-    if given and group not in taken.handed and not taken.open:
-        raise ConfigError(f"{model} has no {group}; leave {group}={cfg.choices.get(group)} out.")
+    taken, model = signature_of(str(cfg.model["_target_"])), f"model={cfg.choices.get('model')}"
+    for group in parts_of("model", cfg):
+        given = "_target_" in cfg[group]
+        if not given and group in taken.handed:
+            raise ConfigError(f"{group}=none: {model} needs one; type {group}={group_of(group, cfg).suggest}.")
+        if given and group not in taken.handed and not taken.open:
+            raise ConfigError(f"{model} has no {group}; leave {group}={cfg.choices.get(group)} out.")
 
 
 def _shown(value: Any) -> str:

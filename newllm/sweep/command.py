@@ -83,7 +83,7 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
         inner = parse(lines, catalog, sweep=several)
         single = parse([o.input_line or "" for o in inner.parsed if not o.is_sweep_override()], catalog)
         composed = with_values(composed_choices(single, config_dir), single)
-        settings: Sweep = build(composed.sweep)
+        settings: Sweep = build(composed.tree["sweep"])
         if several and composed.run_dir:
             raise ConfigError("hydra.run.dir is the directory of one run; that of a sweep is hydra.sweep.dir=FOLDER.")
         if several:
@@ -95,7 +95,7 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
     folder = Path(composed.sweep_dir)
     if not several:
         folder = Path(composed.run_dir).parent if composed.run_dir else Path("outputs/runs")
-    return Request(runs, settings, composed.launcher, folder, composed.run_dir)
+    return Request(runs, settings, composed.tree["hydra"]["launcher"], folder, composed.run_dir)
 
 
 def _by_experiment(given: Overrides) -> list[list[str]]:
