@@ -20,14 +20,13 @@ that take no mask; `blocked` adds it block by block (`newllm.attention.blocked`)
 """
 
 import functools
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from newllm.attention.blocked import blocked
-from newllm.errors import ConfigError
 from newllm.position.bias import Bias, LinearBias, ScoreBias, by_positions
 
 Kernel = Literal["auto", "row", "digits", "blocked", "plain"]
@@ -68,12 +67,6 @@ def _path(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Kernel:
     if bias is not None and torch.compiler.is_compiling():
         return "blocked" if q.device.type == "cpu" else "digits"  # without the probe, which is no part of the graph
     return "row" if bias is None or supports_row_bias(q.device.type, q.dtype) else "digits"
-
-
-def check_kernel(kernel: str) -> None:
-    """Refuse a name that is no kernel."""
-    if kernel not in get_args(Kernel):
-        raise ConfigError(f"attention.kernel must be one of {', '.join(get_args(Kernel))}; got {kernel!r}.")
 
 
 def row(q: Tensor, k: Tensor, v: Tensor, bias: LinearBias, scale: float) -> Tensor:

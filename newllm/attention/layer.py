@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from newllm.attention.cache import LayerCache
-from newllm.attention.kernels import Kernel, attend, attend_cached, check_kernel
+from newllm.attention.kernels import Kernel, attend, attend_cached
 from newllm.position.encoding import PositionEncoding
 
 
@@ -25,7 +25,6 @@ class Attention(nn.Module):
 
     def __init__(self, kernel: Kernel, *, hidden_size: int, heads: int, head_dim: int):
         super().__init__()
-        check_kernel(kernel)
         self.kernel: Kernel = kernel
         self.hidden_size, self.heads, self.head_dim = hidden_size, heads, head_dim
         self.rotary_offset = 0  # first dim of q and k that the encoding sees

@@ -13,6 +13,7 @@ from torch import Tensor
 from newllm.attention.cache import LayerCache
 from newllm.attention.kernels import Kernel
 from newllm.attention.layer import Attention, linear, merge_heads
+from newllm.checks import at_least
 from newllm.errors import ConfigError
 from newllm.position.encoding import PositionEncoding
 
@@ -52,11 +53,7 @@ class CompressedValues(Attention):
                 f"attention.value_dim must be from 1 to the width of the values, {width}, as in "
                 f"attention.value_dim={_narrow(heads, head_dim)}; got {value_dim}."
             )
-        if reconstruction_weight < 0:
-            raise ConfigError(
-                "attention.reconstruction_weight must be 0 or greater, as in attention.reconstruction_weight=0.1; "
-                f"got {reconstruction_weight:g}."
-            )
+        at_least("attention.reconstruction_weight", reconstruction_weight, 0, 0.1)
         self.reconstruction_weight = reconstruction_weight
         self.qkv = linear(hidden_size, 3 * width, bias)  # rows: q | k | v, each head by head
         self.compress = linear(width, self.value_dim, bias)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from newllm.attention.cache import Cache, LayerCache
 from newllm.attention.layer import Attention, linear
 from newllm.build import build
+from newllm.checks import above, at_least
 from newllm.errors import ConfigError
 from newllm.model.feed_forward import Gelu, SwiGLU
 from newllm.model.init import init_weights
@@ -53,13 +54,13 @@ class Transformer(LanguageModel):
         embed_dim: int | None = None,
     ):
         super().__init__()
-        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "heads": heads, "mlp_size": mlp_size}
-        for name, size in sizes.items():
-            if size <= 0:
-                raise ConfigError(f"model.{name} must be greater than 0; got {size}.")
-        for name, value, example in (("init_std", init_std, 0.02), ("norm_eps", norm_eps, 1e-5)):
-            if value < 0:
-                raise ConfigError(f"model.{name} must be 0 or greater, as in model.{name}={example:g}; got {value:g}.")
+        for name, size, usual in (
+            ("hidden_size", hidden_size, 256), ("num_layers", num_layers, 4), ("heads", heads, 4),
+            ("mlp_size", mlp_size, 704),
+        ):  # fmt: skip
+            above(f"model.{name}", size, 0, usual)
+        at_least("model.init_std", init_std, 0, 0.02)
+        at_least("model.norm_eps", norm_eps, 0, 1e-5)
         if hidden_size % heads:
             near = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0]
             raise ConfigError(

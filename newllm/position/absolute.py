@@ -45,8 +45,6 @@ class Sinusoidal(PositionEncoding):
         num_layers: int,
     ):
         super().__init__(layers, num_layers=num_layers)
-        if theta <= 0:
-            raise ConfigError(f"theta must be greater than 0, as in theta=10000; got {theta}.")
         if hidden_size % 2:
             raise ConfigError(f"pos_encoding=sinusoidal needs an even model.hidden_size; got {hidden_size}.")
         self.register_buffer(

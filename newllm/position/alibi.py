@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from newllm.checks import at_least
 from newllm.errors import ConfigError
 from newllm.position.bias import LinearBias
 from newllm.position.encoding import PositionEncoding
@@ -38,8 +39,7 @@ class Alibi(PositionEncoding):
             raise ConfigError(
                 f"slope must be one number or {heads} (one per head), as in slope=0.0625; got a list of {len(slopes)}."
             )
-        if any(s < 0 for s in slopes):
-            raise ConfigError(f"slope must be 0 or greater, as in slope=0.0625; got {slope}.")
+        at_least("slope", min(slopes), 0, 0.0625)
         self.register_buffer("slopes", torch.tensor(slopes, dtype=torch.float32), persistent=False)
         self.slopes: Tensor
 

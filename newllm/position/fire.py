@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from newllm.errors import ConfigError
+from newllm.checks import above
 from newllm.position.bias import MatrixBias, by_distance, past
 from newllm.position.encoding import PositionEncoding
 
@@ -35,10 +35,7 @@ class Fire(PositionEncoding):
     ):
         super().__init__(layers, num_layers=num_layers)
         for name, value, example in (("width", width, 32), ("c", c, 0.1), ("threshold", threshold, 512)):
-            if value <= 0:
-                raise ConfigError(
-                    f"pos_encoding.{name} must be greater than 0, as in pos_encoding.{name}={example}; got {value}."
-                )
+            above(f"pos_encoding.{name}", value, 0, example)
         self.first_c, self.threshold = c, threshold
         self.c, self.factor = (nn.Parameter(torch.empty(1)) for _ in range(2))
         self.weight1, self.bias1 = nn.Parameter(torch.empty(width, 1)), nn.Parameter(torch.empty(width))

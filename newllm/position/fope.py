@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from newllm.checks import at_least
 from newllm.errors import ConfigError
-from newllm.position.frequencies.domain import at_least
 from newllm.position.frequencies.nodes import Node
 from newllm.position.rope import Layout, Rope, turn
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from newllm.checks import above
 from newllm.errors import ConfigError
 from newllm.position.encoding import PositionEncoding
-from newllm.position.frequencies.domain import above
 
 
 class Rope3D(PositionEncoding):

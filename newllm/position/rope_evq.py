@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from newllm.checks import above
 from newllm.errors import ConfigError
 from newllm.position.frequencies import optimal_tau
-from newllm.position.frequencies.domain import above
 from newllm.position.frequencies.evq import SERIES_BELOW, grid_points
 from newllm.position.frequencies.nodes import Node, scale
 from newllm.position.rope import Layout, Rope

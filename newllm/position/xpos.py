@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from newllm.position.frequencies.domain import above
+from newllm.checks import above
 from newllm.position.frequencies.nodes import Node
 from newllm.position.rope import Layout, Rope, turn
 

@@ -59,7 +59,7 @@ def test_cache_refuses_more_than_its_capacity(small_model):
     ("overrides", "message"),
     [
         (["model.heads=3"], "model.hidden_size=256 is not divisible by model.heads=3; try model.heads=2"),
-        (["model.heads=0"], "model.heads must be greater than 0; got 0"),
+        (["model.heads=0"], "model.heads must be greater than 0, as in model.heads=4; got 0"),
         (["model.hidden_size=-8"], "model.hidden_size must be greater than 0"),
         (["model.init_std=-1"], "model.init_std must be 0 or greater, as in model.init_std=0.02; got -1"),
         (["model.norm_eps=-1"], "model.norm_eps must be 0 or greater, as in model.norm_eps=1e-05; got -1"),

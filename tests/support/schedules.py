@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from newllm.checks import at_least
 from newllm.position.frequencies import geometric
-from newllm.position.frequencies.domain import at_least, channels
+from newllm.position.frequencies.families import channels
 
 _SLOPE = 16.05  # of the logistic curve, divided by the number of rotary dims
 _CENTRE = 0.47  # of that curve, as a share of the channels

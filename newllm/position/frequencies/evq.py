@@ -4,8 +4,9 @@ from typing import Literal
 
 import numpy as np
 
+from newllm.checks import above, within
 from newllm.errors import ConfigError
-from newllm.position.frequencies.domain import above, channels, within
+from newllm.position.frequencies.families import channels
 
 Grid = Literal["midpoint", "endpoint", "closed"]
 SERIES_BELOW = 1e-4  # of tau: below it the closed form divides rounding errors by tau, and its series is exact

@@ -2,8 +2,15 @@
 
 import numpy as np
 
+from newllm.checks import above, within
 from newllm.errors import ConfigError
-from newllm.position.frequencies.domain import above, channels, within
+
+
+def channels(dim: int) -> int:
+    """K = dim / 2; ConfigError unless that is a whole number above 0."""
+    if dim <= 0 or dim % 2:
+        raise ConfigError(f"the number of rotary dims must be even and greater than 0, as in dim=64; got {dim}.")
+    return dim // 2
 
 
 def geometric(dim: int, theta: float = 10000.0) -> np.ndarray:

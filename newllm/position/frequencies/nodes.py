@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from newllm.checks import above
 from newllm.config.values import convert, expected
 from newllm.errors import ConfigError
 from newllm.position.frequencies import evq, families
 from newllm.position.frequencies import scaling as rules
-from newllm.position.frequencies.domain import above
 from newllm.suggest import did_you_mean
 
 Node = str | dict[str, Any]  # sigmoid, or {family: sigmoid, steepness: 7}; yarn, or {kind: yarn, factor: 8}

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from newllm.checks import above, at_least, within
 from newllm.errors import ConfigError
-from newllm.position.frequencies.domain import above, at_least, within
 from newllm.position.frequencies.families import geometric
 
 

@@ -1,4 +1,4 @@
-"""What the parameters of frequencies may be, said in one way."""
+"""Bounds of numbers, refused with one kind of sentence: name, bound, an example to type, what was given."""
 
 from newllm.errors import ConfigError
 
@@ -19,10 +19,3 @@ def within(name: str, value: float, low: float, high: float, example: float) -> 
     """ConfigError unless low <= value <= high."""
     if not low <= value <= high:
         raise ConfigError(f"{name} must lie in [{low:g}, {high:g}], as in {name}={example:g}; got {value:g}.")
-
-
-def channels(dim: int) -> int:
-    """K = dim / 2; ConfigError unless that is a whole number above 0."""
-    if dim <= 0 or dim % 2:
-        raise ConfigError(f"the number of rotary dims must be even and greater than 0, as in dim=64; got {dim}.")
-    return dim // 2
