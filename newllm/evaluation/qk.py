@@ -69,16 +69,11 @@ class QueryKey:
         return layers
 
     def _sizes(self, found: Findings, layers: list[dict[str, "Statistics"]]) -> None:
-        found.tables["qk_layers"] = rows = [
-            {"layer": layer}
-            | {
-                f"{name}_{what}": getattr(seen[name], what)
-                for name in TENSORS
-                if name in seen
-                for what in ("max", "mean", "std")
-            }
-            for layer, seen in enumerate(layers)
-        ]
+        rows: Table = []
+        for layer, seen in enumerate(layers):
+            sizes = {f"{name}_{what}": size for name, one in seen.items() for what, size in one.sizes().items()}
+            rows.append({"layer": layer, **sizes})
+        found.tables["qk_layers"] = rows
         for name in ("q", "k"):
             for prefix, tensor in (("qk", name), ("qk/before", f"{name}_before")):
                 found.metrics[f"{prefix}/{name}_max"] = max(row[f"{tensor}_max"] for row in rows)
@@ -91,12 +86,9 @@ class QueryKey:
         found.body = ["After rotation", [{column: row[column] for column in columns} for row in rows]]
 
     def _bands(self, found: Findings, layers: list[dict[str, "Statistics"]]) -> None:
-        rows: Table = []
-        pairs: Table = []
-        for layer, seen in enumerate(layers):
-            for name in ("q", "k"):
-                rows += [{"layer": layer, "tensor": name, **row} for row in band_rows(seen[name])]
-                pairs += [{"layer": layer, "tensor": name, **row} for row in pair_rows(seen[name])]
+        each = [(layer, name, seen[name]) for layer, seen in enumerate(layers) for name in ("q", "k")]
+        rows = [{"layer": layer, "tensor": name, **row} for layer, name, one in each for row in band_rows(one)]
+        pairs = [{"layer": layer, "tensor": name, **row} for layer, name, one in each for row in pair_rows(one)]
         found.tables["qk_bands"] = rows
         if pairs:
             found.tables["qk_pairs"] = pairs
@@ -149,7 +141,7 @@ class Statistics:
 
     def __init__(self, pairs: list[tuple[int, int, float]]):
         self.pairs = pairs
-        self.batches: list[tuple[float, float, float]] = []  # max |x|, mean |x|, unbiased std of the signed x
+        self.batches: list[tuple[float, float, float]] = []  # max |x|, mean |x|, std of x
         self.count = self.sequences = 0
         # Set by the first batch. dim_max [D] max |x_d|; squares [H, D] fp64 sum over sequences of the squared L2 norm
         # over positions; pair_max, pair_sum [P] max and fp64 sum over `count` vectors of the pairs' norms.
@@ -172,17 +164,10 @@ class Statistics:
         self.count += x[..., 0].numel()
         self.sequences += len(x)
 
-    @property
-    def max(self) -> float:
-        return max(batch[0] for batch in self.batches)
-
-    @property
-    def mean(self) -> float:
-        return sum(batch[1] for batch in self.batches) / len(self.batches)
-
-    @property
-    def std(self) -> float:
-        return sum(batch[2] for batch in self.batches) / len(self.batches)
+    def sizes(self) -> dict[str, float]:
+        """max |x|; mean |x| and unbiased std of the signed x, averaged over batches."""
+        largest, means, stds = zip(*self.batches, strict=True)
+        return {"max": max(largest), "mean": sum(means) / len(means), "std": sum(stds) / len(stds)}
 
     def norms(self) -> Tensor:
         """M [H, D]: L2 norm over the positions of a sequence (Jin et al. 2025), root mean square over sequences."""

@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 
-from newllm.errors import ConfigError
 from newllm.evaluation.distance import Distance
 from tests.support.retrieval import asked, copier, slow_nats, uniform
 
@@ -46,22 +45,3 @@ def test_copying_finds_all_and_knowing_nothing_none():
     assert subject.model.lengths == [512, 64]
     nothing = Distance(length="4x", distances=["1x"], trials=2)(uniform()).metrics
     assert nothing == {"distance/accuracy@32": 0, "distance/margin@32": 0}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"length": "4x"}, r"goes to 256 tokens, and rows have 128; type eval\.distance\.length=256"),
-        ({"distances": [17]}, "17 tokens, and the marker itself takes 18"),
-        ({"length": 4000, "distances": ["1x"]}, r"type eval\.distance\.length=3002"),
-    ],
-)
-def test_distances_that_cannot_be_are_refused_before_training(subject, options, message):
-    with pytest.raises(ConfigError, match=message):
-        Distance(**options).check(subject.data, subject.model)
-
-
-@pytest.mark.parametrize("options", [{"distances": []}, {"trials": 0}, {"digits": 0}, {"length": "far"}])
-def test_options_are_checked(options):
-    with pytest.raises(ConfigError, match=r"eval\.distance"):
-        Distance(**options)

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from newllm.errors import ConfigError
 from newllm.evaluation.loss import Loss
 from newllm.evaluation.position import Position
 from tests.support.evaluation_subject import slow_losses
@@ -24,9 +23,3 @@ def test_each_position_has_its_mean_and_standard_error(subject):
         assert row["rows"] == len(scored)
         assert row["loss"] == pytest.approx(scored.mean(), abs=1e-5)
         assert row["se"] == pytest.approx(scored.std(ddof=1) / np.sqrt(len(scored)), rel=1e-4)
-
-
-@pytest.mark.parametrize("edges", [[], [1, 5], [0, 8, 8], [0, 9, 3]])
-def test_edges_are_checked(edges):
-    with pytest.raises(ConfigError, match="begin with 0 and ascend"):
-        Position(edges=edges)

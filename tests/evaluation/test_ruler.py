@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 
-from newllm.errors import ConfigError
 from newllm.evaluation.retrieval import generator
 from newllm.evaluation.ruler import TASKS, Ruler
 from tests.support.retrieval import asked, copier, slow_nats, uniform
@@ -105,20 +104,3 @@ def test_trials_are_the_evaluators_own(monkeypatch, subject):
     one, same = (trials_of(monkeypatch, "one_hop", subject, seed=3) for _ in range(2))
     assert one == same
     assert one != trials_of(monkeypatch, "one_hop", subject, seed=4)
-
-
-def test_a_task_that_does_not_fit_is_refused_before_training(subject):
-    with pytest.raises(ConfigError, match="64 tokens, and one_hop takes 70"):
-        Ruler(lengths=["2x", "4x"]).check(subject.data, subject.model)
-    Ruler(lengths=["2x"], tasks=["needle"]).check(subject.data, subject.model)
-
-
-@pytest.mark.parametrize("options", [{"lengths": []}, {"tasks": []}, {"keys": 1}, {"keys": 9}, {"trials": 0}])
-def test_options_are_checked(options):
-    with pytest.raises(ConfigError, match=r"eval\.ruler"):
-        Ruler(**options)
-
-
-def test_a_misspelt_task_gets_its_name():
-    with pytest.raises(ConfigError, match="did you mean two_hops"):
-        Ruler(tasks=["two_hop"])
