@@ -173,17 +173,17 @@ def _write_in_hash_order(corpus: Corpus, found: Survey, tokenizer: Tokenizer, fo
     writers = {side: StreamWriter(folder, side, dtype, budget.get(side)) for side in orders}
     for side, writer in writers.items():
         lengths = np.frombuffer(rough[side].document_tokens, dtype=np.int64)
-        ends = np.cumsum(lengths)
+        starts = np.cumsum(lengths) - lengths
         for place in np.argsort(np.argsort(chosen[side])):  # of each chosen document in the rough stream
-            if writer.full:
-                break
-            for start in range(ends[place] - lengths[place], ends[place], COPIED):
-                count = min(COPIED, ends[place] - start)
-                # Read, not mapped: mapped pages would count as memory of this process.
-                ids = np.fromfile(rough[side].path, dtype, count, offset=start * dtype.itemsize)
-                writer.write(ids, 0)
-            writer.write(np.empty(0, dtype), rough[side].document_bytes[place])
-            writer.end_document()
+            left, text_bytes = int(lengths[place]), rough[side].document_bytes[place]
+            offset = int(starts[place]) * dtype.itemsize
+            while not writer.full:  # read, not mapped: mapped pages would count as memory of this process
+                ids = np.fromfile(rough[side].path, dtype, min(left, COPIED), offset=offset)
+                left, offset = left - len(ids), offset + ids.nbytes
+                writer.write(ids, text_bytes, last=not left)
+                if not left:
+                    break
+                text_bytes = 0
         writer.close()
     for path in folder.glob("*.rough.*"):
         path.unlink()
@@ -196,11 +196,8 @@ def _encode(pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, eot: bool
     ending = np.array([tokenizer.eot_id] if eot else [], dtype=dtype)
     progress = Progress("encoding", "tokens")
     for side, piece, ids in _encoded(pieces, tokenizer, dtype):
-        writer = writers[side]
-        writer.write(ids, len(piece.text.encode()))
-        if piece.last:
-            writer.write(ending, 0)
-            writer.end_document()
+        ids = np.append(ids, ending) if piece.last else ids
+        writers[side].write(ids, len(piece.text.encode()), piece.last)
         progress.show(sum(writer.length for writer in writers.values()))
     progress.end()
     for writer in writers.values():

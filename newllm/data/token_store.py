@@ -56,24 +56,26 @@ class StreamWriter:
     def full(self) -> bool:
         return self.limit is not None and self.length >= self.limit
 
-    def write(self, ids: np.ndarray, text_bytes: int) -> None:
-        """Append to the current document, up to the limit. text_bytes: UTF-8 bytes of the text that gave the ids."""
+    def write(self, ids: np.ndarray, text_bytes: int, last: bool) -> None:
+        """Append to the current document, up to the limit; `last` ends the document.
+
+        text_bytes: UTF-8 bytes of the text that gave the ids.
+        """
         if self.limit is not None:
             ids = ids[: self.limit - self.length]
         self._file.write(ids.astype(self.dtype, copy=False).data)
         self.length += len(ids)
         self._tokens += len(ids)
         self._bytes += text_bytes
-
-    def end_document(self) -> None:
-        if self._tokens or not self.full:  # a document after the limit is not part of the store
-            self.document_tokens.append(self._tokens)
-            self.document_bytes.append(self._bytes)
-        self._tokens = self._bytes = 0
+        if last:
+            if self._tokens or not self.full:  # a document after the limit is not part of the store
+                self.document_tokens.append(self._tokens)
+                self.document_bytes.append(self._bytes)
+            self._tokens = self._bytes = 0
 
     def close(self) -> None:
         if self._tokens:
-            self.end_document()
+            self.write(np.empty(0, self.dtype), 0, last=True)
         self._file.close()
         table = np.array([self.document_tokens, self.document_bytes], dtype=np.int64).reshape(2, -1)
         np.save(self.path.with_suffix(".documents.npy"), table)

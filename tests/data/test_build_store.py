@@ -23,6 +23,7 @@ def tokenizer(texts: list[str]) -> Tokenizer:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_store, "BATCH_CHARS", 1000)
+    monkeypatch.setattr(build_store, "COPIED", 100)
 
 
 @pytest.mark.usefixtures("small_batches")

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import re
 import subprocess
 import sys
 import sysconfig
@@ -102,86 +101,6 @@ def test_path_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
     assert path_fingerprint(tmp_path / "one") == path_fingerprint(tmp_path / "two")
     (tmp_path / "two" / "a.txt").write_text("texts")
     assert path_fingerprint(tmp_path / "one") != path_fingerprint(tmp_path / "two")
-
-
-BAD = {
-    "missing": ("nowhere.txt", None, "does not exist; it must name .txt"),
-    "empty": ("a.txt", b"", "is empty"),
-    "binary": ("a.txt", b"\x89PNG\r\n\xff\xfe\x00", "a.txt cannot be read as text"),
-    "NUL bytes": ("a.txt", b"some\0text", "a.txt cannot be read as text (it holds NUL bytes)"),
-    "other kind": ("a.md", b"# text", "is a file of another kind"),
-    "bad JSON": ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl, line 2: not valid JSON"),
-    "no key": (
-        "a.jsonl",
-        b'{"text": "x"}\n\n{"b": "y"}',
-        "a.jsonl, line 3: no text under the key 'text' (found: b)",
-    ),
-    "no object": ("a.jsonl", b"3", "a.jsonl, line 1: no text under the key 'text' (found: int)"),
-    "binary JSON": ("a.jsonl", b"\xff\xfe\x00", "a.jsonl cannot be read as text"),
-    "not gzip": ("a.jsonl.gz", b"plain", "a.jsonl.gz cannot be read as text"),
-    "not parquet": ("a.parquet", b"plain", "a.parquet cannot be read as text"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_files_are_named_with_what_is_accepted(load: Load, tmp_path: Path, name: str) -> None:
-    file, content, message = BAD[name]
-    if content is not None:
-        (tmp_path / file).write_bytes(content)
-    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        load(path=tmp_path / file, cache=tmp_path / "cache")
-    assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache").glob("stores/*/"))
-
-
-def test_other_bad_sources(load: Load, tmp_path: Path, corpus: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.path=FILE_OR_FOLDER"):
-        load(path=None)
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match="holds no such file"):
-        load(path=tmp_path / "folder")
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "whole"}\n' * 1000)[:-20])
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load(path=tmp_path / "a.jsonl.gz")
-    with pytest.raises(ConfigError, match=r"no text in documents of data\.min_chars=9999999"):
-        load(min_chars=9_999_999)
-
-
-def test_parquet_without_the_column(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=r"no column 'text' \(found: body, n\)"):
-        documents(TextFiles(path=str(tmp_path)))
-    with pytest.raises(ConfigError, match="holds no text"):
-        documents(TextFiles(path=str(tmp_path), text_key="n"))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"samples": 100_000},
-            r"too little training text: 5,760,001 tokens are needed and [\d,]+ were found; .*samples",
-        ),
-        ({"tokens": 6_400_000}, r"too little training text: .*tokens=\d+ or less"),
-        ({"samples": 100_000, "split": "contiguous"}, r"too little text: 6,400,001 tokens are needed and [\d,]+ were"),
-        ({"samples": None, "seq_len": 300_000}, r"too little validation text: 300,001 tokens are needed|training text"),
-        ({"samples": 9}, "samples=9 gives 9 training and 0 validation rows, and both need one; type samples=10"),
-        ({"tokens": 64}, "type tokens=640 or more"),
-        ({"samples": 0}, "samples must be greater than 0, not 0"),
-        ({"seq_len": -1}, "seq_len must be greater than 0"),
-        ({"val_fraction": 1.0}, "val_fraction must be between 0 and 1"),
-        ({"vocab_size": 100}, "vocab_size must be at least 257"),
-        ({"tokenizer": "/nowhere/at all"}, "data.tokenizer=/nowhere/at all does not exist; .*data.tokenizer=auto"),
-        ({"tokenizer": "owner/name"}, "is no folder, and the Hugging Face hub .* data.tokenizer=auto"),
-    ],
-)
-def test_impossible_options(load: Load, monkeypatch: pytest.MonkeyPatch, options: dict, message: str) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ConfigError, match=message):
-        load(**options)
 
 
 def test_an_unwritable_cache_is_named(load: Load, tmp_path: Path) -> None:

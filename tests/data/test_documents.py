@@ -136,63 +136,10 @@ def test_a_stream_is_the_text_of_its_rows(load: Load, split: str) -> None:
         load(split="chunks").stream("train")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"documents": 0}, r"data\.documents must be greater than 0"),
-        ({"val_samples": -1}, r"data\.val_samples must be greater than 0"),
-        ({"documents": 5, "tokens": 1000}, r"two budgets of training text; leave one of the two out"),
-        ({"documents": 5, "split": "chunks"}, r"data\.split=chunks takes .*data\.documents keeps .*leave one"),
-        ({"val_samples": 5, "split": "contiguous"}, r"data\.val_samples keeps the two texts apart"),
-        ({"val_documents": [3]}, r"data\.val_documents=\[3\] is no range .*data\.val_documents=\[1000,1019\]"),
-        ({"val_documents": [9, 3]}, r"is no range of documents; type the first and the last"),
-        ({"val_documents": [-1, 3]}, r"counted from 0"),
-        ({"val_joint": "\n\n"}, r"data\.val_joint .* data\.val_documents, which is not given"),
-        (
-            {"documents": 10, "val_documents": [9, 12]},
-            r"trains on documents 0 to 9, and data\.val_documents=\[9,12\] validates on document 9; "
-            r"type data\.documents=9 or less, or data\.val_documents=\[10,13\]",
-        ),
-        (
-            {"documents": 5, "val_documents": [30, 39]},
-            r"data\.val_documents=\[30,39\] asks for document 39 and the corpus has 32, numbered from 0; "
-            r"type data\.val_documents=\[22,31\], or give more text",
-        ),
-        ({"documents": 25, "val_documents": [30, 39]}, r"has 32, numbered from 0; give more text"),
-        ({"documents": 33}, r"data\.documents=33 asks for 33 documents that train and the corpus has 2\d; type data"),
-        ({"documents": 40, "val_documents": [50, 51]}, r"asks for document 51 and the corpus has 32"),
-        ({"val_samples": 90_000}, r"too little validation text: 5,760,001 tokens .*type data\.val_samples=\d+ or less"),
-        ({"samples": 90_000, "val_samples": 5}, r"too little training text: 5,760,001 tokens .*type samples=\d+ or"),
-        ({"documents": 1, "val_documents": [1, 1], "seq_len": 50_000}, r"too little .* type a smaller seq_len$"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be(load: Load, options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        load(**options)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_row_longer_than_a_text_that_is_in_the_cache_already(load: Load) -> None:
     assert len(load(documents=1, val_documents=[1, 1]).val)
     with pytest.raises(ConfigError, match=r"too little .* type a smaller seq_len"):
         load(documents=1, val_documents=[1, 1], seq_len=50_000)
-
-
-def test_one_document_cannot_do_both(load: Load, texts: list[str], tmp_path: Path) -> None:
-    (tmp_path / "one.txt").write_text("".join(texts[:8]))
-    with pytest.raises(ConfigError, match=r"data\.val_samples keeps .*single document .*leave data\.val_samples out"):
-        load(path=tmp_path / "one.txt", val_samples=5)
-
-
-def test_a_corpus_of_the_hub_is_not_read_whole_for_what_validates(load: Load, chats: Path) -> None:
-    hub = {"_target_": HUB, "name": str(chats), "hub_split": "train_sft", "column": "messages"}
-    with pytest.raises(ConfigError, match=r"says nothing of what validates.*data\.val_samples=500, or data\.val_doc"):
-        load(**hub, documents=5)
-
-
-def test_a_range_beside_a_validation_split_is_refused(load: Load, chats: Path) -> None:
-    with pytest.raises(ConfigError, match=r"both name the text that validates"):
-        load(_target_=HUB, name=str(chats), val_hub_split="validation", val_documents=[1, 2])
 
 
 def test_tokenizer_of_a_numbered_split_sees_no_validation_text(load: Load, texts: list[str], tmp_path: Path) -> None:

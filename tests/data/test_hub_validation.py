@@ -8,7 +8,6 @@ import pytest
 
 from newllm.data import Dataset
 from newllm.data.corpora.hub import Hub
-from newllm.errors import ConfigError
 
 Load = Callable[..., Dataset]
 HUB = "newllm.data.corpora.hub.Hub"
@@ -43,17 +42,3 @@ def test_without_a_budget_all_of_both_splits_is_taken(load: Load, repository: Pa
 def test_a_validation_split_is_part_of_the_corpus_in_the_cache(repository: Path) -> None:
     alone, beside = Hub(name=str(repository)), Hub(name=str(repository), val_hub_split="validation")
     assert alone.fingerprint() != beside.fingerprint()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"split": "contiguous"}, r"data\.split=contiguous takes .*data\.val_hub_split .*leave one of the two out"),
-        ({"tokens": 10}, r"tokens=10 gives 0 training rows, and at least one is needed; type tokens=64 or more"),
-        ({"samples": 1_000_000}, r"too little training text: .*samples=\d+ or less"),
-        ({"val_hub_split": "nothing"}, r"split nothing\) could not be read"),
-    ],
-)
-def test_what_cannot_be(load: Load, repository: Path, options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load(_target_=HUB, name=str(repository), **{"val_hub_split": "validation", "samples": 100, **options})

@@ -133,8 +133,7 @@ def test_tokens_take_no_more_bytes_than_they_need(tmp_path: Path, vocab_size: in
     assert token_dtype(vocab_size).name == dtype
     writer = StreamWriter(tmp_path, "all", token_dtype(vocab_size))
     ids = np.array([0, 7, vocab_size - 1], dtype=np.uint32)
-    writer.write(ids, 3)
-    writer.end_document()
+    writer.write(ids, 3, last=True)
     writer.close()
     stream = read_stream(tmp_path, "all", token_dtype(vocab_size))
     assert stream.tokens.tolist() == ids.tolist()
