@@ -1,10 +1,10 @@
 """What the user sees, and the same as plain text in train.log."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich import box
 from rich.console import Console as RichConsole
@@ -17,8 +17,7 @@ from rich.text import Text
 LOG_WIDTH = 110
 
 
-class Bar(Protocol):
-    def update(self, step: int, loss: float, speed: float) -> None: ...
+Bar = Callable[[int, float, float], None]  # takes the step, the loss and the tokens per second
 
 
 class Console:
@@ -84,7 +83,7 @@ class Console:
     def progress(self, steps: int, done: int) -> Iterator[Bar]:
         """A bar over the steps of training with loss, tokens per second and time left; on a terminal only."""
         if not self._bar:
-            yield _NoBar()
+            yield lambda step, loss, speed: None
             return
         columns = [
             BarColumn(bar_width=24),
@@ -94,7 +93,10 @@ class Console:
             TextColumn("left"),
         ]
         with Progress(*columns, console=self._screen, transient=True) as progress:
-            yield _RichBar(progress, steps, done)
+            task = progress.add_task("", total=steps, completed=done, loss="", speed="")
+            yield lambda step, loss, speed: progress.update(
+                task, completed=step, loss=f"loss {loss:.3f}", speed=f"{speed:,.0f} tokens/s"
+            )
 
     def _print(self, screen: RenderableType, plain: RenderableType | None = None) -> None:
         plain = screen if plain is None else plain
@@ -108,20 +110,6 @@ class Console:
     def _write(self, plain: RenderableType) -> None:
         assert self._log is not None
         self._log.print(plain, soft_wrap=isinstance(plain, Text))
-
-
-class _NoBar:
-    def update(self, step: int, loss: float, speed: float) -> None:
-        pass
-
-
-class _RichBar:
-    def __init__(self, progress: Progress, steps: int, done: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=steps, completed=done, loss="", speed="")
-
-    def update(self, step: int, loss: float, speed: float) -> None:
-        self._progress.update(self._task, completed=step, loss=f"loss {loss:.3f}", speed=f"{speed:,.0f} tokens/s")
 
 
 def number(value: Any) -> str:

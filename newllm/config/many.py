@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm.config.axes import axes, nodes, unused, used_axes
+from newllm.config.axes import nodes, unused, used_axes
 from newllm.config.catalog import references
 from newllm.config.compose import Composed, Plain, catalog_for, composed_choices, own_groups, with_values
 from newllm.config.identity import resolved, sorted_keys
@@ -48,14 +48,11 @@ def compose_many(jobs: Sequence[Sequence[str]], *, config_dir: str | Path | None
 def _resolved(run: Plain, known: dict[str, Any]) -> dict[str, Any]:
     """The nodes and used axes with their references filled in; `known` remembers nodes by what they are made of."""
     config: dict[str, Any] = {}
-    for name in used_axes(run) or axes(run):
+    for name in (*used_axes(run), *nodes(run)):
         behind = _behind(run, run[name])
-        config[name] = resolved({**behind, name: run[name]})[name] if behind else run[name]
-    for name, node in nodes(run).items():
-        behind = _behind(run, node)
-        mark = repr((name, node, behind))
+        mark = repr((name, run[name], behind))
         if mark not in known:
-            known[mark] = sorted_keys(resolved({**behind, name: node})[name])
+            known[mark] = sorted_keys(resolved({**behind, name: run[name]})[name])
         config[name] = known[mark]
     return config
 

@@ -160,7 +160,7 @@ class Loop:
             }
             | {"time/seconds": self._seconds(), "speed/train_tokens_per_second": speed}
         )
-        self._bar.update(progress.step, loss, speed)
+        self._bar(progress.step, loss, speed)
         if now - self._reported > STATUS_SECONDS:
             self._report()
 

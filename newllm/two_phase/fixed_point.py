@@ -316,7 +316,7 @@ class _PhaseRunner:
                 def between(batch: int, loss: float, bar: Any = bar, since: float = since) -> None:
                     run.signals.check()
                     speed = batch * phase.rule.batch_tokens / max(time.monotonic() - since, 1e-9)
-                    bar.update(batch, loss, speed)
+                    bar(batch, loss, speed)
 
                 found = iteration.once(self.folder, number, between)
             progress.epoch, progress.step = number, progress.step + found.steps

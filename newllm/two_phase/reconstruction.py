@@ -150,7 +150,7 @@ class _Training:
             if len(self._pending) == _AT_ONCE:
                 self._drain()
                 speed = progress.trained_tokens / max(self._seconds(), 1e-9)
-                bar.update(progress.step, progress.take_logged(), speed)
+                bar(progress.step, progress.take_logged(), speed)
             if run.runtime.checkpoint_due(progress.step, self._saved):
                 self._save()
         self._drain()

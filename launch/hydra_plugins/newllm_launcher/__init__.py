@@ -6,7 +6,7 @@ imports nothing heavy.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ class Adapter(Launcher):
         self.config = config
 
     @abstractmethod
+    def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None: ...
+
+    @abstractmethod
     def start(self, sweep: Path, runs: list[Path], policy: Policy) -> int: ...
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -47,6 +50,8 @@ class Adapter(Launcher):
         config_dir = next((str(source).removeprefix("file://") for source in sources), None)
         configs = [run.config for run in compose_many([list(lines) for lines in job_overrides], config_dir=config_dir)]
         planned = plan(configs, Path(self.config.hydra.sweep.dir), settings.rerun)
+        if planned.wanted:
+            self.check(planned.sweep, [run.config for run in planned.wanted])
         runs = planned.freeze(afresh=settings.rerun == "all")
         if runs:
             self.start(planned.sweep, runs, settings.policy)
