@@ -74,12 +74,13 @@ def do_runs(
         kept: run's name -> threads that it had before.
         record: told the `threads` that a run gets.
     """
+    workers = Workers()  # which end with the process that is the parent by now, before anything is timed
     slots = slots_for(len(runs))
     packing = pack(sweep, runs, policy.pack, Grant(slots.threads, gpus=slots.gpus[:1]), slots.count, kept)
     slots = slots_for(len(packing.packs))
     record(threads=slots.threads)
     display = Display(sweep, runs)
-    pool = Pool(packing.packs, slots, Workers(), policy, display, kept)
+    pool = Pool(packing.packs, slots, workers, policy, display, kept)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda signum, frame: pool.stop(signum))
     with display.shown(slots.count, packing):

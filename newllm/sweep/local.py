@@ -23,7 +23,7 @@ from newllm.sweep.slots import Slots, available_cores
 from newllm.sweep.snapshot import environment, snapshot
 from newllm.sweep.survey import note
 
-DEATHS = 3  # of the process that does the runs, no run being done in between, before there is no more trying
+DEATHS = 3  # of the process that does the runs, none of them ending in between, after which the launcher gives up
 
 # Importing torch takes two seconds, in which the sweep is planned; then the process is told whose code it is to run.
 _BOOT = """
@@ -75,7 +75,7 @@ class Local:
 
         This is done by the process that will start the runs of `sweep`, since it imports torch anyway.
         """
-        self._process = (_warm.pop() if _warm else _Process()).with_code_for(sweep)
+        self._process = _process_for(sweep)
         with suppress(EOFError):  # it has died, which `start` deals with
             self._process.request("check", parts(configs))
 
@@ -86,9 +86,9 @@ class Local:
         by signal n; what has not run stays queued. Should the process that does the runs be killed, another one goes
         on. Raises RunError if there can be none.
         """
-        left, deaths = list(runs), 0
+        left, deaths, status = list(runs), 0, 0
         while left:
-            process, self._process = self._process or _Process().with_code_for(sweep), None
+            process, self._process = self._process or _process_for(sweep), None
             with _passing_signals_to(process) as passed:
                 try:
                     status = process.request("launch", sweep, left, policy, self.options)
@@ -104,7 +104,6 @@ class Local:
             if deaths == DEATHS:
                 raise RunError(f"The process that does the runs {how}, {DEATHS} times in a row.")
             print(f"The process that does the runs {how}; they go on in a new one.", flush=True)
-            status = 0
         return status or int(not all(RunDirectory(run).is_done() for run in runs))
 
 
@@ -122,20 +121,19 @@ class _Process:
                 start_new_session=True,  # the terminal's Ctrl-C comes from this process alone
             )
 
-    def with_code_for(self, sweep: Path) -> "_Process":
-        with suppress(BrokenPipeError):  # it has died, as `request` will see
-            self._pipe.send({**environment(snapshot(sweep)), "OMP_NUM_THREADS": "1"})
-        return self
+    def send(self, message: Any) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, as `request` will see
+            self._pipe.send(message)
 
     def request(self, name: str, *arguments: Any) -> Any:
         """What the process answers. Raises the NewllmError that it answers with, or EOFError if it is dead."""
+        self.send((name, arguments))
         try:
-            self._pipe.send((name, arguments))
             while not self._pipe.poll(0.5):  # its end may stay open in workers when it dies
                 if self.python.poll() is not None and not self._pipe.poll():
                     raise EOFError
             answer = self._pipe.recv()
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionResetError:
             raise EOFError from None
         if isinstance(answer, NewllmError):
             raise answer
@@ -160,6 +158,12 @@ def warm_up() -> None:
     process = _Process()
     _warm.append(process)
     atexit.register(lambda: process.python.kill() if process in _warm else None)
+
+
+def _process_for(sweep: Path) -> _Process:
+    process = _warm.pop() if _warm else _Process()
+    process.send({**environment(snapshot(sweep)), "OMP_NUM_THREADS": "1"})
+    return process
 
 
 @contextmanager

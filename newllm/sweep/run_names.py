@@ -52,7 +52,7 @@ def choose(words: Sequence[str], runs: Sequence[Path]) -> list[Path]:
 
 
 def _meant(word: str, short: Mapping[str, str]) -> str:
-    """The one name, of those that have the short names `short`, that the word fits."""
+    """The one name that the word fits. short: name -> short name."""
     part = os.path.basename(os.path.normpath(word))
     exact = [name for name in short if part in (name, signature_of(name), short[name])]
     found = exact or [name for name in short if part in name] or [name for name in short if _in_order(part, name)]

@@ -261,7 +261,7 @@ def _judge(
 def _held(directory: RunDirectory) -> bool:
     try:
         return directory.in_use()
-    except OSError:  # somebody else's folder, which may be read only: the run is believed
+    except OSError:  # another user's folder may be read only; the run is believed then
         return True
 
 

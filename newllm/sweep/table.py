@@ -68,15 +68,15 @@ def total(lines: Iterable[Line]) -> str:
 
 
 def errors(lines: Sequence[Line], fold: int | None = None) -> list[Text]:
-    """What went wrong: each sentence once, with the runs that it befell."""
+    """What went wrong: each sentence once, with the names of its runs."""
     short = short_names(line.name for line in lines)
-    befell: dict[str, list[Line]] = defaultdict(list)
+    by_sentence: dict[str, list[Line]] = defaultdict(list)
     for line in sorted(lines, key=lambda line: (STATES.index(line.state), _natural(line.name))):
         if line.error and line.state not in ("running", "done"):
-            befell[line.error].append(line)
+            by_sentence[line.error].append(line)
     said = [
         Text.assemble((_several([short[line.name] for line in runs]), STYLES.get(runs[0].state, "")), f": {sentence}")
-        for sentence, runs in befell.items()
+        for sentence, runs in by_sentence.items()
     ]
     if fold is not None and len(said) > fold:
         return [*said[:fold], Text(f"… and {len(said) - fold:,} other errors")]

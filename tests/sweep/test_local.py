@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm.errors import ConfigError, RunError
+from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, launches
 from newllm.sweep.local import Local
@@ -169,11 +169,6 @@ def test_a_sweep_that_cannot_begin_says_why(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(RunError, match="ImportError: no such machine"):
         Local().start(tmp_path, [run], Policy())
     assert state(run)["state"] == "queued"
-
-
-def test_a_slot_less_launcher_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"hydra\.launcher\.slots must be at least 1; 0 was given"):
-        Local(slots=0)
 
 
 def _alive(pid: int) -> bool:

@@ -111,7 +111,7 @@ def test_a_corrupt_status_is_left_alone(tmp_path: Path) -> None:
 
 def test_only_takes_runs_by_number(tmp_path: Path) -> None:
     assert [job.config["seed"] for job in planned("seed=1,2,3", tmp_path, only=[2]).wanted] == [3]
-    with pytest.raises(ConfigError, match="numbers them 0 to 2"):
+    with pytest.raises(ConfigError, match=r"only=\[3\]"):
         planned("seed=1,2,3", tmp_path, only=[3])
 
 

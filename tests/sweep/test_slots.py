@@ -80,13 +80,13 @@ def test_demands_of_configurations() -> None:
     assert demand(auto, gpus=True) == Demand(gpu=True)
     given = {"runtime": {"device": "cuda", "threads": 3}, "trainer": {"devices": 2}}
     assert demand(given, gpus=True) == Demand(gpu=True, devices=2, threads=3)
-    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=1 before the command"):
+    with pytest.raises(ConfigError, match=r"runtime\.device=cuda:1"):
         demand({"runtime": {"device": "cuda:1"}}, gpus=True)
 
 
 @pytest.mark.parametrize("options", [{"slots": 0}, {"threads": -1}, {"jobs_per_gpu": 0}])
 def test_numbers_that_make_no_sense_are_refused(options: dict) -> None:
-    with pytest.raises(ConfigError, match=r"hydra\.launcher\.\w+ must be at least 1"):
+    with pytest.raises(ConfigError, match=rf"hydra\.launcher\.{next(iter(options))}"):
         Slots(2, (), 1, **options)
 
 

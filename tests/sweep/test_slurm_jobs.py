@@ -76,8 +76,6 @@ def test_states_of_jobs_come_from_squeue_and_then_from_sacct(commands: Path) -> 
 
 
 def test_jobs_that_slurm_has_forgotten_are_no_error_and_a_silent_slurm_is_one(commands: Path) -> None:
-    with pytest.raises(RunError, match="no squeue on this machine's PATH"):
-        job_states(["1"])
     program(commands, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert job_states(["1"]) == {}
     program(commands, "squeue", "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
@@ -170,21 +168,17 @@ def test_a_job_that_may_not_queue_again_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"runs_per_job": 0}, "hydra.launcher.runs_per_job must be at least 1; 0 was given"),
-        ({"max_running": -1}, "hydra.launcher.max_running must be at least 1; -1 was given"),
-        ({"time_min": 2}, "signal_delay_s=120 leaves no time to train within time_min=2"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    ("options", "key"), [({"runs_per_job": 0}, "runs_per_job"), ({"max_running": -1}, "max_running"),
+                         ({"time_min": 2}, "signal_delay_s")],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(options: dict[str, int], key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"hydra\.launcher\.{key}"):
         Slurm(**options)
 
 
 def test_a_machine_without_slurm_is_told_so_and_the_run_stays_queued(tmp_path: Path, commands: Path) -> None:
     run = made(tmp_path, "run")
-    with pytest.raises(ConfigError, match="needs SLURM's sbatch, which is not on this machine's PATH"):
+    with pytest.raises(ConfigError, match="sbatch"):
         Slurm().start(tmp_path, [run.path], Policy())
     assert run.status()["state"] == "queued"
 

@@ -192,9 +192,9 @@ def test_a_word_means_the_one_run_that_it_fits() -> None:
         "rope_alibi-mha-s10": 5, "alibi-mla-s1-": 6, "00007": 7,
     }.items():  # fmt: skip
         assert choose([word], runs) == [runs[number]], word
-    with pytest.raises(ConfigError, match=r"part of 4 runs' names.*rope_alibi-mha-s1-"):
+    with pytest.raises(ConfigError, match="rope_alibi-mha-s1-"):
         choose(["alibi"], runs)
-    with pytest.raises(ConfigError, match="did you mean rope-mha-s1"):
+    with pytest.raises(ConfigError, match="rope-mha-s1x"):
         choose(["rope-mha-s1x"], runs)
     twins = [Path("x/tiny-s1-0000000a"), Path("y/tiny-s1-0000000a")]
     assert choose(["s1"], twins) == twins

@@ -1,0 +1,77 @@
+"""What the room says when it refuses something: each sentence once, as a user reads it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.sweep.local import Local
+from newllm.sweep.plan import plan
+from newllm.sweep.run_names import choose
+from newllm.sweep.settings import Sweep
+from newllm.sweep.slots import demand
+from newllm.sweep.slurm import Slurm
+from newllm.sweep.slurm_states import job_states
+from newllm.sweep.survey import sweeps_in
+
+RUNS = [Path(f"tiny-{pe}-s{seed}-{i:08x}") for i, (pe, seed) in enumerate([("rope", 1), ("alibi", 1), ("alibi", 2)])]
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "said"),
+    [
+        (lambda: Local(slots=0), ConfigError, "hydra.launcher.slots must be at least 1; 0 was given"),
+        (lambda: Slurm(cpus=0), ConfigError, "hydra.launcher.cpus must be at least 1; 0 was given."),
+        (
+            lambda: Slurm(time_min=2),
+            ConfigError,
+            "hydra.launcher.signal_delay_s=120 leaves no time to train within time_min=2; give fewer seconds or more "
+            "minutes.",
+        ),
+        (
+            lambda: Slurm().check(Path(), []),
+            ConfigError,
+            "hydra/launcher=slurm needs SLURM's sbatch, which is not on this machine's PATH; submit on a machine of "
+            "the cluster, or leave the launcher out to use this machine.",
+        ),
+        (
+            lambda: job_states(["1"]),
+            RunError,
+            "SLURM cannot be asked: there is no squeue on this machine's PATH",
+        ),
+        (lambda: Sweep(seeds=0), ConfigError, "seeds must be at least 1; 0 was given, try seeds=5"),
+        (
+            lambda: plan([], Path("nowhere"), only=[3]),
+            ConfigError,
+            "only=[3]: there is no run 3; the plan numbers them 0 to -1.",
+        ),
+        (
+            lambda: demand({"runtime": {"device": "cuda:1"}}, gpus=True),
+            ConfigError,
+            "runtime.device=cuda:1 names one GPU, while a launcher gives each run its own; leave runtime.device out "
+            "and type CUDA_VISIBLE_DEVICES=1 before the command to use that one only",
+        ),
+        (
+            lambda: choose(["alibi"], RUNS),
+            ConfigError,
+            f"'alibi' is part of 2 runs' names; give more of one: {RUNS[1]}, {RUNS[2]}.",
+        ),
+        (lambda: choose(["alibi-s3"], RUNS), ConfigError, "'alibi-s3' is no run here; did you mean alibi-s2?"),
+        (
+            lambda: sweeps_in(Path("conf")),
+            ConfigError,
+            "conf holds no runs, which are folders with a config.yaml; sweeps land in outputs/sweeps and single runs "
+            "in outputs/runs.",
+        ),
+    ],
+)
+def test_sentence(
+    act: Callable[[], object], kind: type[NewllmError], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(kind) as error:
+        act()
+    assert str(error.value) == said
