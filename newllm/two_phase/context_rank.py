@@ -15,7 +15,7 @@ from newllm.evaluation.subject import Findings, Subject, Table
 from newllm.model import LanguageModel
 from newllm.seeding import stream
 from newllm.two_phase.context_rows import ContextRows
-from newllm.two_phase.contexts import Text, as_fp32, shifted, true_contexts_in_memory
+from newllm.two_phase.contexts import Text, shifted, true_contexts_in_memory
 
 _ENOUGH = 8  # contexts per dimension: of trained ones 8, 4, 2 and 1 bring 98, 96, 90 and 78 % of the whole text's rank
 _STARTS = 0.01  # standard deviation of the contexts that parallel passes begin from, as phase 1's do
@@ -65,12 +65,11 @@ class EffectiveRank:
         data.stream("val")
 
     def __call__(self, subject: Subject) -> Findings:
-        raw = _true_contexts(subject)
-        count, layers, width = raw.shape
+        contexts = _true_contexts(subject)
+        count, layers, width = contexts.shape
         rows: Table = []
         for layer in range(layers):
-            contexts = as_fp32(raw[:, layer])
-            rank = effective_rank(contexts, self.samples, self.seed, self.centred, self.squared)
+            rank = effective_rank(contexts[:, layer], self.samples, self.seed, self.centred, self.squared)
             rows.append({"layer": layer + 1, "rank": rank, "share": rank / width})
         rank, share = rows[-1]["rank"], rows[-1]["share"]
         sample = f"{self.samples:,} of {count:,} contexts" if count > self.samples else f"all {count:,} contexts"
@@ -86,7 +85,7 @@ class EffectiveRank:
         tokens = subject.data.stream("val")[: min(self.tokens, count)]
         with subject.computing() as model:
             parallel, passes, moved = _in_parallel(model, tokens, subject.device, self.passes, self.seed)
-        true = torch.from_numpy(np.array(as_fp32(raw[: len(tokens), -1])))
+        true = contexts[: len(tokens), -1].float()
         cosines, mse = F.cosine_similarity(parallel, true, dim=1), float(F.mse_loss(parallel, true))
         mean, least = float(cosines.mean()), float(cosines.min())
         body.append(
@@ -104,10 +103,10 @@ class EffectiveRank:
         return Findings("Effective rank of contexts", metrics, {"effective_rank": rows}, body)
 
 
-def _true_contexts(subject: Subject) -> np.ndarray:
-    """[N, L, C] of the validation text by the true recurrence from zeros, fp32 or bf16 as uint16."""
+def _true_contexts(subject: Subject) -> Tensor:
+    """[N, L, C] of the validation text by the true recurrence from zeros."""
     if isinstance(subject.rows, ContextRows):
-        return subject.rows.raw
+        return subject.rows.contexts
     with subject.autocast():
         bf16 = torch.is_autocast_enabled(subject.device.type)
     tokens = subject.data.stream("val")

@@ -12,7 +12,7 @@ from newllm.data.dataset import Dataset, Rows
 from newllm.data.facts import NOT_SCORED
 from newllm.data.tokenizer import Tokenizer
 from newllm.model.language_model import LanguageModel
-from newllm.two_phase.contexts import Bf16Array, Text, as_fp32, gather
+from newllm.two_phase.contexts import Text
 
 _PORTION = 1 << 20  # tokens
 
@@ -50,18 +50,13 @@ class StreamRows(Rows):
 class ContextRows(StreamRows):
     """The same rows with places of the stream as inputs, in place of tokens.
 
-    raw: the contexts of the stream's tokens as stored, [N, L, C]. first: the number of the first place. Places of the
+    contexts: of the stream's tokens, [N, L, C] on the CPU. first: the number of the first place. Places of the
     validation text count on where those of training end, so that an input tells which of the two it is of.
     """
 
-    def __init__(self, tokens: np.ndarray, seq_len: int, raw: np.ndarray, first: int = 0) -> None:
+    def __init__(self, tokens: np.ndarray, seq_len: int, contexts: Tensor, first: int = 0) -> None:
         super().__init__(tokens, seq_len)
-        self.raw, self.first = raw, first
-
-    @property
-    def contexts(self) -> np.ndarray | Bf16Array:
-        """[N, L, C] in fp32."""
-        return as_fp32(self.raw)
+        self.contexts, self.first = contexts, first
 
     def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         _, labels = super().arrays(indices)
@@ -84,8 +79,8 @@ def as_streams(data: Dataset) -> Dataset:
     return replace(data, train=train, val=val, counts={**data.counts, **counts})
 
 
-def with_contexts(data: Dataset, train: np.ndarray, val: np.ndarray) -> Dataset:
-    """`data` with places as inputs. train, val: contexts as stored, [N, L, C]."""
+def with_contexts(data: Dataset, train: Tensor, val: Tensor) -> Dataset:
+    """`data` with places as inputs. train, val: the contexts of the two texts, [N, L, C]."""
     stream, length = data.stream("train"), data.train.seq_len
     rows = ContextRows(data.stream("val"), length, val, first=len(stream))
     return replace(data, train=ContextRows(stream, length, train), val=rows)
@@ -124,11 +119,11 @@ class ContextReader(LanguageModel):
         rows = self._val if int(input_ids[0, 0]) >= self._val.first else self._train
         assert isinstance(rows, ContextRows)
         device = input_ids.device
-        places = input_ids.flatten().cpu().numpy() - rows.first
         text = Text(model, rows.tokens, device)
-        contexts = gather(rows.raw, places).to(device)  # [B T, L, C]
+        runs = list(_runs(input_ids.flatten().cpu().numpy() - rows.first))
+        contexts = torch.cat([rows.contexts[begin:end] for begin, end in runs]).to(device)  # [B T, L, C]
         with torch.no_grad():
-            windows = torch.cat([text(begin, end) for begin, end in _runs(places)])  # [B T, n E]
+            windows = torch.cat([text(begin, end) for begin, end in runs])  # [B T, n E]
         states: Tensor = model.read(contexts, windows)
         return states.unflatten(0, input_ids.shape)
 

@@ -1,13 +1,12 @@
 """Contexts of a text: made by passes of a recurrence, and kept in files that are read through memory maps.
 
-A file is the bare numbers [N, L, C], row after row: fp32, or bf16 (kept as uint16) where the run computes in bf16. That
-loses nothing, since a context goes into products only, which would round it all the same.
+A file is the bare numbers [N, L, C], row after row: fp32, or bf16 where the run computes in bf16. That loses nothing,
+since a context goes into products only, which would round it all the same.
 """
 
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from newllm.two_phase.recurrence import Piece, Recurrence, sequential
 
 Shape = tuple[int, int, int]  # N tokens, L layers, C
 
-_RUN = 4  # mean length of a run of consecutive places, below which they are gathered one by one
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Text:
@@ -84,83 +83,36 @@ def true_contexts(recurrence: Recurrence, text: Text, precision: Precision) -> I
         yield piece
 
 
-def true_contexts_in_memory(model: Any, tokens: np.ndarray, device: torch.device, precision: Precision) -> np.ndarray:
-    """The true contexts [N, L, C] of tokens [N], the same bits as a file of them has: fp32, or bf16 as uint16."""
+def true_contexts_in_memory(model: Any, tokens: np.ndarray, device: torch.device, precision: Precision) -> Tensor:
+    """The true contexts [N, L, C] of tokens [N], with the bits that a file of them has."""
     shape = (len(tokens), model.recurrence.layers, model.recurrence.width)
-    contexts = torch.empty(shape, dtype=torch.float32 if precision == "fp32" else torch.bfloat16)
+    contexts = torch.empty(shape, dtype=_DTYPES[precision])
     for (start, stop), piece in true_contexts(model.recurrence, Text(model, tokens, device), precision):
         contexts[start:stop] = piece
-    return (contexts if precision == "fp32" else contexts.view(torch.uint16)).numpy()
-
-
-@dataclass(frozen=True)
-class Bf16Array:
-    """[N, L, C] in bf16, a type that numpy does not have: indexed like an array, it gives fp32."""
-
-    raw: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.raw.shape
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        return (self.raw[key].astype(np.uint32) << 16).view(np.float32)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:].astype(dtype or np.float32, copy=False)
-
-
-def as_fp32(raw: np.ndarray) -> np.ndarray | Bf16Array:
-    """Stored contexts [N, L, C] that are read as fp32, whatever their type."""
-    return Bf16Array(raw) if raw.dtype == np.uint16 else raw
-
-
-def gather(raw: np.ndarray, places: np.ndarray) -> Tensor:
-    """Stored contexts [.., L, C] of the tokens `places` [..], fp32 or bf16 as stored, on the CPU.
-
-    Consecutive places are copied in one piece.
-    """
-    flat = places.reshape(-1)
-    found = np.empty((len(flat), *raw.shape[1:]), raw.dtype)
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat) != 1) + 1]) if len(flat) else np.empty(0, np.int64)
-    if len(starts) * _RUN >= len(flat):
-        np.take(raw, flat, axis=0, out=found)
-    else:
-        for start, stop in zip(starts, [*starts[1:], len(flat)], strict=True):
-            found[start:stop] = raw[flat[start] : flat[start] + stop - start]
-    tensor = torch.from_numpy(found)
-    tensor = tensor.view(torch.bfloat16) if raw.dtype == np.uint16 else tensor
-    return tensor.reshape(*places.shape, *raw.shape[1:])
+    return contexts
 
 
 def write_contexts(path: Path, shape: Shape, pieces: Iterable[Piece], precision: Precision) -> None:
     """Write [N, L, C], whole or not at all. Pieces in any order; of a range that comes twice the last holds."""
-    size = _dtype(precision).itemsize
+    dtype = _DTYPES[precision]
     with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
         if hasattr(os, "posix_fallocate") and all(shape):  # a disk that is too small says so now
-            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * size)
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
         for (start, _), contexts in pieces:
-            file.seek(start * math.prod(shape[1:]) * size)
-            append(file, contexts if precision == "fp32" else contexts.to(torch.bfloat16).view(torch.uint16))
+            file.seek(start * math.prod(shape[1:]) * dtype.itemsize)
+            append(file, contexts.to(dtype))
 
 
 def append(file: FileIO, tensor: Tensor) -> None:
     """The tensor's bytes. By writing, since a full disk kills a process that writes through a memory map."""
-    rest = tensor.detach().contiguous().cpu().numpy().data.cast("B")
+    rest = memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
     while rest:
         rest = rest[file.write(rest) :]
 
 
-def open_contexts(path: Path, shape: Shape, precision: Precision) -> np.memmap | None:
-    """What `write_contexts` has written; None if it is not there or of another size."""
-    dtype = _dtype(precision)
-    if not path.exists() or path.stat().st_size != math.prod(shape) * dtype.itemsize:
+def open_contexts(path: Path, shape: Shape, precision: Precision) -> Tensor | None:
+    """What `write_contexts` has written, memory-mapped; None if it is not there or of another size."""
+    dtype, size = _DTYPES[precision], math.prod(shape)
+    if not path.exists() or path.stat().st_size != size * dtype.itemsize:
         return None
-    return np.memmap(path, dtype, "r", shape=shape)
-
-
-def _dtype(precision: Precision) -> np.dtype:
-    return np.dtype(np.float32 if precision == "fp32" else np.uint16)
+    return torch.from_file(str(path), shared=False, size=size, dtype=dtype).view(shape)

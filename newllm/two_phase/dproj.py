@@ -80,25 +80,10 @@ class DProjTransformer(Transformer):
             if value < 0:
                 raise ConfigError(f"model.{name} must be 0 or greater, as in model.{name}=0.1; got {value:g}.")
         super().__init__(
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            heads=heads,
-            mlp_size=mlp_size,
-            mlp=mlp,
-            norm=norm,
-            norm_eps=norm_eps,
-            residual=residual,
-            bias=bias,
-            tied=False,
-            init_std=init_std,
-            vocab_size=vocab_size,
-            attention=attention,
-            pos_encoding=pos_encoding,
-            tokens=tokens,
-            seq_len=seq_len,
-            seed=seed,
+            hidden_size, num_layers, heads, mlp_size, mlp, norm, norm_eps, residual, bias, False, init_std, vocab_size,
+            attention=attention, pos_encoding=pos_encoding, tokens=tokens, seq_len=seq_len, seed=seed,
             embed_dim=embed_dim,
-        )
+        )  # fmt: skip
         self.embed_norm = nn.LayerNorm(embed_dim)
         self.projection = DProj(hidden_size, embed_dim)
         init_weights(self.projection, seed, projection_std, projection_bias_std)

@@ -360,7 +360,7 @@ class _PhaseRunner:
             f"{size:,.1f} MiB, {seconds:.1f} s."
         )
 
-    def _stored(self) -> dict[Side, np.memmap]:
+    def _stored(self) -> dict[Side, torch.Tensor]:
         """The contexts on disk; empty unless those of both sides are there."""
         found = {side: open_contexts(self._path(side), self.shapes[side], self.run.precision) for side in self.shapes}
         there = {side: contexts for side, contexts in found.items() if contexts is not None}

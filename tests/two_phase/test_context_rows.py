@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from newllm.data.dataset import Rows
 from newllm.two_phase.context_rows import ContextRows, StreamRows
@@ -22,7 +23,7 @@ def test_every_label_is_scored_once_and_in_order(seq_len: int, rows: int) -> Non
 
 
 def test_places_lead_to_the_same_tokens_and_labels() -> None:
-    tokens, places = StreamRows(TOKENS, 4), ContextRows(TOKENS, 4, np.zeros((11, 1, 2), np.float32), first=50)
+    tokens, places = StreamRows(TOKENS, 4), ContextRows(TOKENS, 4, torch.zeros(11, 1, 2), first=50)
     rows = np.array([2, 0])
     inputs, labels = tokens.arrays(rows)
     at, same = places.arrays(rows)

@@ -15,7 +15,6 @@ from newllm.errors import ConfigError, RunError
 from newllm.training.context import Run
 from newllm.training.signals import Interrupted, Signals
 from newllm.two_phase import fixed_point
-from newllm.two_phase.contexts import gather
 from newllm.two_phase.first_phase import Outcome, as_table, timeless
 from newllm.two_phase.fixed_point import FixedPoint
 from newllm.two_phase.iteration import Iteration
@@ -36,8 +35,8 @@ def same(one: tuple[Run, Outcome], other: tuple[Run, Outcome]) -> None:
         assert torch.equal(a, b)
     assert lines(work)[: len(lines(work2))] == lines(work2)
     assert timeless(outcome.metrics) == timeless(outcome2.metrics)
-    assert np.array_equal(outcome.data.train.contexts, outcome2.data.train.contexts)
-    assert np.array_equal(outcome.data.val.contexts, outcome2.data.val.contexts)
+    assert torch.equal(outcome.data.train.contexts, outcome2.data.train.contexts)
+    assert torch.equal(outcome.data.val.contexts, outcome2.data.val.contexts)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def test_what_it_leaves(whole: tuple[Run, Outcome]) -> None:
         tokens = torch.from_numpy(work.data.stream(side).astype(np.int64))
         windows = model.recurrent_inputs(tokens)[None]
         true = scan(model.recurrence, windows.detach(), torch.zeros(1, 24))[0].detach()
-        stored = torch.from_numpy(np.array(getattr(outcome.data, side).contexts))
+        stored = getattr(outcome.data, side).contexts
         if atol:
             torch.testing.assert_close(stored, true, atol=atol, rtol=1e-5)
         else:
@@ -80,10 +79,10 @@ def test_what_it_leaves(whole: tuple[Run, Outcome]) -> None:
 
 def test_sequential_contexts_of_training(tmp_path: Path, whole: tuple[Run, Outcome]) -> None:
     work, outcome = do(tmp_path, "phase1.train_contexts=sequential")
-    assert np.array_equal(outcome.data.val.contexts, whole[1].data.val.contexts)
+    assert torch.equal(outcome.data.val.contexts, whole[1].data.val.contexts)
     windows = work.model.recurrent_inputs(torch.from_numpy(work.data.stream("train").astype(np.int64)))[None]
     true = scan(work.model.recurrence, windows.detach(), torch.zeros(1, 24))[0].detach()
-    torch.testing.assert_close(torch.from_numpy(np.array(outcome.data.train.contexts)), true, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outcome.data.train.contexts, true, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -224,10 +223,10 @@ def test_a_loss_that_is_not_finite_is_said(tmp_path: Path) -> None:
 
 def test_bf16_contexts_take_half_the_room(tmp_path: Path) -> None:
     work, outcome = do(tmp_path, precision="bf16")
-    assert gather(outcome.data.val.raw, np.arange(3)).dtype is torch.bfloat16
+    assert outcome.data.val.contexts.dtype is torch.bfloat16
     file = next((tmp_path / "cache").glob("phase1/*/contexts.val.bin"))
     assert file.stat().st_size == len(work.data.stream("val")) * 2 * 24 * 2
-    assert np.isfinite(outcome.data.val.contexts[:, -1]).all()
+    assert outcome.data.val.contexts[:, -1].isfinite().all()
 
 
 def test_a_model_that_runs_its_recurrence_itself_needs_no_contexts(tmp_path: Path) -> None:
