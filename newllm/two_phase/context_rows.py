@@ -121,7 +121,7 @@ class ContextReader(LanguageModel):
         device = input_ids.device
         text = Text(model, rows.tokens, device)
         runs = list(_runs(input_ids.flatten().cpu().numpy() - rows.first))
-        contexts = torch.cat([rows.contexts[begin:end] for begin, end in runs]).to(device)  # [B T, L, C]
+        contexts = _gather(rows.contexts, runs).to(device)  # [B T, L, C]
         with torch.no_grad():
             windows = torch.cat([text(begin, end) for begin, end in runs])  # [B T, n E]
         states: Tensor = model.read(contexts, windows)
@@ -133,3 +133,12 @@ def _runs(places: np.ndarray) -> Iterator[tuple[int, int]]:
     cuts = np.flatnonzero(np.diff(places) != 1) + 1
     for part in np.split(places, cuts):
         yield int(part[0]), int(part[-1]) + 1
+
+
+def _gather(contexts: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+    """The contexts [n, L, C] of these stretches, one after another."""
+    size = sum(end - begin for begin, end in runs)
+    # Into memory of numpy's, which asks the system for huge pages: several times as fast.
+    room = np.empty(size * contexts[0].numel() * contexts.itemsize, np.uint8)
+    out = torch.from_numpy(room).view(contexts.dtype).view(size, *contexts.shape[1:])
+    return torch.cat([contexts[begin:end] for begin, end in runs], out=out)
