@@ -33,11 +33,10 @@ def follow(cfg: DictConfig, place: Place) -> int:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     store = launched_store()
-    store.wait(["train"], FOREVER)  # rank 0 has prepared the data
-    if store.get("train") != b"yes":
-        return 0
     try:
-        _follow(cfg, place, store)
+        store.wait(["train"], FOREVER)  # until rank 0 has prepared the data
+        if store.get("train") == b"yes":
+            _follow(cfg, place, store)
     except BaseException as error:
         message = str(error).strip().partition("\n")[0] or type(error).__name__
         with suppress(RuntimeError):

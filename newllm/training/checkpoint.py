@@ -23,14 +23,13 @@ HEADER = "newllm"
 
 def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
     """Write the model's weights, with `about` in the header."""
-    write_tensors(path, {f"model.{name}": tensor for name, tensor in _weights(model).items()}, about)
+    _write(path, {f"model.{name}": tensor for name, tensor in _weights(model).items()}, about)
 
 
 def save_training(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, about: dict[str, Any]
 ) -> None:
-    """Write everything training needs to go on from `progress`; `about` names the data and the
-    configuration."""
+    """Write everything that training needs to go on from `progress`; `about` names the data and the configuration."""
     tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -38,12 +37,12 @@ def save_training(
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    write_tensors(path, tensors, {**about, "progress": asdict(progress)})
+    _write(path, tensors, {**about, "progress": asdict(progress)})
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     """Copy a checkpoint's weights into `model`; returns the header."""
-    tensors, about = read_tensors(path, "model.")
+    tensors, about = _read(path, "model.")
     _fill(path, _weights(model), tensors)
     return about
 
@@ -51,30 +50,25 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
 @torch.no_grad()
 def load_part(path: Path, name: str, target: Tensor) -> None:
     """Copy the parameter `name` of a checkpoint into `target`."""
-    tensors, _ = read_tensors(path, f"model.{name}")
-    _fill(path, {name: target}, {f"{name}{rest}": tensor for rest, tensor in tensors.items()})
+    _fill(path, {name: target}, _read(path, "model.")[0])
 
 
 def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]) -> Progress:
     """Put model, optimizer and random states back. The header must carry the same `about` as was saved."""
-    tensors, header = read_tensors(path, "")
+    tensors, header = _read(path, "")
     for key, ours in about.items():
         if header.get(key) != ours:
             raise ConfigError(
                 f"{path} was written with another {key} ({header.get(key)}, now {ours}); give this run a directory "
                 "of its own with hydra.run.dir=…, or delete this one"
             )
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    _fill(path, _weights(model), weights)
-    for name, parameter in model.named_parameters():
-        state = {
-            key.split(".")[1]: tensor
-            for key, tensor in tensors.items()
-            if key.startswith("optimizer.") and key.split(".", 2)[2] == name
-        }
-        if state:
-            # The fused kernels want the step count on the parameter's device, in fp32, as saved.
-            optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in state.items()}
+    _fill(path, _weights(model), {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    parameters = dict(model.named_parameters())
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, moment, name = key.split(".", 2)
+            # The fused kernels want the step count, too, on the parameter's device, in fp32, as saved.
+            optimizer.state[parameters[name]][moment] = tensor.to(parameters[name].device)
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
@@ -83,7 +77,7 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of all that a checkpoint has of a model."""
+    """Shapes of everything that a checkpoint holds of a model, by name."""
     return {name: tuple(tensor.shape) for name, tensor in _weights(model).items()}
 
 
@@ -103,7 +97,7 @@ def _fill(path: Path, targets: dict[str, Tensor], tensors: dict[str, Tensor]) ->
         target.copy_(found)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write a file of tensors with `about` in its header, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -117,7 +111,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
         ) from error
 
 
-def read_tensors(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of such a file whose names begin with `prefix`, without it, and the header."""
     try:
         with safe_open(path, framework="pt") as file:

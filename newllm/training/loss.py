@@ -34,11 +34,11 @@ def linear_cross_entropy(
     """Mean cross-entropy in nats (fp32, 0-d) of ``softmax(hidden @ weight.T)``.
 
     Shapes: hidden (N, D), weight (V, D), labels (N,). Rows labelled `ignore_index` count for nothing. The sum
-    is divided by the number of scored rows, or by `total` (0 counts as 1): a batch cut into pieces gives each piece the
-    number of the whole batch, and the pieces' losses and gradients then add up to the batch's.
+    is divided by the number of scored rows, or by `total` (0 counts as 1): if each piece of a batch is given the number
+    of the whole batch, the pieces' losses and gradients add up to those of the batch.
 
-    With no scored row the loss is 0. The graph can be gone through once. outermost: a promise that backward() starts
-    here or at a sum of such losses: the gradients are then handed over as they are, without a look at what comes in.
+    With no scored row the loss is 0. backward() can run once. outermost: a promise that backward() starts here or at a
+    sum of such losses, so that the gradients need no scaling by the incoming one.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, ignore_index, total, chunk, outermost)

@@ -1,8 +1,7 @@
 """Peak memory of a training step, as a number that repeats.
 
-A process's resident memory differs from run to run and forgets what an earlier attempt used. So one step is
-watched instead: on CUDA by the allocator, elsewhere by adding up the storages of the tensors it makes.
-Kernels' own scratch memory is not seen by the second way.
+A process' resident memory differs from run to run. So one step is watched instead: on CUDA by the allocator, elsewhere
+by adding up the storages of the tensors that it makes, which leaves out the scratch memory of kernels.
 """
 
 import weakref

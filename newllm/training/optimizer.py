@@ -59,10 +59,14 @@ class AdamW:
     def optimizer(self, model: nn.Module, fused: bool = True) -> torch.optim.AdamW:
         """The optimizer of all trainable parameters; the fused kernel if it is wanted and the device has one.
 
-        Each group has a `rate_factor`: its learning rate is that times the rate of the step. It is 1 but for what a
-        module names in its `rate_factors` (own parameter's name -> factor), which does not decay either.
+        Each group has a `rate_factor`, by which the rate of a step is multiplied: 1, except for parameters that their
+        module names in `rate_factors` (name -> factor), which do not decay either.
         """
-        factors = _rate_factors(model)
+        factors = {
+            module.get_parameter(name): factor
+            for module in model.modules()
+            for name, factor in getattr(module, "rate_factors", {}).items()
+        }
         parameters = [p for p in model.parameters() if p.requires_grad]
         common = [p for p in parameters if p not in factors]
         decayed = [p for p in common if self.decay == "all" or p.dim() >= 2]
@@ -73,13 +77,8 @@ class AdamW:
             *({"params": [p], "weight_decay": 0.0, "rate_factor": factor} for p, factor in factors.items()),
         ]
         fused = fused and all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.lr,
-            betas=self.betas,
-            eps=self.eps,
-            fused=fused,
-        )
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step `step` (from 0) of `steps`."""
@@ -90,15 +89,6 @@ class AdamW:
             return self.lr
         cosine = (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
         return self.lr * (self.final + (1 - self.final) * cosine)
-
-
-def _rate_factors(model: nn.Module) -> dict[nn.Parameter, float]:
-    """What the modules say of parameters of their own."""
-    return {
-        module.get_parameter(name): factor
-        for module in model.modules()
-        for name, factor in getattr(module, "rate_factors", {}).items()
-    }
 
 
 def _require(holds: bool, message: str) -> None:

@@ -26,7 +26,7 @@ Numbers = tuple[Tensor, Tensor, int]  # mean loss and norm of the gradient, stil
 
 
 def cut(rows: Rows, indices: np.ndarray, pieces: int) -> list[Piece]:
-    """The rows `indices` [B] of a batch in so many pieces (inputs, labels: [b, T] each), none of them empty."""
+    """The rows `indices` [B] of a batch in `pieces` pieces (inputs, labels: [b, T] each), none of them empty."""
     return [rows.batch(part) for part in np.array_split(indices, pieces) if len(part)]
 
 
@@ -38,11 +38,11 @@ def count_scored(pieces: list[Piece]) -> int:
 class BatchLoss(nn.Module):
     """Nats of a piece's scored tokens, divided by `total`, such as the scored tokens of the whole batch (0-d, fp32).
 
-    backward() has to start at this loss. What a model adds to it by itself (`auxiliary`) is in the gradient, in
-    proportion to the piece's share of `total`, and not in the value, which is the tokens' nats alone.
+    backward() has to start at this loss. A loss that the model adds (`auxiliary`) is in the gradient, in proportion to
+    the piece's share of `total`, and not in the value, which is the tokens' nats alone.
 
-    compiled: the model's `hidden` under torch.compile, where a run has it. fused: the head and the loss in one, by
-    chunks; else the logits of the whole piece are made.
+    compiled: the model's `hidden` under torch.compile, or None. fused: head and loss in one, by chunks; otherwise the
+    logits of the whole piece are made.
     """
 
     def __init__(self, model: LanguageModel, device: torch.device, precision: Precision, fused: bool = True) -> None:
@@ -105,8 +105,8 @@ class Step:
         """From now on share every piece with the other ranks of torch's process group; all of them call this.
 
         Rank 0's weights go to all. Two backward passes over a row without labels settle what DDP would otherwise
-        find out in the first steps: which parameters the loss does not reach, and the order of the gradients, on
-        which the last bits of their sums depend. So a resumed run has it as an uninterrupted one does.
+        learn in the first steps: which parameters the loss does not reach, and the order of the gradients, on which
+        the last bits of their sums depend. So it is the same in a resumed run as in an uninterrupted one.
         """
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         inputs = torch.zeros((1, self.model.seq_len), dtype=torch.int64)
@@ -139,7 +139,7 @@ class Step:
         return loss, self.update(rate), scored
 
     def update(self, rate: float) -> Tensor:
-        """Clip the gradients that are there and let AdamW use them up; returns their norm before clipping."""
+        """Clip the gradients and take a step of AdamW; returns their norm before clipping."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.clip < math.inf:
             self._clip(norm)
@@ -160,7 +160,7 @@ class Step:
         return loss.detach()
 
     def _share(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """This rank's rows; where there are fewer rows than ranks, some take one without labels, to no effect."""
+        """This rank's rows. With fewer rows than ranks, some take a row without labels, which has no effect."""
         if self.ranks == 1:
             return inputs, labels
         mine, wanted = inputs.tensor_split(self.ranks)[self.rank], labels.tensor_split(self.ranks)[self.rank]
@@ -180,7 +180,7 @@ class Step:
         return [*self.parameters, *self.model.buffers(), *state]
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """Without waiting for it to arrive."""
+        """Copies without waiting for the copy to arrive."""
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
