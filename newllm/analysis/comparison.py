@@ -16,6 +16,7 @@ from newllm.analysis import statistics
 from newllm.analysis.groups import Group, find
 from newllm.analysis.metrics import Scale, lower_is_better, scale_of
 from newllm.build import build
+from newllm.checks import above, at_least
 from newllm.config.catalog import shipped
 from newllm.config.values import fitted
 from newllm.errors import ConfigError
@@ -86,7 +87,8 @@ class Interval:
     def __init__(self, alpha: float = 0.05, least_seeds: int = 3) -> None:
         if not 0 < alpha < 1:
             raise ConfigError(f"alpha must be between 0 and 1, not {alpha}; type alpha=0.05")
-        self.alpha, self.least_seeds = alpha, _at_least_two(least_seeds)
+        at_least("least_seeds", least_seeds, 2, 3)  # one seed never gives a verdict
+        self.alpha, self.least_seeds = alpha, least_seeds
 
     @property
     def words(self) -> str:
@@ -111,9 +113,9 @@ class Published:
     def __init__(self, share: float = 2 / 3, spread: float = 1.0, least_seeds: int = 3) -> None:
         if not 0 < share <= 1:
             raise ConfigError(f"share must be above 0 and at most 1, not {share}; type share=0.6667")
-        if spread <= 0:
-            raise ConfigError(f"spread must be greater than 0, not {spread}; type spread=1")
-        self.share, self.spread, self.least_seeds = share, spread, _at_least_two(least_seeds)
+        above("spread", spread, 0, 1)
+        at_least("least_seeds", least_seeds, 2, 3)
+        self.share, self.spread, self.least_seeds = share, spread, least_seeds
 
     @property
     def words(self) -> str:
@@ -234,29 +236,14 @@ def _judge(one: Comparison, rule: Rule) -> tuple[Verdict, str]:
     return ("better" if (one.difference < 0) == one.lower_is_better else "worse"), why
 
 
-@dataclass(frozen=True)
-class RepeatNoise:
-    """How far apart runs of one configuration and one seed are, on the metric's scale (of logarithms for "log").
-
-    std: sample standard deviation pooled over the configurations that ran more than once; NaN if none did.
-    configurations, runs: how many these were. A smaller difference may be one of machines, not of models.
-    """
-
-    metric: str
-    scale: Scale
-    std: float
-    configurations: int
-    runs: int
-
-
-def repeat_noise(frame: pd.DataFrame, metric: str) -> RepeatNoise:
-    """The noise among finished runs of equal signature (so of one seed), as from two sweeps or two machines."""
-    scale, done = scale_of(metric), frame[frame["state"] == "done"]
+def repeat_noise(frame: pd.DataFrame, metric: str) -> statistics.Repeats:
+    """How far apart finished runs of equal signature (so of one seed) are, as from two sweeps or two machines, on the
+    metric's scale. A difference between groups that is smaller may be one of machines, not of models."""
+    done = frame[frame["state"] == "done"]
     if metric not in done:
-        return RepeatNoise(metric, scale, nan, 0, 0)
-    values = pd.Series(_on_scale(done[metric].to_numpy(dtype=float), scale))
-    found = statistics.repeat_spread([some.to_numpy() for _, some in values.groupby(done["signature"].to_numpy())])
-    return RepeatNoise(metric, scale, found.std, found.groups, found.values)
+        return statistics.repeat_spread([])
+    values = pd.Series(_on_scale(done[metric].to_numpy(dtype=float), scale_of(metric)))
+    return statistics.repeat_spread([some.to_numpy() for _, some in values.groupby(done["signature"].to_numpy())])
 
 
 def _on_scale(values: np.ndarray, scale: Scale) -> np.ndarray:
@@ -265,12 +252,6 @@ def _on_scale(values: np.ndarray, scale: Scale) -> np.ndarray:
 
 def _ratio_less_one(log_ratio: float) -> float:
     return expm1(log_ratio) if not log_ratio > 700 else inf
-
-
-def _at_least_two(seeds: int) -> int:
-    if seeds < 2:
-        raise ConfigError(f"least_seeds must be at least 2, not {seeds}; one seed never gives a verdict")
-    return seeds
 
 
 def _p(p: float) -> str:

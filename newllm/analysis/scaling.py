@@ -2,7 +2,6 @@
 floor, fitted by least squares of the perplexity itself.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp, inf, log, nan, sqrt
 
@@ -12,6 +11,7 @@ import pandas as pd
 from newllm.analysis.comparable import comparable, tokenizer_of
 from newllm.analysis.frame import metric_names
 from newllm.analysis.groups import Group, groups, value_of
+from newllm.analysis.statistics import Numbers
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
@@ -96,11 +96,9 @@ class Saturation:
         return self.aic < self.aic_power
 
 
-def fit(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Fit:
+def fit(x: Numbers, y: Numbers, confidence: float = 0.95) -> Fit:
     """Least squares of ln y on ln x over the pairs of positive, finite numbers; all NaN without two sizes."""
-    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    kept = np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)
-    a, b = np.log(a[kept]), np.log(b[kept])
+    a, b = map(np.log, _positive(x, y))
     n = len(a)
     if n < 2 or np.ptp(a) == 0:
         return Fit(nan, nan, nan, nan, nan, n, confidence)
@@ -118,7 +116,7 @@ def fit(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Fit
     return Fit(slope, float(b.mean() - slope * a.mean()), r2, low, high, n, confidence)
 
 
-def lack_of_fit(x: Sequence[float], y: Sequence[float]) -> float:
+def lack_of_fit(x: Numbers, y: Numbers) -> float:
     """p of the F-test that the means of ln y at each x lie on one line in ln x, judged by the scatter around them.
 
     For pairs of positive numbers. NaN with fewer than three sizes, or without scatter: with one run a size, what strays
@@ -140,15 +138,13 @@ def lack_of_fit(x: Sequence[float], y: Sequence[float]) -> float:
     return float(fdtrc(beyond, within, strayed / pure))
 
 
-def saturating(x: Sequence[float], y: Sequence[float]) -> Saturation:
+def saturating(x: Numbers, y: Numbers) -> Saturation:
     """Least squares of y = floor + factor x^slope over the pairs of positive, finite numbers, 0 <= floor.
 
     For each slope the best floor and factor follow linearly; the slope is then searched between -4 and -0.02.
     Published fits of this curve are in references/scaling.csv.
     """
-    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    kept = np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)
-    a, b = a[kept], b[kept]
+    a, b = _positive(x, y)
     n = len(a)
     if len(np.unique(a)) < LEAST_OF_SATURATION:
         return Saturation(nan, nan, nan, nan, nan, nan, n)
@@ -213,9 +209,7 @@ def laws(
 
 
 def _law(curve: Group, size: str, metric: str, confidence: float) -> Law | None:
-    x, y = _sizes(curve, size), curve.values(metric)
-    kept = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
-    x, y = x[kept], y[kept]
+    x, y = _positive(_sizes(curve, size), curve.values(metric))
     sizes = np.unique(x)
     if len(sizes) < LEAST_SIZES:
         return None
@@ -227,14 +221,18 @@ def _law(curve: Group, size: str, metric: str, confidence: float) -> Law | None:
 
 
 def _sizes(curve: Group, size: str) -> np.ndarray:
-    if size in curve.frame:
-        return curve.values(size) if "/" in size else _as_floats(curve.runs[size])
-    return _as_floats([value_of(config, size) for config in curve.runs["config"]])
+    if "/" in size:
+        return curve.values(size)
+    runs = curve.runs
+    values = runs[size] if size in runs else [value_of(config, size) for config in runs["config"]]
+    return np.array([float(v) if isinstance(v, int | float) and not isinstance(v, bool) else nan for v in values])
 
 
-def _as_floats(values: Sequence[object] | pd.Series) -> np.ndarray:
-    numbers = [float(v) if isinstance(v, int | float) and not isinstance(v, bool) else nan for v in values]
-    return np.array(numbers)
+def _positive(x: Numbers, y: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of which both numbers are positive and finite."""
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    kept = np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)
+    return a[kept], b[kept]
 
 
 def _turned(frame: pd.DataFrame, size: str) -> tuple[str, ...]:

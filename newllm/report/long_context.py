@@ -26,7 +26,7 @@ from newllm.report.results import comparison_table, verdict_kind
 from newllm.report.series import BAND, GEOMETRIC, At, at_number, of_drawn, of_runs, over_number, stacked, table_of
 from newllm.report.spectrum import wavelengths
 from newllm.report.study import Part, Section, Study
-from newllm.report.tables import PLUS_MINUS, Cell, Table, figure, mean_cell, words
+from newllm.report.tables import PLUS_MINUS, Cell, Table, mean_cell, number_cell, text_cell
 
 SLICES, TAIL, WINDOW = (rf"extrapolation/{name}@(\d+)" for name in ("ppl", "tail_ppl", "sliding_ppl"))
 PROTOCOLS = {"Sequential slices": SLICES, "Same last tokens": TAIL, "Sliding window": WINDOW}
@@ -89,7 +89,7 @@ def _by_length(part: Part, name: str, at: At, judged: list[Comparison]) -> Table
     for group in part.groups:
         cells = {f"{n:,.0f}": _at_length(group, metric, compared.get((group.label, metric))) for n, metric in at}
         if any(cell.value is not None for cell in cells.values()):
-            rows.append({"group": words(group.label, "group"), **cells})
+            rows.append({"group": text_cell(group.label, "group"), **cells})
     notes = [meaning]
     if part.baseline:
         notes.append(
@@ -122,20 +122,17 @@ def _ruler(part: Part) -> list[Table]:
     """Accuracy of each group and task at each length, with the task's chance."""
     found = at_number(part, RULER)
     lengths = sorted({length for length, _ in found})
-    chance: dict[str, float] = {}
-    for group in part.groups if found else ():
-        for table in of_runs(group, lambda path: table_of(path, "ruler")):
-            chance = chance or {row["task"]: float(row["chance"]) for row in table}
+    tables = (table for group in part.groups for table in of_runs(group, lambda path: table_of(path, "ruler")))
+    chance = {row["task"]: float(row["chance"]) for row in next(tables, [])} if found else {}
     rows = []
     for task in dict.fromkeys(metric.removeprefix("ruler/").rpartition("@")[0] for _, metric in found):
         for group in part.groups:
             cells = {f"{length:,.0f}": mean_cell(group, f"ruler/{task}@{length:.0f}") for length in lengths}
             if any(cell.value is not None for cell in cells.values()):
                 known = chance.get(task)
-                shown = figure(known, "chance", None if known is None else f"{known:.3g}")
-                rows.append(
-                    {"group": words(group.label, "group"), "task": words(task, "task"), "chance": shown, **cells}
-                )
+                shown = number_cell(known, "chance", None if known is None else f"{known:.3g}")
+                named = {"group": text_cell(group.label, "group"), "task": text_cell(task, "task"), "chance": shown}
+                rows.append({**named, **cells})
     note = f"Share of trials in which the right candidate is the likeliest; {PLUS_MINUS.lower()}."
     hints = {f"{length:,.0f}": "accuracy in rows of so many tokens" for length in lengths}
     return [Table(f"ruler{part.mark}", part.named("Small retrieval tasks"), rows, [note], hints)] if rows else []

@@ -9,13 +9,13 @@ from newllm.analysis.comparison import Comparison, repeat_noise
 from newllm.analysis.frame import load_runs
 from newllm.analysis.groups import Group
 from newllm.analysis.labels import say
-from newllm.analysis.metrics import lower_is_better
+from newllm.analysis.metrics import lower_is_better, scale_of
 from newllm.analysis.published import beside_published
 from newllm.analysis.statistics import sample_std
 from newllm.console import number
 from newllm.report.figures import COLOURS
 from newllm.report.study import Part, Section, Study
-from newllm.report.tables import ABSENT, PLUS_MINUS, Cell, Row, Table, figure, percent, spread, words
+from newllm.report.tables import ABSENT, PLUS_MINUS, Cell, Row, Table, number_cell, percent, spread, text_cell
 
 MOST_ROWS = 200  # of unfinished runs and of runs beside another result set
 _MACHINE = ("speed/", "memory/")  # metrics of a machine and its load, in which no two result sets agree
@@ -54,15 +54,15 @@ def published(study: Study) -> Section:
     """Groups with the conditions of a published run, metric by metric."""
     rows = [
         {
-            "group": words(one["group"], "group"),
-            "published run": words(one["run"], "published run"),
-            "metric": words(one["metric"], "metric"),
-            "n": figure(one["n"], "n"),
-            "ours": figure(one["ours"], "ours", spread(one["ours"], one["std"])),
-            "published": figure(one["published"], "published", spread(one["published"], one["published_std"])),
-            "runs": figure(one["published_n"], "published runs"),
-            "difference": figure(one["difference"], "difference", percent(one["difference"])),
-            "source": words(f"{one['source']} ({one['status']})", "source"),
+            "group": text_cell(one["group"], "group"),
+            "published run": text_cell(one["run"], "published run"),
+            "metric": text_cell(one["metric"], "metric"),
+            "n": number_cell(one["n"], "n"),
+            "ours": number_cell(one["ours"], "ours", spread(one["ours"], one["std"])),
+            "published": number_cell(one["published"], "published", spread(one["published"], one["published_std"])),
+            "runs": number_cell(one["published_n"], "published runs"),
+            "difference": number_cell(one["difference"], "difference", percent(one["difference"])),
+            "source": text_cell(f"{one['source']} ({one['status']})", "source"),
         }
         for one in beside_published([group for part in study.parts for group in part.groups])
     ]
@@ -87,11 +87,11 @@ def other_results(study: Study) -> Section:
     line = f"{shared:,} configurations with their seeds are in {where} too; differences are there / here - 1."
     by_metric = [
         {
-            "metric": words(one.metric, "metric"),
-            "runs": figure(one.runs, "runs"),
-            "equal": figure(one.equal, "equal"),
-            "mean difference": figure(one.mean, "mean difference", percent(one.mean)),
-            "largest difference": figure(one.largest, "largest difference", percent(one.largest)),
+            "metric": text_cell(one.metric, "metric"),
+            "runs": number_cell(one.runs, "runs"),
+            "equal": number_cell(one.equal, "equal"),
+            "mean difference": number_cell(one.mean, "mean difference", percent(one.mean)),
+            "largest difference": number_cell(one.largest, "largest difference", percent(one.largest)),
         }
         for one in agreement(pairs).itertuples()
     ]
@@ -99,11 +99,11 @@ def other_results(study: Study) -> Section:
     main = pairs[pairs["metric"].isin(study.options.metrics)]
     by_run = [
         {
-            "run": words(names[one.run_a], "run"),
-            "metric": words(one.metric, "metric"),
-            "here": figure(one.a, "here"),
-            "there": figure(one.b, "there"),
-            "difference": figure(one.difference, "difference", percent(one.difference)),
+            "run": text_cell(names[one.run_a], "run"),
+            "metric": text_cell(one.metric, "metric"),
+            "here": number_cell(one.a, "here"),
+            "there": number_cell(one.b, "there"),
+            "difference": number_cell(one.difference, "difference", percent(one.difference)),
         }
         for one in sorted(main.itertuples(), key=lambda one: -abs(one.difference))[:MOST_ROWS]
     ]
@@ -122,8 +122,8 @@ def unfinished(study: Study) -> Section:
     ranked = sorted(runs.itertuples(), key=lambda run: order.index(run.state) if run.state in order else len(order))
     rows = [
         {
-            **{name: words(getattr(run, name), name) for name in ("run", "sweep", "state")},
-            "reason": words(run.error if isinstance(run.error, str) else "", "reason", kind="long"),
+            **{name: text_cell(getattr(run, name), name) for name in ("run", "sweep", "state")},
+            "reason": text_cell(run.error if isinstance(run.error, str) else "", "reason", kind="long"),
         }
         for run in ranked[:MOST_ROWS]
     ]
@@ -133,7 +133,7 @@ def unfinished(study: Study) -> Section:
 
 
 def verdict_cell(one: Comparison) -> Cell:
-    return words(one.verdict, "verdict", kind=verdict_kind(one), hint=one.why)
+    return text_cell(one.verdict, "verdict", kind=verdict_kind(one), hint=one.why)
 
 
 def verdict_kind(one: Comparison) -> str:
@@ -164,25 +164,25 @@ def _comparison(one: Comparison) -> Row:
         return Cell(spread(mean, std), mean if isfinite(mean) else None, exact)
 
     def p(value: float, column: str) -> Cell:
-        return figure(value, column, "< 0.0001" if value < 1e-4 else f"{value:.2g}")
+        return number_cell(value, column, "< 0.0001" if value < 1e-4 else f"{value:.2g}")
 
     return {
         "group": Cell(one.candidate, one.candidate, {"group": one.candidate, "baseline": one.baseline}),
-        "metric": words(one.metric, "metric"),
-        "pairs": figure(one.n, "pairs"),
-        "difference": figure(one.difference, "difference", difference),
+        "metric": text_cell(one.metric, "metric"),
+        "pairs": number_cell(one.n, "pairs"),
+        "difference": number_cell(one.difference, "difference", difference),
         "interval": Cell(interval, one.low if isfinite(one.low) else None, ends),
         "verdict": verdict_cell(one),
         "p (Holm)": p(one.p_holm, "p holm"),
-        "agree": figure(one.agree, "agree", f"{one.agree} of {one.n}"),
-        "seeds needed": figure(one.seeds_needed, "seeds needed"),
+        "agree": number_cell(one.agree, "agree", f"{one.agree} of {one.n}"),
+        "seeds needed": number_cell(one.seeds_needed, "seeds needed"),
         "group's mean": mean(one.candidate_mean, one.candidate_std, "group"),
         "baseline's mean": mean(one.baseline_mean, one.baseline_std, "baseline"),
-        "spread": figure(one.spread, "spread"),
-        "t": figure(one.t, "t", f"{one.t:.2f}"),
+        "spread": number_cell(one.spread, "spread"),
+        "t": number_cell(one.t, "t", f"{one.t:.2f}"),
         "p": p(one.p, "p"),
-        "left out": figure(one.unpaired, "left out"),
-        "why": words(one.why, "why", kind="long"),
+        "left out": number_cell(one.unpaired, "left out"),
+        "why": text_cell(one.why, "why", kind="long"),
     }
 
 
@@ -240,9 +240,9 @@ def _best(part: Part, metric: str) -> set[str]:
 
 def _difference(group: Group, baseline: Group | None, one: Comparison | None) -> tuple[Cell, Cell]:
     if group is baseline:
-        return Cell("baseline", 0.0, {"difference": 0.0}, kind="muted"), words(None)
+        return Cell("baseline", 0.0, {"difference": 0.0}, kind="muted"), text_cell(None)
     if one is None:
-        return Cell(ABSENT, kind="muted", hint="not compared"), words(None)
+        return Cell(ABSENT, kind="muted", hint="not compared"), text_cell(None)
     if not isfinite(one.difference):
         return Cell(ABSENT, kind="muted", hint=one.why), verdict_cell(one)
     difference, interval = _difference_words(one)
@@ -265,14 +265,14 @@ def _repeats(study: Study) -> str:
     """A sentence on the spread of runs with the same configuration and seed."""
     metric = study.options.main_metric
     found = repeat_noise(study.done, metric)
-    if not found.configurations:
+    if not found.groups:
         return "Repeat noise is not known: no configuration was run twice with one seed."
-    several = f"{found.configurations} configurations with one seed were"
-    many = several if found.configurations > 1 else "One configuration and seed was"
-    said = f"Repeat noise: {many} run more than once ({found.runs} runs); "
+    several = f"{found.groups} configurations with one seed were"
+    many = several if found.groups > 1 else "One configuration and seed was"
+    said = f"Repeat noise: {many} run more than once ({found.values} runs); "
     if found.std == 0:
         return f"{said}they agree in {metric} to the last digit."
-    log, relative = ("ln ", f" ({percent(expm1(found.std)).lstrip('+')})") if found.scale == "log" else ("", "")
+    log, relative = ("ln ", f" ({percent(expm1(found.std)).lstrip('+')})") if scale_of(metric) == "log" else ("", "")
     return f"{said}their pooled standard deviation of {log}{metric} is {found.std:.3g}{relative}."
 
 

@@ -9,7 +9,7 @@ from newllm.analysis.scaling import laws as laws_of
 from newllm.report.figures import Drawing, colour, dash, drawing, labels_of, legend, log_axis, of_group, panels, points
 from newllm.report.series import over_seeds, padded
 from newllm.report.study import COLOUR_CYCLE, Section, Study
-from newllm.report.tables import Cell, Table, figure, interval, words
+from newllm.report.tables import Cell, Table, interval, number_cell, text_cell
 
 ALPHA = "\u03b1"
 
@@ -32,7 +32,7 @@ def exponent(fitted: Fit) -> dict[str, Cell]:
     known = np.isfinite(fitted.low)
     ends = {"low": fitted.low if known else "", "high": fitted.high if known else ""}
     return {
-        ALPHA: figure(fitted.slope, "alpha", f"{fitted.slope:.4f}"),
+        ALPHA: number_cell(fitted.slope, "alpha", f"{fitted.slope:.4f}"),
         f"{fitted.confidence:.0%} interval": Cell(
             interval(fitted.low, fitted.high, ".4f"), None, ends, kind="" if known else "muted"
         ),
@@ -42,14 +42,14 @@ def exponent(fitted: Fit) -> dict[str, Cell]:
 def _powers(found: Sequence[Law]) -> Table:
     rows = [
         {
-            "runs": words(law.label, "runs"),
+            "runs": text_cell(law.label, "runs"),
             **exponent(law.fit),
-            "R²": figure(law.fit.r2, "r2", f"{law.fit.r2:.4f}"),
-            "A": figure(law.fit.factor, "factor", f"{law.fit.factor:.4g}"),
-            "sizes": figure(len(law.points), "sizes"),
-            "n": figure(law.fit.n, "n"),
-            "p of misfit": figure(law.misfit, "misfit", f"{law.misfit:.2g}"),
-            "note": words(law.note, "note", kind="long"),
+            "R²": number_cell(law.fit.r2, "r2", f"{law.fit.r2:.4f}"),
+            "A": number_cell(law.fit.factor, "factor", f"{law.fit.factor:.4g}"),
+            "sizes": number_cell(len(law.points), "sizes"),
+            "n": number_cell(law.fit.n, "n"),
+            "p of misfit": number_cell(law.misfit, "misfit", f"{law.misfit:.2g}"),
+            "note": text_cell(law.note, "note", kind="long"),
         }
         for law in found
     ]
@@ -74,14 +74,14 @@ def _floors(found: Sequence[Law], floors: Sequence[Saturation]) -> Table:
     for law, one in zip(found, floors, strict=True):
         preferred = ("with a floor" if one.preferred else "power law") if np.isfinite(one.aic) else ""
         rows.append({
-            "runs": words(law.label, "runs"),
-            "floor": figure(one.floor, "floor", f"{one.floor:.4g}" if one.floor > 1e-3 else "0"),
-            "a": figure(one.slope, "slope", f"{one.slope:.4f}"),
-            "A": figure(one.factor, "factor", f"{one.factor:.4g}"),
-            "R²": figure(one.r2, "r2", f"{one.r2:.5f}"),
-            "AIC": figure(one.aic, "aic", f"{one.aic:.2f}"),
-            "AIC of the power law": figure(one.aic_power, "aic power", f"{one.aic_power:.2f}"),
-            "preferred": words(preferred, "preferred"),
+            "runs": text_cell(law.label, "runs"),
+            "floor": number_cell(one.floor, "floor", f"{one.floor:.4g}" if one.floor > 1e-3 else "0"),
+            "a": number_cell(one.slope, "slope", f"{one.slope:.4f}"),
+            "A": number_cell(one.factor, "factor", f"{one.factor:.4g}"),
+            "R²": number_cell(one.r2, "r2", f"{one.r2:.5f}"),
+            "AIC": number_cell(one.aic, "aic", f"{one.aic:.2f}"),
+            "AIC of the power law": number_cell(one.aic_power, "aic power", f"{one.aic_power:.2f}"),
+            "preferred": text_cell(preferred, "preferred"),
         })  # fmt: skip
     notes = [
         f"Least squares of {found[0].metric} itself over all runs of a curve, for both laws; the lower AIC is "

@@ -57,14 +57,14 @@ class Table:
         return not any(isinstance(row[column].value, str) for row in self.rows)
 
 
-def words(text: Any, column: str = "", **more: Any) -> Cell:
+def text_cell(text: Any, column: str = "", **more: Any) -> Cell:
     """A cell of text; `column` is its name in the CSV file."""
     shown = ABSENT if text is None or text == "" else str(text)
     more.setdefault("kind", "muted" if shown == ABSENT else "")
     return Cell(shown, shown, {column: text} if column else {}, **more)
 
 
-def figure(value: Any, column: str = "", text: str | None = None, **more: Any) -> Cell:
+def number_cell(value: Any, column: str = "", text: str | None = None, **more: Any) -> Cell:
     """A cell of one number; a dash where it is absent or not finite."""
     exact = {column: value} if column else {}
     if value is None or not isfinite(value):
@@ -80,7 +80,7 @@ def interval(low: float, high: float, form: str) -> str:
 def mean_cell(group: Group, metric: str) -> Cell:
     """The mean over seeds ± their sample standard deviation."""
     mean, std = group.mean(metric), sample_std([*group.by_seed(metric).values()])
-    return figure(mean, f"{metric} mean", spread(mean, std))
+    return number_cell(mean, f"{metric} mean", spread(mean, std))
 
 
 def spread(mean: float, std: float) -> str:

@@ -30,7 +30,7 @@ from newllm.report.figures import (
 from newllm.report.scaling import ALPHA, exponent
 from newllm.report.series import of_drawn, of_runs, stacked, table_of
 from newllm.report.study import Part, Section, Study
-from newllm.report.tables import Cell, Row, Table, figure, percent, spread, words
+from newllm.report.tables import Cell, Row, Table, number_cell, percent, spread, text_cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,8 +74,8 @@ def _phases(part: Part) -> Table | None:
     metrics = [metric for metric in _COLUMNS if any(isfinite(group.mean(metric)) for group in there)]
     rows = [
         {
-            "group": words(group.label, "group"),
-            "seeds": figure(len(group.by_seed(_FIRST)), "seeds"),
+            "group": text_cell(group.label, "group"),
+            "seeds": number_cell(len(group.by_seed(_FIRST)), "seeds"),
             **{_COLUMNS[metric][0]: _mean(group, metric) for metric in metrics},
         }
         for group in there
@@ -92,7 +92,7 @@ def _phases(part: Part) -> Table | None:
 def _mean(group: Group, metric: str) -> Cell:
     mean, std = group.mean(metric), sample_std([*group.by_seed(metric).values()])
     text = f"{mean:,.0f}" if metric.startswith("params/") else spread(mean, std) if std else None
-    return figure(mean, f"{metric} mean", text)
+    return number_cell(mean, f"{metric} mean", text)
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,12 @@ def _shapes(study: Study) -> Table | None:
         accuracy = law.at(best, ACCURACY)
         accuracy = accuracy[np.isfinite(accuracy)]
         rows.append({
-            "shape": words(shape if times[shape] == 1 else f"{shape} ({law.label})", "shape"),
+            "shape": text_cell(shape if times[shape] == 1 else f"{shape} ({law.label})", "shape"),
             **exponent(law.fit),
-            "best val/ppl": figure(ppl, "best val/ppl", spread(ppl, sample_std(law.at(best, law.metric)))),
+            "best val/ppl": number_cell(ppl, "best val/ppl", spread(ppl, sample_std(law.at(best, law.metric)))),
             "best accuracy": _accuracy(float(accuracy.mean()) if len(accuracy) else np.nan),
-            "at tokens": figure(best, "tokens"),
-            "whose": words("these runs", "whose"),
+            "at tokens": number_cell(best, "tokens"),
+            "whose": text_cell("these runs", "whose"),
         })  # fmt: skip
     notes = [
         "Geometric mean over seeds at the size with the lowest perplexity, ± sample standard deviation.",
@@ -223,16 +223,16 @@ def _published_shapes(confidence: float) -> list[Row]:
         tokens, perplexities = ([float(line[name]) for line in lines] for name in (TOKENS, PPL))
         ours = exponent(fit(tokens, perplexities, confidence))
         rows.append({
-            "shape": words("{layers}L/{context_dim}/{num_input_tokens}tok".format(**best), "shape"),
+            "shape": text_cell("{layers}L/{context_dim}/{num_input_tokens}tok".format(**best), "shape"),
             **ours,
-            ALPHA: figure(float(best["slope"]), "alpha", best["slope"]),
-            "best val/ppl": figure(float(best[PPL]), "best val/ppl"),
+            ALPHA: number_cell(float(best["slope"]), "alpha", best["slope"]),
+            "best val/ppl": number_cell(float(best[PPL]), "best val/ppl"),
             "best accuracy": _accuracy(float(best[ACCURACY])),
-            "at tokens": figure(float(best[TOKENS]), "tokens"),
-            "whose": words(f"published, {best['source']}", "whose"),
+            "at tokens": number_cell(float(best[TOKENS]), "tokens"),
+            "whose": text_cell(f"published, {best['source']}", "whose"),
         })  # fmt: skip
     return rows
 
 
 def _accuracy(share: float) -> Cell:
-    return figure(share, "best accuracy", percent(share).lstrip("+"))
+    return number_cell(share, "best accuracy", percent(share).lstrip("+"))

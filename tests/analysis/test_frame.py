@@ -57,7 +57,7 @@ def test_runs_are_found_at_any_depth_but_not_inside_runs_or_hidden_folders(tmp_p
     assert {*empty} == {
         "run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "overrides", "config", "error"
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(ConfigError, match="nowhere"):
         load_runs(tmp_path / "nowhere")
 
 

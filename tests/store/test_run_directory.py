@@ -39,7 +39,7 @@ def test_metrics_are_cut_back_to_a_known_length(tmp_path: Path) -> None:
     directory.append_metrics({"step": 2, "train/loss": 0.2})
     directory.truncate_metrics(length)
     assert directory.metrics() == [{"step": 1, "train/loss": 0.1}]
-    with pytest.raises(RunError, match="shorter than its checkpoint"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl"):
         directory.truncate_metrics(length + 1)
 
 
@@ -47,7 +47,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     with directory.locked():
         directory.begin_attempt()
-        with pytest.raises(ConfigError, match=r"in use by process \d+ on"), RunDirectory(tmp_path / "run").locked():
+        with pytest.raises(ConfigError, match=r"process \d+ on"), RunDirectory(tmp_path / "run").locked():
             pass
     with directory.locked():  # free again
         assert directory.begin_attempt() == 2
@@ -72,11 +72,11 @@ def test_tables_have_the_columns_of_all_rows(tmp_path: Path) -> None:
 
 
 def test_load_run_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no run directory"):
+    with pytest.raises(ConfigError, match=tmp_path.name):
         load_run(tmp_path)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"status\.json cannot be read"):
+    with pytest.raises(ConfigError, match=r"status\.json"):
         RunDirectory(tmp_path).status()

@@ -1,0 +1,49 @@
+"""What a wrong name gets to read: the sentences of groups, scaling laws and rules, in one table."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from newllm.analysis.comparison import rule
+from newllm.analysis.groups import find, groups
+from newllm.analysis.scaling import laws
+from newllm.errors import ConfigError
+from tests.support.run_folders import table
+
+RUNS = [["theta=1e4"], ["theta=5e5"], ["pos_encoding=alibi"], ["pos_encoding=alibi", "attention=mla"]]
+
+
+def frame() -> Any:
+    measured = {"val/ppl": 100.0, "data/train_tokens": 1000}
+    return table((overrides, seed, measured) for overrides in RUNS for seed in (1, 2))
+
+
+def baseline(wanted: str) -> Callable[[], object]:
+    return lambda: find(groups(frame()), wanted)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: groups(frame(), by=["atention"]), "by=atention is no choice, axis or setting of these runs; did you"),
+        (lambda: groups(frame(), by=["optim.clp"]), "did you mean optim.clip"),
+        (baseline("pos_encoding=alibi"), "baseline=pos_encoding=alibi fits 2 groups (alibi · mha, alibi · mla)"),
+        (baseline("alibi · mal"), "baseline=alibi · mal is no group; did you mean alibi · mla"),
+        (baseline("pos_encoding=nope"), "baseline=pos_encoding=nope is no group; expected one of: "),
+        (lambda: laws(frame(), "data/train_token"), "size=data/train_token is no metric of these runs; did you mean"),
+        (lambda: laws(frame(), "width"), "size=width is no metric, axis or setting of these runs"),
+        (lambda: laws(frame(), metric="val/pl"), "val/pl is no metric of these runs; did you mean val/ppl"),
+        (lambda: rule("intervall"), "verdict=intervall is no rule; did you mean verdict=interval"),
+        (lambda: rule("interval", alfa=0.1), "verdict.alfa is no option of interval; did you mean verdict.alpha"),
+        (lambda: rule("interval", alpha="low"), "verdict.alpha=low: expected a number"),
+        (lambda: rule("interval", alpha=2), "alpha must be between 0 and 1"),
+        (lambda: rule("published", share=0), "share must be above 0"),
+        (lambda: rule("published", spread=0), "spread must be greater than 0"),
+        (lambda: rule("published", least_seeds=1), "least_seeds must be 2 or greater"),
+    ],
+)
+def test_a_wrong_name_gets_a_sentence(wrong: Callable[[], object], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        wrong()
+    assert said in str(error.value)
