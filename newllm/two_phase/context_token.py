@@ -32,7 +32,7 @@ class ContextToken(LanguageModel):
 
     layers: of either block. context_dim: width C of the contexts. embed_dim: width E of embeddings and final states.
     vocab_size: None takes the tokenizer's size. Weights of both blocks are drawn from N(0, init_std^2), their biases
-    from N(0, bias_std^2), embeddings that nobody fills in as weights are.
+    from N(0, bias_std^2), embeddings as weights are, unless a stage fills them in.
     Source: github.com/rato-tokyo/new-llm at e2d7d20, src/models/llm.py.
 
     Handed over: the tokenizer's size, the training length, the weights' seed.

@@ -105,7 +105,7 @@ def write_contexts(path: Path, shape: Shape, pieces: Iterable[Piece], precision:
 
 def append(file: FileIO, tensor: Tensor) -> None:
     """The tensor's bytes. By writing, since a full disk kills a process that writes through a memory map."""
-    rest = memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+    rest = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
     while rest:
         rest = rest[file.write(rest) :]
 
