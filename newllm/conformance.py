@@ -7,13 +7,12 @@ exit status is 1 if one does not. Other choices and options may be given as in t
 files of your own, laid out like conf/.
 """
 
-import argparse
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from newllm.errors import ConfigError, run_command
+from newllm.errors import ConfigError, Parser, run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,11 +166,6 @@ def token_ids() -> "Tensor":
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; newllm conformance --help shows the usage.")
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     return run_command(_run, sys.argv[1:] if argv is None else argv)
@@ -181,7 +175,7 @@ def _run(argv: list[str]) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print((__doc__ or "").replace("`", ""))
         return 0
-    parser = _Parser(add_help=False)
+    parser = Parser(prog="newllm conformance", add_help=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--config-dir", "-cd")
     options = parser.parse_intermixed_args(argv)

@@ -3,10 +3,12 @@
 A message is one sentence: what was wrong, what was expected, what to type instead.
 """
 
+import argparse
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class NewllmError(Exception):
@@ -23,6 +25,13 @@ class ConfigError(NewllmError):
 
 class RunError(NewllmError):
     """The run itself failed: a non-finite loss, a full disk, a model that sees the future."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ConfigErrors; its `prog` is the command as one types it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help shows the usage.")
 
 
 def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:

@@ -10,7 +10,6 @@ positions look (phase collision, lower is less alike: a description, no predicti
 --config-dir FOLDER adds YAML files of your own, laid out like conf/.
 """
 
-import argparse
 import csv
 import json
 import pkgutil
@@ -18,11 +17,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from newllm.errors import ConfigError, run_command
+from newllm.errors import ConfigError, Parser, run_command
 from newllm.position.frequencies import channels_longer_than, phase_collision, wavelengths
 
 _ENDINGS = (".png", ".svg", ".csv")
@@ -153,16 +152,11 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(_run, sys.argv[1:] if argv is None else argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; newllm frequencies --help shows the usage.")
-
-
 def _run(argv: list[str]) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print((__doc__ or "").replace("`", ""))
         return 0
-    parser = _Parser(add_help=False)
+    parser = Parser(prog="newllm frequencies", add_help=False)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--config-dir", "-cd")
     parser.add_argument("--multirun", "-m", action="store_true")  # as it is in any case

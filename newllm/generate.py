@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from newllm.errors import ConfigError, run_command
+from newllm.errors import ConfigError, Parser, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -67,13 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(_run, sys.argv[1:] if argv is None else argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; newllm generate --help shows the usage.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="newllm generate", description=__doc__)
+    parser = Parser(prog="newllm generate", description=__doc__)
     parser.add_argument("run", help="run directory, as in outputs/runs/tiny-rope-…")
     parser.add_argument("prompt", help="the text to continue")
     parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N")

@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from newllm.errors import ConfigError, run_command
+from newllm.errors import ConfigError, Parser, run_command
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import launches
 from newllm.sweep.run_names import choose
@@ -53,13 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(_run, sys.argv[1:] if argv is None else argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; newllm status --help shows the usage.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="newllm status",
         description=__doc__,
         epilog=_EPILOG,

@@ -7,6 +7,8 @@ trained with, `scaling` stretches a trained model's frequencies to longer inputs
 `nodes` is what the options `frequencies` and `scaling` of an encoding may be.
 """
 
+# ruff: noqa: F401
+
 from newllm.position.frequencies.evq import evq_cosh, evq_split, optimal_tau
 from newllm.position.frequencies.families import (
     anchored_polynomial,
@@ -34,33 +36,3 @@ from newllm.position.frequencies.scaling import (
     yarn_temperature,
 )
 from newllm.position.frequencies.spectrum import channels_longer_than, phase_collision, wavelengths
-
-__all__ = [
-    "anchored_polynomial",
-    "channels_longer_than",
-    "dynamic_ntk",
-    "dynamic_ntk_transformers",
-    "evq_cosh",
-    "evq_split",
-    "geometric",
-    "highest",
-    "hybrid",
-    "listed",
-    "llama3",
-    "longrope",
-    "longrope_temperature",
-    "mix",
-    "ntk_aware",
-    "ntk_spread",
-    "optimal_tau",
-    "phase_collision",
-    "position_interpolation",
-    "proportional",
-    "sigmoid",
-    "wavelengths",
-    "whole_turns",
-    "yarn",
-    "yarn_channels",
-    "yarn_index_ramp",
-    "yarn_temperature",
-]
