@@ -2,12 +2,11 @@
 
 All train on the same batches of real text with AdamW (fused), clipping and a backward pass, each set up as its users
 run it: newllm as `newllm train` does, transformers as a plain script. The roofline is the time of the model's matrix
-products alone, forward and both backward, in that precision. A second series (names ending in /keep_memory) gives the
-peers newllm's allocator setting as well, and so shows what the arithmetic alone wins.
+products alone, forward and both backward, in that precision. With runtime.keep_memory=false newllm has the allocator
+of its peers, which shows what the arithmetic alone wins.
 
   rounds    turns of each contestant          steps   training steps in a turn
   compiled  also under torch.compile (compilation takes minutes)
-  alike     the second series as well
   memory    instead of all this: peak memory of a step, against logits of the whole batch in fp32
 """
 
@@ -22,11 +21,10 @@ from omegaconf import DictConfig
 from newllm.bench import train_contestants
 from newllm.bench.harness import Result, Setup
 from newllm.bench.hf_reference import peer_name
-from newllm.bench.processes import Build, in_processes
+from newllm.bench.processes import Build, alternate_in_processes
 from newllm.config import compose
 from newllm.precision import autocast
 from newllm.run.prepare import prepare
-from newllm.runtime import keep_freed_memory
 from newllm.training.memory import peak_bytes
 from newllm.training.step import Step
 
@@ -48,7 +46,6 @@ def measure(
     rounds: int = 7,
     steps: int = 3,
     compiled: bool = True,
-    alike: bool = True,
     memory: bool = False,
 ) -> Result:
     """ratio/<contestant>: its time divided by newllm's (median), …/min, …/max; roofline/share; seconds/<contestant> of
@@ -65,31 +62,27 @@ def measure(
         {"peer": peer, **setup.metrics, **sizes},
         notes=[f"Peer: {peer}. Medians of {rounds} rounds of {steps} steps (least … greatest)."],
     )
-    with in_processes(_contestants(overrides, setup.precision, compiled), optional=COMPILED) as contestants:
-        series = [("", "each as its users run it", contestants.alternate(rounds, steps))]
-        if alike and setup.device.type == "cpu":
-            contestants.do(keep_freed_memory)
-            series.append(("/keep_memory", "all with runtime.keep_memory", contestants.alternate(rounds, steps)))
-    for name, reason in contestants.left_out.items():
-        result.notes.append(f"{LABELS[name]}, is left out: {reason}")
-    for suffix, title, seconds in series:
-        rows = []
-        for name in (name for name in LABELS if name in seconds):
-            times, faster = seconds[name], ""
-            result.metrics[f"seconds/{name}{suffix}"] = times
-            if name == "matmuls":
-                result.ratio(f"roofline/share{suffix}", times, seconds["newllm"])
-                faster = f"{100 * result.metrics[f'roofline/share{suffix}']:.0f} % reached"
-            elif name != "newllm":
-                faster = result.ratio(f"ratio/{name}{suffix}", times, seconds["newllm"])
-            middle = statistics.median(times)
-            milliseconds = f"{1e3 * middle:.1f} ({1e3 * min(times):.1f} … {1e3 * max(times):.1f})"
-            rows.append([LABELS[name], milliseconds, f"{size * length / middle:,.0f}", faster])
-        if all(name in seconds for name in COMPILED):
-            ours, theirs = (seconds[name] for name in COMPILED)
-            result.ratio(f"ratio/transformers_compiled/newllm_compiled{suffix}", theirs, ours)
-        title = f"{setup.cfg.choices.model}, {size} x {length} tokens, {setup.machine}: {title}"
-        result.table(title, ["contestant", "ms a step", "tokens/s", "newllm is faster"], rows)
+    seconds, left_out = alternate_in_processes(
+        _contestants(overrides, setup.precision, compiled), rounds, steps, optional=COMPILED
+    )
+    result.notes += [f"{LABELS[name]}, is left out: {reason}" for name, reason in left_out.items()]
+    rows = []
+    for name in (name for name in LABELS if name in seconds):
+        times, faster = seconds[name], ""
+        result.metrics[f"seconds/{name}"] = times
+        if name == "matmuls":
+            result.ratio("roofline/share", times, seconds["newllm"])
+            faster = f"{100 * result.metrics['roofline/share']:.0f} % reached"
+        elif name != "newllm":
+            faster = result.ratio(f"ratio/{name}", times, seconds["newllm"])
+        middle = statistics.median(times)
+        milliseconds = f"{1e3 * middle:.1f} ({1e3 * min(times):.1f} … {1e3 * max(times):.1f})"
+        rows.append([LABELS[name], milliseconds, f"{size * length / middle:,.0f}", faster])
+    if all(name in seconds for name in COMPILED):
+        ours, theirs = (seconds[name] for name in COMPILED)
+        result.ratio("ratio/transformers_compiled/newllm_compiled", theirs, ours)
+    title = f"{setup.cfg.choices.model}, {size} x {length} tokens, {setup.machine}: each as its users run it"
+    result.table(title, ["contestant", "ms a step", "tokens/s", "newllm is faster"], rows)
     return result
 
 

@@ -1,5 +1,6 @@
 """Turns, ratios, and contestants in processes of their own."""
 
+import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -9,7 +10,7 @@ from functools import partial
 import pytest
 
 from newllm.bench.harness import Result, alternate, turns
-from newllm.bench.processes import in_processes
+from newllm.bench.processes import alternate_in_processes
 from newllm.errors import ConfigError, RunError
 
 
@@ -62,31 +63,32 @@ def failing(error: Exception) -> Callable[[], None]:
 
 def test_each_has_a_process_of_its_own_and_they_take_turns(tmp_path) -> None:
     log = tmp_path / "calls"
-    with in_processes({name: partial(counting, str(log), name) for name in "ab"}) as processes:
-        log.write_text("")  # building made a call
-        seconds = processes.alternate(rounds=2, calls=2)
+    contestants = {name: partial(counting, str(log), name) for name in "ab"}
+    seconds, left_out = alternate_in_processes(contestants, rounds=2, calls=2)
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+    assert left_out == {}
     lines = [line.split() for line in log.read_text().splitlines()]
-    assert [name for name, _ in lines] == ["a"] * 3 + ["b"] * 6 + ["a"] * 3  # two rounds, an untimed call in each turn
+    assert sorted(name for name, _ in lines[:2]) == ["a", "b"]  # building makes a call
+    assert [name for name, _ in lines[2:]] == ["a"] * 3 + ["b"] * 6 + ["a"] * 3  # an untimed call in each turn
     owners = dict(map(tuple, lines))
     assert len({*owners.values(), str(os.getpid())}) == 3
 
 
 def test_a_contestant_that_dies_ends_the_bench_with_a_sentence() -> None:
+    contestants = {"a": partial(dying, 99, signal.SIGTERM), "b": partial(dying, 2, signal.SIGKILL)}
     with pytest.raises(RunError, match=r"the process of b was killed, as .* memory runs out"):
-        with in_processes(
-            {"a": partial(dying, 99, signal.SIGTERM), "b": partial(dying, 2, signal.SIGKILL)}
-        ) as processes:
-            processes.alternate(rounds=2, calls=1)
+        alternate_in_processes(contestants, rounds=2, calls=1)
+    assert not multiprocessing.active_children()
 
 
 def test_only_an_optional_contestant_is_left_out() -> None:
     broken = partial(failing, RuntimeError("no C++ compiler found\nand much more"))
-    with in_processes({"a": partial(dying, 99, signal.SIGTERM), "b": broken}, optional=["b"]) as processes:
-        assert processes.left_out == {"b": "b failed: no C++ compiler found"}
-        assert processes.alternate(rounds=1, calls=1).keys() == {"a"}
-    with pytest.raises(RunError, match="b failed: no C"), in_processes({"b": broken}):
-        pass
-    mended = partial(failing, ConfigError("the tokenizer is not there."))
-    with pytest.raises(ConfigError, match="the tokenizer is not there"), in_processes({"b": mended}, optional=["b"]):
-        pass
+    contestants = {"a": partial(dying, 99, signal.SIGTERM), "b": broken}
+    seconds, left_out = alternate_in_processes(contestants, rounds=1, calls=1, optional=["b"])
+    assert left_out == {"b": "b failed: no C++ compiler found"}
+    assert seconds.keys() == {"a"}
+    with pytest.raises(RunError, match="b failed: no C"):
+        alternate_in_processes({"b": broken}, rounds=1, calls=1)
+    unusable = partial(failing, ConfigError("the tokenizer is not there."))
+    with pytest.raises(ConfigError, match="the tokenizer is not there"):
+        alternate_in_processes({"b": unusable}, rounds=1, calls=1, optional=["b"])

@@ -140,5 +140,5 @@ def test_no_repeats_trains_no_fact(load: Load) -> None:
     data = load({**NODE, "repeats": 0})
     assert data.counts["data/fact_rows"] == 0
     assert data.facts is not None
-    with pytest.raises(ConfigError, match="repeats must be at least 0"):
+    with pytest.raises(ConfigError, match=r"facts\.repeats must be 0 or greater"):
         ReversalFacts(repeats=-1)

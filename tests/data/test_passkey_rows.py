@@ -70,7 +70,7 @@ def test_the_rows_depend_on_their_index_alone(load: Load) -> None:
 
 
 def test_a_share_outside_0_to_1_and_rows_without_room_are_refused(load: Load) -> None:
-    with pytest.raises(ConfigError, match=r"from 0 to 1, not 1\.2"):
+    with pytest.raises(ConfigError, match=r"data\.passkey must lie in \[0, 1\]"):
         load(passkey=1.2)
     with pytest.raises(ConfigError, match=r"two markers of \d+ tokens .* type seq_len=\d+"):
         load(passkey=0.1, seq_len=24)

@@ -65,7 +65,7 @@ OPTIONS: list[tuple[dict, str]] = [
     ({"path": None}, r"data\.path=FILE_OR_FOLDER"),
     ({"min_chars": 9_999_999}, r"no text in documents of data\.min_chars=9999999"),
     # budgets
-    ({"samples": 0}, "samples must be greater than 0, not 0"),
+    ({"samples": 0}, "samples must be greater than 0, as in samples=100; got 0"),
     ({"seq_len": -1}, "seq_len must be greater than 0"),
     ({"documents": 0}, r"data\.documents must be greater than 0"),
     ({"val_samples": -1}, r"data\.val_samples must be greater than 0"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+from newllm.checks import above, within
 from newllm.errors import ConfigError
 
 
@@ -94,21 +95,13 @@ class Corpus(ABC):
         return 1 if self.separate_validation else math.ceil(1 / self.val_fraction)
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "samples", "tokens", "tokenizer_bytes"):
+        for name in ("seq_len", "samples", "tokens", "tokenizer_bytes", "documents", "val_samples"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} must be greater than 0, not {value}; type for instance {name}=128")
-        for name in ("documents", "val_samples"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"data.{name} must be greater than 0, not {value}; type for instance data.{name}=50")
+            if value is not None:  # the first three are root keys
+                above(name if name in ("seq_len", "samples", "tokens") else f"data.{name}", value, 0, 100)
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"data.val_fraction must be between 0 and 1, not {self.val_fraction}; type 0.1")
-        if not 0 <= self.passkey <= 1:
-            raise ConfigError(
-                f"data.passkey is a share of the training rows, from 0 to 1, not {self.passkey:g}; "
-                "type data.passkey=0.1"
-            )
+        within("data.passkey", self.passkey, 0, 1, 0.1)
         if self.tokenizer == "auto" and self.vocab_size < 257:
             raise ConfigError(
                 f"data.vocab_size must be at least 257 (256 bytes and end-of-text), not {self.vocab_size}; "
