@@ -11,27 +11,20 @@ from pathlib import Path
 import pytest
 
 from newllm.status import main
-from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, recorded
-
-
-def made(sweep: Path, name: str, state: str = "queued", **status: object) -> RunDirectory:
-    run = RunDirectory(sweep / name)
-    run.freeze({"trainer": {"batch_size": 8}, "data": {"seq_len": 32}})
-    run.update_status(state=state, **status)
-    if state == "done":
-        run.write_results({"val/ppl": 98.76})
-    return run
+from tests.support.sweep_folders import make_run
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """A run of each fate."""
+    """A run in each state."""
     folder = tmp_path / "sweep"
-    made(folder, "tiny-rope-s1-0000000a", "done")
-    made(folder, "tiny-rope-s2-0000000b", "failed", error="Training broke at step 7.").log_file.write_text("step 7\n")
-    made(folder, "tiny-alibi-s1-0000000c", "running", progress={"step": 1234, "steps": 5000})
-    made(folder, "tiny-alibi-s2-0000000d")
+    make_run(folder, "tiny-rope-s1-0000000a", "done")
+    make_run(folder, "tiny-rope-s2-0000000b", "failed", error="Training broke at step 7.").log_file.write_text(
+        "step 7\n"
+    )
+    make_run(folder, "tiny-alibi-s1-0000000c", "running", progress={"step": 1234, "steps": 5000})
+    make_run(folder, "tiny-alibi-s2-0000000d")
     return folder
 
 
@@ -107,7 +100,7 @@ def test_logs_prints_the_log_and_what_a_dying_process_said(sweep: Path, capsys: 
 
 
 def test_logs_follows_a_run_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = made(tmp_path, "tiny-s1", "running")
+    run = make_run(tmp_path, "tiny-s1", "running")
     run.log_file.write_text("first\n")
 
     def work() -> None:
@@ -132,7 +125,7 @@ def test_logs_follows_a_run_to_its_end(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_watch_ends_with_the_last_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = made(tmp_path, "tiny-s1", "running")
+    run = make_run(tmp_path, "tiny-s1", "running")
     with run.locked():
         timer = threading.Timer(0.5, run.end_attempt, ("failed", "Broke."))
         timer.start()

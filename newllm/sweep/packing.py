@@ -29,8 +29,11 @@ class Packing:
     """packs: every run once, in order. notes: lines for the user."""
 
     packs: list[list[Path]]
-    size: int = 1
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return max(map(len, self.packs))
 
 
 def speeds(runs: Sequence[Path], sizes: Sequence[int], grant: Grant) -> list[float]:
@@ -66,7 +69,11 @@ def pack(
     """
     if size in (None, 1) or len(runs) < 2:
         return Packing([[run] for run in runs])
-    configs = _configs(runs)
+    configs: dict[Path, Config] = {}
+    for run in runs:
+        with suppress(ConfigError):  # starting a run that can't be read will tell why
+            if "trainer" in (config := RunDirectory(run).config()):
+                configs[run] = config
     groups: dict[str, list[Path]] = {}
     for run in runs:
         mark = f"{key(configs[run])} {threads.get(run.name)}" if run in configs else str(run)
@@ -84,31 +91,25 @@ def pack(
             except ConfigError as error:
                 raise ConfigError(f"pack={size}: {error}") from None
     together = size if isinstance(size, int) else 1
-    packs = [share for mark, group in groups.items() for share in _shares(group, together if mark in fit else 1)]
+    packs = []
+    for mark, group in groups.items():  # as few packs as there can be, as equal as they can be
+        number = -(-len(group) // (together if mark in fit else 1))
+        packs += [group[i * len(group) // number : (i + 1) * len(group) // number] for i in range(number)]
+    order = {run: number for number, run in enumerate(runs)}
+    packs.sort(key=lambda pack: order[pack[0]])
     alone = [group[0] for mark, group in groups.items() if mark not in fit and group[0] in configs]
     if together > 1 and alone:
         other = next(configs[group[0]] for group in fit.values())
-        notes.append(_why_alone(len(alone), configs[alone[0]], other))
-    order = {run: place for place, run in enumerate(runs)}
-    packs.sort(key=lambda pack: order[pack[0]])
-    return Packing(packs, max(map(len, packs)), notes)
+        keys = ", ".join(differing([configs[alone[0]], other])) or "the threads that it began with"
+        some = "1 run trains" if len(alone) == 1 else f"{len(alone)} runs train"
+        notes.append(f"{some} alone, since no other shares {'its' if len(alone) == 1 else 'their'} {keys}.")
+    return Packing(packs, notes)
 
 
 def require_packable(configs: Sequence[Config], size: Pack) -> None:
     """ConfigError, with the keys that differ, if packs were asked for and no two of these runs can be packed."""
     if isinstance(size, int) and size > 1 and (why := unpackable(configs)):
         raise ConfigError(f"pack={size}: {why}.")
-
-
-def _configs(runs: Sequence[Path]) -> dict[Path, Config]:
-    """The frozen configurations that can be read; starting the others will tell why they cannot."""
-    found: dict[Path, Config] = {}
-    for run in runs:
-        with suppress(ConfigError):
-            config = RunDirectory(run).config()
-            if "trainer" in config:
-                found[run] = config
-    return found
 
 
 def _best_size(
@@ -119,7 +120,9 @@ def _best_size(
     if len(sizes) == 1:
         return 1, "pack=auto: there are too few runs to keep every slot busy in packs, so that each trains alone."
     name = hashlib.sha256(f"{mark} {grant} {sizes}".encode()).hexdigest()[:8]
-    known = _known(sweep)
+    known: dict[str, list[float]] = {}
+    with suppress(OSError, ValueError):
+        known = dict(json.loads((sweep / FILE).read_text(encoding="utf-8")))
     found = known.get(name)
     if found is None:
         try:
@@ -134,22 +137,3 @@ def _best_size(
         return 1, f"pack=auto: packing does not pay here (steps per second by runs in a pack: {listed})."
     gain = f"{found[best] / found[0]:.2f} x the steps per second of one by one"
     return sizes[best], f"pack=auto: packs of {sizes[best]} make {gain} (by runs in a pack: {listed})."
-
-
-def _known(sweep: Path) -> dict[str, list[float]]:
-    with suppress(OSError, ValueError):
-        return dict(json.loads((sweep / FILE).read_text(encoding="utf-8")))
-    return {}
-
-
-def _shares(group: Sequence[Path], size: int) -> list[list[Path]]:
-    """As few packs of at most `size` as there can be, as equal as they can be."""
-    number = -(-len(group) // size)
-    return [list(group[i * len(group) // number : (i + 1) * len(group) // number]) for i in range(number)]
-
-
-def _why_alone(number: int, config: Config, other: Config) -> str:
-    keys = ", ".join(differing([config, other])) or "the threads that it began with"
-    if number == 1:
-        return f"1 run trains alone, since no other shares its {keys}."
-    return f"{number} runs train alone, since no other shares their {keys}."

@@ -1,9 +1,11 @@
 """What runs run on: GPUs, or groups of CPU cores, and how much of them one run takes."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 from newllm.errors import ConfigError
@@ -94,26 +96,18 @@ class Slots:
         return self._units == 0
 
     def take(self, want: Demand) -> Grant | None:
-        """A part of the machine for one run, None while there is not enough. A run that asks for more than there
-        is gets all of it."""
-        if want.gpu:
-            threads = want.threads or self.threads * want.devices
-            number = min(want.devices, len(self.gpus))
-            units = min(number, self.count)
-            chosen = sorted((gpu for gpu in self.gpus if self._shares[gpu]), key=lambda gpu: -self._shares[gpu])
-            if units > self._units or len(chosen) < number:
-                return None
-            grant = Grant(threads, units, tuple(chosen[:number]))
-        else:
-            threads = want.threads or max(self.threads, want.devices)
-            units = min(-(-max(threads, want.devices) // self.threads), self.count)
-            if units > self._units:
-                return None
-            grant = Grant(threads, units, hide_gpus=bool(self.gpus))
-        self._units -= grant.units
-        for gpu in grant.gpus:
+        """A part of the machine for one run; None while not enough is free. A run that asks for more than there is
+        gets all of it."""
+        number = min(want.devices, len(self.gpus)) if want.gpu else 0
+        threads = want.threads or (self.threads * want.devices if want.gpu else max(self.threads, want.devices))
+        units = min(number or -(-max(threads, want.devices) // self.threads), self.count)
+        free = sorted((gpu for gpu in self.gpus if self._shares[gpu]), key=lambda gpu: -self._shares[gpu])
+        if units > self._units or len(free) < number:
+            return None
+        self._units -= units
+        for gpu in free[:number]:
             self._shares[gpu] -= 1
-        return grant
+        return Grant(threads, units, tuple(free[:number]), hide_gpus=bool(self.gpus) and not want.gpu)
 
     def give(self, grant: Grant) -> None:
         """Take back what a run no longer needs."""
@@ -130,32 +124,18 @@ def visible_gpus(
     environment: Mapping[str, str] | None = None, listing: Callable[[], str] | None = None
 ) -> tuple[str, ...]:
     """CUDA names of the GPUs this process may use: the entries of CUDA_VISIBLE_DEVICES as they stand (numbers,
-    UUIDs, MIG instances), else what nvidia-smi lists. CUDA itself is not touched, so that workers can be forked."""
+    UUIDs, MIG instances), else what ``nvidia-smi -L`` lists: GPUs by their numbers, or their MIG instances.
+
+    CUDA itself is not touched, so that workers can be forked.
+    """
     given = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return _listed((listing or _nvidia_smi)())
+    if given is not None:
+        entries = [entry.strip() for entry in given.split(",")]  # CUDA ignores what follows one that names no GPU
+        named = takewhile(lambda entry: entry and not entry.startswith("-") and entry != "NoDevFiles", entries)
+        return tuple(dict.fromkeys(named))
     names: list[str] = []
-    for name in (entry.strip() for entry in given.split(",")):
-        if not name or name.startswith("-") or name == "NoDevFiles":  # CUDA ignores what follows such an entry
-            break
-        names.append(name)
-    return tuple(dict.fromkeys(names))
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    """From the lines of ``nvidia-smi -L``: a GPU by its number, or by the UUIDs of its MIG instances."""
-    names: list[str] = []
-    mig = False  # has the latest GPU instances?
-    for line in text.splitlines():
-        if line.startswith("GPU "):
-            number = line[4:].partition(":")[0]
-            names.append(number)
-            mig = False
-        elif line.strip().startswith("MIG ") and "UUID: " in line:
-            if not mig:
-                names.pop()
-            mig = True
-            names.append(line.partition("UUID: ")[2].rstrip(") \n"))
+    for gpu in re.split(r"^GPU (?=\d)", (listing or _nvidia_smi)(), flags=re.MULTILINE)[1:]:
+        names += re.findall(r"MIG .*UUID: ([^)\s]+)", gpu) or [gpu.partition(":")[0]]
     return tuple(names)
 
 

@@ -13,7 +13,7 @@ from newllm.status import main
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.local import Local
-from tests.support.sweep_folders import made
+from tests.support.sweep_folders import make_run
 
 SMALL = [
     "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", "batch_size=8", "epochs=1",
@@ -60,8 +60,8 @@ def state(run: RunDirectory) -> str:
 def test_cancel_asks_the_launcher_and_keeps_queued_runs_from_starting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    waiting = [made(tmp_path, name) for name in ("tiny-s1", "tiny-s2")]
-    done = made(tmp_path, "tiny-s3", "done")
+    waiting = [make_run(tmp_path, name) for name in ("tiny-s1", "tiny-s2")]
+    done = make_run(tmp_path, "tiny-s3", "done")
     with process(LAUNCHER, tmp_path) as launcher:
         assert main([str(tmp_path), "--cancel"]) == 0
         launcher.wait(timeout=20)
@@ -74,7 +74,7 @@ def test_cancel_asks_the_launcher_and_keeps_queued_runs_from_starting(
 
 
 def test_cancel_of_named_runs_leaves_the_launcher_and_the_others_alone(tmp_path: Path) -> None:
-    running, queued, other = (made(tmp_path, f"tiny-s{seed}") for seed in (1, 2, 3))
+    running, queued, other = (make_run(tmp_path, f"tiny-s{seed}") for seed in (1, 2, 3))
     with process(LAUNCHER, tmp_path) as launcher, process(WORKER, running.path) as worker:
         assert main([str(tmp_path), "tiny-s1", "tiny-s2", "--cancel"]) == 0
         assert worker.wait(timeout=20) == -15
@@ -84,7 +84,7 @@ def test_cancel_of_named_runs_leaves_the_launcher_and_the_others_alone(tmp_path:
 
 
 def test_cancel_says_so_if_a_run_is_on_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = made(tmp_path, "tiny-s1", "running", host="elsewhere", pid=os.getpid())
+    run = make_run(tmp_path, "tiny-s1", "running", host="elsewhere", pid=os.getpid())
     with run.locked():
         assert main([str(run.path), "--cancel"]) == 1
     assert "on elsewhere; cancel it there" in capsys.readouterr().out
@@ -106,9 +106,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_cancel_ends_a_slurm_job_if_it_has_no_other_runs(slurm: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    made(folder, "tiny-s1", "running", slurm="7_0", host="node1")
-    made(folder, "tiny-s2", "done", slurm="7_0")
-    shared = [made(folder, f"tiny-s{seed}", slurm="7_1") for seed in (3, 4)]
+    make_run(folder, "tiny-s1", "running", slurm="7_0", host="node1")
+    make_run(folder, "tiny-s2", "done", slurm="7_0")
+    shared = [make_run(folder, f"tiny-s{seed}", slurm="7_1") for seed in (3, 4)]
     assert main([str(folder), "s1", "s3", "--cancel"]) == 0
     assert slurm.read_text() == "7_0\n"
     assert [*map(state, shared)] == ["interrupted", "queued"]
@@ -118,8 +118,8 @@ def test_cancel_ends_a_slurm_job_if_it_has_no_other_runs(slurm: Path, tmp_path: 
 
 def test_slurm_shows_in_the_table(slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "sweep"
-    made(folder, "tiny-s1", "running", slurm="7_0")
-    made(folder, "tiny-s2", "running", slurm="7_2")
+    make_run(folder, "tiny-s1", "running", slurm="7_0")
+    make_run(folder, "tiny-s2", "running", slurm="7_2")
     assert main([str(folder)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[1:3] == [["s1", "running", "7_0", "RUNNING"], ["s2", "interrupted", "7_2", "not", "known"]]
@@ -127,7 +127,7 @@ def test_slurm_shows_in_the_table(slurm: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_retry_does_what_is_not_done(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     failed, queued = frozen(tmp_path, "failed", "seed=1"), frozen(tmp_path, "queued", "seed=2")
-    done = made(tmp_path, "tiny-s3", "done")
+    done = make_run(tmp_path, "tiny-s3", "done")
     assert main([str(tmp_path), "--retry", "all"]) == 0
     assert [state(failed), state(queued), done.results()] == ["done", "done", {"val/ppl": 98.76}]
     assert main([str(tmp_path), "--retry", "all"]) == 0

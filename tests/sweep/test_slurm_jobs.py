@@ -13,7 +13,7 @@ from newllm.sweep.launches import Policy, launches
 from newllm.sweep.slurm import Array, Slurm, arrays, follow, resources, settle
 from newllm.sweep.slurm_job import Task
 from newllm.sweep.slurm_states import job_states
-from tests.support.sweep_folders import made
+from tests.support.sweep_folders import make_run
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_jobs_that_slurm_has_forgotten_are_no_error_and_a_silent_slurm_is_one(co
 def test_a_run_whose_job_has_gone_gets_slurms_word(
     tmp_path: Path, state: str, word: str | None, after: str, error: str | None
 ) -> None:
-    run = made(tmp_path, "run", state=state, slurm="5_1")
+    run = make_run(tmp_path, "run", state=state, slurm="5_1")
     settle(run, {"5_1": word} if word else {})
     assert run.status()["state"] == after
     assert (run.status()["error"] is None) if error is None else run.status()["error"].startswith(error)
@@ -122,7 +122,7 @@ class Notes:
 
 
 def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(tmp_path: Path) -> None:
-    a, b = made(tmp_path, "a", slurm="1_0"), made(tmp_path, "b", slurm="1_1")
+    a, b = make_run(tmp_path, "a", slurm="1_0"), make_run(tmp_path, "b", slurm="1_1")
     script: deque[tuple[str, dict[str, str] | None]] = deque([
         ("queued", None),
         ("running", {"1_0": "RUNNING", "1_1": "PENDING (JobHeldUser)"}),
@@ -153,7 +153,7 @@ def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(t
 
 
 def test_a_job_that_may_not_queue_again_says_why(tmp_path: Path) -> None:
-    run = made(tmp_path, "run", state="interrupted", slurm="5")
+    run = make_run(tmp_path, "run", state="interrupted", slurm="5")
     task = Task(str(tmp_path), "newllm", (str(run.path),), Policy(), jobs_per_gpu=1, requeues=1)
     before = signal.getsignal(signal.SIGUSR2)
     try:
@@ -177,7 +177,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, int], key: st
 
 
 def test_a_machine_without_slurm_is_told_so_and_the_run_stays_queued(tmp_path: Path, commands: Path) -> None:
-    run = made(tmp_path, "run")
+    run = make_run(tmp_path, "run")
     with pytest.raises(ConfigError, match="sbatch"):
         Slurm().start(tmp_path, [run.path], Policy())
     assert run.status()["state"] == "queued"
@@ -196,7 +196,7 @@ def test_a_cluster_that_refuses_the_second_array_keeps_the_first(
             else echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; fi""",
     )
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
-    runs = [made(tmp_path / "sweep", name).path for name in "abc"]
+    runs = [make_run(tmp_path / "sweep", name).path for name in "abc"]
     launcher = Slurm(
         account="lab", gpus=2, max_running=1, setup=["module load cuda"], additional={"constraint": "a100"}
     )

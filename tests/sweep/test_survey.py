@@ -15,7 +15,7 @@ from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.run_names import choose, short_names
 from newllm.sweep.survey import Line, counts, survey, sweeps_in
-from tests.support.sweep_folders import made
+from tests.support.sweep_folders import make_run
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOLD = """
@@ -44,19 +44,19 @@ def held(run: RunDirectory) -> Iterator[subprocess.Popen]:
 
 def test_a_finished_run_tells_its_perplexity_and_time(tmp_path: Path) -> None:
     times = {"started": BEGAN.isoformat(), "finished": (BEGAN + timedelta(minutes=2)).isoformat()}
-    made(tmp_path, "a-s1", "done", attempt=1, **times)
+    make_run(tmp_path, "a-s1", "done", attempt=1, **times)
     line = only(tmp_path)
     assert (line.name, line.state, line.val_ppl, line.seconds, line.attended) == ("a-s1", "done", 98.76, 120.0, False)
 
 
 def test_a_failed_run_tells_its_error(tmp_path: Path) -> None:
-    made(tmp_path, "a-s1", "failed", error="The loss is nan.")
+    make_run(tmp_path, "a-s1", "failed", error="The loss is nan.")
     assert (only(tmp_path).state, only(tmp_path).error) == ("failed", "The loss is nan.")
 
 
 def test_a_run_is_running_while_its_process_lives_and_cut_off_when_that_is_killed(tmp_path: Path) -> None:
     progress = {"step": 25, "steps": 100, "epoch": 1, "loss": 4.5, "tokens_per_second": 100.0}
-    run = made(tmp_path, "a-s1", "running", started=BEGAN.isoformat(), progress=progress)
+    run = make_run(tmp_path, "a-s1", "running", started=BEGAN.isoformat(), progress=progress)
     with held(run) as process:
         line = only(tmp_path, now=BEGAN + timedelta(seconds=10))
         assert (line.state, line.attended, line.step, line.steps, line.loss) == ("running", True, 25, 100, 4.5)
@@ -70,7 +70,7 @@ def test_a_run_is_running_while_its_process_lives_and_cut_off_when_that_is_kille
 
 
 def test_a_queued_run_is_attended_while_its_launcher_lives(tmp_path: Path) -> None:
-    runs = [made(tmp_path, name).path for name in ("a-s1", "a-s2")]
+    runs = [make_run(tmp_path, name).path for name in ("a-s1", "a-s2")]
     with recorded(tmp_path, "local", {}, Policy(), runs[:1]):
         assert [(line.state, line.attended) for line in survey(tmp_path)] == [("queued", True), ("queued", False)]
     assert [(line.state, line.attended) for line in survey(tmp_path)] == [("queued", False)] * 2
@@ -78,9 +78,9 @@ def test_a_queued_run_is_attended_while_its_launcher_lives(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("content", ['{"state": "run', "[1]", '"done"', '{"state": "finished"}', b"\xff\xfe"])
 def test_a_broken_status_is_listed_as_unreadable_and_hides_no_other(tmp_path: Path, content: str | bytes) -> None:
-    run = made(tmp_path, "a-s1")
+    run = make_run(tmp_path, "a-s1")
     run.status_file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    made(tmp_path, "a-s2", "failed")
+    make_run(tmp_path, "a-s2", "failed")
     broken, other = survey(tmp_path)
     assert (broken.state, other.state) == ("unreadable", "failed")
     assert str(run.status_file) in (broken.error or "")
@@ -88,7 +88,7 @@ def test_a_broken_status_is_listed_as_unreadable_and_hides_no_other(tmp_path: Pa
 
 @pytest.mark.parametrize("results", ["", "{", "[]", "{}", None])
 def test_a_finished_run_without_results_is_unreadable(tmp_path: Path, results: str | None) -> None:
-    run = made(tmp_path, "a-s1", "done")
+    run = make_run(tmp_path, "a-s1", "done")
     run.results_file.unlink()
     if results is not None:
         run.results_file.write_text(results)
@@ -97,7 +97,7 @@ def test_a_finished_run_without_results_is_unreadable(tmp_path: Path, results: s
 
 
 def test_a_run_of_another_version_is_listed_with_what_can_be_known(tmp_path: Path) -> None:
-    run = made(tmp_path, "old-s1", "interrupted", attempt="2", progress=[1, 2], started="yesterday", slurm=None)
+    run = make_run(tmp_path, "old-s1", "interrupted", attempt="2", progress=[1, 2], started="yesterday", slurm=None)
     run.config_file.write_text("model: [no, longer, like, this]\nunknown: {nodes: 1}\n")
     line = only(tmp_path)
     assert (line.state, line.attempt, line.step, line.seconds) == ("interrupted", 0, None, None)
@@ -126,7 +126,7 @@ def test_a_run_of_another_version_is_listed_with_what_can_be_known(tmp_path: Pat
 def test_a_run_under_slurm_is_what_slurm_says(
     tmp_path: Path, claimed: str, word: str | None, state: str, attended: bool
 ) -> None:
-    made(tmp_path, "a-s1", claimed, slurm="12_3", host="node7").write_results({"val/ppl": 9.0})
+    make_run(tmp_path, "a-s1", claimed, slurm="12_3", host="node7").write_results({"val/ppl": 9.0})
     asked: list[list[str]] = []
 
     def ask(ids: list[str]) -> dict[str, str]:
@@ -142,7 +142,7 @@ def test_a_run_under_slurm_is_what_slurm_says(
 
 def test_slurm_is_asked_once_for_all_and_without_it_the_status_counts(tmp_path: Path) -> None:
     for seed in range(5):
-        made(tmp_path, f"a-s{seed}", "running", slurm=f"12_{seed // 2}", host="node7")
+        make_run(tmp_path, f"a-s{seed}", "running", slurm=f"12_{seed // 2}", host="node7")
     asked: list[list[str]] = []
     lines = survey(tmp_path, ask=asked.append)  # returns None: nobody to ask
     assert asked == [["12_0", "12_1", "12_2"]]
@@ -150,7 +150,7 @@ def test_slurm_is_asked_once_for_all_and_without_it_the_status_counts(tmp_path: 
 
 
 def test_a_run_that_ended_while_slurm_was_asked_is_not_called_interrupted(tmp_path: Path) -> None:
-    run = made(tmp_path, "a-s1", "running", slurm="12")
+    run = make_run(tmp_path, "a-s1", "running", slurm="12")
 
     def ask(ids: list[str]) -> dict[str, str]:
         run.write_results({"val/ppl": 9.0})
@@ -161,7 +161,7 @@ def test_a_run_that_ended_while_slurm_was_asked_is_not_called_interrupted(tmp_pa
 
 
 def test_runs_are_found_in_a_run_a_sweep_and_a_folder_of_sweeps(tmp_path: Path) -> None:
-    one, two = made(tmp_path / "x", "a-s1").path, made(tmp_path / "y", "a-s2").path
+    one, two = make_run(tmp_path / "x", "a-s1").path, make_run(tmp_path / "y", "a-s2").path
     (tmp_path / "y" / ".sweep" / "code").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     assert sweeps_in(one) == {tmp_path / "x": [one]}
