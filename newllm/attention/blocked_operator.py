@@ -1,7 +1,7 @@
-"""Blocked attention for torch.compile, which must not look into it: it would unroll its loops into hundreds of kernels.
+"""Blocked attention for torch.compile, which would otherwise unroll its loops into hundreds of kernels.
 
-Without a bias or with a linear one it is an operator of torch, a node of the graph. Other biases are functions of their
-encodings', which no operator takes: there the graph is cut in two.
+Without a bias, or with a linear one, it is a custom operator and so one node of the graph. Other biases are Python
+functions, which no operator takes as arguments: they break the graph in two.
 """
 
 from typing import Any

@@ -118,9 +118,9 @@ def plain(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> T
 
 @functools.cache
 def supports_row_bias(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether the fused kernel takes a row mask beside is_causal (undocumented): eight tokens tell.
+    """Whether the fused kernel accepts a row mask beside is_causal, which is undocumented; tried on eight tokens.
 
-    Kernels that refuse it raise; a kernel that ignores or misreads one of the two gives other numbers.
+    Kernels that refuse it raise an error; a kernel that ignores or misreads one of the two gives other numbers.
     """
     if device_type != "cpu":
         return False  # flash attention on CUDA takes no mask, others expand it to T x T

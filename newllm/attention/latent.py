@@ -111,10 +111,10 @@ class Latent(Attention):
         return self._output(torch.matmul(context[..., : self.kv_dim], w_uv.mT))
 
     def absorbs(self, queries: int) -> bool:
-        """Whether so many new tokens are better off absorbed.
+        """Whether absorption takes fewer multiplications than restoring keys and values, for this many new tokens.
 
-        Restoring costs ``kv_dim (nope + value)`` multiplications a cached token and head, absorption
-        ``2 kv_dim - nope - value`` more for each query that looks at it.
+        Per cached token and head, restoring costs ``kv_dim (nope + value)`` multiplications, and absorption costs
+        ``2 kv_dim - nope - value`` more for each query.
         """
         restored = self.head_dim + self.value_dim
         return queries * (2 * self.kv_dim - restored) <= self.kv_dim * restored

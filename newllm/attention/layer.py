@@ -17,8 +17,8 @@ class Attention(nn.Module):
     ``__init__``; `hidden_size`, `heads`, `head_dim` and `rotates` (the layer's encoding turns q and k) are handed over
     by the model.
 
-    observer: when set, called with the layer's "q_before", "k_before" (before rotation), "q", "k" (after it; both
-    before scaling), each [B, heads, T, d], and what else the attention has to show.
+    observer: if set, it is called with the layer's "q_before", "k_before" (before rotation), "q", "k" (after it; both
+    before scaling), each [B, heads, T, d], and with further tensors that the attention can show.
     """
 
     out: nn.Module  # [B, T, heads * width of a value] -> [B, T, hidden]
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         return projected
 
     def auxiliary(self) -> Tensor | None:
-        """What this layer adds to the loss of the last forward pass in training, for each row [B]; handed out once."""
+        """The layer's auxiliary loss of the last forward pass in training, for each row [B]; None the second time."""
         return None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, encoding: PositionEncoding | None, scale: float) -> Tensor:
@@ -76,9 +76,9 @@ class Attention(nn.Module):
         scale: float,
         unabsorbed: Tensor | None = None,
     ) -> Tensor:
-        """The same of queries at the end of the `length` tokens in the cache's storages k and v.
+        """The same for queries at the end of the `length` tokens in the cache's storages k and v.
 
-        unabsorbed: what of the queries stood there before a weight was absorbed into q.
+        unabsorbed: the part of the queries that a weight was absorbed into, before that.
         """
         bias = encoding.bias() if encoding is not None else None
         return attend_cached(q, k, v, length, bias, scale, self.kernel, unabsorbed)

@@ -23,8 +23,8 @@ class CompressedValues(Attention):
 
         q, k, v = W_qkv x          c = W_c v + b_c          v' = W_r c + b_r          out = W_o [A_h v'_h]_h
 
-    where v is that of all heads together, H * D wide. The restored v' is what is attended to in training as in
-    decoding, so v itself is no more than the input of the code; `auxiliary` pulls the two together.
+    where v is that of all heads together, H * D wide. Training and decoding both attend to the restored v', so v itself
+    is only the input of the code; `auxiliary` pulls the two together.
 
     The cache holds k and c: ``H D + value_dim`` numbers per token and layer. A step of decoding restores nothing:
     the rows of A sum to 1, so ``A_h (c W_r,h + b_r,h) = (A_h c) W_r,h + b_r,h``. Many new tokens at once restore v'
@@ -93,10 +93,10 @@ class CompressedValues(Attention):
         return self._output(out)
 
     def absorbs(self, queries: int) -> bool:
-        """Whether so many new tokens behind a past are better off with the codes.
+        """Whether attending to codes takes fewer multiplications than restoring values, for this many new tokens.
 
-        Restoring costs ``value_dim D`` multiplications a cached token and head, attending to codes
-        ``value_dim - D`` more for each query that looks at it.
+        Per cached token and head, restoring costs ``value_dim D`` multiplications, and attending to codes costs
+        ``value_dim - D`` more for each query.
         """
         return queries * (self.value_dim - self.head_dim) <= self.value_dim * self.head_dim
 

@@ -11,7 +11,7 @@ from newllm.seeding import stream
 def init_weights(model: nn.Module, seed: int, std: float, bias_std: float = 0.0) -> None:
     """Matrices and embeddings N(0, std^2), biases of linear layers N(0, bias_std^2).
 
-    Norms keep their ones and zeros, encodings give first values of their own.
+    Norms keep their ones and zeros; encodings give initial values of their own.
 
     Each parameter draws from a stream of its own name, so that models which differ in one part (another encoding,
     another attention) start equal in all others. So does a buffer that an encoding draws.

@@ -43,9 +43,9 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def auxiliary(self) -> Tensor | None:
-        """What the last forward pass in training adds to the loss for each of its rows [B], weighted; None: nothing.
+        """The weighted auxiliary loss of the last forward pass in training, for each row [B]; None if there is none.
 
-        A row's is a mean over its tokens. Handed out once.
+        A row's loss is a mean over its tokens. A second call gives None.
         """
         return None
 

@@ -26,10 +26,10 @@ class LinearBias:
 class MatrixBias:
     """A general bias: ``matrix(query_positions [Tq], key_positions [Tk])`` gives [1 or heads, Tq, Tk].
 
-    It may have the batch in front. Positions are consecutive. It is asked for one block of queries at a time, again in
-    the backward pass. What it gives for keys after the query is masked, but must be finite, as must be its gradient:
-    `past` and `by_distance` see to that.
-    tensors: what it is computed from and learns; they get their gradients, and nothing else does.
+    The result may have the batch in front. Positions are consecutive. The function is called for one block of queries
+    at a time, and again in the backward pass. Values for keys after the query are masked, but they and their gradients
+    must be finite: `past` and `by_distance` see to that.
+    tensors: the learned tensors that it is computed from; only these get gradients.
     """
 
     matrix: Callable[[Tensor, Tensor], Tensor]
@@ -42,12 +42,11 @@ class ScoreBias:
 
     q [..., Tq, D] are the queries (latent attention's begin with their unrotated part; the rotary one may be missing),
     scores [..., Tq, Tk] their products with the keys, scaled, in fp32 (fp64 as q); so is the result, of the scores'
-    shape. Tk are the keys from the first one on; scores of those after a query are meaningless, and must have no effect
-    on the others. The leading dims are rows of the batch and heads, some or all of them, so that nothing may depend on
-    which they are.
+    shape. Tk counts the keys from the first one on; scores of keys after a query are meaningless and must not affect
+    the others. The leading dims are some or all rows of the batch and heads, so the result must not depend on which.
 
-    tensors: as in `MatrixBias`, those of `beside` included. beside: what is added of the other kinds.
-    whole_batch: `read` is to have all rows of the batch, as the first dim, since they are not treated alike.
+    tensors: as in `MatrixBias`, those of `beside` included. beside: a bias of another kind that is added.
+    whole_batch: `read` needs all rows of the batch at once, since it treats them differently.
     """
 
     read: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -61,15 +60,15 @@ Bias = PositionBias | ScoreBias
 
 
 def past(query_positions: Tensor, key_positions: Tensor) -> Tensor:
-    """Distances ``i - j`` [Tq, Tk] of keys from their queries, 0 for those after it, of which nothing is asked."""
+    """Distances ``i - j`` [Tq, Tk] from keys to their queries; 0 for keys after the query, which are masked."""
     return (query_positions[:, None] - key_positions[None, :]).clamp(min=0)
 
 
 def by_distance(values: Callable[[Tensor], Tensor], query_positions: Tensor, key_positions: Tensor) -> Tensor:
     """[heads, Tq, Tk] of a bias that depends on the distance alone: values(distances [N] >= 0) gives [heads, N].
 
-    Only Tq + Tk values are computed. All rows of the matrix are pieces of one longer row, each beginning one place
-    before that above it; so they are found in copies of that row, read as if it were one number shorter.
+    Only Tq + Tk values are computed. Every row of the matrix is a slice of one longer row and starts one place earlier
+    than the row above; so the matrix is read out of copies of that row, with a stride that is one number shorter.
     """
     queries, keys = len(query_positions), len(key_positions)
     farthest = query_positions[-1] - key_positions[0]
@@ -80,17 +79,17 @@ def by_distance(values: Callable[[Tensor], Tensor], query_positions: Tensor, key
 
 
 def by_positions(bias: Bias | None) -> PositionBias | None:
-    """The part of a bias that needs positions alone."""
+    """The part of a bias that depends on positions alone."""
     return bias.beside if isinstance(bias, ScoreBias) else bias
 
 
 def learned(bias: Bias | None) -> tuple[Tensor, ...]:
-    """What a bias is computed from and learns."""
+    """The learned tensors of a bias."""
     return () if bias is None or isinstance(bias, LinearBias) else bias.tensors
 
 
 def add(a: Bias | None, b: Bias | None) -> Bias | None:
-    """Sum of two biases, of the cheapest kind that holds it."""
+    """The sum of two biases, as the cheapest kind that can express it."""
     if a is None or b is None:
         return a or b
     if isinstance(a, LinearBias) and isinstance(b, LinearBias):

@@ -10,26 +10,26 @@ from newllm.position.bias import Bias
 
 
 class PositionEncoding(nn.Module):
-    """An encoding says where a token stands at the input, by rotating queries and keys, or by a bias on the scores.
+    """Tells the model where a token stands: at a layer's input, by rotating queries and keys, or by biasing the scores.
 
-    A subclass overrides what it needs. One object serves all the layers of a model, so its parameters count once.
-    Options stand before the ``*`` of ``__init__``; sizes after it (`num_layers`, `heads`, `head_dim`, `hidden_size`,
-    `seq_len`) are handed over by the model, only those that the signature names.
+    A subclass overrides the methods it needs. One object serves all layers of a model, so its parameters count once.
+    Arguments before the ``*`` of ``__init__`` are options; those after it (`num_layers`, `heads`, `head_dim`,
+    `hidden_size`, `seq_len`) are sizes that the model hands over if the signature names them.
 
-    layers: where the encoding acts; the other layers have none. "all", a list (0 is the first), or a pattern for any
+    layers: the layers in which the encoding acts. "all", a list (0 is the first), or a pattern for any
     depth: "every 4th" is layers 3, 7, 11, …, and "all but every 4th" is the others.
     """
 
     rotates = False  # rotate() changes q and k; latent attention then carries a rotary key of its own
     relative = True  # the model's output depends on differences of positions only
-    limit: int | None = None  # first position that the encoding has no value for
+    limit: int | None = None  # the first position for which the encoding has no value
 
     def __init__(self, layers: str | list[int] = "all", *, num_layers: int):
         super().__init__()
         self.layers = _chosen(layers, num_layers)
 
     def at_layer(self, layer: int) -> "PositionEncoding | None":
-        """What acts in this layer: the encoding itself, a part of it, or None."""
+        """The encoding that acts in this layer: this one, a part of it, or None."""
         return self if layer in self.layers else None
 
     def at_input(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -41,21 +41,21 @@ class PositionEncoding(nn.Module):
         return q, k
 
     def bias(self) -> Bias | None:
-        """What is added to the scaled scores."""
+        """The bias added to the scaled scores, if any."""
         return None
 
     def initial(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
-        """First values of the encoding's own parameter or buffer `name`; all randomness from `generator`, its stream.
+        """Initial values of the encoding's own parameter or buffer `name`, with all randomness from `generator`.
 
-        None: a parameter as the model's others (see `newllm.model.init`), a buffer as the constructor left it.
+        None initializes a parameter like those of the model (`newllm.model.init`) and leaves a buffer as it is.
         """
         return None
 
     def adapt(self, length: int) -> None:
-        """Inputs of `length` tokens are coming: an inference-time scaling without a factor of its own takes theirs.
+        """Prepare for inputs of `length` tokens: an inference-time scaling without a fixed factor follows the length.
 
-        To be called between inputs, not while one is being decoded: cached keys stay as they were turned. What changes
-        is written into buffers in place, since copies of a model may share them.
+        Call it between inputs, not while decoding one, since cached keys keep their rotation. Buffers are written in
+        place, since copies of a model may share them.
         """
 
     def pairs(self) -> list[tuple[int, int, float]]:
@@ -64,7 +64,7 @@ class PositionEncoding(nn.Module):
 
 
 def _chosen(layers: str | list[int], num_layers: int) -> frozenset[int]:
-    """The layers that the option stands for."""
+    """The layers that the option `layers` selects."""
     pattern = re.fullmatch(r"(all but )?every ([1-9]\d*)(?:st|nd|rd|th)", layers) if isinstance(layers, str) else None
     if layers == "all":
         return frozenset(range(num_layers))

@@ -18,7 +18,7 @@ class Fire(PositionEncoding):
     below L the bias depends on i - j alone, beyond it distances are interpolated into [0, 1], so that any length has a
     value. i counts from the first key. As in the authors' listing, L is `threshold` times a learned factor.
 
-    c, threshold: their first values. f starts from U(-1 / sqrt(n), 1 / sqrt(n)), n inputs of a layer.
+    c, threshold: initial values. f starts from U(-1 / sqrt(n), 1 / sqrt(n)), n inputs of a layer.
     Parameters: width * (heads + 2) + heads + 2, shared by all layers. Cost: O(T^2) per head, and beyond the threshold
     f of every pair, O(T^2 width heads), which takes longer than the rest. Kernel: blocked (matrix bias).
     """

@@ -38,9 +38,9 @@ class _Kerple(PositionEncoding):
         return torch.rand(shape, generator=generator).mul_(2.0 if name == "p" else 1.0).clamp_(min=_LEAST)
 
     def in_domain(self) -> tuple[Tensor, Tensor]:
-        """p and a [heads, 1], after what a step of the optimizer took out of the domain was put back to its border.
+        """p and a [heads, 1], clamped to their domain, which a step of the optimizer may have left.
 
-        As the authors do; a clamp in the graph would leave what is beyond the border no gradient to return by.
+        Clamped in place, as the authors do: a clamp in the graph would give values outside no gradient to return by.
         """
         self.p.data.clamp_(_LEAST, self.largest_p)
         self.a.data.clamp_(min=_LEAST)

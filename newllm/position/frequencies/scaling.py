@@ -162,9 +162,9 @@ def _blend(inv_freq: np.ndarray, factor: float, interpolated: np.ndarray) -> np.
 
 
 def _channel(inv_freq: np.ndarray, rotations: float, length: int) -> float:
-    """The channel, between two as a fraction, that makes so many full turns in `length` tokens.
+    """The (fractional) channel that makes `rotations` full turns in `length` tokens.
 
-    Channels that do not turn at all, behind the others, are left out.
+    Channels at the end that do not turn at all are left out.
     """
     turning = np.asarray(inv_freq, dtype=np.float64)[np.asarray(inv_freq) > 0]
     depth = -np.log(turning)  # rises with the channel
