@@ -116,7 +116,7 @@ def composed_choices(given: Overrides, config_dir: str | Path | None = None) -> 
     for group in catalog.groups:
         for name, one in (tree.get(group) or {}).items():
             if "_target_" not in (one if group in catalog.lists else tree[group]):
-                _refuse_unknown(f"{group}.{name}", composed, catalog)
+                _held(f"{group}.{name}", composed, catalog)
     return composed
 
 
@@ -128,7 +128,10 @@ def with_values(composed: Composed, given: Overrides) -> Composed:
     for override in given.values:
         key, value = override.key_or_group, override.value()
         if not key.startswith(unlisted):
-            _refuse_unknown(key, composed, given.catalog)
+            held = _held(key, composed, given.catalog)
+            if isinstance(held, dict) and "_target_" in held and not isinstance(value, dict):
+                example = next((f"{key}.{name}" for name in held if name != "_target_"), key)
+                raise ConfigError(f"{key} takes no value of its own, but options such as {example}=VALUE.")
         group, _, option = key.partition(".")
         if option in group_of(group).paths and type(value) is int:
             value = str(value)  # a folder called 42
@@ -157,18 +160,15 @@ def _with(node: Any, path: Sequence[str], value: Any, root: Plain) -> Any:
     return copy.copy(value)
 
 
-def _refuse_unknown(key: str, composed: Composed, catalog: Catalog) -> None:
-    """ConfigError if `key` names nothing in what was chosen: no axis, no option of a choice that was made."""
-    node, path = composed.tree, ""
+def _held(key: str, composed: Composed, catalog: Catalog) -> Any:
+    """What stands at `key` in what was chosen, None for something inside a value. ConfigError if `key` names neither an
+    axis nor an option of a choice that was made."""
+    node: Any = composed.tree
+    path = ""
     root, *rest = key.split(".")
     chosen: Any = composed.choices.get(root)
     if root not in node and root not in catalog.groups:
         raise _unknown_root(root, node, catalog)
-    if key == "sweep":
-        raise ConfigError(
-            "sweep takes no value of its own, but options such as sweep.seeds=3; an experiment's sweep is done with "
-            "-m, and without it the experiment is one run."
-        )
     if rest and root in catalog.axes and not isinstance(node[root], dict):
         raise ConfigError(f"{key}: {root} is a single value; type {root}=VALUE.")
     if root in catalog.lists and rest[0] not in chosen:
@@ -181,13 +181,14 @@ def _refuse_unknown(key: str, composed: Composed, catalog: Catalog) -> None:
         has = f"{root}={chosen} has no options" if chosen else f"no {root} is chosen"
         raise ConfigError(f"{key}: {has}; choose another {root} or leave it out.")
     for part in key.split("."):
+        if not isinstance(node, dict):
+            return None
         if part not in node:
             if "_target_" in node:
                 _refuse_option(part, node, path, composed.choices.get(path))
-            return
+            return None
         path, node = f"{path}.{part}".lstrip("."), node[part]
-        if not isinstance(node, dict):
-            return
+    return node
 
 
 def _refuse_option(name: str, node: Plain, path: str, choice: Any) -> None:

@@ -283,9 +283,28 @@ def test_an_experiment_says_nothing_of_what_the_command_line_left_out():
         compose(["experiment=context_token_steps_small", "embeddings=none", "embeddings.tokens=5"])
 
 
-def test_sweep_is_no_value() -> None:
-    with pytest.raises(ConfigError, match=r"sweep takes no value of its own, but options such as sweep\.seeds=3"):
+def test_a_node_is_no_value() -> None:
+    with pytest.raises(ConfigError, match=r"sweep takes no value of its own, but options such as sweep\.seeds=VALUE"):
         compose(["sweep=null"])
+    with pytest.raises(ConfigError, match=r"eval\.qk takes no value of its own, but options such as eval\.qk\.batches"):
+        compose(["eval.qk=null"])
+
+
+def test_values_of_several_parts_are_set_whole_or_in_part() -> None:
+    whole, part = (
+        compose(["pos_encoding.scaling={kind:yarn,factor:8}"]),
+        compose(["pos_encoding.scaling.kind=yarn", "pos_encoding.scaling.factor=8"]),
+    )
+    assert whole.pos_encoding.scaling == part.pos_encoding.scaling == {"kind": "yarn", "factor": 8}
+    verdicts = compose(["eval.loss.verdicts={high:900}"]).eval.loss.verdicts
+    assert (verdicts.high, verdicts.suspicious) == (900, 30)
+    assert compose(["data=text", "data.path=42"]).data.path == "42"
+
+
+def test_a_misspelt_axis_in_an_experiment_of_the_users_is_refused(own: Path) -> None:
+    (own / "experiment/waves.yaml").write_text("# @package _global_\nthta: 3\n")
+    with pytest.raises(ConfigError, match="did you mean theta"):
+        compose(["experiment=waves"], config_dir=own)
 
 
 def test_a_misspelt_evaluator_gets_its_name():
