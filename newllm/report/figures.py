@@ -143,10 +143,14 @@ def of_group(index: int, *artists: Any) -> None:
         artist.set_gid(f"group-{index}")
 
 
+def curve(axes: "Axes", index: int, x: Any, y: Any, **style: Any) -> None:
+    """A line in the group's colour and dash."""
+    of_group(index, *axes.plot(x, y, **{"color": colour(index), "linestyle": dash(index), **style}))
+
+
 def band(axes: "Axes", one: Series, dots: bool = False) -> None:
     """A line with the band [low, high] around it; `dots` marks its points as well."""
-    style: dict[str, Any] = {"marker": marker(one.index), "markersize": 4.5} if dots else {}
-    of_group(one.index, *axes.plot(one.x, one.mean, color=colour(one.index), linestyle=dash(one.index), **style))
+    curve(axes, one.index, one.x, one.mean, marker=marker(one.index) if dots else None, markersize=4.5)
     if np.isfinite(one.low).any():
         of_group(one.index, axes.fill_between(one.x, one.low, one.high, color=colour(one.index), alpha=0.16, lw=0))
 

@@ -7,21 +7,8 @@ import numpy as np
 
 from newllm.analysis.comparison import Comparison
 from newllm.analysis.groups import Group
-from newllm.report.figures import (
-    Drawing,
-    band,
-    colour,
-    dash,
-    drawing,
-    heat_map,
-    heat_scale,
-    legend,
-    lines,
-    log_axis,
-    mark_value,
-    of_group,
-    panels,
-)
+from newllm.report import figures
+from newllm.report.figures import Drawing, drawing, lines
 from newllm.report.results import comparison_table, verdict_kind
 from newllm.report.series import BAND, GEOMETRIC, At, at_number, of_drawn, of_runs, over_number, stacked, table_of
 from newllm.report.spectrum import wavelengths
@@ -185,23 +172,20 @@ def _spectra(part: Part) -> list[Drawing]:
     if len({waves.tobytes() for _, waves in turning}) < 2:
         return []
     results, trained = over_number([one for one, _ in turning], at, log=True), _trained_length(part)
-    figure, (left, right) = panels(2, height=3.8)
+    figure, (left, right) = figures.panels(2, height=3.8)
     for one, waves in turning:
         channels = np.flatnonzero(np.isfinite(waves))
-        (line,) = left.plot(
-            channels, waves[channels], color=colour(one.index), linestyle=dash(one.index), linewidth=1.6
-        )
-        of_group(one.index, line)
+        figures.curve(left, one.index, channels, waves[channels], linewidth=1.6)
     for series in results:
-        band(right, series, dots=True)
-    log_axis(left.yaxis)
-    log_axis(right.yaxis)
-    log_axis(right.xaxis, [x for series in results for x in series.x])
+        figures.band(right, series, dots=True)
+    figures.log_axis(left.yaxis)
+    figures.log_axis(right.yaxis)
+    figures.log_axis(right.xaxis, [x for series in results for x in series.x])
     left.set(title="Wavelength", xlabel="rotary channel (pair of dims)", ylabel="tokens")
     right.set(title=title, xlabel="tokens of context", ylabel="perplexity")
-    mark_value(left, y=trained)
-    mark_value(right, x=trained)
-    legend(figure, {one.index: one.label for one, _ in turning}, mark=True)
+    figures.mark_value(left, y=trained)
+    figures.mark_value(right, x=trained)
+    figures.legend(figure, {one.index: one.label for one, _ in turning}, mark=True)
     caption = (
         "Channels above the dashed line, the training length, do not complete a turn in it; channels that do not turn "
         f"at all are left out; scaled ones are shown as they are for {longest:,} tokens. {GEOMETRIC}"
@@ -245,13 +229,13 @@ def _maps(part: Part) -> list[Drawing]:
         return []
     columns, rows = min(3, len(maps)), ceil(len(maps) / 3)
     deepest = max(len({depth for run in runs for depth, _ in run}) for _, runs in maps)
-    figure, axes = panels(columns, rows, height=rows * (0.75 + 0.3 * deepest) + 0.3)
-    scale = heat_scale(CHANCE)
+    figure, axes = figures.panels(columns, rows, height=rows * (0.75 + 0.3 * deepest) + 0.3)
+    scale = figures.heat_scale(CHANCE)
     for place, (panel, (one, runs)) in enumerate(zip(axes, maps, strict=False)):
         means = {
             at: float(np.mean([run[at][0] for run in runs if at in run])) for at in {at for run in runs for at in run}
         }
-        heat_map(panel, one.index, one.label, means, scale)
+        figures.heat_map(panel, one.index, one.label, means, scale)
         panel.set(xlabel="tokens of context" if place + columns >= len(maps) else "")
         panel.set(ylabel="depth of the key" if place % columns == 0 else "")
     for panel in axes[len(maps) :]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from newllm.analysis.scaling import Fit, Law, Saturation, saturating
 from newllm.analysis.scaling import laws as laws_of
-from newllm.report.figures import Drawing, colour, dash, drawing, labels_of, legend, log_axis, of_group, panels, points
+from newllm.report.figures import Drawing, curve, drawing, labels_of, legend, log_axis, panels, points
 from newllm.report.series import over_seeds, padded
 from newllm.report.study import COLOUR_CYCLE, Section, Study
 from newllm.report.tables import Cell, Table, interval, number_cell, text_cell
@@ -104,8 +104,7 @@ def _drawing(found: Sequence[Law], floors: Sequence[Saturation] | None) -> Drawi
         fitted = law.fit.factor * ends**law.fit.slope
         if floors is not None and floors[place].preferred:
             fitted = floors[place].floor + floors[place].factor * ends ** floors[place].slope
-        index = series.index
-        of_group(index, *panel.plot(ends, fitted, color=colour(index), linestyle=dash(index), linewidth=1.3))
+        curve(panel, series.index, ends, fitted, linewidth=1.3)
         made.append(series)
     log_axis(panel.xaxis)
     log_axis(panel.yaxis)

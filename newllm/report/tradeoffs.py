@@ -9,22 +9,8 @@ import numpy as np
 from newllm.analysis.groups import Group
 from newllm.analysis.labels import SEPARATOR, Flat, axes_of, canonical, choices_of, say, short_keys, varying
 from newllm.analysis.metrics import lower_is_better
-from newllm.report.figures import (
-    DASHED,
-    MUTED,
-    Drawing,
-    aside,
-    band,
-    drawing,
-    labels_of,
-    legend,
-    log_axis,
-    mark_value,
-    panels,
-    points,
-    ticks_at,
-    word_axis,
-)
+from newllm.report import figures
+from newllm.report.figures import Drawing, drawing
 from newllm.report.series import BARS, Series, of_drawn, over_seeds, padded
 from newllm.report.study import COLOUR_CYCLE, Drawn, Part
 
@@ -57,14 +43,14 @@ def cache(part: Part) -> list[Drawing]:
     if len({one.group.mean(BYTES) for one in drawn}) < 2:
         return []
     series = [of_drawn(one, [one.group.mean(BYTES)], one.group.by_seeds([metric])) for one in drawn]
-    figure, (panel,) = panels(height=3.8)
+    figure, (panel,) = figures.panels(height=3.8)
     for one in series:
-        points(panel, one)
+        figures.points(panel, one)
     x, y = ([group.mean(name) for group in on_front] for name in (BYTES, metric))
-    panel.plot(x, y, color=MUTED, linewidth=1, linestyle=DASHED, zorder=1, drawstyle="steps-post")
-    log_axis(panel.xaxis)
+    panel.plot(x, y, color=figures.MUTED, linewidth=1, linestyle=figures.DASHED, zorder=1, drawstyle="steps-post")
+    figures.log_axis(panel.xaxis)
     panel.set(xlabel="bytes of KV cache per token", ylabel=metric)
-    legend(figure, labels_of(series), line=False, mark=True)
+    figures.legend(figure, figures.labels_of(series), line=False, mark=True)
     caption = f"{BARS} The dashed line joins the groups that none undercuts in both (Pareto front)."
     return [drawing(f"cache{part.mark}", part.named(f"{metric} against KV cache"), figure, caption)]
 
@@ -79,14 +65,14 @@ def reversal(part: Part) -> list[Drawing]:
             there[what] = known
     if not there:
         return []
-    figure, made = panels(len(there), width=4.2 + 2.2 * len(there))
+    figure, made = figures.panels(len(there), width=4.2 + 2.2 * len(there))
     for panel, (what, series) in zip(made, there.items(), strict=True):
         for place, one in enumerate(series):
-            points(panel, one, aside(place, len(series)))
-        mark_value(panel, y=chance[what])
-        word_axis(panel, ["forward", "backward"])
+            figures.points(panel, one, figures.aside(place, len(series)))
+        figures.mark_value(panel, y=chance[what])
+        figures.word_axis(panel, ["forward", "backward"])
         panel.set_title("margin, nats per token" if what == "margin" else what)
-    legend(figure, labels_of(*there.values()), line=False, mark=True)
+    figures.legend(figure, figures.labels_of(*there.values()), line=False, mark=True)
     caption = f"{BARS} The dashed line is chance: the right name no likelier than a wrong one."
     return [drawing(f"reversal{part.mark}", part.named("Facts forward and backward"), figure, caption)]
 
@@ -113,19 +99,19 @@ def axes(part: Part) -> list[Drawing]:
             series = [of_drawn(one, [names.index(said)], one.group.by_seeds([part.metric])) for one, said in at]
             if len(names) < 2:
                 continue
-        figure, (panel,) = panels(height=3.6)
+        figure, (panel,) = figures.panels(height=3.6)
         if names is None:
             for one in series:
-                band(panel, one, dots=True)
+                figures.band(panel, one, dots=True)
             _number_axis(panel.xaxis, sorted({x for one in series for x in one.x}))
         else:
             drawn = [one for one in series if len(one.x)]
             for one in drawn:
                 beside = [other.index for other in drawn if other.x[0] == one.x[0]]
-                points(panel, one, aside(beside.index(one.index), len(beside)))
-            word_axis(panel, names)
+                figures.points(panel, one, figures.aside(beside.index(one.index), len(beside)))
+            figures.word_axis(panel, names)
         panel.set(xlabel=axis.name, ylabel=part.metric)
-        legend(figure, labels_of(series), line=names is None, mark=True)
+        figures.legend(figure, figures.labels_of(series), line=names is None, mark=True)
         file = f"axis-{axis.key.replace('/', '-').replace('.', '-')}{part.mark}"
         made.append(drawing(file, part.named(f"{part.metric} by {axis.name}"), figure, BARS))
     return made
@@ -170,5 +156,5 @@ def _number_axis(axis: Any, values: list[float]) -> None:
     """Logarithmic if the values are spread by factors."""
     even = len(values) > 2 and np.ptp(np.diff(values)) < 1e-6 * abs(values[-1])
     if min(values) > 0 and max(values) / min(values) >= 2 and not even:
-        log_axis(axis, values)
-    ticks_at(axis, values)
+        figures.log_axis(axis, values)
+    figures.ticks_at(axis, values)

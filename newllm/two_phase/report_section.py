@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,19 +14,8 @@ from newllm.analysis.groups import Group
 from newllm.analysis.published import distance, reference_table
 from newllm.analysis.scaling import Law, fit, laws
 from newllm.analysis.statistics import sample_std
-from newllm.report.figures import (
-    DASHED,
-    Drawing,
-    Series,
-    band,
-    colour,
-    drawing,
-    labels_of,
-    legend,
-    of_group,
-    panels,
-    plain_axis,
-)
+from newllm.report import figures
+from newllm.report.figures import Drawing, Series, drawing
 from newllm.report.scaling import ALPHA, exponent
 from newllm.report.series import of_drawn, of_runs, stacked, table_of
 from newllm.report.study import Part, Section, Study
@@ -152,20 +141,21 @@ def _point(row: dict[str, str]) -> Point:
 
 
 def _draw(courses: Sequence[_Course]) -> "Figure":
-    drawn, axes = panels(2)
+    drawn, axes = figures.panels(2)
     for course in courses:
         index = course.loss.index
         for side, (panel, series) in enumerate(zip(axes, (course.loss, course.converged), strict=True), 1):
-            band(panel, series, len(series.x) < 15)
+            figures.band(panel, series, len(series.x) < 15)
             x, y = ([point[n] for point in course.published] for n in (0, side))
-            of_group(index, *panel.plot(x, y, color=colour(index), linestyle="", marker="x", markersize=5))
+            figures.curve(panel, index, x, y, linestyle="", marker="x", markersize=5)
         if course.bound is not None:
-            of_group(index, axes[0].axhline(course.bound, color=colour(index), linewidth=1, linestyle=DASHED))
+            style: dict[str, Any] = {"color": figures.colour(index), "linewidth": 1, "linestyle": figures.DASHED}
+            figures.of_group(index, axes[0].axhline(course.bound, **style))
     for panel, title in zip(axes, ("Loss", "Converged"), strict=True):
         panel.set(title=title, xlabel="iteration")
-        plain_axis(panel.xaxis, whole=True)
+        figures.plain_axis(panel.xaxis, whole=True)
     axes[1].set_ylim(-0.03, 1.03)
-    legend(drawn, labels_of([course.loss for course in courses]))
+    figures.legend(drawn, figures.labels_of([course.loss for course in courses]))
     return drawn
 
 
