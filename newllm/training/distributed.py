@@ -168,9 +168,11 @@ class Team:
 
     def join(self) -> None:
         """Wait until all ranks are prepared, and form the process group with them."""
-        ready = [f"ready/{rank}" for rank in range(1, self.place.size)]
-        while not self._store.check(ready):
+        others = range(1, self.place.size)
+        while not self._store.check([f"ready/{rank}" for rank in others]):
             self.check()
+            if failed := [reason for rank in others if (reason := self._failure(self._store, rank))]:
+                raise RunError(failed[0])
             time.sleep(0.05)
         self._group = Group(self._store, self.place, self.device)
 
@@ -223,15 +225,21 @@ class Team:
             os._exit(1)
 
     def _epitaph(self, rank: int, status: int) -> str:
-        who = f"Process {rank + 1} of this run's {self.place.size}"
+        who = self._name(rank)
         if status < 0:
             memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
             return f"{who} was killed by {signal.Signals(-status).name}{memory}; {_AGAIN}"
         # A connection of its own: the main thread's may be waiting in it.
         store = dist.TCPStore("127.0.0.1", self._store.port, is_master=False)  # type: ignore[attr-defined]
-        if store.check([f"error/{rank}"]):
-            return f"{who} failed: {store.get(f'error/{rank}').decode()}"
-        return f"{who} ended by itself with exit status {status}; {_AGAIN}"
+        return self._failure(store, rank) or f"{who} ended by itself with exit status {status}; {_AGAIN}"
+
+    def _failure(self, store: dist.Store, rank: int) -> str:
+        """What a rank has said about its end, if anything."""
+        said = store.get(f"error/{rank}").decode() if store.check([f"error/{rank}"]) else ""
+        return f"{self._name(rank)} failed: {said}" if said else ""
+
+    def _name(self, rank: int) -> str:
+        return f"Process {rank + 1} of this run's {self.place.size}"
 
 
 @contextmanager

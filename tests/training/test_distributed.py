@@ -52,6 +52,17 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+# Imported by a rank's interpreter before everything else: its prepare() fails.
+BROKEN = """
+import os
+if os.environ.get("RANK") == "1":
+    import newllm.run.prepare
+    def prepare(*args, **options):
+        raise OSError("no space for this")
+    newllm.run.prepare.prepare = prepare
+"""
+
+
 def test_two_processes_give_the_result_of_one(tmp_path: Path, do_run: Callable[..., int]) -> None:
     """With batches in pieces, rows that are scored in part, and a last batch that has no row for the second process."""
     overrides = ["facts=reversal", "precision=fp32", "trainer.accumulate=2"]
@@ -120,6 +131,17 @@ def test_a_lost_process_fails_the_run_with_its_reason(
     assert state(tmp_path / "run")["state"] == "failed"
     assert "killed by SIGKILL" in state(tmp_path / "run")["error"]
     assert state(tmp_path / "run")["traceback"] is None  # the sentence says it all
+
+
+def test_a_process_that_fails_to_prepare_ends_the_run_with_its_reason(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "sitecustomize.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    with pytest.raises(RunError, match=r"Process 2 of this run's 2 failed: no space for this"):
+        do_run(tmp_path / "run", "trainer.devices=2")
+    assert state(tmp_path / "run")["state"] == "failed"
 
 
 def test_a_run_that_waits_in_vain_for_a_lost_process_ends_with_its_reason(tmp_path: Path) -> None:
