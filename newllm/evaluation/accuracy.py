@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from newllm.evaluation.subject import Findings, Subject
-from newllm.training.loss import CHUNK, IGNORED
+from newllm.training.cross_entropy import CHUNK, IGNORED
 
 
 class Accuracy:

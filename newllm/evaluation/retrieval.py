@@ -19,7 +19,7 @@ from newllm.evaluation.scoring import score
 from newllm.evaluation.subject import Findings, Subject, Table
 from newllm.model import LanguageModel
 from newllm.seeding import stream
-from newllm.training.loss import CHUNK, token_losses
+from newllm.training.cross_entropy import CHUNK, token_losses
 
 
 @dataclass(frozen=True)

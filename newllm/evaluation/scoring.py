@@ -8,7 +8,7 @@ from torch import Tensor
 
 from newllm.errors import RunError
 from newllm.evaluation.subject import Subject
-from newllm.training.loss import IGNORED, token_losses
+from newllm.training.cross_entropy import IGNORED, token_losses
 
 Ids = Sequence[int]
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]  # states [N, hidden], head [V, hidden], labels [N] -> [N, ...]

@@ -16,7 +16,7 @@ from newllm.errors import RunError
 from newllm.evaluation.diagnosis import diagnose
 from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
-from newllm.training.loss import IGNORED, token_losses
+from newllm.training.cross_entropy import IGNORED, token_losses
 
 Table = list[dict[str, Any]]
 

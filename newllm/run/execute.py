@@ -22,8 +22,8 @@ from newllm.config.values import check_values
 from newllm.console import Console
 from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.evaluation import Findings, evaluate
+from newllm.run.follower import follow
 from newllm.run.prepare import counts, judge, parameters, prepare, subject
-from newllm.run.rank import follow
 from newllm.run.stage import StageResult, run_stages
 from newllm.runtime import Place
 from newllm.store.environment import Settled, describe, settled

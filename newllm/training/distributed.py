@@ -1,9 +1,9 @@
 """Several processes that train one run: ranks by torchrun's conventions, or as many as `trainer.devices` says.
 
-Rank 0 alone writes, logs, validates and heeds signals. The other ranks (newllm.run.rank) prepare the same run and wait,
-asleep, for the rows and the rate of each step. Gradients go through torch's process group: nccl between GPUs, gloo
-between processes on CPUs. If no launcher has started the other ranks, rank 0 does, with the variables that torchrun
-would set.
+Rank 0 alone writes, logs, validates and heeds signals. The other ranks (newllm.run.follower) prepare the same run and
+wait, asleep, for the rows and the rate of each step. Gradients go through torch's process group: nccl between GPUs,
+gloo between processes on CPUs. If no launcher has started the other ranks, rank 0 does, with the variables that
+torchrun would set.
 """
 
 import os
@@ -156,7 +156,7 @@ class Team:
             # Where this process found its modules, `.` and folders of the user's included, they find theirs.
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         }
-        command = [sys.executable, "-P", "-W", "ignore", "-m", "newllm.run.rank", str(directory)]
+        command = [sys.executable, "-P", "-W", "ignore", "-m", "newllm.run.follower", str(directory)]
         for rank in range(1, ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             with _signals_held():  # the child inherits this, and will ignore them before it lets them in

@@ -23,8 +23,8 @@ from newllm.training import display
 from newllm.training.checkpoint import load_training, save_training, save_weights
 from newllm.training.compilation import settle
 from newllm.training.context import Run
+from newllm.training.cross_entropy import IGNORED, token_losses
 from newllm.training.distributed import Team
-from newllm.training.loss import IGNORED, token_losses
 from newllm.training.memory import peak_bytes
 from newllm.training.progress import Pending, Progress
 from newllm.training.step import Piece, Step, cut

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from newllm.data import Rows
 from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
-from newllm.training.loss import IGNORED, linear_cross_entropy
+from newllm.training.cross_entropy import IGNORED, linear_cross_entropy
 from newllm.training.optimizer import AdamW
 
 Piece = tuple[Tensor, Tensor]  # inputs and labels, [b, T] each

@@ -18,7 +18,7 @@ from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.training.checkpoint import load_training, load_weights, save_training, save_weights
 from newllm.training.context import Run
-from newllm.training.loss import IGNORED
+from newllm.training.cross_entropy import IGNORED
 from newllm.training.optimizer import AdamW
 from newllm.training.progress import Pending, Progress
 from newllm.training.step import Step, cut

@@ -15,8 +15,8 @@ from newllm.run.execute import run
 from newllm.run.load import load_run
 from newllm.run.prepare import prepare
 from newllm.store.run_directory import RunDirectory
+from newllm.training.cross_entropy import linear_cross_entropy
 from newllm.training.loop import Loop
-from newllm.training.loss import linear_cross_entropy
 from newllm.training.step import Step
 from newllm.training.trainer import Trainer
 from tests.support.training_runs import repeatable, small_cfg, state

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from newllm.training.loss import linear_cross_entropy, token_losses
+from newllm.training.cross_entropy import linear_cross_entropy, token_losses
 
 N, D, V = 37, 16, 211
 

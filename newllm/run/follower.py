@@ -1,6 +1,6 @@
 """The ranks above 0 of a run on several devices: they make its training steps, and nothing else.
 
-`python -m newllm.run.rank RUN_DIRECTORY` is how rank 0 starts them; under torchrun or srun, `newllm train` is.
+`python -m newllm.run.follower RUN_DIRECTORY` is how rank 0 starts them; under torchrun or srun, `newllm train` is.
 """
 
 import os
