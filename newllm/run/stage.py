@@ -1,7 +1,5 @@
 """What a run does before training: stages, which conf/groups.yaml names and the configuration chooses."""
 
-import inspect
-import pkgutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.build import build
 from newllm.config.groups import group_of, parts_of, stages
+from newllm.config.values import signature_of
 from newllm.data import Dataset
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel
@@ -83,14 +82,15 @@ def build_stage(group: str, nodes: Mapping[str, Mapping[str, Any]], seed: int) -
     given = [name for name, node in parts.items() if node]
     if not nodes[group]:
         if given:
+            suggested = group_of(group).suggest
             raise ConfigError(
-                f"{given[0]} is a part of {group}, and this run has {group}=none; type {given[0]}=none, or choose "
-                f"another {group}."
+                f"{given[0]} is a part of {group}, and this run has {group}=none; type {given[0]}=none, or choose a "
+                f"{group}{f', as in {group}={suggested}' if suggested else ''}."
             )
         return None
-    taken = inspect.signature(pkgutil.resolve_name(str(nodes[group]["_target_"]))).parameters
+    handed = signature_of(str(nodes[group]["_target_"])).handed
     for part in given:
-        if part not in taken:
+        if part not in handed:
             raise ConfigError(f"this {group} has no use for {part}; type {part}=none.")
     stage: Stage = build(nodes[group], **parts, seed=seed)
     return stage

@@ -256,7 +256,7 @@ def test_what_other_models_have_no_use_for_is_refused(tmp_path: Path) -> None:
     other = newllm.compose(["samples=60", "seq_len=32", "data.vocab_size=512", "facts=none", "eval=[loss]"])
     other.run_dir = str(tmp_path / "run")
     for changed, sentence in (
-        ({"objective": composed().objective}, r"type objective=none, or choose another phase1"),
+        ({"objective": composed().objective}, r"type objective=none, or choose a phase1, as in phase1=published"),
         ({"objective": composed().objective, "phase1": composed().phase1}, r"needs a model with a recurrence"),
         (
             {"eval": {"effective_rank": {"_target_": "newllm.two_phase.context_rank.EffectiveRank"}}},
