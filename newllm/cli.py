@@ -4,7 +4,6 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 
 from newllm.errors import ConfigError, run_command
 from newllm.suggest import did_you_mean
@@ -39,13 +38,11 @@ def _dispatch(argv: list[str]) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is no command; {did_you_mean(verb, VERBS, prefix='newllm ')}.")
-    if find_spec(f"newllm.{verb}") is None:
-        raise ConfigError(f"this version of newllm has no command {verb!r}; newllm --help lists those it has.")
     return int(import_module(f"newllm.{verb}").main(rest))
 
 
 def _usage() -> str:
-    verbs = [f"  newllm {verb:<12} {purpose}" for verb, purpose in VERBS.items() if find_spec(f"newllm.{verb}")]
+    verbs = [f"  newllm {verb:<12} {purpose}" for verb, purpose in VERBS.items()]
     completion = '  eval "$(newllm -sc install=bash)"   completes choices and keys in this shell (zsh, fish likewise)'
     return "\n".join(["newllm: a laboratory bench for small language models", "", *verbs, "", completion])
 
