@@ -1,16 +1,12 @@
 """transformers' model of the same shape as a configuration of ours."""
 
-from typing import TYPE_CHECKING
-
 from omegaconf import DictConfig
+from torch import nn
 
 from newllm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from torch import nn
 
-
-def peer(cfg: DictConfig, vocab_size: int) -> "nn.Module":
+def peer(cfg: DictConfig, vocab_size: int) -> nn.Module:
     """The peer, a GPTNeoXForCausalLM or LlamaForCausalLM with new weights. Raises ConfigError if there is none."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -35,7 +31,7 @@ def peer(cfg: DictConfig, vocab_size: int) -> "nn.Module":
 def peer_name(cfg: DictConfig) -> str:
     """GPTNeoXForCausalLM for parallel blocks, LlamaForCausalLM for the Llama kind, both with RoPE and mha only.
 
-    Raises ConfigError for what transformers has no model of. Imports nothing heavy.
+    Raises ConfigError if transformers has no such model.
     """
     model, choices = cfg.model, cfg.choices
     if choices.pos_encoding != "rope" or choices.attention != "mha":

@@ -1,4 +1,4 @@
-"""Passkeys: a marker that holds random digits, and training rows in which it stands twice."""
+"""Passkeys: a marker that holds random digits, and training rows that contain it twice."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ _SEED = 0  # never the run's: a seed changes the order of the rows, not what is 
 
 @dataclass(frozen=True)
 class Asked:
-    """Token ids of a text cut into what is given (`query`) and what is to be found (`answer`)."""
+    """Token ids of a text, cut into what is given (`query`) and what the model must find (`answer`)."""
 
     query: list[int]
     answer: list[int]
@@ -46,14 +46,14 @@ def key_text(digits: np.ndarray) -> str:
 class PasskeyRows:
     """Training rows that teach a model to copy a key from far back; `share` of the rows, chosen by their index.
 
-    Row i keeps its own training text but for its end, and holds the marker ``<<PASS:d-d-d-d-d>>`` twice: at 10 to
-    90 % of that text, and as its last tokens, where the digits can be told from the first one only. All labels are
-    scored as ever (the ordinary loss of a language model). Key and depth come from the stream of the row's index, in
-    all runs the same; evaluation draws its keys from streams of its own. The published mix takes its filler from
-    50,000 tokens of validation text, which its evaluation uses too; this one takes none.
+    A chosen row keeps its own text except for the end, and holds the marker ``<<PASS:d-d-d-d-d>>`` twice: at 10 to
+    90 % of that text, and as its last tokens, where only the first marker tells the digits. All labels are scored (the
+    ordinary loss of a language model). Key and depth come from the stream of the row's index, the same in all runs;
+    evaluation draws its keys from other streams. The published mix takes its filler from 50,000 tokens of validation
+    text, which its evaluation uses too; this one takes none.
 
-    train/loss and train/ppl have the markers in them. Validation rows stay plain, and the best epoch is the best on
-    them: where a large share makes plain text worse, trainer.eval_weights=last evaluates what was learnt last.
+    train/loss and train/ppl include the markers. Validation rows stay plain and choose the best epoch: if a large share
+    makes plain text worse, trainer.eval_weights=last evaluates the last weights.
     """
 
     def __init__(self, share: float, rows: int, seq_len: int, tokenizer: Tokenizer):

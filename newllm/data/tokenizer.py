@@ -22,7 +22,7 @@ ABOUT = "tokenizer.meta.json"
 class Tokenizer:
     """Text to ids and back, without special tokens around it; end-of-text in a text is encoded as plain text.
 
-    vocab_size: ids a model must know (the auto tokenizer's configured size, even if its text gave fewer).
+    vocab_size: ids a model must know (the configured size of the auto tokenizer, even if its text gave fewer).
     eot_id: end-of-text, or None.
     token_bytes: int64 [vocab_size], bytes of UTF-8 text each id stands for; 0 for end-of-text and special ids.
         Their sum over an encoded text is the length of the text, exactly, for byte-level BPE
@@ -111,7 +111,7 @@ def _from_transformers(name: str) -> Tokenizer:
             f"data.tokenizer={name} has no fast form (tokenizer.json), which the token store needs; "
             "type data.tokenizer=auto or another NAME or FOLDER"
         )
-    if not backend.get_vocab(with_added_tokens=False):  # transformers makes an empty one up
+    if not backend.get_vocab(with_added_tokens=False):  # transformers invents an empty one
         raise ConfigError(
             f"data.tokenizer={name} has no tokenizer.json, nor files to make one of; name the folder that has it, or "
             "type data.tokenizer=auto"
@@ -126,7 +126,7 @@ def _read(name: str, **options: Any) -> Any:
 
     try:
         return transformers.AutoTokenizer.from_pretrained(name, **options)
-    except Exception as error:  # of many libraries, depending on what is broken
+    except Exception as error:  # many kinds from several libraries
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"data.tokenizer={name} could not be read as a Hugging Face tokenizer ({reason}); "
@@ -135,7 +135,7 @@ def _read(name: str, **options: Any) -> Any:
 
 
 def vocab_size(data_node: Mapping[str, Any], runtime: Any = None) -> int:
-    """Ids the data node's tokenizer has, known before any text is read."""
+    """The number of ids of the data node's tokenizer, known before any text is read."""
     if data_node["tokenizer"] == "auto":
         return int(data_node["vocab_size"])
     return pretrained(data_node["tokenizer"], cache_folder(runtime)).vocab_size

@@ -64,7 +64,7 @@ class Hub(Corpus):
                 yield Piece(self._text_of(row))
         except ConfigError:
             raise
-        except Exception as error:  # the client raises some twenty kinds, of four libraries
+        except Exception as error:  # the client raises some twenty kinds from four libraries
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"the data set {self.name} (config {self.config}, split {split}) could not be read: "
@@ -89,7 +89,7 @@ class Hub(Corpus):
 
 
 def require_hub(what: str) -> None:
-    """Raise ConfigError at once, not after minutes of retries, when the hub cannot be reached."""
+    """Raises ConfigError at once, not after minutes of retries, if the hub cannot be reached."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     reason = "HF_HUB_OFFLINE is set"
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() not in ("1", "TRUE", "YES", "ON"):

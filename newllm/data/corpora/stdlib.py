@@ -21,8 +21,8 @@ LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__p
 class Stdlib(Corpus):
     """Each .py file of the standard library is a document; its tests are left out.
 
-    exclude: files to leave out besides, as patterns of their paths below the library's folder. ``encodings/*`` are
-        tables of character codes, an eighth of the text, so alike that one in training gives away another in
+    exclude: more files to leave out, as patterns of their paths below the library's folder. ``encodings/*`` are
+        tables of character codes, an eighth of the text, so similar that one in training gives away another in
         validation.
     """
 
