@@ -13,8 +13,8 @@ import pandas as pd
 import yaml
 
 from newllm.analysis import statistics
-from newllm.analysis.groups import Group, find
 from newllm.analysis.metrics import Scale, lower_is_better, scale_of
+from newllm.analysis.run_groups import Group, find
 from newllm.build import build
 from newllm.checks import above, at_least
 from newllm.config.catalog import shipped
@@ -164,7 +164,7 @@ def compare(
     confidence: float = 0.95,
     interval: statistics.IntervalKind = "t",
 ) -> list[Comparison]:
-    """Every other group against `baseline` (a group or what `groups.find` understands), on every metric.
+    """Every other group against `baseline` (a group or what `run_groups.find` understands), on every metric.
 
     Holm's correction runs over all of these together. A metric that one of the two groups lacks is passed over.
     """

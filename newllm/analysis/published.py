@@ -32,7 +32,7 @@ from newllm.analysis.statistics import sample_std
 from newllm.config.groups import groups, stages
 
 if TYPE_CHECKING:  # training compares itself with published runs too, and does without pandas
-    from newllm.analysis.groups import Group
+    from newllm.analysis.run_groups import Group
 
 TABLES = ("runs", "rope_frequencies", "context_token")
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from newllm.analysis.comparable import comparable, tokenizer_of
 from newllm.analysis.frame import metric_names
-from newllm.analysis.groups import Group, groups, value_of
+from newllm.analysis.run_groups import Group, groups, value_of
 from newllm.analysis.statistics import Numbers
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from newllm.analysis.comparison import Comparison
-from newllm.analysis.groups import Group
+from newllm.analysis.run_groups import Group
 from newllm.report import figures
 from newllm.report.figures import Drawing, drawing, lines
-from newllm.report.results import comparison_table, verdict_kind
+from newllm.report.result_tables import comparison_table, verdict_kind
 from newllm.report.series import BAND, GEOMETRIC, At, at_number, of_drawn, of_runs, over_number, stacked, table_of
-from newllm.report.spectrum import wavelengths
 from newllm.report.study import Part, Section, Study
 from newllm.report.tables import PLUS_MINUS, Cell, Table, mean_cell, number_cell, text_cell
+from newllm.report.wavelengths import wavelengths
 
 SLICES, TAIL, WINDOW = (rf"extrapolation/{name}@(\d+)" for name in ("ppl", "tail_ppl", "sliding_ppl"))
 PROTOCOLS = {"Sequential slices": SLICES, "Same last tokens": TAIL, "Sliding window": WINDOW}
@@ -49,7 +49,7 @@ def by_length(study: Study) -> Section:
                     tables.append(_by_length(part, name, at, judged))
         tables += _ruler(part)
     drawings = study.draw(_curves, _by_position, _spectra, _passkey, _maps, _distance)
-    return Section("length", "Long context", study.left_out, tables, drawings)
+    return Section("length", "Long context", study.left_out if drawings else (), tables, drawings)
 
 
 def comparisons(study: Study) -> Section:

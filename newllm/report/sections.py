@@ -4,7 +4,7 @@ import pkgutil
 from functools import partial
 
 from newllm.config.groups import groups
-from newllm.report import curves, long_context, results, scaling, tradeoffs
+from newllm.report import curves, laws, long_context, result_tables, tradeoffs
 from newllm.report.figures import styled
 from newllm.report.study import Figures, Section, Study
 
@@ -22,21 +22,22 @@ def sections(study: Study) -> list[Section]:
     """All sections that have something to show."""
     of_groups = [pkgutil.resolve_name(group.report) for group in groups().values() if group.report]
     makers = [
-        results.groups,
-        results.comparisons,
+        result_tables.groups,
+        result_tables.comparisons,
         *of_groups,
         long_context.by_length,
         long_context.comparisons,
         *(partial(_figures, *row) for row in FIGURES),
-        scaling.laws,
-        results.published,
-        results.other_results,
-        results.unfinished,
+        laws.scaling_laws,
+        result_tables.published,
+        result_tables.other_results,
+        result_tables.unfinished,
     ]
     with styled():
         made = [make(study) for make in makers]
-    return [one for one in made if one.tables or one.drawings or (one.name == "agreement" and one.lines)]
+    return [one for one in made if one.lines or one.tables or one.drawings]
 
 
 def _figures(name: str, title: str, figures: tuple[Figures, ...], study: Study) -> Section:
-    return Section(name, title, study.left_out, (), study.draw(*figures))
+    drawings = study.draw(*figures)
+    return Section(name, title, study.left_out if drawings else (), (), drawings)

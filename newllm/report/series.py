@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from newllm.analysis.groups import Group
+from newllm.analysis.run_groups import Group
 from newllm.report.figures import Series
 from newllm.report.study import Drawn, Part
 

@@ -10,8 +10,8 @@ import pandas as pd
 from newllm.analysis.comparable import comparable
 from newllm.analysis.comparison import Comparison, compare
 from newllm.analysis.frame import load_runs, metric_names
-from newllm.analysis.groups import Group, find, groups, is_typed, value_of
 from newllm.analysis.metrics import lower_is_better
+from newllm.analysis.run_groups import Group, find, groups, is_typed, value_of
 from newllm.config.catalog import Catalog, shipped
 from newllm.errors import ConfigError
 from newllm.report.figures import Drawing

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-from newllm.analysis.groups import Group
+from newllm.analysis.run_groups import Group
 from newllm.analysis.statistics import sample_std
 from newllm.console import number
-from newllm.store.tables import as_csv
+from newllm.store.csv_text import as_csv
 
 ABSENT = "\u2013"  # a dash
 PLUS_MINUS = "Mean ± sample standard deviation over seeds"

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from newllm.analysis.groups import Group
 from newllm.analysis.labels import SEPARATOR, Flat, axes_of, canonical, choices_of, say, short_keys, varying
 from newllm.analysis.metrics import lower_is_better
+from newllm.analysis.run_groups import Group
 from newllm.report import figures
 from newllm.report.figures import Drawing, drawing
 from newllm.report.series import BARS, Series, of_drawn, over_seeds, padded

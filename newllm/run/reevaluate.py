@@ -26,9 +26,9 @@ from newllm.model import build_model
 from newllm.run.finished import environment, plan_evaluation
 from newllm.run.prepare import counts, prepare, subject
 from newllm.store.atomic import json_line, write_text
+from newllm.store.csv_text import as_csv, same
 from newllm.store.environment import describe, settled
 from newllm.store.run_directory import RunDirectory
-from newllm.store.tables import as_csv, same
 from newllm.training.checkpoint import load_weights, weight_shapes
 from newllm.training.context import Run
 from newllm.training.signals import Signals

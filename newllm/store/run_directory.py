@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from newllm.errors import ConfigError, RunError
 from newllm.store.atomic import is_held, json_line, write_json, write_text
-from newllm.store.tables import Rows, as_csv
+from newllm.store.csv_text import Rows, as_csv
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from newllm.analysis.groups import Group
 from newllm.analysis.published import distance, reference_table
+from newllm.analysis.run_groups import Group
 from newllm.analysis.scaling import Law, fit, laws
 from newllm.analysis.statistics import sample_std
 from newllm.report import figures
 from newllm.report.figures import Drawing, Series, drawing
-from newllm.report.scaling import ALPHA, exponent
+from newllm.report.laws import ALPHA, exponent
 from newllm.report.series import of_drawn, of_runs, stacked, table_of
 from newllm.report.study import Part, Section, Study
 from newllm.report.tables import Cell, Row, Table, number_cell, percent, spread, text_cell

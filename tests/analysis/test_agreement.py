@@ -4,8 +4,8 @@ import pytest
 
 from newllm.analysis.agreement import against, agreement
 from newllm.analysis.frame import load_runs
-from newllm.analysis.groups import groups
 from newllm.analysis.published import beside_published
+from newllm.analysis.run_groups import groups
 from tests.support.run_folders import config, folder, table
 
 PUBLISHED = ["experiment=position_encoding", "pos_encoding=rope"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from newllm.analysis.comparison import rule
-from newllm.analysis.groups import find, groups
+from newllm.analysis.run_groups import find, groups
 from newllm.analysis.scaling import laws
 from newllm.errors import ConfigError
 from tests.support.run_folders import table

@@ -17,7 +17,7 @@ from newllm.config import compose, effective
 from newllm.config.compose import catalog_for
 from newllm.report.__main__ import main
 from newllm.report.figures import heat_map, heat_scale, panels, styled
-from newllm.report.spectrum import wavelengths
+from newllm.report.wavelengths import wavelengths
 from tests.support.report_runs import make_run, make_runs, with_seed
 
 BASELINE = "rope · theta 625 · scaling null"
@@ -155,7 +155,7 @@ def test_a_scaled_spectrum_is_that_of_the_length() -> None:
 
 
 def test_spectra_need_no_torch() -> None:
-    code = "import sys, newllm.report.long_context, newllm.report.spectrum\n"
+    code = "import sys, newllm.report.long_context, newllm.report.wavelengths\n"
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
 
 

@@ -190,7 +190,7 @@ def test_tables_and_reports_keep_a_run_and_its_evaluations_apart(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from newllm.analysis.comparable import comparable
-    from newllm.analysis.groups import groups
+    from newllm.analysis.run_groups import groups
     from newllm.status import main as status
 
     for seed in (1, 2):

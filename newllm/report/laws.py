@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from newllm.analysis.scaling import Fit, Law, Saturation, saturating
-from newllm.analysis.scaling import laws as laws_of
+from newllm.analysis.scaling import Fit, Law, Saturation, laws, saturating
 from newllm.report.figures import Drawing, curve, drawing, labels_of, legend, log_axis, panels, points
 from newllm.report.series import over_seeds, padded
 from newllm.report.study import COLOUR_CYCLE, Section, Study
@@ -14,9 +13,9 @@ from newllm.report.tables import Cell, Table, interval, number_cell, text_cell
 ALPHA = "\u03b1"
 
 
-def laws(study: Study) -> Section:
+def scaling_laws(study: Study) -> Section:
     """A law for each set of runs that has three sizes."""
-    found = laws_of(study.done, study.options.size, study.options.main_metric, study.options.confidence)
+    found = laws(study.done, study.options.size, study.options.main_metric, study.options.confidence)
     if not found:
         return Section("scaling", "Scaling law")
     tables, floors = [_powers(found)], None

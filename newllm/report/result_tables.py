@@ -7,10 +7,10 @@ from typing import Any
 from newllm.analysis.agreement import against, agreement
 from newllm.analysis.comparison import Comparison, repeat_noise
 from newllm.analysis.frame import load_runs
-from newllm.analysis.groups import Group
 from newllm.analysis.labels import say
 from newllm.analysis.metrics import lower_is_better, scale_of
 from newllm.analysis.published import beside_published
+from newllm.analysis.run_groups import Group
 from newllm.analysis.statistics import sample_std
 from newllm.console import number
 from newllm.report.figures import COLOURS
@@ -47,7 +47,7 @@ def comparisons(study: Study) -> Section:
         if found := part.compare(part.options.compare):
             title = part.named(f"Comparisons with {found[0].baseline}")
             tables.append(comparison_table(f"comparisons{part.mark}", title, part, found, [study.options.rule.words]))
-    return Section("comparisons", "Which differences are real", [_repeats(study)], tables)
+    return Section("comparisons", "Which differences are real", [_repeats(study)] if tables else (), tables)
 
 
 def published(study: Study) -> Section:
