@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from newllm import train
 from newllm.errors import ConfigError, RunError
 from newllm.run.prepare import prepare
-from newllm.runtime import Place
+from newllm.runtime import Place, Runtime
 from newllm.training.distributed import Team, device_of
 from newllm.training.loop import Loop
 from newllm.training.step import Step
@@ -244,3 +244,15 @@ def test_a_number_of_devices_that_torchrun_did_not_start_is_refused(monkeypatch:
         Place.of_run(3)
     with pytest.raises(ConfigError, match=r"leave torchrun out"):
         train._main(["-m", "seed=1,2"])
+
+
+def test_tasks_of_a_slurm_step_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torchrun's variables for whoever reads them; a job of one task is a run of one process."""
+    slurm = {"JOB_ID": "7", "JOB_NODELIST": "n[3-4]", "JOB_NUM_NODES": "2", "PROCID": "3", "LOCALID": "1"}
+    environment = {f"SLURM_{name}": value for name, value in slurm.items()} | {"OMP_NUM_THREADS": "3"}
+    monkeypatch.setattr(os, "environ", environment)
+    assert Place.from_environment() == Place()
+    environment["SLURM_STEP_NUM_TASKS"] = "4"
+    assert Place.from_environment() == Place(3, 4, 1, 2, launched=True)
+    assert environment["MASTER_ADDR"] == "n3"
+    assert Runtime().threads == 6  # of both processes on this machine
