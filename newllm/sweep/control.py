@@ -7,19 +7,18 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from newllm.config.identity import signature
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, choosing, launches
+from newllm.sweep.local import Local
 from newllm.sweep.run_names import signature_of
+from newllm.sweep.slurm import Slurm
 from newllm.sweep.survey import survey
 from newllm.sweep.table import plural
 from newllm.sweep.worker import ask_to_end
-
-if TYPE_CHECKING:
-    from newllm.sweep.local import Local
-    from newllm.sweep.slurm import Slurm
 
 Which = Literal["failed", "interrupted", "all"]
 Say = Callable[[str], None]
@@ -162,8 +161,6 @@ def _signal(pid: int, signum: signal.Signals, say: Say) -> bool:
 
 def _config(directory: RunDirectory) -> dict[str, Any]:
     """The frozen configuration, if this version of newllm gives it the signature under which it was planned."""
-    from newllm.config.identity import signature
-
     config = directory.config()
     mark = signature_of(directory.path.name)
     if not config or (mark and signature(config) != mark):
@@ -174,14 +171,11 @@ def _config(directory: RunDirectory) -> dict[str, Any]:
     return config
 
 
-def _launched(record: Mapping[str, Any]) -> tuple["Local | Slurm", Policy]:
+def _launched(record: Mapping[str, Any]) -> tuple[Local | Slurm, Policy]:
     """Launcher and policy of a record."""
-    from newllm.sweep.local import Local
-    from newllm.sweep.slurm import Slurm
-
     try:
-        kind = {"local": Local, "slurm": Slurm}[record["backend"]]
-        return kind(**record["launcher"]), Policy(**record["policy"])
+        launcher = {"local": Local, "slurm": Slurm}[record["backend"]]
+        return launcher(**record["launcher"]), Policy(**record["policy"])
     except (KeyError, TypeError):
         raise ConfigError(
             f"{record.get('file')} is of another version of newllm; type the training command again."

@@ -42,7 +42,7 @@ class Workers:
     def start(self, number: int, runs: Sequence[Path], environment: Mapping[str, str]) -> None:
         """Begin a run, or several that train together. Raises RunError if the system gives no process."""
         paths = [run.resolve() for run in runs]
-        process = _FORK.Process(target=_work, args=(paths, environment))
+        process = _FORK.Process(target=_work, args=(paths, environment, os.getpid()))
         try:
             process.start()
         except OSError as error:
@@ -84,10 +84,12 @@ def in_child(act: Callable[..., Any], *arguments: Any) -> Any:
 
     Its NewllmError is raised here; any other exception of it becomes a ConfigError of one sentence.
     """
+    parent = os.getpid()
     ours, theirs = _FORK.Pipe(duplex=False)
 
     def answer() -> None:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         try:
             found = act(*arguments)
         except NewllmError as error:
@@ -109,7 +111,7 @@ def in_child(act: Callable[..., Any], *arguments: Any) -> Any:
     raise RunError(f"A process that was to try the runs has ended with status {process.exitcode}.")
 
 
-def _work(runs: Sequence[Path], environment: Mapping[str, str]) -> None:
+def _work(runs: Sequence[Path], environment: Mapping[str, str], parent: int) -> None:
     """In the worker: away from everything that is the parent's, then the runs."""
     os.setsid()
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -121,7 +123,7 @@ def _work(runs: Sequence[Path], environment: Mapping[str, str]) -> None:
     faulthandler.enable(file=2)
     os.environ.update(environment)
     sys.orig_argv[1:] = ["-P", "-m", "newllm.sweep.worker", *map(str, runs)]  # for environment.json
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     sys.exit(work(*runs))
 
 
