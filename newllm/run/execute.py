@@ -98,7 +98,7 @@ def _train_and_evaluate(run: Run, attempt: int, earlier: Settled | None, started
     run.data.tokenizer.save(directory.tokenizer)
 
     lost = partial(_end_for_lost_process, directory)
-    with team(run.place, directory.path, run.device, run.runtime.threads, lost) as others:
+    with team(run, lost) as others:
         display.header(run, parameters(run.model))
         if run.packed:
             several = f"{run.packed.others} other run{'s' * (run.packed.others > 1)}"

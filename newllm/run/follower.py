@@ -59,9 +59,9 @@ def _follow(cfg: DictConfig, place: Place, store: dist.Store) -> None:
     if directory.last_checkpoint.exists():  # none is written before the first step, which waits for this process
         load_training(directory.last_checkpoint, run.model, step.optimizer, {})
     store.set(f"ready/{place.rank}", "")
-    group = Group(store, place, run.device)
+    group = Group(store, place, run.device, run.trainer.batch_size)
     step.distribute()
-    while (order := group.order()) is not None:
+    while (order := group.take()) is not None:
         indices, rate = order
         step(cut(run.data.train, indices, run.trainer.accumulate), rate)
     dist.destroy_process_group()

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ import torch.distributed as dist
 
 from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.runtime import Place
+from newllm.training.context import Run
 from newllm.training.signals import STOPPING
 
 GRACE = 5.0  # seconds for what should take none, before it is ended by force
@@ -79,9 +79,12 @@ def leading(place: Place) -> Iterator[None]:
 
 
 class Group:
-    """torch's process group of a run, and beside it one for the orders of rank 0."""
+    """torch's process group of a run, and beside it one for the orders of rank 0.
 
-    def __init__(self, store: dist.Store, place: Place, device: torch.device) -> None:
+    rows: the most rows that a step takes.
+    """
+
+    def __init__(self, store: dist.Store, place: Place, device: torch.device, rows: int) -> None:
         loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
         if loopback and place.local_size == place.size:  # it must not matter how this machine's name resolves
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
@@ -89,30 +92,44 @@ class Group:
         backend = "nccl" if gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, device_id=gpu)
         self._orders = dist.new_group(backend="gloo", timeout=FOREVER)
+        self._order = torch.zeros(2 + rows, dtype=torch.float64)  # number of rows (-1: the end), rate, rows
+        self._sent: dist.Work | None = None
 
-    def order(self, given: Order = None) -> Order:
-        """Rank 0's order, on all ranks."""
-        box = [given]
-        dist.broadcast_object_list(box, src=0, group=self._orders)
-        return box[0]
+    def give(self, order: Order) -> None:
+        """Send an order to the other ranks, without waiting until it has arrived. Rank 0 alone calls this."""
+        if self._sent is not None:
+            self._sent.wait()
+        self._order[0] = -1
+        if order is not None:
+            rows, rate = order
+            self._order[0], self._order[1] = len(rows), rate
+            self._order[2 : 2 + len(rows)] = torch.from_numpy(rows)
+        self._sent = dist.broadcast(self._order, src=0, group=self._orders, async_op=True)
+        if order is None:
+            self._sent.wait()
+
+    def take(self) -> Order:
+        """The next order of rank 0."""
+        dist.broadcast(self._order, src=0, group=self._orders)
+        count = int(self._order[0])
+        return None if count < 0 else (self._order[2 : 2 + count].long().numpy(), float(self._order[1]))
 
 
 @contextmanager
-def team(
-    place: Place, directory: Path, device: torch.device, threads: int, fail: Callable[[str], None]
-) -> Iterator["Team | None"]:
-    """The other ranks of the run in `directory`, whose configuration is written; None if there are none.
+def team(run: Run, fail: Callable[[str], None]) -> Iterator["Team | None"]:
+    """The other ranks of a run whose directory has its configuration; None if there are none.
 
     They have ended when the block has. If one of them ends before, the block fails with a RunError that says so; if it
     cannot, since it waits in some kernel for the lost rank, `fail` is called with that sentence and the process ends.
     """
+    place = run.place
     if place.size == 1:
         yield None
         return
-    others = Team(place, device, fail)
+    others = Team(run, fail)
     try:
         if not place.launched:
-            others.start(directory, threads)
+            others.start()
         yield others
     except NewllmError:
         raise
@@ -131,20 +148,20 @@ def team(
 class Team:
     """Rank 0's view of the other ranks."""
 
-    def __init__(self, place: Place, device: torch.device, fail: Callable[[str], None]) -> None:
-        self.place, self.device = place, device
+    def __init__(self, run: Run, fail: Callable[[str], None]) -> None:
+        self.run, self.place = run, run.place
         self.lost, self.reason = threading.Event(), ""  # set if a rank that this process has started ends too early
         self._fail = fail
         self._group: Group | None = None
         self._ending, self._ended = False, threading.Event()
         self._processes: list[subprocess.Popen[bytes]] = []
-        if place.launched:
+        if self.place.launched:
             self._store = launched_store()
         else:
             self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._store.set("train", "yes")
 
-    def start(self, directory: Path, threads: int) -> None:
+    def start(self) -> None:
         """Start the other ranks, which prepare the run from its directory."""
         ranks = self.place.size
         variables = {
@@ -152,11 +169,11 @@ class Team:
             "LOCAL_WORLD_SIZE": str(ranks),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self._store.port),  # type: ignore[attr-defined]
-            "OMP_NUM_THREADS": str(max(1, threads // ranks)),
+            "OMP_NUM_THREADS": str(max(1, self.run.runtime.threads // ranks)),
             # Where this process found its modules, `.` and folders of the user's included, they find theirs.
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         }
-        command = [sys.executable, "-P", "-W", "ignore", "-m", "newllm.run.follower", str(directory)]
+        command = [sys.executable, "-P", "-W", "ignore", "-m", "newllm.run.follower", str(self.run.directory.path)]
         for rank in range(1, ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             with _signals_held():  # the child inherits this, and will ignore them before it lets them in
@@ -174,13 +191,13 @@ class Team:
             if failed := [reason for rank in others if (reason := self._failure(self._store, rank))]:
                 raise RunError(failed[0])
             time.sleep(0.05)
-        self._group = Group(self._store, self.place, self.device)
+        self._group = Group(self._store, self.place, self.run.device, self.run.trainer.batch_size)
 
     def train_on(self, indices: np.ndarray, rate: float) -> None:
         """Have the others make the step that this process makes next, on these rows of the training data."""
         self.check()
         assert self._group is not None
-        self._group.order((indices, rate))
+        self._group.give((indices, rate))
 
     def check(self) -> None:
         """Raise RunError if a rank has ended."""
@@ -211,7 +228,7 @@ class Team:
     def _order_the_end(self) -> None:
         if self._group is not None and not self.lost.is_set():
             with suppress(RuntimeError):  # one of them has just ended
-                self._group.order(None)
+                self._group.give(None)
 
     def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
         """In a thread: note the end of a rank."""
