@@ -19,7 +19,7 @@ SEPARATOR = " · "
 _FIRST = [group for group in groups().values() if group.label == "first"]
 # Groups whose choices need no group name before them; the parts of the model come before the model.
 NAMED_BY_VALUE = [group.name for group in sorted(_FIRST, key=lambda group: group.part_of is None)]
-# Options of which only the last part of the path is compared.
+# Options that hold a path; only its last part is compared.
 _FOLDERS = {f"{group.name}.{key}" for group in groups().values() for key, kind in group.paths.items() if kind != "name"}
 
 

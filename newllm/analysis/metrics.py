@@ -1,4 +1,4 @@
-"""What is known of a metric by its name: the scale on which to compare it, and which way is better."""
+"""What the name of a metric tells: the scale to compare it on, and which direction is better."""
 
 import re
 from typing import Literal
@@ -16,7 +16,7 @@ _DIRECTIONS: list[tuple[str, bool | None]] = [
     (r"^kv_cache/(bytes_per_token|max_logit_error)$|^memory/|^speed/.*seconds$", True),
     (r"^kv_cache/reduction$|^speed/.*_per_second$", False),
 ]
-# Positive quantities of which ratios make sense.
+# Positive quantities that are compared by ratio.
 _RATIOS = r"(^|[/_@])ppl($|[/_@])|^reversal/ratio$|bytes_per_token$|_bytes$|^speed/|^params/|^data/\w+_(tokens|rows)$"
 
 
@@ -29,5 +29,5 @@ def scale_of(metric: str) -> Scale:
 
 
 def lower_is_better(metric: str) -> bool | None:
-    """True, False, or None where neither way is better (statistics of queries, ranks, counts)."""
+    """True, False, or None where neither direction is better (statistics of queries, ranks, counts)."""
     return next((way for pattern, way in _DIRECTIONS if re.search(pattern, metric)), None)

@@ -41,8 +41,8 @@ TABLES = ("runs", "rope_frequencies", "context_token")
 class Published:
     """A published configuration. numbers: metric -> what each of its runs has, in the order of the table.
 
-    experiment: the one of ours that has its conditions, "" for none. weighting: of `val/ppl`, "" for any. weights:
-    those that its numbers were measured on, the "last" or the "best" epoch's.
+    experiment: the experiment of newllm with its conditions, "" for none. weighting: of `val/ppl`, "" for any.
+    weights: its numbers were measured on those of the "last" or the "best" epoch.
     """
 
     run: str
@@ -61,7 +61,7 @@ class Published:
 
 @cache
 def published() -> list[Published]:
-    """The configurations of the references in TABLES."""
+    """The configurations in the references of TABLES."""
     found: dict[str, Published] = {}
     for line in (line for name in TABLES for line in reference_table(name)):
         named = [name for name in line if "." in name or (name in groups() and name != "experiment")]
@@ -174,7 +174,7 @@ def _plain(value: Any) -> str:
 
 
 def _computed_as_published(metric: str, line: Published, config: DictConfig) -> bool:
-    """Are weights and formula of this metric those of the published table?"""
+    """Was the published number measured with the same weights and formula?"""
     if metric.startswith(("params/", "data/", *(f"{stage}/" for stage in stages()), "val/best")):
         return True
     if metric.startswith("context/rank"):  # of frozen contexts, so the epoch does not matter

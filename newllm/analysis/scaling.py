@@ -15,11 +15,11 @@ from newllm.analysis.statistics import Numbers
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
-LEAST_SIZES = 3  # two points lie on a line whatever they are
-LEAST_OF_SATURATION = 4  # and three lie on a curve of three parameters
+LEAST_SIZES = 3  # any two points lie on a line
+LEAST_OF_SATURATION = 4  # any three points lie on a curve with three parameters
 
 _BUDGET = ("data.samples", "data.tokens", "data.documents", "data.val_fraction")
-# What is turned to change a size, so that it does not part the points of one curve.
+# Settings that change a size; points that differ in them are on one curve.
 _TURNED = {
     "data/": (*_BUDGET, "trainer.tokens"),
     "train/": (*_BUDGET, "trainer.tokens", "trainer.epochs"),
@@ -55,8 +55,8 @@ class Law:
     """A scaling law of runs that are equal but for seed and size.
 
     label: of the curve. size, metric: names of x and y. points: one (x, y) per size, y the geometric mean over its
-    seeds. runs: (x, y) of every run, which the fit is made on. note: what to know of it, "" if nothing. curve: the
-    runs themselves.
+    seeds. runs: (x, y) of every run, to which the law is fitted. note: a caveat, "" if there is none. curve: the runs
+    themselves.
     """
 
     label: str
@@ -190,9 +190,9 @@ def laws(
     """The scaling laws in the finished runs of `frame`: one per set of runs that differ only in seed and size, where
     there are at least three sizes.
 
-    size: a metric (``data/train_tokens``, ``params/total``), an axis (``samples``) or a setting. Settings that are
-    turned to change that size do not part a curve, nor does the validation set; where it differs between the points,
-    the law's `note` says so. Runs of different tokenizers are never on one curve.
+    size: a metric (``data/train_tokens``, ``params/total``), an axis (``samples``) or a setting. Settings that
+    change that size may differ between the points of a curve, and so may the validation set; the law's `note` says so
+    where it does. Runs with different tokenizers are never on one curve.
 
     Raises ConfigError for a size or metric that no run has.
     """
@@ -229,14 +229,14 @@ def _sizes(curve: Group, size: str) -> np.ndarray:
 
 
 def _positive(x: Numbers, y: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of which both numbers are positive and finite."""
+    """The pairs in which both numbers are positive and finite."""
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     kept = np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)
     return a[kept], b[kept]
 
 
 def _turned(frame: pd.DataFrame, size: str) -> tuple[str, ...]:
-    """The settings that are not to part a curve over `size`: those known to be turned for it, and itself."""
+    """The settings that may differ between the points of a curve over `size`: those that change it, and itself."""
     if "/" in size:
         if size not in frame:
             raise ConfigError(f"size={size} is no metric of these runs; {did_you_mean(size, metric_names(frame))}.")

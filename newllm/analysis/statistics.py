@@ -1,6 +1,6 @@
 """Statistics of small samples: paired differences, intervals, corrections, power. Plain functions on numbers.
 
-Nothing here warns or raises for small or odd samples. What the sample cannot tell is NaN (None for a number of seeds).
+Nothing here warns or raises for small or odd samples. What a sample cannot tell is NaN (None for a number of seeds).
 Values that are not finite are left out before anything is computed.
 """
 
@@ -22,7 +22,7 @@ BOOTSTRAP_SEED = 0
 class Sample:
     """What a sample says about its mean.
 
-    n: finite values. std: with n - 1 below the line (ddof=1), NaN for one value. low, high: interval of the mean.
+    n: finite values. std: sample standard deviation (ddof=1), NaN for one value. low, high: interval of the mean.
     t, p: two-sided one-sample t-test of mean 0 with n - 1 degrees of freedom. agree: values with the sign of the mean.
     """
 
@@ -40,8 +40,8 @@ class Sample:
 def describe(values: Numbers, confidence: float = 0.95, interval: IntervalKind = "t") -> Sample:
     """Mean, spread, interval and t-test of `values`; of differences by seed, this is the paired t-test.
 
-    One value has neither interval nor test. Values that are all equal have an interval without width, and p = 0, or
-    p = 1 where all are zero.
+    One value has neither interval nor test. Values that are all equal have an interval of zero width, and p = 0, or
+    p = 1 if all are zero.
     """
     x = _finite(values)
     n = len(x)
@@ -164,7 +164,7 @@ class Repeats:
 
 
 def repeat_spread(groups: Iterable[Numbers]) -> Repeats:
-    """Pooled within-group standard deviation; groups of fewer than two values say nothing. NaN without any."""
+    """Pooled within-group standard deviation; groups of fewer than two values are left out. NaN without any."""
     kept = [x for group in groups if len(x := _finite(group)) > 1]
     freedom = sum(len(x) - 1 for x in kept)
     squares = sum(sample_std(x) ** 2 * (len(x) - 1) for x in kept)

@@ -71,7 +71,7 @@ def _fitting(table: "Table") -> tuple[list[dict[str, str]], list[str]]:
     fits = [name for i, name in enumerate(metrics) if i == 0 or sum(width[one] for one in metrics[: i + 1]) <= free]
     notes = [f"… and {len(rows) - MOST_ROWS:,} more groups, in the files."] if len(rows) > MOST_ROWS else []
     if len(fits) < len(metrics):
-        notes.append(f"In the files also: {', '.join(name for name in metrics if name not in fits)}.")
+        notes.append(f"Also in the files: {', '.join(name for name in metrics if name not in fits)}.")
     shown = [name for name in table.columns if name in fits or name not in metrics]
     return [{name: row[name] for name in shown} for row in rows[:MOST_ROWS]], notes
 

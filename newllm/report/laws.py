@@ -57,7 +57,7 @@ def _powers(found: Sequence[Law]) -> Table:
         notes.append(
             "p of misfit: the F-test of a line through the sizes' means, by the scatter of their runs. Where it is "
             f"small, these sizes follow no power law: {ALPHA} and its interval only say how steep the points are "
-            "on the whole. What other training texts would give, the scatter of seeds does not say."
+            "overall. The scatter over seeds does not tell what other training texts would give."
         )
     hints = {
         ALPHA: "slope of ln y on ln x",
@@ -86,7 +86,7 @@ def _floors(found: Sequence[Law], floors: Sequence[Saturation]) -> Table:
         f"Least squares of {found[0].metric} itself over all runs of a curve, for both laws; the lower AIC is "
         "preferred. A curve of fewer than four sizes has none.",
     ]
-    hints = {"floor": "y where the size has no end", "a": "exponent, below 0"}
+    hints = {"floor": "y at infinite size", "a": "exponent, below 0"}
     return Table("scaling-floor", f"{found[0].metric} = floor + A · ({found[0].size})^a", rows, notes, hints)
 
 

@@ -121,7 +121,7 @@ def _ruler(part: Part) -> list[Table]:
                 named = {"group": text_cell(group.label, "group"), "task": text_cell(task, "task"), "chance": shown}
                 rows.append({**named, **cells})
     note = f"Share of trials in which the right candidate is the likeliest; {PLUS_MINUS.lower()}."
-    hints = {f"{length:,.0f}": "accuracy in rows of so many tokens" for length in lengths}
+    hints = {f"{length:,.0f}": "accuracy in rows of this many tokens" for length in lengths}
     return [Table(f"ruler{part.mark}", part.named("Small retrieval tasks"), rows, [note], hints)] if rows else []
 
 
@@ -160,8 +160,8 @@ def _by_position(part: Part) -> list[Drawing]:
 
 
 def _spectra(part: Part) -> list[Drawing]:
-    """Wavelength over channel of the groups that rotate, beside their perplexity by length; lines of one spectrum lie
-    on each other. Nothing where all have the same."""
+    """Wavelength over channel of the groups that rotate, beside their perplexity by length; equal spectra
+    coincide. Nothing where all have the same."""
     measured = [(title, at_number(part, PROTOCOLS[title])) for title in ("Same last tokens", "Sequential slices")]
     title, at = next(((title, at) for title, at in measured if len(at) > 1), ("", []))
     if not at:
@@ -188,7 +188,7 @@ def _spectra(part: Part) -> list[Drawing]:
     figures.legend(figure, {one.index: one.label for one, _ in turning}, mark=True)
     caption = (
         "Channels above the dashed line, the training length, do not complete a turn in it; channels that do not turn "
-        f"at all are left out; scaled ones are shown as they are for {longest:,} tokens. {GEOMETRIC}"
+        f"at all are left out; scaled ones are those of inputs of {longest:,} tokens. {GEOMETRIC}"
     )
     return [drawing(f"spectra{part.mark}", part.named("Spectra beside results"), figure, caption)]
 
@@ -211,8 +211,8 @@ def _retrieval(part: Part, name: str, title: str, x: str) -> list[Drawing]:
         return []
     trained, chance = _trained_length(part), {"Accuracy": CHANCE, "Margin, nats": 0.0}
     figure = lines(drawn, x, "", log_x=True, dots=True, marked_x=trained, marked_y=chance)
-    caption = f"{BAND} Dashed across: chance, where the true key is no likelier than a wrong one."
-    caption += " Dashed upright: the training length." if trained else ""
+    caption = f"{BAND} The horizontal dashed line is chance: the true key is no likelier than a wrong one."
+    caption += " The vertical one is the training length." if trained else ""
     return [drawing(f"{name}{part.mark}", part.named(title), figure, caption)]
 
 

@@ -18,7 +18,7 @@ from newllm.report.study import Part, Section, Study
 from newllm.report.tables import ABSENT, PLUS_MINUS, Cell, Row, Table, number_cell, percent, spread, text_cell
 
 MOST_ROWS = 200  # of unfinished runs and of runs beside another result set
-_MACHINE = ("speed/", "memory/")  # metrics of a machine and its load, in which no two result sets agree
+_MACHINE = ("speed/", "memory/")  # these depend on the machine and its load, so no two result sets agree in them
 _COMPARISON_HINTS = {
     "pairs": "seeds that both have",
     "p (Holm)": "corrected for all comparisons of this table",
@@ -36,7 +36,7 @@ def groups(study: Study) -> Section:
     """A row per group with mean ± sample standard deviation, and what differs from the baseline."""
     lines = [study.reason] if study.reason else []
     if any(part.baseline.runs["seed"].nunique() < 2 for part in study.parts if part.baseline):
-        lines.append("The baseline has one seed: nothing can be said of other seeds, so there are no verdicts.")
+        lines.append("The baseline has one seed, which says nothing about other seeds: there are no verdicts.")
     return Section("results", "Results", lines, [_groups(part) for part in study.parts])
 
 
@@ -110,7 +110,7 @@ def other_results(study: Study) -> Section:
     hints = {"equal": "to the last bit"}
     tables = [
         Table("agreement", "Same configuration, other result set", by_metric, hints=hints),
-        Table("agreement-runs", "Run by run, the farthest apart first", by_run),
+        Table("agreement-runs", "Run by run, largest difference first", by_run),
     ]
     return Section("agreement", title, [line], [table for table in tables if table.rows])
 

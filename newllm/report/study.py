@@ -1,4 +1,4 @@
-"""What a report is about: the runs, in parts that compare, in groups, each against a baseline."""
+"""What a report is about: runs, split into parts that compare, and into groups that are compared with a baseline."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from newllm.report.options import Options, defaults
 from newllm.report.tables import Table
 from newllm.suggest import did_you_mean
 
-MOST_PARTS = 4  # of which figures are drawn
+MOST_PARTS = 4  # the number of parts that have figures
 COLOUR_CYCLE = 224  # a multiple of all cycles of colours, dashes and marks, so that each part begins with the first
 
 
@@ -55,7 +55,7 @@ class Part:
 
     @property
     def first_index(self) -> int:
-        """Of the colours: each part's figures are switched on and off by themselves."""
+        """Where the part's colours begin: the groups of each part are shown and hidden separately."""
         return COLOUR_CYCLE * max(0, self.number - 1)
 
     def named(self, title: str) -> str:
@@ -101,10 +101,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Study:
-    """All runs read; `done` are those of the tables; `reason` says why there is more than one part.
-
-    figures: are any wanted?
-    """
+    """All runs that were read. done: those in the tables; reason: why there is more than one part; figures: are any
+    wanted?"""
 
     options: Options
     frame: pd.DataFrame
@@ -129,9 +127,9 @@ class Study:
         if drawn == total or not self.figures:
             return []
         if len(self.parts) > len(self.drawn_parts):
-            return [f"Drawn are groups of the {len(self.drawn_parts)} largest of {len(self.parts)} tables."]
+            return [f"The figures show groups of the {len(self.drawn_parts)} largest of {len(self.parts)} tables."]
         which = f"the baseline and the best by {self.options.main_metric}"
-        return [f"Drawn are {drawn} of {total:,} groups: {which}; curves=N draws more."]
+        return [f"The figures show {drawn} of {total:,} groups: {which}; curves=N shows more."]
 
 
 def study(options: Options) -> Study:

@@ -18,7 +18,8 @@ BYTES = "kv_cache/bytes_per_token"
 
 
 def front(cost: np.ndarray, loss: np.ndarray) -> list[int]:
-    """Indices of the points that no other undercuts in one without exceeding it in the other, by rising cost."""
+    """Indices of the points on the Pareto front, by rising cost: no other point is lower in one and not higher in the
+    other."""
     found: list[int] = []
     for i in np.lexsort((loss, cost)):
         if np.isfinite(loss[i]) and (not found or loss[i] < loss[found[-1]]):
@@ -51,7 +52,7 @@ def cache(part: Part) -> list[Drawing]:
     figures.log_axis(panel.xaxis)
     panel.set(xlabel="bytes of KV cache per token", ylabel=metric)
     figures.legend(figure, figures.labels_of(series), line=False, mark=True)
-    caption = f"{BARS} The dashed line joins the groups that none undercuts in both (Pareto front)."
+    caption = f"{BARS} The dashed line joins the groups that no other group beats in both (Pareto front)."
     return [drawing(f"cache{part.mark}", part.named(f"{metric} against KV cache"), figure, caption)]
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a power cut; and locks that end with their holder."""
+"""Files that are written whole or not at all, even in a power cut; and locks that end with the process."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def is_held(lock: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable. Only POSIX can and needs to."""
+    """Make renames in `folder` durable, which only POSIX needs."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -58,7 +58,7 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
-    """Floats keep their shortest exact form; NaN and infinity become null, which JSON has no word for."""
+    """Floats keep their shortest exact form; NaN and infinity become null, since JSON cannot hold them."""
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n", durable)
 
 

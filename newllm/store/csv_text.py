@@ -1,4 +1,4 @@
-"""Tables of results as CSV text, and whether two of them say the same."""
+"""Tables of results as CSV text, and whether two of them are equal."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Rows = Sequence[dict[str, Any]]
-MEASURED = ("seconds", "peak_bytes")  # ends of the names of columns that no two passes share
+MEASURED = ("seconds", "peak_bytes")  # ends of names of columns that differ from pass to pass
 
 
 def as_csv(rows: Rows, newline: str = "\r\n") -> str:
@@ -26,7 +26,7 @@ def read_csv(text: str) -> list[dict[str, str]]:
 
 
 def same(one: str, other: str) -> bool:
-    """Do two CSV texts have equal cells, but for what was measured with a clock or of the memory in use?"""
+    """Are all cells of two CSV texts equal, except for measured times and memory?"""
     return [_repeatable(row) for row in read_csv(one)] == [_repeatable(row) for row in read_csv(other)]
 
 

@@ -40,7 +40,7 @@ def describe(*, device: str, threads: int, precision: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Settled:
-    """What a run's latest attempt has settled, since it moves the last bits of numbers."""
+    """What the latest attempt of a run fixed for the next ones, since it changes the last bits of numbers."""
 
     threads: int
     compiled: bool
@@ -48,7 +48,7 @@ class Settled:
 
 
 def settled(file: Path) -> Settled | None:
-    """Of an environment.json, None where there is none. ConfigError if it does not say."""
+    """Read from an environment.json; None if there is none. Raises ConfigError if it does not say."""
     if not file.exists():
         return None
     try:
@@ -69,7 +69,7 @@ def git_state(folder: Path) -> dict[str, str | None] | None:
     if (folder / CODE).exists():
         return dict(json.loads((folder / CODE).read_text(encoding="utf-8")))
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None  # no checkout, or a folder inside somebody else's
+        return None  # no checkout, or a folder inside another one
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "diff", "HEAD", "--binary")
     dirty = hashlib.sha256(changes).hexdigest() if changes else None
