@@ -59,7 +59,7 @@ def unpackable(configs: Sequence[Config]) -> str | None:
     return _say(differing(configs))
 
 
-def require_alike(configs: Sequence[Config], pack: int | str) -> None:
+def require_compatible(configs: Sequence[Config], pack: int | str) -> None:
     """ConfigError, with the keys that differ, unless all these runs can be packed together."""
     why = unpackable(configs) or (_say(differing(configs)) if differing(configs) else None)
     if why:

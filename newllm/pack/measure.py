@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.build import build
 from newllm.model import build_model
-from newllm.pack.compatibility import require_alike
-from newllm.pack.encoding import Rows
-from newllm.pack.stacked_model import twin
-from newllm.pack.step import PackedStep, StepRequest
+from newllm.pack.compatibility import require_compatible
+from newllm.pack.packed_encoding import Rows
+from newllm.pack.packed_step import PackedStep, StepRequest
+from newllm.pack.stacked_model import stack
 from newllm.run.prepare import prepare
 from newllm.store.run_directory import RunDirectory
 from newllm.training.context import Run
@@ -32,10 +32,10 @@ def measure(runs: Sequence[Path], sizes: Sequence[int]) -> list[float]:
     ConfigError if the runs cannot be packed.
     """
     configs = [RunDirectory(run).config() for run in runs]
-    require_alike(configs, len(configs))
+    require_compatible(configs, len(configs))
     composed = [OmegaConf.create({**config, "run_dir": str(run)}) for config, run in zip(configs, runs, strict=True)]
     with torch.device("meta"):
-        twin([build_model(cfg, tokens=cfg.model.vocab_size or 64) for cfg in composed[:2]], Rows())
+        stack([build_model(cfg, tokens=cfg.model.vocab_size or 64) for cfg in composed[:2]], Rows())
     if not sizes:
         return []
     prepared = prepare(composed[0])

@@ -1,4 +1,4 @@
-"""The packed twin of several models: the same modules, whose layers hold the parameters of all the models."""
+"""Several models stacked to one: the same modules, whose layers hold the parameters of all the models."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from torch import nn
 
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel, Transformer
-from newllm.pack.encoding import PackedEncoding, Rows
 from newllm.pack.layers import Linears, Norms, Split
+from newllm.pack.packed_encoding import PackedEncoding, Rows
 from newllm.position.encoding import PositionEncoding
 
 _LAYERS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
@@ -22,18 +22,18 @@ _PLAIN = (bool, int, float, str, type(None))
 _MAY_DIFFER = ("training", "observer")
 
 
-def twin(models: Sequence[LanguageModel], rows: Rows) -> Transformer:
+def stack(models: Sequence[LanguageModel], rows: Rows) -> Transformer:
     """One model of all `models`: its `hidden` takes their rows run by run, [K * B, T] -> [K * B, T, hidden].
 
     It owns nothing: parameters and their gradients are those of the models. ConfigError, naming the class, if a module
     holds parameters that nothing is known of here, or if the models are not of one shape.
     """
-    packed = _twin(models, rows, "model")
+    packed = _stack(models, rows, "model")
     assert isinstance(packed, Transformer)
     return packed
 
 
-def _twin(modules: Sequence[nn.Module], rows: Rows, path: str) -> nn.Module:
+def _stack(modules: Sequence[nn.Module], rows: Rows, path: str) -> nn.Module:
     first = modules[0]
     name = type(first).__name__
     if any(type(module) is not type(first) for module in modules):
@@ -55,10 +55,10 @@ def _twin(modules: Sequence[nn.Module], rows: Rows, path: str) -> nn.Module:
     copy._modules = {}
     for child, module in vars(first)["_modules"].items():
         theirs = [one._modules[child] for one in modules]
-        copy._modules[child] = None if module is None else _twin(theirs, rows, f"{path}.{child}")  # type: ignore[arg-type]
+        copy._modules[child] = None if module is None else _stack(theirs, rows, f"{path}.{child}")  # type: ignore[arg-type]
     for attribute, value in vars(first).items():
         if isinstance(value, nn.Module):  # known to it, and not a part of it
-            copy.__dict__[attribute] = _twin([vars(one)[attribute] for one in modules], rows, f"{path}.{attribute}")
+            copy.__dict__[attribute] = _stack([vars(one)[attribute] for one in modules], rows, f"{path}.{attribute}")
     return copy
 
 

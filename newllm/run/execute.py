@@ -28,7 +28,7 @@ from newllm.run.stage import StageResult, run_stages
 from newllm.runtime import Place
 from newllm.store.environment import Settled, describe, settled
 from newllm.store.run_directory import RunDirectory
-from newllm.training import causality, display
+from newllm.training import causality, printing
 from newllm.training.checkpoint import load_weights
 from newllm.training.context import Run, StepMaker
 from newllm.training.distributed import leading, team
@@ -99,7 +99,7 @@ def _train_and_evaluate(run: Run, attempt: int, earlier: Settled | None, started
 
     lost = partial(_end_for_lost_process, directory)
     with team(run, lost) as others:
-        display.header(run, parameters(run.model))
+        printing.header(run, parameters(run.model))
         if run.packed:
             several = f"{run.packed.others} other run{'s' * (run.packed.others > 1)}"
             console.line(f"Trains together with {several}; the times are of all of them.")
@@ -125,7 +125,7 @@ def _train_and_evaluate(run: Run, attempt: int, earlier: Settled | None, started
     results["speed/wall_seconds"] = seconds_of_stages + loop.earlier_seconds + time.monotonic() - started
     run.logger.log(loop.progress.step, results)
     run.logger.close()
-    display.summary(console, results, run.judge, str(directory.path))
+    printing.summary(console, results, run.judge, str(directory.path))
     directory.write_results(results)
 
 
@@ -213,7 +213,7 @@ def _show_stored(console: Console, directory: RunDirectory) -> None:
     results = directory.results()
     verdict = partial(judge, directory.config()["eval"], results["data/bytes_per_token"])
     console.line(f"This run is done: {directory.path} holds its results. Another seed makes another run (seed=…).")
-    display.summary(console, results, verdict, str(directory.path))
+    printing.summary(console, results, verdict, str(directory.path))
 
 
 def _refuse_other_configuration(cfg: DictConfig, directory: RunDirectory) -> None:

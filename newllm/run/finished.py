@@ -1,11 +1,9 @@
 """A finished run and what it is to be evaluated under; planned without torch."""
 
-import json
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from newllm.config.reevaluation import Evaluation, evaluation
 from newllm.errors import ConfigError
@@ -31,14 +29,8 @@ def plan_evaluation(
     if not os.access(run.path, os.W_OK):
         raise ConfigError(f"{path} can't be written to, so it can't take results; copy it, and evaluate the copy.")
     data = dict(config["data"])
-    started_in = Path(environment(run).get("folder", "."))
+    started_in = Path(run.environment().get("folder", "."))
     for key in ("path", "tokenizer"):  # relative to the folder that training was started in
         if isinstance(data.get(key), str) and not Path(data[key]).expanduser().exists():
             data[key] = str(started_in / data[key]) if (started_in / data[key]).exists() else data[key]
     return run, evaluation({**config, "data": data}, overrides, config_dir, apart)
-
-
-def environment(run: RunDirectory) -> dict[str, Any]:
-    """What the run noted of code and machine, {} if nothing."""
-    file = run.environment_file
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}

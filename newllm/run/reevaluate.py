@@ -8,7 +8,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from newllm.data.tokenizer import Tokenizer
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation import evaluate
 from newllm.model import build_model
-from newllm.run.finished import environment, plan_evaluation
+from newllm.run.finished import plan_evaluation
 from newllm.run.prepare import counts, prepare, subject
 from newllm.store.atomic import json_line, write_text
 from newllm.store.csv_text import as_csv, same
@@ -61,9 +60,7 @@ def reevaluate(
     run: RunDirectory, asked: Evaluation, rerun: bool = False, signals: Signals | None = None
 ) -> dict[str, float]:
     """The metrics of an evaluation: stored, if it has been made before, else computed, compared and added."""
-    config = asked.of_folder()
-    directory = _directory(run, asked, config)
-    console = Console(bar=False)
+    directory, console = _directory(run, asked), Console(bar=False)
     if not rerun and not asked.repeats and (known := _found_before(directory, asked.config["eval"])):
         rows = [{"metric": name, "value": number(value)} for name, value in known.items()]
         console.section(f"Evaluated before: {directory.path}", [rows])
@@ -82,29 +79,30 @@ def reevaluate(
         tables |= findings.tables
         this.model.position.adapt(this.cfg.data.seq_len)  # which an evaluator of other lengths has changed
 
-    compared = _compare(directory, metrics, tables)
-    if not compared.different and (compared.new or not asked.repeats):
-        try:
-            with signals.deferred() if signals else nullcontext(), run.locked(PATIENCE):
-                compared = _compare(directory, metrics, tables)
-                if not compared.different:
-                    _add(directory, asked, config, this, metrics, tables, compared, started, console)
-        except OSError as error:
-            raise RunError(
-                f"{directory.path} can't be written ({error}); mend that and type the same command."
-            ) from error
+    try:
+        with signals.deferred() if signals else nullcontext(), run.locked(PATIENCE):
+            compared = _compare(directory, metrics, tables)
+            if not compared["different"] and (compared["new"] or not asked.repeats):
+                line = _line(asked, this, metrics, compared)
+                _add(directory, metrics, tables, compared["new"], line)
+                console.open_log(directory.log_file)
+                console.close_log()
+                if not directory.config_file.exists():  # which makes a folder a run directory
+                    _finish(directory, asked, started)
+    except OSError as error:
+        raise RunError(f"{directory.path} can't be written ({error}); mend that and type the same command.") from error
     _say(console, run, directory, asked, compared)
     return metrics
 
 
-def _directory(run: RunDirectory, asked: Evaluation, config: Mapping[str, Any]) -> RunDirectory:
+def _directory(run: RunDirectory, asked: Evaluation) -> RunDirectory:
     """Where results belong: to the run if its settings are unchanged, else to a directory in its evaluations/.
 
     A directory that carries the signature is taken whatever the rest of its name.
     """
     if not asked.said:
         return run
-    name = folder_name(asked.said, config)
+    name = folder_name(asked.said, asked.of_folder())
     existing = sorted(run.evaluations.glob(f"*-{name.rpartition('-')[2]}"))
     return RunDirectory(existing[0] if existing else run.evaluations / name)
 
@@ -168,38 +166,28 @@ def _refuse_other_weights(trained: DictConfig, cfg: DictConfig, tokens: int, seq
         )
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """Names of metrics and tables that are new and that came out equal; different: lines {name, stored, now}.
+def _compare(
+    directory: RunDirectory, metrics: Mapping[str, float], tables: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """What is found with what stands in `directory`: lines {name, stored, now} by how they compare.
 
-    kept: such lines of numbers that training has measured by itself, which stay as they are.
+    new, equal, different; kept: different numbers that training has measured by itself, which stay as they are.
     """
-
-    new: list[str] = field(default_factory=list)
-    equal: list[str] = field(default_factory=list)
-    different: list[dict[str, Any]] = field(default_factory=list)
-    kept: list[dict[str, Any]] = field(default_factory=list)
-
-
-def _compare(directory: RunDirectory, metrics: Mapping[str, float], tables: Mapping[str, Any]) -> _Comparison:
-    """What is found with what stands in `directory`, number by number and table by table."""
-    stored, compared, of_training = directory.results(), _Comparison(), _of_training(directory)
-    for name, value in metrics.items():
+    files = {f"tables/{file.name}": file.read_text(encoding="utf-8") for file in directory.tables.glob("*.csv")}
+    stored: dict[str, Any] = {**directory.results(), **files}
+    of_training = _of_training(directory)
+    found: dict[str, Any] = {**metrics, **{f"tables/{name}.csv": as_csv(rows) for name, rows in tables.items()}}
+    compared: dict[str, list[dict[str, Any]]] = {side: [] for side in ("new", "equal", "different", "kept")}
+    for name, now in found.items():
+        then: Any = stored.get(name)
         if name not in stored:
-            compared.new.append(name)
-        elif stored[name] == value or (stored[name] is None and not math.isfinite(value)):
-            compared.equal.append(name)
+            side = "new"
+        elif same(then, now) if isinstance(now, str) else then == now or (then is None and not math.isfinite(now)):
+            side = "equal"
         else:
-            side = compared.kept if name in of_training else compared.different
-            side.append({"name": name, "stored": stored[name], "now": value})
-    for table, rows in tables.items():
-        name, file = f"tables/{table}.csv", directory.tables / f"{table}.csv"
-        if not file.exists():
-            compared.new.append(name)
-        elif same(file.read_text(encoding="utf-8"), as_csv(rows)):
-            compared.equal.append(name)
-        else:
-            compared.different.append({"name": name, "stored": "other cells", "now": "other cells"})
+            side = "kept" if name in of_training else "different"
+        shown = {"stored": then, "now": now} if name in metrics else {"stored": "other cells", "now": "other cells"}
+        compared[side].append({"name": name, **shown})
     return compared
 
 
@@ -219,55 +207,44 @@ def _of_training(directory: RunDirectory) -> set[str]:
 
 def _add(
     directory: RunDirectory,
-    asked: Evaluation,
-    config: Mapping[str, Any],
-    this: Run,
     metrics: Mapping[str, float],
     tables: Mapping[str, Any],
-    compared: _Comparison,
-    started: str,
-    console: Console,
+    new: Sequence[Mapping[str, Any]],
+    line: dict[str, Any],
 ) -> None:
-    """Write what is new into `directory`, which is the run's or, made here, that of an evaluation.
-
-    Tables come before metrics, so that no metric is there without its table; the line of evaluations.jsonl, which says
-    that it is done, comes after both; and config.yaml, which makes a folder a run directory, comes last.
-    """
+    """Write what is new into `directory`: tables first, so that no metric is there without its table, and last the line
+    of evaluations.jsonl, which says that it is done."""
+    names = [one["name"] for one in new]
     directory.path.mkdir(parents=True, exist_ok=True)
     for table, rows in tables.items():
-        if f"tables/{table}.csv" in compared.new:
+        if f"tables/{table}.csv" in names:
             directory.write_table(table, rows)
-    if new := {name: value for name, value in metrics.items() if name in compared.new}:
-        directory.write_results({**directory.results(), **new})
+    directory.write_results({**directory.results(), **{name: metrics[name] for name in names if name in metrics}})
+    file = directory.evaluations_file
+    write_text(file, (file.read_text(encoding="utf-8") if file.exists() else "") + json_line(line))
+
+
+def _line(asked: Evaluation, this: Run, metrics: Mapping[str, float], compared: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of evaluations.jsonl."""
     ran_on = describe(device=str(this.device), threads=this.runtime.threads, precision=this.precision)
-    line = {
+    environment = {name: ran_on[name] for name in ("git", "device", "threads", "precision", "cpu", "host")}
+    return {
         "time": _now(),
         "overrides": list(asked.config["overrides"]),
         "eval": asked.config["eval"],
         "metrics": [*metrics],
-        "new": len(compared.new),
-        "equal": len(compared.equal),
-        "kept": [kept["name"] for kept in compared.kept],
-        "environment": {
-            **{name: ran_on[name] for name in ("git", "device", "threads", "precision", "cpu", "host")},
-            "torch": ran_on["packages"].get("torch"),
-        },
+        "new": len(compared["new"]),
+        "equal": len(compared["equal"]),
+        "kept": [kept["name"] for kept in compared["kept"]],
+        "environment": {**environment, "torch": ran_on["packages"].get("torch")},
     }
-    file = directory.evaluations_file
-    write_text(file, (file.read_text(encoding="utf-8") if file.exists() else "") + json_line(line))
-    console.open_log(directory.log_file)
-    console.close_log()
-    if not directory.config_file.exists():
-        directory.update_status(
-            state="done",
-            attempt=1,
-            host=platform.node(),
-            pid=os.getpid(),
-            started=started,
-            finished=_now(),
-            error=None,
-        )
-        directory.write_config(config)
+
+
+def _finish(directory: RunDirectory, asked: Evaluation, started: str) -> None:
+    """Make the folder of an evaluation under other settings a run directory: config.yaml comes last."""
+    process: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
+    directory.update_status(state="done", attempt=1, error=None, started=started, finished=_now(), **process)
+    directory.write_config(asked.of_folder())
 
 
 def _show_header(console: Console, run: RunDirectory, asked: Evaluation, this: Run) -> None:
@@ -288,34 +265,32 @@ def _show_header(console: Console, run: RunDirectory, asked: Evaluation, this: R
 
 
 def _say(
-    console: Console, run: RunDirectory, directory: RunDirectory, asked: Evaluation, compared: _Comparison
+    console: Console, run: RunDirectory, directory: RunDirectory, asked: Evaluation, compared: Mapping[str, Any]
 ) -> None:
     """How the results compare, and where they are. RunError if they do not."""
-    count = len(compared.equal) + len(compared.different)
-    if compared.different:
-        rows = [{name: _exact(value) for name, value in line.items()} for line in compared.different]
+    equal, different = len(compared["equal"]), compared["different"]
+    if different:
+        rows = [{name: _exact(value) for name, value in line.items()} for line in different]
         console.section("Not as it was", [rows, *_changed_machine(run)])
         raise RunError(
-            f"{len(rows)} of {count} results in {directory.path} came out otherwise, so nothing was written; "
-            + ("" if asked.repeats else "evaluators with other options keep theirs apart with apart=true")
+            f"{len(rows)} of {equal + len(rows)} results in {directory.path} came out otherwise, so nothing was "
+            "written; " + ("" if asked.repeats else "evaluators with other options keep theirs apart with apart=true")
         )
     console.line()
-    for line in compared.kept:
-        console.line(
-            f"{line['name']} stays {_exact(line['stored'])}, as training measured it; eval.loss gives "
-            f"{_exact(line['now'])}."
-        )
-    if asked.repeats and count:
-        console.line(f"Reproduced: {count} results, all equal.", style="bold")
-    elif count:
-        console.line(f"{count} results that stood there came out equal.")
-    if new := [name for name in compared.new if not name.startswith(("params/", "data/"))]:
+    for line in compared["kept"]:
+        stored, now = _exact(line["stored"]), _exact(line["now"])
+        console.line(f"{line['name']} stays {stored}, as training measured it; eval.loss gives {now}.")
+    if asked.repeats and equal:
+        console.line(f"Reproduced: {equal} results, all equal.", style="bold")
+    elif equal:
+        console.line(f"{equal} results that stood there came out equal.")
+    if new := [line for line in compared["new"] if not line["name"].startswith(("params/", "data/"))]:
         console.line(f"{len(new)} new results are in {directory.path}.", style="bold")
 
 
 def _changed_machine(run: RunDirectory) -> list[str]:
     """What has changed since the run was made, of all that may move numbers."""
-    then = environment(run)
+    then = run.environment()
     here = describe(device=then.get("device", ""), threads=0, precision="")
     pairs: dict[str, tuple[Any, Any]] = {name: (then.get(name), here[name]) for name in ("cpu", "git", "platform")}
     pairs["torch"] = then.get("packages", {}).get("torch"), here["packages"].get("torch")

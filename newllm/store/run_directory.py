@@ -145,6 +145,10 @@ class RunDirectory:
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         write_json(self.environment_file, dict(environment))
 
+    def environment(self) -> dict[str, Any]:
+        """What the latest attempt noted of code and machine, {} if nothing."""
+        return _read_json(self.environment_file)
+
     def status(self) -> dict[str, Any]:
         """The contents of status.json, {} if there is none yet."""
         return _read_json(self.status_file)

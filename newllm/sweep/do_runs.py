@@ -43,7 +43,7 @@ def import_everything() -> None:
     """What all workers share."""
     import torch
 
-    import newllm.pack.runs
+    import newllm.pack.meeting
     import newllm.run.execute  # noqa: F401
 
     torch.optim.AdamW([torch.zeros(1)])  # the first optimizer of a process imports for most of a second

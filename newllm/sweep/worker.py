@@ -62,8 +62,8 @@ def sentence(error: BaseException) -> str:
 
 
 def _work_packed(directories: Sequence[RunDirectory], configs: Sequence["DictConfig"]) -> Sequence[int | BaseException]:
-    from newllm.pack.compatibility import require_alike
-    from newllm.pack.runs import run_packed
+    from newllm.pack.compatibility import require_compatible
+    from newllm.pack.meeting import run_packed
 
     def asked_to_end(number: int) -> bool:
         try:
@@ -72,7 +72,7 @@ def _work_packed(directories: Sequence[RunDirectory], configs: Sequence["DictCon
             return False
         return True
 
-    require_alike([directory.config() for directory in directories], len(directories))
+    require_compatible([directory.config() for directory in directories], len(directories))
     numbers = range(len(directories))
     for number in numbers:  # in an earlier attempt
         asked_to_end(number)

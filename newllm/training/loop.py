@@ -19,7 +19,6 @@ from newllm.config import signature
 from newllm.data import Rows
 from newllm.errors import RunError
 from newllm.precision import autocast
-from newllm.training import display
 from newllm.training.checkpoint import load_training, save_training, save_weights
 from newllm.training.compilation import settle
 from newllm.training.context import Run
@@ -80,9 +79,9 @@ class Loop:
         self._began = self._saved = self._logged = self._epoch_began = time.monotonic()
         self._logged_at = progress.trained_tokens
         self.console.line()
-        self.console.line(display.EPOCH_HEADING, style="bold")
+        self.console.line(printing.EPOCH_HEADING, style="bold")
         for line in progress.history:
-            self.console.line(display.epoch_line(line, self.run.judge, seconds=None))
+            self.console.line(printing.epoch_line(line, self.run.judge, seconds=None))
         with self.run.signals.deferred(), self.console.progress(self.steps, progress.step) as self._bar:
             while not progress.finished:
                 self.model.train()
@@ -179,7 +178,7 @@ class Loop:
         line |= {"val/loss": loss, "val/ppl": perplexity(loss), "val/best": best}
         progress.next_epoch(line)
         now = time.monotonic()
-        self.console.line(display.epoch_line(line, self.run.judge, seconds=now - self._epoch_began))
+        self.console.line(printing.epoch_line(line, self.run.judge, seconds=now - self._epoch_began))
         self._epoch_began = now
         self._record({**line, "train/tokens": progress.trained_tokens, "time/seconds": self._seconds()})
         stopped = progress.lost_patience(self.trainer.patience)

@@ -11,7 +11,7 @@ import pytest
 import newllm
 from newllm.config import effective
 from newllm.errors import ConfigError
-from newllm.pack.compatibility import key, require_alike, unpackable
+from newllm.pack.compatibility import key, require_compatible, unpackable
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.packing import FILE, pack, require_packable
 from newllm.sweep.slots import Grant
@@ -78,10 +78,10 @@ def test_a_refusal_names_what_differs_and_what_may() -> None:
     with pytest.raises(ConfigError, match=said):
         require_packable(runs, 2)
     with pytest.raises(ConfigError, match=said):
-        require_alike(runs, 2)
+        require_compatible(runs, 2)
     require_packable([*runs, same], 2)
     with pytest.raises(ConfigError, match=r"attention.kv_dim \(64, 128\)"):
-        require_alike([*runs, same], 3)
+        require_compatible([*runs, same], 3)
     require_packable(runs, None)
     assert "leave trainer.devices at 1" in str(
         unpackable([of(trainer__devices=2), of(trainer__devices=2, trainer__seed=1)])

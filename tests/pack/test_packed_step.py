@@ -7,8 +7,8 @@ import newllm
 from newllm.data import Dataset
 from newllm.errors import ConfigError
 from newllm.pack import layers
-from newllm.pack.encoding import PackedEncoding, Rows
-from newllm.pack.step import PackedStep
+from newllm.pack.packed_encoding import PackedEncoding, Rows
+from newllm.pack.packed_step import PackedStep
 from newllm.position import Rope
 from newllm.run.prepare import prepare
 from tests.support.packs import SMALL, configs, make, numbers, wanted

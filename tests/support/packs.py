@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import newllm
 from newllm.attention import MultiHead
 from newllm.data import Dataset
-from newllm.pack.step import StepRequest
+from newllm.pack.packed_step import StepRequest
 from newllm.position import PositionEncoding
 from newllm.position.bias import MatrixBias
 from newllm.training.optimizer import AdamW

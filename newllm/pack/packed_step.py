@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from newllm.errors import ConfigError
-from newllm.pack.encoding import Rows
-from newllm.pack.stacked_model import twin
+from newllm.pack.packed_encoding import Rows
+from newllm.pack.stacked_model import stack
 from newllm.precision import autocast
 from newllm.training.step import Numbers, Piece, Step, count_scored
 
@@ -56,7 +56,7 @@ class PackedStep:
 
     def _take(self, steps: list[Step], pieces: list[tuple[Tensor, Tensor]]) -> None:
         """These runs from now on. What their models do to a row must not depend on the other rows: a look tells."""
-        self._twin = twin([step.model for step in steps], self._rows)
+        self._stack = stack([step.model for step in steps], self._rows)
         self._steps = steps
         scored = [count_scored([piece]) for piece in pieces]
         with torch.no_grad():
@@ -76,8 +76,8 @@ class PackedStep:
         inputs = first.to_device(torch.cat([inputs for inputs, _ in pieces]))
         labels = first.to_device(torch.cat([labels for _, labels in pieces]))
         with autocast(first.device, first.precision):
-            hidden = self._twin.hidden(inputs)  # [K * B, T, hidden]
-            auxiliary = self._twin.auxiliary()  # [K * B]
+            hidden = self._stack.hidden(inputs)  # [K * B, T, hidden]
+            auxiliary = self._stack.auxiliary()  # [K * B]
             runs = len(pieces)
             added = [None] * runs if auxiliary is None else auxiliary.chunk(runs)
             parts = zip(self._steps, hidden.chunk(runs), labels.chunk(runs), scored, added, strict=True)

@@ -8,7 +8,7 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
-from newllm.pack.step import PackedStep, StepRequest
+from newllm.pack.packed_step import PackedStep, StepRequest
 from newllm.run.execute import run
 from newllm.training.signals import Interrupted, Signals, handling
 from newllm.training.step import Numbers, Piece, Step
