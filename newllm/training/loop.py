@@ -19,6 +19,7 @@ from newllm.config import signature
 from newllm.data import Rows
 from newllm.errors import RunError
 from newllm.precision import autocast
+from newllm.training import printing
 from newllm.training.checkpoint import load_training, save_training, save_weights
 from newllm.training.compilation import settle
 from newllm.training.context import Run
