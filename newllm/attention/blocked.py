@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from newllm.position.bias import Bias, LinearBias, MatrixBias, ScoreBias, by_positions, learned
+from newllm.position.bias import Bias, LinearBias, MatrixBias, ScoreBias, learned_tensors, positional_part
 
 _LOG2_E = 1 / math.log(2)  # scores are kept in base 2: exp2 takes a fifth of exp's time on CPUs
 _QUERIES = 256  # of a block, at most
@@ -31,7 +31,7 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) ->
 
     Products are in the dtype of q, k and v, scores and sums in fp32 (fp64 for fp64). Memory: O(Tk) beside the output.
     """
-    out: Tensor = _Blocked.apply(q, k, v, bias, scale, *learned(bias))
+    out: Tensor = _Blocked.apply(q, k, v, bias, scale, *learned_tensors(bias))
     return out
 
 
@@ -59,7 +59,7 @@ class _Scores:
     """Scores of any tile, in base 2."""
 
     def __init__(self, q: Tensor, k: Tensor, bias: Bias | None, scale: float) -> None:
-        self.bias, self.scale = by_positions(bias), scale
+        self.bias, self.scale = positional_part(bias), scale
         self.reads = bias if isinstance(bias, ScoreBias) else None
         (self.batch, heads, self.queries, _), self.key_heads, self.keys = q.shape, k.shape[1], k.shape[2]
         self.groups = heads // self.key_heads

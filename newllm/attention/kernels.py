@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from newllm.attention.blocked import blocked
-from newllm.position.bias import Bias, LinearBias, ScoreBias, by_positions
+from newllm.position.bias import Bias, LinearBias, ScoreBias, positional_part
 
 Kernel = Literal["auto", "row", "digits", "blocked", "plain"]
 _DIGIT_DIMS = 8  # four are used; fused kernels want the width to be a multiple of 8
@@ -109,7 +109,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> T
     scores = torch.add(_causal(q, k), products, alpha=scale)
     if isinstance(bias, ScoreBias):
         scores += bias.read(q, products.to(scores.dtype) * scale, *_positions(q, k))
-    rest = by_positions(bias)
+    rest = positional_part(bias)
     if rest is not None:
         scores += _row(rest, keys) if isinstance(rest, LinearBias) else rest.matrix(*_positions(q, k))
     weights = scores.softmax(-1).to(v.dtype).reshape(batch, groups, -1, keys)
@@ -245,7 +245,7 @@ def _query_products(q: Tensor, k: Tensor) -> Tensor:
 
 def _storage_bias(q: Tensor, k: Tensor, first: int, whole: Bias | None) -> Tensor:
     """[1 or H, Tq, S] in fp32 (fp64 as q) for queries that stand at `first` and on; -inf for keys after a query."""
-    bias = by_positions(whole)
+    bias = positional_part(whole)
     last = first + q.shape[2] - 1
     j = torch.arange(k.shape[2], device=k.device)
     i = j[first : last + 1]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from newllm.position.bias import Bias, LinearBias, MatrixBias, PositionBias, ScoreBias, by_positions, learned
+from newllm.position.bias import Bias, LinearBias, MatrixBias, PositionBias, ScoreBias, learned_tensors, positional_part
 from newllm.position.encoding import PositionEncoding
 
 
@@ -103,7 +103,7 @@ def _equal_values(one: Any, other: Any) -> bool:
 
 def _together(found: Sequence[tuple[Bias | None, int]]) -> Bias | None:
     """One bias of the whole batch, of biases for so many of its rows each, one after another."""
-    beside = _of_positions([(by_positions(bias), rows) for bias, rows in found])
+    beside = _of_positions([(positional_part(bias), rows) for bias, rows in found])
     if not any(isinstance(bias, ScoreBias) for bias, _ in found):
         return beside
     sizes = [rows for _, rows in found]
@@ -115,7 +115,7 @@ def _together(found: Sequence[tuple[Bias | None, int]]) -> Bias | None:
             for (bias, _), queries, part in parts
         ])  # fmt: skip
 
-    return ScoreBias(read, tuple(t for bias, _ in found for t in learned(bias)), beside, whole_batch=True)
+    return ScoreBias(read, tuple(t for bias, _ in found for t in learned_tensors(bias)), beside, whole_batch=True)
 
 
 def _of_positions(found: Sequence[tuple[PositionBias | None, int]]) -> PositionBias | None:
@@ -125,7 +125,7 @@ def _of_positions(found: Sequence[tuple[PositionBias | None, int]]) -> PositionB
     if len(linear) == len(found):
         heads = max(slopes.shape[-1] for slopes, _ in linear)
         return LinearBias(torch.cat([slopes.expand(rows, heads) for slopes, rows in linear]))
-    tensors = tuple(t for bias, _ in found for t in learned(bias))
+    tensors = tuple(t for bias, _ in found for t in learned_tensors(bias))
     return MatrixBias(lambda query, key: _matrices(found, query, key), tensors)
 
 

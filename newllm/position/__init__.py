@@ -25,7 +25,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The class, imported when it is asked for: reports need `newllm.position.frequencies`, and no torch."""
+    """Import a class on first use, so that reports can import `newllm.position.frequencies` without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"newllm.position.{_HOMES[name]}"), name)

@@ -11,7 +11,7 @@ from newllm.position.encoding import PositionEncoding
 class Learned(PositionEncoding):
     """A learned vector per position, ``x + table[position]``, as in GPT-2 (Radford et al. 2019).
 
-    The table has seq_len rows: longer inputs are refused. layers: before which layers it is added; [0] is GPT-2.
+    The table has seq_len rows; longer inputs raise ConfigError. layers: those whose input it is added to; [0] is GPT-2.
     Cost: seq_len * hidden parameters. Kernel: plain causal attention.
     """
 
@@ -29,8 +29,8 @@ class Learned(PositionEncoding):
 class Sinusoidal(PositionEncoding):
     """``PE(p, 2k) = sin(p w_k), PE(p, 2k+1) = cos(p w_k), w_k = theta ** (-2k / hidden)`` (Vaswani et al. 2017, §3.5).
 
-    The paper multiplies embeddings by sqrt(hidden) before it adds the table; here the table is divided by it: the
-    same proportion, without inflating the residual stream. layers: before which layers it is added.
+    The paper multiplies the embeddings by sqrt(hidden); here the table is divided by it, which gives the same ratio
+    without inflating the residual stream. layers: the layers whose input it is added to.
     Cost: O(T hidden). Kernel: plain causal attention.
     """
 

@@ -15,11 +15,11 @@ from newllm.position.encoding import PositionEncoding
 class Alibi(PositionEncoding):
     """ALiBi: ``q_i . k_j / sqrt(d) - slope * (i - j)`` (Press et al. 2022, arXiv 2108.12409).
 
-    slope: one number for all heads (the uniform form: outside the paper; attention decays by e every 1/slope
-    tokens, halves every ln 2 / slope), a list, one per head, or "geometric" for the paper's ``2 ** (-8h / H)``, which
-    pos_encoding=alibi_per_head has. No parameters.
-    The bias is linear in the key position, so it needs no T x T mask (kernel: row bias or digits) and, being free of
-    rotations, it leaves latent attention absorbable without a rotary key. Cost: O(T).
+    slope: one number for all heads (not in the paper; attention decays by a factor of e every 1/slope tokens and halves
+    every ln 2 / slope), a list with one per head, or "geometric" for the paper's ``2 ** (-8h / H)``
+    (pos_encoding=alibi_per_head). No parameters.
+    The bias is linear in the key position, so it needs no T x T mask (kernel: row bias or digits). It rotates nothing,
+    so latent attention can absorb its weights without a rotary key. Cost: O(T).
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Alibi(PositionEncoding):
 
 
 def geometric_slopes(heads: int) -> list[float]:
-    """``2 ** (-8h / H)``, h = 1 .. H; H no power of 2: the lower power's slopes, then every other one of the next."""
+    """``2 ** (-8h / H)``, h = 1 .. H; for other H than powers of 2, every other slope of the next power is added."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
     if power < heads:

@@ -9,18 +9,18 @@ from newllm.position.encoding import PositionEncoding
 
 
 class Cope(PositionEncoding):
-    """``q_i . (k_j + e[p_ij]) / sqrt(d)``, positions counted in gates (Golovneva et al. 2024, arXiv 2405.18719, eq. 3).
+    """``q_i . (k_j + e[p_ij]) / sqrt(d)``, positions sum up gates (Golovneva et al. 2024, arXiv 2405.18719, eq. 3).
 
         g_ij = sigmoid(q_i . k_j / sqrt(d))        p_ij = min(g_ij + g_i(j+1) + ... + g_ii, npos_max - 1)
 
-    A query so counts the tokens that matter to it, back from itself; e of a fractional position is interpolated between
-    its two neighbours. One table e for all heads and layers, 0 at first (the authors' code: `cope-shared`); in latent
-    attention it meets the unrotated part of the queries. Any length has a value: positions from npos_max - 1 on share
-    the last one.
+    So a query counts, backwards from itself, the tokens that matter to it; e of a fractional position is interpolated
+    between its two neighbours. One table e serves all heads and layers (the authors' `cope-shared`) and starts at 0; in
+    latent attention it is multiplied with the unrotated part of the queries. Any length works: positions from
+    npos_max - 1 on share the last row.
 
-    npos_max: rows of the table; None takes seq_len.
-    Parameters: npos_max * head_dim. Cost: O(T^2 + T npos_max d) per head, the first several times that of a plain score
-    (a cumulative sum and two look-ups of each). Kernel: blocked (score bias).
+    npos_max: rows of the table; None means seq_len.
+    Parameters: npos_max * head_dim. Cost: O(T^2 + T npos_max d) per head; the T^2 term costs several times a score
+    (a cumulative sum and two look-ups for each). Kernel: blocked (score bias).
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Cope(PositionEncoding):
 
     def _read(self, q: Tensor, scores: Tensor, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         last, width = len(self.table) - 1, self.table.shape[1]
-        seen = key_positions <= query_positions[:, None]  # [Tq, Tk]
-        gates = torch.where(seen, scores.sigmoid(), 0.0)
+        visible = key_positions <= query_positions[:, None]  # [Tq, Tk]
+        gates = torch.where(visible, scores.sigmoid(), 0.0)
         position = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=last)  # [..., Tq, Tk]
         whole = position.detach().floor()
-        of_table = (q[..., :width] @ self.table.T.to(q.dtype)).to(scores.dtype) * width**-0.5  # [..., Tq, npos_max]
-        steps = of_table.diff(dim=-1, append=of_table[..., -1:])  # from each position to the next
+        table_scores = (q[..., :width] @ self.table.T.to(q.dtype)).to(scores.dtype) * width**-0.5  # [..., Tq, npos_max]
+        steps = table_scores.diff(dim=-1, append=table_scores[..., -1:])  # from each position to the next
         index = whole.long()
-        return torch.addcmul(of_table.gather(-1, index), steps.gather(-1, index), position - whole)
+        return torch.addcmul(table_scores.gather(-1, index), steps.gather(-1, index), position - whole)

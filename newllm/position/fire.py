@@ -4,23 +4,23 @@ import torch
 from torch import Tensor, nn
 
 from newllm.checks import above
-from newllm.position.bias import MatrixBias, by_distance, past
+from newllm.position.bias import MatrixBias, by_distance, past_distances
 from newllm.position.encoding import PositionEncoding
 
-_PART = 2**13  # numbers that f takes at a time: their hidden layer stays in a CPU's cache, several times faster
-_EPS = 1e-6  # keeps the quotient defined where c = 0; from the authors' listing
+_CHUNK = 2**13  # inputs of f at a time, so that its hidden layer fits in a CPU's cache, which is several times faster
+_EPS = 1e-6  # avoids division by 0 where c = 0; from the authors' listing
 
 
 class Fire(PositionEncoding):
     """``q_i . k_j / sqrt(d) + f(psi(i - j) / psi(max(L, i)))``, ``psi(x) = ln(|c| x + 1)`` (Li et al. 2024, §3.3).
 
     arXiv 2310.04418. f is an MLP with one hidden layer of ReLU, 1 -> width -> heads; c and the threshold L are learned:
-    below L the bias depends on i - j alone, beyond it distances are interpolated into [0, 1], so that any length has a
-    value. i counts from the first key. As in the authors' listing, L is `threshold` times a learned factor.
+    below L the bias depends only on i - j; beyond it, distances are interpolated into [0, 1], so that any length works.
+    i counts from the first key. As in the authors' listing, L is `threshold` times a learned factor.
 
-    c, threshold: initial values. f starts from U(-1 / sqrt(n), 1 / sqrt(n)), n inputs of a layer.
-    Parameters: width * (heads + 2) + heads + 2, shared by all layers. Cost: O(T^2) per head, and beyond the threshold
-    f of every pair, O(T^2 width heads), which takes longer than the rest. Kernel: blocked (matrix bias).
+    c, threshold: initial values. f starts from U(-1 / sqrt(n), 1 / sqrt(n)), where n is a layer's number of inputs.
+    Parameters: width * (heads + 2) + heads + 2, shared by all layers. Cost: O(T^2) per head, plus, beyond
+    the threshold, f for every pair: O(T^2 width heads), which dominates. Kernel: blocked (matrix bias).
     """
 
     def __init__(
@@ -34,8 +34,9 @@ class Fire(PositionEncoding):
         num_layers: int,
     ):
         super().__init__(layers, num_layers=num_layers)
-        for name, value, example in (("width", width, 32), ("c", c, 0.1), ("threshold", threshold, 512)):
-            above(f"pos_encoding.{name}", value, 0, example)
+        above("pos_encoding.width", width, 0, 32)
+        above("pos_encoding.c", c, 0, 0.1)
+        above("pos_encoding.threshold", threshold, 0, 512)
         self.first_c, self.threshold = c, threshold
         self.c, self.factor = (nn.Parameter(torch.empty(1)) for _ in range(2))
         self.weight1, self.bias1 = nn.Parameter(torch.empty(width, 1)), nn.Parameter(torch.empty(width))
@@ -53,18 +54,18 @@ class Fire(PositionEncoding):
     def _matrix(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         threshold = (self.threshold * self.factor).abs()
         if query_positions[-1] <= threshold:
-            whole = self._psi(threshold) + _EPS
-            return by_distance(lambda distance: self._f(self._psi(distance) / whole), query_positions, key_positions)
-        whole = self._psi(torch.maximum(query_positions, threshold)) + _EPS  # [Tq]
-        return self._f(self._psi(past(query_positions, key_positions)) / whole[:, None])
+            largest = self._psi(threshold) + _EPS
+            return by_distance(lambda distance: self._f(self._psi(distance) / largest), query_positions, key_positions)
+        largest = self._psi(torch.maximum(query_positions, threshold)) + _EPS  # [Tq]
+        return self._f(self._psi(past_distances(query_positions, key_positions)) / largest[:, None])
 
     def _psi(self, distance: Tensor) -> Tensor:
         return torch.log1p(self.c.abs() * distance)
 
-    def _f(self, share: Tensor) -> Tensor:
+    def _f(self, x: Tensor) -> Tensor:
         """[...] -> [heads, ...]."""
-        parts = []
-        for part in share.flatten().split(_PART):
-            hidden = torch.relu(self.weight1 * part + self.bias1[:, None])  # [width, N]
-            parts.append(self.weight2 @ hidden + self.bias2[:, None])
-        return torch.cat(parts, dim=1).unflatten(1, share.shape)
+        outputs = []
+        for chunk in x.flatten().split(_CHUNK):
+            hidden = torch.relu(self.weight1 * chunk + self.bias1[:, None])  # [width, N]
+            outputs.append(self.weight2 @ hidden + self.bias2[:, None])
+        return torch.cat(outputs, dim=1).unflatten(1, x.shape)

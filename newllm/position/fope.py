@@ -12,24 +12,24 @@ from newllm.position.rope import Layout, Rope, turn
 
 
 class Fope(Rope):
-    """FoPE: every rotary pair is a Fourier series, not one wave (Hua et al. 2024, arXiv 2412.17739, ICML 2025).
+    """FoPE: each rotary pair is a Fourier series, not a single wave (Hua et al. 2024, arXiv 2412.17739, ICML 2025).
 
         x_k (a complex number per pair)  ->  x_k * (C_k(n) + i S_k(n))
         C_k(n) = cos(w_k n) + sum_j a_jk cos(w_j n),   S_k(n) = sin(w_k n) + sum_j b_jk sin(w_j n)
 
     over the F frequencies w_j of RoPE that complete a turn within the training length (w >= 2 pi / seq_len, the family
-    "whole_turns"). The others have not been trained on a whole turn: they become 0, ``C = 1`` and ``S = 0``.
+    "whole_turns"). The other frequencies, never trained on a whole turn, become 0: ``C = 1`` and ``S = 0``.
 
-    What is random: a and b are two draws, one set for each key head (its group of queries has the same; MLA's shared
-    rotary key has the first), equal for q and k, fixed for good and not learned; normal with the deviation
-    ``gain * sqrt(2 / (F (F + H)))`` for H heads. So it is in the authors' code (their fourier_init=eye_xavier_norm,
-    separate_basis, separate_head, learnable=false; Xavier's rule as torch reads it off a tensor [H, F, F]), with gains
-    of 0.3, 0.4 and 0.6 for 60M, 180M and 1.2B parameters; the paper writes one real coefficient for both waves.
-    Unlike that code, one draw serves all layers; all F pairs turn (there at most half of a head's pairs); and
-    the others have the paper's zero frequency (there their sine is 1, which is no frequency).
+    The coefficients a and b are drawn once and not learned, independently of each other and for each key head (shared
+    by its group of queries; MLA's rotary key uses the first set), the same for q and k. They are normal with standard
+    deviation ``gain * sqrt(2 / (F (F + H)))`` for H heads. So does the authors' code (fourier_init=eye_xavier_norm,
+    separate_basis, separate_head, learnable=false; torch's Xavier rule on a tensor [H, F, F]), which uses gains of 0.3,
+    0.4 and 0.6 for 60M, 180M and 1.2B parameters; the paper writes one real coefficient for both waves. It differs from
+    that code in three ways: all layers share one draw; all F pairs rotate (there, at most half of a head's pairs); and
+    the other pairs have the paper's zero frequency (there their sine is 1, which no frequency gives).
 
-    The coefficients come from the model's seed and are saved with its weights. With gain > 0 the map is no rotation:
-    scores depend on both positions, not on their difference alone, if weakly.
+    The coefficients come from the model's seed and are saved with its weights. With gain > 0 the map is not a rotation:
+    scores depend, weakly, on both positions and not only on their difference.
     Cost: O(T r) per head and a product [T, r/2] x [r/2, r/2] per head for the series. Kernel: plain causal attention.
     """
 
@@ -53,11 +53,11 @@ class Fope(Rope):
         at_least("gain", gain, 0, 0.3)
         self.waves = sum(frequency > 0 for frequency in self.trained)  # F
         if not self.waves:
-            raise ConfigError(f"pos_encoding=fope: no wave fits into seq_len={seq_len}; take seq_len=7 or more.")
+            raise ConfigError(f"pos_encoding=fope: no wave fits into seq_len={seq_len}; use seq_len=7 or more.")
         self.gain, self.relative = gain, gain == 0
-        one_wave = torch.eye(self.width // 2).repeat(heads, 1, 1)  # [H, from frequency, to pair]
-        self.register_buffer("cos_mix", one_wave)
-        self.register_buffer("sin_mix", one_wave.clone())
+        identity = torch.eye(self.width // 2).repeat(heads, 1, 1)  # [H, from frequency, to pair]
+        self.register_buffer("cos_mix", identity)
+        self.register_buffer("sin_mix", identity.clone())
         self.cos_mix: Tensor
         self.sin_mix: Tensor
 

@@ -10,11 +10,11 @@ from newllm.errors import ConfigError
 from newllm.position.bias import MatrixBias, by_distance
 from newllm.position.encoding import PositionEncoding
 
-_LEAST = 0.01  # of p and a: `eps` in the authors' code, github.com/chijames/KERPLE
+_MINIMUM = 0.01  # of p and a: `eps` in the authors' code, github.com/chijames/KERPLE
 
 
 class _Kerple(PositionEncoding):
-    """What both kernels share: p and a of each head, drawn from U(0, 2) and U(0, 1) as the authors do, or given."""
+    """Base of both kernels: p and a per head, drawn from U(0, 2) and U(0, 1) as the authors do, or given."""
 
     largest_p = float("inf")
 
@@ -35,23 +35,23 @@ class _Kerple(PositionEncoding):
         given = self.given[name]
         if given is not None:
             return given
-        return torch.rand(shape, generator=generator).mul_(2.0 if name == "p" else 1.0).clamp_(min=_LEAST)
+        return torch.rand(shape, generator=generator).mul_(2.0 if name == "p" else 1.0).clamp_(min=_MINIMUM)
 
     def in_domain(self) -> tuple[Tensor, Tensor]:
-        """p and a [heads, 1], clamped to their domain, which a step of the optimizer may have left.
+        """p and a [heads, 1], clamped to their domain, which an optimizer step may have left.
 
-        Clamped in place, as the authors do: a clamp in the graph would give values outside no gradient to return by.
+        Clamped in place, as the authors do: a clamp in the graph would give values outside the domain no gradient.
         """
-        self.p.data.clamp_(_LEAST, self.largest_p)
-        self.a.data.clamp_(min=_LEAST)
+        self.p.data.clamp_(_MINIMUM, self.largest_p)
+        self.a.data.clamp_(min=_MINIMUM)
         return self.p[:, None], self.a[:, None]
 
 
 class KerpleLog(_Kerple):
-    """``q_i . k_j / sqrt(d) - p ln(1 + a (i - j))``, p and a of each head (Chi et al. 2022, arXiv 2205.09921: r1, r2).
+    """``q_i . k_j / sqrt(d) - p ln(1 + a (i - j))``, p and a per head (Chi et al. 2022, arXiv 2205.09921: r1, r2).
 
-    p, a: their first values, each one number or a list of one per head; "uniform" draws p from U(0, 2), a from U(0, 1).
-    They are kept at 0.01 at least. Any length has a value.
+    p, a: initial values, each one number or a list with one per head; "uniform" draws p from U(0, 2), a from U(0, 1).
+    Both are kept at 0.01 or above. Any length works.
     Parameters: 2 * heads, shared by all layers. Cost: O(T^2) per head, O(T) logarithms. Kernel: blocked (matrix bias).
     """
 
@@ -64,10 +64,10 @@ class KerpleLog(_Kerple):
 
 
 class KerplePower(_Kerple):
-    """``q_i . k_j / sqrt(d) - a (i - j)^p``, a and p <= 2 of each head (Chi et al. 2022, arXiv 2205.09921: r1, r2).
+    """``q_i . k_j / sqrt(d) - a (i - j)^p``, a and p <= 2 per head (Chi et al. 2022, arXiv 2205.09921: r1, r2).
 
-    ALiBi is p = 1 with a for the slope. p, a: their first values, as in `KerpleLog`; p is kept within 0.01 and 2, a at
-    0.01 at least. Any length has a value.
+    With p = 1 it is ALiBi with slope a. p, a: initial values, as in `KerpleLog`; p is kept between 0.01 and 2, a at
+    0.01 or above. Any length works.
     Parameters: 2 * heads, shared by all layers. Cost: O(T^2) per head, O(T) powers. Kernel: blocked (matrix bias).
     """
 
@@ -82,7 +82,7 @@ class KerplePower(_Kerple):
 
 
 def _per_head(name: str, value: float | list[float] | str, heads: int, largest: float) -> Tensor | None:
-    """[heads], or None where they are to be drawn."""
+    """[heads], or None if they are to be drawn."""
     if value == "uniform":
         return None
     values = [float(v) for v in value] if isinstance(value, list) else [float(value)]
@@ -91,7 +91,7 @@ def _per_head(name: str, value: float | list[float] | str, heads: int, largest: 
             f"pos_encoding.{name} must be one number or {heads} (one per head), as in pos_encoding.{name}=1; "
             f"got a list of {len(values)}."
         )
-    if not all(_LEAST <= v <= largest for v in values):
-        domain = f"from {_LEAST} to {largest:g}" if largest < float("inf") else f"{_LEAST} or greater"
+    if not all(_MINIMUM <= v <= largest for v in values):
+        domain = f"from {_MINIMUM} to {largest:g}" if largest < float("inf") else f"{_MINIMUM} or greater"
         raise ConfigError(f"pos_encoding.{name} must be {domain}, as in pos_encoding.{name}=1; got {value}.")
     return torch.tensor(values).expand(heads)

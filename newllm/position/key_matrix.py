@@ -1,4 +1,4 @@
-"""A learned matrix that moves the keys."""
+"""A learned matrix whose powers transform the keys."""
 
 import math
 
@@ -8,25 +8,25 @@ from torch import Tensor, nn
 
 from newllm.position.encoding import PositionEncoding
 
-_Scaled = tuple[Tensor, Tensor]  # matrices [N, D, D], and logarithms [N] of what they have been divided by
+_Scaled = tuple[Tensor, Tensor]  # matrices [N, D, D], and the logarithms [N] of the factors they were divided by
 
 _FIRST_ANGLE = 0.1  # radians per token of the fastest plane at the start
-_LARGEST = 30.0  # logarithm of a key's factor; beyond it GELU cuts as ReLU does, so that the norm takes the factor out
+_MAX_LOG = 30.0  # of a key's factor; beyond it GELU acts as ReLU, so that the norm removes the factor
 
 
 class KeyMatrix(PositionEncoding):
-    """Keys at position p >= 1 become ``LayerNorm(GELU(k M^p))``; the key at 0 and all queries stay as they are.
+    """Keys at position p >= 1 become ``LayerNorm(GELU(k M^p))``; the key at 0 and all queries are unchanged.
 
-    M [D, D] is learned, one for all layers and heads; it starts as rotations of the planes (i, i + 1) by the angles
+    M [D, D] is learned, one for all layers and heads. It starts as rotations of the planes (i, i + 1) by the angles
     ``0.1 * 10 ** (-i / D)``, i = 0, 2, 4 … (D = 64 in the published runs, known as "Learnable (K only)").
 
-    Positions in a row are cut into blocks of s, about sqrt(T): ``M^(first + a s + b) = M^(first + b) (M^s)^a``. Both
-    lists of powers, about sqrt(T) long, grow by doubling, and a key meets one of each: no loop over positions and no
-    [T, D, D]. Each power is divided by its size, whose logarithm is carried along, so that keys far out are finite even
-    where M^p is not.
+    Positions are cut into blocks of s, about sqrt(T): ``M^(first + a s + b) = M^(first + b) (M^s)^a``. Both lists of
+    powers, about sqrt(T) long, are built by doubling, and each key is multiplied by one of each: no loop over positions
+    and no [T, D, D]. Each power is divided by its norm, whose logarithm is kept, so that distant keys stay finite even
+    where M^p overflows.
 
-    The norm makes a score depend on the key's own position: this encoding is not relative. On MLA it acts on the
-    decoupled key alone (D = `rope_dim`), since the nonlinearity on restored keys would forbid absorption.
+    The norm makes a score depend on the key's own position, so this encoding is not relative. On MLA it acts only on
+    the decoupled key (D = `rope_dim`), since a nonlinearity on restored keys would prevent absorption.
     Parameters: D^2 + 2 D (4,224 at D = 64). Cost: two products T x D x D per key head, in fp32. Kernel: plain causal
     attention.
     """
@@ -50,12 +50,12 @@ class KeyMatrix(PositionEncoding):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(k.device.type, enabled=False):
             exact = torch.promote_types(k.dtype, torch.float32)
-            moved = self.norm(F.gelu(_moved(k.to(exact), self.matrix.to(exact), positions)))
+            moved = self.norm(F.gelu(_transformed(k.to(exact), self.matrix.to(exact), positions)))
         return q, torch.where((positions > 0)[:, None], moved.to(k.dtype), k)
 
 
-def _moved(k: Tensor, matrix: Tensor, positions: Tensor) -> Tensor:
-    """k [B, H, T, D] times matrix^position, up to a positive factor where the result would be out of range."""
+def _transformed(k: Tensor, matrix: Tensor, positions: Tensor) -> Tensor:
+    """k [B, H, T, D] times matrix^position, up to a positive factor where the result would overflow."""
     count = len(positions)
     size = math.ceil(count**0.5)
     blocks = math.ceil(count / size)
@@ -66,22 +66,22 @@ def _moved(k: Tensor, matrix: Tensor, positions: Tensor) -> Tensor:
     rows = torch.einsum("bhasd,sde->bhase", rows, low)
     rows = torch.einsum("bhasd,ade->bhase", rows, high)
     logs = (high_logs[:, None] + low_logs).flatten()[:count]
-    return rows.flatten(2, 3)[:, :, :count] * logs.clamp(max=_LARGEST).exp()[:, None]
+    return rows.flatten(2, 3)[:, :, :count] * logs.clamp(max=_MAX_LOG).exp()[:, None]
 
 
 def _powers(once: _Scaled, count: int, first: int = 0) -> _Scaled:
     """once^first … once^(first + count - 1)."""
-    found, step = (torch.eye(once[0].shape[-1]).to(once[0])[None], torch.zeros_like(once[1])), once
+    powers, step = (torch.eye(once[0].shape[-1]).to(once[0])[None], torch.zeros_like(once[1])), once
     while first:
         if first & 1:
-            found = _times(found, step)
+            powers = _times(powers, step)
         step, first = _times(step, step), first >> 1
     step = once
-    while len(found[0]) < count:
-        more = _times(found, step)
-        found = torch.cat((found[0], more[0])), torch.cat((found[1], more[1]))
+    while len(powers[0]) < count:
+        more = _times(powers, step)
+        powers = torch.cat((powers[0], more[0])), torch.cat((powers[1], more[1]))
         step = _times(step, step)
-    return found[0][:count], found[1][:count]
+    return powers[0][:count], powers[1][:count]
 
 
 def _times(a: _Scaled, b: _Scaled) -> _Scaled:
@@ -89,7 +89,7 @@ def _times(a: _Scaled, b: _Scaled) -> _Scaled:
 
 
 def _scaled(matrices: Tensor, logs: Tensor) -> _Scaled:
-    """The matrices [N, D, D] divided by their sizes (1 for a rotation), whose logarithms are added to `logs` [N]."""
-    sizes = matrices.detach().norm(dim=(1, 2)) / matrices.shape[-1] ** 0.5
-    sizes = sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
-    return matrices / sizes[:, None, None], logs + sizes.log()
+    """The matrices [N, D, D] divided by their norms (1 for a rotation), whose logarithms are added to `logs` [N]."""
+    norms = matrices.detach().norm(dim=(1, 2)) / matrices.shape[-1] ** 0.5
+    norms = norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    return matrices / norms[:, None, None], logs + norms.log()

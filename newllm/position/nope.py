@@ -4,7 +4,7 @@ from newllm.position.encoding import PositionEncoding
 
 
 class NoPE(PositionEncoding):
-    """Nothing at all: order reaches the model through the causal mask alone (Kazemnejad et al. 2023, arXiv 2305.19466).
+    """No encoding: the model learns order only from the causal mask (Kazemnejad et al. 2023, arXiv 2305.19466).
 
     Kernel: plain causal attention.
     """

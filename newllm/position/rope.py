@@ -1,4 +1,4 @@
-"""Rotary position embedding, with any frequencies."""
+"""Rotary position embedding with any frequencies."""
 
 from typing import Any, Literal
 
@@ -14,21 +14,20 @@ Layout = Literal["half", "interleaved"]
 
 
 class Rope(PositionEncoding):
-    """RoPE: the pair k of the first ``r = head_dim * rotary_pct`` dims of q and k turns by ``position * inv_freq[k]``.
+    """RoPE: pair k of the first ``r = head_dim * rotary_pct`` dims of q and k rotates by ``position * inv_freq[k]``.
 
-    Su et al. 2021, arXiv 2104.09864, has ``inv_freq[k] = theta ** (-2k / r)``, the exponent over the r dims that turn,
-    as in GPT-NeoX and Pythia. The dims beyond r pass. Angles, cosines and sines are fp32 whatever the precision of q
-    and k.
+    Su et al. 2021, arXiv 2104.09864, has ``inv_freq[k] = theta ** (-2k / r)``, with the r rotary dims in the
+    exponent, as in GPT-NeoX and Pythia. The dims beyond r are unchanged. Angles, cosines and sines are always fp32.
 
-    theta: the base of the family of frequencies, unless `frequencies` has its own; None for a family without one.
-    frequencies: the family that gives the r/2 inverse frequencies, by name or as a mapping with its options, as in
-    ``{family: sigmoid, steepness: 7}``; a function of your own by its dotted path (newllm.position.frequencies.nodes).
+    theta: base of the frequencies, unless `frequencies` sets its own; None for a family without a base.
+    frequencies: the family of the r/2 inverse frequencies: its name, a mapping with options, as in
+    ``{family: sigmoid, steepness: 7}``, or the dotted path of your own function (newllm.position.frequencies.nodes).
     layout: "half" pairs dims (k, k + r/2) as GPT-NeoX and Llama do, "interleaved" pairs (2k, 2k + 1) as GPT-J and
     DeepSeek do: the same function up to a permutation of the dims.
     scaling: None, the name of an inference-time scaling, or a mapping ``{kind: yarn, factor: 8, …}``; without a factor
-    it follows the length of the input, see `adapt`. A kind with a temperature multiplies cosines and sines by it: so it
-    acts on the part that turns, not on the dims that pass, nor on what attention=mla scores beside its rotary key.
-    Cost: O(T r) per head. Kernel: plain causal attention. On MLA it turns the decoupled key (`rope_dim` wide).
+    it follows the length of the input, see `adapt`. A kind with a temperature multiplies cosines and sines by it, so
+    the temperature affects only the rotary dims: not the others, nor the unrotated part of attention=mla.
+    Cost: O(T r) per head. Kernel: plain causal attention. On MLA it rotates the decoupled key (`rope_dim` wide).
     """
 
     rotates = True
@@ -57,13 +56,13 @@ class Rope(PositionEncoding):
         self.register_buffer("temperature", torch.empty(()), persistent=False)
         self.inv_freq: Tensor  # [r/2], in use
         self.temperature: Tensor
-        self._set(seq_len)
+        self._set_length(seq_len)
 
     def adapt(self, length: int) -> None:
         if self.scaling is not None:
-            self._set(length)
+            self._set_length(length)
 
-    def _set(self, length: int) -> None:
+    def _set_length(self, length: int) -> None:
         inv_freq, temperature = scale(np.array(self.trained), self.scaling, length=length, seq_len=self.seq_len)
         self.inv_freq.copy_(torch.tensor(inv_freq).float())
         self.temperature.fill_(temperature)
@@ -91,10 +90,10 @@ class Rope(PositionEncoding):
 
 
 def turn(cos: Tensor, sin: Tensor, halves: bool, *xs: Tensor) -> tuple[Tensor, ...]:
-    """Each x [B, H, T, D], the pair k of its first r dims turned by the angle whose cosine is cos[..., k], r/2 wide.
+    """Rotate pair k of the first r dims of each x [B, H, T, D] by the angle with cosine cos[..., k], k < r/2.
 
-    halves: pairs are (k, k + r/2), else (2k, 2k + 1). Computed in the wider dtype of x and cos, given in that of x.
-    The xs differ in H only: what is turned together is turned in half the operations.
+    halves: pairs are (k, k + r/2), else (2k, 2k + 1). Computed in the wider dtype of x and cos, returned in that of x.
+    The xs may differ only in H; passing them together takes half the operations.
     """
     if cos.requires_grad or sin.requires_grad:
         return _turned(cos, sin, halves, *xs)
@@ -103,7 +102,7 @@ def turn(cos: Tensor, sin: Tensor, halves: bool, *xs: Tensor) -> tuple[Tensor, .
 
 
 class _Turn(torch.autograd.Function):
-    """The gradient turns back, so that nothing but the angles is saved."""
+    """The gradient is the inverse rotation, so that only the angles are saved."""
 
     @staticmethod
     def forward(ctx: Any, cos: Tensor, sin: Tensor, halves: bool, *xs: Tensor) -> tuple[Tensor, ...]:
@@ -118,15 +117,15 @@ class _Turn(torch.autograd.Function):
 
 
 def _turned(cos: Tensor, sin: Tensor, halves: bool, *xs: Tensor) -> tuple[Tensor, ...]:
-    together = torch.cat(xs, dim=1)
+    result = torch.cat(xs, dim=1)
     half = cos.shape[-1]
-    turning = together[..., : 2 * half]
-    x = turning.to(torch.promote_types(together.dtype, cos.dtype), copy=True)
+    rotary = result[..., : 2 * half]
+    x = rotary.to(torch.promote_types(result.dtype, cos.dtype), copy=True)
     if halves:
         other = x.roll(half, -1)
         cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
     else:
         other = x.unflatten(-1, (half, 2)).flip(-1).flatten(-2)
         cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
-    turning.copy_(torch.addcmul(x * cos.to(x.dtype), other, sin.to(x.dtype)))
-    return together.split([one.shape[1] for one in xs], dim=1)
+    rotary.copy_(torch.addcmul(x * cos.to(x.dtype), other, sin.to(x.dtype)))
+    return result.split([x.shape[1] for x in xs], dim=1)

@@ -10,18 +10,18 @@ from newllm.position.encoding import PositionEncoding
 
 
 class Rope3D(PositionEncoding):
-    """RoPE with groups of 3 dims that turn about one fixed axis, in place of pairs.
+    """RoPE that rotates groups of 3 dims about one fixed axis instead of pairs.
 
     Of the first ``r = 3 * floor(int(head_dim * rotary_pct) / 3)`` dims, those of group g = 0 .. G - 1 (three in a row)
-    turn by the angle ``position * theta ** (-g / G)``, by Rodrigues' formula: with the cross product K x = u x x,
+    rotate by ``position * theta ** (-g / G)``, by Rodrigues' formula with the cross product K x = u x x:
 
         R x = x + sin(angle) K x + (1 - cos(angle)) K (K x)
 
-    Rotations about one axis commute, so a score depends on the difference of positions only, as RoPE's does
-    (Su et al. 2021, arXiv 2104.09864); what lies along the axis does not turn, which is a third of every group.
-    axis: u, of any length but 0; published runs had [1, 1, 1] and later [1, 2, 3], both with rotary_pct=0.25.
-    No parameters. Angles are fp32. Cost: O(T r) per head. Kernel: plain causal attention. On MLA it turns the decoupled
-    key (`rope_dim` wide).
+    Rotations about one axis commute, so a score depends only on the difference of positions, as in RoPE
+    (Su et al. 2021, arXiv 2104.09864). The component along the axis, a third of each group, does not rotate.
+    axis: u, any nonzero vector; published runs used [1, 1, 1] and later [1, 2, 3], both with rotary_pct=0.25.
+    No parameters. Angles are fp32. Cost: O(T r) per head. Kernel: plain causal attention. On MLA it rotates the
+    decoupled key (`rope_dim` wide).
     """
 
     rotates = True
@@ -41,17 +41,19 @@ class Rope3D(PositionEncoding):
         if len(axis) != 3 or not any(axis):
             raise ConfigError(f"axis must be three numbers that are not all 0, as in axis=[1,2,3]; got {axis}.")
         if head_dim < 3:
-            raise ConfigError(f"pos_encoding=rope_3d turns 3 dims at a time and there are {head_dim}: try rope_dim=16.")
+            raise ConfigError(
+                f"pos_encoding=rope_3d rotates 3 dims at a time, and there are {head_dim}; try rope_dim=16."
+            )
         self.groups = int(head_dim * rotary_pct) // 3
         if not 0 < rotary_pct <= 1 or self.groups == 0:
             raise ConfigError(
                 f"rotary_pct must lie in (0, 1] and give 3 or more rotary dims of the {head_dim} there are, "
                 f"as rotary_pct=1 does; {rotary_pct:g} gives {head_dim * rotary_pct:g}."
             )
-        waves = theta ** (-np.arange(self.groups) / self.groups)
+        inv_freq = theta ** (-np.arange(self.groups) / self.groups)
         x, y, z = np.array(axis) / np.linalg.norm(axis)
         cross = [[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]
-        self.register_buffer("inv_freq", torch.tensor(waves, dtype=torch.float32), persistent=False)
+        self.register_buffer("inv_freq", torch.tensor(inv_freq, dtype=torch.float32), persistent=False)
         self.register_buffer("cross", torch.tensor(cross, dtype=torch.float32), persistent=False)
         self.inv_freq: Tensor
         self.cross: Tensor
@@ -64,7 +66,7 @@ class Rope3D(PositionEncoding):
             return self._turn(q, turns), self._turn(k, turns)
 
     def _turn(self, x: Tensor, turns: Tensor) -> Tensor:
-        """x [B, H, T, D] with its first 3G dims turned."""
+        """x [B, H, T, D] with its first 3G dims rotated."""
         triples, rest = x.split([3 * self.groups, x.shape[-1] - 3 * self.groups], dim=-1)
         exact = triples.to(torch.promote_types(x.dtype, turns.dtype)).unflatten(-1, (self.groups, 3))
         turned = exact + torch.einsum("tgij,bhtgj->bhtgi", turns.to(exact.dtype), exact)

@@ -1,4 +1,4 @@
-"""Rotary embedding with EVQ-Cosh frequencies, whose parameter can be learned."""
+"""Rotary embedding with EVQ-Cosh frequencies, whose parameter tau can be learned."""
 
 import math
 from typing import Any
@@ -18,14 +18,14 @@ from newllm.position.rope import Layout, Rope
 class RopeEvq(Rope):
     """RoPE with ``w_k = theta ** -phi_k``, ``phi_k = 1 - asinh((1 - u_k) sinh tau) / tau`` (`frequencies.evq_cosh`).
 
-    EVQ-Cosh of hybrid-rope, 2026. frequencies: {family: evq_cosh, tau: …, grid: …}; a tau of None is the rule
-    `frequencies.optimal_tau`, head_dim / sqrt(seq_len) (on attention=mla of the rotary key's width).
-    learn: one number more, psi, with ``tau = softplus(psi)`` in every forward pass; it starts at tau, its learning rate
-    is tau_rate times the others', and it does not decay. A scaling then multiplies the frequencies by what it does to
-    those of the present tau, a constant to the gradient. The other options, cost, kernel: `Rope`.
+    EVQ-Cosh of hybrid-rope, 2026. frequencies: {family: evq_cosh, tau: …, grid: …}; tau: None applies the rule
+    `frequencies.optimal_tau`, head_dim / sqrt(seq_len) (on attention=mla, the rotary key's width / sqrt(seq_len)).
+    learn: adds one parameter psi, with ``tau = softplus(psi)`` in every forward pass. It starts at tau, its learning
+    rate is tau_rate times that of the others, and it has no weight decay. A scaling is then applied to the frequencies
+    of the current tau, as a factor without gradient. For the other options, cost and kernel see `Rope`.
     """
 
-    length: Tensor  # tokens that the scaling is set for
+    length: Tensor  # input length in tokens that the scaling is set for
 
     def __init__(
         self,
@@ -73,16 +73,16 @@ class RopeEvq(Rope):
             return super().in_use()
         inv_freq = torch.exp(-self.ln_theta * _warp(self.u.double(), F.softplus(self.psi.double())))
         if self.scaling is not None:
-            now = inv_freq.detach().cpu().numpy()
-            scaled, _ = scale(now, self.scaling, length=int(self.length), seq_len=self.seq_len)
-            inv_freq = inv_freq * torch.tensor(scaled / now, device=inv_freq.device)
+            unscaled = inv_freq.detach().cpu().numpy()
+            scaled, _ = scale(unscaled, self.scaling, length=int(self.length), seq_len=self.seq_len)
+            inv_freq = inv_freq * torch.tensor(scaled / unscaled, device=inv_freq.device)
         return inv_freq.float()
 
 
 def _warp(u: Tensor, tau: Tensor) -> Tensor:
-    """`frequencies.evq.warp`, differentiable in tau at 0 too."""
+    """`frequencies.evq.warp`, also differentiable at tau = 0."""
     rest = 1 - u
-    small = tau < SERIES_BELOW
-    safe = torch.where(small, 1.0, tau)  # the branch not taken must not divide by 0, nor its gradient
+    use_series = tau < SERIES_BELOW
+    safe = torch.where(use_series, 1.0, tau)  # the unused branch and its gradient must not divide by 0
     series = u - tau**2 / 6 * rest * (1 - rest**2)
-    return torch.where(small, series, 1 - torch.asinh(rest * torch.sinh(safe)) / safe)
+    return torch.where(use_series, series, 1 - torch.asinh(rest * torch.sinh(safe)) / safe)

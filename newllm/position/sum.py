@@ -1,4 +1,4 @@
-"""Two encodings at once."""
+"""Several encodings at once."""
 
 from typing import Any, cast
 
@@ -10,16 +10,16 @@ from newllm.position.encoding import PositionEncoding
 
 
 class Sum(PositionEncoding):
-    """All the parts' contributions: inputs and rotations one after another, biases added, e.g. RoPE + ALiBi.
+    """Combines encodings, e.g. RoPE + ALiBi: applies input changes and rotations in turn and adds the biases.
 
     parts: name -> node of an encoding. Each part acts in its own `layers`.
     """
 
     def __init__(self, parts: dict[str, Any], *, num_layers: int, **sizes: int):
         super().__init__(num_layers=num_layers)
-        self._hold({name: build(node, num_layers=num_layers, **sizes) for name, node in parts.items()})
+        self._set_parts({name: build(node, num_layers=num_layers, **sizes) for name, node in parts.items()})
 
-    def _hold(self, parts: dict[str, PositionEncoding]) -> None:
+    def _set_parts(self, parts: dict[str, PositionEncoding]) -> None:
         self.parts = nn.ModuleDict(parts)
         self.rotates = any(part.rotates for part in parts.values())
         self.relative = all(part.relative for part in parts.values())
@@ -29,13 +29,13 @@ class Sum(PositionEncoding):
         return cast(list[PositionEncoding], list(self.parts.values()))
 
     def at_layer(self, layer: int) -> PositionEncoding | None:
-        parts = zip(self.parts, self._each(), strict=True)
-        acting = {name: one for name, part in parts if (one := part.at_layer(layer)) is not None}
+        at_layer = {name: part.at_layer(layer) for name, part in zip(self.parts, self._each(), strict=True)}
+        acting = {name: part for name, part in at_layer.items() if part is not None}
         if not acting:
             return None
-        view = Sum.__new__(Sum)  # over modules that exist already: parameters are shared, not copied
+        view = Sum.__new__(Sum)  # of the same modules, so that parameters are shared
         PositionEncoding.__init__(view, [], num_layers=0)
-        view._hold(acting)
+        view._set_parts(acting)
         return view
 
     def at_input(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from newllm.position.encoding import PositionEncoding
 class T5(PositionEncoding):
     """``q_i . k_j / sqrt(d) + table[bucket(i - j), head]`` (Raffel et al. 2020, arXiv 1910.10683, §2.1), causal form.
 
-    The first half of the buckets are single distances, the second half grow with the logarithm of the distance up to
-    `max_distance`; whatever is farther shares the last one, so that any length has a value. One table for all layers,
+    The first half of the buckets hold one distance each; the second half cover logarithmically growing ranges up to
+    `max_distance`. All larger distances share the last bucket, so that any length works. One table serves all layers,
     as in T5. (T5 itself does not divide q . k by sqrt(d).)
     Parameters: num_buckets * heads. Cost: O(T^2) per head, O(T) look-ups. Kernel: blocked (matrix bias).
     """

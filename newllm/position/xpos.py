@@ -1,4 +1,4 @@
-"""Rotary position embedding with a decay."""
+"""xPos: rotary position embedding with decay."""
 
 import math
 
@@ -9,7 +9,7 @@ from newllm.checks import above
 from newllm.position.frequencies.nodes import Node
 from newllm.position.rope import Layout, Rope, turn
 
-_LARGEST = 70.0  # exponent of a factor: fp32 and bf16 end at e^88, and products of q and k are to stay below
+_MAX_EXPONENT = 70.0  # of a factor: fp32 and bf16 overflow at e^88, and products of q and k must stay below
 
 
 class XPos(Rope):
@@ -18,15 +18,15 @@ class XPos(Rope):
         q_n = R(n w_i) q * z_i ** (n / scale_base)          k_m = R(m w_i) k * z_i ** (-m / scale_base)
         w_i = theta ** (-2i / r),  z_i = (i / (r/2) + gamma) / (1 + gamma),  i = 0 .. r/2 - 1
 
-    so the score of pair i falls with the distance as ``z_i ** ((n - m) / scale_base)``, fastest where the pair turns
-    fastest. It is LeX without its blockwise causal attention. scale_base: null is no decay, which is RoPE.
+    so the score of pair i decays with distance as ``z_i ** ((n - m) / scale_base)``, fastest for the pairs that rotate
+    fastest. It is LeX without its blockwise causal attention. scale_base: null means no decay, which is RoPE.
 
-    Only distances reach a score, so n and m are counted from the middle of the training length, which keeps both
-    factors near 1 in training; a fixed origin, so that cached keys stay good. Far from it the factors of q and k grow
-    apart (z_0 = 0.29 at the defaults: 1e17 and 1e-17 at position 16384), which costs no precision, since floating-point
-    numbers keep their relative one. They leave the range of fp32 and bf16 after ``70 scale_base / -ln z_0`` positions
-    (28,608): inputs beyond are refused. On MLA the decay, as the rotation, acts on the decoupled key alone.
-    Cost: O(T r) per head, as RoPE. Kernel: plain causal attention.
+    A score depends only on distances, so n and m are counted from the middle of the training length, which keeps both
+    factors near 1 in training; the origin is fixed, so that cached keys stay valid. Far from it the factors of q and k
+    diverge (z_0 = 0.29 at the defaults: 1e17 and 1e-17 at position 16384). That costs no precision, since the relative
+    precision of floating-point numbers does not change. The factors leave the range of fp32 and bf16 after
+    ``70 scale_base / -ln z_0`` positions (28,608); longer inputs raise ConfigError. On MLA the decay, like the
+    rotation, acts only on the decoupled key. Cost: O(T r) per head, as RoPE. Kernel: plain causal attention.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class XPos(Rope):
         self.log_decay: Tensor
         self.origin = seq_len // 2
         if rates[0]:
-            self.limit = self.origin + int(_LARGEST / -rates[0])
+            self.limit = self.origin + int(_MAX_EXPONENT / -rates[0])
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self.turning(positions)  # [T, r/2]

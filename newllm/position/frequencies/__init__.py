@@ -1,10 +1,10 @@
 """Inverse frequencies of rotary encodings, as plain float64 functions.
 
-A rotary encoding turns the pair of coordinates k by the angle ``position * inv_freq[k]``; the wavelength of the
-pair, in tokens, is ``2 * pi / inv_freq[k]``. `dim` is the number of rotary dims (not the head's width when only a
-part of it rotates), and each function returns dim / 2 values, K for short. `families` and `evq` are what a model may be
-trained with, `scaling` stretches a trained model's frequencies to longer inputs, `spectrum` looks at either, and
-`nodes` is what the options `frequencies` and `scaling` of an encoding may be.
+A rotary encoding rotates pair k of coordinates by the angle ``position * inv_freq[k]``; the wavelength of the pair, in
+tokens, is ``2 * pi / inv_freq[k]``. `dim` is the number of rotary dims (not the head's width if only part of it
+rotates), and each function returns dim / 2 values, K for short. `families` and `evq` define frequencies to train with,
+`scaling` stretches a trained model's frequencies to longer inputs, `spectrum` describes them, and `nodes` evaluates the
+options `frequencies` and `scaling` of an encoding.
 """
 
 # ruff: noqa: F401

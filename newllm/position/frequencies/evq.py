@@ -9,8 +9,8 @@ from newllm.errors import ConfigError
 from newllm.position.frequencies.families import channels
 
 Grid = Literal["midpoint", "endpoint", "closed"]
-SERIES_BELOW = 1e-4  # of tau: below it the closed form divides rounding errors by tau, and its series is exact
-LARGEST_TAU = 100.0  # sinh(tau) is still far from the largest float64
+SERIES_BELOW = 1e-4  # tau below which the series is exact and the closed form would divide rounding errors by tau
+LARGEST_TAU = 100.0  # sinh(tau) is still far below the largest float64
 
 
 def evq_cosh(
@@ -25,10 +25,10 @@ def evq_cosh(
     """``w_k = theta ** -phi(u_k)``, ``phi(u) = 1 - asinh((1 - u) sinh tau) / tau`` (hybrid-rope, EVQ). Returns [K].
 
     phi are the quantiles of the density ``tau cosh(tau (1 - phi)) / sinh tau`` on the logarithmic axis from 1 (phi = 0)
-    to 1 / theta (phi = 1); tau = 0 is uniform: the geometric series on that grid. The larger tau, the more channels
-    have short wavelengths.
+    to 1 / theta (phi = 1); tau = 0 is uniform: the geometric series on that grid. A larger tau gives more channels
+    short wavelengths.
 
-    tau: None takes the rule `optimal_tau` of head_dim and seq_len, which are used for nothing else.
+    tau: None applies the rule `optimal_tau` to head_dim and seq_len, which have no other use.
     grid: u_k is (k + 1/2) / K "midpoint", k / K "endpoint" (keeps w_0 = 1), or k / (K-1) "closed" (reaches 1 / theta).
     """
     above("theta", theta, 0, 500000)
@@ -47,8 +47,8 @@ def evq_split(
     """The first `kept` channels of the midpoint geometric series g, the others EVQ-Cosh between its ends. Returns [K].
 
     Channel kept + i of the n = K - kept others has ``g[K-1] ** phi * g[kept] ** (1 - phi)``, phi = phi(i / (n-1)) as in
-    `evq_cosh` (the "r-split" of hybrid-rope, one of four things called hybrid there). kept = K, and tau = 0, are the
-    series g itself. kept: None is half of the channels. tau: None is the rule, as in `evq_cosh`.
+    `evq_cosh` (the "r-split" of hybrid-rope, one of four things called hybrid there). Both kept = K and tau = 0 give
+    the series g itself. kept: None means half of the channels. tau: None applies the rule, as in `evq_cosh`.
     """
     count = channels(dim)
     kept = count // 2 if kept is None else kept
@@ -61,9 +61,9 @@ def evq_split(
 
 
 def optimal_tau(head_dim: int, length: int, theta: float | None = None) -> float:
-    """The rule for tau: ``head_dim / sqrt(length)``, of the width of a head and the length of training rows.
+    """The rule for tau: ``head_dim / sqrt(length)``, with the width of a head and the length of training rows.
 
-    theta: with it the refined rule, the same times ``sqrt(45 Q)``, where
+    theta: if given, the refined rule is used, which multiplies this by ``sqrt(45 Q)``, where
     ``Q = integral over phi in [0, 1] of ((1 - phi)^2 / 2 - 1/6) q(length * theta ** -phi)`` and
     ``q(x) = 1/2 + sin(2x) / (4x) - (sin(x) / x)^2`` (hybrid-rope, EVQ).
     """
@@ -73,7 +73,7 @@ def optimal_tau(head_dim: int, length: int, theta: float | None = None) -> float
     if theta is None:
         return rule
     above("theta", theta, 1, 500000)
-    points = int(16 * length * np.log(theta)) + 4096  # sin(2x) turns fastest at phi = 0, once per pi / (L ln theta)
+    points = int(16 * length * np.log(theta)) + 4096  # the shortest period of sin(2x), at phi = 0, is pi / (L ln theta)
     phi = (np.arange(points) + 0.5) / points
     x = length * theta**-phi
     q = 0.5 + np.sin(2 * x) / (4 * x) - (np.sin(x) / x) ** 2

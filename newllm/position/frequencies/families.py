@@ -1,4 +1,4 @@
-"""Families of inverse frequencies, one function each: what a model is trained with."""
+"""Families of inverse frequencies to train a model with, one function each."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from newllm.errors import ConfigError
 
 
 def channels(dim: int) -> int:
-    """K = dim / 2; ConfigError unless that is a whole number above 0."""
+    """K = dim / 2. Raises ConfigError unless that is a whole number above 0."""
     if dim <= 0 or dim % 2:
         raise ConfigError(f"the number of rotary dims must be even and greater than 0, as in dim=64; got {dim}.")
     return dim // 2
@@ -46,29 +46,29 @@ def anchored_polynomial(dim: int, theta: float = 10000.0, p: float = 3.9, omf: f
 
 
 def mix(a: np.ndarray, b: np.ndarray, alpha: float) -> np.ndarray:
-    """``(1 - alpha) a + alpha b``, of the frequencies themselves, not of their logarithms. Returns [K]."""
+    """``(1 - alpha) a + alpha b``: mixes the frequencies, not their logarithms. Returns [K]."""
     within("alpha", alpha, 0, 1, 0.2)
     if len(a) != len(b):
-        raise ConfigError(f"the two spectra of a mix must be of one length; got {len(a)} and {len(b)} frequencies.")
+        raise ConfigError(f"the two spectra of a mix must have one length; got {len(a)} and {len(b)} frequencies.")
     return (1 - alpha) * np.asarray(a, dtype=np.float64) + alpha * np.asarray(b, dtype=np.float64)
 
 
 def hybrid(dim: int, theta: float, alpha: float, p: float = 3.9, omf: float = 0.3) -> np.ndarray:
     """``mix(geometric(theta), anchored_polynomial(theta, p, omf), alpha)``. Returns [K].
 
-    Where the polynomial is far above the geometric series, in the middle channels, the mix is about alpha times the
-    polynomial: so it raises the middle of the spectrum. Source as `sigmoid`.
+    In the middle channels, where the polynomial is far above the geometric series, the mix is about alpha times the
+    polynomial; so it raises the middle of the spectrum. Source as `sigmoid`.
     """
     return mix(geometric(dim, theta), anchored_polynomial(dim, theta, p, omf), alpha)
 
 
 def highest(dim: int, theta: float = 10000.0, fraction: float = 0.75) -> np.ndarray:
-    """p-RoPE: the `geometric` series whose first ``int(fraction K)`` channels turn; the others are 0. Returns [K].
+    """p-RoPE: the first ``int(fraction K)`` channels of the `geometric` series; the others are 0. Returns [K].
 
-    What does not turn says the same whatever the distance (Barbero et al. 2024, "Round and Round We Go!", arXiv
-    2410.06205). fraction: 1 is RoPE, 0 is NoPE; the paper's best is 0.75. rotary_pct is another thing: there the
-    narrower rotary part has the whole spectrum, lowest frequencies included; here the slow end is cut off. It is what
-    transformers calls the "proportional" RoPE of Gemma 4.
+    A channel with frequency 0 does not depend on distance (Barbero et al. 2024, "Round and Round We Go!", arXiv
+    2410.06205). fraction: 1 is RoPE, 0 is NoPE; the paper's best is 0.75. It differs from rotary_pct, which keeps the
+    whole spectrum, lowest frequencies included, in fewer dims; this cuts off the slow end. transformers calls it the
+    "proportional" RoPE of Gemma 4.
     """
     count = channels(dim)
     within("fraction", fraction, 0, 1, 0.75)
@@ -76,19 +76,19 @@ def highest(dim: int, theta: float = 10000.0, fraction: float = 0.75) -> np.ndar
     if fraction and not kept:
         raise ConfigError(
             f"fraction={fraction:g} leaves none of the {count} pairs a frequency; "
-            f"type fraction={1 / count:g} or more, or fraction=0 if none is meant to turn."
+            f"type fraction={1 / count:g} or more, or fraction=0 if no pair should rotate."
         )
     return np.where(np.arange(count) < kept, geometric(dim, theta), 0.0)
 
 
 def whole_turns(dim: int, theta: float = 10000.0, *, seq_len: int) -> np.ndarray:
-    """The `geometric` series, 0 where seq_len tokens are less than a full turn (FoPE, arXiv 2412.17739). [K]."""
+    """The `geometric` series, 0 for channels without a full turn in seq_len tokens (FoPE, arXiv 2412.17739). [K]."""
     waves = geometric(dim, theta)
     return np.where(waves >= 2 * np.pi / seq_len, waves, 0.0)
 
 
 def listed(dim: int, inv_freq: list[float]) -> np.ndarray:
-    """Frequencies given one by one: dim / 2 numbers above 0. Returns float64 [K]."""
+    """A list of frequencies: dim / 2 numbers above 0. Returns float64 [K]."""
     count = channels(dim)
     if len(inv_freq) != count:
         raise ConfigError(

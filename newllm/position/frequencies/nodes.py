@@ -1,4 +1,4 @@
-"""The options `frequencies` and `scaling` of rotary encodings: a name, or a mapping of a name and its options."""
+"""The options `frequencies` and `scaling` of rotary encodings: a name, or a mapping with a name and options."""
 
 import inspect
 import pkgutil
@@ -23,13 +23,13 @@ Node = str | dict[str, Any]  # sigmoid, or {family: sigmoid, steepness: 7}; yarn
 def spectrum(node: Node, dim: int, *, theta: float | None, head_dim: int, seq_len: int) -> np.ndarray:
     """The inverse frequencies of `dim` rotary dims that a `frequencies` node describes, float64 [dim / 2].
 
-    The node names a family of FAMILIES, or a function of the user's whose first parameter is `dim`, as a dotted path
-    (``my_module.my_family``). What the node leaves out of theta, head_dim and seq_len is handed over where the function
-    has a parameter of that name. Raises ConfigError.
+    The node names a family of FAMILIES or, by its dotted path (``my_module.my_family``), a function of the user's whose
+    first parameter is `dim`. The function gets theta, head_dim and seq_len if it has parameters of these names and the
+    node does not set them. Raises ConfigError.
     """
-    handed = {"dim": dim, "head_dim": head_dim, "seq_len": seq_len}
-    found = _call("frequencies", "family", node, FAMILIES, handed, {"theta": theta})
-    inv_freq = np.asarray(found, dtype=np.float64)
+    sizes = {"dim": dim, "head_dim": head_dim, "seq_len": seq_len}
+    values = _call("frequencies", "family", node, FAMILIES, sizes, {"theta": theta})
+    inv_freq = np.asarray(values, dtype=np.float64)
     if inv_freq.shape != (dim // 2,) or not (inv_freq >= 0).all():
         raise ConfigError(
             f"frequencies={_name(node, 'family')} must give {dim // 2} numbers, 0 or greater, for {dim} rotary dims; "
@@ -42,8 +42,8 @@ def _mix(
     dim: int, a: Node, b: Node, alpha: float = 0.5, *, theta: float | None = None, head_dim: int, seq_len: int
 ) -> np.ndarray:
     """``(1 - alpha) a + alpha b`` of any two families' frequencies."""
-    one, other = (spectrum(node, dim, theta=theta, head_dim=head_dim, seq_len=seq_len) for node in (a, b))
-    return families.mix(one, other, alpha)
+    first, second = (spectrum(node, dim, theta=theta, head_dim=head_dim, seq_len=seq_len) for node in (a, b))
+    return families.mix(first, second, alpha)
 
 
 FAMILIES: Mapping[str, Callable[..., np.ndarray]] = {
@@ -64,12 +64,11 @@ FAMILIES: Mapping[str, Callable[..., np.ndarray]] = {
 
 
 def scale(inv_freq: np.ndarray, scaling: Node | None, *, length: int, seq_len: int) -> tuple[np.ndarray, float]:
-    """`inv_freq` [K] scaled for inputs of `length` tokens, of a model trained at `seq_len`; and the temperature.
+    """`inv_freq` [K] of a model trained at `seq_len`, scaled for inputs of `length` tokens; and the temperature.
 
-    The temperature is what cosines and sines are multiplied by. scaling: the name of a kind, or a mapping of ``kind``
-    and its options, as in ``{kind: yarn, factor: 8}``. Every kind takes original_length, seq_len unless given. A factor
-    left out follows the input: ``max(1, length / original_length)``, so inputs no longer than that see the frequencies
-    of training.
+    The temperature multiplies cosines and sines. scaling: the name of a kind, or a mapping with ``kind`` and its
+    options, as in ``{kind: yarn, factor: 8}``. Every kind takes original_length (default: seq_len). Without a factor,
+    ``max(1, length / original_length)`` is used, so that inputs of at most that length get the frequencies of training.
     """
     if scaling is None:
         return np.asarray(inv_freq, dtype=np.float64), 1.0
@@ -80,11 +79,11 @@ def scale(inv_freq: np.ndarray, scaling: Node | None, *, length: int, seq_len: i
             f"scaling.original_length must be a whole number above 1, as in scaling.original_length=2048; "
             f"got {original_length}."
         )
-    handed = {"inv_freq": inv_freq, "length": length, "original_length": original_length}
-    follows = options.get("kind") not in _OWN_FACTOR
-    defaults = {"factor": max(1.0, length / original_length)} if follows else {}
-    found = _call("scaling", "kind", options, SCALINGS, handed, defaults)
-    return found if isinstance(found, tuple) else (found, 1.0)
+    arguments = {"inv_freq": inv_freq, "length": length, "original_length": original_length}
+    own_factor = options.get("kind") in _OWN_FACTOR
+    defaults = {} if own_factor else {"factor": max(1.0, length / original_length)}
+    result = _call("scaling", "kind", options, SCALINGS, arguments, defaults)
+    return result if isinstance(result, tuple) else (result, 1.0)
 
 
 def _yarn(
@@ -121,7 +120,7 @@ def _longrope(
     short: list[float] | None = None,
     attention_factor: float | None = None,
 ) -> tuple[np.ndarray, float]:
-    """`long` beyond original_length, else `short` (all 1 unless given)."""
+    """Factors `long` for inputs beyond original_length, else `short` (default: all 1)."""
     temperature = _temperature(attention_factor, rules.longrope_temperature(factor, original_length))
     stretched = [rules.longrope(inv_freq, factors) for factors in (long, short or [1.0] * len(inv_freq))]
     return stretched[0 if length > original_length else 1], temperature
@@ -146,7 +145,7 @@ SCALINGS: Mapping[str, Callable[..., np.ndarray | tuple[np.ndarray, float]]] = {
     "longrope": _longrope,
     "proportional": rules.proportional,
 }
-_OWN_FACTOR = ("dynamic_ntk_transformers", "proportional")  # whose factor means another thing than the stretch
+_OWN_FACTOR = ("dynamic_ntk_transformers", "proportional")  # their factor is not the stretch
 
 
 # --- names and options ------------------------------------------------------------------------------------------------
@@ -157,25 +156,25 @@ def _call(
     key: str,
     node: Node,
     functions: Mapping[str, Callable[..., Any]],
-    handed: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     defaults: Mapping[str, Any],
 ) -> Any:
-    """Call the function that the node names, with the node's options; `where` and `key` are for the sentences.
+    """Call the function that the node names, with the node's options; `where` and `key` are for error messages.
 
-    handed: arguments that are no options. defaults: options that the node may leave out. Of both, the function gets
-    those that it has parameters for. Raises ConfigError for unknown, missing and mistyped options.
+    arguments: values that the node may not set. defaults: values that it may leave out. The function gets those of both
+    that it has parameters for. Raises ConfigError for unknown, missing and mistyped options.
     """
     name = _name(node, key)
     options = {} if isinstance(node, str) else {option: value for option, value in node.items() if option != key}
     if name is None:
         raise ConfigError(f"{where} needs a {key}, as in {where}={{{key}:NAME}}; {did_you_mean('', functions)}.")
-    function = functions[name] if name in functions else _own(where, key, name, functions, next(iter(handed)))
+    function = functions.get(name) or _user_function(where, key, name, functions, next(iter(arguments)))
     parameters = inspect.signature(function).parameters
-    known = {option: parameter for option, parameter in parameters.items() if option not in handed}
+    known = {option: parameter for option, parameter in parameters.items() if option not in arguments}
     for option in options:
         if option not in known:
             raise ConfigError(f"{where}.{option} is no option of {key} {name}; {did_you_mean(option, known)}.")
-    given = {option: value for option, value in handed.items() if option in parameters}
+    given = {option: value for option, value in arguments.items() if option in parameters}
     for option, value in {**defaults, **options}.items():
         if option in known:
             try:
@@ -195,10 +194,10 @@ def _name(node: Node, key: str) -> str | None:
     return None if name is None else str(name)
 
 
-def _own(
+def _user_function(
     where: str, key: str, name: str, functions: Mapping[str, Callable[..., Any]], first: str
 ) -> Callable[..., Any]:
-    """The user's function at a dotted path; the name of its first parameter tells it from any other function."""
+    """The user's function at a dotted path; it must have `first` as its first parameter."""
     try:
         if "." not in name:
             raise ValueError(name)

@@ -1,7 +1,7 @@
 """Inference-time scalings: a trained model's inverse frequencies, stretched for inputs `factor` times as long.
 
-Each takes frequencies [K] of any family and returns float64 [K]; a factor of 1 returns them unchanged, to the last bit.
-Some papers also sharpen attention: their temperature multiplies cosines and sines, hence scores by its square.
+Each takes frequencies [K] of any family and returns float64 [K]; a factor of 1 leaves them unchanged, to the last bit.
+Some papers also sharpen attention: their temperature multiplies cosines and sines, so scores by its square.
 """
 
 import math
@@ -23,13 +23,13 @@ def position_interpolation(inv_freq: np.ndarray, factor: float) -> np.ndarray:
 def ntk_aware(dim: int, theta: float, factor: float) -> np.ndarray:
     """The geometric series of the base ``theta * factor ** (dim / (dim - 2))`` (bloc97, 2023; arXiv 2309.00071, §3.1).
 
-    The first frequency stays, the last is divided by factor.
+    The first frequency is unchanged, the last is divided by factor.
     """
     return ntk_spread(geometric(dim, theta), factor)
 
 
 def ntk_spread(inv_freq: np.ndarray, factor: float) -> np.ndarray:
-    """``w_k * factor ** (-k / (K-1))``: `ntk_aware` for any family, to which it is equal for the geometric one."""
+    """``w_k * factor ** (-k / (K-1))``: `ntk_aware` for any family; equal to it for the geometric one."""
     at_least("factor", factor, 1, 8)
     count = len(inv_freq)
     if count < 2:
@@ -38,14 +38,14 @@ def ntk_spread(inv_freq: np.ndarray, factor: float) -> np.ndarray:
 
 
 def dynamic_ntk(inv_freq: np.ndarray, length: int, original_length: int) -> np.ndarray:
-    """`ntk_spread` with ``factor = max(1, length / original_length)``, by the length of the input."""
+    """`ntk_spread` with ``factor = max(1, length / original_length)``, where length is that of the input."""
     return ntk_spread(inv_freq, max(1.0, length / original_length))
 
 
 def dynamic_ntk_transformers(inv_freq: np.ndarray, factor: float, length: int, original_length: int) -> np.ndarray:
-    """`ntk_spread` by ``factor * L / L0 - (factor - 1)`` for L > L0, else 1: transformers' "dynamic" (emozilla, 2023).
+    """`ntk_spread` with ``factor * L / L0 - (factor - 1)`` for L > L0, else 1 ("dynamic" in transformers; emozilla).
 
-    Equal to `dynamic_ntk` for a factor of 1 only.
+    Equal to `dynamic_ntk` only for a factor of 1.
     """
     at_least("factor", factor, 1, 8)
     return ntk_spread(inv_freq, factor * max(length, original_length) / original_length - (factor - 1))
@@ -57,7 +57,7 @@ def yarn(
     """``w (g + (1 - g) / factor)`` (Peng et al. 2023, arXiv 2309.00071, definition 2: "NTK by parts").
 
     ``g = clip((rho - beta_slow) / (beta_fast - beta_slow), 0, 1)`` with rho = original_length * w / 2 pi, the full
-    turns of a channel in training: fast channels stay, slow ones are interpolated.
+    turns of a channel in training: fast channels are unchanged, slow ones are interpolated.
     """
     above("beta_fast", beta_fast, beta_slow, 32)
     rotations = original_length * np.asarray(inv_freq, dtype=np.float64) / (2 * np.pi)
@@ -72,11 +72,11 @@ def yarn_channels(
     beta_slow: float = 1.0,
     truncate: bool = True,
 ) -> np.ndarray:
-    """YaRN as its authors' code and transformers have it: the ramp is linear in the channel, not in its rotations.
+    """YaRN as in its authors' code and transformers: the ramp is linear in the channel, not in its rotations.
 
     It runs from the channel that makes beta_fast turns in original_length tokens to the one that makes beta_slow; with
-    `truncate` these are rounded outwards. A channel between two is found by interpolating ln w: exact for the
-    geometric family, whose closed form the original uses; outside the spectrum ln w goes on in its mean step.
+    `truncate` these are rounded outwards. Fractional channels are found by interpolating ln w, which is exact for the
+    geometric family, whose closed form the original uses; outside the spectrum ln w is extrapolated by its mean step.
     """
     above("beta_fast", beta_fast, beta_slow, 32)
     count = len(inv_freq)
@@ -98,8 +98,8 @@ def yarn_temperature(factor: float) -> float:
 def yarn_index_ramp(inv_freq: np.ndarray, factor: float) -> np.ndarray:
     """``w / (factor ** r * T ** (r / 2))``, ``T = 1 + 0.07 log2(factor)``: hybrid-rope's "YaRN", not the paper's.
 
-    ``r = x^2 (3 - 2x)``, x rising from 0 at channel int(0.2 K) to 1 at int(0.9 K): it looks at the channel's number,
-    not at its wavelength, and its temperature is in the frequencies; attention has none.
+    ``r = x^2 (3 - 2x)``, x rising from 0 at channel int(0.2 K) to 1 at int(0.9 K): it depends on the channel's index,
+    not its wavelength, and its temperature scales the frequencies, not attention.
     """
     at_least("factor", factor, 1, 8)
     count = len(inv_freq)
@@ -147,8 +147,8 @@ def longrope_temperature(factor: float, original_length: int) -> float:
 def proportional(inv_freq: np.ndarray, fraction: float, factor: float = 1.0) -> np.ndarray:
     """The first ``int(fraction * K)`` frequencies, the others 0; all divided by factor (transformers, Gemma's).
 
-    Unlike a part of the head that rotates by a spectrum of its own (rotary_pct), what is left keeps the frequencies and
-    the pairs of the whole head.
+    Unlike rotary_pct, which gives a part of the head its own spectrum, the remaining pairs keep the frequencies of
+    the whole head.
     """
     within("fraction", fraction, 0, 1, 0.25)
     kept = int(fraction * 2 * len(inv_freq) // 2)
@@ -156,7 +156,7 @@ def proportional(inv_freq: np.ndarray, fraction: float, factor: float = 1.0) -> 
 
 
 def _blend(inv_freq: np.ndarray, factor: float, interpolated: np.ndarray) -> np.ndarray:
-    """``w / factor`` where `interpolated` is 1, w where it is 0, in this form exactly w for a factor of 1."""
+    """``w / factor`` where `interpolated` is 1, w where it is 0; this form gives exactly w for a factor of 1."""
     at_least("factor", factor, 1, 8)
     return np.asarray(inv_freq, dtype=np.float64) * (1 - interpolated * (1 - 1 / factor))
 
@@ -164,10 +164,10 @@ def _blend(inv_freq: np.ndarray, factor: float, interpolated: np.ndarray) -> np.
 def _channel(inv_freq: np.ndarray, rotations: float, length: int) -> float:
     """The (fractional) channel that makes `rotations` full turns in `length` tokens.
 
-    Channels at the end that do not turn at all are left out.
+    Ignores channels with frequency 0.
     """
-    turning = np.asarray(inv_freq, dtype=np.float64)[np.asarray(inv_freq) > 0]
-    depth = -np.log(turning)  # rises with the channel
+    positive = np.asarray(inv_freq, dtype=np.float64)[np.asarray(inv_freq) > 0]
+    depth = -np.log(positive)  # rises with the channel
     if len(depth) < 2 or not (np.diff(depth) > 0).all():
         raise ConfigError("yarn_channels needs two or more frequencies that fall from channel to channel; try yarn.")
     wanted = math.log(length / (2 * math.pi * rotations))
