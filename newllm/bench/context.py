@@ -112,10 +112,10 @@ def _phase1(
     iteration = Iteration(phase.rule, phase.objective, recurrence, text, precision, cfg.trainer.seed)
     seconds = []
     with TemporaryDirectory() as folder:
-        iteration.begin(Path(folder))
+        iteration.draw_start(Path(folder))
         for number in range(2, count + 1):
             begun = time.perf_counter()
-            found = iteration.once(Path(folder), number, lambda batch, loss: None)
+            found = iteration.run(Path(folder), number, lambda batch, loss: None)
             seconds.append(time.perf_counter() - begun)
     recurrence.requires_grad_(False)
     middle = statistics.median(seconds)

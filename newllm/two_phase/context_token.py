@@ -1,4 +1,4 @@
-"""The context/token model: a recurrence that is trained to a fixed point, and a block that reads its states."""
+"""The context/token model: a recurrence trained to a fixed point, and a block that reads its states."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -18,24 +18,25 @@ from newllm.position.nope import NoPE
 from newllm.precision import Precision
 from newllm.two_phase.context_rows import ContextReader, ContextRows, as_streams
 from newllm.two_phase.contexts import true_contexts_in_memory
+from newllm.two_phase.options import require_at_least
 from newllm.two_phase.recurrence import Recurrence, scan
 
-_PIECE = 4096  # tokens whose contexts of all layers exist at one time
+_PIECE = 4096  # tokens whose contexts of all layers are in memory at a time
 
 
 class ContextToken(LanguageModel):
     """Logits ``wte h_t``, ``h_t = TokenBlock(c_t^1 .. c_t^L, u_t)``, contexts ``c_t = ContextBlock(c_{t-1}^L, u_t)``.
 
     u_t is the window of the last n = num_input_tokens embeddings ``LN(wte[token])``, oldest first, zeros before the
-    start. Embeddings are frozen and tied to the head; contexts begin from zero. The ContextBlock is frozen too: a first
-    phase trains it, the TokenBlock is trained on its states.
+    start. Contexts start from zero. The embeddings are frozen and tied to the head. The ContextBlock is frozen too: the
+    first phase trains it, the second one trains the TokenBlock on its states.
 
-    layers: of either block. context_dim: width C of the contexts. embed_dim: width E of embeddings and final states.
-    vocab_size: None takes the tokenizer's size. Weights of both blocks are drawn from N(0, init_std^2), their biases
-    from N(0, bias_std^2), embeddings as weights are, unless a stage fills them in.
+    layers: of each block. context_dim: width C of the contexts. embed_dim: width E of embeddings and final states.
+    vocab_size: None: the tokenizer's size. Weights and embeddings are drawn from N(0, init_std^2), biases from
+    N(0, bias_std^2), unless a stage loads embeddings.
     Source: github.com/rato-tokyo/new-llm at e2d7d20, src/models/llm.py.
 
-    Handed over: the tokenizer's size, the training length, the weights' seed.
+    The builder passes the tokenizer's size, the training length and the weights' seed.
     """
 
     reported_parts = ("context_block", "token_block")
@@ -55,15 +56,9 @@ class ContextToken(LanguageModel):
         seed: int,
     ):
         super().__init__()
-        for name, size, example in (
-            ("layers", layers, 6), ("context_dim", context_dim, 768), ("num_input_tokens", num_input_tokens, 1),
-            ("embed_dim", embed_dim, 768),
-        ):  # fmt: skip
-            if size < 1:
-                raise ConfigError(f"model.{name} must be at least 1, as in model.{name}={example}; got {size}.")
-        for name, std, usual in (("init_std", init_std, 0.1), ("bias_std", bias_std, 0.01)):
-            if std < 0:
-                raise ConfigError(f"model.{name} must be 0 or greater, as in model.{name}={usual:g}; got {std:g}.")
+        require_at_least("model", 1, layers=(layers, 6), context_dim=(context_dim, 768), embed_dim=(embed_dim, 768),
+                         num_input_tokens=(num_input_tokens, 1))  # fmt: skip
+        require_at_least("model", 0, init_std=(init_std, 0.1), bias_std=(bias_std, 0.01))
         if vocab_size is not None and vocab_size < tokens:
             raise ConfigError(
                 f"the tokenizer has {tokens} ids and the model's vocabulary {vocab_size}: "
@@ -112,7 +107,7 @@ class ContextToken(LanguageModel):
         return as_streams(data)
 
     def as_trained(self, data: Dataset, device: torch.device, precision: Precision) -> Dataset:
-        """With the validation text's true contexts, made again: the same bits as the first phase has stored."""
+        """Recomputes the true contexts of the validation text, with the bits that the first phase has stored."""
         contexts = true_contexts_in_memory(self, data.stream("val"), device, precision)
         return replace(data, val=ContextRows(data.stream("val"), self.seq_len, contexts))
 
@@ -120,9 +115,9 @@ class ContextToken(LanguageModel):
         return ContextReader(self, data) if isinstance(data.val, ContextRows) else self
 
     def recurrent_inputs(self, tokens: Tensor, before: Tensor | None = None) -> Tensor:
-        """The windows [.., T, n E] of tokens [.., T]: of each the last n normed embeddings, its own last.
+        """The windows [.., T, n E] of tokens [.., T]: the last n normed embeddings up to each token, in order.
 
-        before: the tokens [.., n - 1 or fewer] that come before; where there are none, the window has zeros.
+        before: up to n - 1 tokens [.., n - 1] that precede them; missing ones are zeros in the window.
         """
         n, length = self.num_input_tokens, tokens.shape[-1]
         if before is not None:
@@ -132,14 +127,14 @@ class ContextToken(LanguageModel):
         return torch.cat([normed[..., i : i + length, :] for i in range(n)], dim=-1)
 
     def read(self, contexts: Tensor, windows: Tensor) -> Tensor:
-        """States [.., E] that meet the head, of contexts [.., L, C] and windows [.., n E] of the same tokens."""
+        """Final states [.., E] from the contexts [.., L, C] and windows [.., n E] of the same tokens."""
         states: Tensor = self.token_block(contexts, windows)
         return states
 
     def hidden(self, input_ids: Tensor, cache: "ContextState | None" = None, start: int = 0) -> Tensor:
-        """States [B, T, E] by the true recurrence, from zero contexts or from where the cache is.
+        """Final states [B, T, E] by the true recurrence, from zero contexts or from those of the cache.
 
-        start: of no effect, since the model knows no positions. Contexts of all layers exist for a piece at a time.
+        start: ignored, since the model has no positions.
         """
         rows, length = input_ids.shape
         state = ContextState(length) if cache is None else cache
@@ -153,7 +148,7 @@ class ContextToken(LanguageModel):
             contexts = scan(self.context_block, windows, context)
             states.append(self.read(contexts, windows))
             seen = torch.cat((before, ids), dim=1)
-            reach = max(0, seen.shape[1] - self.num_input_tokens + 1)  # where the next window begins
+            reach = max(0, seen.shape[1] - self.num_input_tokens + 1)  # start of the next window
             state.advance(ids.shape[1], contexts[:, -1, -1], seen[:, reach:])
         return torch.cat(states, dim=1)
 
@@ -161,12 +156,12 @@ class ContextToken(LanguageModel):
         return F.linear(self.hidden(input_ids, cache), self.head_weight)
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> "ContextState":
-        """An empty state for `capacity` tokens (default: the training length); `batch` rows decode side by side."""
+        """An empty state with room for `capacity` tokens (default: the training length)."""
         return ContextState(self.seq_len if capacity is None else capacity)
 
 
 class ContextBlock(Recurrence):
-    """Layers ``c^i = LN(c^{i-1} + ReLU(W_i [c^{i-1}; u] + b_i))``; the first one's c^0 is the token before's c^L.
+    """Layers ``c^i = LN(c^{i-1} + ReLU(W_i [c^{i-1}; u] + b_i))``; c^0 is c^L of the previous token.
 
     Every layer reads the inputs u [.., I]; contexts are [.., C]. Parameters: layers * ((C + I) C + 3 C).
     Source: github.com/rato-tokyo/new-llm at e2d7d20, src/models/layers.py and blocks.py.
@@ -190,7 +185,7 @@ class ContextBlock(Recurrence):
 
 
 class ContextLayer(nn.Module):
-    """``LN(c + ReLU(W [c; u] + b))``. W is held as its two parts, W [c; u] = W_c c + W_u u; b goes with the second."""
+    """``LN(c + ReLU(W [c; u] + b))``, with W stored in two parts, W [c; u] + b = W_c c + (W_u u + b)."""
 
     def __init__(self, width: int, inputs: int):
         super().__init__()
@@ -199,17 +194,17 @@ class ContextLayer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, context: Tensor, share: Tensor) -> Tensor:
-        """context [.., C]; share [.., C], what `of_inputs` makes of the inputs."""
+        """context [.., C]; share [.., C]: `of_inputs` of the inputs."""
         out: Tensor = self.norm(context + F.relu(share + self.of_context(context)))
         return out
 
 
 class TokenBlock(nn.Module):
-    """Layers ``h^i = LN(P_i h^{i-1} + ReLU(W_i [c^i; h^{i-1}] + b_i))``, where h^0 is the window of inputs.
+    """Layers ``h^i = LN(P_i h^{i-1} + ReLU(W_i [c^i; h^{i-1}] + b_i))``, where h^0 is the input window.
 
-    Layer i reads the context of context layer i and nothing of other tokens. Widths go from n E (n tokens in a window)
-    to E in even steps, ``d_i = n E - floor((n - 1) E i / L)``. A layer from a to b wide has (C + a) b + 3 b parameters,
-    and a b + b more for P_i, which is there only where a and b differ.
+    Layer i reads the context of context layer i, and nothing of other tokens. Widths shrink evenly from n E (n tokens
+    in a window) to E, ``d_i = n E - floor((n - 1) E i / L)``. A layer of widths a to b has (C + a) b + 3 b parameters,
+    and a b + b more for P_i, which is the identity if a = b.
     Source: github.com/rato-tokyo/new-llm at e2d7d20, src/models/layers.py and blocks.py.
     """
 
@@ -244,7 +239,7 @@ class TokenLayer(nn.Module):
 class ContextState:
     """The cache of a ContextToken: the context [B, C] after the last token, and the ids of the last n - 1 tokens.
 
-    Of one size, however many tokens it has read. capacity: tokens it may be given, as for a cache that grows.
+    Its size does not depend on the number of tokens read. capacity: the maximum number of tokens.
     """
 
     def __init__(self, capacity: int):
@@ -254,13 +249,13 @@ class ContextState:
         self.before: Tensor | None = None  # [B, n - 1 or fewer]
 
     def advance(self, tokens: int, context: Tensor, before: Tensor) -> None:
-        """`tokens` more have been read, and leave this context and these last ids."""
+        """Record that `tokens` more were read, which ended with this context and these ids."""
         self.require(tokens)
         self.length += tokens
         self.context, self.before = context, before
 
     def require(self, tokens: int) -> None:
-        """Raises ConfigError unless there is room for `tokens` more."""
+        """Raises ConfigError if there is no room for `tokens` more."""
         stop = self.length + tokens
         if stop > self.capacity:
             raise ConfigError(
@@ -280,5 +275,5 @@ class ContextState:
 
     @property
     def bytes_per_token(self) -> float:
-        """All its bytes over the tokens read: it falls as they come."""
+        """Bytes divided by the tokens read."""
         return self.nbytes / max(1, self.length)

@@ -1,4 +1,4 @@
-"""A transformer on a recurrent projection (DProj): narrow states, carried from token to token, enter its blocks."""
+"""A transformer on a recurrent projection (DProj), which turns wide embeddings into narrow states."""
 
 from typing import Any, Literal
 
@@ -11,13 +11,14 @@ from newllm.attention.layer import linear
 from newllm.errors import ConfigError
 from newllm.model.init import init_weights
 from newllm.model.transformer import Transformer
+from newllm.two_phase.options import require_at_least
 from newllm.two_phase.recurrence import Recurrence
 
 
 class DProj(Recurrence):
-    """One layer ``p' = LN(p + gelu(W [p; e] + b))``: states p [C] of inputs e [I], with the exact (erf) GELU.
+    """One layer ``p' = LN(p + gelu(W [p; e] + b))``: states p [C], inputs e [I], exact (erf) GELU.
 
-    W is held as its two parts, W [p; e] = W_p p + W_e e; b goes with the second. Parameters: (C + I) C + 3 C.
+    W is stored in two parts, W [p; e] + b = W_p p + (W_e e + b). Parameters: (C + I) C + 3 C.
     Source: github.com/rato-tokyo/new-llm at 026a9b4, src/models/dproj.py.
     """
 
@@ -40,15 +41,15 @@ class DProj(Recurrence):
 
 
 class DProjTransformer(Transformer):
-    """A transformer of width C = hidden_size on states p_t [C] that a recurrence makes of wider embeddings.
+    """A transformer of width C = hidden_size on states p_t [C] that a recurrence computes from wider embeddings.
 
-    ``e_t = LN(embedding of token t)`` [embed_dim], ``p_t = DProj(p_{t-1}, e_t)``, p = 0 before a row's first token; p_t
-    enters the first block in the embedding's place. So keys, values and blocks have C dims, and decoding carries p
-    beside its cache. The head is a matrix of its own, [vocab_size, C].
+    ``e_t = LN(embedding of token t)`` [embed_dim], ``p_t = DProj(p_{t-1}, e_t)``, p = 0 before a row's first token. The
+    first block reads p_t instead of the embedding, so keys, values and blocks have C dims, and the cache holds p as
+    well. The head is a separate matrix [vocab_size, C].
     Source: github.com/rato-tokyo/new-llm at 026a9b4, src/models/dproj_pythia.py.
 
-    projection_std, projection_bias_std: of the normal distributions that W and b of the projection are drawn from.
-    The other options, and what is handed over, are those of Transformer.
+    projection_std, projection_bias_std: standard deviations of the initial W and b of the projection.
+    All other options are those of Transformer.
     """
 
     def __init__(
@@ -76,9 +77,8 @@ class DProjTransformer(Transformer):
     ):
         if embed_dim <= 0:
             raise ConfigError(f"model.embed_dim must be greater than 0, as in model.embed_dim=512; got {embed_dim}.")
-        for name, value in (("projection_std", projection_std), ("projection_bias_std", projection_bias_std)):
-            if value < 0:
-                raise ConfigError(f"model.{name} must be 0 or greater, as in model.{name}=0.1; got {value:g}.")
+        stds = {"projection_std": (projection_std, 0.1), "projection_bias_std": (projection_bias_std, 0.01)}
+        require_at_least("model", 0, **stds)
         super().__init__(
             hidden_size, num_layers, heads, mlp_size, mlp, norm, norm_eps, residual, bias, False, init_std, vocab_size,
             attention=attention, pos_encoding=pos_encoding, tokens=tokens, seq_len=seq_len, seed=seed,
@@ -90,25 +90,25 @@ class DProjTransformer(Transformer):
 
     @property
     def recurrence(self) -> DProj:
-        """What a first phase trains by itself."""
+        """The part that the first phase trains."""
         return self.projection
 
     def recurrent_inputs(self, tokens: Tensor) -> Tensor:
-        """e of the tokens [..]: [.., embed_dim]."""
+        """e [.., embed_dim] of tokens [..]."""
         normed: Tensor = self.embed_norm(self.embed(tokens))
         return normed
 
     def inputs(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """p [B, T, hidden_size] of the tokens [B, T], carried on from the cache's state or from zeros."""
+        """p [B, T, hidden_size] of tokens [B, T], starting from the cache's state or from zeros."""
         embedded = self.recurrent_inputs(input_ids)
         state = None if cache is None else cache.state
         if state is None:
             state = embedded.new_zeros(len(input_ids), self.hidden_size)
         if torch.compiler.is_compiling():
-            from newllm.two_phase.compile_boundary import scan  # loaded by whoever compiles
+            from newllm.two_phase.compile_boundary import scan  # imports torch.compile's machinery
         else:
             from newllm.two_phase.recurrence import scan
         projected = scan(self.projection, embedded, state)[:, :, 0]
         if cache is not None:
-            cache.state = projected[:, -1].clone()  # without the storage of the others
+            cache.state = projected[:, -1].clone()  # a copy frees the other states
         return projected

@@ -1,4 +1,4 @@
-"""First phases: what is trained and frozen before the ordinary training of a run, and its lines in metrics.jsonl."""
+"""First phases: a part of the model is trained and frozen before ordinary training; their lines in metrics.jsonl."""
 
 import json
 from abc import abstractmethod
@@ -11,15 +11,15 @@ from newllm.run.stage import Stage, StageResult
 from newllm.store.run_directory import RunDirectory
 from newllm.training.context import Run
 
-CLOCK = ("time/", "speed/")  # beginnings of the names of values that no two attempts share
+CLOCK = ("time/", "speed/")  # prefixes of the values that differ between attempts
 
 
 @dataclass
 class Outcome:
-    """What a first phase leaves, beside the frozen weights in the model.
+    """The result of a first phase, besides the frozen weights in the model.
 
-    lines: of metrics.jsonl, all of them. text: its console section. data: with the contexts that the second phase
-    reads, where the first one has stored them.
+    lines: all its lines of metrics.jsonl. text: its console section. data: the dataset with stored contexts, if the
+    second phase reads them.
     """
 
     metrics: dict[str, float]
@@ -29,19 +29,19 @@ class Outcome:
 
 
 class FirstPhase(Stage):
-    """One way to train a part of the model before everything else.
+    """A way to train a part of the model before everything else.
 
-    Its lines come first in metrics.jsonl, with its name under "phase" (see `write_lines`).
+    Its lines come first in metrics.jsonl, with its name as "phase" (see `write_lines`).
     """
 
     name: ClassVar[str]
 
     @abstractmethod
     def train(self, run: Run) -> Outcome:
-        """Do the phase, resume it, or take its stored result. Leaves the part's weights in the model, frozen."""
+        """Run or resume the phase, or load its stored result; leaves the part in the model, frozen."""
 
     def report(self, run: Run, step: int, steps: int, lines: Sequence[dict[str, Any]]) -> None:
-        """Say in status.json how far the phase is."""
+        """Write the progress of the phase to status.json."""
         loss = lines[-1]["phase1/loss"] if lines else None
         run.directory.update_status(progress={"phase": self.name, "step": step, "steps": steps, "loss": loss})
 
@@ -55,11 +55,11 @@ class FirstPhase(Stage):
 
 
 def write_lines(directory: RunDirectory, lines: Sequence[dict[str, Any]], ended: bool = False) -> None:
-    """Make metrics.jsonl begin with a phase's lines, of which an earlier attempt may have written some or all already.
+    """Make metrics.jsonl begin with a phase's lines, some or all of which an earlier attempt may have written.
 
-    A line that is there is kept, whatever its times. So a run killed between a checkpoint and the line about it gets
-    that line, and one whose stored phase has been deleted does the phase again below lines of its second phase, which
-    stay. The first line that differs, or is missing, replaces all that come after it. ended: there will be no more.
+    An equal line is kept, whatever its times. The first line that differs or is missing replaces everything after it.
+    So a run killed between a checkpoint and its line gets that line, and repeating a phase whose files were deleted
+    keeps the lines of the second phase. ended: these are all the lines of the phase.
     """
     lengths, found = _leading(directory)
     same = 0
@@ -73,7 +73,7 @@ def write_lines(directory: RunDirectory, lines: Sequence[dict[str, Any]], ended:
 
 
 def as_table(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of tables/phase1.csv, one for each line, with the seconds that each took."""
+    """Rows of tables/phase1.csv: one per line, with the seconds it took."""
     rows = []
     for number, line in enumerate(lines):
         row = {key.rpartition("/")[2]: value for key, value in line.items() if key != "phase"}
@@ -82,23 +82,23 @@ def as_table(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def seconds_of(lines: Sequence[dict[str, Any]]) -> float:
-    """What the last of these lines took, whose clocks go on over all attempts."""
+    """Seconds between the last two lines; their clock includes all attempts."""
     before = lines[-2]["time/seconds"] if len(lines) > 1 else 0.0
     return float(lines[-1]["time/seconds"] - before)
 
 
 def leading_bytes(directory: RunDirectory) -> int:
-    """How many bytes of metrics.jsonl the lines of a first phase take; 0 where there are none."""
+    """Bytes that the lines of a first phase take in metrics.jsonl."""
     return _leading(directory)[0][-1]
 
 
 def timeless(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that all attempts share."""
+    """The values that are equal in all attempts."""
     return {key: value for key, value in values.items() if not key.startswith(CLOCK)}
 
 
 def _leading(directory: RunDirectory) -> tuple[list[int], list[dict[str, Any]]]:
-    """The lines with a phase that the file begins with, and the lengths in bytes of the first 0, 1, … of them."""
+    """The phase lines at the beginning of metrics.jsonl, and the total bytes of the first 0, 1, … of them."""
     lengths, found = [0], []
     text = directory.metrics_file.read_bytes() if directory.metrics_file.exists() else b""
     for line in text.splitlines(keepends=True):

@@ -1,4 +1,4 @@
-"""The fixed-point iteration: a recurrence is trained on all tokens at once, until their contexts stay as they are."""
+"""Phase 1 by fixed-point iteration: train a recurrence on all tokens at once until their contexts stop moving."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ from newllm.training.context import Run
 from newllm.training.progress import Progress
 from newllm.two_phase import phase_folder
 from newllm.two_phase.context_rows import with_contexts
-from newllm.two_phase.contexts import Shape, Text, open_contexts, parallel_contexts, true_contexts, write_contexts
+from newllm.two_phase.contexts import Text, open_contexts, parallel_contexts, true_contexts, write_contexts
 from newllm.two_phase.first_phase import FirstPhase, Outcome, seconds_of, write_lines
 from newllm.two_phase.iteration import Iteration, Rule, remove_contexts
 from newllm.two_phase.recurrence import Piece, Recurrence
@@ -36,51 +36,51 @@ _NAMES = {"train": "training", "val": "validation"}
 
 
 class FixedPoint(FirstPhase):
-    """Trains ``c_t = f(c_{t-1}, u_t)`` without going through the tokens one after another, then freezes f.
+    """Trains ``c_t = f(c_{t-1}, u_t)`` without backpropagation through time, then freezes f.
 
-    Iteration 1 draws contexts c_t ~ N(0, start_std^2) for all N tokens of the training text. Each further one makes
-    ``out_t = f(previous_{t-1} + noise * N(0, 1), u_t)`` for all t at once, with no gradient through `previous`,
-    minimises an objective of out_t and previous_t by Adam on f's parameters alone, and lets `out` be the next
-    `previous` (as it was made: before the step, noise included). A context whose mean square change over its dims is
-    below `threshold` counts as converged; it ends when the share `stop` has, after at least `least` iterations.
+    Iteration 1 draws contexts c_t ~ N(0, start_std^2) for all N tokens of the training text. Each later iteration
+    computes ``out_t = f(previous_{t-1} + noise * N(0, 1), u_t)`` for all t at once, with no gradient through
+    `previous`, minimises an objective of out_t and previous_t by Adam on f's parameters alone, and takes `out`
+    (computed before the step, with its noise) as the next `previous`. A context has converged if its mean square
+    change over its dims is below `threshold`. The iteration ends once the share `stop` of the contexts has converged,
+    after at least `least` iterations.
 
-    Then the contexts of all layers are stored for a model that reads them: those of the training text from one more
-    parallel pass without new noise (token 0 from zeros), those of the validation text by the true recurrence from
-    zeros. Models that run their recurrence themselves need none.
+    It then stores the contexts of all layers for a model that reads them: for the training text by one more parallel
+    pass without new noise (token 0 from zeros), for the validation text by the true recurrence from zeros. A model that
+    runs its recurrence itself needs no stored contexts.
 
-    Source: the context/token experiments of rato-tokyo/new-llm (src/trainers/phase1/memory.py, 29 November 2025), which
-    make one step of Adam an iteration.
+    Source: the context/token experiments of rato-tokyo/new-llm (src/trainers/phase1/memory.py, 29 November 2025), with
+    one step of Adam per iteration.
 
-    Cost: an iteration is one forward and one backward pass of f over N tokens. In memory: one batch; on disk, two
-    times N * C * 4 bytes while it iterates, and N * L * C * 4 (in bf16: 2) of the contexts afterwards, in the
-    cache folder, where runs with an equal first phase find them.
+    Cost: an iteration is one forward and one backward pass of f over N tokens. Memory: one batch. Disk: 2 * N * C * 4
+    bytes while it iterates, N * L * C * 4 (bf16: 2) for the stored contexts, in the cache folder, shared by all runs
+    with the same first phase.
 
     Args:
-        lr: Adam's rate (betas 0.9 and 0.999, eps 1e-8, no decay) for an iteration, the same in all. steps="batch"
-            shares it among the iteration's steps: else f would move faster the longer the text is, and its contexts
-            could not follow.
-        iterations: the most that are done, the random contexts of the first one included.
-        least: the fewest.
-        noise: standard deviation of what is added to the contexts that are read.
-        batch_tokens: consecutive tokens that the objective sees at a time; a diversity term's scale depends on it.
-        clip: largest norm of the gradient; None leaves it as it is.
+        lr: Adam's rate (betas 0.9 and 0.999, eps 1e-8, no decay) per iteration, constant. steps="batch" divides it by
+            the steps of an iteration: otherwise f would move faster on longer texts than its contexts can follow.
+        iterations: the maximum, counting the random contexts as the first.
+        least: the minimum.
+        noise: standard deviation of the noise added to the contexts that f reads.
+        batch_tokens: consecutive tokens per batch of the objective; the scale of a diversity term depends on it.
+        clip: maximum gradient norm; None: no clipping.
         threshold: mean square change below which a context has converged.
         stop: share of converged contexts that ends the iteration.
-        steps: "pass": one step an iteration, along the mean gradient of its batches, as published. "batch": one step a
-            batch, so that the training does not get shorter as batches get larger. "none": f stays as it was drawn, the
-            control that says what the training of f is worth.
+        steps: "pass": one optimizer step per iteration, on the mean gradient of its batches, as published. "batch": one
+            step per batch, so that larger batches do not shorten training. "none": f is not trained, the control for
+            what its training is worth.
         start_std: standard deviation of the random contexts.
-        wrap: the first token reads the last one's context, as published; else zeros.
-        train_norms: the gains and shifts of f's norms are trained too, as published. A diversity term then goes on
-            falling below its bound as the contexts grow, which few steps hide; False keeps their norm at sqrt(C).
-        train_contexts: how the training text's stored contexts are made: "parallel", as published, which leaves the
-            iteration's noise in them, or "sequential", by the true recurrence, as validation's are.
-        freeze_embedding: what f reads stays as f has known it: the embedding and its norm are frozen with it. Of no
-            effect on a model whose embedding is frozen in any case.
-        require_convergence: end the run where the iteration has ended without `stop` of the contexts converged.
-        folder: where the phase's files are kept; None: a folder in the cache, named for what the phase is made of, and
-            for the device and threads that its last bits depend on.
-        objective: node of what is minimised (newllm.two_phase.objectives).
+        wrap: the first token reads the last one's context, as published; otherwise zeros.
+        train_norms: also train the gains and shifts of f's norms, as published. A diversity term then keeps falling
+            below its bound as the contexts grow, which a few steps do not show; False keeps their norm at sqrt(C).
+        train_contexts: the stored contexts of the training text: "parallel", as published, which leaves the iteration's
+            noise in them, or "sequential", by the true recurrence, like those of the validation text.
+        freeze_embedding: freeze the embedding and its norm with f, so that f's inputs stay the same. No effect if the
+            embedding is frozen anyway.
+        require_convergence: stop the run if the iteration ends before the share `stop` has converged.
+        folder: where the files of the phase are kept; None: a folder in the cache, keyed by all that determines the
+            result, the device and the thread count included.
+        objective: node of the objective (newllm.two_phase.objectives).
         seed: of the random contexts and of the noise.
     """
 
@@ -154,7 +154,7 @@ class FixedPoint(FirstPhase):
         with locked(folder, "first phase"):
             phase_folder.claim(folder, content)
             try:
-                outcome = _PhaseRunner(self, run, folder).outcome()
+                outcome = _PhaseRunner(self, run, folder).load_or_train()
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise RunError(
@@ -175,11 +175,11 @@ class FixedPoint(FirstPhase):
         return outcome
 
     def converged(self, progress: Progress) -> bool:
-        """Did the last iteration leave enough contexts where they were?"""
+        """Whether enough contexts had converged after the last iteration."""
         return bool(progress.history) and bool(progress.history[-1]["phase1/converged"] >= self.stop)
 
     def _settings(self, cfg: DictConfig) -> phase_folder.Content:
-        """What a first phase is made of, as far as the configuration tells."""
+        """What the configuration says about the result of this phase."""
         options = {
             **asdict(self.rule), "iterations": self.iterations, "least": self.least, "stop": self.stop,
             "train_contexts": self.train_contexts, "seed": self.seed, "rule": phase_folder.RULE,
@@ -188,83 +188,74 @@ class FixedPoint(FirstPhase):
         return phase_folder.plain({"model": model, "objective": self.node, "phase1": options})
 
     def _content(self, run: Run) -> phase_folder.Content:
-        """All that it is made of."""
+        """Everything that determines the result of this phase."""
         streams = {side: run.data.stream(side) for side in _sides(run.model)}
         content = self._settings(run.cfg)
         for side, tokens in streams.items():
             content[side] = {"tokens": len(tokens), "sha256": phase_folder.digest_of_tokens(tokens)}
         content["embeddings"] = {"sha256": phase_folder.digest_of_weights(run.model.embed.weight)}
         content["arithmetic"] = {"precision": run.precision}
-        if self.folder is None:  # whoever names a folder may have made it on another machine
+        if self.folder is None:  # a named folder may come from another machine
             threads = {"threads": torch.get_num_threads()} if run.device.type == "cpu" else {}
             content["arithmetic"] |= {"device": run.device.type, **threads}
         return content
 
 
 def reads_contexts(model: torch.nn.Module) -> bool:
-    """Does the model have a second phase that reads stored contexts, rather than run its recurrence itself?"""
+    """Whether the model's second phase reads stored contexts, rather than running its recurrence itself."""
     return hasattr(model, "read")
 
 
 def _sides(model: torch.nn.Module) -> tuple[Side, ...]:
-    """The texts whose contexts the phase makes."""
+    """The texts whose contexts the phase computes."""
     return ("train", "val") if reads_contexts(model) else ("train",)
 
 
 class _PhaseRunner:
-    """One run's work in the folder of a first phase, whose lock it holds: iterate, then store the contexts. Each step
-    is skipped when it is done.
+    """Runs the phase in its folder, whose lock is held: iterates, then stores the contexts. Resumes where it stopped.
 
-    An iteration's contexts are written first, then the checkpoint, then the line about it.
+    Write order of an iteration: its contexts, the checkpoint, its line in metrics.jsonl.
     """
 
     def __init__(self, phase: FixedPoint, run: Run, folder: Path) -> None:
         self.phase, self.run, self.folder = phase, run, folder
         self.recurrence: Recurrence = run.model.recurrence  # type: ignore[assignment]
         self.texts = {side: Text(run.model, run.data.stream(side), run.device) for side in _sides(run.model)}
-        sizes = self.recurrence.layers, self.recurrence.width
-        self.shapes: dict[Side, Shape] = {side: (len(text), *sizes) for side, text in self.texts.items()}
         self.state_file, self.outcome_file = folder / "state.safetensors", folder / "outcome.json"
 
-    def outcome(self) -> Outcome:
-        """What the phase has come to, the weights in the model; done now if it was not."""
-        console = self.run.console
+    def load_or_train(self) -> Outcome:
+        """The outcome of the phase, with its weights in the model; trains what is not done yet."""
+        run, console = self.run, self.run.console
         console.line()
-        if self._is_done():
+        complete = self.state_file.exists() and (len(self._stored()) == 2 or not reads_contexts(run.model))
+        if self.outcome_file.exists() and not complete:  # a part was deleted, and the iteration's contexts are gone
+            self.outcome_file.unlink()
+            self.state_file.unlink(missing_ok=True)
+        if self.outcome_file.exists():
             console.line(f"Phase 1 has been done before: taken from {self.folder}.")
             console.line(_HEADING, style="bold")
             progress = Progress(**load_weights(self.state_file, self.recurrence)["progress"])
             self._show(progress)
+            self.recurrence.requires_grad_(False)
         else:
-            with self.run.signals.deferred():
-                progress = self._make()
-        self.recurrence.requires_grad_(False)
+            with run.signals.deferred():
+                progress = self._train()
         metrics = json.loads(self.outcome_file.read_text(encoding="utf-8"))
         reached = "reached its fixed point" if metrics["phase1/reached"] else "stopped without a fixed point"
         tokens, width, rank = len(self.texts["train"]), self.recurrence.width, metrics["context/rank@train"]
         size = sum(path.stat().st_size for path in self.folder.iterdir()) / 2**20
         text = [
             f"Phase 1 {reached}: {metrics['phase1/converged']:.1%} of {tokens:,} contexts converged after "
-            f"{metrics['phase1/iterations']:.0f} iterations ({metrics['phase1/steps']:,.0f} steps of the optimizer).",
-            f"Effective rank of the training contexts: {rank:,.1f} of {width:,} dims, {rank / width:.1%} (as the last "
-            f"iteration left them, its noise included; {min(tokens, SAMPLES):,} of them, not centred).",
+            f"{metrics['phase1/iterations']:.0f} iterations ({metrics['phase1/steps']:,.0f} optimizer steps).",
+            f"Effective rank of the training contexts: {rank:,.1f} of {width:,} dims, {rank / width:.1%} (of the last "
+            f"iteration, with its noise; {min(tokens, SAMPLES):,} contexts, not centred).",
             f"On disk: {size:,.1f} MiB in {self.folder}.",
         ]
         stored = self._stored()
-        data = with_contexts(self.run.data, stored["train"], stored["val"]) if stored else None
+        data = with_contexts(run.data, stored["train"], stored["val"]) if len(stored) == 2 else None
         return Outcome(metrics, progress.history, text, data)
 
-    def _is_done(self) -> bool:
-        if not self.outcome_file.exists():
-            return False
-        if self.state_file.exists() and (self._stored() or not reads_contexts(self.run.model)):
-            return True
-        # Somebody has deleted a part, and the contexts that it was made of no longer exist: afresh.
-        for path in (self.outcome_file, self.state_file):
-            path.unlink(missing_ok=True)
-        return False
-
-    def _make(self) -> Progress:
+    def _train(self) -> Progress:
         phase, run = self.phase, self.run
         iteration = Iteration(
             phase.rule, phase.objective, self.recurrence, self.texts["train"], run.precision, phase.seed
@@ -291,20 +282,20 @@ class _PhaseRunner:
         return progress
 
     def _iterate(self, iteration: Iteration) -> Progress:
-        """All iterations that are left. Of the progress, an epoch is an iteration, its history the lines about them."""
+        """Run the remaining iterations. An epoch of the returned Progress is an iteration."""
         phase, run, began = self.phase, self.run, time.monotonic()
         progress = Progress()
         if self.state_file.exists():
             progress = load_training(self.state_file, self.recurrence, iteration.optimizer, {})
             began -= progress.seconds
-        again = f"; goes on after iteration {progress.epoch}" if progress.epoch > 1 else ""
+        resumed = f"; goes on after iteration {progress.epoch}" if progress.epoch > 1 else ""
         run.console.line(
             f"Phase 1: {len(iteration.text):,} contexts by fixed-point iteration, at most {phase.iterations} "
-            f"iterations, until {phase.stop:.0%} stay within {phase.rule.threshold:g}{again}."
+            f"iterations, until {phase.stop:.0%} stay within {phase.rule.threshold:g}{resumed}."
         )
         run.console.line(_HEADING, style="bold")
         if not progress.epoch:
-            iteration.begin(self.folder)
+            iteration.draw_start(self.folder)
             progress.epoch, progress.seconds = 1, time.monotonic() - began
             save_training(self.state_file, self.recurrence, iteration.optimizer, progress, {})
         self._show(progress)
@@ -313,15 +304,14 @@ class _PhaseRunner:
             number, since = progress.epoch + 1, time.monotonic()
             with run.console.progress(len(iteration.pieces), 0) as bar:
 
-                def between(batch: int, loss: float, bar: Any = bar, since: float = since) -> None:
+                def after_batch(batch: int, loss: float, bar: Any = bar, since: float = since) -> None:
                     run.signals.check()
-                    speed = batch * phase.rule.batch_tokens / max(time.monotonic() - since, 1e-9)
-                    bar(batch, loss, speed)
+                    bar(batch, loss, batch * phase.rule.batch_tokens / max(time.monotonic() - since, 1e-9))
 
-                found = iteration.once(self.folder, number, between)
-            progress.epoch, progress.step = number, progress.step + found.steps
+                result = iteration.run(self.folder, number, after_batch)
+            progress.epoch, progress.step = number, progress.step + result.steps
             progress.seconds = time.monotonic() - began
-            numbers = {"phase1/loss": found.loss, "phase1/bound": found.bound, "phase1/converged": found.converged}
+            numbers = {"phase1/loss": result.loss, "phase1/bound": result.bound, "phase1/converged": result.converged}
             line = {"phase": phase.name, "iteration": number, **numbers, "time/seconds": progress.seconds}
             progress.history.append(line)
             save_training(self.state_file, self.recurrence, iteration.optimizer, progress, {})
@@ -332,28 +322,28 @@ class _PhaseRunner:
         return progress
 
     def _show(self, progress: Progress) -> None:
-        """The iterations that are done already."""
+        """Write and print the lines of the iterations that are done."""
         write_lines(self.run.directory, progress.history)
         for number in range(1, len(progress.history) + 1):
             self.run.console.line(_iteration_line(progress.history[:number], clock=False))
 
     def _store(self, side: Side, previous: np.ndarray) -> None:
-        """All layers' contexts of a side, from those that the last iteration left or by the true recurrence."""
-        path, shape, precision, since = self._path(side), self.shapes[side], self.run.precision, time.monotonic()
-        if open_contexts(path, shape, precision) is not None:
+        """Store the contexts of all layers: from the last iteration's contexts, or by the true recurrence."""
+        if side in self._stored():
             return
+        text, precision, since = self.texts[side], self.run.precision, time.monotonic()
         if side == "train" and self.phase.train_contexts == "parallel":
-            batch = self.phase.rule.batch_tokens
-            pieces = parallel_contexts(self.recurrence, self.texts[side], previous, batch, precision)
+            pieces = parallel_contexts(self.recurrence, text, previous, self.phase.rule.batch_tokens, precision)
         else:
-            pieces = true_contexts(self.recurrence, self.texts[side], precision)
+            pieces = true_contexts(self.recurrence, text, precision)
 
-        def stoppable() -> Iterator[Piece]:
+        def pieces_until_stopped() -> Iterator[Piece]:
             for piece in pieces:
                 self.run.signals.check()
                 yield piece
 
-        write_contexts(path, shape, stoppable(), precision)
+        path, shape = self._file(side)
+        write_contexts(path, shape, pieces_until_stopped(), precision)
         size, seconds = path.stat().st_size / 2**20, time.monotonic() - since
         self.run.console.line(
             f"Contexts of the {_NAMES[side]} text stored: {shape[0]:,} tokens, {shape[1]} layers, {shape[2]:,} wide; "
@@ -361,17 +351,18 @@ class _PhaseRunner:
         )
 
     def _stored(self) -> dict[Side, torch.Tensor]:
-        """The contexts on disk; empty unless those of both sides are there."""
-        found = {side: open_contexts(self._path(side), self.shapes[side], self.run.precision) for side in self.shapes}
-        there = {side: contexts for side, contexts in found.items() if contexts is not None}
-        return there if len(there) == 2 else {}
+        """The contexts on disk, by side."""
+        found = {side: open_contexts(*self._file(side), self.run.precision) for side in self.texts}
+        return {side: contexts for side, contexts in found.items() if contexts is not None}
 
-    def _path(self, side: Side) -> Path:
-        return self.folder / f"contexts.{side}.bin"
+    def _file(self, side: Side) -> tuple[Path, tuple[int, int, int]]:
+        """The file of a side's contexts, and their shape [N, L, C]."""
+        shape = (len(self.texts[side]), self.recurrence.layers, self.recurrence.width)
+        return self.folder / f"contexts.{side}.bin", shape
 
 
 def _iteration_line(lines: Sequence[dict[str, Any]], clock: bool = True) -> str:
-    """The last of the lines of metrics.jsonl, for reading. clock: with its time."""
+    """Console line of the last iteration. clock: with the seconds it took."""
     line = lines[-1]
     loss, bound = line["phase1/loss"], line["phase1/bound"]
     seconds = f"{seconds_of(lines):.1f} s" if clock else ""

@@ -1,5 +1,4 @@
-"""One iteration towards the fixed point: all tokens at once, each from its predecessor's context of the iteration
-before."""
+"""One fixed-point iteration: computes all contexts at once, each from its predecessor's in the last iteration."""
 
 import math
 import os
@@ -23,7 +22,7 @@ from newllm.two_phase.recurrence import Recurrence
 
 @dataclass(frozen=True)
 class Rule:
-    """The options of an iteration; `FixedPoint` says what they mean."""
+    """The options of an iteration, as `FixedPoint` documents them."""
 
     lr: float
     noise: float
@@ -37,8 +36,8 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Found:
-    """An iteration's numbers: objective and its bound (mean over tokens), share of contexts that stayed, steps made."""
+class IterationResult:
+    """Loss and its bound (mean over tokens), share of converged contexts, number of optimizer steps."""
 
     loss: float
     bound: float
@@ -47,10 +46,10 @@ class Found:
 
 
 class Iteration:
-    """Trains a recurrence, which it unfreezes, on a text.
+    """Unfreezes a recurrence and trains it on a text.
 
-    The contexts [N, C], fp32, of two iterations are in two files used in turns, so that one which breaks off leaves its
-    predecessor's as they were; everything else that it draws follows from (seed, iteration, batch).
+    Two files of contexts [N, C], fp32, are used in turns, so that a killed iteration leaves those of the last one
+    intact. All random numbers follow from (seed, iteration, batch).
     """
 
     def __init__(
@@ -65,32 +64,32 @@ class Iteration:
                 if isinstance(module, nn.LayerNorm):
                     module.requires_grad_(False)
         self.parameters = [p for p in recurrence.parameters() if p.requires_grad]
-        # Adam moves a parameter by about the rate, and contexts lag behind what moves within an iteration.
+        # Adam moves a parameter by about the rate per step, and contexts lag behind parameters within an iteration.
         rate = rule.lr / (len(self.pieces) if rule.steps == "batch" else 1)
         adam = AdamW(rate, betas=[0.9, 0.999], weight_decay=0.0, clip=rule.clip, schedule="constant")
         self.optimizer = adam.optimizer(recurrence)
 
     def contexts(self, folder: Path, iteration: int) -> np.memmap:
-        """The last layer's contexts [N, C] that `iteration` has left, made with its noise."""
+        """The last layer's contexts [N, C] of `iteration`, with its noise."""
         path = _file(folder, iteration)
         try:
             return np.memmap(path, np.float32, "r", shape=(len(self.text), self.recurrence.width))
         except (OSError, ValueError) as error:
             raise RunError(f"{path} cannot be read ({error}); delete {folder} to do phase 1 afresh") from None
 
-    def begin(self, folder: Path) -> None:
-        """Iteration 1: random contexts N(0, start_std^2)."""
+    def draw_start(self, folder: Path) -> None:
+        """Iteration 1: draw random contexts from N(0, start_std^2)."""
         with _file(folder, 1).open("wb", buffering=0) as file:
             for batch, (start, stop) in enumerate(self.pieces):
                 append(file, self._normal(stop - start, "start", batch) * self.rule.start_std)
             os.fsync(file.fileno())
 
-    def once(self, folder: Path, iteration: int, between: Callable[[int, float], None]) -> Found:
-        """Iteration 2, 3, …; between: called after each batch with its number, from 1, and the loss so far."""
+    def run(self, folder: Path, iteration: int, after_batch: Callable[[int, float], None]) -> IterationResult:
+        """Run iteration 2, 3, …; after_batch: called with the number of batches done and the mean loss so far."""
         device, rule = self.text.device, self.rule
         previous = self.contexts(folder, iteration - 1)
         first = np.array(previous[-1]) if rule.wrap else np.zeros(previous.shape[1], np.float32)
-        loss, bound, stayed = 0.0, 0.0, 0
+        loss, bound, converged = 0.0, 0.0, 0
         with _file(folder, iteration).open("wb", buffering=0) as file:
             for batch, (start, stop) in enumerate(self.pieces):
                 size = stop - start
@@ -109,14 +108,14 @@ class Iteration:
                 append(file, out)
                 loss += size * self._finite(value.item(), iteration)
                 bound += size * self.objective.bound(size, out.shape[1])
-                stayed += int(((out - before).square().mean(dim=1) < rule.threshold).sum())
-                between(batch + 1, loss / stop)
+                converged += int(((out - before).square().mean(dim=1) < rule.threshold).sum())
+                after_batch(batch + 1, loss / stop)
             os.fsync(file.fileno())
         if rule.steps == "pass":
             self._step()
         count = len(self.text)
         steps = {"pass": 1, "batch": len(self.pieces), "none": 0}[rule.steps]
-        return Found(loss / count, bound / count, stayed / count, steps)
+        return IterationResult(loss / count, bound / count, converged / count, steps)
 
     def _step(self) -> None:
         if self.rule.clip is not None:
@@ -138,7 +137,7 @@ class Iteration:
 
 
 def remove_contexts(folder: Path) -> None:
-    """Remove the two files of an iteration that has ended."""
+    """Remove the two files that the iterations use in turns."""
     for iteration in (0, 1):
         _file(folder, iteration).unlink(missing_ok=True)
 

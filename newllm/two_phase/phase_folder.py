@@ -1,9 +1,9 @@
-"""The folder of a first phase in the cache, shared by all runs whose first phase is the same.
+"""The folder of a first phase in the cache, shared by all runs with the same first phase.
 
-meta.json             what it is made of
-state.safetensors     position, weights, optimizer's state
-previous.[01].bin     contexts of the last two iterations, while it iterates
-contexts.*.bin        contexts of all layers, which the second phase reads
+meta.json             the configuration and input digests it was made from
+state.safetensors     progress, weights, optimizer state
+previous.[01].bin     contexts of the last two iterations, removed at the end
+contexts.*.bin        contexts of all layers, for the second phase
 outcome.json          metrics; written last
 """
 
@@ -20,14 +20,14 @@ from newllm.config.identity import canonical, differences
 from newllm.errors import ConfigError
 from newllm.store.atomic import write_json
 
-RULE = 3  # raised when the same content comes to mean other numbers
+RULE = 3  # increased when a code change alters the results of an unchanged configuration
 _PORTION = 1 << 22  # tokens
 
 Content = dict[str, dict[str, Any]]
 
 
 def digest_of_tokens(tokens: np.ndarray) -> str:
-    """SHA-256 of token ids, whatever type they are stored in."""
+    """SHA-256 of token ids, independent of their integer type."""
     digest = hashlib.sha256()
     for start in range(0, len(tokens), _PORTION):
         digest.update(np.asarray(tokens[start : start + _PORTION], dtype="<u4").tobytes())
@@ -35,21 +35,21 @@ def digest_of_tokens(tokens: np.ndarray) -> str:
 
 
 def digest_of_weights(weights: Tensor) -> str:
-    """SHA-256 of a matrix in its own type."""
+    """SHA-256 of a matrix in its own dtype."""
     return hashlib.sha256(weights.detach().cpu().contiguous().numpy().data.cast("B")).hexdigest()
 
 
 def refuse_other(folder: Path, content: Content) -> None:
-    """Raises ConfigError if `folder` holds a first phase made of something else, or files of another kind.
+    """Raises ConfigError if `folder` holds a first phase with different content, or other files.
 
-    Only the parts that `content` has are compared.
+    Compares only the parts that `content` has.
     """
     meta = folder / "meta.json"
     if not folder.exists():
         return
     if not folder.is_dir() or (not meta.exists() and any(folder.iterdir())):
         raise ConfigError(
-            f"phase1.folder={folder} holds something else than a first phase; name an empty or a new folder, or leave "
+            f"phase1.folder={folder} holds something other than a first phase; name an empty or a new folder, or leave "
             "it out to have one in the cache"
         )
     if not meta.exists():
@@ -68,7 +68,7 @@ def refuse_other(folder: Path, content: Content) -> None:
 
 
 def claim(folder: Path, content: Content) -> None:
-    """Make `folder` the place of this content, and clear what killed processes have left. Needs its lock."""
+    """Create `folder` for this content, and remove temporary files of killed processes. The caller holds its lock."""
     refuse_other(folder, content)
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".*.tmp"):
@@ -78,6 +78,6 @@ def claim(folder: Path, content: Content) -> None:
 
 
 def plain(content: Mapping[str, Any]) -> Content:
-    """As JSON gives it back, with 1e4 and 10000 one number."""
+    """The content as it comes back from JSON, with 1e4 and 10000 as the same number."""
     result: Content = json.loads(json.dumps(canonical(content)))
     return result

@@ -157,7 +157,7 @@ def test_killed_at_every_boundary_and_inside_every_stage_and_resumed_equals_unin
         (fixed_point, "write_lines", 3, False),  # the second iteration is saved and its line is not yet written
         (fixed_point, "write_lines", 4, True),  # that of the fifth iteration is
         (fixed_point, "effective_rank", 1, False),  # the contexts are stored, the phase is not done
-        (fixed_point._PhaseRunner, "_make", 1, True),  # it is done, and nothing has been taken from it
+        (fixed_point._PhaseRunner, "_train", 1, True),  # it is done, and nothing has been taken from it
         (ContextReader, "__init__", 1, False),  # between the phases
         (Step, "__call__", 3, False),
         (Loop, "_validate", 1, True),  # the first epoch is saved

@@ -88,7 +88,7 @@ def test_sequential_contexts_of_training(tmp_path: Path, whole: tuple[Run, Outco
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (Iteration, "begin", 1),
+        (Iteration, "draw_start", 1),
         (Iteration, "_step", 2),  # the end of an iteration, before anything of it is stored
         (fixed_point, "save_training", 1),
         (fixed_point, "save_training", 3),  # contexts on disk, the checkpoint is not
@@ -145,7 +145,7 @@ def test_a_second_run_takes_the_first_ones_result(
 ) -> None:
     first = do(tmp_path, directory=tmp_path / "first")
     with monkeypatch.context() as patch:
-        patch.setattr(Iteration, "once", None)
+        patch.setattr(Iteration, "run", None)
         # What only concerns the second phase makes no other first one.
         second = do(tmp_path, "lr=0.5", "epochs=7", "phase1.stop=0.99", directory=tmp_path / "second")
     same(second, first)
@@ -182,7 +182,7 @@ def test_a_folder_of_its_own_and_of_another_configuration(tmp_path: Path, whole:
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match="holds something else than a first phase; name an empty"):
+    with pytest.raises(ConfigError, match="holds something other than a first phase; name an empty"):
         do(tmp_path, f"phase1.folder={tmp_path / 'other'}")
 
 
@@ -194,7 +194,7 @@ def test_no_convergence_ends_the_run_but_its_result_is_kept(
     for _ in range(2):
         with pytest.raises(ConfigError, match=said):
             do(tmp_path, "phase1.require_convergence=true")
-    monkeypatch.setattr(Iteration, "once", None)
+    monkeypatch.setattr(Iteration, "run", None)
     same(do(tmp_path), whole)
 
 

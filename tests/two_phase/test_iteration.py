@@ -57,8 +57,8 @@ class Adam:
 def test_iterations_are_those_of_the_protocol(tmp_path: Path, steps: str, wrap: bool) -> None:
     model = tiny()
     iteration = iterating(model, steps=steps, wrap=wrap)
-    iteration.begin(tmp_path)
-    found = [iteration.once(tmp_path, number, lambda batch, loss: None) for number in (2, 3, 4)]
+    iteration.draw_start(tmp_path)
+    found = [iteration.run(tmp_path, number, lambda batch, loss: None) for number in (2, 3, 4)]
 
     other = tiny()
     block = other.recurrence.requires_grad_(True)
@@ -98,8 +98,8 @@ def test_iterations_are_those_of_the_protocol(tmp_path: Path, steps: str, wrap: 
 def test_without_steps_contexts_are_made_and_nothing_is_trained(tmp_path: Path) -> None:
     model = tiny()
     iteration = iterating(model, steps="none", noise=0.0)
-    iteration.begin(tmp_path)
-    found = iteration.once(tmp_path, 2, lambda batch, loss: None)
+    iteration.draw_start(tmp_path)
+    found = iteration.run(tmp_path, 2, lambda batch, loss: None)
     assert found.steps == 0
     assert all(torch.equal(p, tiny().get_parameter(name)) for name, p in model.named_parameters())
     previous = torch.from_numpy(np.array(iteration.contexts(tmp_path, 1)))
@@ -111,9 +111,9 @@ def test_without_steps_contexts_are_made_and_nothing_is_trained(tmp_path: Path) 
 def test_norms_that_are_not_trained_keep_the_contexts_length(tmp_path: Path) -> None:
     model = tiny()
     iteration = iterating(model, train_norms=False, lr=0.2)
-    iteration.begin(tmp_path)
+    iteration.draw_start(tmp_path)
     for number in (2, 3):
-        iteration.once(tmp_path, number, lambda batch, loss: None)
+        iteration.run(tmp_path, number, lambda batch, loss: None)
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, tiny().get_parameter(name))}
     assert len(moved) == 2 * 3  # weights and biases of two layers
     assert not any("norm" in name for name in moved)
