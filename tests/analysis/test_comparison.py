@@ -2,12 +2,12 @@ from math import inf, isnan, log
 
 import numpy as np
 import pytest
-from test_statistics import GEO_16K, HYBRID_16K, SEEDS
 
 from newllm.analysis.comparison import Interval, Published, compare, presets, repeat_noise, rule
 from newllm.analysis.metrics import lower_is_better, scale_of
 from newllm.analysis.run_groups import groups
 from newllm.errors import ConfigError
+from tests.support.published_pairs import GEO_16K, HYBRID_16K, SEEDS
 from tests.support.run_folders import table
 
 METRIC = "extrapolation/ppl@16384"

@@ -17,13 +17,7 @@ from newllm.analysis.statistics import (
     sample_std,
     seeds_needed,
 )
-
-# Ten seeds, one A100: perplexity at 2,048 and at 16,384 tokens of two frequency designs.
-SEEDS = (42, 123, 7, 17, 97, 2024, 2025, 999, 2718, 31415)
-GEO_2K = np.array([6.767, 6.911, 6.778, 6.620, 6.971, 6.554, 7.194, 7.197, 6.877, 7.163])
-HYBRID_2K = np.array([6.592, 6.996, 6.537, 6.374, 6.823, 7.012, 6.836, 6.863, 6.756, 6.489])
-GEO_16K = np.array([16.791, 19.683, 19.289, 19.976, 17.763, 21.327, 18.843, 20.598, 17.921, 15.788])
-HYBRID_16K = np.array([16.763, 19.275, 18.582, 22.647, 16.172, 22.614, 17.012, 15.097, 14.224, 15.385])
+from tests.support.published_pairs import GEO_2K, GEO_16K, HYBRID_2K, HYBRID_16K
 
 # Three designs on three machines at 16,384 tokens; columns are the seeds 42, 123, 7.
 GEO_3 = [[18.224, 19.138, 17.258], [16.569, 20.490, 21.099], [15.970, 19.295, 19.559]]
