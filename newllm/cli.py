@@ -38,7 +38,8 @@ def _dispatch(argv: list[str]) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is no command; {did_you_mean(verb, VERBS, prefix='newllm ')}.")
-    return int(import_module(f"newllm.{verb}").main(rest))
+    module = "newllm.report.__main__" if verb == "report" else f"newllm.{verb}"  # `newllm.report` itself is a package
+    return int(import_module(module).main(rest))
 
 
 def _usage() -> str:

@@ -277,6 +277,16 @@ def test_verbs(runs: list[DictConfig], capfd: pytest.CaptureFixture[str]) -> Non
     assert re.fullmatch(r"newllm \d+\.\d+\.\d+\n", capfd.readouterr().out)
 
 
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_explains_itself(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = cli.main([verb, "--help"])
+    except SystemExit as end:  # by argparse
+        status = int(end.code or 0)
+    assert status == 0
+    assert verb in capfd.readouterr().out
+
+
 def test_completion_knows_verbs_choices_and_keys(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,8 @@ def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Ov
         except HydraException:
             raise ConfigError(_syntax(line, catalog)) from None
     for override in parsed:
+        if not override.key_or_group:
+            raise ConfigError(_syntax(override.input_line or "", catalog))
         _check(override, catalog, sweep)
     return Overrides(tuple(parsed), catalog)
 
@@ -80,13 +82,14 @@ def parse_line(line: str) -> "Override":
 
 def _syntax(line: str, catalog: Catalog) -> str:
     key, equals, value = line.partition("=")
-    if equals:
+    if key and equals:
         return (
             f"{line!r} can't be read: expected key=value with balanced brackets and quotes; a value with special "
             f"characters goes in quotes, as in '{key}=\"{value}\"'."
         )
     known = line in catalog.groups or line in catalog.axes
-    return f"{line!r} is not an override; expected key=value, as in {line if known else 'theta'}=VALUE."
+    example = f"{line}=VALUE" if known else "theta=1e4 or pos_encoding=alibi"
+    return f"{line!r} is not an override; expected key=value, as in {example}."
 
 
 def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
@@ -104,7 +107,7 @@ def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
     if override.is_delete() and not _is_hydra(override):
         none = f"type {key}=none" if "none" in catalog.groups.get(key, []) else "leave it out to get its default"
         instead = f"type {key}=[] for none" if key in catalog.lists else none
-        raise ConfigError(f"{line}: {key} is part of every configuration and can't be deleted; {instead}.")
+        raise ConfigError(f"{line}: nothing can be deleted from a configuration; {instead}.")
     if key not in catalog.groups:
         return
     if override.is_add() or override.is_force_add():

@@ -110,7 +110,7 @@ def test_axes_in_shared_base_files_are_known() -> None:
         ),
         ("pos_encoding=rope,alibi", "is a sweep over several runs; add -m to run them."),
         ("seed=range(1,4)", "is a sweep over several runs; add -m to run them."),
-        ("~facts", "facts is part of every configuration and can't be deleted; type facts=none"),
+        ("~facts", "nothing can be deleted from a configuration; type facts=none"),
         ("~theta", "can't be deleted; leave it out to get its default"),
         ("~pos_encoding.layout", "can't be deleted"),
         ("pos_encoding.theta=${thta}", "pos_encoding.theta=${thta} can't be resolved"),
