@@ -1,7 +1,6 @@
-"""Precision of the arithmetic: bf16 autocast over fp32 weights where the processor has it natively, else
-fp32.
+"""Precision: bf16 autocast over fp32 weights if the processor supports it natively, else fp32.
 
-Emulated bf16 is slower than fp32 and less exact, so nobody gets it by default or by asking for it.
+Emulated bf16 is slower and less exact than fp32, so it is never used.
 """
 
 from contextlib import AbstractContextManager
@@ -13,7 +12,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def resolve(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """What `precision` comes to on `device`: "bf16" only where it is asked for or "auto", and native."""
+    """The precision on `device`: "bf16" if `precision` is "bf16" or "auto" and the device supports it natively."""
     return "bf16" if precision != "fp32" and native_bf16(device) else "fp32"
 
 
@@ -23,10 +22,10 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Does the device multiply bf16 matrices in hardware?"""
+    """Whether the device multiplies bf16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        return any(has.get(feature, False) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(feature, False) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
     return False

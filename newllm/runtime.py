@@ -1,4 +1,4 @@
-"""Where and how a run runs: device, threads, processes, cache folder, checkpoint interval. No part of its signature."""
+"""Settings of the machine: device, threads, processes, cache, checkpoint interval. Not part of a run's signature."""
 
 import ctypes
 import os
@@ -18,9 +18,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 @dataclass(frozen=True)
 class Place:
-    """Which of the `size` processes (ranks) of a run this is, and which of those on this machine.
+    """The rank of this process among the `size` processes of a run, and among those on this machine.
 
-    Rank 0 leads. launched: torchrun, SLURM or another launcher has started all ranks; otherwise rank 0 starts them.
+    launched: torchrun, SLURM or another launcher has started all ranks; otherwise rank 0 starts them.
     """
 
     rank: int = 0
@@ -31,7 +31,7 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> "Place":
-        """By torchrun's variables RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or by those of SLURM's srun."""
+        """Read torchrun's variables RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or those of SLURM's srun."""
         if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             _export_slurm()
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -42,7 +42,7 @@ class Place:
 
     @classmethod
     def of_run(cls, devices: int) -> "Place":
-        """This process' place in a run of trainer.devices; raises ConfigError if another number has been launched."""
+        """The place in a run with trainer.devices=`devices`. Raises ConfigError if another number has been launched."""
         launched = cls.from_environment()
         if not launched.launched:
             return cls(0, devices, 0, devices)
@@ -61,19 +61,18 @@ class Runtime:
         device: "auto" (CUDA, else MPS, else CPU) or a torch device such as "cpu" or "cuda:1".
         threads: CPU threads of a run on a machine, shared by its processes there; "auto" is OMP_NUM_THREADS (under
             torchrun for each process) or the cores this process may use. Sums over rows are split among threads, so
-            two thread counts can differ in the last bits; a run that broke off goes on with the number that "auto"
-            was when it began.
+            the last bits can depend on the number of threads; a resumed run keeps the number that "auto" first gave.
         cache_dir: folder of tokenizers and token stores; None is $NEWLLM_CACHE or ~/.cache/newllm.
-        checkpoint_seconds: longest time between two checkpoints; None: at epochs' ends only.
-        checkpoint_steps: most steps between two checkpoints; None: no such bound.
-        progress: a progress bar while training. Only on a terminal: elsewhere there are only lines.
-        keep_memory: keep freed memory for the next step (glibc): a step's large tensors are then not faulted in
-            anew each time. The process stays as large as it once was.
-        fused: the loss together with the head, by chunks, and the fused AdamW that clips in its own pass; False takes
-            torch's plain ones, for comparison.
+        checkpoint_seconds: longest time between two checkpoints; None: only at the end of an epoch.
+        checkpoint_steps: largest number of steps between two checkpoints; None: no limit.
+        progress: show a progress bar while training, on terminals only.
+        keep_memory: keep freed memory for the next step (glibc), which avoids page faults for large tensors in every
+            step. The process stays at its largest size.
+        fused: compute the loss together with the head, in chunks, and use the fused AdamW that clips in its own pass;
+            False uses torch's plain ones, for comparison.
         compile: torch.compile for the training steps. "auto" measures in long runs whether it pays back
-            (newllm.training.compilation); runs that train together (pack), on several devices or after a first phase do
-            without.
+            (newllm.training.compilation); runs in a pack, on several devices or after a first phase are
+            never compiled.
     """
 
     def __init__(
@@ -102,13 +101,13 @@ class Runtime:
         self._device = device
 
     def checkpoint_due(self, step: int, saved: float) -> bool:
-        """Is it time for one after so many steps, the last one written at `saved` (time.monotonic)?"""
+        """Whether to write a checkpoint after step `step`; the last was written at `saved` (time.monotonic)."""
         if self.checkpoint_steps is not None and step % self.checkpoint_steps == 0:
             return True
         return self.checkpoint_seconds is not None and time.monotonic() - saved >= self.checkpoint_seconds
 
     def device(self) -> "torch.device":
-        """The device; raises ConfigError when the asked one is not there."""
+        """The device. Raises ConfigError if this machine does not have it."""
         import torch
 
         if self._device == "auto":
@@ -127,7 +126,7 @@ class Runtime:
         return device
 
     def apply(self, processes: int = 1) -> None:
-        """Set torch up: this process's share of the threads, and repeatable kernels where a device has others too."""
+        """Set this process's share of the threads, memory options and deterministic kernels."""
         import torch
 
         torch.set_num_threads(max(1, self.threads // processes))
@@ -139,7 +138,7 @@ class Runtime:
 
 
 def _export_slurm() -> None:
-    """Set torchrun's variables for a task of a SLURM step, as srun and submitit start it."""
+    """Set torchrun's variables in a task of a SLURM step, as started by srun or submitit."""
     from submitit.slurm.slurm import SlurmJobEnvironment
 
     task, size = SlurmJobEnvironment(), int(os.environ["SLURM_STEP_NUM_TASKS"])
@@ -156,7 +155,7 @@ def _export_slurm() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of giving them back to the kernel; elsewhere a no-op."""
+    """Make glibc keep large freed blocks instead of returning them to the kernel. No-op without glibc."""
     if not sys.platform.startswith("linux"):
         return
     try:

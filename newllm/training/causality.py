@@ -1,7 +1,7 @@
-"""A look for leaks before any training: changing token t must not change an output before t.
+"""Causality check before training: changing token t must not change an output before t.
 
-A transposed mask once gave a perplexity of 1.5 that looked like a success, so every run asks this of its own
-model, on its own text and in its own precision, before the first step.
+A transposed mask once gave a perplexity of 1.5 that looked like a success, so every run checks its own model on its
+own text, in its own precision, before the first step.
 """
 
 import torch
@@ -19,12 +19,12 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}
 def check(model: LanguageModel, row: Tensor, precision: Precision) -> float:
     """Change single tokens of `row` (T,) and compare the outputs; returns the largest leak found.
 
-    A leak is measured as max |change| over the outputs before the changed token, relative to max |change|
-    after it: so neither the scale of the weights nor that of the outputs matters. Each variant runs through
-    the model by itself, in one shape, so that a causal model's outputs before t are equal to the last bit.
+    A leak is max |change| over the outputs before the changed token, relative to max |change| after it, so the
+    scale of the weights and outputs does not matter. Each variant runs through the model alone, always in the same
+    shape, so that a causal model's outputs before t are equal to the last bit.
 
     Raises:
-        RunError: the model sees the future; with the position and the measured numbers.
+        RunError: the model sees the future. The message gives the position and the measured changes.
     """
     (length,) = row.shape
     training = model.training
@@ -43,8 +43,8 @@ def check(model: LanguageModel, row: Tensor, precision: Precision) -> float:
         if share > TOLERANCE[precision] or share != share:
             raise RunError(
                 f"The model sees the future: changing token {t} of {length} changed an output before it by "
-                f"{leak:.2g}, against {effect:.2g} after it; a causal model's earlier outputs stay as they are, so "
-                "look for a transposed mask or an operation across positions in the attention or encoding"
+                f"{leak:.2g}, against {effect:.2g} after it; a causal model's earlier outputs do not change, so look "
+                "for a transposed mask or an operation across positions in the attention or the encoding"
             )
     model.train(training)
     return worst
@@ -56,6 +56,6 @@ def _outputs(model: LanguageModel, row: Tensor, precision: Precision) -> Tensor:
 
 
 def _another_token(row: Tensor, t: int, vocab_size: int) -> int:
-    """A token of the same text that is not the one at t."""
+    """A token of the same text that differs from token t."""
     others = row[row != row[t]]
     return int(others[0]) if len(others) else (int(row[t]) + 1) % vocab_size

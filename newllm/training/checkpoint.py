@@ -1,7 +1,7 @@
 """Checkpoints: safetensors with a JSON header, written atomically. Nothing in them can run code when loaded.
 
-`last.safetensors` holds all that training needs to go on (weights, optimizer state, torch's random state, the
-position); `best.safetensors` holds weights only.
+`last.safetensors` holds everything needed to resume training (weights, optimizer state, torch's random state, the
+progress); `best.safetensors` holds the weights only.
 """
 
 import json
@@ -29,7 +29,7 @@ def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
 def save_training(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, about: dict[str, Any]
 ) -> None:
-    """Write everything that training needs to go on from `progress`; `about` names the data and the configuration."""
+    """Write everything needed to resume training from `progress`; `about` identifies the data and configuration."""
     tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -54,7 +54,7 @@ def load_part(path: Path, name: str, target: Tensor) -> None:
 
 
 def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]) -> Progress:
-    """Put model, optimizer and random states back. The header must carry the same `about` as was saved."""
+    """Restore model, optimizer and random states. Raises ConfigError if the header differs from `about`."""
     tensors, header = _read(path, "")
     for key, ours in about.items():
         if header.get(key) != ours:
@@ -67,7 +67,7 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
             _, moment, name = key.split(".", 2)
-            # The fused kernels want the step count, too, on the parameter's device, in fp32, as saved.
+            # The fused kernels need the step count on the parameter's device as well, in fp32 as saved.
             optimizer.state[parameters[name]][moment] = tensor.to(parameters[name].device)
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
@@ -77,12 +77,12 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of everything that a checkpoint holds of a model, by name."""
+    """Shapes of the parameters and buffers that a checkpoint stores, by name."""
     return {name: tuple(tensor.shape) for name, tensor in _weights(model).items()}
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, each once (tied ones have one name), and the buffers that belong to the model's state."""
+    """Parameters (tied ones once, under one name) and persistent buffers."""
     saved = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     return {**{name: p.detach() for name, p in model.named_parameters()}, **buffers}
@@ -98,7 +98,7 @@ def _fill(path: Path, targets: dict[str, Tensor], tensors: dict[str, Tensor]) ->
 
 
 def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write a file of tensors with `about` in its header, whole or not at all."""
+    """Write tensors with `about` in the header, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as temporary:
@@ -112,7 +112,7 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Non
 
 
 def _read(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of such a file whose names begin with `prefix`, without it, and the header."""
+    """The tensors whose names begin with `prefix`, with the prefix removed, and the header."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[HEADER])

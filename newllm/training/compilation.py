@@ -1,13 +1,12 @@
-"""Whether a run's model is compiled (runtime.compile), by a rule that measures.
+"""Decides whether to compile a run's model (runtime.compile) by measuring.
 
-torch.compile fuses what lies between the matrix products. It takes half a minute the first time, some seconds from the
-cache on disk, and what it wins a step depends on the machine: a few percent on CPUs, far more where kernels are short
-beside the time it takes to start them. So with "auto" a run is compiled if that pays back: the gain per step times the
-steps there are has to exceed the time that compiling takes. Both are measured once for a model, batch, precision and
-machine, in a run of `LONG` seconds or more, and remembered in the cache folder.
+torch.compile fuses the operations between matrix products. Compiling takes half a minute the first time and a few
+seconds from the cache on disk. The gain per step depends on the machine: a few percent on CPUs, far more where kernel
+launches dominate. With "auto" a run is compiled if the gain per step times the remaining steps exceeds the time to
+compile. Both are measured once per model, batch shape, precision and machine, in a run of `LONG` seconds or more, and
+stored in the cache folder.
 
-A compiled model rounds differently from a plain one, as another number of threads does, so a resumed run keeps what it
-began with.
+A compiled model rounds differently, as does a different number of threads, so a resumed run keeps its first choice.
 """
 
 import json
@@ -24,18 +23,18 @@ from newllm.data.cache import cache_folder, key_of
 from newllm.store.atomic import write_text
 from newllm.training.step import Piece, Step
 
-LONG = 600.0  # seconds of training below which no half minute is spent on finding out
-_WORK = 3e13  # operations (6 a parameter and token) that no machine takes `LONG` seconds for
+LONG = 600.0  # seconds; shorter runs do not spend half a minute on measuring
+_WORK = 3e13  # operations (6 per parameter and token) that every machine finishes within `LONG` seconds
 _ROUNDS = 3
 
 
 def settle(
     wanted: bool | Literal["auto"], step: Step, piece: Piece, steps: int, runtime: Any, say: Callable[[str], None]
 ) -> bool:
-    """Compile the model of `step`, or leave it as it is; returns whether it is compiled.
+    """Compile the model of `step` if that is wanted or pays; returns whether it is compiled.
 
-    piece: inputs and labels as the steps will have them. steps: those that are left. The weights, their gradients and
-    all random states are the same afterwards.
+    piece: inputs and labels in the shape of training. steps: the remaining steps. Weights, gradients and random states
+    are unchanged afterwards.
     """
     if wanted != "auto":
         return wanted and _compile(step, piece, say)
@@ -43,7 +42,7 @@ def settle(
     if record.exists():
         return pays(**json.loads(record.read_text(encoding="utf-8")), steps=steps) and _compile(step, piece, say)
     work = 6.0 * sum(p.numel() for p in step.parameters) * piece[0].numel()
-    # The first pass is slow, so it tells a short run, and the second one tells a long run.
+    # The first pass is slower than the rest: a run that is short by its measure is short. The second is accurate.
     if steps * work < _WORK or any(steps * _seconds(step, piece) < LONG for _ in range(2)):
         return False
     began = time.perf_counter()
@@ -69,29 +68,29 @@ def settle(
 
 
 def pays(plain: float, compiled: float, compiling: float, steps: int) -> bool:
-    """Whether so many steps win back the seconds of compiling, given those of a plain and of a compiled pass."""
+    """Whether `steps` steps save more than the seconds of compiling; plain, compiled: seconds per pass."""
     return (plain - compiled) * steps > compiling
 
 
 def _compile(step: Step, piece: Piece, say: Callable[[str], None]) -> bool:
-    """Compile now, in a pass forward and backward. If that fails, one line says so and the model stays plain."""
+    """Compile now, by one forward and backward pass. If that fails, print one line and stay uncompiled."""
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
-    import newllm.attention.blocked_operator  # noqa: F401 (its import makes the operator)
+    import newllm.attention.blocked_operator  # noqa: F401 (registers the operator)
 
     step.batch_loss.compiled = torch.compile(step.model.hidden, dynamic=False)
     try:
         _seconds(step, piece)
-    except Exception as error:  # whatever the compiler or its tool chain lacks on this machine
+    except Exception as error:  # anything that the compiler or its tool chain lacks on this machine
         step.batch_loss.compiled = None
         step.optimizer.zero_grad(set_to_none=True)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        say(f"torch.compile does not work here, so the model runs as it is: {reason}")
+        say(f"torch.compile does not work here, so the model runs uncompiled: {reason}")
         return False
     return True
 
 
 def _seconds(step: Step, piece: Piece) -> float:
-    """Time of a pass forward and backward."""
+    """Seconds of one forward and backward pass."""
     start = time.perf_counter()
     inputs, labels = (step.to_device(tensor) for tensor in piece)
     step.loss(inputs, labels, labels.numel()).backward()

@@ -1,4 +1,4 @@
-"""All that makes up one run: what its stages, its training loop and its evaluators work with."""
+"""The context of one run, shared by its stages, training loop and evaluators."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from newllm.training.trainer import Trainer
 
 
 class StepMaker(Protocol):
-    """Makes the steps of a run together with those of `others` other runs."""
+    """Makes the steps of a run together with the steps of `others` other runs."""
 
     others: int
 
@@ -30,9 +30,9 @@ class StepMaker(Protocol):
 
 @dataclass
 class Run:
-    """One run. `newllm.run.prepare` makes and checks all of it before anything is written.
+    """One run. `newllm.run.prepare` builds and checks all of it before anything is written.
 
-    judge: the verdict on a perplexity. packed: who makes its training steps, where the run is one of a pack.
+    judge: gives the verdict on a perplexity. packed: makes the training steps if the run is part of a pack.
     """
 
     cfg: DictConfig

@@ -1,10 +1,9 @@
-"""Cross-entropy of a linear head, without ever holding the logits of the whole batch in fp32.
+"""Cross-entropy of a linear head that never holds the fp32 logits of a whole batch.
 
-At 50k tokens of vocabulary the head is more than half of a small model's arithmetic, and the fp32 logits of a
-batch are its largest tensor by far. Both losses here take the rows in chunks: logits by one GEMM in the
-autocast dtype, everything after it (softmax, log-sum-exp, loss) in fp32. The training loss forms its
-gradients while it still has the chunk's softmax, as Liger and torchtitan do, so nothing of size N x V
-outlives its chunk.
+With a vocabulary of 50k the head is more than half of a small model's arithmetic, and the fp32 logits of a batch are by
+far its largest tensor. Both losses here process rows in chunks: logits by one GEMM in the autocast dtype, the rest
+(softmax, log-sum-exp, loss) in fp32. The training loss computes its gradients from the chunk's softmax in the forward
+pass, as Liger and torchtitan do, so nothing of size N x V outlives its chunk.
 """
 
 import math
@@ -16,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 CHUNK = 1024  # rows of one GEMM; at V = 50k a chunk's bf16 logits take 100 MB
 _CPU_BLOCK = 16  # rows whose fp32 softmax stays in a CPU's cache: 3 MB at V = 50k
-_CPU_WORDS = 2048  # of the vocabulary in one product of gradients: the whole of 50k takes a quarter longer
+_CPU_WORDS = 2048  # vocabulary entries in one gradient product; all 50k at once take a quarter longer
 _LOG2_E = 1 / math.log(2)
 IGNORED = -100
 
@@ -33,12 +32,12 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy in nats (fp32, 0-d) of ``softmax(hidden @ weight.T)``.
 
-    Shapes: hidden (N, D), weight (V, D), labels (N,). Rows labelled `ignore_index` count for nothing. The sum
-    is divided by the number of scored rows, or by `total` (0 counts as 1): if each piece of a batch is given the number
-    of the whole batch, the pieces' losses and gradients add up to those of the batch.
+    Shapes: hidden (N, D), weight (V, D), labels (N,). Rows labelled `ignore_index` are ignored. The sum
+    is divided by the number of scored rows, or by `total` (0 counts as 1): with the whole batch's number as `total`,
+    the losses and gradients of the pieces of a batch add up to those of the batch.
 
-    With no scored row the loss is 0. backward() can run once. outermost: a promise that backward() starts here or at a
-    sum of such losses, so that the gradients need no scaling by the incoming one.
+    With no scored row the loss is 0. backward() can run once. outermost: the caller promises that backward() starts at
+    this loss or at a sum of such losses, so the gradients need no scaling by the incoming gradient.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, ignore_index, total, chunk, outermost)
@@ -76,7 +75,7 @@ def _divisor(labels: Tensor, ignore_index: int, total: float | None) -> Tensor:
 
 
 def _chunks(labels: Tensor, ignore_index: int, chunk: int) -> list[tuple[slice, Tensor, Tensor]]:
-    """Rows of each chunk, their labels with 0 in place of the ignored, and 1.0 for each scored row."""
+    """For each chunk: its rows, their labels with 0 for ignored ones, and 1.0 for each scored row."""
     scored = labels != ignore_index
     safe = labels.masked_fill(~scored, 0)
     spans = [slice(start, start + chunk) for start in range(0, len(labels), chunk)]
@@ -84,7 +83,7 @@ def _chunks(labels: Tensor, ignore_index: int, chunk: int) -> list[tuple[slice, 
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """d loss / d logits is softmax - onehot: known as soon as the softmax is, so the gradients are too."""
+    """d loss / d logits is softmax - onehot, so the forward pass can compute the gradients from the softmax."""
 
     @staticmethod
     def forward(
@@ -100,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = _gemm_dtype(hidden, weight)
         head = weight.to(dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        # Sums of products are fp32, whatever the products are in.
+        # Sums are fp32, whatever the dtype of the products.
         d_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wants_hidden else None
         fresh = torch.empty_like if len(labels) else torch.zeros_like
         d_weight = fresh(weight, dtype=torch.float32) if wants_weight else None
@@ -132,7 +131,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (grad_output,) = grad_outputs
         if ctx.gradients is None:
             raise RuntimeError("linear_cross_entropy: backward can run only once per forward")
-        # Handed on, not kept: autograd can then take the weight's gradient without copying it.
+        # No reference is kept, so autograd can take the weight's gradient without copying it.
         gradients, ctx.gradients = ctx.gradients, None
         if not ctx.outermost:
             gradients = tuple(None if g is None else g * grad_output.to(g.dtype) for g in gradients)
@@ -142,7 +141,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _to_gradient(logits: Tensor, label: Tensor, scored: Tensor, share: Tensor) -> Tensor:
     """Turn logits (chunk, V), in place, into ``share * (softmax - onehot)``; returns their summed loss.
 
-    Block by block, so that all the passes over a block's fp32 numbers but the first find them in cache.
+    Works block by block, so that a block's fp32 numbers stay in cache after the first pass.
     """
     loss = torch.zeros((), dtype=torch.float32, device=logits.device)
     size = _block(logits)
@@ -162,7 +161,7 @@ def _to_gradient(logits: Tensor, label: Tensor, scored: Tensor, share: Tensor) -
 def _exponentials(logits: Tensor, in_place: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """``exp(logits - max)`` (rows, V), log-sum-exp (rows,) and row sums (rows, 1), all fp32.
 
-    By way of exp2, which takes a fifth of exp's time on CPUs.
+    Uses exp2, which takes a fifth of exp's time on CPUs.
     """
     numbers = logits.to(torch.float32, copy=not in_place)
     top = numbers.amax(dim=-1, keepdim=True)
@@ -175,13 +174,13 @@ def _block(logits: Tensor) -> int:
 
 
 def _words(weight: Tensor) -> list[slice]:
-    """Parts of the vocabulary whose products of gradients are made one by one: on CPUs they stay in cache."""
+    """Slices of the vocabulary for the gradient products: on CPUs small enough to stay in cache."""
     size = _CPU_WORDS if weight.device.type == "cpu" else len(weight)
     return [slice(start, start + size) for start in range(0, len(weight), size)]
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """total (V, D) fp32 += left.T (V, chunk) @ right (chunk, D); the first time it replaces what was there."""
+    """total (V, D) fp32 += left.T (V, chunk) @ right (chunk, D); `first` overwrites total instead."""
     if first:
         total.copy_(left.T @ right)
     elif left.dtype == total.dtype:

@@ -1,8 +1,8 @@
-"""Several processes that train one run: ranks by torchrun's conventions, or as many as `trainer.devices` says.
+"""Training one run in several processes: ranks started by torchrun or srun, or `trainer.devices` local ones.
 
-Rank 0 alone writes, logs, validates and heeds signals. The other ranks (newllm.run.follower) prepare the same run and
-wait, asleep, for the rows and the rate of each step. Gradients go through torch's process group: nccl between GPUs,
-gloo between processes on CPUs. If no launcher has started the other ranks, rank 0 does, with the variables that
+Only rank 0 writes, logs, validates and handles signals. The other ranks (newllm.run.follower) prepare the same run and
+wait for the rows and the learning rate of each step. Gradients go through torch's process group: nccl between GPUs,
+gloo between processes on CPUs. If no launcher has started the other ranks, rank 0 starts them with the variables that
 torchrun would set.
 """
 
@@ -27,14 +27,14 @@ from newllm.runtime import Place
 from newllm.training.context import Run
 from newllm.training.signals import STOPPING
 
-GRACE = 5.0  # seconds for what should take none, before it is ended by force
-FOREVER = timedelta(days=365)  # validation and phases before training take as long as they take
+GRACE = 5.0  # seconds to wait for a clean end before killing
+FOREVER = timedelta(days=365)  # validation and stages before training have no time limit
 _AGAIN = "the same command goes on from the last checkpoint"
-Order = tuple[np.ndarray, float] | None  # rows and rate of a step; None: there is none left
+Order = tuple[np.ndarray, float] | None  # rows and rate of the next step; None: training has ended
 
 
 def device_of(device: torch.device, place: Place) -> torch.device:
-    """The device of a rank, given what runtime.device comes to. Raises ConfigError if there are too few."""
+    """The device of a rank, given the resolved runtime.device. Raises ConfigError if there are too few GPUs."""
     if place.size == 1 or device.type == "cpu":
         return device
     if device.type != "cuda":
@@ -48,11 +48,11 @@ def device_of(device: torch.device, place: Place) -> torch.device:
             f"runtime.device={device} names one; type runtime.device=cuda, and choose GPUs by CUDA_VISIBLE_DEVICES"
         )
     visible = torch.cuda.device_count()
-    if place.launched and visible == 1:  # each rank has been given a GPU of its own
+    if place.launched and visible == 1:  # the launcher gave each rank a GPU of its own
         return torch.device("cuda", 0)
     if visible < place.local_size:
         raise ConfigError(
-            f"trainer.devices={place.size} takes a GPU each and {visible} can be seen here; try "
+            f"trainer.devices={place.size} needs {place.local_size} GPUs here, and {visible} are visible; try "
             f"trainer.devices={visible}, or runtime.device=cpu for processes on the CPU"
         )
     return torch.device("cuda", place.local_rank)
@@ -60,14 +60,14 @@ def device_of(device: torch.device, place: Place) -> torch.device:
 
 @cache
 def launched_store() -> dist.Store:
-    """The store at MASTER_ADDR:MASTER_PORT, which all launched ranks open when they begin."""
+    """The store at MASTER_ADDR:MASTER_PORT, which every launched rank opens at its start."""
     store, _, _ = next(dist.rendezvous("env://"))
     return store
 
 
 @contextmanager
 def leading(place: Place) -> Iterator[None]:
-    """Around all that rank 0 does: launched ranks that wait for a training which does not come are let go."""
+    """Wraps rank 0's work: at its end, launched ranks that still wait for training are released."""
     if not place.launched:
         yield
         return
@@ -79,24 +79,24 @@ def leading(place: Place) -> Iterator[None]:
 
 
 class Group:
-    """torch's process group of a run, and beside it one for the orders of rank 0.
+    """torch's process group of a run, and a second one for the orders of rank 0.
 
-    rows: the most rows that a step takes.
+    rows: the largest number of rows in a step.
     """
 
     def __init__(self, store: dist.Store, place: Place, device: torch.device, rows: int) -> None:
         loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-        if loopback and place.local_size == place.size:  # it must not matter how this machine's name resolves
+        if loopback and place.local_size == place.size:  # do not depend on how this machine's name resolves
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
         gpu = device if device.type == "cuda" else None
         backend = "nccl" if gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, device_id=gpu)
         self._orders = dist.new_group(backend="gloo", timeout=FOREVER)
-        self._order = torch.zeros(2 + rows, dtype=torch.float64)  # number of rows (-1: the end), rate, rows
+        self._order = torch.zeros(2 + rows, dtype=torch.float64)  # number of rows (-1: training has ended), rate, rows
         self._sent: dist.Work | None = None
 
     def give(self, order: Order) -> None:
-        """Send an order to the other ranks, without waiting until it has arrived. Rank 0 alone calls this."""
+        """Send an order to the other ranks without waiting for its arrival. Only rank 0 calls this."""
         if self._sent is not None:
             self._sent.wait()
         self._order[0] = -1
@@ -109,7 +109,7 @@ class Group:
             self._sent.wait()
 
     def take(self) -> Order:
-        """The next order of rank 0."""
+        """Wait for the next order of rank 0."""
         dist.broadcast(self._order, src=0, group=self._orders)
         count = int(self._order[0])
         return None if count < 0 else (self._order[2 : 2 + count].long().numpy(), float(self._order[1]))
@@ -117,10 +117,10 @@ class Group:
 
 @contextmanager
 def team(run: Run, fail: Callable[[str], None]) -> Iterator["Team | None"]:
-    """The other ranks of a run whose directory has its configuration; None if there are none.
+    """The other ranks of a run whose configuration is in its directory; None if there are none.
 
-    They have ended when the block has. If one of them ends before, the block fails with a RunError that says so; if it
-    cannot, since it waits in some kernel for the lost rank, `fail` is called with that sentence and the process ends.
+    They end with the block. If one ends earlier, the block fails with a RunError that says so. If the block cannot
+    fail because a kernel waits for the lost rank, `fail` is called with that sentence and the process exits.
     """
     place = run.place
     if place.size == 1:
@@ -133,7 +133,7 @@ def team(run: Run, fail: Callable[[str], None]) -> Iterator["Team | None"]:
         yield others
     except NewllmError:
         raise
-    except Exception as error:  # torch says little about a lost rank
+    except Exception as error:  # torch's errors do not name a lost rank
         if place.launched and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise RunError(
                 f"A process of this run's {place.size} has ended, as the output of its launcher says; {_AGAIN}"
@@ -150,7 +150,7 @@ class Team:
 
     def __init__(self, run: Run, fail: Callable[[str], None]) -> None:
         self.run, self.place = run, run.place
-        self.lost, self.reason = threading.Event(), ""  # set if a rank that this process has started ends too early
+        self.lost, self.reason = threading.Event(), ""  # set if a rank started by this process ends too early
         self._fail = fail
         self._group: Group | None = None
         self._ending, self._ended = False, threading.Event()
@@ -162,7 +162,7 @@ class Team:
         self._store.set("train", "yes")
 
     def start(self) -> None:
-        """Start the other ranks, which prepare the run from its directory."""
+        """Start the other ranks, which read the run's configuration from its directory."""
         ranks = self.place.size
         variables = {
             "WORLD_SIZE": str(ranks),
@@ -170,13 +170,13 @@ class Team:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self._store.port),  # type: ignore[attr-defined]
             "OMP_NUM_THREADS": str(max(1, self.run.runtime.threads // ranks)),
-            # Where this process found its modules, `.` and folders of the user's included, they find theirs.
+            # They import modules from the same places as this process, including `.` and the user's folders.
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         }
         command = [sys.executable, "-P", "-W", "ignore", "-m", "newllm.run.follower", str(self.run.directory.path)]
         for rank in range(1, ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with _signals_held():  # the child inherits this, and will ignore them before it lets them in
+            with _signals_held():  # the child inherits the mask and unblocks the signals once it ignores them
                 process = subprocess.Popen(
                     command, env={**os.environ, **variables, **own}, stdin=subprocess.PIPE, stdout=2
                 )
@@ -184,7 +184,7 @@ class Team:
             threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
 
     def join(self) -> None:
-        """Wait until all ranks are prepared, and form the process group with them."""
+        """Wait until all ranks are ready, then form the process group."""
         others = range(1, self.place.size)
         while not self._store.check([f"ready/{rank}" for rank in others]):
             self.check()
@@ -194,7 +194,7 @@ class Team:
         self._group = Group(self._store, self.place, self.run.device, self.run.trainer.batch_size)
 
     def train_on(self, indices: np.ndarray, rate: float) -> None:
-        """Have the others make the step that this process makes next, on these rows of the training data."""
+        """Send the next step, which this process makes too, to the other ranks: rows of the training data, rate."""
         self.check()
         assert self._group is not None
         self._group.give((indices, rate))
@@ -205,7 +205,7 @@ class Team:
             raise RunError(self.reason)
 
     def end(self) -> None:
-        """End the others: by an order if all are well, else by force. They hold nothing that could be lost."""
+        """End the other ranks: by an order if all are alive, else by SIGKILL. They hold no state worth saving."""
         self._ending = True
         last_order = threading.Thread(target=self._order_the_end, daemon=True)
         last_order.start()
@@ -227,33 +227,34 @@ class Team:
 
     def _order_the_end(self) -> None:
         if self._group is not None and not self.lost.is_set():
-            with suppress(RuntimeError):  # one of them has just ended
+            with suppress(RuntimeError):  # a rank has just ended
                 self._group.give(None)
 
     def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
-        """In a thread: note the end of a rank."""
+        """Wait for a rank to end (runs in a thread)."""
         status = process.wait()
         if self._ending:
             return
-        self.reason = self.reason or self._epitaph(rank, status)
+        self.reason = self.reason or self._reason(rank, status)
         self.lost.set()
         if not self._ended.wait(GRACE):
             self._fail(self.reason)
             os._exit(1)
 
-    def _epitaph(self, rank: int, status: int) -> str:
-        who = self._name(rank)
+    def _reason(self, rank: int, status: int) -> str:
+        """Why a rank has ended, as a sentence for the user."""
+        name = self._name(rank)
         if status < 0:
             memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
-            return f"{who} was killed by {signal.Signals(-status).name}{memory}; {_AGAIN}"
-        # A connection of its own: the main thread's may be waiting in it.
+            return f"{name} was killed by {signal.Signals(-status).name}{memory}; {_AGAIN}"
+        # Needs its own connection, since the main thread may be blocked in the other one.
         store = dist.TCPStore("127.0.0.1", self._store.port, is_master=False)  # type: ignore[attr-defined]
-        return self._failure(store, rank) or f"{who} ended by itself with exit status {status}; {_AGAIN}"
+        return self._failure(store, rank) or f"{name} ended by itself with exit status {status}; {_AGAIN}"
 
     def _failure(self, store: dist.Store, rank: int) -> str:
-        """What a rank has said about its end, if anything."""
-        said = store.get(f"error/{rank}").decode() if store.check([f"error/{rank}"]) else ""
-        return f"{self._name(rank)} failed: {said}" if said else ""
+        """The error that a rank has reported, or an empty string."""
+        error = store.get(f"error/{rank}").decode() if store.check([f"error/{rank}"]) else ""
+        return f"{self._name(rank)} failed: {error}" if error else ""
 
     def _name(self, rank: int) -> str:
         return f"Process {rank + 1} of this run's {self.place.size}"

@@ -1,4 +1,4 @@
-"""Loggers: places for the metrics beside metrics.jsonl. One that fails is switched off; the run goes on."""
+"""Loggers that receive metrics in addition to metrics.jsonl. A logger that fails is switched off; the run goes on."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ class Logger(Protocol):
 
 
 class NoLogger:
-    """Nothing beside metrics.jsonl."""
+    """No logging except metrics.jsonl."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
@@ -40,7 +40,7 @@ class TensorBoard:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # A resumed run repeats steps: what an earlier attempt wrote from here on is dropped.
+            # A resumed run repeats steps, so drop what an earlier attempt wrote from this step on.
             self._writer = SummaryWriter(str(self.folder), purge_step=step)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
@@ -51,7 +51,7 @@ class TensorBoard:
 
 
 class Guarded:
-    """A logger whose first failure is told once and ends the logging, not the run."""
+    """Wraps a logger: its first failure is reported and ends the logging, not the run."""
 
     def __init__(self, logger: Logger, tell: Callable[[str], None]) -> None:
         self._logger: Logger | None = logger

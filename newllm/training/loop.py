@@ -1,10 +1,9 @@
-"""The training loop: steps, validation, checkpoints, and the way back into a run that broke off.
+"""The training loop: steps, validation, checkpoints and resuming an interrupted run.
 
-What makes a resumed run equal to an uninterrupted one, bit for bit: the order of the rows follows from (seed,
-epoch) alone; sums are kept as Python floats added in the order of the steps; metrics.jsonl is cut back to the
-length that the checkpoint knows. At an epoch's end the best weights are written first, then the epoch's line,
-then `last.safetensors`: a run killed in between repeats the steps since the checkpoint before and writes the
-same.
+A resumed run equals an uninterrupted one bit for bit, because the order of the rows depends only on (seed, epoch), sums
+are Python floats added in the order of the steps, and metrics.jsonl is truncated to the length recorded in the
+checkpoint. At the end of an epoch the best weights are written first, then the epoch's line, then `last.safetensors`:
+a run killed in between repeats the steps since the previous checkpoint and writes the same.
 """
 
 import math
@@ -33,10 +32,9 @@ STATUS_SECONDS = 2.0  # between two updates of status.json
 
 
 class Loop:
-    """The training of a run's model. `train()` trains from the start or the last checkpoint to the end.
+    """Trains a run's model. `train()` trains from the start or the last checkpoint to the end.
 
-    team: the other processes that train this run. lines_before: bytes of metrics.jsonl that an earlier stage has
-    written.
+    team: the other processes that train this run. lines_before: bytes of metrics.jsonl written by an earlier stage.
     """
 
     def __init__(self, run: Run, team: Team | None = None, lines_before: int = 0) -> None:
@@ -56,7 +54,7 @@ class Loop:
         self._speed: float | None = None  # tokens per second, when last logged
 
     def resume(self) -> bool:
-        """Go on from the last checkpoint, if there is one."""
+        """Load the last checkpoint; returns whether there is one."""
         if not self.directory.last_checkpoint.exists():
             self.directory.truncate_metrics(self.lines_before)
             return False
@@ -66,13 +64,13 @@ class Loop:
         return True
 
     def compile(self, wanted: bool | Literal["auto"]) -> bool:
-        """Let torch compile the model if that is wanted, or "auto" and worth it; returns whether it did."""
+        """Compile the model if `wanted` is true, or if it is "auto" and compiling pays; returns whether it did."""
         batch = self.trainer.order(self.data, 0)[: self.trainer.batch_size]
         piece = cut(self.data.train, batch, self.trainer.accumulate)[0]
         return settle(wanted, self.step, piece, self.steps - self.progress.step, self.run.runtime, self.console.line)
 
     def train(self) -> None:
-        """Train to the end. Signals end it at a step's boundary, with a checkpoint: see Signals."""
+        """Train to the end. A signal stops training between two steps, with a checkpoint: see Signals."""
         progress = self.progress
         if self.team is not None:
             self.team.join()
@@ -92,7 +90,7 @@ class Loop:
                 self._validate()
 
     def _batches(self) -> Iterator[np.ndarray]:
-        """The rows of each step left in the current epoch."""
+        """The rows of each remaining step of the current epoch."""
         progress, size = self.progress, self.trainer.batch_size
         order = self.trainer.order(self.data, progress.epoch)
         done_before = progress.step - progress.epoch_step
@@ -119,20 +117,20 @@ class Loop:
             self._save()
 
     def _measured_step(self, pieces: list[Piece], rate: float) -> None:
-        """A step of this run alone, also in a pack, whose memory is measured.
+        """A step whose memory is measured; in a pack, too, this run makes it alone.
 
-        The first step also allocates the optimizer's state: the second is the one to measure, where there is one.
+        The first step also allocates the optimizer's state, so the second one is measured if there is one.
         """
         if self.progress.step < min(1, self.steps - 1):
             self._pending.append(self.step(pieces, rate))
             return
-        with self.step.batch_loss.plain():  # what watches memory does not see into compiled code
+        with self.step.batch_loss.plain():  # memory inside compiled code cannot be observed
             self.progress.peak_bytes = peak_bytes(
                 lambda: self._pending.append(self.step(pieces, rate)), self.step.tensors(), self.device
             )
 
     def _drain(self) -> float:
-        """Fetch the numbers of the steps since the last time into the sums; returns the last gradient norm."""
+        """Add the results of all pending steps to the sums; returns the last gradient norm."""
         norm = math.nan
         first = self.progress.step - len(self._pending) + 1
         for step, (loss, norm, scored) in enumerate(self._pending.fetch(), first):
@@ -190,7 +188,7 @@ class Loop:
 
     @torch.no_grad()
     def _validation_loss(self, rows: Rows) -> float:
-        """Mean nats per scored token, all tokens alike."""
+        """Mean nats per scored token, over all tokens with equal weight."""
         self.model.eval()
         total, count = 0.0, 0
         for start in range(0, len(rows), self.trainer.batch_size):
@@ -243,5 +241,5 @@ class Loop:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
+    """exp(loss), or infinity on overflow."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -1,7 +1,7 @@
-"""Peak memory of a training step, as a number that repeats.
+"""Peak memory of a training step, as a reproducible number.
 
-A process' resident memory differs from run to run. So one step is watched instead: on CUDA by the allocator, elsewhere
-by adding up the storages of the tensors that it makes, which leaves out the scratch memory of kernels.
+The resident memory of a process differs from run to run, so one step is measured instead: on CUDA by the allocator,
+elsewhere by adding up the storages of the tensors it creates, which excludes the scratch memory of kernels.
 """
 
 import weakref
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(step: Callable[[], None], resident: Iterable[Tensor], device: torch.device) -> int:
-    """Most bytes alive at one time while `step` runs; `resident` are the tensors alive before it."""
+    """Largest number of bytes alive at once during `step`, counting the `resident` tensors alive before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         step()

@@ -20,11 +20,11 @@ class AdamW:
         betas: decay of the two moments, each in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay per unit of learning rate.
-        decay: what decays: "matrices" (parameters of two and more dims) or "all" parameters.
-        clip: largest norm of the gradient of all parameters together; None leaves it as it is.
+        decay: which parameters decay: "matrices" (those with two or more dims) or "all".
+        clip: largest norm of the gradient over all parameters; None: no clipping.
         schedule: the rate after the warm-up.
-        warmup: a share of all steps if below 1, else a number of steps.
-        final: last rate of the cosine as a share of `lr`.
+        warmup: a fraction of all steps if below 1, else a number of steps.
+        final: last rate of the cosine as a fraction of `lr`.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class AdamW:
         self.schedule, self.warmup, self.final = schedule, warmup, final
 
     def optimizer(self, model: nn.Module, fused: bool = True) -> torch.optim.AdamW:
-        """The optimizer of all trainable parameters; the fused kernel if it is wanted and the device has one.
+        """The optimizer of all trainable parameters, with the fused kernel if `fused` and the device has one.
 
-        Each group has a `rate_factor`, by which the rate of a step is multiplied: 1, except for parameters that their
-        module names in `rate_factors` (name -> factor), which do not decay either.
+        The rate of a step is multiplied by each group's `rate_factor`: 1, except for parameters that a module lists in
+        its `rate_factors` (name -> factor), which do not decay either.
         """
         factors = {
             module.get_parameter(name): factor

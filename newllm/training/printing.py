@@ -1,4 +1,4 @@
-"""The header, the epoch table and the summary of a run on the console."""
+"""Console output of a run: header, epoch table and summary."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from newllm.training.context import Run
 
 EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}   {'time':>8}"
 
-# What the last table shows, where it was measured.
+# Rows of the summary table; those that were not measured are left out.
 SUMMARY = [
     "val/ppl", "val/accuracy", "val/bits_per_byte", "baseline/trigram_bits_per_byte", "val/loss", "val/best_epoch",
     "train/ppl", *(f"{stage}/iterations" for stage in stages()), "context/rank_share@val",
@@ -22,7 +22,7 @@ SUMMARY = [
 
 
 def header(run: Run, parameters: Mapping[str, float]) -> None:
-    """The settings that matter, the sizes of model (`params/…`) and data, and how many steps training has."""
+    """Print the main settings, the sizes of model (`params/…`) and data, and the number of steps."""
     cfg, data, trainer, console, threads = run.cfg, run.data, run.trainer, run.console, run.runtime.threads
     steps = trainer.steps(len(data.train), data.train.seq_len)[1]
     counts = data.counts
@@ -58,7 +58,7 @@ def header(run: Run, parameters: Mapping[str, float]) -> None:
 
 
 def epoch_line(values: Mapping[str, Any], judge: Callable[[float], str], seconds: float | None) -> str:
-    """One line of the epoch table; the best epoch so far bears a mark."""
+    """One line of the epoch table; `*` marks the best epoch so far."""
     mark = "*" if values["val/best"] else " "
     time = f"{seconds:7.1f}s" if seconds is not None else " " * 8
     return (
@@ -68,7 +68,7 @@ def epoch_line(values: Mapping[str, Any], judge: Callable[[float], str], seconds
 
 
 def summary(console: Console, results: Mapping[str, float], judge: Callable[[float], str], directory: str) -> None:
-    """The results that matter most, where they lie, and what to type next."""
+    """Print the main results, the directory of all results and the next command."""
     rows = []
     for name in SUMMARY:
         if results.get(name) is not None:
@@ -80,23 +80,22 @@ def summary(console: Console, results: Mapping[str, float], judge: Callable[[flo
 
 
 def _parameters(counts: Mapping[str, float]) -> str:
-    """All of them, and how they are shared out where not all are trained together."""
+    """The number of parameters, split up if they are not all trained together."""
     total, trained = counts["params/total"], counts["params/trainable"]
     parts = [f"{trained:,.0f} trained"] if trained != total else []
-    halves = (name for name in counts if name not in ("params/total", "params/trainable"))
-    parts += [f"{name.removeprefix('params/')} {counts[name]:,.0f}" for name in halves]
+    components = (name for name in counts if name not in ("params/total", "params/trainable"))
+    parts += [f"{name.removeprefix('params/')} {counts[name]:,.0f}" for name in components]
     return f"{total:,.0f} parameters" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _chosen(cfg: DictConfig, group: str) -> str:
-    """A group's choice and its options; nothing where it has none."""
+    """A group's choice and its options; empty if the group is not in the configuration."""
     return f"{cfg.choices.get(group)}  {_options(cfg[group])}" if cfg.get(group) else ""
 
 
 def _options(node: DictConfig | None) -> str:
-    """`name=value` of the node's options, those of nested nodes as well."""
-    plain = OmegaConf.to_container(node, resolve=True) if node else {}
-    return " ".join(_flat(plain))
+    """`name=value` of the node's options, including those of nested nodes."""
+    return " ".join(_flat(OmegaConf.to_container(node, resolve=True) if node else {}))
 
 
 def _flat(node: Any) -> list[str]:

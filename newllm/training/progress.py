@@ -1,4 +1,4 @@
-"""Where a training stands: what a checkpoint says beside its tensors."""
+"""The progress of training, which a checkpoint stores in addition to tensors."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +10,9 @@ from newllm.training.step import Numbers
 
 @dataclass
 class Progress:
-    """With the tensors of a checkpoint it is all that a resumed run needs to make the same numbers.
+    """Together with a checkpoint's tensors, everything that a resumed run needs to produce the same numbers.
 
-    Sums are Python floats added up in the order of the steps, so that it does not matter where the run broke off.
+    Sums are Python floats added in the order of the steps, so the point of interruption does not matter.
     """
 
     step: int = 0  # optimizer steps done
@@ -20,40 +20,40 @@ class Progress:
     epoch_step: int = 0  # steps done in the current epoch
     epoch_loss: float = 0.0  # sum of nats over the epoch's scored tokens so far
     epoch_tokens: int = 0
-    logged_loss: float = 0.0  # the same since the last line of metrics.jsonl
+    logged_loss: float = 0.0  # the same sum since the last line of metrics.jsonl
     logged_tokens: int = 0
-    trained_tokens: int = 0  # tokens seen in all
+    trained_tokens: int = 0  # tokens seen in total
     best_loss: float | None = None
     best_epoch: int | None = None
-    bad_epochs: int = 0  # epochs since the best
-    last_loss: float | None = None  # training loss on the last line of metrics.jsonl that has one
+    bad_epochs: int = 0  # epochs since the best one
+    last_loss: float | None = None  # training loss last written to metrics.jsonl
     finished: bool = False
     metrics_bytes: int = 0  # length of metrics.jsonl
     peak_bytes: int | None = None  # memory of a training step, measured once
-    seconds: float = 0.0  # spent in training by all attempts
+    seconds: float = 0.0  # of training, over all attempts
     history: list[dict[str, Any]] = field(default_factory=list)  # the lines of the finished epochs
 
     def stepped(self, tokens: int) -> None:
-        """An optimizer step on so many tokens has been made; its loss is added when it is known."""
+        """Count an optimizer step on `tokens` tokens; its loss is added later, when it is known."""
         self.step += 1
         self.epoch_step += 1
         self.trained_tokens += tokens
 
     def add(self, loss: float, scored: int) -> None:
-        """The mean loss of the next step that it was not known of, over so many scored tokens."""
+        """Add the mean loss over `scored` tokens of the next step in order."""
         self.epoch_loss += loss * scored
         self.epoch_tokens += scored
         self.logged_loss += loss * scored
         self.logged_tokens += scored
 
     def take_logged(self) -> float:
-        """Mean loss since the last time that this was asked; None of it counts the next time."""
+        """Mean loss since the last call."""
         self.last_loss = self.logged_loss / max(self.logged_tokens, 1)
         self.logged_loss, self.logged_tokens = 0.0, 0
         return self.last_loss
 
     def judge(self, val_loss: float) -> bool:
-        """An epoch has ended with this validation loss. Is it the best yet?"""
+        """Count an epoch that ended with this validation loss; returns whether it is the best so far."""
         self.epoch += 1
         if self.best_loss is None or val_loss < self.best_loss:
             self.best_loss, self.best_epoch, self.bad_epochs = val_loss, self.epoch, 0
@@ -62,7 +62,7 @@ class Progress:
         return False
 
     def lost_patience(self, patience: int | None) -> bool:
-        """Have so many epochs (None: endlessly many) gone by without a better one?"""
+        """Whether `patience` epochs (None: no limit) have passed without a better one."""
         return patience is not None and self.bad_epochs >= patience
 
     def epoch_mean(self) -> float:
@@ -70,13 +70,13 @@ class Progress:
         return self.epoch_loss / max(self.epoch_tokens, 1)
 
     def next_epoch(self, line: dict[str, Any]) -> None:
-        """What `line` says of the epoch that has ended is kept; another one begins."""
+        """Keep the `line` of the epoch that has ended and begin another."""
         self.history.append(line)
         self.epoch_step, self.epoch_loss, self.epoch_tokens = 0, 0.0, 0
 
 
 class Pending:
-    """Keeps steps' numbers until somebody wants to know them."""
+    """Results of steps that stay on the device until they are needed."""
 
     def __init__(self) -> None:
         self._numbers: list[Numbers] = []
@@ -85,11 +85,11 @@ class Pending:
         return len(self._numbers)
 
     def append(self, numbers: Numbers) -> None:
-        """Of the step after those that are here."""
+        """Add the results of the next step."""
         self._numbers.append(numbers)
 
     def fetch(self) -> list[tuple[float, float, int]]:
-        """Loss, gradient norm and scored tokens of all steps since the last time, in their order. Waits for them."""
+        """Loss, gradient norm and scored tokens of each step since the last call, in order. Waits for the device."""
         if not self._numbers:
             return []
         losses = torch.stack([loss for loss, _, _ in self._numbers]).tolist()

@@ -1,5 +1,5 @@
-"""Signals that end a run in good order: SIGTERM, SIGINT, and SIGUSR1 and SIGUSR2, which SLURM sends before the time
-is up (SIGUSR2 is submitit's choice)."""
+"""Signals that stop a run cleanly: SIGTERM, SIGINT, and SIGUSR1 and SIGUSR2, which SLURM sends before the time limit
+(submitit uses SIGUSR2)."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ STOPPING = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop. No Exception, so that no handler of errors swallows it."""
+    """A signal asked the run to stop. A BaseException, so that no `except Exception` swallows it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"Stopped by {signal.Signals(signum).name}")
@@ -23,8 +23,7 @@ class Interrupted(BaseException):
 class Signals:
     """Turns the stopping signals into `Interrupted`: at once, or inside `deferred` at the next `check()`.
 
-    Inside `deferred`, a second Ctrl-C ends the run at once; a second SIGTERM does not, since schedulers
-    repeat it.
+    Inside `deferred`, a second Ctrl-C ends the run at once; a second SIGTERM does not, since schedulers repeat it.
     """
 
     def __init__(self) -> None:
@@ -33,14 +32,13 @@ class Signals:
 
     @contextmanager
     def installed(self) -> Iterator["Signals"]:
-        """Handle the signals within this block. Outside the main thread Python allows no handlers: no-op."""
+        """Handle the signals within this block. No-op outside the main thread, where Python allows no handlers."""
         with handling(self.handle):
             yield self
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let signals wait for `check()` or the end of this block, for work that must not break off
-        anywhere."""
+        """Delay signals until `check()` or the end of this block, for work that must not stop just anywhere."""
         self._deferring = True
         try:
             yield
@@ -53,17 +51,17 @@ class Signals:
         return self._received is not None
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
+        """Raise Interrupted if a signal has been received."""
         if self._received is not None:
             signum, self._received = self._received, None
             raise Interrupted(signum)
 
     def note(self, signum: int) -> None:
-        """Let the next `check()` raise."""
+        """Make the next `check()` raise."""
         self._received = self._received or signum
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """What is done when a signal comes: the handler."""
+        """The signal handler."""
         again = self._received is not None and signum == signal.SIGINT
         if not self._deferring or again:
             raise Interrupted(signum)
@@ -72,7 +70,7 @@ class Signals:
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have the stopping signals handled so within this block. Outside the main thread Python allows it not: no-op."""
+    """Install `handler` for the stopping signals within this block. No-op outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -80,5 +78,5 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     try:
         yield
     finally:
-        for signum, former in before.items():
-            signal.signal(signum, former)
+        for signum, previous in before.items():
+            signal.signal(signum, previous)

@@ -1,4 +1,4 @@
-"""The options of training, and how many steps they come to."""
+"""The options of training and the number of steps that follows from them."""
 
 import math
 from typing import Literal
@@ -10,23 +10,23 @@ from newllm.errors import ConfigError
 
 
 class Trainer:
-    """How long and in what portions a model trains.
+    """Length of training, batches, devices and precision.
 
     Args:
         seed: of the order of the rows.
         epochs: passes over the training rows; None if `tokens` is given.
         batch_size: rows in one optimizer step.
-        shuffle: a permutation of the rows of its own in each epoch; False: they follow one another as in the text, so
-            that a batch is one piece of it.
-        tokens: training tokens instead of epochs; the last epoch may then be a part of one.
-        accumulate: pieces that a batch is cut into, to save memory. The step is the same up to rounding.
+        shuffle: draw a new permutation of the rows for each epoch; False: rows follow one another as in the text, so
+            that a batch is one piece of text.
+        tokens: training tokens instead of epochs; the last epoch may then be incomplete.
+        accumulate: number of pieces that a batch is cut into, to save memory. The step is the same up to rounding.
         devices: processes that train the run together, each with a GPU or a share of the CPU's threads. The rows of
-            a batch are shared out among them; the step is the same up to rounding. They are started on this machine,
+            a batch are divided among them; the step is the same up to rounding. They are started on this machine
             unless torchrun or srun has started them already.
-        precision: "auto" is bf16 autocast where the processor has it natively, else fp32.
-        patience: stop after so many epochs without a better validation loss; None: never.
-        eval_weights: the weights that the evaluation after training sees: of the epoch with the best
-            validation loss, or of the last one.
+        precision: "auto" is bf16 autocast if the processor supports it natively, else fp32.
+        patience: stop after this many epochs without a better validation loss; None: never.
+        eval_weights: the weights evaluated after training: those of the epoch with the best validation loss, or the
+            last ones.
         log_every: steps between two lines of metrics.jsonl.
     """
 
@@ -80,11 +80,11 @@ class Trainer:
         self.patience, self.eval_weights, self.log_every = patience, eval_weights, log_every
 
     def order(self, data: Dataset, epoch: int) -> np.ndarray:
-        """The training rows [N] of an epoch in the order in which its batches take them."""
+        """The training rows [N] of an epoch, in the order of its batches."""
         return data.order(self.seed, epoch) if self.shuffle else np.arange(len(data.train))
 
     def steps(self, rows: int, seq_len: int) -> tuple[int, int]:
-        """Steps in an epoch of `rows` training rows (the last batch may be smaller), and steps in all."""
+        """Steps in an epoch of `rows` training rows (the last batch may be smaller), and steps in total."""
         epoch = math.ceil(rows / self.batch_size)
         if self.tokens is None:
             assert self.epochs is not None

@@ -113,5 +113,5 @@ def test_where_the_compiler_fails_one_line_says_so(prepared, batches, tmp_path, 
     said: list[str] = []
     step = fresh(prepared)
     assert not settle(True, step, batches[0], 100, Runtime(cache_dir=str(tmp_path)), said.append)
-    assert said == ["torch.compile does not work here, so the model runs as it is: no working C++ compiler found"]
+    assert said == ["torch.compile does not work here, so the model runs uncompiled: no working C++ compiler found"]
     assert losses(step, batches) == losses(fresh(prepared), batches)

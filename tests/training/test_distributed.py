@@ -207,7 +207,7 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
     assert device_of(torch.device("cuda"), Place(3, 4, 1, 2, launched=True)) == torch.device("cuda", 1)
     assert device_of(torch.device("cpu"), Place(1, 2, 1, 2)) == torch.device("cpu")
     assert device_of(torch.device("cuda:1"), Place()) == torch.device("cuda:1")
-    with pytest.raises(ConfigError, match=r"takes a GPU each and 2 can be seen here; try trainer.devices=2"):
+    with pytest.raises(ConfigError, match=r"needs 3 GPUs here, and 2 are visible; try trainer.devices=2"):
         device_of(torch.device("cuda"), Place(0, 3, 0, 3))
     with pytest.raises(ConfigError, match=r"runtime.device=cuda:1 names one; type runtime.device=cuda"):
         device_of(torch.device("cuda:1"), Place(0, 2, 0, 2))
