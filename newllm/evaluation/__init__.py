@@ -1,4 +1,4 @@
-"""What a finished model is asked: one file per evaluator, and what they all look at (`Subject`)."""
+"""Evaluators of a trained model, one per file, and the `Subject` that they evaluate."""
 
 from newllm.evaluation.diagnosis import diagnose
 from newllm.evaluation.subject import Findings, Subject, evaluate

@@ -1,4 +1,4 @@
-"""How often the likeliest next token is the right one."""
+"""Accuracy of the most likely next token."""
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ from newllm.training.cross_entropy import CHUNK, IGNORED
 class Accuracy:
     """`val/accuracy`: the share of the scored validation labels that have the largest logit.
 
-    Where several tokens have it, which logits in bf16 often do, each counts as much as the others: a label among two
-    is half a hit.
+    If several tokens tie, as bf16 logits often do, the hit is divided among them: a label that ties with one other
+    token is half a hit.
     """
 
     def __call__(self, subject: Subject) -> Findings:
@@ -31,7 +31,7 @@ class Accuracy:
 def top1(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """1 where hidden [N, D] @ weight [V, D].T is largest at the label [N], 1/k where k tokens tie with it, else 0.
 
-    fp32 [N]. Logits are made for 1024 rows at a time, in the weight's dtype.
+    fp32 [N]. Logits are computed for 1024 rows at a time, in the weight's dtype.
     """
     hits = torch.empty(len(labels), device=hidden.device)
     for start in range(0, len(labels), CHUNK):

@@ -1,10 +1,10 @@
-"""What a perplexity says about the run that gave it."""
+"""Verdicts on perplexities."""
 
 import math
 import sys
 from collections.abc import Mapping
 
-# Upper bounds for tokenizers of about 50k entries, which have 4.4 bytes of English text in a token. The last has none.
+# Upper bounds for tokenizers of about 50k entries, with 4.4 bytes of English text per token. None: no bound.
 VERDICTS: dict[str, float | None] = {
     "leak or mask bug": 5,
     "suspicious": 30,
@@ -17,10 +17,10 @@ BYTES_PER_TOKEN = 4.4
 
 
 def rescale(ppl: float, bytes_per_token: float, reference: float = BYTES_PER_TOKEN) -> float:
-    """The perplexity that the same bits per byte give under a tokenizer of `reference` bytes per token.
+    """The perplexity of the same bits per byte under a tokenizer with `reference` bytes per token.
 
-    Bits per byte b = log2(ppl) / bytes_per_token compares across tokenizers, perplexity does not: at b = 1.5,
-    a token of 4.4 bytes has perplexity 97 and a token of 3 bytes 23.
+    Bits per byte b = log2(ppl) / bytes_per_token is comparable across tokenizers, perplexity is not: at b = 1.5, a
+    tokenizer with 4.4 bytes per token has perplexity 97, one with 3 bytes per token has 23.
     """
     try:
         return ppl ** (reference / bytes_per_token)
@@ -34,11 +34,10 @@ def diagnose(
     verdicts: Mapping[str, float | None] = VERDICTS,
     reference: float = BYTES_PER_TOKEN,
 ) -> str:
-    """The verdict on a perplexity whose tokens stand for `bytes_per_token` bytes of text on average.
+    """The verdict on a perplexity, given the average `bytes_per_token` of the text.
 
-    `verdicts` gives the upper bound (exclusive, None for none) of each verdict at `reference` bytes per token, in
-    any order; the bounds are compared with the perplexity rescaled to that, so a small vocabulary is not mistaken
-    for a leak.
+    `verdicts` gives the exclusive upper bound (None: no bound) of each verdict at `reference` bytes per token, in any
+    order. The perplexity is rescaled before the comparison, so a small vocabulary is not mistaken for a leak.
     """
     if not math.isfinite(ppl):
         return "diverged"

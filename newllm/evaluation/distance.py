@@ -1,4 +1,4 @@
-"""Retrieval by distance: the row's length stays, the needle moves."""
+"""Retrieval by distance: the length of the row is fixed and the needle moves."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,17 +16,17 @@ from newllm.model import LanguageModel
 
 
 class Distance(Passkey):
-    """Passkey retrieval in rows of one length, with the key `distance` tokens back: tells distance from length.
+    """Passkey retrieval in rows of one length, with the key `distance` tokens back: separates distance from length.
 
     Rows and scores are those of `newllm.evaluation.passkey.Passkey`. The distance D runs from the marker's first
-    token to that of the query, so a digit stands D tokens before the same digit of the answer. Where the row has no
-    room for it, as at 8x in rows of 8x, the marker follows the row's first token, some tokens (the key's) nearer.
+    token to that of the query, so a digit stands D tokens before the same digit of the answer. If the row has no
+    room for that, as at 8x in rows of 8x, the marker follows the row's first token, nearer by the length of the key.
 
     ``distance/margin@D``: mean nats per token of the wrong key − of the true one. ``distance/accuracy@D``: share of
     trials with a margin above 0; chance is 0.5. tables/distance.csv has a line per distance. A trial has the same
-    keys and the same filler at all distances: nothing but the needle moves, and chance shifts a curve as a whole.
+    keys and filler at all distances: only the needle moves, and chance shifts a curve as a whole.
 
-    length, distances: tokens, or multiples of the training length. filler, seed: as there.
+    length, distances: tokens, or multiples of the training length. filler, seed: as in `Passkey`.
     """
 
     name, title, option = "distance", "Retrieval by distance", "length"
@@ -43,7 +43,7 @@ class Distance(Passkey):
         check_lengths([length], "eval.distance.length")
         check_lengths(distances, "eval.distance.distances")
         if not distances:
-            raise ConfigError("eval.distance.distances must have a distance at least, as in [0.5x,1x,2x]; got [].")
+            raise ConfigError("eval.distance.distances must have at least one distance, as in [0.5x,1x,2x]; got [].")
         require_positive("eval.distance", trials=trials, digits=digits)
         self.lengths, self.distances, self.trials = [length], distances, trials
         self.digits, self.filler, self.seed = digits, filler, seed
@@ -78,5 +78,7 @@ class Distance(Passkey):
             {"distance": row["distance"], "of training": f"{row['distance'] / seq_len:g}x", **screen_columns(row)}
             for row in table
         ]
-        rows = f"Rows of {table[0]['length']:,} tokens, the key so far back; {self.trials} trials a distance"
+        rows = (
+            f"Rows of {table[0]['length']:,} tokens, the key `distance` tokens back; {self.trials} trials per distance"
+        )
         return metrics, table, [screen, f"{rows}; {CHANCE}"]

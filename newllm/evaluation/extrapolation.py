@@ -1,4 +1,4 @@
-"""Perplexity at other lengths than that of training."""
+"""Perplexity at lengths other than the training length."""
 
 import math
 import time
@@ -22,29 +22,29 @@ _METRICS = {"slices": "ppl", "tail": "tail_ppl", "sliding": "sliding_ppl"}
 class Extrapolation:
     """Perplexity of the validation text in windows of other lengths N than the training length.
 
-    slices: ``extrapolation/ppl@N``, exp of the mean loss of the chunks ``val[i N : (i + 1) N]``, each read by itself
-    (N − 1 inputs, N − 1 targets): non-overlapping inference, as most length studies publish (Press et al. 2022, arXiv
-    2108.12409, appendix B). Each N scores other text, and the first tokens of a window have little context: it
+    slices: ``extrapolation/ppl@N``, exp of the mean loss of the chunks ``val[i N : (i + 1) N]``, each read alone (N − 1
+    inputs, N − 1 targets): non-overlapping inference, as most length studies publish (Press et al. 2022, arXiv
+    2108.12409, appendix B). Each N scores different text, and the first tokens of a window have little context: this
     ranks models at one N and does not compare lengths.
 
-    tail: ``extrapolation/tail_ppl@N``, of the last `tail` tokens of windows that end at the same places whatever
-    their length. All N score the same targets, so the difference is what more context gives, or costs. Where the
-    shortest length is below twice `tail`, half of that length is scored.
+    tail: ``extrapolation/tail_ppl@N``, of the last `tail` tokens of windows that end at the same places at every
+    length. All N score the same targets, so the difference is what more context gains or costs. If the shortest length
+    is below twice `tail`, half of that length is scored.
 
     positions: tables/extrapolation_positions.csv, the mean loss of the slices' targets with 1, 2 – 3, 4 – 7 … tokens
     before them and its standard error over windows; the perplexity is exp of the mean.
 
-    sliding: ``extrapolation/sliding_ppl@N`` of windows of N tokens that move on by `stride` (null: N / 2) and score
-    their last `stride` tokens only, so that each of these has N − stride tokens before it at least. All these N
-    score the same text, up to a part of a stride at its end.
+    sliding: ``extrapolation/sliding_ppl@N`` of windows of N tokens that advance by `stride` (null: N / 2) and score
+    only their last `stride` tokens, so that each of these has at least N − stride tokens before it. All N score the
+    same text, up to part of a stride at its end.
 
-    tables/extrapolation.csv has a line per length and protocol: windows (chunks), tokens scored, loss with its
-    standard error over windows, and the UTF-8 bytes of the text scored. A length that fails is named there and costs
-    the others nothing. Perplexity hides much of what long context does to a model, since most tokens need near context
-    only (Fang et al. 2024, arXiv 2410.23771).
+    tables/extrapolation.csv has a line per length and protocol: windows (chunks), tokens scored, loss with its standard
+    error over windows, and the UTF-8 bytes of the text scored. A length that fails is named there and does not affect
+    the others. Perplexity hides many failures on long context, since most tokens need near context only (Fang et al.
+    2024, arXiv 2410.23771).
 
-    lengths, sliding: tokens, or multiples of the training length as in "4x". chunks: windows at each length, fewer
-    where the text ends; the windows of `tail` end where the longest slices do. Time is that of reading all these
+    lengths, sliding: tokens, or multiples of the training length as in "4x". chunks: windows at each length, or
+    fewer if the text is short; the windows of `tail` end where the longest slices do. Time is that of reading all these
     tokens; memory grows linearly with the length (`newllm.evaluation.limits`).
     """
 
@@ -61,7 +61,7 @@ class Extrapolation:
         check_lengths(lengths, f"{_OPTION}.lengths")
         check_lengths(sliding, f"{_OPTION}.sliding")
         if not lengths:
-            raise ConfigError(f"{_OPTION}.lengths must have one length at least, as in [1x,2x,4x,8x]; got [].")
+            raise ConfigError(f"{_OPTION}.lengths must have at least one length, as in [1x,2x,4x,8x]; got [].")
         require_positive(_OPTION, chunks=chunks, tail=tail, stride=stride)
         if not (slices or tail or positions or sliding):
             raise ConfigError(f"{_OPTION} has all its parts off: type {_OPTION}.slices=true, or leave it out of eval.")
@@ -94,7 +94,7 @@ class Extrapolation:
         ]
         if fewer:
             data.notes.append(
-                f"{_OPTION}.chunks={self.chunks} is more than {tokens:,} tokens of validation text hold: there are "
+                f"{_OPTION}.chunks={self.chunks} exceeds what {tokens:,} tokens of validation text hold: there are "
                 f"{', '.join(fewer)}"
             )
 
@@ -127,12 +127,12 @@ class Extrapolation:
             *(_screen(shown, subject) if shown else []),
             *(_screen_of_positions(bins) if bins else []),
             *(f"FAILED: {failure}" for failure in failures),
-            "Perplexity hides much of long-context failure, since most tokens need near context only",
+            "Perplexity hides many long-context failures, since most tokens need near context only",
         ]
         return Findings("Extrapolation", metrics, {name: rows for name, rows in tables.items() if rows}, body)
 
     def _parts(self, tokens: int, seq_len: int) -> list["Part"]:
-        """Everything to be measured on a text of `tokens` tokens, the shortest windows first."""
+        """All measurements on a text of `tokens` tokens, the shortest windows first."""
         lengths = parse_lengths(self.lengths, seq_len, f"{_OPTION}.lengths")
         sliding = parse_lengths(self.sliding, seq_len, f"{_OPTION}.sliding")
 
@@ -146,7 +146,7 @@ class Extrapolation:
                 parts.append(Part("slices", slices(length), length, scored=length - 1))
             if self.tail is not None:
                 parts.append(Part("tail", ends - length, length, scored=min(self.tail, lengths[0] // 2)))
-        for length in sliding:  # the targets from the longest window on, in whole strides
+        for length in sliding:  # targets start after the longest window and cover whole strides
             stride = length // 2 if self.stride is None else self.stride
             end = min(tokens, (self.chunks + 1) * sliding[-1])
             steps = np.arange((end - sliding[-1]) // stride, dtype=np.int64)
@@ -156,27 +156,27 @@ class Extrapolation:
 
 @dataclass
 class Part:
-    """The windows ``val[start : start + length]`` of one protocol and length, and what a model made of them."""
+    """The windows ``val[start : start + length]`` of one protocol and length, and their results."""
 
     protocol: str  # slices | tail | sliding
     starts: np.ndarray  # int64 [N]
     length: int  # length - 1 inputs and as many targets
-    scored: int  # the last targets of each window, which count
+    scored: int  # number of targets at the end of each window that are scored
     losses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # fp32 [N, scored] nats
     numbers: dict[str, Any] = field(default_factory=dict)  # tokens, loss, se, ppl, bytes, bits_per_byte
     failed: str = ""  # the reason
-    seconds: float = 0.0  # not in a table, whose numbers repeat to the bit
+    seconds: float = 0.0  # shown but not stored, since tables are reproducible to the bit
 
 
 def _measure(part: Part, subject: Subject, before: Part | None) -> None:
-    """Losses of the windows, taken from the part `before` if that has read the same windows."""
+    """Compute the losses of the windows, or take them from the part `before` if it has read the same windows."""
     began = time.perf_counter()
     text = subject.data.val_tokens
 
     def read() -> np.ndarray:
         found = []
         for inputs, labels in subject.batches(Rows(text, part.starts, part.length - 1)):
-            labels[:, : part.length - 1 - part.scored] = IGNORED  # logits are made of the scored targets only
+            labels[:, : part.length - 1 - part.scored] = IGNORED  # logits are computed for the scored targets only
             found.append(subject.losses_of(inputs, labels)[:, -part.scored :].cpu().numpy())
         return np.concatenate(found)
 
@@ -212,16 +212,16 @@ def _measure(part: Part, subject: Subject, before: Part | None) -> None:
 def _mean(losses: np.ndarray) -> tuple[float, float | None]:
     """Mean loss of windows [N, scored] and its standard error over the windows, None for a single window.
 
-    All windows score as many tokens, so this is the mean of the windows' means and the token-weighted mean at once.
+    All windows score the same number of tokens, so this is both the mean of window means and the token-weighted mean.
     """
     each = losses.mean(axis=1, dtype=np.float64)
     return float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else None
 
 
 def _by_position(losses: np.ndarray) -> Table:
-    """Mean loss of the targets with 1, 2 – 3, 4 – 7 … tokens before them in the window, of slices' losses [N, L − 1].
+    """Mean loss of the targets with 1, 2 – 3, 4 – 7 … tokens of context, from the losses [N, L − 1] of slices.
 
-    from, to: a bin's tokens of context, from ≤ t < to. Weighted by tokens, the bins' means give that of the slices.
+    from, to: tokens of context of a bin, from ≤ t < to. The token-weighted mean over bins is that of the slices.
     """
     length = losses.shape[1] + 1
     edges = [1 << power for power in range(length.bit_length()) if 1 << power < length]
@@ -234,7 +234,7 @@ def _by_position(losses: np.ndarray) -> Table:
 
 
 def _screen(shown: list[Part], subject: Subject) -> list[str | Table]:
-    """A line per length, with its perplexity by protocol and the rest of the first protocol; then what they mean."""
+    """A line per length: perplexity by protocol, details of the first protocol. Then explanations of the protocols."""
     protocols = {part.protocol: part for part in shown}
     rows: Table = []
     for length in sorted({part.length for part in shown}):
@@ -252,18 +252,18 @@ def _screen(shown: list[Part], subject: Subject) -> list[str | Table]:
     lines: list[str | Table] = [rows]
     if "slices" in protocols:
         lines.append(
-            "slices: rows that follow one another, each read by itself, as published; each length scores other text, "
-            "so they rank models at one length"
+            "slices: consecutive rows, each read alone, as published; each length scores different text, so they rank "
+            "models at one length"
         )
     if tail := protocols.get("tail"):
         lines.append(
             f"tail: the last {tail.scored} tokens of windows that end at the same {len(tail.starts)} places: the same "
-            "targets at all lengths, so the difference is what more context gives"
+            "targets at all lengths, so the difference is what more context gains"
         )
     if longest := protocols.get("sliding"):
         lines.append(
-            "sliding: windows move on by a stride and score only that, so that every token has context "
-            f"({longest.length - longest.scored} tokens at least in the longest)"
+            "sliding: windows advance by a stride and score only that stride, so that every token has context "
+            f"(at least {longest.length - longest.scored} tokens in the longest)"
         )
     return lines
 

@@ -6,16 +6,16 @@ from newllm.data.facts import NOT_SCORED
 
 
 class KneserNey:
-    """p(w | context) of the labels of rows; a proper distribution over the `vocab` ids for every context.
+    """p(w | context) of row labels: a proper distribution over the `vocab` ids for every context.
 
         p(w | h) = max(c(hw) - D, 0) / c(h) + γ(h) p(w | h without its first token)
 
-    D is one of three discounts, for counts 1, 2 and more, from the counts of counts; γ(h) hands the discounted mass
-    on; a context never seen hands on everything. Orders below a model's own count in how many contexts an n-gram
-    occurs instead of how often. The last order, unigrams, hands on to the uniform distribution.
+    D is one of three discounts, for counts 1, 2 and more, estimated from the counts of counts. γ(h) is the discounted
+    mass, which goes to the lower order; for an unseen context that is all of the mass. Lower orders count the contexts
+    in which an n-gram occurs instead of its occurrences. Unigrams back off to the uniform distribution.
 
-    The first label of a row has one token of context. Counts of that bigram, not of its contexts, are the right ones
-    there, so there are two chains: trigram → bigram by contexts → unigram, and bigram → unigram.
+    The first label of a row has one token of context, so its bigram counts occurrences, not contexts. Hence two chains:
+    trigram → bigram by contexts → unigram, and bigram → unigram.
     """
 
     def __init__(self, vocab: int):
@@ -24,13 +24,13 @@ class KneserNey:
         self._trigram_keys: list[np.ndarray] = []
 
     def count(self, inputs: np.ndarray, labels: np.ndarray) -> None:
-        """Add rows of inputs and labels [N, T]; labels of -100 count for nothing."""
+        """Add rows of inputs and labels [N, T]; labels of -100 are ignored."""
         bigrams, trigrams, _ = self._keys(inputs, labels)
         self._bigram_keys.append(bigrams)
         self._trigram_keys.append(trigrams)
 
     def fit(self) -> None:
-        """Make the orders out of everything counted."""
+        """Estimate all orders from the counts."""
         bigrams = np.unique(np.concatenate(self._bigram_keys), return_counts=True)
         trigrams = np.unique(np.concatenate(self._trigram_keys), return_counts=True)
         self._bigram, self._trigram = Order(*bigrams, self.vocab), Order(*trigrams, self.vocab)
@@ -39,7 +39,7 @@ class KneserNey:
         self._unigram = Order(*np.unique(bigrams[0] % self.vocab, return_counts=True), self.vocab)
 
     def losses(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """-ln p of every scored label, fp64, first those with one token of context, then those with two."""
+        """-ln p of every scored label in fp64: first labels with one token of context, then those with two."""
         _, trigrams, first = self._keys(inputs, labels)
         return -np.log(np.concatenate([self.probability(first), self.probability(trigrams, order=3)]))
 
@@ -51,7 +51,7 @@ class KneserNey:
         return self._trigram.interpolate(keys, self._middle.interpolate(keys % self.vocab**2, unigram))
 
     def _keys(self, inputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keys of the scored labels' bigrams, of their trigrams, and of the bigrams of first labels alone."""
+        """Keys of the bigrams and trigrams of scored labels, and of the bigrams of first labels only."""
         scored = labels != NOT_SCORED
         last = inputs.astype(np.int64)
         bigrams = last * self.vocab + labels  # [N, T]
@@ -60,7 +60,7 @@ class KneserNey:
 
 
 class Order:
-    """N-grams of one order: sorted int64 keys ``context * vocab + word`` and how often each counts."""
+    """N-grams of one order: sorted int64 keys ``context * vocab + word`` and their counts."""
 
     def __init__(self, keys: np.ndarray, counts: np.ndarray, vocab: int):
         self.vocab, self.keys = vocab, keys
@@ -68,22 +68,22 @@ class Order:
         self.discounted = counts - discount  # max(c - D, 0)
         self.contexts, where = np.unique(keys // vocab, return_inverse=True)
         self.totals = np.bincount(where, weights=counts, minlength=len(self.contexts))  # c(h)
-        self.handed_on = np.bincount(where, weights=discount, minlength=len(self.contexts)) / self.totals  # γ(h)
+        self.backoff = np.bincount(where, weights=discount, minlength=len(self.contexts)) / self.totals  # γ(h)
 
     def interpolate(self, keys: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        """p of each key, given p of its word at the next lower order."""
+        """p of each key, given p of its word at the lower order."""
         if not len(self.keys):
             return lower
         context, known = _find(self.contexts, keys // self.vocab)
         ngram, seen = _find(self.keys, keys)
         own = np.where(seen, self.discounted[ngram], 0.0) / self.totals[context]
-        return np.where(known, own + self.handed_on[context] * lower, lower)
+        return np.where(known, own + self.backoff[context] * lower, lower)
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
     """D of counts 0, 1, 2 and 3 or more: ``D_k = k - (k + 1) Y n_{k+1} / n_k``, Y = n_1 / (n_1 + 2 n_2).
 
-    Counts of counts so small that the estimate leaves (0, k) are those of toy data: 0.75 k then, a proper value.
+    On toy data an estimate can leave (0, k); D_k is 0.75 k then.
     """
     n = np.bincount(np.minimum(counts, 5), minlength=6)[:5].astype(float)  # n[k] keys with count k
     y = n[1] / (n[1] + 2 * n[2]) if n[1] else 0.0
@@ -95,6 +95,6 @@ def discounts(counts: np.ndarray) -> np.ndarray:
 
 
 def _find(table: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of each key in the sorted, non-empty table (some index if it is missing), and whether it is there."""
+    """Index of each key in the sorted, non-empty table (any index if missing), and whether it is present."""
     index = np.minimum(np.searchsorted(table, keys), len(table) - 1)
     return index, table[index] == keys

@@ -1,4 +1,4 @@
-"""What an evaluator may ask: counts, lengths of rows, the memory that a row takes, a model with attention."""
+"""Checks that evaluators share: option values, row lengths, memory and the presence of attention."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 _MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
 _SHORTEST = 2  # one token to read and one to predict
-_LOGITS = 1024  # positions whose logits exist at one time
-_TILES = 20 * (8 << 20)  # bytes of attention's tiles of scores and what is made of them: a learned bias needs most
+_LOGITS = 1024  # positions whose logits exist at the same time
+_TILES = 20 * (8 << 20)  # bytes of attention's score tiles and their intermediates; a learned bias needs most
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 _CGROUP_SELF = Path("/proc/self/cgroup")
-# Of version 2, then 1: its folder, the files of limit and use, and the part of the use that is file cache.
+# cgroup version 2, then 1: folder, limit file, usage file, and the name of the file cache in memory.stat.
 _CGROUP_FILES = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -30,14 +30,14 @@ _CGROUP_FILES = (
 
 
 def require_positive(node: str, **options: float | None) -> None:
-    """Raises ConfigError for an option of `node` (as in "eval.qk") that is 0 or less; None is allowed."""
+    """Raises ConfigError if an option of `node` (such as "eval.qk") is 0 or less; None is allowed."""
     for name, value in options.items():
         if value is not None and value <= 0:
             raise ConfigError(f"{node}.{name} must be above 0, as in {node}.{name}=10; got {value}.")
 
 
 def require_attention(node: str, model: LanguageModel) -> None:
-    """Raises ConfigError if the evaluator `node` looks at attention and the model has none."""
+    """Raises ConfigError if the model has no attention for the evaluator `node` to inspect."""
     if not all(hasattr(block, "attention") for block in model.blocks):
         raise ConfigError(
             f"{node} looks at attention, and {type(model).__name__} has none; leave it out, as in eval=[loss,accuracy]."
@@ -57,7 +57,7 @@ def check_lengths(lengths: Sequence[int | str], option: str) -> None:
 def parse_lengths(lengths: Sequence[int | str], seq_len: int, option: str) -> list[int]:
     """The lengths in tokens, ascending and distinct: "2x" is twice `seq_len`, rounded down, and 2048 is itself.
 
-    option: the key that errors name, such as "eval.extrapolation.lengths".
+    option: the key named in errors, such as "eval.extrapolation.lengths".
     """
     check_lengths(lengths, option)
     tokens = {
@@ -74,7 +74,7 @@ def parse_lengths(lengths: Sequence[int | str], seq_len: int, option: str) -> li
 
 
 def require_room(option: str, lengths: list[int], model: LanguageModel, text: int, several: bool = True) -> None:
-    """Raises ConfigError if the text, the encoding or the memory has no room for the longest of `lengths` (ascending).
+    """Raises ConfigError if the longest of `lengths` (ascending) exceeds the text, the encoding or the memory.
 
     text: tokens of the longest row that the validation text can fill. several: whether the option is a list.
     """
@@ -84,7 +84,7 @@ def require_room(option: str, lengths: list[int], model: LanguageModel, text: in
     bounds = [(text, f"the validation text has room for {text:,}", "give more text (samples, data.val_fraction)")]
     if limit is not None:
         table = f"pos_encoding has values for {limit:,} positions"
-        bounds.append((limit, table, "train with an encoding that has no table, as pos_encoding=rope"))
+        bounds.append((limit, table, "train with an encoding that has no table, such as pos_encoding=rope"))
     device = next(model.parameters()).device
     free = free_bytes(device)
     if free is not None:
@@ -102,16 +102,16 @@ def require_room(option: str, lengths: list[int], model: LanguageModel, text: in
 def try_length(subject: Subject, length: int, measure: Callable[[], T], cache_bytes: int = 0) -> tuple[T | None, str]:
     """The result of `measure()` on rows of `length` tokens, or None and the reason why it failed.
 
-    Out of memory is a reason and not an error, so that one length does not cost the numbers of the others. An
-    inference-time scaling without a factor of its own is set to `length` meanwhile. cache_bytes: needed beside a row.
+    Running out of memory is a reason and not an error, so that the other lengths keep their numbers. Meanwhile, an
+    inference-time scaling without a fixed factor is set to `length`. cache_bytes: memory needed in addition to a row.
     """
     needed, free = row_bytes(subject.model, length) + cache_bytes, free_bytes(subject.device)
-    if free is not None and needed > free:  # if it were tried, the system might kill the process
+    if free is not None and needed > free:  # trying might make the system kill the process
         return None, f"a row takes about {_gigabytes(needed)} and {_gigabytes(free)} are free on {subject.device}"
     try:
         subject.model.position.adapt(length)
         return measure(), ""
-    except (MemoryError, RuntimeError) as error:  # torch raises either when memory runs out
+    except (MemoryError, RuntimeError) as error:  # torch raises either if memory runs out
         if subject.device.type == "cuda":
             torch.cuda.empty_cache()
         return None, (str(error) or type(error).__name__).splitlines()[0]
@@ -120,31 +120,31 @@ def try_length(subject: Subject, length: int, measure: Callable[[], T], cache_by
 
 
 def row_bytes(model: LanguageModel, length: int) -> int:
-    """Upper estimate of the bytes, beside the weights, that the losses of a row of `length` tokens take.
+    """Upper estimate of the bytes needed for the losses of a row of `length` tokens, in addition to the weights.
 
     ``4 (2 S + 3 H) length + 8 * 1024 V + 160 MiB``. S is the sum of the output widths of one block's linear layers
-    (queries, keys, values, MLP …), each held twice in fp32 (as it comes, and rotated, activated or normed); H is the
-    hidden size, of the residual stream, its norm and the final states; V is the vocabulary, of which 1024 positions
-    at a time have logits and their exponentials. Linear in the length, since scores are made in tiles.
+    (queries, keys, values, MLP …), each held twice in fp32 (raw, and rotated, activated or normed); H is the hidden
+    size of the residual stream, its norm and the final states; V is the vocabulary size, for logits and their
+    exponentials at 1024 positions at a time. Linear in the length, since scores are computed in tiles.
     """
     token, fixed = _memory(model)
     return token * length + fixed
 
 
 def longest_row(model: LanguageModel, free: int) -> int:
-    """Tokens of the longest row that fits into `free` bytes by `row_bytes`; 0 if none does."""
+    """Tokens of the longest row that fits into `free` bytes according to `row_bytes`; 0 if none fits."""
     token, fixed = _memory(model)
     return max(0, (free - fixed) // token)
 
 
 def _memory(model: LanguageModel) -> tuple[int, int]:
-    """Bytes for each token of a row, and bytes for a row of any length."""
-    widths = [sum(one.out_features for one in block.modules() if isinstance(one, nn.Linear)) for block in model.blocks]
+    """Bytes per token of a row, and constant bytes per row."""
+    widths = [sum(m.out_features for m in block.modules() if isinstance(m, nn.Linear)) for block in model.blocks]
     return 4 * (2 * max(widths) + 3 * model.hidden_size), 8 * _LOGITS * model.vocab_size + _TILES
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of the device, within the limit of a container or job; None if the system does not tell."""
+    """Free memory of the device, within the limit of a container or job; None if unknown."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
@@ -156,7 +156,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def free_in_cgroup() -> int | None:
-    """Bytes left by the tightest memory limit of this process' cgroups and their parents; None without a limit.
+    """Bytes left under the tightest memory limit of this process's cgroups and their parents; None without a limit.
 
     Containers and SLURM set such limits, and /proc/meminfo does not show them.
     """
@@ -182,7 +182,7 @@ def free_in_cgroup() -> int | None:
 def _number(file: Path) -> int | None:
     try:
         return int(file.read_text())
-    except (OSError, ValueError):  # there is none, or it says "max"
+    except (OSError, ValueError):  # no such file, or "max"
         return None
 
 

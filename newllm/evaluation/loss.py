@@ -14,13 +14,13 @@ class Loss:
     """`val/loss` (nats per token), `val/ppl` = exp(val/loss), `val/bits_per_byte`.
 
     weighting: "token" is the mean over all scored tokens. "batch_mean" is the mean of the means of batches of
-    `batch_size` rows, as published: a smaller last batch counts for more (2 % of perplexity with 500 rows in
-    batches of 8). Bits per byte is always the sum of nats of all scored tokens / ln 2 / the UTF-8 bytes of text
-    they stand for; an end-of-text token costs nats and stands for none.
+    `batch_size` rows, as published: a smaller last batch gets more weight per token (2 % of perplexity with 500 rows in
+    batches of 8). Bits per byte is always the sum of nats of all scored tokens / ln 2 / their UTF-8 bytes of text; an
+    end-of-text token has nats and no bytes.
 
-    verdicts: upper perplexity bounds of what a perplexity says about its run, null for none; they hold
-    at `reference` bytes per token. A vocabulary of 4096 has about 3, so its perplexities are lower for the same
-    quality; bounds are compared after rescaling through bits per byte (`newllm.evaluation.diagnosis`).
+    verdicts: name -> upper bound of perplexity, null for no bound; bounds hold at `reference` bytes per token. A
+    vocabulary of 4096 has about 3, so its perplexities are lower for the same quality; bounds are compared after
+    rescaling through bits per byte (`newllm.evaluation.diagnosis`).
     """
 
     def __init__(

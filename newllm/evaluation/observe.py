@@ -1,4 +1,4 @@
-"""Queries, keys and values as a forward pass makes them."""
+"""Hooks on the queries, keys and values of a forward pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

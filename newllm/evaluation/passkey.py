@@ -1,4 +1,4 @@
-"""Passkey retrieval: are five digits that stood far back in the text likelier than five others?"""
+"""Passkey retrieval: are five digits from far back in the text more likely than five other digits?"""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -19,21 +19,21 @@ CHANCE = "chance is 0.5: a model that finds nothing prefers either key as often"
 class Passkey(Retrieval):
     """Retrieval of a random key over depth and length, by likelihood (after Mohtashami & Jaggi 2023, arXiv 2305.16300).
 
-    A row is filler, the marker ``<<PASS:d-d-d-d-d>>``, filler, ``<<PASS:``, and then the key ``d-d-d-d-d>>`` or one
-    that is wrong in every digit; the model reads N tokens of it, all but the last, so at the training length no
+    A row is filler, the marker ``<<PASS:d-d-d-d-d>>``, filler, ``<<PASS:``, and then the key ``d-d-d-d-d>>`` or a
+    wrong key that differs in every digit. The model reads N tokens, all but the last, so at the training length no
     position is new to it. The marker begins at max(1, ⌊depth · filler⌋). Text is tokenized marker by marker, so that
     both markers of a key are the same tokens.
 
-    ``passkey/margin@N``: mean nats per token of the wrong key − of the true one, over all depths.
+    ``passkey/margin@N``: mean nats per token of the wrong key − those of the true one, over all depths.
     ``passkey/accuracy@N``: share of trials whose margin is above 0. Chance is 0.5, and 95 % of chance results with 50
-    trials lie between 0.36 and 0.64; Wilson's interval is beside each share.
+    trials lie between 0.36 and 0.64; the table has Wilson's interval of each share.
     ``passkey/exact@N``: share of trials in which greedy decoding gives the whole key.
     tables/passkey.csv has a line per length and depth.
 
-    filler: "varied" takes it from another place of the validation text in each trial, "prefix" from its beginning in
-    all, as published for RoPE frequency design (where N counts the tokens before the key).
-    seed: of the trials, which are the same for all runs on one text and tokenizer, whatever the seed of the run.
-    A small model finds nothing unless its training asked for it: `data.passkey` mixes such rows in.
+    filler: "varied" takes it from a different place of the validation text in each trial, "prefix" always from its
+    beginning, as published for RoPE frequency design (where N counts the tokens before the key). seed: of the trials,
+    which are the same for all runs with the same text and tokenizer, whatever the run's seed. A small model finds
+    nothing unless it was trained on such rows: `data.passkey` mixes them in.
     """
 
     name, title = "passkey", "Passkey retrieval"
@@ -69,13 +69,14 @@ class Passkey(Retrieval):
             ]
 
     def filler_before(self, labels: dict[str, Any], filler: int, marker: int) -> int:
-        """Tokens of filler before the marker, of `filler` and `marker` tokens in all; clipped from 1 to all."""
+        """Tokens of filler before the marker; the caller clips it to [1, filler]. marker: tokens of the marker."""
         return int(labels["depth"] * filler)
 
     def key_trial(self, labels: dict[str, Any], data: Dataset, *names: int) -> Trial:
-        """The true key and one wrong in every digit, behind a prompt that holds the true one.
+        """A prompt that contains the true key; candidates are the true key and one wrong in every digit.
 
-        Prompt and longer key have length + 1 tokens together, of which a model reads `length`. names: of the trial.
+        The prompt and the longer key have length + 1 tokens, of which a model reads `length`. names: identify the
+        trial.
         """
         length = labels["length"]
         random = generator(self.seed, self.name, "trial", length, *names)

@@ -11,9 +11,9 @@ from newllm.evaluation.subject import Findings, Subject, Table
 class Position:
     """`val/ppl_by_position/A-B`: exp of the mean loss of the labels A ≤ t < B of all validation rows.
 
-    Label t is predicted from t + 1 tokens, so the first bucket holds those with little context. Token-weighted:
-    the buckets' mean losses, weighted by their tokens, give the token-weighted val/loss exactly.
-    edges: where buckets begin; the last ends with the row, and those beyond the row are left out.
+    Label t is predicted from t + 1 tokens, so the first bucket holds labels with little context. The mean losses of
+    the buckets, weighted by their tokens, give the token-weighted val/loss exactly.
+    edges: starts of the buckets; the last one ends with the row, and edges beyond the row are ignored.
     tables/position.csv has one line per label position: mean loss with its standard error over rows.
     """
 
@@ -41,7 +41,7 @@ class Position:
 
 
 def by_position(losses: np.ndarray, mask: np.ndarray) -> Table:
-    """For each label position: rows that score it, mean loss, its standard error over rows, exp of the mean."""
+    """For each label position: number of scoring rows, mean loss, its standard error over rows, exp of the mean."""
     count = mask.sum(axis=0)
     mean = np.where(mask, losses, 0.0).sum(axis=0, dtype=np.float64) / np.maximum(count, 1)
     squares = np.where(mask, (losses - mean) ** 2, 0.0).sum(axis=0)

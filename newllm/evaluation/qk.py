@@ -1,4 +1,4 @@
-"""Statistics of queries and keys: sizes, frequency bands, massive-value dimensions."""
+"""Statistics of queries and keys: magnitudes, frequency bands, massive dimensions."""
 
 import math
 from typing import Any
@@ -16,22 +16,22 @@ TENSORS = ("q_before", "k_before", "q", "k", "latent")
 
 
 class QueryKey:
-    """How large q and k are, before (`qk/before/…`) and after (`qk/…`) rotation, both before the score's scaling.
+    """Magnitudes of q and k before (`qk/before/…`) and after (`qk/…`) rotation, without the scaling of scores.
 
     Sizes, as published: max |x|; mean |x| and unbiased std of the signed x per batch, averaged over batches. A
-    model's max is the largest of its layers', its mean and std their average.
+    model's max is the maximum over layers, its mean and std are averages over layers.
 
-    Frequency bands: a rotary pair (a, b) is measured by its norm √(x_a² + x_b²), which the rotation leaves alone.
-    The pairs with the higher half of the inverse frequencies are the high band, the others the low one; dims that
-    nothing rotates are a band of their own, measured by |x_d|. The published halves, dims [0, r/2) against [r/2, r)
-    of the r rotary dims, are given as such: in the half layout each holds one coordinate of every pair, so their
-    ratio is about 1 whatever the frequencies do.
+    Frequency bands: a rotary pair (a, b) is measured by its norm √(x_a² + x_b²), which rotation preserves. The pairs
+    with the higher half of the inverse frequencies are the high band, the others the low band; dims without rotation
+    are a third band, measured by |x_d|. The published halves, dims [0, r/2) against [r/2, r) of the r rotary dims, are
+    reported too: in the half layout each half holds one coordinate of every pair, so their ratio is about 1 whatever
+    the frequencies.
 
     Massive values (Jin et al. 2025, arXiv 2502.01563): M_{h,d}, the L2 norm of dim d of head h over positions, is
-    massive above `factor` times its head's mean over d. Threshold-free beside it: the largest M over the mean, and
-    the share that a head's largest dim has in the sum of its M².
+    massive above `factor` times its head's mean over d. Two measures without a threshold: the largest M over the mean,
+    and the share of a head's largest dim in the sum of its M².
 
-    batches, batch_size: the first validation rows looked at (10 × 8 as published).
+    batches, batch_size: number of validation rows, from the first on (10 × 8 as published).
     """
 
     def __init__(self, batches: int = 10, batch_size: int = 8, factor: float = 5.0):
@@ -71,7 +71,7 @@ class QueryKey:
     def _sizes(self, found: Findings, layers: list[dict[str, "Statistics"]]) -> None:
         rows: Table = []
         for layer, seen in enumerate(layers):
-            sizes = {f"{name}_{what}": size for name, one in seen.items() for what, size in one.sizes().items()}
+            sizes = {f"{name}_{what}": size for name, stats in seen.items() for what, size in stats.sizes().items()}
             rows.append({"layer": layer, **sizes})
         found.tables["qk_layers"] = rows
         for name in ("q", "k"):
@@ -87,8 +87,8 @@ class QueryKey:
 
     def _bands(self, found: Findings, layers: list[dict[str, "Statistics"]]) -> None:
         each = [(layer, name, seen[name]) for layer, seen in enumerate(layers) for name in ("q", "k")]
-        rows = [{"layer": layer, "tensor": name, **row} for layer, name, one in each for row in band_rows(one)]
-        pairs = [{"layer": layer, "tensor": name, **row} for layer, name, one in each for row in pair_rows(one)]
+        rows = [{"layer": layer, "tensor": name, **row} for layer, name, stats in each for row in band_rows(stats)]
+        pairs = [{"layer": layer, "tensor": name, **row} for layer, name, stats in each for row in pair_rows(stats)]
         found.tables["qk_bands"] = rows
         if pairs:
             found.tables["qk_pairs"] = pairs
@@ -134,9 +134,9 @@ class QueryKey:
 
 
 class Statistics:
-    """Running statistics of one tensor of one layer, fed batch by batch; holds nothing of size B or T.
+    """Running statistics of one tensor of one layer over batches; stores nothing of size B or T.
 
-    pairs: (dim, dim, inv_freq) of the rotary pairs to follow.
+    pairs: (dim, dim, inv_freq) of the rotary pairs to measure.
     """
 
     def __init__(self, pairs: list[tuple[int, int, float]]):
@@ -175,7 +175,7 @@ class Statistics:
 
 
 def rotary_pairs(block: Any) -> list[tuple[int, int, float]]:
-    """(dim, dim, inv_freq) of the dims of q and k that this block rotates; a frequency of 0 rotates nothing."""
+    """(dim, dim, inv_freq) of the dims of q and k that this block rotates; pairs with frequency 0 are left out."""
     if block.encoding is None:
         return []
     offset = block.attention.rotary_offset
@@ -183,7 +183,7 @@ def rotary_pairs(block: Any) -> list[tuple[int, int, float]]:
 
 
 def massive(norms: Tensor, factor: float) -> Table:
-    """Per head of M [H, D]: how many dims exceed factor x the head's mean, which is largest, and by how much."""
+    """Per head of M [H, D]: number of dims above factor x the head's mean, the largest dim, and its size."""
     rows: Table = []
     for head, line in enumerate(norms):
         mean, energy = float(line.mean()), float(line.square().sum())
@@ -200,7 +200,7 @@ def massive(norms: Tensor, factor: float) -> Table:
 
 
 def band_rows(stats: Statistics) -> Table:
-    """Both cuts of the dims of one tensor: the correct frequency bands and the published halves."""
+    """The dims of one tensor by frequency band, and by the published halves."""
     dims = len(stats.dim_max)
     rotary = sorted({d for a, b, _ in stats.pairs for d in (a, b)})
     passed = [d for d in range(dims) if d not in set(rotary)]

@@ -13,10 +13,10 @@ from newllm.evaluation.subject import Findings, Subject, Table
 
 
 class EffectiveRank:
-    """`rank/effective_rank` of the hidden states that the head sees, `rank/share` of the width; a table per layer.
+    """`rank/effective_rank` of the final hidden states, `rank/share` of the width; a table has every layer.
 
-    positions: how many hidden states (the first of the validation rows) the matrix has; null takes 16 per
-    dimension. Fewer bias the rank down: Gaussian N × 64 gives 52, 62, 63.5 at N = 64, 256, 1024.
+    positions: number of hidden states in the matrix, from the first validation rows; null takes 16 per dimension.
+    Fewer bias the rank down: Gaussian N × 64 gives 52, 62, 63.5 at N = 64, 256, 1024.
     center: subtract the mean state first. A large common component lowers the uncentred rank.
     """
 

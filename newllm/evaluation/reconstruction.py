@@ -1,4 +1,4 @@
-"""How well compressed values are restored (attention=vdproj)."""
+"""Reconstruction error of compressed values (attention=vdproj)."""
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ class Reconstruction:
     """`reconstruction/mse`: MSE(v', v) of the restored values v' over tokens and dims, mean over the layers.
 
     `reconstruction/relative_error` is the mean over the layers of sum (v' - v)^2 / sum v^2, which does not depend on
-    how large values are: 0 gives them back whole, 1 is as good as restoring zeros. A table has both per layer.
+    the scale of values: 0 is exact, 1 is as good as zeros. A table has both per layer.
 
-    batches, batch_size: the first validation rows looked at.
+    batches, batch_size: number of validation rows, from the first on.
     """
 
     def __init__(self, batches: int = 10, batch_size: int = 8):

@@ -1,4 +1,4 @@
-"""What the retrieval tasks share: rows that hide something, and candidates for what a query at the end asks."""
+"""Base of the retrieval tasks: rows with hidden information, a query at the end and candidate answers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -24,9 +24,9 @@ from newllm.training.cross_entropy import CHUNK, token_losses
 
 @dataclass(frozen=True)
 class Trial:
-    """A prompt, and candidates of which the first is right. A row is the prompt and a candidate.
+    """A prompt and candidate answers, the first of which is right. A row is the prompt and a candidate.
 
-    labels: what the trial is about, as columns of the table: its length in tokens, and depth, distance or task.
+    labels: columns of the table: length in tokens, and depth, distance or task.
     """
 
     labels: dict[str, Any]
@@ -35,30 +35,30 @@ class Trial:
 
 
 class Retrieval(ABC):
-    """Base of the tasks: subclasses say which trials are asked, and what is reported of them.
+    """Base of the tasks: subclasses define the trials and the report.
 
-    Trials come from the evaluator's seed alone, so all runs on one text and tokenizer get the same. A round of trials
-    that fails is named in the report and does not cost the others their numbers.
+    Trials depend only on the evaluator's seed, so all runs with the same text and tokenizer get the same ones. A round
+    of trials that fails is named in the report, and the others keep their numbers.
     """
 
-    name: ClassVar[str]  # in eval=[…], and of the table
+    name: ClassVar[str]  # in eval=[…], and name of the table
     title: ClassVar[str]
     option: ClassVar[str] = "lengths"
     lengths: Sequence[int | str]
 
     @abstractmethod
     def rounds(self, data: Dataset, model: LanguageModel, lengths: list[int]) -> Iterator[list[Trial]]:
-        """Trials in rows of `lengths` tokens; those of a round have one length and are scored together.
+        """Trials in rows of `lengths` tokens; the trials of a round have the same length and are scored together.
 
         Raises ConfigError if a row is too short for them.
         """
 
     @abstractmethod
     def report(self, judged: list[dict[str, Any]], seq_len: int) -> tuple[dict[str, float], Table, list[str | Table]]:
-        """Metrics, table and console lines of the trials, each given by its labels and what `judge` found."""
+        """Metrics, table and console lines of the trials, each with its labels and the results of `judge`."""
 
     def check(self, data: Dataset, model: LanguageModel) -> None:
-        """Raises ConfigError for lengths that this text, encoding or memory has no room for, or that are too short."""
+        """Raises ConfigError if a length is too short, or too long for the text, the encoding or the memory."""
         lengths = self._lengths(model)
         several = self.option == "lengths"
         require_room(f"eval.{self.name}.{self.option}", lengths, model, len(data.val_tokens), several=several)
@@ -86,7 +86,7 @@ class Retrieval(ABC):
         return Findings(self.title, metrics, {self.name: table}, [*body, *failures])
 
     def too_short(self, length: int, needed: int, what: str) -> ConfigError:
-        """The error of a row that has no room for what it must hold."""
+        """The error for rows too short for their content."""
         return ConfigError(
             f"eval.{self.name}.{self.option} asks for rows of {length:,} tokens, and {what} takes {needed:,} with this "
             f"tokenizer: leave out what is shorter than {needed:,}."
@@ -97,9 +97,9 @@ class Retrieval(ABC):
 
 
 def judge(subject: Subject, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Score every candidate of every trial behind its prompt, from the candidate's first token on.
+    """Score every candidate of every trial after its prompt.
 
-    Of each trial its labels and: margin, the mean nats per token of the wrong candidates (of each, then over them) -
+    Returns for each trial its labels and: margin, the nats per token of the wrong candidates (mean over candidates) -
     those of the right one; right, whether the right one has fewer nats per token than every other; exact, whether each
     of its tokens is the model's first choice.
     """
@@ -108,36 +108,36 @@ def judge(subject: Subject, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     found = iter(score(subject, prompts, candidates, nats_and_choice))
     judged = []
     for trial in trials:
-        scored = [next(found) for _ in trial.candidates]  # of each candidate [tokens, 2]
-        own, *others = (float(one[:, 0].mean()) for one in scored)
+        scored = [next(found) for _ in trial.candidates]  # for each candidate [tokens, 2]
+        own, *others = (float(candidate[:, 0].mean()) for candidate in scored)
         margin, exact = float(np.mean(others)) - own, bool(scored[0][:, 1].all())
         judged.append({**trial.labels, "margin": margin, "right": own < min(others), "exact": exact})
     return judged
 
 
 def judge_or_fail(subject: Subject, trials: Sequence[Trial]) -> tuple[list[dict[str, Any]], str]:
-    """`judge`; or nothing, and the reason why it failed."""
+    """The results of `judge`, or an empty list and the reason why it failed."""
     length, model = trials[0].labels["length"], subject.model
     # A prompt's keys and values in fp32, and their copy for its candidates; at most those of multi-head attention.
     cache = 2 * 4 * len(model.blocks) * 2 * model.hidden_size * length
     judged, failed = try_length(subject, length, lambda: judge(subject, trials), cache)
-    if judged is not None and not np.isfinite([one["margin"] for one in judged]).all():
+    if judged is not None and not np.isfinite([trial["margin"] for trial in judged]).all():
         return [], "its losses are not finite"
     return judged or [], failed
 
 
 def nats_and_choice(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """fp32 [N, 2]: nats of each label, and 1 where it is the likeliest token of the vocabulary, else 0.
+    """fp32 [N, 2]: nats of each label, and 1 where it is the most likely token of the vocabulary, else 0.
 
-    A continuation whose labels all have a 1 is what greedy decoding gives, and no other is: if the tokens emitted so
-    far are its first ones, the model has read what it reads here, and its next choice is the next label or is not.
+    A continuation is the output of greedy decoding if and only if all its labels have a 1: as long as greedy decoding
+    follows the labels, it reads the same tokens as this pass.
     """
     likeliest = torch.cat([F.linear(part, head).argmax(-1) for part in hidden.split(CHUNK)])
     return torch.stack((token_losses(hidden, head, labels), (likeliest == labels).float()), dim=1)
 
 
 def summarize(judged: list[dict[str, Any]], *labels: str) -> Table:
-    """A line for each group of successive trials with equal `labels`, with Wilson's 95 % interval of the accuracy."""
+    """A line for each group of consecutive trials with equal `labels`, with Wilson's 95 % interval of the accuracy."""
     rows: Table = []
     for _, group in groupby(judged, itemgetter(*labels)):
         trials = list(group)
@@ -158,7 +158,7 @@ def screen_columns(row: dict[str, Any]) -> dict[str, float | str]:
 
 
 def wilson(right: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Interval of a share by Wilson (1927): never empty at 0 and 1, unlike the normal one. 95 % by default."""
+    """Wilson's (1927) interval of a share; unlike the normal interval, not empty at 0 and 1. 95 % by default."""
     share = right / trials
     centre = share + z * z / (2 * trials)
     half = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
@@ -167,11 +167,11 @@ def wilson(right: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:
-    """The random generator of one trial, which depends on the evaluator's seed and the trial's names alone."""
+    """The random generator of one trial, which depends only on the evaluator's seed and the trial's names."""
     return np.random.Generator(np.random.PCG64(stream(seed, *names)))
 
 
 def take_filler(text: np.ndarray, count: int, random: np.random.Generator | None) -> list[int]:
-    """`count` successive tokens of `text` [N]: from a place drawn by `random`, or the first ones."""
+    """`count` consecutive tokens of `text` [N]: from a place drawn by `random`, or the first ones."""
     start = 0 if random is None else int(random.integers(len(text) - count + 1))
     return text[start : start + count].tolist()

@@ -10,12 +10,12 @@ from newllm.data.facts import Question, ReversalFacts
 from newllm.evaluation import scoring
 from newllm.evaluation.subject import Findings, Subject, Table
 
-_PUBLISHED_TOKENS = 63  # of a sentence at most, under scoring=sentence
+_PUBLISHED_TOKENS = 63  # longest sentence under scoring=sentence
 
 
 @dataclass
 class Sequence:
-    """Token ids, of which those from `start` (at least 1) on are scored."""
+    """Token ids; those from `start` (at least 1) on are scored."""
 
     ids: list[int]
     start: int
@@ -24,16 +24,16 @@ class Sequence:
 class Reversal:
     """Perplexity of the facts in the trained direction (F) and in the other (B): ratio F / B and gap B - F.
 
-    scoring "answer": exp of the mean nats of all answer tokens, the prompt only read, end-of-text before it where the
-    tokenizer has one, as between packed facts. "sentence", as published: per sentence the mean nats of tokens 2 to n
-    (63 at most, nothing before them), then the mean over sentences, then exp. The two sets of sentences are not
-    equally hard, so also `margin` (under both scorings, answer tokens only): mean over facts and over the other names
-    of their kind of [log p(right name) - log p(wrong name)], each per token; and `accuracy`, the share of those
-    pairs in which the right name is likelier (0.5 by chance). No margin backward with one forward is the curse.
+    scoring "answer": exp of the mean nats of all answer tokens, with the prompt as context, after an end-of-text token
+    if the tokenizer has one, as between packed facts. "sentence", as published: per sentence the mean nats of tokens 2
+    to n (at most 63, without a token before them), then the mean over sentences, then exp. The two sets of sentences
+    are not equally hard, so also `margin` (under both scorings, answer tokens only): mean over facts and over the other
+    names of their kind of [log p(right name) - log p(wrong name)], each per token; and `accuracy`, the share of those
+    pairs in which the right name is more likely (0.5 by chance). The curse is a margin forward and none backward.
 
-    backward: "well_formed" or "literal" (as published: 30 of the 33 malformed, "Paris is the capital of The capital
-    of France"); "facts" takes the form that the facts group chose, well formed without one. Without trained facts the
-    same numbers are the untrained control.
+    backward: "well_formed" or "literal" (as published: 30 of the 33 malformed, "Paris is the capital of The capital of
+    France"); "facts" takes the form of the facts group, or well_formed without one. Without trained facts the same
+    numbers are the untrained control.
     """
 
     def __init__(
@@ -86,29 +86,29 @@ class Reversal:
 
     def _perplexity(self, subject: Subject, questions: list[Question]) -> float:
         if self.scoring == "answer":
-            sequences = [answer(subject, one.prompt, one.answer, self._start(subject)) for one in questions]
+            sequences = [answer(subject, q.prompt, q.answer, self._start(subject)) for q in questions]
             return _exp(np.concatenate(score(subject, sequences)).mean())
         encode = subject.data.tokenizer.encode
-        sentences = [Sequence(encode(one.sentence)[:_PUBLISHED_TOKENS], start=1) for one in questions]
+        sentences = [Sequence(encode(q.sentence)[:_PUBLISHED_TOKENS], start=1) for q in questions]
         return _exp(np.mean([nats.mean() for nats in score(subject, sentences)]))
 
 
 def answer(subject: Subject, prompt: str, name: str, start: list[int]) -> Sequence:
-    """`start`, prompt and name, scored from where the ids differ from those of the prompt alone.
+    """`start`, prompt and name, scored from the first id that differs from those of the prompt alone.
 
-    That is the name's first token where no token spans the space before it, as in every byte-level BPE.
+    That is the name's first token if no token spans the space before it, as in every byte-level BPE.
     """
     encode = subject.data.tokenizer.encode
     ids, shared = encode(f"{prompt} {name}"), 0
-    for one, other in zip(ids[:-1], encode(prompt), strict=False):
-        if one != other:
+    for id_, prompt_id in zip(ids[:-1], encode(prompt), strict=False):
+        if id_ != prompt_id:
             break
         shared += 1
     return Sequence(start + ids, max(1, len(start) + shared))
 
 
 def compare(subject: Subject, questions: list[Question], start: list[int]) -> Table:
-    """Per question: perplexity of the answer, its margin over the wrong names, the share of them that it beats."""
+    """Per question: perplexity of the answer, its margin over the wrong names, and the share of them that it beats."""
     names = [(question.answer, *question.wrong) for question in questions]
     sequences = [
         answer(subject, q.prompt, name, start) for q, group in zip(questions, names, strict=True) for name in group
@@ -128,7 +128,7 @@ def compare(subject: Subject, questions: list[Question], start: list[int]) -> Ta
 
 
 def score(subject: Subject, sequences: list[Sequence]) -> list[np.ndarray]:
-    """Nats (fp64) of the scored tokens of each sequence; a longer one than training's rows loses its beginning."""
+    """Nats (fp64) of the scored tokens of each sequence; one longer than the training rows loses its beginning."""
     longest = subject.model.seq_len + 1
     cut = [max(0, len(one.ids) - longest) for one in sequences]
     starts = [max(1, one.start - lost) for one, lost in zip(sequences, cut, strict=True)]

@@ -1,4 +1,4 @@
-"""Small tasks over long rows after RULER, answered by likelihood among candidates."""
+"""Small long-context tasks after RULER, answered by the likelihood of candidates."""
 
 import string
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ from newllm.evaluation.subject import Table
 from newllm.model import LanguageModel
 from newllm.suggest import did_you_mean
 
-MOST_KEYS = 8  # two hops take three of the 26 letters for each
+MOST_KEYS = 8  # two hops need three of the 26 letters per key
 _LETTERS = np.array(list(string.ascii_uppercase))
-_TOKENS_A_WORD = 8  # of the row for each word to be counted: the word takes five at most, the rest is filler
+_TOKENS_A_WORD = 8  # of a row; a word takes at most five, the rest is filler
 
 
 @dataclass(frozen=True)
 class Puzzle:
-    """statements: in the order in which they stand in the text. query: its end. answers: the right one first."""
+    """statements: in the order of the text. query: the end of the text. answers: the right one first."""
 
     statements: list[str]
     query: str
@@ -32,19 +32,19 @@ class Puzzle:
 
 
 def needle(random: np.random.Generator, keys: int, length: int) -> Puzzle:
-    """``<<K:7>>``, asked for by ``<<K:``; the answers are all ten digits, of which the text names one."""
+    """``<<K:7>>``, asked for by ``<<K:``; the candidates are all ten digits, of which the text contains one."""
     digits = random.permutation(10)
     key = random.choice(_LETTERS)
     return Puzzle([f"<<{key}:{digits[0]}>>"], f"<<{key}:", [str(digit) for digit in digits])
 
 
 def multi_key_needle(random: np.random.Generator, keys: int, length: int) -> Puzzle:
-    """`keys` needles with other letters and digits; the answers are their digits."""
+    """`keys` needles with different letters and digits; the candidates are their digits."""
     return _chains(random, keys, hops=0)
 
 
 def one_hop(random: np.random.Generator, keys: int, length: int) -> Puzzle:
-    """`keys` chains ``<<A:7>>`` … ``<<B:A>>``, asked for by ``<<value of B:``; the answers are their digits."""
+    """`keys` chains ``<<A:7>>`` … ``<<B:A>>``, asked for by ``<<value of B:``; the candidates are their digits."""
     return _chains(random, keys, hops=1)
 
 
@@ -54,7 +54,7 @@ def two_hops(random: np.random.Generator, keys: int, length: int) -> Puzzle:
 
 
 def _chains(random: np.random.Generator, keys: int, hops: int) -> Puzzle:
-    """Chains mix at random, each in its own order; the first one is asked for."""
+    """Chains are interleaved at random, each in order; the query asks for the first one."""
     links = random.permutation(_LETTERS)[: keys * (hops + 1)].reshape(keys, hops + 1).tolist()
     digits = [str(digit) for digit in random.permutation(10)[:keys]]
     left = [
@@ -67,10 +67,9 @@ def _chains(random: np.random.Generator, keys: int, hops: int) -> Puzzle:
 
 
 def frequent_word(random: np.random.Generator, keys: int, length: int) -> Puzzle:
-    """``<<A>>`` … ``<<C>>`` …, one word for every 8 tokens of the row, asked for by ``<<most frequent:``.
+    """``<<A>>`` … ``<<C>>`` …, one word per 8 tokens of the row, asked for by ``<<most frequent:``.
 
-    Of the `keys` letters one stands twice as often as the others do on average, or a little more; the answers are
-    these letters.
+    One of the `keys` letters is at least twice as frequent as the others on average; the candidates are these letters.
     """
     letters = random.permutation(_LETTERS)[:keys].tolist()
     count = max(keys + 1, length // _TOKENS_A_WORD)
@@ -86,22 +85,22 @@ TASKS: dict[str, Callable[[np.random.Generator, int, int], Puzzle]] = {
 
 
 class Ruler(Retrieval):
-    """Five tasks after RULER (Hsieh et al. 2024, arXiv 2404.06654), in texts that a small model may cope with.
+    """Five tasks after RULER (Hsieh et al. 2024, arXiv 2404.06654), simple enough for small models.
 
     A row is filler with statements at random places, a query, and an answer. needle and multi_key_needle find a key's
-    digit, one_hop and two_hops follow names to a digit, frequent_word counts. Needles have keys, so a query has one
-    answer.
+    digit, one_hop and two_hops follow names to a digit, frequent_word counts. Needles have keys, so that a
+    query has one answer.
 
-    The model chooses among candidates: the one with the least mean nats per token, from its first token on. A
-    candidate is a digit or letter, in a byte-level BPE a single token, so that this is its log-probability. Except
-    for needle, whose candidates are all ten digits, candidates are what the text names, and copying any is at chance.
-    ``ruler/<task>@N``: share of trials in which the right candidate wins; the model reads N tokens.
-    tables/ruler.csv adds chance (1 / candidates), margin (mean nats per token of the wrong candidates − of the right
-    one) and Wilson's 95 % interval of the share.
+    The model chooses among candidates: the one with the lowest mean nats per token. A candidate is a digit or a letter,
+    a single token in a byte-level BPE, so that this is its log-probability. Except for needle, whose candidates are all
+    ten digits, all candidates occur in the text, so copying any of them is at chance. ``ruler/<task>@N``: share of
+    trials in which the right candidate wins; the model reads N tokens. tables/ruler.csv adds chance (1 / candidates),
+    margin (mean nats per token of the wrong candidates − those of the right one) and Wilson's 95 % interval of the
+    share.
 
-    Filler is validation text from another place in each trial. lengths: tokens, or multiples of the training length.
-    keys: needles or chains beside one another, words to count. seed: of the trials, which are the same for all runs
-    on one text and tokenizer, whatever the seed of the run.
+    Filler is validation text from a different place in each trial. lengths: tokens, or multiples of the training
+    length. keys: number of needles, chains or words to count. seed: of the trials, which are the same for all runs with
+    the same text and tokenizer, whatever the run's seed.
     """
 
     name, title = "ruler", "Small RULER tasks"
@@ -131,13 +130,13 @@ class Ruler(Retrieval):
                 yield [self._trial(task, data, length, number) for number in range(self.trials)]
 
     def _trial(self, task: str, data: Dataset, length: int, number: int) -> Trial:
-        """Prompt and longest candidate have length + 1 tokens, of which a model reads `length`."""
+        """The prompt and the longest candidate have length + 1 tokens, of which a model reads `length`."""
         random = generator(self.seed, "ruler", task, length, number)
         puzzle = TASKS[task](random, self.keys, length)
         answers = ask(data.tokenizer, puzzle.query, *puzzle.answers)
         query = answers[0].query
         statements = [data.tokenizer.encode(statement) for statement in puzzle.statements]
-        room = length + 1 - max(len(one.answer) for one in answers) - len(query) - sum(map(len, statements))
+        room = length + 1 - max(len(candidate.answer) for candidate in answers) - len(query) - sum(map(len, statements))
         if room < 1:
             raise self.too_short(length, length + 1 - room, task)
         words = take_filler(data.val_tokens, room, random)
@@ -146,7 +145,7 @@ class Ruler(Retrieval):
         for statement, start, end in zip(statements, places, [*places[1:], room], strict=True):
             prompt += [*statement, *words[start:end]]
         labels = {"task": task, "length": length, "chance": 1 / len(answers)}
-        return Trial(labels, prompt + query, [one.answer for one in answers])
+        return Trial(labels, prompt + query, [candidate.answer for candidate in answers])
 
     def report(self, judged: list[dict[str, Any]], seq_len: int) -> tuple[dict[str, float], Table, list[str | Table]]:
         columns = ("task", "length", "accuracy", "chance", "trials", "margin", "low", "high")
@@ -159,6 +158,6 @@ class Ruler(Retrieval):
             line[f"{row['length']:,} tokens"] = f"{row['accuracy']:.2f}{above}"
         return metrics, [{column: row[column] for column in columns} for row in summary], [
             list(screen.values()),
-            f"Accuracy of {self.trials} trials: the right candidate is the likeliest; chance is 1 / candidates; * its "
-            "95 % interval is above chance",
+            f"Accuracy of {self.trials} trials: the right candidate is the most likely; chance is 1 / candidates; * "
+            "the 95 % interval is above chance",
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""How likely a model finds given continuations: only the logits that this takes, batched by length."""
+"""Scores continuations of prompts: computes only the logits needed, in batches by length."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,17 +13,17 @@ from newllm.training.cross_entropy import IGNORED, token_losses
 Ids = Sequence[int]
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]  # states [N, hidden], head [V, hidden], labels [N] -> [N, ...]
 
-_WORTH_A_CACHE = 100  # tokens whose reading takes longer than a cache
+_WORTH_A_CACHE = 100  # saved tokens from which on a cache is faster
 
 
 def score(
     subject: Subject, prompts: Sequence[Ids], continuations: Sequence[Ids], measure: Measure | None = None
 ) -> list[np.ndarray]:
-    """Nats (fp64) of every token of each continuation after its prompt; or what `measure` takes of it.
+    """Nats (fp64) of every token of each continuation after its prompt, or the results of `measure`.
 
-    A prompt has one token at least, since nothing predicts a row's first token (RunError). A prompt with several
-    continuations is read once where that halves the tokens to read, or saves a hundred: its keys and values are then
-    kept in a cache.
+    Raises RunError if a prompt is empty, since nothing predicts a row's first token. A prompt with several
+    continuations is read only once, with its keys and values in a cache, if that halves the tokens to read or saves a
+    hundred.
     """
     measure = measure or token_losses
     if len(prompts) != len(continuations) or not all(prompts) or not all(continuations):
@@ -32,7 +32,7 @@ def score(
     for index, prompt in enumerate(prompts):
         by_prompt.setdefault(tuple(prompt), []).append(index)
     whole_rows: list[int] = []
-    cached: dict[int, list[tuple[int, ...]]] = {}  # prompts of one length are read side by side
+    cached: dict[int, list[tuple[int, ...]]] = {}  # by length of the prompt, which form batches
     for prompt, indices in by_prompt.items():
         rest = sum(len(continuations[index]) - 1 for index in indices)
         if len(prompt) * (len(indices) - 1) > min(len(prompt) + rest, _WORTH_A_CACHE):
@@ -43,7 +43,7 @@ def score(
     found: list[np.ndarray] = [np.empty(0)] * len(prompts)
 
     def keep(batch: list[int], measured: Tensor) -> None:
-        """Cut what was measured of all scored tokens of a batch into its continuations."""
+        """Split the results for all scored tokens of a batch by continuation."""
         ends = np.cumsum([len(continuations[index]) for index in batch])[:-1]
         for index, part in zip(batch, np.split(measured.cpu().double().numpy(), ends), strict=True):
             found[index] = part
@@ -62,11 +62,11 @@ def score(
     for length, group in cached.items():
         side_by_side = max(1, subject.tokens // length)
         for start in range(0, len(group), side_by_side):
-            some = group[start : start + side_by_side]
-            row_of = {index: row for row, prompt in enumerate(some) for index in by_prompt[prompt]}
+            prompt_batch = group[start : start + side_by_side]
+            row_of = {index: row for row, prompt in enumerate(prompt_batch) for index in by_prompt[prompt]}
             with subject.computing() as model:
                 cache = model.new_cache(capacity=length)
-                last = model.hidden(torch.tensor(some, device=subject.device), cache)[:, -1:]  # [P, 1, hidden]
+                last = model.hidden(torch.tensor(prompt_batch, device=subject.device), cache)[:, -1:]  # [P, 1, hidden]
             lengths = {index: length + len(continuations[index]) for index in row_of}
             for batch in _batches(lengths, subject.tokens):
                 in_cache = torch.tensor([row_of[index] for index in batch], device=subject.device)
@@ -83,7 +83,7 @@ def score(
 
 
 def _batches(lengths: dict[int, int], tokens: int) -> Iterator[list[int]]:
-    """The keys by falling length, in batches whose padded rows have at most `tokens` tokens together."""
+    """The keys by descending length, in batches with at most `tokens` tokens including padding."""
     left = sorted(lengths, key=lengths.__getitem__, reverse=True)
     while left:
         most = max(1, tokens // lengths[left[0]])
@@ -92,8 +92,8 @@ def _batches(lengths: dict[int, int], tokens: int) -> Iterator[list[int]]:
 
 
 def _padded(rows: list[Ids], value: int) -> Tensor:
-    """[N, longest row]; filled up at the end, which in a causal model no earlier token sees."""
+    """[N, longest row]; padded at the end, which earlier tokens of a causal model do not see."""
     padded = torch.full((len(rows), max(map(len, rows))), value)
-    for to, ids in zip(padded, rows, strict=True):
-        to[: len(ids)] = torch.tensor(ids)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
     return padded

@@ -1,4 +1,4 @@
-"""The model and data under evaluation, what an evaluator reports, and the loop over evaluators."""
+"""The model and data under evaluation, the findings of an evaluator, and the loop over evaluators."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,12 +20,12 @@ from newllm.training.cross_entropy import IGNORED, token_losses
 
 Table = list[dict[str, Any]]
 
-TOKENS = 4096  # of a batch at least: large enough for matrix products to be worth their weights' reading
+TOKENS = 4096  # smallest batch in tokens: large enough that matrix products are not bound by reading weights
 
 
 @dataclass
 class Findings:
-    """What an evaluator, or another part of a run, reports."""
+    """Findings of an evaluator or another part of a run."""
 
     title: str
     metrics: dict[str, float] = field(default_factory=dict)  # results.json: name -> number
@@ -35,9 +35,9 @@ class Findings:
 
 @dataclass
 class Subject:
-    """A model with the data that it is judged on. What several evaluators need is computed once.
+    """A model with its evaluation data. Results that several evaluators need are computed once.
 
-    read: the data as a stage before training has left it, which training read; None: made again when it is needed.
+    read: the data as training read it, after a stage before training; None: computed when needed.
     """
 
     model: LanguageModel
@@ -52,15 +52,15 @@ class Subject:
 
     @property
     def tokens(self) -> int:
-        """Tokens that a batch may have: as many as in training, which needed more memory for each."""
+        """Largest batch in tokens: that of training, which needed more memory per token."""
         return max(TOKENS, self.batch_size * self.model.seq_len)
 
     def batches(
         self, rows: Rows | None = None, size: int | None = None, limit: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels [B, T] on the device, in order: validation rows, or `rows`, or the first `limit`.
+        """Inputs and labels [B, T] on the device, in order: of `rows` (validation rows by default), up to `limit`.
 
-        size: rows of a batch; by default as many as `tokens` allows, so long rows come one by one.
+        size: rows per batch; by default as many as `tokens` allows, but at least one.
         """
         rows = self.data.val if rows is None else rows
         end = len(rows) if limit is None else min(limit, len(rows))
@@ -72,7 +72,7 @@ class Subject:
 
     @contextmanager
     def computing(self) -> Iterator[LanguageModel]:
-        """The model for forward passes without gradients in the run's precision; its weights are cast only once."""
+        """The model for forward passes without gradients in the run's precision, with weights cast only once."""
         with torch.inference_mode(), self.autocast():
             device = self.device.type
             if not torch.is_autocast_enabled(device):
@@ -83,12 +83,12 @@ class Subject:
 
     @property
     def rows(self) -> Rows:
-        """The validation rows as `reading` takes them."""
+        """The validation rows for `reading`."""
         return self.as_trained().val
 
     @contextmanager
     def reading(self) -> Iterator[LanguageModel]:
-        """`computing` for the validation text as training read it. Its inputs are those of `rows`."""
+        """Like `computing`, but the model reads text as in training. Inputs must come from `rows`."""
         with self.computing() as model:
             yield model.reader(self.as_trained())
 
@@ -103,7 +103,7 @@ class Subject:
     def losses_of(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Nats of each label [B, T] in fp32, 0 where the label is -100.
 
-        Logits are made of the labelled positions only, and in pieces, never whole.
+        Logits are computed in pieces and only at labelled positions.
         """
         with self.computing() as model:
             return _losses(model, inputs, labels)
@@ -121,23 +121,23 @@ class Subject:
         return self._scored
 
     def token_losses(self) -> tuple[np.ndarray, np.ndarray]:
-        """Nats float32 [N, T] of the validation labels, and the mask bool [N, T] of those that are scored."""
+        """Nats float32 [N, T] of the validation labels, and a bool mask [N, T] of the scored ones."""
         return self._score()[:2]
 
     def scored_bytes(self) -> int:
-        """UTF-8 bytes of text that the scored validation labels stand for."""
+        """UTF-8 bytes of the scored validation labels."""
         _, mask, labels = self._score()
         return int(self.data.tokenizer.token_bytes[labels[mask]].sum())
 
     def bits_per_byte(self) -> float:
-        """Sum of the nats of all scored labels / ln 2 / the bytes of text they stand for."""
+        """Sum of the nats of all scored labels / ln 2 / their UTF-8 bytes."""
         losses, mask = self.token_losses()
         return float(losses[mask].sum(dtype=np.float64) / np.log(2) / max(self.scored_bytes(), 1))
 
     def diagnose(self, ppl: float, bytes_per_token: float | None = None) -> str:
         """The verdict on a perplexity by the table of `eval.loss`, scaled to this tokenizer.
 
-        bytes_per_token: of the text that the perplexity is of; None is the validation rows.
+        bytes_per_token: of the text behind the perplexity; None takes that of the validation rows.
         """
         node = OmegaConf.select(self.config, "eval.loss")
         options = {k: node[k] for k in ("verdicts", "reference") if k in node} if node else {}
@@ -154,10 +154,10 @@ def _losses(model: LanguageModel, inputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def evaluate(nodes: Mapping[str, Any] | None, subject: Subject) -> Iterator[Findings]:
-    """Build and call the evaluators of `cfg.eval`, in its order, each when the one before has been taken.
+    """Build and call the evaluators of `cfg.eval` in order, lazily.
 
-    An evaluator that fails fails the run: a number must not go missing silently. Two evaluators that report one
-    metric or table under the same name are refused with a RunError.
+    An evaluator that fails makes the run fail: no number may go missing silently. Raises RunError if two evaluators
+    report a metric or table under the same name.
     """
     training = subject.model.training
     subject.model.eval()
@@ -169,7 +169,7 @@ def evaluate(nodes: Mapping[str, Any] | None, subject: Subject) -> Iterator[Find
                 if metric in owner:
                     raise RunError(
                         f"eval.{name} reports {metric}, which eval.{owner[metric]} has reported already: "
-                        f"take one of them out of eval=[...] or rename its output"
+                        f"remove one of them from eval=[...] or rename its output"
                     )
                 owner[metric] = name
             yield findings

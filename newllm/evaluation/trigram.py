@@ -1,4 +1,4 @@
-"""The baseline a model has to beat: a smoothed trigram model of the same rows."""
+"""A baseline that a model should beat: a smoothed trigram model of the same rows."""
 
 import math
 
@@ -8,18 +8,17 @@ from newllm.evaluation.kneser_ney import KneserNey
 from newllm.evaluation.limits import require_positive
 from newllm.evaluation.subject import Findings, Subject
 
-_TOKENS = 2_000_000  # read at a time
+_TOKENS = 2_000_000  # per chunk
 
 
 class Trigram:
-    """`baseline/trigram_bits_per_byte` and `baseline/trigram_ppl` beside the model's own bits per byte.
+    """`baseline/trigram_bits_per_byte` and `baseline/trigram_ppl`, to compare with the model's own bits per byte.
 
-    Interpolated modified Kneser-Ney over the labels of the very rows that the model trained on, scored on the very
-    labels of the validation rows, with the context that the model has: what precedes in the row, one token for the
-    first label, two for the others. Rows that follow one another, for a model that carries contexts on, are one row.
-    Perplexities are token-weighted.
+    Interpolated modified Kneser-Ney, estimated on the labels of the training rows and scored on the labels of the
+    validation rows, with context from the same row only, like the model: one token for the first label, two for the
+    others. For a model that carries contexts across rows, consecutive rows are joined. Perplexities are token-weighted.
 
-    max_tokens: training tokens counted, to bound memory (about 40 bytes each); a line says so when text is left out.
+    max_tokens: training tokens counted, to bound memory (about 40 bytes each); a line reports any text left out.
     """
 
     def __init__(self, max_tokens: int = 20_000_000):

@@ -24,7 +24,6 @@ def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
-    ignore_index: int = IGNORED,
     *,
     total: float | None = None,
     chunk: int = CHUNK,
@@ -32,7 +31,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy in nats (fp32, 0-d) of ``softmax(hidden @ weight.T)``.
 
-    Shapes: hidden (N, D), weight (V, D), labels (N,). Rows labelled `ignore_index` are ignored. The sum
+    Shapes: hidden (N, D), weight (V, D), labels (N,). Rows labelled -100 are ignored. The sum
     is divided by the number of scored rows, or by `total` (0 counts as 1): with the whole batch's number as `total`,
     the losses and gradients of the pieces of a batch add up to those of the batch.
 
@@ -40,22 +39,20 @@ def linear_cross_entropy(
     this loss or at a sum of such losses, so the gradients need no scaling by the incoming gradient.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, ignore_index, total, chunk, outermost)
+        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, total, chunk, outermost)
         return loss
-    losses = token_losses(hidden, weight, labels, ignore_index, chunk=chunk)
-    return losses.sum() / _divisor(labels, ignore_index, total)
+    losses = token_losses(hidden, weight, labels, chunk=chunk)
+    return losses.sum() / _divisor(labels, total)
 
 
 @torch.no_grad()
-def token_losses(
-    hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int = IGNORED, *, chunk: int = CHUNK
-) -> Tensor:
-    """Cross-entropy in nats of each row, fp32 (N,); 0 where the label is `ignore_index`. No gradients."""
+def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """Cross-entropy in nats of each row, fp32 (N,); 0 where the label is -100. No gradients."""
     dtype = _gemm_dtype(hidden, weight)
     head = weight.to(dtype)
     losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows, label, scored in _chunks(labels, ignore_index, chunk):
+        for rows, label, scored in _chunks(labels, chunk):
             logits = hidden[rows].to(dtype) @ head.T  # (chunk, V)
             chosen = logits.gather(1, label[:, None]).squeeze(1).float()
             lse = torch.cat([_exponentials(part)[1] for part in logits.split(_block(logits))])
@@ -68,15 +65,15 @@ def _gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def _divisor(labels: Tensor, ignore_index: int, total: float | None) -> Tensor:
+def _divisor(labels: Tensor, total: float | None) -> Tensor:
     if total is not None:
         return torch.tensor(float(total or 1), device=labels.device)
-    return (labels != ignore_index).sum().clamp(min=1).float()  # stays on the device: no synchronisation
+    return (labels != IGNORED).sum().clamp(min=1).float()  # stays on the device: no synchronisation
 
 
-def _chunks(labels: Tensor, ignore_index: int, chunk: int) -> list[tuple[slice, Tensor, Tensor]]:
+def _chunks(labels: Tensor, chunk: int) -> list[tuple[slice, Tensor, Tensor]]:
     """For each chunk: its rows, their labels with 0 for ignored ones, and 1.0 for each scored row."""
-    scored = labels != ignore_index
+    scored = labels != IGNORED
     safe = labels.masked_fill(~scored, 0)
     spans = [slice(start, start + chunk) for start in range(0, len(labels), chunk)]
     return [(span, safe[span], scored[span].float()) for span in spans]
@@ -91,7 +88,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
-        ignore_index: int,
         total: float | None,
         chunk: int,
         outermost: bool,
@@ -103,11 +99,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wants_hidden else None
         fresh = torch.empty_like if len(labels) else torch.zeros_like
         d_weight = fresh(weight, dtype=torch.float32) if wants_weight else None
-        divisor = _divisor(labels, ignore_index, total)
+        divisor = _divisor(labels, total)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
 
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows, label, scored in _chunks(labels, ignore_index, chunk):
+            for rows, label, scored in _chunks(labels, chunk):
                 part = hidden[rows].to(dtype)  # (chunk, D)
                 logits = part @ head.T  # (chunk, V)
                 loss += _to_gradient(logits, label, scored, scored / divisor)
@@ -135,7 +131,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if not ctx.outermost:
             gradients = tuple(None if g is None else g * grad_output.to(g.dtype) for g in gradients)
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None
 
 
 def _to_gradient(logits: Tensor, label: Tensor, scored: Tensor, share: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ class Slow:
         total = sum(n for k, n in counts.items() if k[:-1] == key[:-1])
         if not total:
             return lower
-        handed_on = sum(cut[k] for k in counts if k[:-1] == key[:-1]) / total
-        return (counts[key] - cut[key] if key in counts else 0) / total + handed_on * lower
+        backoff = sum(cut[k] for k in counts if k[:-1] == key[:-1]) / total
+        return (counts[key] - cut[key] if key in counts else 0) / total + backoff * lower
 
     def __call__(self, *key):
         unigram = self.p(self.unigram, key[-1:], 1 / self.vocab)
