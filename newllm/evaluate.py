@@ -13,37 +13,36 @@ from newllm.errors import ConfigError, NewllmError, run_command
 from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from newllm.config.reevaluation import Evaluation
-    from newllm.store.run_directory import RunDirectory
+    from newllm.run.evaluation_plan import EvaluationPlan
 
 FLAGS = ("--help", "--config-dir")
 _USAGE = """\
-Evaluate finished runs again: nothing is trained, and no number that stands in a run's results ever changes.
+Evaluate finished runs again. Nothing is trained, and stored results never change.
 
   newllm evaluate RUN [RUN …] [eval=[NAME,…]] [GROUP.OPTION=VALUE …]     (or python -m newllm.evaluate …)
 
-RUN is a run directory, or a folder of runs, of which all that are done are evaluated.
+RUN is a run directory, or a folder of runs; then all finished runs in it are evaluated.
 
 Examples
-  newllm evaluate outputs/runs/tiny-rope-…                       its own evaluation again: are all numbers the same?
-  newllm evaluate outputs/sweeps/lengths eval=[extrapolation]    other numbers, added to the results of each run
+  newllm evaluate outputs/runs/tiny-rope-…                       repeat its own evaluation: are all numbers equal?
+  newllm evaluate outputs/sweeps/lengths eval=[extrapolation]    add other numbers to the results of each run
   newllm evaluate outputs/sweeps/lengths eval=[extrapolation] eval.extrapolation.lengths=[512,1024]
   newllm evaluate RUN eval=[extrapolation] pos_encoding.scaling=yarn
-                                                                 under other settings, kept in RUN/evaluations/…
+                                                                 other settings, stored in RUN/evaluations/…
   newllm evaluate RUN data=text data.path=FILE                   on another text, with the run's own tokenizer
 
-Settings that may be other than in training: eval, data (but the tokenizer), pos_encoding (as far as its weights stay),
+Settings that may differ from training: eval, data (except the tokenizer), pos_encoding (if the weights stay the same),
 runtime, attention.kernel, trainer.precision, trainer.eval_weights. Reports show such an evaluation beside the run.
 """
 _OPTIONS = """\
 Options
-  rerun=true            compute also what has been found before, and compare
-  apart=true            keep results in a folder of their own also where only evaluators have other options
+  rerun=true            compute stored results again, and compare
+  apart=true            keep results in a folder of their own even if only evaluator options differ
   --config-dir FOLDER   YAML files of your own, laid out like conf/
   HYDRA_FULL_ERROR=1    (environment) show tracebacks
 
-Exit status: 0; 1 if a number came out otherwise than it stands, or a run failed (the others go on); 2 for bad input;
-130 after Ctrl-C, which leaves everything as it was: the same command goes on with the runs that are left.
+Exit status: 0; 1 if a result differs from the stored one, or a run failed (the others continue); 2 for bad input;
+130 after Ctrl-C, which changes no results: the same command continues with the remaining runs.
 """
 
 
@@ -62,31 +61,31 @@ def _run(argv: list[str]) -> int:
         raise ConfigError(f"{unknown[0]} is no flag of newllm evaluate; {did_you_mean(unknown[0], FLAGS)}.")
     if options.config_dir == "":
         raise ConfigError("--config-dir needs a folder, as in --config-dir my_conf.")
-    from newllm.config.reevaluation import read
+    from newllm.run.evaluation_plan import parse_overrides
 
     if options.help:
-        print(_help(read([], options.config_dir).catalog))
+        print(_help(parse_overrides([], options.config_dir).catalog))
         return 0
-    folders, overrides, switches = _sorted(options.words)
+    folders, overrides, switches = _classify(options.words)
     if not folders:
         raise ConfigError("no run is given; type newllm evaluate RUN, as in newllm evaluate outputs/runs/tiny-rope-….")
-    read(overrides, options.config_dir)  # what holds for no run is said once
-    runs, left_out = _found(folders)
-    return _evaluate(runs, left_out, overrides, options.config_dir, **switches)
+    parse_overrides(overrides, options.config_dir)  # an error that concerns every run is raised once
+    runs, skipped = _find_runs(folders)
+    return _evaluate(runs, skipped, overrides, options.config_dir, **switches)
 
 
 def _evaluate(
     runs: Sequence[Path],
-    left_out: Sequence[Path],
+    skipped: Sequence[Path],
     overrides: Sequence[str],
     config_dir: str | None,
     rerun: bool = False,
     apart: bool = False,
 ) -> int:
-    """Plan every run's evaluation before the first one begins, then do one after the other; returns the exit status."""
-    from newllm.run.finished import plan_evaluation
+    """Plan all evaluations before the first one starts, then run them one by one; returns the exit status."""
+    from newllm.run.evaluation_plan import plan_evaluation
 
-    plans: dict[Path, tuple[RunDirectory, Evaluation]] = {}
+    plans: dict[Path, EvaluationPlan] = {}
     failures: dict[Path, Exception] = {}
     for path in runs:
         try:
@@ -96,26 +95,26 @@ def _evaluate(
     if not plans:
         raise next(iter(failures.values()))
     for path, failure in failures.items():
-        _complain(path, failure)
+        _print_error(path, failure)
 
     from newllm.run.reevaluate import reevaluate
     from newllm.training.signals import Interrupted, Signals
 
     try:
         with Signals().installed() as signals:
-            for path, (run, asked) in plans.items():
+            for path, plan in plans.items():
                 try:
-                    reevaluate(run, asked, rerun, signals)
+                    reevaluate(plan, rerun, signals)
                 except Exception as error:
                     if len(plans) == 1:
                         raise
-                    _complain(path, error)
+                    _print_error(path, error)
                     failures[path] = error
     except Interrupted as stop:
-        print(f"{stop}. Evaluations that had ended are kept; the same command goes on with the others.")
+        print(f"{stop}. Finished evaluations are kept; the same command continues with the others.")
         return stop.exit_status
-    if left_out:
-        print(f"Left out, since they are not done: {_listed(left_out)}.")
+    if skipped:
+        print(f"Skipped, not done: {_listed(skipped)}.")
     if len(runs) > 1:
         print(f"{len(runs) - len(failures)} of {len(runs)} runs evaluated.")
         if failures:
@@ -123,15 +122,15 @@ def _evaluate(
     return int(bool(failures))
 
 
-def _complain(path: Path, error: BaseException) -> None:
+def _print_error(path: Path, error: BaseException) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, NewllmError):
         traceback.print_exception(error)
-    said = str(error) if isinstance(error, NewllmError) else type(error).__name__
-    print(f"newllm: {path.name}: {said}", file=sys.stderr)
+    message = str(error) if isinstance(error, NewllmError) else type(error).__name__
+    print(f"newllm: {path.name}: {message}", file=sys.stderr)
 
 
-def _sorted(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, bool]]:
-    """Folders, overrides, and the command's own switches."""
+def _classify(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, bool]]:
+    """Sort the words of the command line into folders, overrides and the command's own switches."""
     folders, overrides, switches = [], [], {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -148,25 +147,25 @@ def _sorted(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, bool]
     return folders, overrides, switches
 
 
-def _found(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """The runs to evaluate, each once; and those in folders of runs that are not done."""
+def _find_runs(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The runs to evaluate, each once; and the runs that are skipped since they are not done."""
     from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs
 
     runs: dict[Path, Path] = {}
-    left_out = []
+    skipped = []
     for folder in map(Path, folders):
         if (folder / "config.yaml").exists():
             runs.setdefault(folder.resolve(), folder)
             continue
         inside = [path for path in find_runs(folder) if evaluated_run(path) is None]
         done = [path for path in inside if RunDirectory(path).is_done()]
-        left_out += [path for path in inside if path not in done]
+        skipped += [path for path in inside if path not in done]
         if not done:
-            which = f"{len(inside)} runs, of which none is done" if inside else "no run"
-            raise ConfigError(f"{folder} holds {which}; newllm status {folder} shows what there is.")
+            which = f"{len(inside)} runs, none of them done" if inside else "no run"
+            raise ConfigError(f"{folder} has {which}; newllm status {folder} lists them.")
         for path in done:
             runs.setdefault(path.resolve(), path)
-    return list(runs.values()), left_out
+    return list(runs.values()), skipped
 
 
 def _listed(paths: Sequence[Path]) -> str:
@@ -175,7 +174,7 @@ def _listed(paths: Sequence[Path]) -> str:
 
 
 def _help(catalog: Catalog) -> str:
-    """Usage, and the evaluators with what their files say."""
+    """The usage, and the evaluators with the first lines of their YAML files."""
     lines = [f"  {name:<16} {catalog.describe('eval', name)}".rstrip() for name in catalog.groups["eval"]]
     return "\n".join([_USAGE, "Evaluators (eval=[…])", *lines, "", _OPTIONS.rstrip()])
 

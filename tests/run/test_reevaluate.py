@@ -1,4 +1,4 @@
-"""`newllm evaluate` on runs that were really trained, if shortly."""
+"""`newllm evaluate` on runs that were trained for a few steps."""
 
 import json
 import os
@@ -19,34 +19,34 @@ from newllm.run.load import load_run
 from newllm.store.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
-SMALL = [
+SMALL_RUN = [
     "samples=160", "seq_len=32", "data.vocab_size=512", "batch_size=8", "epochs=2", "lr=0.003",
     "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=64", "runtime.threads=1",
 ]  # fmt: skip
-MADE = ["facts=none", "precision=fp32", "eval=[qk,loss,position]"]
+FEW_EVALUATORS = ["facts=none", "precision=fp32", "eval=[qk,loss,position]"]
 
 
 def trained(directory: Path, *overrides: str) -> Path:
     from newllm.run.execute import run
 
-    assert run(newllm.compose([*SMALL, *overrides, f"hydra.run.dir={directory}"])) == 0
+    assert run(newllm.compose([*SMALL_RUN, *overrides, f"hydra.run.dir={directory}"])) == 0
     return directory
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with few evaluators, never to be written to."""
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with few evaluators; read only."""
     directory = tmp_path_factory.mktemp("sweep") / "run-s42"
-    return trained(directory, *MADE)
+    return trained(directory, *FEW_EVALUATORS)
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "runs" / made.name))
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "runs" / finished_run.name))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files but the lock."""
+    """The contents of all files except the lock."""
     kept = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
@@ -62,12 +62,12 @@ def results(folder: Path) -> dict[str, Any]:
         ["precision=fp32", "pos_encoding=alibi", "attention=mla", "eval=[loss,kv_cache,rank]"],
     ],
 )
-def test_a_run_comes_out_to_the_last_bit(
+def test_the_own_evaluation_is_reproduced_to_the_last_bit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     from newllm.training.loop import Loop
 
-    # The best weights are those of the first epoch, so that they are not the last ones.
+    # Makes the first epoch the best, so that best and last weights differ.
     monkeypatch.setattr(Loop, "_validation_loss", lambda loop, rows: 5.0 + loop.progress.epoch)
     directory = trained(tmp_path / "run", *overrides)
     before = contents(directory)
@@ -82,9 +82,7 @@ def test_a_run_comes_out_to_the_last_bit(
     assert contents(directory) == before
 
 
-def test_a_number_that_comes_out_otherwise_is_listed_and_nothing_is_written(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_different_number_is_listed_and_nothing_is_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = results(run)
     stored["val/loss"] += 1e-12
     (run / "results.json").write_text(json.dumps(stored))
@@ -110,20 +108,20 @@ def test_new_metrics_and_tables_are_added_and_the_others_stay(run: Path, capsys:
     assert line["eval"]["rank"]["positions"] == 64
     assert (line["environment"]["threads"], line["environment"]["precision"]) == (1, "fp32")
     assert load_runs(run.parent)["rank/share"].tolist() == [after["rank/share"]]
-    trained(run, *MADE)  # the command that trained it still finds it done
+    trained(run, *FEW_EVALUATORS)  # the command that trained it still finds it done
 
     capsys.readouterr()
     whole = contents(run)
     assert main([str(run), "eval=[loss,rank]", "eval.rank.positions=64"]) == 0
     assert "Evaluated before" in capsys.readouterr().out
     assert main([str(run), "eval=[loss,rank]", "eval.rank.positions=64", "rerun=true"]) == 0
-    assert "came out equal" in capsys.readouterr().out
+    assert "stored results were reproduced" in capsys.readouterr().out
     assert {**contents(run), **dict.fromkeys(("train.log", "evaluations.jsonl"))} == {
         **whole, **dict.fromkeys(("train.log", "evaluations.jsonl"))
     }  # fmt: skip
 
 
-def test_options_that_change_a_number_want_a_place_of_their_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluator_options_that_change_a_number_need_apart(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
     command = [str(run), "eval=[loss]", "eval.loss.weighting=batch_mean", "eval.loss.batch_size=3"]
     assert main(command) == 1
@@ -138,14 +136,14 @@ def test_options_that_change_a_number_want_a_place_of_their_own(run: Path, capsy
     ]
 
 
-def test_what_training_has_measured_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Training's own val/loss comes of other batches than that of eval.loss, which may move a last bit."""
+def test_numbers_measured_in_training_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training measures val/loss in other batches than eval.loss, so the last bits may differ."""
     directory = trained(tmp_path / "run", "eval=[]", "facts=none", "precision=fp32")
     stored = results(directory)
     stored["val/loss"] += 1e-7
     (directory / "results.json").write_text(json.dumps(stored))
     assert main([str(directory)]) == 2
-    assert "name those that are wanted" in capsys.readouterr().err
+    assert "name the ones you want" in capsys.readouterr().err
     assert main([str(directory), "eval=[loss]"]) == 0
     assert "val/loss stays" in capsys.readouterr().out
     assert results(directory)["val/loss"] == stored["val/loss"]
@@ -154,10 +152,10 @@ def test_what_training_has_measured_stays(tmp_path: Path, capsys: pytest.Capture
     assert results(directory)["val/loss"] == stored["val/loss"]
 
 
-def test_other_settings_have_a_folder_of_their_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_get_a_folder_of_their_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
     assert main([str(run), "eval=[loss]", "theta=100"]) == 0
-    assert "Otherwise than in training: pos_encoding.theta is 100, was 10000" in capsys.readouterr().out
+    assert "Differs from training: pos_encoding.theta is 100, was 10000" in capsys.readouterr().out
     (folder,) = (run / "evaluations").iterdir()
     assert folder.name.startswith("theta-100-s42-")
     assert {name: text for name, text in contents(run).items() if not name.startswith("evaluations/")} == before
@@ -176,7 +174,7 @@ def test_other_settings_have_a_folder_of_their_own(run: Path, capsys: pytest.Cap
     assert main([str(run), "eval=[loss]", "theta=1e2"]) == 0
     assert "Evaluated before" in capsys.readouterr().out
     assert main([str(run), "eval=[loss]", "theta=1e2", "rerun=true"]) == 0
-    assert "results that stood there came out equal" in capsys.readouterr().out
+    assert "stored results were reproduced" in capsys.readouterr().out
     assert main([str(folder)]) == 2
     assert "'eval=[loss]' theta=1e2 rerun=true" in capsys.readouterr().err
 
@@ -187,14 +185,14 @@ def test_other_settings_have_a_folder_of_their_own(run: Path, capsys: pytest.Cap
 
 
 def test_tables_and_reports_keep_a_run_and_its_evaluations_apart(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from newllm.analysis.comparable import comparable
     from newllm.analysis.run_groups import groups
     from newllm.status import main as status
 
     for seed in (1, 2):
-        copy = Path(shutil.copytree(made, tmp_path / f"run-s{seed}"))
+        copy = Path(shutil.copytree(finished_run, tmp_path / f"run-s{seed}"))
         config = yaml.safe_load((copy / "config.yaml").read_text())
         config["seed"] = config["trainer"]["seed"] = seed
         (copy / "config.yaml").write_text(yaml.safe_dump(config))
@@ -240,7 +238,7 @@ def test_another_text_is_read_with_the_tokenizer_of_the_run(
     assert "its own tokenizer" in capsys.readouterr().err
 
 
-def test_a_text_that_has_changed_since_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_that_has_changed_since_training_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     source = (Path(os.__file__).parent / "ast.py").read_text()
     text.write_text(source)
@@ -249,12 +247,12 @@ def test_a_text_that_has_changed_since_is_refused(tmp_path: Path, capsys: pytest
     text.write_text(source.replace("node", "nude"))
     before = contents(directory)
     assert main([str(directory)]) == 2
-    assert "is not what it was when the run was trained" in capsys.readouterr().err
+    assert "has changed since the run was trained" in capsys.readouterr().err
     assert contents(directory) == before
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         (["eval=[los]"], "did you mean eval=loss?"),
         (["eval=loss,rank"], "a list is written eval=[…]"),
@@ -263,12 +261,12 @@ def test_a_text_that_has_changed_since_is_refused(tmp_path: Path, capsys: pytest
         (["eval.loss.weighting=sum"], "expected token or batch_mean"),
         (["evl=[loss]"], "did you mean eval?"),
         (["eval=[]"], "there is no evaluator to call"),
-        (["model.num_layers=3"], "model is what the run was trained with"),
-        (["seed=1"], "trainer.seed is what the run was trained with"),
+        (["model.num_layers=3"], "model is fixed by training"),
+        (["seed=1"], "trainer.seed is fixed by training"),
         (["slope=0.1"], "slope is an axis of pos_encoding="),
         (["hydra.run.dir=x"], "leave it out"),
         (["~eval.loss"], "can't be deleted"),
-        (["pos_encoding=learned"], "the run has no such weights"),
+        (["pos_encoding=learned"], "these settings make another model"),
         (["pos_encoding=alibbi"], "did you mean pos_encoding=alibi?"),
         (["apart=true"], "these are the run's own"),
         (["rerun=maybe"], "expected true or false"),
@@ -277,16 +275,16 @@ def test_a_text_that_has_changed_since_is_refused(tmp_path: Path, capsys: pytest
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
-    made: Path, capsys: pytest.CaptureFixture[str], typed: list[str], said: str
+    finished_run: Path, capsys: pytest.CaptureFixture[str], typed: list[str], message: str
 ) -> None:
-    before = contents(made)
-    assert main([str(made), *typed]) == 2
+    before = contents(finished_run)
+    assert main([str(finished_run), *typed]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert err.startswith("newllm: ")
     assert err.count("\n") == 1
-    assert contents(made) == before
+    assert contents(finished_run) == before
 
 
 def test_runs_that_fail_do_not_stop_the_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,14 +295,14 @@ def test_runs_that_fail_do_not_stop_the_others(run: Path, capsys: pytest.Capture
     assert main([str(run.parent), "eval=[rank]"]) == 1
     out, err = capsys.readouterr()
     assert "rank/share" in results(run)
-    assert "Left out, since they are not done: b-queued." in out
+    assert "Skipped, not done: b-queued." in out
     assert "newllm: a-broken: The checkpoint" in err
     assert err.splitlines()[-1] == "newllm: failed: a-broken."
     assert main([str(queued)]) == 2
     assert "is not done but interrupted" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_all_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_changes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(run)
 
     def stop(*args: object) -> None:
@@ -319,22 +317,22 @@ def test_ctrl_c_leaves_all_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch)
         assert contents(run) == before
 
 
-def test_the_entry_point_for_notebooks(run: Path) -> None:
+def test_evaluate_run_from_python(run: Path) -> None:
     found = newllm.evaluate_run(run, ["eval=[rank]"])
     assert found == {name: results(run)[name] for name in ("rank/effective_rank", "rank/share")}
-    with pytest.raises(ConfigError, match="did you mean eval=rank"):
+    with pytest.raises(ConfigError, match=r"eval=rank"):
         newllm.evaluate_run(run, ["eval=[rnak]"])
     stored = results(run)
     stored["rank/share"] = 2.0
     (run / "results.json").write_text(json.dumps(stored))
-    with pytest.raises(RunError, match="came out otherwise"):
+    with pytest.raises(RunError):
         newllm.evaluate_run(run, ["eval=[rank]"], rerun=True)
 
 
-def test_help_needs_no_torch(made: Path) -> None:
+def test_help_needs_no_torch(finished_run: Path) -> None:
     code = (
         "import sys; from newllm.evaluate import main\n"
-        f"assert main(['--help']) == 0 and main([{str(made)!r}, 'eval=[los]']) == 2\n"
+        f"assert main(['--help']) == 0 and main([{str(finished_run)!r}, 'eval=[los]']) == 2\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'matplotlib')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
