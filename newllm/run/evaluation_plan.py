@@ -93,8 +93,20 @@ def plan_evaluation(
     Raises ConfigError if the run is not done, its directory is not writable, or an override is not allowed.
     """
     run = _finished_run(path)
-    trained = {key: value for key, value in run.config().items() if key != "run_dir"}
-    trained["data"] = _with_existing_paths(trained["data"], Path(run.environment().get("folder", ".")))
+    config = run.config()
+    data = _with_existing_paths(config["data"], Path(run.environment().get("folder", ".")))
+    return plan_from_config(run, {**config, "data": data}, overrides, config_dir, apart)
+
+
+def plan_from_config(
+    run: RunDirectory,
+    stored: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    config_dir: str | Path | None = None,
+    apart: bool = False,
+) -> EvaluationPlan:
+    """Plan the evaluation of a run whose effective configuration is `stored`. Raises ConfigError."""
+    trained = {key: value for key, value in stored.items() if key != "run_dir"}
     given = parse_overrides(overrides, config_dir)
     config = {**_overridden(trained, given, config_dir), "overrides": given.of_run()} if overrides else dict(trained)
     if not config["eval"]:
