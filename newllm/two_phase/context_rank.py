@@ -1,4 +1,4 @@
-"""Effective rank of contexts, and the gap between contexts made in parallel and the true ones."""
+"""Effective rank of contexts, and the gap between contexts computed in parallel and the true ones."""
 
 from typing import Any
 
@@ -17,29 +17,28 @@ from newllm.seeding import stream
 from newllm.two_phase.context_rows import ContextRows
 from newllm.two_phase.contexts import Text, shifted, true_contexts_in_memory
 
-_ENOUGH = 8  # contexts per dimension: of trained ones 8, 4, 2 and 1 bring 98, 96, 90 and 78 % of the whole text's rank
-_STARTS = 0.01  # standard deviation of the contexts that parallel passes begin from, as phase 1's do
-_STILL = 1e-3  # MSE between two passes, below which there is no need for a third
+_ENOUGH = 8  # contexts per dimension: 8, 4, 2 and 1 of trained ones give 98, 96, 90 and 78 % of the whole text's rank
+_STARTS = 0.01  # standard deviation of the initial contexts of the parallel passes, as in phase 1
+_STILL = 1e-3  # MSE between two passes, below which the passes end
 _MOST = 20
-_PIECE = 4096  # tokens that a pass reads at a time
+_PIECE = 4096  # tokens per step of a pass
 
 
 class EffectiveRank:
     """`context/rank@val` in dims and `context/rank_share@val` of the width C; a table of the ranks of all layers.
 
-    Of the contexts of the validation text by the true recurrence, the last layer's, which is the one that is carried
-    on. See `effective_rank` for samples, seed, centred, squared. The rank rises with the sample and falls with a mean
-    that the contexts share, so both are said beside it.
+    Measures the last layer's contexts, which the next token reads, of the validation text by the true recurrence. See
+    `effective_rank` for samples, seed, centred, squared. The rank increases with the sample size and decreases with a
+    common mean of the contexts, so the output states both settings.
 
-    Phase 1 makes contexts in parallel: in each pass every token begins from its predecessor's context of the pass
-    before, from small random ones in the first pass. `context/parallel_cosine` (mean over tokens),
-    `context/parallel_cosine_min` and `context/parallel_mse` compare what `context/parallel_passes` such passes with the
-    final weights, without noise, come to with the true contexts of the same tokens. A model whose recurrence forgets
-    needs few; one that does not keeps a gap.
+    Phase 1 computes contexts in parallel: in each pass every token reads its predecessor's context of the last pass,
+    small random ones in the first pass. `context/parallel_cosine` (mean over tokens), `context/parallel_cosine_min` and
+    `context/parallel_mse` compare the result of `context/parallel_passes` such passes, with the final weights and
+    without noise, with the true contexts. A recurrence that forgets needs few passes; one that does not keeps a gap.
 
     Args:
-        passes: how many; None: until the contexts move by less than 1e-3 in the mean square, at most 20.
-        tokens: of the validation text, from its beginning, that these passes read; bounds their memory and time.
+        passes: number of passes; None: until the contexts move by less than 1e-3 (MSE), at most 20.
+        tokens: number of validation tokens that these passes read; bounds their memory and time.
     """
 
     def __init__(
@@ -59,8 +58,8 @@ class EffectiveRank:
         """Raises ConfigError for a model without a recurrence, and for a scattered validation text."""
         if not hasattr(model, "recurrence"):
             raise ConfigError(
-                "eval=effective_rank measures contexts that are carried from token to token, and this model has none: "
-                "take it out of eval=[…] (eval=[rank] measures hidden states), or type model=context_token."
+                "eval=effective_rank measures the contexts of a recurrence, and this model has none: "
+                "leave it out of eval=[…] (eval=[rank] measures hidden states), or type model=context_token."
             )
         data.stream("val")
 
@@ -89,8 +88,8 @@ class EffectiveRank:
         cosines, mse = F.cosine_similarity(parallel, true, dim=1), float(F.mse_loss(parallel, true))
         mean, least = float(cosines.mean()), float(cosines.min())
         body.append(
-            f"Made by {passes} parallel passes over {len(tokens):,} tokens (the last moves them by {moved:.0e}, MSE): "
-            f"cosine {mean:.4f} to the true contexts, {least:.4f} at least, MSE {mse:.2e}"
+            f"Computed in {passes} parallel passes over {len(tokens):,} tokens (the last moves them by {moved:.0e}, "
+            f"MSE): cosine to the true contexts {mean:.4f} on average, minimum {least:.4f}, MSE {mse:.2e}"
         )
         metrics = {
             "context/rank@val": rank,
@@ -104,7 +103,7 @@ class EffectiveRank:
 
 
 def _true_contexts(subject: Subject) -> Tensor:
-    """[N, L, C] of the validation text by the true recurrence from zeros."""
+    """The true contexts [N, L, C] of the validation text."""
     if isinstance(subject.rows, ContextRows):
         return subject.rows.contexts
     with subject.autocast():
@@ -117,20 +116,20 @@ def _true_contexts(subject: Subject) -> Tensor:
 def _in_parallel(
     model: Any, tokens: np.ndarray, device: torch.device, passes: int | None, seed: int
 ) -> tuple[Tensor, int, float]:
-    """Contexts [N, C] of the tokens after parallel passes, on the CPU; the number of passes; the MSE of the last.
+    """Contexts [N, C] of the tokens after parallel passes, on the CPU; the number of passes; the last one's MSE.
 
-    passes: None stops once a pass moves contexts by less than 1e-3 in the mean square, at most after 20.
+    passes: None: stop once a pass moves contexts by less than 1e-3 (MSE), or after 20 passes.
     """
     text = Text(model, tokens, device)
     width = model.recurrence.width
     generator = torch.Generator().manual_seed(stream(seed, "parallel contexts"))
     previous = _STARTS * torch.randn(len(tokens), width, generator=generator)
-    zeros = np.zeros(width, np.float32)  # the first token's, as in the true recurrence
-    made, moved = 0, float("inf")
-    while made < (passes or _MOST) and (passes is not None or moved >= _STILL):
+    zeros = np.zeros(width, np.float32)  # read by the first token, as in the true recurrence
+    done, moved = 0, float("inf")
+    while done < (passes or _MOST) and (passes is not None or moved >= _STILL):
         out = torch.empty_like(previous)
         for start, stop in text.pieces(_PIECE):
             carried = torch.from_numpy(shifted(previous.numpy(), start, stop, zeros)).to(device)
             out[start:stop] = model.recurrence(carried, text(start, stop))[:, -1].float().cpu()
-        made, moved, previous = made + 1, float(F.mse_loss(out, previous)), out
-    return previous, made, moved
+        done, moved, previous = done + 1, float(F.mse_loss(out, previous)), out
+    return previous, done, moved

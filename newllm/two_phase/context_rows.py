@@ -1,4 +1,4 @@
-"""A text as one stream in rows that follow one another, with the contexts of its tokens where these are known."""
+"""Rows of one continuous text, with the stored contexts of its tokens."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,18 +10,14 @@ from torch import Tensor, nn
 
 from newllm.data.dataset import Dataset, Rows
 from newllm.data.facts import NOT_SCORED
-from newllm.data.tokenizer import Tokenizer
 from newllm.model.language_model import LanguageModel
 from newllm.two_phase.contexts import Text
 
-_PORTION = 1 << 20  # tokens
-
 
 class StreamRows(Rows):
-    """Rows of seq_len tokens of the stream `tokens` [N], in order and without gaps: every token is read once.
+    """Consecutive rows of seq_len tokens of the stream `tokens` [N]: every token is read once.
 
-    Labels are the next tokens, N - 1 in all. The last row is filled up with the stream's last token, whose labels are
-    not scored.
+    Labels are the next tokens, N - 1 in total. The last row is padded with the last token, without scored labels.
     """
 
     def __init__(self, tokens: np.ndarray, seq_len: int) -> None:
@@ -31,15 +27,15 @@ class StreamRows(Rows):
     def scored(self) -> int:
         return len(self.tokens) - 1
 
-    def places(self, indices: np.ndarray) -> np.ndarray:
-        """int64 [B, seq_len]: where in the stream the rows' inputs are."""
+    def positions(self, indices: np.ndarray) -> np.ndarray:
+        """Positions in the stream of the rows' inputs, int64 [B, seq_len]."""
         return self.starts[np.asarray(indices, dtype=np.int64), None] + np.arange(self.seq_len)
 
     def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        places, last = self.places(indices), len(self.tokens) - 1
-        inputs = self.tokens[np.minimum(places, last)].astype(np.int64)
-        labels = self.tokens[np.minimum(places + 1, last)].astype(np.int64)
-        labels[places >= last] = NOT_SCORED
+        positions, last = self.positions(indices), len(self.tokens) - 1
+        inputs = self.tokens[np.minimum(positions, last)].astype(np.int64)
+        labels = self.tokens[np.minimum(positions + 1, last)].astype(np.int64)
+        labels[positions >= last] = NOT_SCORED
         return inputs, labels
 
     def joined(self, most: int | None = None) -> Rows:
@@ -48,10 +44,10 @@ class StreamRows(Rows):
 
 
 class ContextRows(StreamRows):
-    """The same rows with places of the stream as inputs, in place of tokens.
+    """The same rows with positions in the stream as inputs, instead of tokens.
 
-    contexts: of the stream's tokens, [N, L, C] on the CPU. first: the number of the first place. Places of the
-    validation text count on where those of training end, so that an input tells which of the two it is of.
+    contexts: of the stream's tokens, [N, L, C] on the CPU. first: the first position. Positions of the validation text
+    continue after those of the training text, so an input identifies its text.
     """
 
     def __init__(self, tokens: np.ndarray, seq_len: int, contexts: Tensor, first: int = 0) -> None:
@@ -60,50 +56,42 @@ class ContextRows(StreamRows):
 
     def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         _, labels = super().arrays(indices)
-        return self.first + np.minimum(self.places(indices), len(self.tokens) - 1), labels
+        return self.first + np.minimum(self.positions(indices), len(self.tokens) - 1), labels
 
 
 def as_streams(data: Dataset) -> Dataset:
-    """The same text in rows that follow one another, for training and for validation.
-
-    Raises ConfigError where data.split=chunks has scattered it.
-    """
+    """The same training and validation text as consecutive rows; raises ConfigError if data.split=chunks."""
     train, val = (StreamRows(data.stream(side), data.train.seq_len) for side in ("train", "val"))
     counts = {
         "data/train_tokens": train.scored,
         "data/val_tokens": val.scored,
         "data/train_rows": len(train),
         "data/val_rows": len(val),
-        "data/bytes_per_token": _bytes(val.tokens[1:], data.tokenizer) / val.scored,
+        "data/bytes_per_token": int(data.tokenizer.token_bytes[val.tokens[1:]].sum()) / val.scored,
     }
     return replace(data, train=train, val=val, counts={**data.counts, **counts})
 
 
 def with_contexts(data: Dataset, train: Tensor, val: Tensor) -> Dataset:
-    """`data` with places as inputs. train, val: the contexts of the two texts, [N, L, C]."""
+    """`data` with positions as inputs. train, val: the contexts [N, L, C] of the two texts."""
     stream, length = data.stream("train"), data.train.seq_len
     rows = ContextRows(data.stream("val"), length, val, first=len(stream))
     return replace(data, train=ContextRows(stream, length, train), val=rows)
 
 
-def _bytes(tokens: np.ndarray, tokenizer: Tokenizer) -> int:
-    portions = (tokens[start : start + _PORTION] for start in range(0, len(tokens), _PORTION))
-    return sum(int(tokenizer.token_bytes[portion].sum()) for portion in portions)
-
-
 class ContextReader(LanguageModel):
-    """A context/token model as its second phase trains it: `hidden` takes places [B, T] of the text in place of tokens
-    and reads the contexts that are stored of them.
+    """A context/token model in its second phase: `hidden` takes positions [B, T] instead of tokens and reads their
+    stored contexts.
 
-    Parameters and their names are the model's own. The windows of embeddings get no gradient: they belong to what is
-    frozen with the contexts, as published, where they are stored beside them.
+    It shares the model's parameters and their names. The windows of embeddings get no gradient, as published, where
+    they are stored with the contexts.
     """
 
     def __init__(self, model: Any, data: Dataset) -> None:
         super().__init__()
         for name, part in model.named_children():
             self.add_module(name, part)
-        object.__setattr__(self, "model", model)  # not a part: all of it is registered above
+        object.__setattr__(self, "model", model)  # not as a submodule: its parts are registered above
         self.hidden_size, self.vocab_size, self.seq_len = model.hidden_size, model.vocab_size, model.seq_len
         self._train, self._val = data.train, data.val
 
@@ -113,7 +101,7 @@ class ContextReader(LanguageModel):
         return weight
 
     def hidden(self, input_ids: Tensor, cache: None = None, start: int = 0) -> Tensor:
-        """States [B, T, hidden_size] that meet the head, of the places [B, T], all of one side."""
+        """Final states [B, T, hidden_size] of the positions [B, T], all of the same text."""
         model: Any = self.model
         assert isinstance(self._val, ContextRows)
         rows = self._val if int(input_ids[0, 0]) >= self._val.first else self._train
@@ -128,17 +116,17 @@ class ContextReader(LanguageModel):
         return states.unflatten(0, input_ids.shape)
 
 
-def _runs(places: np.ndarray) -> Iterator[tuple[int, int]]:
-    """[begin, end) of the stretches of consecutive places [n] that these are."""
-    cuts = np.flatnonzero(np.diff(places) != 1) + 1
-    for part in np.split(places, cuts):
+def _runs(positions: np.ndarray) -> Iterator[tuple[int, int]]:
+    """[begin, end) of the runs of consecutive positions in `positions` [n]."""
+    cuts = np.flatnonzero(np.diff(positions) != 1) + 1
+    for part in np.split(positions, cuts):
         yield int(part[0]), int(part[-1]) + 1
 
 
 def _gather(contexts: Tensor, runs: list[tuple[int, int]]) -> Tensor:
-    """The contexts [n, L, C] of these stretches, one after another."""
+    """The concatenated contexts [n, L, C] of these runs."""
     size = sum(end - begin for begin, end in runs)
-    # Into memory of numpy's, which asks the system for huge pages: several times as fast.
+    # numpy's memory uses huge pages, which makes this several times as fast.
     room = np.empty(size * contexts[0].numel() * contexts.itemsize, np.uint8)
     out = torch.from_numpy(room).view(contexts.dtype).view(size, *contexts.shape[1:])
     return torch.cat([contexts[begin:end] for begin, end in runs], out=out)

@@ -1,7 +1,7 @@
-"""Contexts of a text: made by passes of a recurrence, and kept in files that are read through memory maps.
+"""Contexts of a text: computed by passes of a recurrence, stored in memory-mapped files.
 
-A file is the bare numbers [N, L, C], row after row: fp32, or bf16 where the run computes in bf16. That loses nothing,
-since a context goes into products only, which would round it all the same.
+A file holds the numbers [N, L, C] in row-major order, in fp32, or in bf16 if the run computes in bf16. That loses
+nothing: contexts are only read by matrix products, which would round them anyway.
 """
 
 import math
@@ -19,20 +19,15 @@ from newllm.precision import Precision, autocast
 from newllm.store.atomic import replacing
 from newllm.two_phase.recurrence import Piece, Recurrence, sequential
 
-Shape = tuple[int, int, int]  # N tokens, L layers, C
-
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Text:
-    """A text as a model's recurrence reads it.
-
-    tokens: ids [N], memory-mapped or not. Calling it with (start, stop) gives u_start … u_stop-1, [stop - start, I].
-    """
+    """The inputs of a model's recurrence on the text `tokens` [N]: text(start, stop) -> [stop - start, I]."""
 
     def __init__(self, model: Any, tokens: np.ndarray, device: torch.device) -> None:
         self.model, self.tokens, self.device = model, tokens, device
-        self._before = int(getattr(model, "num_input_tokens", 1)) - 1  # tokens that an input reaches back
+        self._before = int(getattr(model, "num_input_tokens", 1)) - 1  # earlier tokens that an input contains
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -45,14 +40,14 @@ class Text:
         return inputs[start - first :]
 
     def pieces(self, size: int) -> list[tuple[int, int]]:
-        """(start, stop) of consecutive portions of `size` tokens; the last may be shorter."""
+        """(start, stop) of consecutive pieces of `size` tokens; the last one may be shorter."""
         return [(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
 
 def shifted(previous: np.ndarray, start: int, stop: int, first: np.ndarray) -> np.ndarray:
-    """The contexts [stop - start, C] that the tokens start … stop-1 begin from: those of the tokens before them.
+    """The previous tokens' contexts [stop - start, C], which the tokens start … stop-1 read.
 
-    first: [C], what the text's first token begins from.
+    first: the context [C] that the first token of the text reads.
     """
     if start:
         return np.array(previous[start - 1 : stop - 1])
@@ -62,8 +57,8 @@ def shifted(previous: np.ndarray, start: int, stop: int, first: np.ndarray) -> n
 def parallel_contexts(
     recurrence: Recurrence, text: Text, previous: np.ndarray, size: int, precision: Precision
 ) -> Iterator[Piece]:
-    """All layers' contexts, `size` tokens at a time, each token beginning from its predecessor's in `previous` [N, C],
-    the first one from zeros."""
+    """Contexts of all layers, `size` tokens at a time, from the predecessors' contexts in `previous` [N, C] (zeros for
+    the first token)."""
     zeros = np.zeros(previous.shape[1], np.float32)
     for start, stop in text.pieces(size):
         context = torch.from_numpy(shifted(previous, start, stop, zeros)).to(text.device)
@@ -73,10 +68,10 @@ def parallel_contexts(
 
 
 def true_contexts(recurrence: Recurrence, text: Text, precision: Precision) -> Iterator[Piece]:
-    """All layers' contexts of the recurrence from zeros, token after token; pieces as `sequential` gives them."""
+    """Contexts of all layers by the true recurrence from zeros, in the pieces of `sequential`."""
     pieces = sequential(recurrence, text, len(text), torch.zeros(recurrence.width, device=text.device))
     while True:
-        with autocast(text.device, precision):  # not around the yield, where it would hold for the caller too
+        with autocast(text.device, precision):  # not around the yield, where it would affect the caller
             piece = next(pieces, None)
         if piece is None:
             return
@@ -84,7 +79,7 @@ def true_contexts(recurrence: Recurrence, text: Text, precision: Precision) -> I
 
 
 def true_contexts_in_memory(model: Any, tokens: np.ndarray, device: torch.device, precision: Precision) -> Tensor:
-    """The true contexts [N, L, C] of tokens [N], with the bits that a file of them has."""
+    """The true contexts [N, L, C] of tokens [N], equal to stored ones to the bit."""
     shape = (len(tokens), model.recurrence.layers, model.recurrence.width)
     contexts = torch.empty(shape, dtype=_DTYPES[precision])
     for (start, stop), piece in true_contexts(model.recurrence, Text(model, tokens, device), precision):
@@ -92,11 +87,11 @@ def true_contexts_in_memory(model: Any, tokens: np.ndarray, device: torch.device
     return contexts
 
 
-def write_contexts(path: Path, shape: Shape, pieces: Iterable[Piece], precision: Precision) -> None:
-    """Write [N, L, C], whole or not at all. Pieces in any order; of a range that comes twice the last holds."""
+def write_contexts(path: Path, shape: tuple[int, int, int], pieces: Iterable[Piece], precision: Precision) -> None:
+    """Write [N, L, C] atomically. Pieces may come in any order; a later piece replaces an earlier one."""
     dtype = _DTYPES[precision]
     with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
-        if hasattr(os, "posix_fallocate") and all(shape):  # a disk that is too small says so now
+        if hasattr(os, "posix_fallocate") and all(shape):  # fails now if the disk is too small
             os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
         for (start, _), contexts in pieces:
             file.seek(start * math.prod(shape[1:]) * dtype.itemsize)
@@ -104,14 +99,14 @@ def write_contexts(path: Path, shape: Shape, pieces: Iterable[Piece], precision:
 
 
 def append(file: FileIO, tensor: Tensor) -> None:
-    """The tensor's bytes. By writing, since a full disk kills a process that writes through a memory map."""
+    """Write the tensor's bytes. Not through a memory map: a full disk would kill the process."""
     rest = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
     while rest:
         rest = rest[file.write(rest) :]
 
 
-def open_contexts(path: Path, shape: Shape, precision: Precision) -> Tensor | None:
-    """What `write_contexts` has written, memory-mapped; None if it is not there or of another size."""
+def open_contexts(path: Path, shape: tuple[int, int, int], precision: Precision) -> Tensor | None:
+    """The contexts of a file, memory-mapped; None if it is missing or has another size."""
     dtype, size = _DTYPES[precision], math.prod(shape)
     if not path.exists() or path.stat().st_size != size * dtype.itemsize:
         return None

@@ -1,9 +1,9 @@
-"""What trains contexts in a first phase: stay where you were, and be different from one another.
+"""Objectives of a first phase: contexts should not move between passes, and should differ from one another.
 
-Each objective is a function of its options, named as in conf/objective/. It differs from the others in its diversity
-term D of a batch of contexts x [n, C] (0-d: the smaller, the more diverse they are). Values and bounds are those of D
-as the repository new-llm defines it (src/losses/diversity.py, 1 December 2025), unless the function says otherwise.
-`weight` is D's share, 0.9 in the published comparison of diversity terms.
+Each objective is a function of its options, named as in conf/objective/. They differ in the diversity term D of a batch
+of contexts x [n, C] (0-d; the smaller, the more diverse). D and its bound are as the repository new-llm defines them
+(src/losses/diversity.py, 1 December 2025), unless the function says otherwise. `weight` is the share of D, 0.9 in the
+published comparison of diversity terms.
 """
 
 import math
@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from newllm.effective_rank import entropy, singular_values
 from newllm.errors import ConfigError
+from newllm.two_phase.options import require_at_least
 
 _ROWS = 1024  # of a block of all pairs; 8000 contexts take 32 MB in fp32
 
@@ -24,11 +25,11 @@ _ROWS = 1024  # of a block of all pairs; 8000 contexts take 32 MB in fp32
 class Objective:
     """``objective(out [n, C], previous [n, C]) -> (1 - weight) · MSE(out, previous) + weight · D(out)`` (0-d).
 
-    `out` are a batch's contexts, `previous` the same tokens' contexts of the pass before, through which no gradient
-    flows; n tokens, width C. In fp32 (fp64 for fp64 contexts) whatever autocast says, since covariances of bf16
-    products lose what they are to measure. Finite, with finite gradients, for equal contexts and for n = 1.
+    `out`: contexts of n tokens, width C; `previous`: their contexts in the previous pass, without a gradient. Computed
+    in fp32 (fp64 for fp64 contexts) even under autocast, since bf16 covariances are too coarse. Finite, with finite
+    gradients, for equal contexts and for n = 1.
 
-    least: lower bound of D, a function of n and C, for contexts of norm sqrt(C).
+    least: lower bound of D as a function of n and C, for contexts of norm sqrt(C).
     """
 
     def __init__(
@@ -50,10 +51,10 @@ class Objective:
         return loss.to(out.dtype)
 
     def bound(self, n: int, width: int) -> float:
-        """A value that the loss of n contexts of norm sqrt(width) cannot go below.
+        """Lower bound of the loss of n contexts of norm sqrt(width).
 
-        LayerNorm pins the norm to sqrt(width) while its gain is 1 and its shift 0. Both are trained, so a loss may end
-        a little below. The MSE is 0 at best.
+        LayerNorm fixes the norm at sqrt(width) while its gain is 1 and its shift 0. If they are trained, the loss may
+        end slightly below. The MSE is at least 0.
         """
         return self.weight * self.least(n, width)
 
@@ -61,9 +62,9 @@ class Objective:
 def mcdl(weight: float = 0.8) -> Objective:
     """Mean-centred dispersion: D = -‖X - μ‖_F / n, μ the mean of the batch's n contexts.
 
-    One Frobenius norm of the whole batch over n, so D shrinks with 1/√n: another batch size is another balance with the
-    MSE. Since norms are pinned, ‖X - μ‖_F² = n·C - n‖μ‖², and all that D does is to drive μ to 0. Published on
-    29 November 2025 with a weight of 0.8 (the text says 0.9).
+    D scales with 1/√n, so the batch size changes its balance with the MSE. Since norms are fixed,
+    ‖X - μ‖_F² = n·C - n‖μ‖²: D only drives μ to 0. Published on 29 November 2025 with a weight of 0.8 (the text says
+    0.9).
     """
     return Objective(_dispersion, lambda n, width: -math.sqrt(width / n), weight)  # reached at μ = 0
 
@@ -71,11 +72,10 @@ def mcdl(weight: float = 0.8) -> Objective:
 def oacd(weight: float = 1.0, centroid: float = 0.1) -> Objective:
     """Origin-anchored centroid dispersion: D = -‖X - μ‖_F / n + centroid · ‖μ‖².
 
-    As adopted on 1 December 2025: no MSE (weight 1), and the mean is drawn to the origin by a term of its own, which
-    does not shrink with the batch.
+    As adopted on 1 December 2025: no MSE (weight 1), and a term that draws the mean to the origin independently of
+    the batch size.
     """
-    if centroid < 0:
-        raise ConfigError(f"objective.centroid must be 0 or greater, as in objective.centroid=0.1; got {centroid:g}.")
+    require_at_least("objective", 0, centroid=(centroid, 0.1))
     return Objective(
         lambda x: _dispersion(x) + centroid * x.mean(dim=0).square().sum(),
         lambda n, width: -math.sqrt(width / n),  # that of the first term, at μ = 0, where the second is 0 too
@@ -99,12 +99,9 @@ def odcm(weight: float = 0.9, covariance: float = 0.04) -> Objective:
     """Off-diagonal covariance minimisation: D = mean_j max(0, 1 - √(Σ_jj + 1e-4)) + covariance · Σ_{i≠j} Σ_ij² / C.
 
     Variance and covariance terms of VICReg (Bardes, Ponce & LeCun 2022, arXiv 2105.04906, eq. 1-4), there weighted
-    25 : 1, hence 0.04. Of the published diversity terms the best at its price.
+    25 : 1, hence 0.04. The best of the published diversity terms at its cost.
     """
-    if covariance < 0:
-        raise ConfigError(
-            f"objective.covariance must be 0 or greater, as in objective.covariance=0.04; got {covariance:g}."
-        )
+    require_at_least("objective", 0, covariance=(covariance, 0.04))
 
     def diversity(x: Tensor) -> Tensor:
         matrix = _covariance(x)
@@ -119,9 +116,9 @@ def odcm(weight: float = 0.9, covariance: float = 0.04) -> Objective:
 def decorr(weight: float = 0.9) -> Objective:
     """Decorrelation: D = mean_ij (R_ij - δ_ij)², R the correlation matrix of the dimensions.
 
-    After the redundancy reduction of Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230, eq. 1) with one view in
-    place of two. R divides by n the products of dimensions that were standardised over n - 1, so its diagonal is
-    (n - 1) / n; standard deviations below 1e-4 count as 1e-4. Blind to the size of the cloud.
+    The redundancy reduction of Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230, eq. 1) with one view instead of
+    two. Dimensions are standardised over n - 1 and their products averaged over n, so the diagonal of R is (n - 1) / n;
+    standard deviations are at least 1e-4. Invariant to the scale of the contexts.
     """
 
     def diversity(x: Tensor) -> Tensor:
@@ -138,15 +135,15 @@ def decorr(weight: float = 0.9) -> Objective:
 def udel(weight: float = 0.9) -> Objective:
     """Uniform spread: D = mean_j (s_j - s̄)² - s̄, s_j the dimensions' standard deviations over n - 1, s̄ their mean.
 
-    A first version of the repository standardised the dimensions and took mean_j (var_j - 1)², which is 0 for every
-    cloud and has no gradient; its figure for UDEL in the comparison of 1 December fits that.
+    A first version in the repository standardised the dimensions and took mean_j (var_j - 1)², which is always 0, as
+    its figure for UDEL in the comparison of 1 December suggests.
     """
 
     def diversity(x: Tensor) -> Tensor:
-        # torch gives the norm's gradient at 0 as 0, a square root's as infinite.
-        spread = _centred(x).norm(dim=0) / math.sqrt(_freedom(len(x)))
-        mean = spread.mean()
-        return (spread - mean).square().mean() - mean
+        # The gradient at 0 of torch's norm is 0, that of a square root infinite.
+        deviations = _centred(x).norm(dim=0) / math.sqrt(_freedom(len(x)))
+        mean = deviations.mean()
+        return (deviations - mean).square().mean() - mean
 
     # s̄² <= mean s² = tr Σ / C <= n / (n - 1), with equality where all dimensions have the same spread and μ = 0.
     return Objective(diversity, lambda n, width: -math.sqrt(n / (n - 1)) if n > 1 else 0.0, weight)
@@ -155,10 +152,10 @@ def udel(weight: float = 0.9) -> Objective:
 def wmse(weight: float = 0.9) -> Objective:
     """Whitening: D = mean_ij (W Σ W - I)_ij², W = (Σ + 1e-4 I)^(-1/2) the ZCA whitening of the batch.
 
-    After W-MSE (Ermolov et al. 2021, arXiv 2007.06346), which compares two whitened views; here the covariance of the
-    only view, whitened, is compared with I. W Σ W and Σ have the same eigenvectors, and eigenvalues λ / (λ + ε)
-    and λ, so D = ‖ε (Σ + ε I)^-1‖_F² / C²: it counts the directions in which the cloud has less than about
-    ε = 1e-4 of variance, and is all but flat elsewhere.
+    After W-MSE (Ermolov et al. 2021, arXiv 2007.06346), which compares two whitened views; this one compares the
+    whitened covariance of a single view with I. W Σ W and Σ share their eigenvectors, with eigenvalues λ / (λ + ε) and
+    λ, so D = ‖ε (Σ + ε I)^-1‖_F² / C²: it counts directions whose variance is below about ε = 1e-4 and is nearly flat
+    elsewhere.
     """
     eps = 1e-4
 
@@ -169,8 +166,8 @@ def wmse(weight: float = 0.9) -> Objective:
         return rest.square().mean()
 
     def least(n: int, width: int) -> float:
-        # (ε / (λ + ε))² is convex and falls with λ; at most r eigenvalues are not 0, and they sum up to tr Σ, which
-        # is at most n·C / (n - 1).
+        # (ε / (λ + ε))² is convex and decreasing in λ; at most `rank` eigenvalues are nonzero, and their sum tr Σ is
+        # at most n·C / (n - 1).
         rank = min(n - 1, width)
         if not rank:
             return 1 / width
@@ -183,8 +180,8 @@ def wmse(weight: float = 0.9) -> Objective:
 def sdl(weight: float = 0.9) -> Objective:
     """Spectral diversity: D = Σ p ln(p + 1e-10), p = σ / Σσ of the batch, not centred: -ln of its effective rank.
 
-    What the effective rank measures (Roy & Vetterli 2007), trained directly. The published values came from an SVD in
-    fp32; here from the Gram matrix in fp64, to about 1e-7.
+    Trains the effective rank (Roy & Vetterli 2007) directly. The published values used an SVD in fp32; this uses the
+    Gram matrix in fp64, accurate to about 1e-7.
     """
     # The bound is the entropy of equal shares.
     return Objective(lambda x: -entropy(singular_values(x)), lambda n, width: -math.log(min(n, width)), weight)
@@ -193,7 +190,7 @@ def sdl(weight: float = 0.9) -> Objective:
 def nuc(weight: float = 0.9) -> Objective:
     """Nuclear norm maximisation: D = -‖X - μ‖_* / n, the sum of the centred batch's singular values.
 
-    As a measure of batch diversity: Cui et al. 2020 (arXiv 2003.12237), there of uncentred predictions.
+    A measure of batch diversity in Cui et al. 2020 (arXiv 2003.12237), there for predictions that are not centred.
     """
     return Objective(
         lambda x: -singular_values(_centred(x)).sum() / len(x),
@@ -206,7 +203,7 @@ def nuc(weight: float = 0.9) -> Objective:
 def due(weight: float = 0.9) -> Objective:
     """Dimension usage entropy: D = -H(q) / ln C, q_j = mean_i |x_ij| / Σ_k mean_i |x_ik|.
 
-    Blind to whether the contexts differ: equal ones that use all dimensions alike have the lowest value.
+    Does not measure whether contexts differ: equal contexts that use all dimensions equally reach the minimum.
     """
     return Objective(
         lambda x: -entropy(x.abs().mean(dim=0)) / math.log(max(x.shape[1], 2)),
@@ -218,8 +215,8 @@ def due(weight: float = 0.9) -> Objective:
 def unif(weight: float = 0.9) -> Objective:
     """Uniformity on the sphere: D = ln mean_{i≠j} exp(-2 ‖z_i - z_j‖²), z = x / ‖x‖.
 
-    Wang & Isola 2020 (arXiv 2005.10242, eq. 5, t = 2). The repository adds 1e-10 inside the logarithm, which is less
-    than 1e-6 of any value it can have. A single context gives 0.
+    Wang & Isola 2020 (arXiv 2005.10242, eq. 5, t = 2). The repository adds 1e-10 inside the logarithm, a relative
+    change below 1e-6. A single context gives 0.
     """
 
     def diversity(x: Tensor) -> Tensor:
@@ -230,15 +227,15 @@ def unif(weight: float = 0.9) -> Objective:
         return rows.logsumexp(0) - 4 - math.log(n * (n - 1))
 
     # Jensen: ln mean exp(-2 d²) >= -2 mean d²; mean d² = 2 - 2 mean cos, and Σ_{i≠j} cos = ‖Σz‖² - n >= -n.
-    # A regular simplex reaches it, for which n <= C + 1; more contexts stay above.
+    # A regular simplex reaches it, which needs n <= C + 1.
     return Objective(diversity, lambda n, width: -4 * n / (n - 1) if n > 1 else 0.0, weight)
 
 
 def infonce(weight: float = 0.9, temperature: float = 0.1) -> Objective:
     """Contrast with the rest of the batch: D = -mean_i ln(exp(1 / τ) / Σ_j exp(cos_ij / τ)), τ the temperature.
 
-    InfoNCE (van den Oord, Li & Vinyals 2018, arXiv 1807.03748, eq. 4) with each context as its own positive, so that
-    only the denominator has a gradient.
+    InfoNCE (van den Oord, Li & Vinyals 2018, arXiv 1807.03748, eq. 4) with each context as its own positive, so only
+    the denominator has a gradient.
     """
     if temperature <= 0:
         raise ConfigError(
@@ -260,17 +257,13 @@ def infonce(weight: float = 0.9, temperature: float = 0.1) -> Objective:
 def hsic(weight: float = 0.9, pairs: int = 50, samples: int = 1000) -> Objective:
     """Independence of pairs of dimensions: D = mean over pairs (i, j) of tr(K_i H K_j H) / (m - 1)².
 
-    The Hilbert-Schmidt independence criterion (Gretton et al. 2005, eq. 9) with kernels exp(-(a - b)²) on the values of
-    single dimensions, H = I - 1/m, for m = min(n, samples) of the contexts and some pairs of i ≠ j, drawn anew for
-    every batch. The draw follows from the batch's own numbers, so that a resumed run repeats it. Dimensions that do
-    not vary are independent of everything: D is 0 for equal contexts.
+    The Hilbert-Schmidt independence criterion (Gretton et al. 2005, eq. 9) with kernels exp(-(a - b)²) on single
+    dimensions, H = I - 1/m, on m = min(n, samples) contexts and random pairs i ≠ j, redrawn for every batch. The draw
+    is seeded by the batch's values, so that a resumed run repeats it. D is 0 for equal contexts.
 
-    pairs: of dimensions (the repository's 50, of which it leaves out those it drew with i = j). samples: contexts that
-    are looked at, at most.
+    pairs: of dimensions (the repository draws 50 and drops those with i = j). samples: maximum number of contexts.
     """
-    for name, value, example in (("pairs", pairs, 50), ("samples", samples, 1000)):
-        if value < 1:
-            raise ConfigError(f"objective.{name} must be at least 1, as in objective.{name}={example}; got {value}.")
+    require_at_least("objective", 1, pairs=(pairs, 50), samples=(samples, 1000))
 
     def diversity(x: Tensor) -> Tensor:
         n, width = x.shape
@@ -292,7 +285,7 @@ def hsic(weight: float = 0.9, pairs: int = 50, samples: int = 1000) -> Objective
 
 
 def _dispersion(x: Tensor) -> Tensor:
-    """-‖X - μ‖_F / n (0-d); torch gives the norm's gradient at 0 as 0."""
+    """-‖X - μ‖_F / n (0-d), whose gradient torch defines as 0 at 0."""
     return -_centred(x).norm() / len(x)
 
 
@@ -311,15 +304,15 @@ def _freedom(n: int) -> int:
 
 
 def _log_sum_exp(z: Tensor, scale: float, own: bool) -> Tensor:
-    """ln Σ_j exp(scale · z_i·z_j) of each row of z [n, C], over all j or those that are not i: [n]."""
+    """ln Σ_j exp(scale · z_i·z_j) [n] for the rows i of z [n, C]. own: include j = i."""
     result: Tensor = _LogSumExp.apply(z, scale, own)
     return result
 
 
 class _LogSumExp(torch.autograd.Function):
-    """d/dz of row i is scale · Σ_j p_ij z_j for itself and scale · p_ij z_i for each j, p the softmax of the row.
+    """The gradient of row i is scale · Σ_j p_ij z_j for z_i and scale · p_ij z_i for each z_j; p: softmax of the row.
 
-    The n² cosines are made by blocks of rows, and again in the backward pass: memory is a block's times n, not n².
+    The n² products are computed in blocks of rows, and again in the backward pass, so memory is linear in n.
     """
 
     @staticmethod
@@ -358,14 +351,14 @@ def dependence(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Dependence(torch.autograd.Function):
-    """Forms its gradients, of m numbers each, while it has the matrices, of m² each: many pairs take little memory."""
+    """Computes its gradients in the forward pass, so that only m numbers are stored per input, not m²."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         (k, k_slopes), (l_, l_slopes) = _kernel(a), _kernel(b)
         k_centred, l_centred = _centred_twice(k), _centred_twice(l_)
         scale = 1 / (len(a) - 1) ** 2
-        # d/da_i: a_i is in the row and in the column i of K, which are equal.
+        # The factor 2: a_i appears in row i and in column i of K, which are equal.
         ctx.save_for_backward(*(2 * scale * (m * s).sum(1) for m, s in ((l_centred, k_slopes), (k_centred, l_slopes))))
         return scale * (k_centred * l_).sum()
 
@@ -377,7 +370,7 @@ class _Dependence(torch.autograd.Function):
 
 
 def _kernel(values: Tensor) -> tuple[Tensor, Tensor]:
-    """K [m, m], and its slopes dK_ij / dvalue_i = -2 (value_i - value_j) K_ij."""
+    """K [m, m], and its derivatives dK_ij / dvalue_i = -2 (value_i - value_j) K_ij."""
     differences = values[:, None] - values
     kernel = torch.exp(-differences.square())
     return kernel, -2 * differences * kernel

@@ -1,4 +1,4 @@
-"""Values' compression trained before everything else: the first of the two phases of the old V-DProj."""
+"""Trains the compression of values before everything else: the first of V-DProj's two phases."""
 
 import math
 import time
@@ -20,26 +20,25 @@ from newllm.training.checkpoint import load_training, load_weights, save_trainin
 from newllm.training.context import Run
 from newllm.training.cross_entropy import IGNORED
 from newllm.training.optimizer import AdamW
-from newllm.training.progress import Pending, Progress
+from newllm.training.progress import Progress
 from newllm.training.step import Step, cut
 from newllm.two_phase.first_phase import FirstPhase, Outcome, write_lines
 
 _HEADING = f"{'epoch':>5}{'train MSE':>14}{'val MSE':>14}   {'time':>8}"
-_AT_ONCE = 20  # steps whose losses are fetched from the device together
 
 
 class Reconstruction(FirstPhase):
-    """Trains ``v' = W_r (W_c v + b_c) + b_r`` to give v back, in every layer of a model as it was drawn at random.
+    """Trains ``v' = W_r (W_c v + b_c) + b_r`` to restore the values v in every layer of a randomly initialised model.
 
-    Minimises the mean over layers of MSE(v', v) by AdamW (decay 0.01, clipping at 1) on these matrices and biases
-    alone, over the run's own training rows, in batches as its trainer has them; then they are frozen. A layer reads the
-    states that the restored values of the layers before it lead to, and the gradient goes back through them.
+    Minimises the mean over layers of MSE(v', v) by AdamW (weight decay 0.01, clipping at 1) on these matrices and
+    biases alone, over the training rows of the run, in the batches of its trainer, then freezes them. Each layer reads
+    the states that follow from the restored values of the layers below, and the gradient flows through them.
 
     Source: rato-tokyo/new-llm, scripts/experiment_vdproj_2phase.py (December 2025), whose second phase trains all
-    the rest on the tokens alone: attention.reconstruction_weight=0.
+    other weights on the token loss alone: attention.reconstruction_weight=0.
 
-    lr: constant rate. epochs: at most. patience: ends after so many epochs without a better validation MSE; None:
-    never. keep: which epoch's matrices the second phase gets, the best one's or, as published, the last one's.
+    lr: constant. epochs: maximum. patience: stop after this many epochs without a better validation MSE; None: never.
+    keep: the matrices that the second phase gets: those of the best epoch or, as published, of the last one.
     """
 
     name = "reconstruction"
@@ -62,19 +61,19 @@ class Reconstruction(FirstPhase):
         if not _compressing(model):
             given = (cfg.get("choices") or {}).get("attention", "another one")
             raise ConfigError(
-                "phase1=reconstruction trains the compression of values, which attention=vdproj has and this run's "
-                f"attention ({given}) has not; type attention=vdproj, or phase1=none."
+                "phase1=reconstruction trains the compression of values, which this run's attention "
+                f"({given}) does not have; type attention=vdproj, or phase1=none."
             )
 
     def train(self, run: Run) -> Outcome:
-        pairs = nn.ModuleList(nn.ModuleList([one.compress, one.restore]) for one in _compressing(run.model))
+        pairs = nn.ModuleList(nn.ModuleList([layer.compress, layer.restore]) for layer in _compressing(run.model))
         pairs.requires_grad_(True)
-        inside = set(pairs.parameters())
-        others = [p for p in run.model.parameters() if p.requires_grad and p not in inside]
+        trained = set(pairs.parameters())
+        others = [p for p in run.model.parameters() if p.requires_grad and p not in trained]
         for parameter in others:
             parameter.requires_grad_(False)
         try:
-            outcome = _Training(self, run, pairs).outcome()
+            outcome = _Training(self, run, pairs).train()
         finally:
             for parameter in others:
                 parameter.requires_grad_(True)
@@ -83,9 +82,9 @@ class Reconstruction(FirstPhase):
 
 
 class _Training:
-    """The epochs, from the first or from the last checkpoint on.
+    """Trains the epochs that are left.
 
-    checkpoints/phase1.safetensors is all that a resumed run needs, phase1_best.safetensors the matrices of the best
+    checkpoints/phase1.safetensors holds what a resumed run needs, phase1_best.safetensors the matrices of the best
     epoch.
     """
 
@@ -101,22 +100,21 @@ class _Training:
         self.progress = Progress()
         if self.file.exists():
             self.progress = load_training(self.file, pairs, self.step.optimizer, self.about)
-        self._pending = Pending()
         self._began = self._saved = time.monotonic()
 
-    def outcome(self) -> Outcome:
-        """Train what is left; returns what came of it, the matrices to keep in the model."""
+    def train(self) -> Outcome:
+        """Train what is left; the matrices to keep are in the model afterwards."""
         progress, run, steps = self.progress, self.run, self.epoch_steps * self.phase.epochs
-        pairs = f"{sum(p.numel() for p in self.pairs.parameters()):,} parameters"
-        again = f"; goes on after step {progress.step:,}" if progress.step and not progress.finished else ""
+        size = f"{sum(p.numel() for p in self.pairs.parameters()):,} parameters"
+        resumed = f"; goes on after step {progress.step:,}" if progress.step and not progress.finished else ""
         done = ", done before" if progress.finished else ""
         run.console.line()
-        run.console.line(f"Phase 1: the values' compression ({pairs}) learns to give them back{again}{done}.")
+        run.console.line(f"Phase 1: the compression of values ({size}) learns to restore them{resumed}{done}.")
         run.console.line(_HEADING, style="bold")
         write_lines(run.directory, progress.history)
         for line in progress.history:
             run.console.line(_epoch_line(line, seconds=None))
-        run.model.eval()  # training would differ only in an attention's own loss, which is not wanted here
+        run.model.eval()  # in training mode an attention would add its own loss
         with run.signals.deferred(), run.console.progress(steps, progress.step) as bar:
             while not progress.finished:
                 self._epoch(bar)
@@ -133,27 +131,24 @@ class _Training:
             "speed/phase1_seconds": progress.seconds,
         }
         text = [
-            f"Compression and restoration of epoch {epoch} of {progress.epoch} are frozen now: MSE of the restored "
-            f"values {kept['phase1/val_loss']:.4g} in validation."
+            f"Compression and restoration are frozen as of epoch {epoch} of {progress.epoch}: validation MSE of the "
+            f"restored values {kept['phase1/val_loss']:.4g}."
         ]
         return Outcome(metrics, progress.history, text)
 
     def _epoch(self, bar: Any) -> None:
-        """The steps left in the current epoch, then its validation error, its line and a checkpoint."""
+        """Run the steps left in the current epoch, validate, write its line and a checkpoint."""
         progress, run, rows = self.progress, self.run, self.run.data.train
         began, size, order = time.monotonic(), run.trainer.batch_size, run.trainer.order(run.data, progress.epoch)
         for step in range(progress.epoch_step, self.epoch_steps):
             self._stop_if_asked()
             indices = order[step * size : (step + 1) * size]
-            self._pending.append(self.step(cut(rows, indices, run.trainer.accumulate), self.phase.lr))
+            loss, _, scored = self.step(cut(rows, indices, run.trainer.accumulate), self.phase.lr)
             progress.stepped(len(indices) * rows.seq_len)
-            if len(self._pending) == _AT_ONCE:
-                self._drain()
-                speed = progress.trained_tokens / max(self._seconds(), 1e-9)
-                bar(progress.step, progress.take_logged(), speed)
+            progress.add(self._finite(loss.item()), scored)
+            bar(progress.step, progress.take_logged(), progress.trained_tokens / max(self._seconds(), 1e-9))
             if run.runtime.checkpoint_due(progress.step, self._saved):
                 self._save()
-        self._drain()
         error = self._finite(self._validation_error())
         if progress.judge(error):
             save_weights(self.best, self.pairs, {**self.about, "epoch": progress.epoch})
@@ -177,18 +172,12 @@ class _Training:
                 total += layer_errors(run.model, inputs.to(run.device)).mean(dim=0).sum().item()
         return total / len(rows)
 
-    def _drain(self) -> None:
-        """Fetch the steps' losses into the epoch's sum, in their order."""
-        for loss, _, scored in self._pending.fetch():
-            self.progress.add(self._finite(loss), scored)
-
     def _stop_if_asked(self) -> None:
         if self.run.signals.received:
             self._save()
             self.run.signals.check()
 
     def _save(self) -> None:
-        self._drain()
         progress = self.progress
         progress.seconds, self._began = self._seconds(), time.monotonic()
         save_training(self.file, self.pairs, self.step.optimizer, progress, self.about)
@@ -196,20 +185,20 @@ class _Training:
         self._saved = time.monotonic()
 
     def _seconds(self) -> float:
-        """Spent by all attempts."""
+        """Seconds of training in all attempts."""
         return self.progress.seconds + time.monotonic() - self._began
 
     def _finite(self, value: float) -> float:
         if not math.isfinite(value):
             raise RunError(
-                f"Phase 1 broke by step {self.progress.step}: the error of the restored values is {value:g}; a lower "
-                f"rate (phase1.lr={self.phase.lr / 10:g}) usually helps, in a run of its own"
+                f"Phase 1 diverged by step {self.progress.step}: the error of the restored values is {value:g}; a "
+                f"lower rate (phase1.lr={self.phase.lr / 10:g}) usually helps, in a new run"
             )
         return value
 
 
 class _Loss(nn.Module):
-    """Mean over a piece's rows and the layers of MSE(v', v), in proportion to its share of the scored tokens."""
+    """Mean over rows and layers of MSE(v', v), weighted by the piece's share of the scored tokens."""
 
     def __init__(self, model: LanguageModel, device: torch.device, precision: Precision) -> None:
         super().__init__()
@@ -222,7 +211,7 @@ class _Loss(nn.Module):
 
 
 def layer_errors(model: nn.Module, inputs: Tensor) -> Tensor:
-    """MSE(v', v) [layers, B] of the model's values for inputs [B, T], with gradients where these are on."""
+    """MSE(v', v) [layers, B] of the model's values for inputs [B, T]."""
     errors: list[Tensor] = []
 
     def see(layer: int, tensors: dict[str, Tensor]) -> None:
@@ -235,8 +224,8 @@ def layer_errors(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _compressing(model: nn.Module) -> list[CompressedValues]:
-    """The attentions of all layers if they compress values, else none."""
-    return [one for one in model.modules() if isinstance(one, CompressedValues)]
+    """The attention layers that compress values."""
+    return [module for module in model.modules() if isinstance(module, CompressedValues)]
 
 
 def _epoch_line(line: dict[str, Any], seconds: float | None) -> str:

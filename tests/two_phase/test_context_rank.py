@@ -102,7 +102,7 @@ def test_passes_end_when_contexts_are_still_and_read_so_many_tokens():
 
 def test_a_model_without_contexts_is_refused():
     subject = make_subject()
-    with pytest.raises(ConfigError, match=r"carried from token to token.*eval=\[rank\]"):
+    with pytest.raises(ConfigError, match=r"eval=effective_rank.*eval=\[rank\]"):
         EffectiveRank().check(subject.data, subject.model)
     EffectiveRank().check(subject_of(context_token()).data, context_token())
 

@@ -250,7 +250,7 @@ def test_what_the_corpus_cannot_give(ask: Ask, tmp_path: Path, text: Path) -> No
     other_rows = refusal(ask("corpus", embeddings__tokens="all", data__split="contiguous"))
     assert "type embeddings.tokens=same" in other_rows
     for name in ("tokens", "epochs", "batch_tokens"):
-        with pytest.raises(ConfigError, match=rf"embeddings\.{name} must be greater than 0"):
+        with pytest.raises(ConfigError, match=rf"embeddings\.{name} must"):
             ask("corpus", **{f"embeddings__{name}": 0})
     assert "num_layers must be greater than 0" in refusal(ask("corpus", embeddings__num_layers=0))
     (tmp_path / "one.txt").write_text(json.loads(text.read_text().splitlines()[1])["text"])

@@ -183,13 +183,10 @@ def test_the_second_phase_leaves_the_pairs_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (
-            ["attention=mha", "phase1=reconstruction"],
-            r"attention \(mha\) has not; type attention=vdproj, or phase1=none",
-        ),
-        (["attention=vdproj", "phase1=reconstruction", "phase1.epochs=0"], "phase1.epochs must be at least 1"),
-        (["attention=vdproj", "phase1=reconstruction", "phase1.lr=0"], "phase1.lr must be above 0"),
-        (["attention=mha", "eval=[loss,reconstruction]"], "type attention=vdproj, or leave reconstruction out"),
+        (["attention=mha", "phase1=reconstruction"], r"\(mha\).* type attention=vdproj, or phase1=none"),
+        (["attention=vdproj", "phase1=reconstruction", "phase1.epochs=0"], r"phase1\.epochs"),
+        (["attention=vdproj", "phase1=reconstruction", "phase1.lr=0"], r"phase1\.lr"),
+        (["attention=mha", "eval=[loss,reconstruction]"], "type attention=vdproj"),
     ],
 )
 def test_what_has_no_values_to_restore_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
