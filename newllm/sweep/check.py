@@ -1,4 +1,4 @@
-"""Every part of every planned run is built once before the first run starts, so that a bad value is refused at once."""
+"""Builds every part of every planned run once before the first run starts, so that a bad value is found early."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,11 +8,11 @@ from newllm.config.groups import groups, parts_of, stages
 
 PARTS = ("model", *parts_of("model"))
 
-Part = tuple[str, dict[str, Any]]  # its path, its node; of the model and of a stage, the nodes of its parts as well
+Part = tuple[str, dict[str, Any]]  # path and node; for the model and for a stage, also the nodes of its parts
 
 
 def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
-    """What there is to build in these effective configurations; once, what differs in seeds only. Needs no torch."""
+    """The parts of these effective configurations, each once: nodes that differ only in seeds are equal. No torch."""
     found: dict[str, Part] = {}
     for config in configs:
         sizes = {"data": {"seq_len": config["data"]["seq_len"]}, "trainer": {"seed": config["trainer"]["seed"]}}
@@ -27,7 +27,7 @@ def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
 
 
 def build_all(found: Iterable[Part]) -> None:
-    """ConfigError of the first part that its constructor refuses; models are built without memory."""
+    """Raises ConfigError for the first part whose constructor refuses it. Models are built on the meta device."""
     from omegaconf import OmegaConf
 
     from newllm.build import build
@@ -44,14 +44,17 @@ def build_all(found: Iterable[Part]) -> None:
         else:
             node = fitted(node, path)
             if path in known and not known[path].numbers:
-                continue  # of the machine that the run will run on, and of its directory
+                continue  # depends on the machine and the directory of the run
             part = build(node)
             if path == "data":
-                part.fingerprint()  # refuses a corpus whose files are not there
+                part.fingerprint()  # raises if files of the corpus are missing
 
 
 def count_parameters(config: Mapping[str, Any], vocabulary: int) -> int:
-    """Parameters of the model with so many tokens, built without memory; ConfigError if it cannot be built."""
+    """Number of parameters for this vocabulary size, counted on the meta device.
+
+    Raises ConfigError if the model cannot be built.
+    """
     import torch
     from omegaconf import OmegaConf
 
@@ -63,12 +66,12 @@ def count_parameters(config: Mapping[str, Any], vocabulary: int) -> int:
 
 
 def seedless(value: Any) -> Any:
-    """A node without its seeds, however deep they are."""
+    """The node without `seed` keys, at any depth."""
     return {k: seedless(v) for k, v in value.items() if k != "seed"} if isinstance(value, Mapping) else value
 
 
 def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The nodes of groups that are judged by themselves."""
+    """(path, node) of every node that is built on its own, not as a part of the model or of a stage."""
     known = groups(config)
     together = {"model", *(group.name for group in known.values() if group.part_of or group.stage)}
     for group, node in config.items():
@@ -77,5 +80,6 @@ def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
         if "_target_" in node:
             yield group, node
         else:
-            inner = ((f"{group}.{name}", one) for name, one in node.items() if isinstance(one, Mapping))
-            yield from ((path, one) for path, one in inner if "_target_" in one)
+            for name, inner in node.items():
+                if isinstance(inner, Mapping) and "_target_" in inner:
+                    yield f"{group}.{name}", inner

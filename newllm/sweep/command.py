@@ -23,7 +23,7 @@ from newllm.sweep.settings import Sweep
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for: runs, how they are done and by what, and where they land."""
+    """What a command line asks for: the runs, the options of the sweep, the launcher, and the output folder."""
 
     runs: list[Job]
     settings: Sweep
@@ -37,7 +37,7 @@ class Request:
 
 
 def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, several: bool = True) -> int:
-    """Plan and do the runs of a command line; returns the exit status. `several`: with -m."""
+    """Plan and execute the runs of a command line; returns the exit status. `several`: -m was given."""
     from newllm.sweep.plan_table import show
 
     if not any(line.startswith(("dry_run=", "sweep.dry_run=", "hydra/launcher=")) for line in overrides):
@@ -47,7 +47,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
         show(request.plan(), whole=True)
         return 0
     launcher = build(request.launcher)
-    with _nothing_left_if_refused(request.folder), choosing(request.folder):
+    with _clean_up_if_refused(request.folder), choosing(request.folder):
         planned = request.plan()
         require_packable([run.config for run in planned.runs], request.settings.policy.pack)
         if planned.wanted:
@@ -60,22 +60,22 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
 
 
 @contextmanager
-def _nothing_left_if_refused(folder: Path) -> Iterator[None]:
-    """Take away the folders made for a sweep that turns out to be a mistake; not what others have put there."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+def _clean_up_if_refused(folder: Path) -> Iterator[None]:
+    """Remove the folders that this command created if it is refused, but not files that others have put there."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     except ConfigError:
-        if made:
+        if created:
             shutil.rmtree(folder / ".sweep", ignore_errors=True)
         with suppress(OSError):  # not empty
-            for path in made:
+            for path in created:
                 path.rmdir()
         raise
 
 
 def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> Request:
-    """Check a command line and compose all its runs; ConfigError, and nothing written, for what is wrong with any."""
+    """Check a command line and compose all its runs. Writes nothing. Raises ConfigError if any run is wrong."""
     catalog = catalog_for(config_dir)
     given = parse(overrides, catalog, sweep=several)
     runs: list[Job] = []
@@ -91,7 +91,7 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
         else:
             jobs = [list(lines)]
         runs += compose_many(jobs, config_dir=config_dir)
-    _refuse_useless(runs, given)
+    _refuse_unused_axes(runs, given)
     folder = Path(composed.sweep_dir)
     if not several:
         folder = Path(composed.run_dir).parent if composed.run_dir else Path("outputs/runs")
@@ -99,7 +99,7 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
 
 
 def _by_experiment(given: Overrides) -> list[list[str]]:
-    """The command line for each of its experiments, since each may bring a grid of its own."""
+    """One command line per experiment, since each experiment may define its own grid."""
     lines = [override.input_line or "" for override in given.parsed]
     swept = [o for o in given.parsed if o.key_or_group == "experiment" and o.is_sweep_override()]
     if not swept:
@@ -108,8 +108,8 @@ def _by_experiment(given: Overrides) -> list[list[str]]:
     return [[name if line == swept[0].input_line else line for line in lines] for name in names]
 
 
-def _refuse_useless(runs: Sequence[Job], given: Overrides) -> None:
-    """An axis of the command line that no run uses is a mistake."""
-    useless = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
-    for axis in sorted(useless):
+def _refuse_unused_axes(runs: Sequence[Job], given: Overrides) -> None:
+    """Raise ConfigError if no run uses an axis of the command line."""
+    unused = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
+    for axis in sorted(unused):
         raise why_unused(axis, runs[0].config["choices"], given.catalog, given)

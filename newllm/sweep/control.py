@@ -1,4 +1,4 @@
-"""Stopping runs and starting them again, from any shell: through their launcher, their process, or SLURM."""
+"""Cancel and retry runs from any shell, through their launcher, their process or SLURM."""
 
 import os
 import platform
@@ -23,37 +23,37 @@ from newllm.sweep.worker import ask_to_end
 Which = Literal["failed", "interrupted", "all"]
 Say = Callable[[str], None]
 
-_AT_ONCE = 500  # job ids on one command line of scancel
+_IDS_PER_SCANCEL = 500
 
 
 def cancel(sweep: Path, runs: Sequence[Path], say: Say) -> bool:
-    """Stop these runs of the sweep and `say` what was done; False if some are out of reach.
+    """Stop these runs of the sweep and report to `say`; returns False if some could not be reached.
 
-    Running runs are asked to save and end, queued ones become interrupted. A launcher is stopped if all runs of its
-    sweep are to be, a SLURM job if all its unfinished runs are.
+    Running runs save and end, queued ones become interrupted. The launcher is stopped if all runs of its sweep are
+    cancelled, and a SLURM job if all its unfinished runs are.
     """
-    names, everyone = {run.name for run in runs}, survey(sweep)
-    lines = [line for line in everyone if line.name in names]
+    names, all_lines = {run.name for run in runs}, survey(sweep)
+    lines = [line for line in all_lines if line.name in names]
     reached = True
     asked: set[str] = set()  # names of runs that a launcher or SLURM has been told to end
-    if len(lines) == len(everyone):
+    if len(lines) == len(all_lines):
         for launch in launches(sweep):
             if launch["alive"] and launch.get("backend") == "local":
                 asked |= set(launch.get("runs", []))
                 reached = _stop_launcher(launch, say) and reached
 
-    shared_jobs = {line.slurm for line in everyone if line.attended and line.name not in names}
-    theirs = [line for line in lines if line.slurm and line.attended and line.slurm not in shared_jobs]
-    asked |= {line.name for line in theirs}
-    reached = _cancel_jobs(list(dict.fromkeys(str(line.slurm) for line in theirs)), say) and reached
+    shared_jobs = {line.slurm for line in all_lines if line.attended and line.name not in names}
+    in_own_jobs = [line for line in lines if line.slurm and line.attended and line.slurm not in shared_jobs]
+    asked |= {line.name for line in in_own_jobs}
+    reached = _cancel_jobs(list(dict.fromkeys(str(line.slurm) for line in in_own_jobs)), say) and reached
 
-    neighbours = Counter((line.host, line.pid) for line in everyone if line.state == "running")
+    runs_per_process = Counter((line.host, line.pid) for line in all_lines if line.state == "running")
     withdrawn = 0
     for line in lines:
         if line.state == "queued" and _withdraw(RunDirectory(line.path)):
             withdrawn += 1
         elif line.state == "queued" or (line.state == "running" and line.name not in asked):
-            reached = _stop_run(RunDirectory(line.path), neighbours[line.host, line.pid] > 1, say) and reached
+            reached = _stop_run(RunDirectory(line.path), runs_per_process[line.host, line.pid] > 1, say) and reached
     if withdrawn:
         say(f"{plural(withdrawn, 'run')} will not be started.")
     if not asked and not any(line.state in ("queued", "running") for line in lines):
@@ -62,11 +62,11 @@ def cancel(sweep: Path, runs: Sequence[Path], say: Say) -> bool:
 
 
 def retry(sweep: Path, runs: Sequence[Path], which: Which, say: Say) -> int:
-    """Queue those of the sweep's `runs` that ended so, and start them as it was last started; returns the exit status.
+    """Queue the runs in these states again and start them as the sweep was last started; returns the exit status.
 
-    They go on from their last checkpoints. which: "failed"; "interrupted", those that were cut off or cancelled and
-    those that are queued while no launcher lives; "all", both.
-    Raises ConfigError, before anything is queued, if a launcher is at work here or a run is of another version.
+    The runs resume from their last checkpoints. which: "failed"; "interrupted" (cut off, cancelled, or queued without
+    a living launcher); "all" (both).
+    Raises ConfigError, before it queues anything, if a launcher is running or a run is from another version.
     """
     states = {"failed": ("failed",), "interrupted": ("interrupted", "queued")}
     states["all"] = states["failed"] + states["interrupted"]
@@ -79,20 +79,20 @@ def retry(sweep: Path, runs: Sequence[Path], which: Which, say: Say) -> int:
         busy = next((record for record in records if record["alive"] and record.get("backend") == "local"), None)
         if busy:
             raise ConfigError(
-                f"process {busy['pid']} on {busy['host']} is at work on {sweep}; wait for it, or stop it with "
+                f"process {busy['pid']} on {busy['host']} is running {sweep}; wait for it, or stop it with "
                 f"newllm status {sweep} --cancel."
             )
-        launcher, policy = _launched(records[-1] if records else {"backend": "local", "launcher": {}, "policy": {}})
+        launcher, policy = _launcher_of(records[-1] if records else {"backend": "local", "launcher": {}, "policy": {}})
         directories = [RunDirectory(line.path) for line in lines]
         configs = [_config(directory) for directory in directories]
         for directory, config in zip(directories, configs, strict=True):
             directory.freeze(config)
-    say(f"{plural(len(lines), 'run')} of {sweep} {'goes' if len(lines) == 1 else 'go'} on.")
+    say(f"{plural(len(lines), 'run')} of {sweep} {'resumes' if len(lines) == 1 else 'resume'}.")
     return launcher.start(sweep, [directory.path for directory in directories], policy)
 
 
 def _stop_launcher(launch: Mapping[str, Any], say: Say) -> bool:
-    """Ask a local launcher, as Ctrl-C does; False if it is out of reach."""
+    """Send a local launcher SIGINT; returns False if it cannot be reached."""
     if launch["host"] != platform.node():
         say(f"The launcher is process {launch['pid']} on {launch['host']}; type the same command there.")
         return False
@@ -101,11 +101,11 @@ def _stop_launcher(launch: Mapping[str, Any], say: Say) -> bool:
 
 
 def _cancel_jobs(jobs: Sequence[str], say: Say) -> bool:
-    """scancel these jobs; False if SLURM did not."""
+    """Cancel these jobs; returns False if scancel failed."""
     complaints: list[str] = []
-    for begin in range(0, len(jobs), _AT_ONCE):
+    for begin in range(0, len(jobs), _IDS_PER_SCANCEL):
         try:
-            done = subprocess.run(["scancel", *jobs[begin : begin + _AT_ONCE]], capture_output=True, text=True)
+            done = subprocess.run(["scancel", *jobs[begin : begin + _IDS_PER_SCANCEL]], capture_output=True, text=True)
         except OSError as error:
             complaints = [f"it can't be run here ({error.strerror}); type the same command where SLURM is"]
             break
@@ -119,19 +119,22 @@ def _cancel_jobs(jobs: Sequence[str], say: Say) -> bool:
 
 
 def _withdraw(directory: RunDirectory) -> bool:
-    """Let a queued run not be started; False if it has begun meanwhile."""
+    """Mark a queued run as interrupted, so that it does not start; returns False if it has started meanwhile."""
     try:
         with directory.locked():
             if directory.status().get("state", "queued") != "queued":
                 return False
             directory.update_status(durable=False, state="interrupted", error="Cancelled before it began.")
             return True
-    except ConfigError:  # a process holds it
+    except ConfigError:  # another process has locked it
         return False
 
 
 def _stop_run(directory: RunDirectory, shared: bool, say: Say) -> bool:
-    """Ask a run to save and end, through its process unless that is `shared`; False if it is on another machine."""
+    """Ask a run to save and end; returns False if it is on another machine.
+
+    `shared`: its process trains other runs too and must not get a signal.
+    """
     if not directory.in_use():
         return True
     if shared:
@@ -141,14 +144,14 @@ def _stop_run(directory: RunDirectory, shared: bool, say: Say) -> bool:
     status = directory.status()
     name, pid, host = directory.path.name, status.get("pid"), status.get("host")
     if not pid or host != platform.node():
-        say(f"{name} is in the hands of process {pid} on {host}; cancel it there.")
+        say(f"{name} is run by process {pid} on {host}; cancel it there.")
         return False
     say(f"Asking {name}, process {pid}, to save and end.")
     return _signal(pid, signal.SIGTERM, say)
 
 
 def _signal(pid: int, signum: signal.Signals, say: Say) -> bool:
-    """Send a signal; False, and a sentence, if that is not allowed. A process that has ended needs none."""
+    """Send a signal; returns False, and says why, if that is not allowed. An ended process counts as reached."""
     try:
         os.kill(pid, signum)
     except ProcessLookupError:
@@ -160,23 +163,23 @@ def _signal(pid: int, signum: signal.Signals, say: Say) -> bool:
 
 
 def _config(directory: RunDirectory) -> dict[str, Any]:
-    """The frozen configuration, if this version of newllm gives it the signature under which it was planned."""
+    """The frozen configuration. Raises ConfigError if this version of newllm gives it another signature."""
     config = directory.config()
     mark = signature_of(directory.path.name)
     if not config or (mark and signature(config) != mark):
         raise ConfigError(
-            f"{directory.path} can't go on, since its configuration is of another version of newllm or its data have "
-            "changed; type the training command again."
+            f"{directory.path} can't be resumed, since its configuration is from another version of newllm or its data "
+            "have changed; type the training command again."
         )
     return config
 
 
-def _launched(record: Mapping[str, Any]) -> tuple[Local | Slurm, Policy]:
-    """Launcher and policy of a record."""
+def _launcher_of(record: Mapping[str, Any]) -> tuple[Local | Slurm, Policy]:
+    """The launcher and the policy of an earlier launch."""
     try:
         launcher = {"local": Local, "slurm": Slurm}[record["backend"]]
         return launcher(**record["launcher"]), Policy(**record["policy"])
     except (KeyError, TypeError):
         raise ConfigError(
-            f"{record.get('file')} is of another version of newllm; type the training command again."
+            f"{record.get('file')} is from another version of newllm; type the training command again."
         ) from None

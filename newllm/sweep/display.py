@@ -1,4 +1,4 @@
-"""What a user sees of a sweep under way: a live table on a terminal, elsewhere a line for each start and end."""
+"""Progress of a running sweep: a live table on a terminal, elsewhere one line per start and end."""
 
 import sys
 import time
@@ -20,17 +20,19 @@ from newllm.sweep.run_names import short_names
 from newllm.sweep.survey import observe
 from newllm.sweep.table import clock, plural, table
 
-SHOWN_ROWS = 40  # of running runs in the live table
-SHOWN_FAILURES = 20  # in the summary
+SHOWN_ROWS = 40  # running runs in the live table
+SHOWN_FAILURES = 20  # failures in the summary
 REFRESH_SECONDS = 1.0
-SUMMARY_SECONDS = 60.0  # between two lines of counts, where there is no terminal
+SUMMARY_SECONDS = 60.0  # between lines of counts without a terminal
 
-_WORDS = {"done": "done", "failed": "failed", "interrupted": "interrupted", "elsewhere": "in other hands"}
+_WORDS = {"done": "done", "failed": "failed", "interrupted": "interrupted", "elsewhere": "run by another process"}
 
 
 class Display:
-    """Tells about the runs of the folder `sweep`. Only the files of running runs are read, so that ten thousand queued
-    ones cost nothing."""
+    """Reports on the runs of the folder `sweep`.
+
+    Reads only the files of running runs, so that ten thousand queued ones cost nothing.
+    """
 
     def __init__(self, sweep: Path, runs: Sequence[Path]) -> None:
         self._sweep, self._total, self._waiting = sweep, len(runs), len(runs)
@@ -42,11 +44,11 @@ class Display:
         self._counts: Counter[str] = Counter()
         self._failures: list[tuple[Path, str | None]] = []
         self._seconds_of_done = 0.0
-        self._began = self._told = time.monotonic()  # when it began, when something was last told
+        self._began = self._last_shown = time.monotonic()
 
     @contextmanager
     def shown(self, slots: int, packing: Packing | None = None) -> Iterator[None]:
-        """The live table, on a terminal, within this block; then the summary. slots: workers at once."""
+        """Show the live table (on a terminal) within this block and the summary after it. slots: concurrent workers."""
         size = packing.size if packing else 1
         self._at_once = min(slots * size, self._total)
         packed = f", in packs of up to {size} that train together" if size > 1 else ""
@@ -56,7 +58,7 @@ class Display:
             self._say(line)
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._told -= REFRESH_SECONDS
+            self._last_shown -= REFRESH_SECONDS
             with suppress(OSError):  # here and below: the terminal may have been closed
                 self._live.start()
         try:
@@ -74,7 +76,7 @@ class Display:
             self._say(f"start  {self._names[run.name]}")
 
     def ended(self, run: Path, state: str, error: str | None, again: bool) -> None:
-        """`again`: the run has gone back to the queue."""
+        """`again`: the run was queued again."""
         now = time.monotonic()
         name, seconds = self._names[run.name], now - self._running.pop(run, now)
         if again:
@@ -94,12 +96,12 @@ class Display:
         self._say(text, "bold")
 
     def tick(self, waiting: int) -> None:
-        """Refresh what is shown if it is time to; `waiting` runs have not begun."""
+        """Refresh the display if enough time has passed; `waiting` runs have not started."""
         self._waiting = waiting
         now = time.monotonic()
-        if now - self._told < (SUMMARY_SECONDS if self._live is None else REFRESH_SECONDS):
+        if now - self._last_shown < (SUMMARY_SECONDS if self._live is None else REFRESH_SECONDS):
             return
-        self._told = now
+        self._last_shown = now
         if self._live is None:
             self._say(self._counted())
             return
@@ -113,7 +115,7 @@ class Display:
         text += f"; {clock(now - self._began)} passed"
         if not self._seconds_of_done:
             return text
-        mean = self._seconds_of_done / self._counts["done"]  # if the runs to come take as long as those done
+        mean = self._seconds_of_done / self._counts["done"]  # assumes that the remaining runs take as long
         under_way = [max(mean - (now - began), 0.0) for began in self._running.values()]
         left = max((sum(under_way) + self._waiting * mean) / self._at_once, *under_way, 0.0)
         return f"{text}, about {clock(left)} left"
@@ -130,11 +132,11 @@ class Display:
         )
         for run, error in self._failures[:SHOWN_FAILURES]:
             log = next((file for file in (run / "train.log", run / "stderr.log") if file.exists()), run)
-            self._say(f"  failed: {self._names[run.name]}: {error or 'no reason is known'} ({log})", "red")
+            self._say(f"  failed: {self._names[run.name]}: {error or 'unknown reason'} ({log})", "red")
         if len(self._failures) > SHOWN_FAILURES:
             self._say(f"  and {len(self._failures) - SHOWN_FAILURES:,} more")
         if self._counts["interrupted"]:
-            self._say("The same command goes on from here.")
+            self._say("The same command continues from here.")
         self._say(f"Next: newllm status {self._sweep}")
         if self._counts["done"]:
             self._say(f"      newllm report {self._sweep}")

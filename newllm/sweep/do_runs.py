@@ -1,6 +1,7 @@
-"""The process that does runs: it shows how they get on and forks a worker for each.
+"""The process that executes runs: it shows their progress and forks a worker for each.
 
-newllm.sweep.local starts it and hands it its requests through a pipe; a SLURM job (newllm.sweep.slurm_job) is one too.
+newllm.sweep.local starts it and sends it requests through a pipe; a SLURM job (newllm.sweep.slurm_job) does the same
+work.
 """
 
 import gc
@@ -23,9 +24,9 @@ from newllm.sweep.workers import Workers, in_child
 
 
 def serve(pipe: Connection) -> None:
-    """Answer requests, each (name, arguments), with what they return or the NewllmError that they raise.
+    """Answer requests (name, arguments) with the return value, or with the NewllmError that was raised.
 
-    Ends when the other side is gone.
+    Returns when the other end of the pipe is closed.
     """
     import_everything()
     requests: dict[str, Callable[..., Any]] = {"check": partial(in_child, build_all), "launch": _launch}
@@ -40,19 +41,19 @@ def serve(pipe: Connection) -> None:
 
 
 def import_everything() -> None:
-    """What all workers share."""
+    """Import what the forked workers share."""
     import torch
 
     import newllm.pack.meeting
     import newllm.run.execute  # noqa: F401
 
-    torch.optim.AdamW([torch.zeros(1)])  # the first optimizer of a process imports for most of a second
+    torch.optim.AdamW([torch.zeros(1)])  # the first optimizer of a process triggers almost a second of imports
     gc.collect()
-    gc.freeze()  # workers share these pages as long as no collection touches them
+    gc.freeze()  # keeps the garbage collector from touching, and so copying, shared pages
 
 
 def _launch(sweep: Path, runs: Sequence[Path], policy: Policy, options: Mapping[str, Any]) -> int:
-    """What newllm.sweep.local.Local promises of `start`, but that this process survives."""
+    """The part of `Local.start` that happens in this process."""
     kept = {} if options["threads"] != "auto" else _earlier_threads(sweep)
     slots = partial(Slots, available_cores(), visible_gpus(), **options)
     with recorded(sweep, "local", options, policy, runs) as update:
@@ -67,14 +68,14 @@ def do_runs(
     kept: Mapping[str, int],
     record: Callable[..., None] = lambda **changes: None,
 ) -> int:
-    """Do the frozen runs, in packs if the policy says so; returns the exit status of `Pool.run`.
+    """Execute the frozen runs, in packs if the policy says so; returns the exit status of `Pool.run`.
 
     Args:
-        slots_for: the slots for so many workers.
-        kept: run's name -> threads that it had before.
-        record: told the `threads` that a run gets.
+        slots_for: makes the slots for a number of workers.
+        kept: name of a run -> threads that it used before.
+        record: called with the `threads` that a run gets.
     """
-    workers = Workers()  # which end with the process that is the parent by now, before anything is timed
+    workers = Workers()  # created first, since it remembers the parent process
     slots = slots_for(len(runs))
     packing = pack(sweep, runs, policy.pack, Grant(slots.threads, gpus=slots.gpus[:1]), slots.count, kept)
     slots = slots_for(len(packing.packs))
@@ -88,7 +89,7 @@ def do_runs(
 
 
 def _earlier_threads(sweep: Path) -> dict[str, int]:
-    """Run's name -> the threads that its first local launch gave it."""
+    """Name of a run -> threads that its first local launch gave it."""
     found: dict[str, int] = {}
     for record in launches(sweep):
         threads = record.get("threads")

@@ -1,4 +1,4 @@
-"""One small file per launch: what was started, by whom, how; so that any shell can ask later and try again."""
+"""One small file per launch, which records what was started and how, so that any shell can show or retry it."""
 
 import json
 import os
@@ -20,14 +20,14 @@ _LOCK = Path(".sweep") / "lock"
 
 @dataclass(frozen=True)
 class Policy:
-    """How failures are met, and how many runs train together.
+    """How failures are handled, and how many runs train together.
 
     Args:
         retries: further attempts of a run that failed.
         fail_fast: the first failure (after its retries) stops the sweep; running runs save and end.
-        canary: one run goes first, alone; the others start when it is done.
-        pack: this many runs that differ in seeds or real numbers only train in one process as one batched model;
-            "auto": as many as are measured to pay. None: each has a process of its own.
+        canary: start one run first, and the others only when it is done.
+        pack: train this many runs that differ only in seeds or real numbers as one batched model in one process;
+            "auto": as many as turn out fastest. None: one process per run.
     """
 
     retries: int = 0
@@ -44,9 +44,9 @@ def recorded(
     policy: Policy,
     runs: Sequence[Path],
 ) -> Iterator[Callable[..., None]]:
-    """Write the file of a launch and hold its lock within this block; yields a function that adds fields to it.
+    """Write the file of a launch and hold its lock within this block; yields a function that adds fields.
 
-    launcher: the options from which the launcher was built.
+    launcher: the constructor arguments of the launcher.
     """
     now = datetime.now(UTC)
     name = f"{now:%Y%m%d-%H%M%S-%f}-{os.getpid()}"
@@ -78,7 +78,7 @@ def recorded(
 def launches(sweep: Path) -> list[dict[str, Any]]:
     """The launches of a sweep folder, oldest first, each with `alive` (its process holds the lock) and `file`.
 
-    A file that cannot be read is left out: it says nothing that the run directories do not say.
+    Skips files that cannot be read: the run directories hold all that matters.
     """
     found = []
     for file in sorted((sweep / _FOLDER).glob("*.json")):
@@ -94,8 +94,8 @@ def launches(sweep: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def choosing(sweep: Path) -> Iterator[None]:
-    """Hold the sweep folder (made if need be) while runs are chosen and queued, so that two launchers do not take the
-    same run."""
+    """Lock the sweep folder, creating it if needed, while runs are chosen and queued, so that two launchers do not take
+    the same run."""
     lock = sweep / _LOCK
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):

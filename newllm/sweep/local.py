@@ -1,4 +1,4 @@
-"""The local launcher: runs side by side on this machine's GPUs or CPU cores, a process each."""
+"""The local launcher: runs in parallel on this machine's GPUs or CPU cores, one process each."""
 
 import atexit
 import os
@@ -23,9 +23,10 @@ from newllm.sweep.slots import Slots, available_cores
 from newllm.sweep.snapshot import environment, snapshot
 from newllm.sweep.survey import note
 
-DEATHS = 3  # of the process that does the runs, none of them ending in between, after which the launcher gives up
+DEATHS = 3  # the launcher gives up when its process dies this often without finishing a run
 
-# Importing torch takes two seconds, in which the sweep is planned; then the process is told whose code it is to run.
+# torch takes two seconds to import, during which the sweep is planned. Then the process learns which copy of the code
+# to run.
 _BOOT = """
 import os, signal, sys, traceback
 from multiprocessing.connection import Connection
@@ -48,15 +49,14 @@ os._exit(0)
 
 
 class Local:
-    """A pool of slots on this machine; a slot is a GPU, or a share of one, or a group of CPU cores.
+    """A pool of slots on this machine; a slot is a GPU, a share of one, or a group of CPU cores.
 
-    CUDA_VISIBLE_DEVICES is respected: its GPUs are handed out, and no others. A run with runtime.threads=N or
-    trainer.devices=N takes as much as that. A run that goes on keeps the thread count that it began with, since
-    another one could change the last bits of its numbers.
+    Uses only the GPUs in CUDA_VISIBLE_DEVICES if it is set. A run with runtime.threads=N or trainer.devices=N takes
+    that much. A resumed run keeps its thread count, since another one could change the last bits of its numbers.
 
     Args:
-        slots: runs at once; "auto": `jobs_per_gpu` on each GPU, or as many as the cores have room for.
-        threads: CPU threads of a run; "auto": 1 if there are at least as many runs as cores, else the cores shared out.
+        slots: concurrent runs; "auto": `jobs_per_gpu` on each GPU, or as many as fit on the cores.
+        threads: CPU threads per run; "auto": 1 if there are at least as many runs as cores, else an equal share.
         jobs_per_gpu: runs that share a GPU.
     """
 
@@ -67,29 +67,29 @@ class Local:
         jobs_per_gpu: int = 1,
     ) -> None:
         self.options: dict[str, Any] = {"slots": slots, "threads": threads, "jobs_per_gpu": jobs_per_gpu}
-        Slots(available_cores(), (), 1, **self.options)  # refuses numbers that make no sense
+        Slots(available_cores(), (), 1, **self.options)  # raises for values below 1
         self._process: _Process | None = None
 
     def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None:
         """Raises ConfigError if a part of these effective configurations cannot be built.
 
-        This is done by the process that will start the runs of `sweep`, since it imports torch anyway.
+        The process that will execute the runs of `sweep` does this, since it imports torch anyway.
         """
         self._process = _process_for(sweep)
-        with suppress(EOFError):  # it has died, which `start` deals with
+        with suppress(EOFError):  # it has died, which `start` handles
             self._process.request("check", parts(configs))
 
     def start(self, sweep: Path, runs: Sequence[Path], policy: Policy) -> int:
-        """Do the frozen `runs` of the folder `sweep`, and wait for them; returns the exit status.
+        """Execute the frozen `runs` of the folder `sweep` and wait for them; returns the exit status.
 
-        0: all done. 1: some run failed, or has been cancelled, or is in the hands of another process. 128 + n: stopped
-        by signal n; what has not run stays queued. Should the process that does the runs be killed, another one goes
-        on. Raises RunError if there can be none.
+        0: all done. 1: some run failed, was cancelled, or is run by another process. 128 + n: stopped by signal n; runs
+        that have not started stay queued. If the process that executes the runs is killed, another one continues;
+        raises RunError if that keeps failing.
         """
         left, deaths, status = list(runs), 0, 0
         while left:
             process, self._process = self._process or _process_for(sweep), None
-            with _passing_signals_to(process) as passed:
+            with _forward_signals(process) as passed:
                 try:
                     status = process.request("launch", sweep, left, policy, self.options)
                     break
@@ -97,18 +97,18 @@ class Local:
                     how = process.ended()
                 finally:
                     process.close()
-            if passed:  # before it had begun
+            if passed:  # before it had started
                 return 128 + passed[0]
             before, left = len(left), _queue_again(left)
             deaths = 1 if len(left) < before else deaths + 1
             if deaths == DEATHS:
-                raise RunError(f"The process that does the runs {how}, {DEATHS} times in a row.")
-            print(f"The process that does the runs {how}; they go on in a new one.", flush=True)
+                raise RunError(f"The process that executes the runs {how}, {DEATHS} times in a row.")
+            print(f"The process that executes the runs {how}; they continue in a new one.", flush=True)
         return status or int(not all(RunDirectory(run).is_done() for run in runs))
 
 
 class _Process:
-    """A Python that imports torch and then does runs with a copy of the code; see newllm.sweep.do_runs."""
+    """A Python process that imports torch and then executes runs with a copy of the code; see newllm.sweep.do_runs."""
 
     def __init__(self) -> None:
         self._pipe, theirs = Pipe()
@@ -117,19 +117,19 @@ class _Process:
                 [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # other threads would not survive a fork
-                start_new_session=True,  # the terminal's Ctrl-C comes from this process alone
+                env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads do not survive a fork
+                start_new_session=True,  # Ctrl-C reaches it through this process only
             )
 
     def send(self, message: Any) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, as `request` will see
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, which `request` detects
             self._pipe.send(message)
 
     def request(self, name: str, *arguments: Any) -> Any:
-        """What the process answers. Raises the NewllmError that it answers with, or EOFError if it is dead."""
+        """The answer of the process. Raises the NewllmError that it sends, or EOFError if it is dead."""
         self.send((name, arguments))
         try:
-            while not self._pipe.poll(0.5):  # its end may stay open in workers when it dies
+            while not self._pipe.poll(0.5):  # its workers may keep the pipe open when it dies
                 if self.python.poll() is not None and not self._pipe.poll():
                     raise EOFError
             answer = self._pipe.recv()
@@ -138,7 +138,7 @@ class _Process:
         if isinstance(answer, NewllmError):
             raise answer
         if isinstance(answer, Exception):
-            raise RunError(f"The process that does the runs can't begin: {answer}.")
+            raise RunError(f"The process that executes the runs can't start: {answer}.")
         return answer
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ _warm: list[_Process] = []
 
 
 def warm_up() -> None:
-    """Start a process for the launch that is about to be planned; it ends with this one if it is not needed."""
+    """Start a process for the launch that is about to be planned; it is killed at exit if it is not needed."""
     process = _Process()
     _warm.append(process)
     atexit.register(lambda: process.python.kill() if process in _warm else None)
@@ -167,18 +167,18 @@ def _process_for(sweep: Path) -> _Process:
 
 
 @contextmanager
-def _passing_signals_to(process: _Process) -> Iterator[list[int]]:
-    """Hand Ctrl-C, SIGTERM and the terminal's end to the process within this block; yields the signals so far."""
+def _forward_signals(process: _Process) -> Iterator[list[int]]:
+    """Forward SIGINT, SIGTERM and SIGHUP to the process within this block; yields the list of signals so far."""
     passed: list[int] = []
 
-    def pass_on(signum: int, frame: FrameType | None) -> None:
+    def forward(signum: int, frame: FrameType | None) -> None:
         passed.append(signum)
         process.python.send_signal(signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield passed
         return
-    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield passed
     finally:
@@ -187,9 +187,9 @@ def _passing_signals_to(process: _Process) -> Iterator[list[int]]:
 
 
 def _queue_again(runs: Sequence[Path]) -> list[Path]:
-    """Wait for the workers of a process that was killed, which save and end; returns the runs that are left to do."""
+    """Wait for the workers of a killed process to save and end; returns the runs that are still to do."""
     died = datetime.now(UTC) - timedelta(seconds=2)  # at the earliest
-    time.sleep(1.0)  # workers that had just been forked have ended by then, or hold their runs
+    time.sleep(1.0)  # by then, newly forked workers have ended or locked their runs
     left = []
     for directory in map(RunDirectory, runs):
         while directory.in_use():
@@ -198,6 +198,6 @@ def _queue_again(runs: Sequence[Path]) -> list[Path]:
             status = directory.status()
             ended = status.get("finished")
             if not status.get("error") and (ended is None or datetime.fromisoformat(ended) >= died):
-                note(directory, "queued")  # the others were cancelled
+                note(directory, "queued")  # other interrupted runs were cancelled
         left += [directory.path] if directory.observed() == "queued" else []
     return left

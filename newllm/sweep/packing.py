@@ -17,8 +17,8 @@ from newllm.sweep.slots import Grant
 from newllm.sweep.workers import in_child
 
 SIZES = (1, 2, 4, 8, 16)
-GAIN = 1.05  # by which a pack has to be faster than runs by themselves
-FILE = Path(".sweep") / "pack.json"  # what has been measured: signature of what packed runs share -> speeds
+GAIN = 1.05  # least speed-up over separate runs for which packing is used
+FILE = Path(".sweep") / "pack.json"  # measurements: hash of what the packed runs share -> speeds
 
 Measure = Callable[[Sequence[Path], Sequence[int], Grant], list[float]]
 Pack = int | Literal["auto"] | None
@@ -26,7 +26,7 @@ Pack = int | Literal["auto"] | None
 
 @dataclass
 class Packing:
-    """packs: every run once, in order. notes: lines for the user."""
+    """packs: the runs of each pack, every run once. notes: lines for the user."""
 
     packs: list[list[Path]]
     notes: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Packing:
 
 
 def speeds(runs: Sequence[Path], sizes: Sequence[int], grant: Grant) -> list[float]:
-    """Steps of runs per second in packs of each of these sizes, timed in a process with that grant."""
+    """Training steps per second in packs of each of these sizes, timed in a process with this grant."""
 
     def measured() -> list[float]:
         os.environ.update(grant.environment())
@@ -57,21 +57,21 @@ def pack(
     threads: Mapping[str, int],
     measure: Measure = speeds,
 ) -> Packing:
-    """Put together the frozen `runs` of the folder `sweep` that can train together.
+    """Group the frozen `runs` of the folder `sweep` into packs that can train together.
 
     Args:
-        size: runs in a pack; "auto": the size at which most steps are made in a second, by measurement.
-        grant: what a worker will have. slots: workers at once; "auto" leaves none of them without a pack.
-        threads: run's name -> threads that it had before: packed runs share theirs.
-        measure: the speeds of packs of these sizes; for no sizes, it refuses runs that cannot be packed.
+        size: runs in a pack; "auto": the size with the most training steps per second, by measurement.
+        grant: the resources of a worker. slots: concurrent workers; "auto" keeps all of them busy.
+        threads: name of a run -> threads that it used before; packed runs must have the same.
+        measure: measures packs of these sizes; without sizes, it only raises if the runs cannot be packed.
 
-    Raises ConfigError if a size is given and the runs' models cannot be packed.
+    Raises ConfigError if a size is given and the models of the runs cannot be packed.
     """
     if size in (None, 1) or len(runs) < 2:
         return Packing([[run] for run in runs])
     configs: dict[Path, Config] = {}
     for run in runs:
-        with suppress(ConfigError):  # starting a run that can't be read will tell why
+        with suppress(ConfigError):  # starting the run will report why it cannot be read
             if "trainer" in (config := RunDirectory(run).config()):
                 configs[run] = config
     groups: dict[str, list[Path]] = {}
@@ -92,7 +92,7 @@ def pack(
                 raise ConfigError(f"pack={size}: {error}") from None
     together = size if isinstance(size, int) else 1
     packs = []
-    for mark, group in groups.items():  # as few packs as there can be, as equal as they can be
+    for mark, group in groups.items():  # as few packs as possible, of about equal size
         number = -(-len(group) // (together if mark in fit else 1))
         packs += [group[i * len(group) // number : (i + 1) * len(group) // number] for i in range(number)]
     order = {run: number for number, run in enumerate(runs)}
@@ -100,14 +100,14 @@ def pack(
     alone = [group[0] for mark, group in groups.items() if mark not in fit and group[0] in configs]
     if together > 1 and alone:
         other = next(configs[group[0]] for group in fit.values())
-        keys = ", ".join(differing([configs[alone[0]], other])) or "the threads that it began with"
+        keys = ", ".join(differing([configs[alone[0]], other])) or "the number of threads it began with"
         some = "1 run trains" if len(alone) == 1 else f"{len(alone)} runs train"
         notes.append(f"{some} alone, since no other shares {'its' if len(alone) == 1 else 'their'} {keys}.")
     return Packing(packs, notes)
 
 
 def require_packable(configs: Sequence[Config], size: Pack) -> None:
-    """ConfigError, with the keys that differ, if packs were asked for and no two of these runs can be packed."""
+    """Raises ConfigError with the differing keys if packs were requested and no two of these runs can be packed."""
     if isinstance(size, int) and size > 1 and (why := unpackable(configs)):
         raise ConfigError(f"pack={size}: {why}.")
 
@@ -115,10 +115,10 @@ def require_packable(configs: Sequence[Config], size: Pack) -> None:
 def _best_size(
     sweep: Path, mark: str, group: Sequence[Path], grant: Grant, slots: int, measure: Measure
 ) -> tuple[int, str]:
-    """The size at which most runs' steps are made in a second, and a line that says so."""
+    """The size with the most training steps per second, and a line that says so."""
     sizes = [size for size in SIZES if size <= max(1, len(group) // slots)]
     if len(sizes) == 1:
-        return 1, "pack=auto: there are too few runs to keep every slot busy in packs, so that each trains alone."
+        return 1, "pack=auto: there are too few runs to keep every slot busy with packs, so each run trains alone."
     name = hashlib.sha256(f"{mark} {grant} {sizes}".encode()).hexdigest()[:8]
     known: dict[str, list[float]] = {}
     with suppress(OSError, ValueError):
@@ -135,5 +135,5 @@ def _best_size(
     listed = ", ".join(f"{size}: {speed:,.3g}" for size, speed in zip(sizes, found, strict=True))
     if found[best] < GAIN * found[0]:
         return 1, f"pack=auto: packing does not pay here (steps per second by runs in a pack: {listed})."
-    gain = f"{found[best] / found[0]:.2f} x the steps per second of one by one"
+    gain = f"{found[best] / found[0]:.2f} x the steps per second of separate runs"
     return sizes[best], f"pack=auto: packs of {sizes[best]} make {gain} (by runs in a pack: {listed})."

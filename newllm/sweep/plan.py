@@ -1,4 +1,4 @@
-"""Which runs a sweep has, what has become of each so far, and what is therefore left to do."""
+"""The runs of a sweep, the state of each, and which of them are still to do."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Rerun = Literal["failed", "none", "all"]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One distinct run of a sweep. known: what `survey` says of its directory, None for a new run."""
+    """One distinct run of a sweep. known: the line of `survey` for its directory, None for a new run."""
 
     config: Mapping[str, Any]  # effective
     signature: str
@@ -34,7 +34,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """The distinct runs of a sweep. `asked` counts the combinations before those that come to the same run."""
+    """The distinct runs of a sweep. asked: number of combinations before duplicates were removed."""
 
     sweep: Path
     asked: int
@@ -45,7 +45,7 @@ class Plan:
         return [run for run in self.runs if run.wanted]
 
     def freeze(self, afresh: bool = False) -> list[Path]:
-        """Queue the wanted runs on disk; returns their directories. `afresh`: without what they have done so far."""
+        """Queue the wanted runs on disk; returns their directories. afresh: delete their earlier results first."""
         for run in self.wanted:
             directory = RunDirectory(run.path)
             if afresh:
@@ -61,14 +61,14 @@ def plan(
     only: Sequence[int] | None = None,
     run_dir: str | None = None,
 ) -> Plan:
-    """Distinct runs in the order in which they were asked for, found again in the folder `sweep` by signature.
+    """The distinct runs in the order given, matched by signature to the directories in the folder `sweep`.
 
-    Runs that others are at work on, or that wait for another launcher, are not wanted a second time.
+    Runs that another process works on, or that wait for another launcher, are not wanted.
 
     Args:
         configs: effective configurations.
-        only: numbers of the runs that are wanted; None: all.
-        run_dir: the directory of the one run that was asked for, where the user named it.
+        only: numbers of the wanted runs; None: all.
+        run_dir: the directory of a single run, if the user named it.
     """
     fingerprint = cache(path_fingerprint)  # read once for all runs
     distinct: dict[str, Mapping[str, Any]] = {}
@@ -106,7 +106,7 @@ def _wanted(line: Line | None, rerun: Rerun) -> bool:
 
 
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run may be started again from another folder than the one it was planned in."""
+    """Make paths absolute, since a run may be resumed from another folder."""
     content = dict(config)
     for group in groups(config).values():
         node = dict(content.get(group.name) or {})

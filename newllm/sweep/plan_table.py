@@ -1,4 +1,4 @@
-"""The plan of a sweep for reading, and what each run will cost: parameters by building it without memory, time by
+"""Prints the plan of a sweep with the cost of each run: parameters counted on the meta device, time estimated from
 finished runs."""
 
 import json
@@ -19,7 +19,7 @@ from newllm.sweep.plan import Plan, PlannedRun
 from newllm.sweep.table import aligned, duration, plural
 
 _STAGES = tuple(group for stage in stages() for group in (stage, *parts_of(stage)))
-_ALIKE = (  # groups in which a finished run is equal to a planned one; the first that any run fits tells its time
+_SIMILAR = (  # groups in which a finished run must equal a planned one, strictest first; the first match gives the time
     tuple(group.name for group in groups().values() if group.numbers),
     (*PARTS, *_STAGES, "eval"),
     (*PARTS, *_STAGES),
@@ -28,14 +28,14 @@ _ALIKE = (  # groups in which a finished run is equal to a planned one; the firs
 
 
 def show(plan: Plan, whole: bool, console: Console | None = None) -> None:
-    """Print a line on the plan; with `whole`, every run with its estimated cost, and the totals."""
+    """Print one line about the plan; with `whole`, also every run with its estimated cost, and the totals."""
     console = console or Console(highlight=False)
     if whole:
         _show_runs(plan, console)
     console.print(Text(summary(plan)), soft_wrap=True)
     for run in plan.runs:
         if run.state == "unreadable" and run.known is not None:
-            console.print(Text(f"{run.path.name} is left alone: {run.known.error}"), soft_wrap=True)
+            console.print(Text(f"{run.path.name} is skipped: {run.known.error}"), soft_wrap=True)
 
 
 def summary(plan: Plan) -> str:
@@ -47,29 +47,29 @@ def summary(plan: Plan) -> str:
     counts = Counter(run.state for run in plan.runs)
     states = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
     others = sum(run.known is not None and run.known.attended for run in plan.runs)
-    elsewhere = f" {others:,} of them belong to a launcher that is at work already." if others else ""
+    elsewhere = f" {others:,} of them belong to a launcher that is already running." if others else ""
     return f"{first}: {states}; {len(plan.wanted):,} to do.{elsewhere} Folder: {plan.sweep}"
 
 
 class Estimates:
-    """Costs of runs, by what is the same in finished ones.
+    """Estimates the cost of runs from similar finished runs.
 
     Args:
-        folders: where finished runs may be found, the nearest first.
+        folders: where to look for finished runs.
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:
-        self._rates: dict[tuple[str, ...], list[float]] = defaultdict(list)  # wall seconds by the work
+        self._rates: dict[tuple[str, ...], list[float]] = defaultdict(list)  # wall seconds per unit of work
         self._parameters: dict[tuple[str, ...], int] = {}
         for folder in dict.fromkeys(folders):
             for path in folder.glob("*/results.json"):
                 try:
                     self._learn(RunDirectory(path.parent))
-                except (ConfigError, KeyError, TypeError):  # a run of another version
+                except (ConfigError, KeyError, TypeError):  # a run from another version
                     continue
 
     def parameters(self, config: Mapping[str, Any]) -> int | None:
-        """Number of parameters; None where only the tokenizer, once it is read, will tell."""
+        """Number of parameters; None if the vocabulary size is known only once the tokenizer is read."""
         data, key = config["data"], _key(config, PARTS)
         vocabulary = config["model"].get("vocab_size")
         if not vocabulary and data.get("tokenizer") in (None, "auto"):
@@ -81,18 +81,21 @@ class Estimates:
         return self._parameters.get(key)
 
     def seconds(self, config: Mapping[str, Any]) -> float | None:
-        """Wall time by that of finished runs, scaled by the tokens trained on: of runs that differ in nothing but the
-        seed, else of the same model, encoding and attention, else of the same model. None: nothing is known."""
+        """Wall time of similar finished runs, scaled by training tokens; None if there are none.
+
+        Prefers runs that differ only in the seed, then runs with the same model, encoding and attention, then runs
+        with the same model.
+        """
         if not self._rates:
             return None
-        rates = next(filter(None, (self._rates.get(_key(config, groups)) for groups in _ALIKE)), None)
+        rates = next(filter(None, (self._rates.get(_key(config, groups)) for groups in _SIMILAR)), None)
         return fmean(rates) * _work(config) if rates else None
 
     def _learn(self, directory: RunDirectory) -> None:
         config, results = directory.config(), directory.results()
         rate = results["speed/wall_seconds"] / _work(config)
         self._parameters.setdefault(_key(config, PARTS), int(results["params/total"]))
-        for names in _ALIKE:
+        for names in _SIMILAR:
             self._rates[_key(config, names)].append(rate)
 
 
@@ -109,14 +112,14 @@ def _show_runs(plan: Plan, console: Console) -> None:
     console.out(heading, style="bold", highlight=False)
     console.out("\n".join(lines), highlight=False)
     todo = [seconds for run, seconds in zip(plan.runs, times, strict=True) if run.wanted]
-    told = [seconds for seconds in todo if seconds is not None]
-    if told:
-        missing = f", and {len(todo) - len(told)} of unknown time" if len(told) < len(todo) else ""
-        console.print(f"One after another: {duration(sum(told))} by the speed of finished runs{missing}.")
+    known = [seconds for seconds in todo if seconds is not None]
+    if known:
+        missing = f", and {len(todo) - len(known)} of unknown time" if len(known) < len(todo) else ""
+        console.print(f"One after another: {duration(sum(known))} by the speed of finished runs{missing}.")
 
 
 def _columns(runs: tuple[PlannedRun, ...]) -> list[str]:
-    """Choices that differ (model, encoding, attention in any case), keys of overrides that differ, the seed."""
+    """Model, encoding and attention; other choices and overridden keys that differ; the seed."""
     names = dict.fromkeys(group for run in runs for group in run.config["choices"])
     choices = [*PARTS, *(name for name in names if name not in PARTS and _differs(runs, name))]
     keys = dict.fromkeys(str(line).partition("=")[0] for run in runs for line in run.config["overrides"])
@@ -139,12 +142,12 @@ def _value(config: Mapping[str, Any], key: str) -> str:
 
 
 def _key(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
-    """The nodes of these groups as texts, equal for runs that differ in seeds only."""
+    """The nodes of these groups as texts, equal for runs that differ only in seeds."""
     return tuple(json.dumps(seedless(config.get(name)), sort_keys=True) for name in names)
 
 
 def _work(config: Mapping[str, Any]) -> float:
-    """Tokens to be trained on, in proportion."""
+    """A number proportional to the training tokens."""
     trainer, data = config["trainer"], config["data"]
     rows = data.get("samples") or data.get("documents") or 1
     return float(trainer.get("tokens") or rows * data["seq_len"] * (trainer.get("epochs") or 1))

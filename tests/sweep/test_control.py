@@ -172,10 +172,10 @@ def test_retry_refuses_while_a_launcher_lives_and_what_another_version_has_plann
     assert f"process {os.getpid()} on" in capsys.readouterr().err
     run.write_config({**run.config(), "trainer": {"batch_size": 99}})
     assert main([str(tmp_path), "--retry"]) == 2
-    assert "of another version of newllm" in capsys.readouterr().err
+    assert "from another version of newllm" in capsys.readouterr().err
     assert state(run) == "failed"
     with recorded(tmp_path, "local", {"hens": 3}, Policy(), []):
         pass
     assert main([str(tmp_path), "--retry"]) == 2
-    assert "of another version of newllm" in capsys.readouterr().err
+    assert "from another version of newllm" in capsys.readouterr().err
     assert not started

@@ -46,7 +46,7 @@ def test_elsewhere_each_start_and_end_is_a_line_and_a_summary_follows(
         "interrupted nope after 0:00",
         "3 runs in 0:00: 1 done, 1 failed, 1 interrupted.",
         f"  failed: alibi: the loss is nan ({runs[1]})",
-        "The same command goes on from here.",
+        "The same command continues from here.",
         f"Next: newllm status {folder}",
         f"      newllm report {folder}",
     ]

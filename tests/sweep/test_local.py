@@ -138,7 +138,7 @@ def test_ctrl_c_lets_runs_save(tmp_path: Path) -> None:
     assert all((run / "checkpoints" / "last.safetensors").exists() for run in runs[:2])
     assert "SIGINT: no more runs start, 2 save and end." in printed
     assert "0 done, 2 interrupted, 1 queued." in printed
-    assert "The same command goes on from here." in printed
+    assert "The same command continues from here." in printed
 
 
 def test_without_the_process_that_forks_runs_go_on_in_a_new_one(
@@ -155,7 +155,7 @@ def test_without_the_process_that_forks_runs_go_on_in_a_new_one(
     status = Local(slots=2).start(tmp_path, runs, Policy())
     thread.join()
     assert status == 0
-    assert "The process that does the runs was killed by SIGKILL" in capfd.readouterr().out
+    assert "The process that executes the runs was killed by SIGKILL" in capfd.readouterr().out
     for seed, run in enumerate(runs, 1):
         assert state(run)["attempt"] == 2
         assert repeatable(run) == repeatable(undisturbed(seed))
