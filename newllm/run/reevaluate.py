@@ -87,7 +87,7 @@ def reevaluate(plan: EvaluationPlan, rerun: bool = False, signals: Signals | Non
                 console.close_log()
                 if not directory.config_file.exists():  # a new folder; config.yaml, which makes it a run, comes last
                     process: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
-                    times = {"started": started, "finished": _now()}
+                    times: dict[str, Any] = {"started": started, "finished": _now()}
                     directory.update_status(state="done", attempt=1, error=None, **times, **process)
                     directory.write_config(plan.folder_config())
     except OSError as error:
