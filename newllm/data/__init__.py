@@ -1,6 +1,6 @@
 """Everything between text and batches: corpora, tokenizers, the token store, splits and reversal facts.
 
-`prepare` turns a data node and a facts node into a `Dataset`. torch is imported with the first batch only.
+`prepare` turns a data node and a facts node into a `Dataset`. torch is imported only with the first batch.
 """
 
 from newllm.data.dataset import Dataset, Rows, prepare

@@ -13,12 +13,12 @@ from newllm.data.corpora.corpus import Corpus
 from newllm.data.split import Layout, Survey, choose_validation, hash_order, leading, numbered, side_of
 from newllm.data.tokenizer import Tokenizer, cached
 
-RULE = 1  # raise when the same text would give another tokenizer
+RULE = 1  # raise whenever the same text would give a different tokenizer
 EOT = "<|endoftext|>"
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of `vocab_size` ids, end-of-text among them."""
+    """A byte-level BPE of `vocab_size` ids, including end-of-text."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -35,11 +35,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def auto_tokenizer(corpus: Corpus, layout: Layout, found: Survey | None, cache: Path) -> Tokenizer:
     """The tokenizer of this corpus, split and vocabulary, from the cache or trained into it.
 
-    It does not depend on how much of the training side trains the model, unless that decides what validates.
-    found: the survey of a finite corpus; None for one that is read once.
+    It does not depend on the training budget, unless that decides which text validates.
+    found: the survey of a finite corpus; None for a corpus that is read only once.
     """
     limit = corpus.tokenizer_bytes
-    if layout == "prefix":  # bytes that train whatever the tokenizer, since a token is at least one byte
+    if layout == "prefix":  # bytes certain to be training text, since a token is at least one byte
         if corpus.rows is not None and corpus.rows[0] is not None:
             limit = min(limit, corpus.rows[0] * corpus.seq_len)
         elif found is not None:
@@ -65,7 +65,7 @@ def auto_tokenizer(corpus: Corpus, layout: Layout, found: Survey | None, cache: 
 
 
 def _training_text(corpus: Corpus, layout: Layout, found: Survey | None, limit: int) -> Iterator[str]:
-    """Text that trains: about `limit` bytes in whole documents after a survey, else no more than `limit`."""
+    """Training text: about `limit` bytes in whole documents after a survey, else at most `limit`."""
     if layout == "document":
         assert found is not None
         order = hash_order(found, ~choose_validation(found, corpus.val_fraction))
@@ -79,6 +79,6 @@ def _training_text(corpus: Corpus, layout: Layout, found: Survey | None, limit: 
             continue
         content = piece.text.encode()[:left]
         yield content.decode("utf-8", "ignore")
-        left -= len(content) + 1  # end-of-text has no byte; counted as one, the bound on tokens holds for it too
+        left -= len(content) + 1  # counts end-of-text as one byte, so that the bound on tokens includes it
         if left <= 0:
             return

@@ -1,4 +1,4 @@
-"""How many tokens a store needs, and what to type instead when the corpus has fewer."""
+"""Number of tokens that a store needs, and suggestions if the corpus has fewer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from newllm.errors import ConfigError
 
 
 def budget_of(corpus: Corpus, layout: str) -> dict[str, int]:
-    """Tokens that the rows need of each stream, the one after the last row included; none for all there are."""
+    """Tokens needed per stream, including the one after the last row; a stream without a limit is left out."""
     if corpus.rows is None:
         return {}
     train, val = (rows and rows * corpus.seq_len for rows in corpus.rows)
@@ -21,7 +21,7 @@ def check_lengths(corpus: Corpus, layout: str, lengths: Mapping[str, int]) -> No
     budget = budget_of(corpus, layout)
     for side, length in lengths.items():
         needed = budget.get(side, corpus.seq_len + 1)
-        if side == "all":  # the last row needs one token after it, though a whole row is taken if there is one
+        if side == "all":  # one token after the last row is enough, although the budget takes a whole row
             needed = needed - corpus.seq_len + 1 if budget else corpus.least_rows * corpus.seq_len + 1
         if length < needed:
             where = {"train": "training ", "val": "validation ", "all": ""}[side]
@@ -32,7 +32,7 @@ def check_lengths(corpus: Corpus, layout: str, lengths: Mapping[str, int]) -> No
 
 
 def _smaller_budget(corpus: Corpus, side: str, share: float) -> str:
-    """What to type if only this share of a stream's budget was found (0: the stream has no budget)."""
+    """The option to type if only this share of a stream's budget was found (0: the stream has no budget)."""
     own_budget = side == "val" and corpus.val_samples is not None
     if not share or corpus.rows is None:
         return "a smaller seq_len"
@@ -62,7 +62,7 @@ def check_documents(asked: int, found: int) -> None:
 def refuse_val_documents(asked: Sequence[int], found: int, training: int | None) -> None:
     """Raises ConfigError for data.val_documents beyond the last of the `found` documents.
 
-    training: data.documents, which the range to type instead must leave alone.
+    training: data.documents, which the suggested range must not overlap.
     """
     first, last = asked
     back = last - found + 1

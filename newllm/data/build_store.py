@@ -31,13 +31,13 @@ from newllm.errors import ConfigError
 
 BATCH_CHARS = 1 << 20  # text encoded at once
 COPIED = 1 << 20  # tokens copied at once
-BYTES_PER_TOKEN = 6.0  # first guess of how much text a budget of tokens needs; doubled until it is enough
+BYTES_PER_TOKEN = 6.0  # first guess of the text that a budget of tokens needs; doubled until it suffices
 
 Writers = dict[str, StreamWriter]
 
 
 def store_of(corpus: Corpus, cache: Path) -> tuple[Store, list[str]]:
-    """The store of this corpus, tokenizer, budget and split, from the cache or built into it; notes for the user."""
+    """The store of this corpus, tokenizer, budget and split, from the cache or built into it, and user notes."""
     auto = ["auto", BPE_RULE, corpus.vocab_size, corpus.tokenizer_bytes]
     made_from: dict[str, Any] = {
         "rule": RULE,
@@ -77,7 +77,7 @@ def store_of(corpus: Corpus, cache: Path) -> tuple[Store, list[str]]:
 
 
 def _fill(corpus: Corpus, folder: Path, cache: Path, made_from: dict[str, Any]) -> int:
-    """Writes all files of the store; returns the number of its tokens."""
+    """Write all files of the store; returns its number of tokens."""
     found = None if corpus.streamed or corpus.val_documents is not None else survey(corpus)
     if found is not None and not len(found.sizes):
         raise ConfigError(
@@ -107,7 +107,7 @@ def _fill(corpus: Corpus, folder: Path, cache: Path, made_from: dict[str, Any]) 
 
 
 def _sides(corpus: Corpus, layout: Layout, writers: Writers) -> Iterator[tuple[str, Piece]]:
-    """Pieces in the corpus' order with the stream of each, until every stream is full."""
+    """The stream of each piece and the piece, in the corpus' order, until every stream is full."""
     most = {"train": corpus.documents}
     if corpus.val_documents is not None:
         most["val"] = corpus.val_documents[1] - corpus.val_documents[0] + 1
@@ -116,7 +116,7 @@ def _sides(corpus: Corpus, layout: Layout, writers: Writers) -> Iterator[tuple[s
     def full(side: str) -> bool:
         return writers[side].full or documents[side] == most.get(side)
 
-    filled = ["train"] if corpus.own_validation else [*writers]  # streams that the corpus' main text fills
+    filled = ["train"] if corpus.own_validation else [*writers]  # streams filled from the main text of the corpus
     joined: list[str] = []
     count = 0
     for number, piece in numbered(corpus):
@@ -145,9 +145,9 @@ def _sides(corpus: Corpus, layout: Layout, writers: Writers) -> Iterator[tuple[s
 
 
 def _write_in_hash_order(corpus: Corpus, found: Survey, tokenizer: Tokenizer, folder: Path) -> Writers:
-    """Both sides of a split by document, each in the order of hashes, so that a budget takes a fair sample.
+    """Write both sides of a split by document in the order of hashes, so that a budget takes a fair sample.
 
-    The documents are encoded in the corpus' order into rough streams, which are then copied in the order of hashes.
+    Documents are encoded in the corpus' order into rough streams, which are then copied in the order of hashes.
     """
     dtype, budget = token_dtype(tokenizer.vocab_size), budget_of(corpus, "document")
     validates = choose_validation(found, corpus.val_fraction)
@@ -174,10 +174,10 @@ def _write_in_hash_order(corpus: Corpus, found: Survey, tokenizer: Tokenizer, fo
     for side, writer in writers.items():
         lengths = np.frombuffer(rough[side].document_tokens, dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
-        for place in np.argsort(np.argsort(chosen[side])):  # of each chosen document in the rough stream
+        for place in np.argsort(np.argsort(chosen[side])):  # index of each chosen document in the rough stream
             left, text_bytes = int(lengths[place]), rough[side].document_bytes[place]
             offset = int(starts[place]) * dtype.itemsize
-            while not writer.full:  # read, not mapped: mapped pages would count as memory of this process
+            while not writer.full:  # read, since mapped pages would count as memory of this process
                 ids = np.fromfile(rough[side].path, dtype, min(left, COPIED), offset=offset)
                 left, offset = left - len(ids), offset + ids.nbytes
                 writer.write(ids, text_bytes, last=not left)
@@ -191,7 +191,7 @@ def _write_in_hash_order(corpus: Corpus, found: Survey, tokenizer: Tokenizer, fo
 
 
 def _encode(pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, eot: bool, writers: Writers) -> None:
-    """Encode the pieces into their writers, which are closed at the end."""
+    """Encode the pieces into their writers, then close the writers."""
     dtype = token_dtype(tokenizer.vocab_size)
     ending = np.array([tokenizer.eot_id] if eot else [], dtype=dtype)
     progress = Progress("encoding", "tokens")
@@ -228,7 +228,7 @@ def _encoded(
         yield batch
 
     pending: deque[Future[list[tuple[str, Piece, np.ndarray]]]] = deque()
-    with ThreadPoolExecutor(2) as threads:  # they only wait: `tokenizers` has threads of its own
+    with ThreadPoolExecutor(2) as threads:  # these only wait: `tokenizers` has threads of its own
         for batch in batches():
             pending.append(threads.submit(encode, batch))
             if len(pending) > 2:

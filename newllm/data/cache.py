@@ -26,12 +26,12 @@ def cache_folder(runtime: Any = None) -> Path:
 
 
 def key_of(**parts: Any) -> str:
-    """16 hex digits that name what was made from `parts`."""
+    """16 hex digits that identify an entry made from `parts`."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def find_or_build(folder: Path, what: str, load: Callable[[Path], Entry | None], fill: Callable[[Path], None]) -> Entry:
-    """The entry in `folder`; where `load` finds none (None), `fill` writes it into a new folder first."""
+    """The entry in `folder`. If `load` returns None, `fill` first writes the entry into a new folder."""
     entry = load(folder)
     if entry is None:
         with locked(folder, what):
@@ -45,7 +45,7 @@ def find_or_build(folder: Path, what: str, load: Callable[[Path], Entry | None],
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold the lock of `folder`, waiting for the process that has it. The system frees it when its holder dies."""
+    """Hold the lock of `folder`; waits for its holder. The system frees the lock if its holder dies."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
@@ -66,7 +66,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 
 def build_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Write `folder` whole or not at all: fill it under another name, sync it, rename it. Needs its lock."""
+    """Write `folder` atomically: fill it under another name, sync it, rename it. The caller holds its lock."""
     rough = folder.with_name(folder.name + ".building")
     shutil.rmtree(rough, ignore_errors=True)  # left by a process that was killed
     rough.mkdir()
@@ -74,7 +74,7 @@ def build_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         fill(rough)
         for path in [*rough.iterdir(), rough]:
             _sync(path)
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        shutil.rmtree(folder, ignore_errors=True)  # if damaged
         rough.rename(folder)
         _sync(folder.parent)
     except OSError as error:
@@ -99,12 +99,12 @@ def sha256_of(path: Path) -> str:
 
 
 def say(line: str) -> None:
-    """Tell the user about work that takes a while. (Lines that belong in the log of a run go to Dataset.notes.)"""
+    """Print a line about slow work to stderr. Lines for the log of a run go to Dataset.notes."""
     print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """``encoding: 1,234,567 tokens, 89,000/s`` on a terminal, at most ten times a second."""
+    """``encoding: 1,234,567 tokens, 89,000/s`` on a terminal, updated at most ten times per second."""
 
     def __init__(self, what: str, unit: str) -> None:
         self.what, self.unit = what, unit

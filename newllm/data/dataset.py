@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 class Rows:
     """Rows of seq_len tokens from a memory-mapped stream, followed by rows held in memory (the facts).
 
-    starts: int64 [stream rows], the token at which each row begins; its labels are the tokens one further on.
+    starts: int64 [stream rows], first token of each row; labels are the inputs shifted by one token.
     inputs, labels: int64 [rows in memory, seq_len].
-    text: all tokens of this side as one run [N], the rest that fills no row included; None if the rows are scattered.
-    passkeys: which rows of the stream carry passkeys, and what they become; None if none does.
+    text: all tokens of this side as one run [N], including the rest that fills no row; None if the rows are scattered.
+    passkeys: writes passkeys into some rows of the stream; None if there are none.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Rows:
         labels: np.ndarray | None = None,
         text: np.ndarray | None = None,
     ) -> None:
-        none = np.empty((0, seq_len), dtype=np.int64)
+        no_rows = np.empty((0, seq_len), dtype=np.int64)
         self.tokens, self.starts, self.seq_len, self.text = tokens, starts, seq_len, text
-        self.inputs = none if inputs is None else inputs
-        self.labels = none if labels is None else labels
+        self.inputs = no_rows if inputs is None else inputs
+        self.labels = no_rows if labels is None else labels
         self.passkeys: PasskeyRows | None = None
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Rows:
 
     @property
     def scored(self) -> int:
-        """Labels that are scored in one pass over the rows."""
+        """Number of labels scored in one pass over the rows."""
         return len(self.starts) * self.seq_len + int((self.labels != NOT_SCORED).sum())
 
     def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +72,7 @@ class Rows:
         return inputs, labels
 
     def joined(self, most: int | None = None) -> "Rows":
-        """Rows that follow one another as a single row, of its first `most` labels at most; others as they are."""
+        """Consecutive rows as a single row of at most `most` labels; other kinds of rows return themselves."""
         return self
 
     def batch(self, indices: np.ndarray) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -85,11 +85,11 @@ class Rows:
 
 @dataclass
 class Dataset:
-    """What a run trains and validates on.
+    """Training and validation data of a run.
 
-    counts: metric name -> number (data/train_tokens is the labels scored in one epoch, facts included).
+    counts: metric name -> number (data/train_tokens: labels scored in one epoch, including facts).
     notes: lines for the user, e.g. that the published split leaks.
-    fingerprint: equal fingerprints mean equal rows in equal places, so one seed gives equal batches.
+    fingerprint: equal fingerprints mean equal rows in equal order, so the same seed gives the same batches.
     """
 
     train: Rows
@@ -102,14 +102,14 @@ class Dataset:
 
     @property
     def val_tokens(self) -> np.ndarray:
-        """The validation text as one run of ids [N]: the inputs of all rows in their order and the last label.
+        """The validation text as one run of ids [N]: the inputs of all rows in order and the last label.
 
         Raises ConfigError like `stream`.
         """
         return self.stream("val")[: len(self.val.starts) * self.val.seq_len + 1]
 
     def stream(self, side: Literal["train", "val"]) -> np.ndarray:
-        """All tokens of a side as one run of ids [N], documents in their order, without facts and passkeys.
+        """All tokens of a side as one run of ids [N], in the order of the documents, without facts and passkeys.
 
         Memory-mapped, in the store's dtype. A budget in rows ends with the last label.
         Raises ConfigError if the split scatters the side.
@@ -123,7 +123,7 @@ class Dataset:
         return text
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """Permutation of the training rows of an epoch; depends on nothing else, so a run resumes anywhere."""
+        """Permutation of the training rows. Depends only on seed and epoch, so a run can resume anywhere."""
         generator = np.random.Generator(np.random.PCG64(stream(seed, "order", epoch)))
         return generator.permutation(len(self.train))
 
@@ -137,7 +137,7 @@ def prepare(
 ) -> Dataset:
     """The data set of a data node and a facts node (None: no facts), from the cache or built into it.
 
-    seed orders the facts inside their packed rows; the split never depends on it.
+    seed: of the order of facts in their packed rows; the split does not depend on it.
     """
     corpus: Corpus = build(data_node)
     facts: ReversalFacts | None = build(facts_node) if facts_node and facts_node.get("_target_") else None
@@ -151,9 +151,9 @@ def prepare(
         train.passkeys = PasskeyRows(corpus.passkey, len(train.starts), corpus.seq_len, store.tokenizer)
 
     documents = {name: len(one.document_tokens) for name, one in store.streams.items()}
-    if corpus.val_joint is not None and corpus.val_documents is not None:  # one document in the store
+    if corpus.val_joint is not None and corpus.val_documents is not None:  # joined into one document in the store
         documents["val"] = corpus.val_documents[1] - corpus.val_documents[0] + 1
-    # Bytes that a validation label stands for, summed in chunks, since a large corpus validates on much text.
+    # Bytes of the validation labels, summed in chunks to bound memory.
     chunks = np.array_split(np.arange(len(val)), len(val) * corpus.seq_len // 1_000_000 + 1)
     val_bytes = sum(int(store.tokenizer.token_bytes[val.arrays(chunk)[1]].sum()) for chunk in chunks)
     counts = {
@@ -176,7 +176,7 @@ def prepare(
 
 
 def split_rows(corpus: Corpus, store: Store) -> tuple[Rows, Rows, float, list[str]]:
-    """Training rows, validation rows, share of validation documents that are also trained on, notes."""
+    """Training rows, validation rows, share of validation documents also trained on, notes."""
     length = corpus.seq_len
     check_lengths(corpus, store.layout, {name: len(one.tokens) for name, one in store.streams.items()})
     if store.layout != "prefix":
@@ -190,7 +190,7 @@ def split_rows(corpus: Corpus, store: Store) -> tuple[Rows, Rows, float, list[st
     total = sum(filter(None, corpus.rows)) if corpus.rows else (len(whole.tokens) - 1) // length
     validation = (corpus.rows[1] or 0) if corpus.rows else int(corpus.val_fraction * total)
     rows = np.arange(total)
-    if corpus.split == "chunks":  # a permutation by torch: with seed 42 the published split itself
+    if corpus.split == "chunks":  # torch's permutation: seed 42 gives the published split
         import torch
 
         rows = torch.randperm(total, generator=torch.Generator().manual_seed(corpus.split_seed)).numpy()
@@ -220,7 +220,7 @@ def _shared_documents(document_tokens: np.ndarray, train: np.ndarray, val: np.nd
     ends = np.cumsum(document_tokens)
 
     def touched(starts: np.ndarray) -> np.ndarray:
-        marks = np.zeros(len(ends) + 1, dtype=np.int64)  # +1 at a row's first document, -1 after its last
+        marks = np.zeros(len(ends) + 1, dtype=np.int64)  # +1 at the first document of a row, -1 after the last
         np.add.at(marks, np.searchsorted(ends, starts, side="right"), 1)
         np.add.at(marks, np.searchsorted(ends, starts + length - 1, side="right") + 1, -1)
         return np.cumsum(marks)[: len(ends)] > 0

@@ -17,7 +17,7 @@ NOT_SCORED = -100
 
 @dataclass(frozen=True)
 class Fact:
-    """A line of facts.csv. `topic` is what the subject is about: "France" of "The capital of France"."""
+    """A line of facts.csv. `topic`: the name in the subject, such as "France" in "The capital of France"."""
 
     kind: str
     subject: str
@@ -44,12 +44,12 @@ class Question:
 
 
 class ReversalFacts:
-    """Thirty-three facts; forward sentences are mixed into training, backward ones are never trained.
+    """Thirty-three facts; forward sentences are mixed into training, backward ones are not.
 
     Args:
-        repeats: how often each forward sentence stands in training.
+        repeats: how often each forward sentence occurs in training.
         layout: packed (sentences separated by end-of-text, shuffled, packed into rows, the tail not scored) or
-            padded (as published: one sentence a row, padded with end-of-text, which is scored).
+            padded (as published: one sentence per row, padded with end-of-text, which is scored).
         backward: well_formed ("Paris is the capital of France") or literal (as published: the reverse phrase is put
             before the whole subject, "Paris is the capital of The capital of France").
     """
@@ -69,8 +69,10 @@ class ReversalFacts:
     def forward(self) -> list[Question]:
         """Per fact, e.g. prompt "The capital of France is", answer "Paris", wrong "Tokyo", "Berlin", …"""
         return [
-            Question(one.kind, f"{one.subject} {one.relation}", one.object, self._others(one.object_kind, one.object))
-            for one in self.facts
+            Question(
+                fact.kind, f"{fact.subject} {fact.relation}", fact.object, self._others(fact.object_kind, fact.object)
+            )
+            for fact in self.facts
         ]
 
     @property
@@ -81,7 +83,7 @@ class ReversalFacts:
             if self.backward_form == "literal":
                 reverse, answer = fact.reverse, fact.subject
                 wrong = tuple(o.subject for o in self.facts if o.kind == fact.kind and o.subject != fact.subject)
-            else:  # most reverse phrases name the topic already
+            else:  # most reverse phrases already contain the topic
                 reverse, answer = fact.reverse.removesuffix(fact.topic).rstrip(), fact.topic
                 wrong = self._others(fact.topic_kind, fact.topic)
             questions.append(Question(fact.kind, f"{fact.object} {reverse}", answer, wrong))
@@ -89,7 +91,7 @@ class ReversalFacts:
 
     @property
     def sentences(self) -> list[str]:
-        """The forward sentences, which are trained."""
+        """The forward sentences, used in training."""
         return [question.sentence for question in self.forward]
 
     def rows(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -1,4 +1,4 @@
-"""Passkeys: a marker that holds random digits, and training rows that contain it twice."""
+"""Passkeys: a marker with random digits, and training rows that contain it twice."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from newllm.seeding import stream
 
 OPENING = "<<PASS:"
 DIGITS = 5
-_DEPTHS = 0.1, 0.9  # of the first marker, as shares of the row's own text
-_SEED = 0  # never the run's: a seed changes the order of the rows, not what is in them
+_DEPTHS = 0.1, 0.9  # range of the first marker's depth, as shares of the row's own text
+_SEED = 0  # fixed: a run's seed changes the order of rows, not their content
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Token ids of a text, cut into what is given (`query`) and what the model must find (`answer`)."""
+    """Token ids of a text, split into the given part (`query`) and the part to predict (`answer`)."""
 
     query: list[int]
     answer: list[int]
@@ -27,10 +27,10 @@ class Asked:
 
 
 def ask(tokenizer: Tokenizer, opening: str, *endings: str) -> list[Asked]:
-    """``opening + ending`` of each ending, tokenized whole and cut where the tokens of `opening` alone end.
+    """``opening + ending`` for each ending, tokenized as a whole and cut where the tokens of `opening` alone end.
 
-    A tokenizer that joins the opening's last character with an ending's first one moves the cut back, to the same
-    place for all endings: answers then begin with a token that belongs to both sides.
+    If a tokenizer merges the opening's last character with an ending's first one, the cut moves back, to the same place
+    for all endings; answers then begin with a token that spans both parts.
     """
     alone = tokenizer.encode(opening)
     texts = [tokenizer.encode(opening + ending) for ending in endings]
@@ -39,14 +39,14 @@ def ask(tokenizer: Tokenizer, opening: str, *endings: str) -> list[Asked]:
 
 
 def key_text(digits: np.ndarray) -> str:
-    """``3-1-4-1-5>>``, what follows ``<<PASS:``; between dashes a byte-level BPE gives each digit a token."""
+    """``3-1-4-1-5>>``, which follows ``<<PASS:``; dashes make a byte-level BPE give each digit its own token."""
     return "-".join(str(digit) for digit in digits) + ">>"
 
 
 class PasskeyRows:
-    """Training rows that teach a model to copy a key from far back; `share` of the rows, chosen by their index.
+    """Turns a `share` of the training rows, chosen by index, into rows that teach a model to copy a distant key.
 
-    A chosen row keeps its own text except for the end, and holds the marker ``<<PASS:d-d-d-d-d>>`` twice: at 10 to
+    A chosen row keeps its own text except for the end, and contains the marker ``<<PASS:d-d-d-d-d>>`` twice: at 10 to
     90 % of that text, and as its last tokens, where only the first marker tells the digits. All labels are scored (the
     ordinary loss of a language model). Key and depth come from the stream of the row's index, the same in all runs;
     evaluation draws its keys from other streams. The published mix takes its filler from 50,000 tokens of validation
@@ -71,7 +71,7 @@ class PasskeyRows:
         return int(self.chosen.sum())
 
     def write(self, windows: np.ndarray, indices: np.ndarray) -> None:
-        """Put markers into those of `windows` [B, T + 1], the tokens of the rows `indices` [B], that are chosen."""
+        """Write markers into the chosen rows among `windows` [B, T + 1], the tokens of the rows `indices` [B]."""
         for place in np.flatnonzero(self.chosen[indices]):
             row = windows[place]
             generator = np.random.Generator(np.random.PCG64(stream(_SEED, "passkey", "row", int(indices[place]))))
@@ -85,5 +85,5 @@ class PasskeyRows:
 
 
 def _shared(a: list[int], b: list[int]) -> int:
-    """Tokens with which both begin."""
+    """Length of the common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

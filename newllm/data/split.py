@@ -1,4 +1,4 @@
-"""Which text trains and which validates: by the content or the number of a document, never by the run's seed."""
+"""Splits text into training and validation, by content or number of a document, never by the run's seed."""
 
 import hashlib
 from array import array
@@ -12,7 +12,7 @@ from newllm.data.cache import Progress
 from newllm.data.corpora.corpus import Corpus, Piece
 from newllm.errors import ConfigError
 
-# How a store lays out its text.
+# Layouts of a store.
 #   document  two streams, each in the order of content hashes, after a survey of the whole corpus
 #   stream    two streams in the corpus' order, the side chosen by content as the documents come
 #   numbered  two streams in the corpus' order, the side chosen by the number of the document
@@ -22,7 +22,7 @@ Layout = Literal["document", "stream", "numbered", "prefix"]
 
 @dataclass
 class Survey:
-    """Of each document of a corpus: 64 bits of the sha256 of its content, and its UTF-8 bytes.
+    """For each document of a corpus: 64 bits of the sha256 of its content, and its size in UTF-8 bytes.
 
     hashes: uint64 [documents]. sizes: int64 [documents].
     """
@@ -32,7 +32,7 @@ class Survey:
 
 
 def survey(corpus: Corpus) -> Survey:
-    """Reads the whole corpus once."""
+    """Read the whole corpus once."""
     hashes, sizes = array("Q"), array("q")
     digest, size, total = hashlib.sha256(), 0, 0
     progress = Progress("reading the corpus", "bytes")
@@ -51,7 +51,7 @@ def survey(corpus: Corpus) -> Survey:
 
 
 def layout_of(corpus: Corpus, found: Survey | None) -> Layout:
-    """The layout of this corpus' store. found: the survey of a corpus that is read twice."""
+    """The layout of this corpus' store. found: the survey, if the corpus is read twice."""
     if corpus.split != "document":
         return "prefix"
     if corpus.val_documents is not None:
@@ -72,9 +72,9 @@ def layout_of(corpus: Corpus, found: Survey | None) -> Layout:
 def choose_validation(found: Survey, fraction: float) -> np.ndarray:
     """bool [documents]: in the order of hashes, documents validate until `fraction` of the bytes is reached.
 
-    Equal documents fall on one side. A document that would bring validation above 1.5 times its share is passed over
-    (a single huge file must not become most of it). At least one document validates and at least one trains: needs
-    two distinct documents.
+    Equal documents are on the same side. A document that would raise validation above 1.5 times its share is skipped,
+    so that no single huge file dominates it. Needs two distinct documents, of which at least one validates and at
+    least one trains.
     """
     _, group_of = np.unique(found.hashes, return_inverse=True)  # groups of equal documents, in the order of hashes
     sizes = np.bincount(group_of, weights=found.sizes)
@@ -93,7 +93,7 @@ def choose_validation(found: Survey, fraction: float) -> np.ndarray:
 
 
 def hash_order(found: Survey, mask: np.ndarray) -> np.ndarray:
-    """The documents of `mask` in the order of their hashes: any leading part is a fair sample of them."""
+    """The documents of `mask` in the order of their hashes: any prefix is a fair sample of them."""
     documents = np.flatnonzero(mask)
     return documents[np.argsort(found.hashes[documents], kind="stable")]
 

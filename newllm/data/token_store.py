@@ -15,13 +15,13 @@ import numpy as np
 from newllm.data.cache import sha256_of
 from newllm.data.tokenizer import Tokenizer
 
-RULE = 1  # raise when the same corpus would give another store
+RULE = 1  # raise whenever the same corpus would give a different store
 META = "meta.json"
-CHECKSUM_LIMIT = 64 << 20  # bytes; smaller files are checked in full at each opening, larger ones by their size
+CHECKSUM_LIMIT = 64 << 20  # bytes; smaller files are verified by checksum when opened, larger ones by size
 
 
 class Damaged(Exception):
-    """The store on disk is not what was written; it has to be built again."""
+    """The store on disk differs from what was written and must be built again."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Store:
 
 
 class StreamWriter:
-    """Appends encoded documents to <name>.bin until `limit` tokens are there."""
+    """Appends encoded documents to <name>.bin, up to `limit` tokens."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype, limit: int | None = None) -> None:
         self.path, self.dtype, self.limit = folder / f"{name}.bin", dtype, limit
@@ -59,7 +59,7 @@ class StreamWriter:
     def write(self, ids: np.ndarray, text_bytes: int, last: bool) -> None:
         """Append to the current document, up to the limit; `last` ends the document.
 
-        text_bytes: UTF-8 bytes of the text that gave the ids.
+        text_bytes: UTF-8 bytes of the encoded text.
         """
         if self.limit is not None:
             ids = ids[: self.limit - self.length]
@@ -93,14 +93,14 @@ def read_stream(folder: Path, name: str, dtype: np.dtype) -> Stream:
 
 
 def write_meta(folder: Path, layout: str, names: list[str], dtype: np.dtype, made_from: dict[str, Any]) -> None:
-    """Last file of a store: what it holds, and size and checksum of every other file."""
+    """Write the last file of a store: its contents, and size and checksum of every other file."""
     files = {path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
     meta = {"layout": layout, "streams": names, "dtype": dtype.name, "made_from": made_from, "files": files}
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n")
 
 
 def open_store(folder: Path) -> Store | None:
-    """The store in `folder`; None if there is none. Raises Damaged if it is not what was written."""
+    """The store in `folder`; None if there is none. Raises Damaged if it differs from what was written."""
     if not folder.exists():
         return None
     try:

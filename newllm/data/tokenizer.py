@@ -1,4 +1,4 @@
-"""Tokenizers: the `tokenizers` package and a tokenizer.json, trained here or read once through transformers."""
+"""Tokenizers of the `tokenizers` package: trained here, or read once through transformers."""
 
 import json
 import os
@@ -20,11 +20,11 @@ ABOUT = "tokenizer.meta.json"
 
 
 class Tokenizer:
-    """Text to ids and back, without special tokens around it; end-of-text in a text is encoded as plain text.
+    """Text to ids and back without adding special tokens; a literal end-of-text in the text is plain text.
 
-    vocab_size: ids a model must know (the configured size of the auto tokenizer, even if its text gave fewer).
+    vocab_size: number of ids of the model (the configured size of the auto tokenizer, even if its text gave fewer).
     eot_id: end-of-text, or None.
-    token_bytes: int64 [vocab_size], bytes of UTF-8 text each id stands for; 0 for end-of-text and special ids.
+    token_bytes: int64 [vocab_size], UTF-8 bytes of text per id; 0 for end-of-text and special ids.
         Their sum over an encoded text is the length of the text, exactly, for byte-level BPE
         (of the normalised text, where the tokenizer normalises).
     """
@@ -56,13 +56,13 @@ class Tokenizer:
 
 
 def identity(name: str) -> str:
-    """Names a Hugging Face tokenizer for the cache: its name, or the files of its folder."""
+    """Identifies a Hugging Face tokenizer in the cache: by name, or by the files of its folder."""
     folder = Path(name).expanduser()
     return f"folder:{path_fingerprint(folder, with_times=True)}" if folder.is_dir() else f"hub:{name}"
 
 
 def cached(cache: Path, key: str, make: Callable[[], Tokenizer]) -> Tokenizer:
-    """The tokenizer kept under `key`, made by one process at a time if it is missing or damaged."""
+    """The tokenizer stored under `key`; one process makes it if it is missing or damaged."""
 
     def load(folder: Path) -> Tokenizer | None:
         try:
@@ -74,9 +74,9 @@ def cached(cache: Path, key: str, make: Callable[[], Tokenizer]) -> Tokenizer:
 
 
 def pretrained(name: str, cache: Path) -> Tokenizer:
-    """The Hugging Face tokenizer `name` (or folder), kept in the cache so that transformers reads it only once.
+    """The Hugging Face tokenizer `name` (or folder), cached so that transformers reads it only once.
 
-    The folder tokenizer/ of a run is taken as it is.
+    The folder tokenizer/ of a run is loaded directly.
     """
     folder = Path(name).expanduser()
     if (folder / ABOUT).is_file():
@@ -111,7 +111,7 @@ def _from_transformers(name: str) -> Tokenizer:
             f"data.tokenizer={name} has no fast form (tokenizer.json), which the token store needs; "
             "type data.tokenizer=auto or another NAME or FOLDER"
         )
-    if not backend.get_vocab(with_added_tokens=False):  # transformers invents an empty one
+    if not backend.get_vocab(with_added_tokens=False):  # transformers makes up an empty one
         raise ConfigError(
             f"data.tokenizer={name} has no tokenizer.json, nor files to make one of; name the folder that has it, or "
             "type data.tokenizer=auto"
@@ -135,7 +135,7 @@ def _read(name: str, **options: Any) -> Any:
 
 
 def vocab_size(data_node: Mapping[str, Any], runtime: Any = None) -> int:
-    """The number of ids of the data node's tokenizer, known before any text is read."""
+    """Number of ids of the data node's tokenizer, without reading any text."""
     if data_node["tokenizer"] == "auto":
         return int(data_node["vocab_size"])
     return pretrained(data_node["tokenizer"], cache_folder(runtime)).vocab_size
@@ -153,7 +153,7 @@ def _token_bytes(spec: dict[str, Any], vocab: Mapping[str, int], size: int) -> n
 
 def _length_rule(spec: dict[str, Any]) -> Any:
     if _has(spec, "ByteLevel"):
-        return len  # one character of the GPT-2 byte alphabet for each byte
+        return len  # one character of the GPT-2 byte alphabet per byte
     prefix = (spec.get("model") or {}).get("continuing_subword_prefix")
     if prefix:  # WordPiece: a word stands after a space, a continuation does not
         return lambda token: len(token.removeprefix(prefix).encode()) + (not token.startswith(prefix))
@@ -162,7 +162,7 @@ def _length_rule(spec: dict[str, Any]) -> Any:
 
 
 def _has(spec: dict[str, Any], kind: str) -> bool:
-    """Does the decoder or pre-tokenizer, alone or in a sequence, contain a step of this kind?"""
+    """Whether the decoder or pre-tokenizer, alone or in a sequence, contains a step of this kind."""
     steps = [spec.get("decoder") or {}, spec.get("pre_tokenizer") or {}]
     while steps:
         step = steps.pop()
