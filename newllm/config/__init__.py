@@ -1,4 +1,4 @@
-"""Configurations: composed from YAML groups, validated against constructors, named by what they are.
+"""Configurations: composed from YAML groups, validated against constructors, named after their contents.
 
 cfg = newllm.compose(["pos_encoding=alibi", "attention=mla", "kv_dim=64"])
 """

@@ -1,4 +1,4 @@
-"""Root axes of a plain, unresolved configuration: which it uses, and what is said about one that it does not."""
+"""Root axes of a plain, unresolved configuration: which ones it uses, and the error for an unused one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from newllm.config.catalog import Catalog, references
 from newllm.config.overrides import Overrides
 from newllm.errors import ConfigError
 
-OWN_KEYS = ("choices", "overrides", "run_dir", "groups")  # keys of a configuration that are neither node nor axis
+OWN_KEYS = ("choices", "overrides", "run_dir", "groups")  # keys of a configuration that are neither nodes nor axes
 
 Plain = Mapping[str, Any]
 
@@ -18,7 +18,7 @@ def nodes(plain: Plain) -> dict[str, Any]:
 
 
 def axes(plain: Plain) -> list[str]:
-    """The root keys that are no group nodes."""
+    """The root keys that are not group nodes."""
     return [key for key, value in plain.items() if not isinstance(value, dict) and key not in OWN_KEYS]
 
 
@@ -34,26 +34,28 @@ def used_axes(plain: Plain) -> list[str]:
 
 
 def unused(plain: Plain, given: Overrides) -> list[str]:
-    """The axes given on the command line that change nothing in this configuration."""
+    """The axes given on the command line that have no effect on this configuration."""
     idle = {*axes(plain)}.difference(used_axes(plain))
     return [key for key in dict.fromkeys(given.keys) if key in idle]
 
 
 def refuse_unused(config: Plain, given: Overrides) -> None:
-    """ConfigError for an axis that was given and that the chosen groups do not use."""
+    """Raises ConfigError if an axis was given that the chosen groups do not use."""
     for axis in unused(config, given):
         raise why_unused(axis, config["choices"], given.catalog, given)
 
 
 def why_unused(axis: str, choices: Mapping[str, Any], catalog: Catalog, given: Overrides) -> ConfigError:
-    """Says where the axis would have an effect, and what this run has there."""
+    """The error for an unused axis: where it would have an effect, and what this run has there."""
     users = catalog.users(axis)
     for group, options in users.items():
         chosen = choices.get(group)
         if chosen in options or (isinstance(chosen, list) and set(chosen) & set(options)):
             winner = next((key for key in given.keys if key.startswith(f"{group}.") and key.endswith(f".{axis}")), None)
             if winner:
-                return ConfigError(f"{axis} has no effect, since {winner} is given too and wins; give one of the two.")
+                return ConfigError(
+                    f"{axis} has no effect, since {winner} is given too and takes precedence; give one of the two."
+                )
             source = f"experiment={choices['experiment']}" if choices.get("experiment") else "the configuration"
             return ConfigError(
                 f"{axis} has no effect, since {source} sets that option of {group} itself; type {group}.OPTION=VALUE."

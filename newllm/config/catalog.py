@@ -1,6 +1,6 @@
-"""What the YAML folders offer: groups, their options, the root axes, and which options use which axis.
+"""The choices in the YAML folders: groups, their options, the root axes, and which options use which axis.
 
-Read from the files alone, so that help pages and error sentences need no composition.
+Read directly from the files, so that help pages and error messages need no composition.
 """
 
 import re
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from newllm.errors import ConfigError
 
 REFERENCE = re.compile(r"\$\{\s*(\w+)\s*\}")
-_ROOT = re.compile(r"\$\{\s*(\w+)")  # what any reference begins with, as in ${model.bias}
+_ROOT = re.compile(r"\$\{\s*(\w+)")  # the first name of any reference, as in ${model.bias}
 
 
 def shipped() -> Path:
@@ -51,7 +51,7 @@ class Catalog:
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
-        """Group -> option, or list of options, chosen when nothing is said."""
+        """Group -> default option, or list of options."""
         entries = [entry for entry in self._root["defaults"] if isinstance(entry, dict)]
         return {key: value for entry in entries for key, value in entry.items() if " " not in key}
 
@@ -67,7 +67,7 @@ class Catalog:
 
     @cached_property
     def sweep_options(self) -> dict[str, Any]:
-        """Key of the node `sweep`, which may be typed without it -> default value."""
+        """Option of the node `sweep` (may be typed without the prefix) -> default value."""
         return {key: value for key, value in self._root["sweep"].items() if key != "_target_"}
 
     @cached_property
@@ -79,10 +79,10 @@ class Catalog:
     def comments(self) -> dict[str, str]:
         """Root axis or option of the sweep -> the comment beside it in train.yaml."""
         text = (self.folders[-1] / "train.yaml").read_text()
-        return {name: said.strip() for name, said in re.findall(r"^ *(\w+):[^#\n]*#(.*)$", text, re.MULTILINE)}
+        return {name: comment.strip() for name, comment in re.findall(r"^ *(\w+):[^#\n]*#(.*)$", text, re.MULTILINE)}
 
     def describe(self, group: str, option: str) -> str:
-        """The first comment of an option's file that is not an instruction to Hydra."""
+        """The first comment in an option's file that is not a Hydra directive."""
         lines = self._file(f"{group}/{option}").read_text().splitlines()
         comments = [line[1:].strip() for line in lines if line.startswith("#") and not line.startswith("# @package")]
         return comments[0] if comments else ""
@@ -101,7 +101,7 @@ class Catalog:
         return next(file for file in files if file.is_file())
 
     def _references(self, option: str) -> set[str]:
-        """Of the file ``group/name`` and of those its defaults list names (``base``, ``shared/base@_here_``)."""
+        """The references in the file ``group/name`` and in those of its defaults (``base``, ``shared/base@_here_``)."""
         content = plain(OmegaConf.load(self._file(option)))
         bases = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
         home = option.rpartition("/")[0]
@@ -111,7 +111,7 @@ class Catalog:
 
 
 def references(content: Any, parts: bool = False) -> set[str]:
-    """The root keys that the strings in a plain, unresolved container refer to; `parts`: also to something in them."""
+    """The root keys that a plain, unresolved container refers to; `parts`: also by a key inside them."""
     if isinstance(content, str):
         return set((_ROOT if parts else REFERENCE).findall(content)) if "${" in content else set()
     if isinstance(content, dict):
@@ -120,6 +120,6 @@ def references(content: Any, parts: bool = False) -> set[str]:
 
 
 def plain(content: Any, resolve: bool = False) -> dict[str, Any]:
-    """A DictConfig as a plain dictionary; {} for what is none."""
+    """A DictConfig as a plain dictionary; {} for anything else."""
     found = OmegaConf.to_container(content, resolve=resolve, throw_on_missing=resolve) if content else {}
     return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}

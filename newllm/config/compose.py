@@ -1,7 +1,7 @@
-"""compose(): from overrides to a configuration. The single way for commands, notebooks and tests.
+"""compose(): from overrides to a configuration; used by commands, notebooks and tests alike.
 
-Hydra composes the choices; values are set afterwards, by us, so that many runs of equal choices are composed once.
-Names are judged here, against the YAML files alone, and no torch is imported; newllm.config.values judges values.
+Hydra composes the choices; newllm sets the values afterwards, so that runs with equal choices are composed only once.
+Names are checked here against the YAML files, without importing torch; newllm.config.values checks values.
 """
 
 import copy
@@ -20,15 +20,15 @@ from newllm.config.values import no_option, signature_of
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean, nearest
 
-Plain = dict[str, Any]  # unresolved: references are texts such as ``${theta}``
+Plain = dict[str, Any]  # unresolved: references are strings such as ``${theta}``
 
 
 @dataclass(frozen=True)
 class Composed:
-    """What a command line comes to, plain and unresolved.
+    """The composition of a command line, plain and unresolved.
 
-    tree: nodes and axes of the run; at `sweep` which runs a sweep has, at `hydra.launcher` what does them.
-    choices: group -> option, a list for eval. run_dir: hydra.run.dir where it was given.
+    tree: nodes and axes of the run, the options of a sweep at `sweep` and the launcher at `hydra.launcher`.
+    choices: group -> option, a list for eval. run_dir: hydra.run.dir if given.
     """
 
     tree: Plain
@@ -49,14 +49,14 @@ def compose(
 ) -> DictConfig:
     """The configuration that `overrides` (as on the command line) describe.
 
-    Groups, choices, axes and names of options have been judged by the YAML files. Values are judged by the constructors
-    when a run begins, or by `check_values`. Beside the group nodes and the root axes it has keys of its own: `choices`
-    (group -> option, a list for eval, `experiment` included), `overrides` (as given, without ``+``), `run_dir`
-    (`hydra.run.dir` where that was given, else null) and `groups` where the user's folder has a groups.yaml. Sweeps and
-    launchers are no part of it.
+    Groups, choices, axes and names of options are checked against the YAML files. Values are checked by the
+    constructors when a run begins, or by `check_values`. Besides the group nodes and the root axes, the configuration
+    has the keys `choices` (group -> option, a list for eval, including `experiment`), `overrides` (as given, without
+    ``+``), `run_dir` (`hydra.run.dir` if given, else null) and, if the user's folder has a groups.yaml, `groups`. It
+    does not contain sweep and launcher options.
 
     config_dir: a folder of further YAML files, laid out like conf/.
-    unused_axes: accept an axis that the chosen groups do not use (in a sweep, where other runs use it).
+    unused_axes: accept axes that the chosen groups do not use (in a sweep, other runs may use them).
 
     Raises ConfigError: one sentence on what was wrong, what was expected and what to type instead.
     """
@@ -77,18 +77,18 @@ def catalog_for(config_dir: str | Path | None = None) -> Catalog:
 
 
 def own_groups(catalog: Catalog) -> dict[str, Any]:
-    """The key `groups` of a configuration: entries of the user's groups.yaml; nothing without one."""
+    """The key `groups` of a configuration with the entries of the user's groups.yaml; {} without one."""
     own = {name: facts for folder in catalog.folders[:-1] for name, facts in read(folder).items()}
     return {"groups": own} if own else {}
 
 
 def search_path(config_dir: str | Path | None) -> list[str]:
-    """The override that shows the user's folder to Hydra."""
+    """The override that adds the user's folder to Hydra's search path."""
     return [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
 
 
 def composed_choices(given: Overrides, config_dir: str | Path | None = None) -> Composed:
-    """What Hydra makes of the choices in `given`, whose values are not set yet."""
+    """The choices in `given` composed by Hydra; values are not set yet."""
     cfg, catalog = _by_hydra([*search_path(config_dir), *given.choices()]), given.catalog
     chosen, launcher = plain(cfg.hydra.runtime.choices, resolve=True), plain(cfg.hydra.launcher, resolve=True)
     run_dir, sweep_dir = cfg.hydra.run.dir, cfg.hydra.sweep.dir
@@ -104,7 +104,9 @@ def composed_choices(given: Overrides, config_dir: str | Path | None = None) -> 
         node = tree.get(group)
         if not isinstance(node, dict):
             continue
-        if group in catalog.lists:  # of which Hydra keeps no record; an experiment may set options of what is left out
+        if (
+            group in catalog.lists
+        ):  # Hydra does not record them; an experiment may set options of a choice that is left out
             node = {name: one for name, one in node.items() if "_target_" in one or name not in catalog.groups[group]}
             choices[group] = [name for name, one in node.items() if "_target_" in one]
         elif "_target_" not in node and group in given.keys:
@@ -116,21 +118,21 @@ def composed_choices(given: Overrides, config_dir: str | Path | None = None) -> 
     for group in catalog.groups:
         for name, one in (tree.get(group) or {}).items():
             if "_target_" not in (one if group in catalog.lists else tree[group]):
-                _held(f"{group}.{name}", composed, catalog)
+                _value_at(f"{group}.{name}", composed, catalog)
     return composed
 
 
 def with_values(composed: Composed, given: Overrides) -> Composed:
-    """The same with the values in `given`; nodes that no value touches are shared. ConfigError for a wrong name."""
+    """The same with the values in `given`; unchanged nodes are shared. Raises ConfigError for a wrong name."""
     tree = composed.tree
-    # What stands beside a new class is unknown to the YAML.
+    # The YAML does not list the options of a new class.
     unlisted = tuple(key.removesuffix("_target_") for key in given.keys if key.endswith("._target_"))
     for override in given.values:
         key, value = override.key_or_group, override.value()
         if not key.startswith(unlisted):
-            held = _held(key, composed, given.catalog)
-            if isinstance(held, dict) and "_target_" in held and not isinstance(value, dict):
-                example = next((f"{key}.{name}" for name in held if name != "_target_"), key)
+            current = _value_at(key, composed, given.catalog)
+            if isinstance(current, dict) and "_target_" in current and not isinstance(value, dict):
+                example = next((f"{key}.{name}" for name in current if name != "_target_"), key)
                 raise ConfigError(f"{key} takes no value of its own, but options such as {example}=VALUE.")
         group, _, option = key.partition(".")
         if option in group_of(group).paths and type(value) is int:
@@ -142,7 +144,7 @@ def with_values(composed: Composed, given: Overrides) -> Composed:
 
 
 def _with(node: Any, path: Sequence[str], value: Any, root: Plain) -> Any:
-    """A copy of `node` with a value put at `path`, which shares all that is not on the path."""
+    """A copy of `node` with a value set at `path`; everything off the path is shared."""
     if path:
         inner = node if isinstance(node, dict) else {}
         return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value, root)}
@@ -152,7 +154,7 @@ def _with(node: Any, path: Sequence[str], value: Any, root: Plain) -> Any:
         return node
     axis = REFERENCE.fullmatch(node) if isinstance(node, str) else None
     former = root.get(axis[1]) if axis else node
-    # 10000 for a default of 1e4 is 1e4, and 1e3 for one of 128 is 1000: one number is one configuration.
+    # Equal numbers give equal configurations: 10000 becomes 1e4 if the default is a float.
     if isinstance(former, float) and type(value) is int:
         return float(value)
     if type(former) is int and isinstance(value, float) and value.is_integer():
@@ -160,9 +162,11 @@ def _with(node: Any, path: Sequence[str], value: Any, root: Plain) -> Any:
     return copy.copy(value)
 
 
-def _held(key: str, composed: Composed, catalog: Catalog) -> Any:
-    """What stands at `key` in what was chosen, None for something inside a value. ConfigError if `key` names neither an
-    axis nor an option of a choice that was made."""
+def _value_at(key: str, composed: Composed, catalog: Catalog) -> Any:
+    """The value at `key`, None if it lies inside another value.
+
+    Raises ConfigError if `key` is neither an axis nor an option of a chosen group.
+    """
     node: Any = composed.tree
     path = ""
     root, *rest = key.split(".")
@@ -192,7 +196,7 @@ def _held(key: str, composed: Composed, catalog: Catalog) -> Any:
 
 
 def _refuse_option(name: str, node: Plain, path: str, choice: Any) -> None:
-    """ConfigError for an option that the YAML of a node does not list; that of a user's class may leave some out."""
+    """Raises ConfigError for an option that a node's YAML does not list, unless a user's class takes it."""
     target, known = str(node["_target_"]), [option for option in node if option != "_target_"]
     if not target.startswith("newllm."):
         signature = signature_of(target)
@@ -206,7 +210,7 @@ def _refuse_option(name: str, node: Plain, path: str, choice: Any) -> None:
 def _unknown_root(key: str, tree: Plain, catalog: Catalog) -> ConfigError:
     homes = [f"{group}.{key}" for group, node in nodes(tree).items() if key in node and "_target_" in node]
     if homes:
-        return ConfigError(f"{key} is no root key; did you mean {homes[0]}?")
+        return ConfigError(f"{key} is not a root key; did you mean {homes[0]}?")
     close = nearest(key, [*catalog.axes, *catalog.groups, *catalog.sweep_options])
     meant = f"; did you mean {close}?" if close else ";"
     listed = f"axes are {', '.join(catalog.axes)}; groups are {', '.join(catalog.groups)}"
@@ -214,7 +218,7 @@ def _unknown_root(key: str, tree: Plain, catalog: Catalog) -> ConfigError:
 
 
 def version_base() -> dict[str, str]:
-    """What Hydra 1.3 wants to be told, and later ones not to be: that the defaults of 1.3 serve."""
+    """The argument version_base for Hydra 1.3; later releases do not take it."""
     import hydra
 
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
@@ -226,7 +230,10 @@ def _by_hydra(lines: Sequence[str]) -> DictConfig:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # set where a Hydra program calls us
+    outer, GlobalHydra.instance().hydra = (
+        GlobalHydra.instance().hydra,
+        None,
+    )  # set if a Hydra program calls this function
     try:
         with hydra.initialize_config_dir(str(shipped()), job_name="train", **version_base()):
             return hydra.compose("train", list(lines), return_hydra_config=True)
@@ -237,7 +244,7 @@ def _by_hydra(lines: Sequence[str]) -> DictConfig:
 
 
 def _one_sentence(error: BaseException) -> str:
-    """Hydra's many lines in one, without its advice to use +, and with the cause it hides."""
+    """Hydra's message as one sentence, without its advice to use +, and with the underlying cause."""
     cause = error.__cause__ or error.__context__
     lines = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause else [])]
     end = next((i for i, line in enumerate(lines) if line.startswith("Config search path")), len(lines))

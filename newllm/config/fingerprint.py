@@ -1,4 +1,4 @@
-"""A hash that stands for the files of a corpus, without reading them."""
+"""A hash of the files of a corpus that does not read their contents."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def files_below(path: Path) -> list[Path]:
-    """The file itself, or all files of a folder and its subfolders, sorted by name; hidden ones are left out."""
+    """The file itself, or all files in a folder and its subfolders, sorted by name, without hidden ones."""
     if path.is_file():
         return [path]
     found = []
@@ -17,9 +17,9 @@ def files_below(path: Path) -> list[Path]:
 
 
 def path_fingerprint(path: str | Path, *, with_times: bool = False) -> str:
-    """sha256 of the names (relative to `path`) and sizes of the files: the same for a copy elsewhere.
+    """sha256 of the names (relative to `path`) and sizes of the files, so that copies have equal hashes.
 
-    with_times: modification times count too, so that an edit that keeps the size shows (for caches of this machine).
+    with_times: include modification times, to detect edits that keep the size (for caches on one machine).
     """
     root = Path(path).expanduser()
     digest = hashlib.sha256()

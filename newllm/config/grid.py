@@ -1,4 +1,4 @@
-"""The combinations that a sweep asks for, as lists of overrides."""
+"""The combinations of a sweep, as lists of overrides."""
 
 import json
 import re
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
-Dimension = list[tuple[str, ...]]  # ways to set one key, or several keys in step
+Dimension = list[tuple[str, ...]]  # alternatives: each sets one key, or several keys together
 
 
 def combinations(
@@ -25,26 +25,28 @@ def combinations(
 ) -> list[list[str]]:
     """Every combination of the command line's values with those of each grid; the last key changes fastest.
 
-    Keys of the command line take the place of a grid's. ConfigError for what cannot be combined.
+    Keys on the command line replace those of a grid. Raises ConfigError for values that cannot be combined.
     """
-    ours = [_dimension(override, given) for override in given.parsed]
+    typed = [_dimension(override, given) for override in given.parsed]
     if seeds is not None:
         if "seed" in given.keys:
             raise ConfigError(f"seeds={seeds} and seed=… were both given; give one of the two.")
-        ours.append([(f"seed={number}",) for number in range(1, seeds + 1)])
+        typed.append([(f"seed={number}",) for number in range(1, seeds + 1)])
     taken = {*given.keys, *(["seed"] if seeds is not None else [])}
-    found: list[list[str]] = []
+    runs: list[list[str]] = []
     for grid in grids or [{}]:
         keys = {str(key): value for key, value in grid.items() if key != "zip"}
-        own = [_values(key, value, given) for key, value in keys.items() if key not in taken]
+        of_grid = [_values(key, value, given) for key, value in keys.items() if key not in taken]
         inner = [grid["zip"]] if "zip" in grid else []
-        steps = [_in_step(group, taken) for group in (*zips, *inner)]
-        found += [[line for part in parts for line in part] for parts in product(*ours, *own, *filter(None, steps))]
-    return found
+        zipped = [_zipped(group, taken) for group in (*zips, *inner)]
+        runs += [
+            [line for part in parts for line in part] for parts in product(*typed, *of_grid, *filter(None, zipped))
+        ]
+    return runs
 
 
 def _dimension(override: "Override", given: Overrides) -> Dimension:
-    """The values that one override asks for."""
+    """The values of one override."""
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 
@@ -53,12 +55,12 @@ def _dimension(override: "Override", given: Overrides) -> Dimension:
         return [(line,)]
     if isinstance(value, Glob):
         if key not in catalog.groups:
-            raise ConfigError(f"{line}: glob chooses among the names of a group; {key} is none.")
+            raise ConfigError(f"{line}: glob chooses among the names of a group, and {key} is not a group.")
         values = value.filter(catalog.groups[key])
         if not values:
-            raise ConfigError(f"{line}: no {key} is called so; there are {', '.join(catalog.groups[key])}.")
+            raise ConfigError(f"{line} matches no {key}; there are {', '.join(catalog.groups[key])}.")
     elif not override.is_discrete_sweep():
-        raise ConfigError(f"{line}: an interval has no separate values to run; type {key}=range(…) or a list a,b,c.")
+        raise ConfigError(f"{line}: an interval has no discrete values to run; type {key}=range(…) or a list a,b,c.")
     else:
         try:
             values = [str(one) for one in override.sweep_string_iterator()]
@@ -72,7 +74,7 @@ def _dimension(override: "Override", given: Overrides) -> Dimension:
 
 
 def _values(key: str, value: Any, given: Overrides) -> Dimension:
-    """One key of a grid: a list of values, a text as typed on the command line, or one value."""
+    """The values of one key of a grid: a list, a string as on the command line, or a single value."""
     if isinstance(value, str):
         return _dimension(_read(f"{key}={value}"), given)
     if value == []:
@@ -80,15 +82,15 @@ def _values(key: str, value: Any, given: Overrides) -> Dimension:
     return [(f"{key}={_typed(one)}",) for one in (value if isinstance(value, list) else [value])]
 
 
-def _in_step(group: Mapping[str, Any], taken: set[str]) -> Dimension:
-    """Keys that take their values together."""
+def _zipped(group: Mapping[str, Any], taken: set[str]) -> Dimension:
+    """The values of keys that change together."""
     if not isinstance(group, Mapping) or not group or not all(isinstance(one, list) and one for one in group.values()):
         raise ConfigError(f"sweep.zip: expected lists of values by key, as in {{lr: [1e-3, 5e-4]}}; got {group}.")
     if len({len(values) for values in group.values()}) > 1:
-        said = ", ".join(f"{key} has {len(values)}" for key, values in group.items())
-        raise ConfigError(f"sweep.zip: keys that go in step need as many values each; {said}.")
+        counts = ", ".join(f"{key} has {len(values)}" for key, values in group.items())
+        raise ConfigError(f"sweep.zip: keys that change together need equally many values; {counts}.")
     if both := [key for key in group if key in taken]:
-        raise ConfigError(f"{both[0]} goes in step with other keys in sweep.zip; leave it out of the command line.")
+        raise ConfigError(f"{both[0]} changes together with other keys in sweep.zip; leave it out of the command line.")
     lines = [[f"{key}={_typed(one)}" for one in values] for key, values in group.items()]
     for line in (line for several in lines for line in several):
         _read(line)
@@ -105,7 +107,7 @@ def _read(line: str) -> "Override":
 
 
 def _typed(value: Any) -> str:
-    """A value out of YAML in the grammar of the command line."""
+    """A value from YAML in the syntax of the command line."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_typed(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):

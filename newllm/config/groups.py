@@ -1,4 +1,4 @@
-"""The one table of what is known about each group of choices: conf/groups.yaml, which says what each column means."""
+"""The properties of each group of choices, read from conf/groups.yaml, which documents each column."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -33,7 +33,7 @@ class Group:
 
 
 def groups(config: Mapping[str, Any] | None = None) -> dict[str, Group]:
-    """Name -> what is known: the shipped groups, and the user's own, which a configuration carries under `groups`."""
+    """Name -> properties of the shipped groups and of the user's own, which a configuration keeps under `groups`."""
     own = config.get("groups") if config is not None else None
     if not own:
         return _shipped()
@@ -42,22 +42,22 @@ def groups(config: Mapping[str, Any] | None = None) -> dict[str, Group]:
 
 
 def group_of(name: str, config: Mapping[str, Any] | None = None) -> Group:
-    """What is known about one group; of a group that has no entry, the defaults."""
+    """The properties of one group; the defaults if it has no entry."""
     return groups(config).get(name) or Group(name)
 
 
 def parts_of(owner: str, config: Mapping[str, Any] | None = None) -> list[str]:
-    """The groups whose nodes are handed to the constructor of group `owner`."""
+    """The groups whose nodes are passed to the constructor of group `owner`."""
     return [group.name for group in groups(config).values() if group.part_of == owner]
 
 
 def stages(config: Mapping[str, Any] | None = None) -> list[str]:
-    """The groups that are run before the training of the model, in their order."""
+    """The groups that run before the model is trained, in order."""
     return [group.name for group in groups(config).values() if group.stage]
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The plain entries of a folder's groups.yaml, {} without one. Raises ConfigError for an unknown column."""
+    """The plain entries of a folder's groups.yaml, {} if it has none. Raises ConfigError for an unknown column."""
     file = folder / "groups.yaml"
     if not file.is_file():
         return {}

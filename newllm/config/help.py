@@ -1,4 +1,4 @@
-"""The page behind `newllm train --help`, made from the YAML files themselves."""
+"""The text of `newllm train --help`, generated from the YAML files."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ Flags
 
 
 def page(catalog: Catalog) -> str:
-    """Usage, every choice with what it is (the default marked ``*``), every axis with its default."""
+    """Usage, every choice with its description (the default marked ``*``), every axis with its default."""
     lines = [_USAGE, "", "Choices"]
     for group, names in catalog.groups.items():
         default = catalog.defaults.get(group)
@@ -37,8 +37,8 @@ def page(catalog: Catalog) -> str:
             mark = "*" if name in chosen else " "
             lines.append(f"   {mark} {name:<18} {_short(catalog.describe(group, name))}".rstrip())
     lines += ["", "Axes (root keys that choices refer to)", *_keys(catalog.axes, catalog)]
-    lines += ["", "Sweeps (with -m; no part of a run)", *_keys(catalog.sweep_options, catalog)]
-    lines.append(f"  {'hydra/launcher=local':<20} where runs are done: {', '.join(catalog.launchers)}")
+    lines += ["", "Sweeps (with -m; not part of a run)", *_keys(catalog.sweep_options, catalog)]
+    lines.append(f"  {'hydra/launcher=local':<20} where runs execute: {', '.join(catalog.launchers)}")
     return "\n".join([*lines, "", _FLAGS])
 
 

@@ -1,4 +1,4 @@
-"""What a configuration is, apart from how it was typed: effective form, signature, names of folders."""
+"""The identity of a configuration, however it was typed: effective form, signature, names of folders."""
 
 import hashlib
 import json
@@ -16,23 +16,23 @@ from newllm.config.fingerprint import path_fingerprint
 from newllm.config.groups import group_of, groups
 from newllm.errors import ConfigError
 
-SCHEMA = 1  # raised when the same configuration comes to mean other numbers
+SCHEMA = 1  # incremented when the same configuration comes to produce other numbers
 ABSENT = "absent"
 
 
 def effective(cfg: DictConfig) -> dict[str, Any]:
     """Resolved group nodes, used axes, choices and overrides as plain sorted data: the config.yaml of a run.
 
-    Axes that no node refers to are left out, since they say nothing about the run.
+    Axes that no node refers to are left out, since they have no effect on the run.
     """
     unresolved = plain(cfg)
-    # A frozen configuration has values in place of references; of axes it has those that are used.
+    # A frozen configuration has values instead of references, and only the axes that are used.
     kept = {*nodes(unresolved), *(used_axes(unresolved) or axes(unresolved)), "choices", "overrides", "groups"}
     return sorted_keys({key: value for key, value in resolved(cfg).items() if key in kept})
 
 
 def resolved(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The plain content with its references followed. Raises ConfigError."""
+    """The plain content with its references resolved. Raises ConfigError."""
     whole = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     try:
         return plain(whole, resolve=True)
@@ -41,11 +41,12 @@ def resolved(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def signature(cfg: DictConfig | Mapping[str, Any], fingerprint: Callable[[str], str] | None = None) -> str:
-    """8 hex digits of everything that may change a number; equal for equal runs however they were typed.
+    """8 hex digits that identify everything that may change a number; equal for equal runs, however they were typed.
 
-    Takes a composed configuration or an effective one. Left out: choices and axes (what they choose is in the nodes)
-    and what conf/groups.yaml says changes no number. A corpus counts by names and sizes of its files, not by where it
-    lies: by `fingerprint` of the path, which a sweep reads once for all its runs. Other folders count by their names.
+    Takes a composed configuration or an effective one. It leaves out choices and axes (their effect is in the nodes)
+    and the options that conf/groups.yaml declares to change no number. A corpus counts by the names and sizes of its
+    files, not its location: by `fingerprint` of the path, so that a sweep can read it once for all runs. Other folders
+    count by their names.
     """
     content = _plain(cfg)
     whole = counting(content)
@@ -60,9 +61,9 @@ def signature(cfg: DictConfig | Mapping[str, Any], fingerprint: Callable[[str], 
 
 
 def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
-    """Short, readable and safe as a file name: choices, then what was overridden (axes first), then the seed.
+    """A short, readable and safe file name: choices, then overridden values (axes first), then the seed.
 
-    ``tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42``; at most 80 characters, so what does not fit is left out.
+    ``tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42``; at most 80 characters; values that do not fit are left out.
     Takes a composed configuration or an effective one.
     """
     config = _plain(cfg)
@@ -80,16 +81,16 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     return "-".join(parts) + seed
 
 
-def folder_name(said: Sequence[str], cfg: Mapping[str, Any]) -> str:
-    """``scaling-yarn-s42-1a2b3c4d``: what an evaluation `said` to be otherwise, the seed and the signature."""
-    parts = ["-".join(map(_safe, part.split("=", 1))) for part in said]
+def folder_name(changed_settings: Sequence[str], cfg: Mapping[str, Any]) -> str:
+    """``scaling-yarn-s42-1a2b3c4d``: the settings that an evaluation changed, the seed and the signature."""
+    parts = ["-".join(map(_safe, part.split("=", 1))) for part in changed_settings]
     return f"{'-'.join(parts)[:60].rstrip('-')}-s{cfg['trainer']['seed']}-{signature(cfg)}"
 
 
 def run_directory(cfg: DictConfig, root: str | Path = "outputs/runs") -> Path:
-    """Where the run lives: `hydra.run.dir` if that was given, else ``<root>/<slug>-<signature>``.
+    """The directory of the run: `hydra.run.dir` if given, else ``<root>/<slug>-<signature>``.
 
-    A folder that carries the signature under another slug (the same run, typed differently) is taken as it is.
+    An existing folder with the same signature and another slug (the same run, typed differently) is reused.
     """
     if cfg.run_dir:
         return Path(cfg.run_dir)
@@ -99,21 +100,21 @@ def run_directory(cfg: DictConfig, root: str | Path = "outputs/runs") -> Path:
 
 
 def differences(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> list[str]:
-    """``key: value in a != value in b`` for all that may change a number."""
+    """``key: value in a != value in b`` for every difference that may change a number."""
     return [f"{key}: {one} != {two}" for key, (one, two) in changed(a, b).items()]
 
 
 def changed(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Key -> value in a, value in b (`ABSENT` where there is none), for all that may change a number."""
+    """Key -> value in a, value in b (or `ABSENT`), for every difference that may change a number."""
     one, two = _flat(counting(_plain(a))), _flat(counting(_plain(b)))
     keys = [key for key in sorted({*one, *two}) if canonical(one.get(key, ())) != canonical(two.get(key, ()))]
     return {key: (one.get(key, ABSENT), two.get(key, ABSENT)) for key in keys}
 
 
 def counting(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of an effective configuration, the nodes that may change a number, without options of no effect on one.
+    """The nodes of an effective configuration that may change a number, without options that cannot.
 
-    A node of a group of which nothing was chosen counts as one that is not there.
+    Groups without a choice are left out.
     """
     known = groups(config)
     never = {"choices", "groups", *(group.name for group in known.values() if not group.numbers)}
@@ -125,14 +126,14 @@ def counting(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The effective configuration of a composed one; an effective one as it is."""
+    """The effective configuration of a composed one; an effective one is returned unchanged."""
     if not isinstance(cfg, DictConfig):
         return dict(cfg)
     return effective(cfg) if "run_dir" in cfg else resolved(cfg)
 
 
 def _at(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, None if there is none."""
+    """The value at a dotted path, or None."""
     value: Any = config
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -140,10 +141,10 @@ def _at(config: Mapping[str, Any], path: str) -> Any:
 
 
 def canonical(value: Any) -> Any:
-    """1e4 and 10000 are one number, whichever way YAML read them."""
+    """The value with whole floats as ints, so that 1e4 and 10000 are equal however YAML read them."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
-    if isinstance(value, str | int) or value is None:  # most values; asking for an abstract class takes longer
+    if isinstance(value, str | int) or value is None:  # most values; testing for an abstract class is slower
         return value
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items()}
@@ -151,7 +152,7 @@ def canonical(value: Any) -> Any:
 
 
 def _folder(value: Any) -> Any:
-    """The name of a folder that there is, whatever the path to it; other values as they are."""
+    """The name of an existing folder, without its path; other values unchanged."""
     if not isinstance(value, str) or not Path(value).expanduser().is_dir():
         return value
     return Path(value).expanduser().resolve().name

@@ -1,4 +1,4 @@
-"""Thousands of configurations in seconds: Hydra composes once for each set of choices, values are set afterwards."""
+"""Composes thousands of configurations in seconds: Hydra runs once per set of choices, values are set afterwards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from newllm.config.overrides import parse
 
 @dataclass(frozen=True)
 class Job:
-    """One run of many: its effective configuration, and which of the given axes have no effect on it."""
+    """One run of many: its overrides, its effective configuration, and the given axes that have no effect on it."""
 
     lines: tuple[str, ...]
     config: dict[str, Any]
@@ -24,41 +24,41 @@ class Job:
 def compose_many(jobs: Sequence[Sequence[str]], *, config_dir: str | Path | None = None) -> list[Job]:
     """The runs that these lists of overrides describe, each equal to `effective(compose(overrides))`.
 
-    An axis that a run does not use is left out of its overrides. Runs share the nodes in which they are equal. Raises
-    ConfigError for names; values are judged where they are used.
+    An axis that a run does not use is left out of its overrides. Runs share equal nodes. Raises ConfigError for wrong
+    names; values are not checked here.
     """
     catalog = catalog_for(config_dir)
     own = own_groups(catalog)
     by_choices: dict[tuple[str, ...], tuple[Composed, dict[str, Any]]] = {}
-    found = []
+    composed_jobs = []
     for lines in jobs:
         given = parse(lines, catalog)
-        mark = tuple(given.choices())
-        if mark not in by_choices:
-            by_choices[mark] = composed_choices(given, config_dir), {}
-        composed, known = by_choices[mark]
+        choices = tuple(given.choices())
+        if choices not in by_choices:
+            by_choices[choices] = composed_choices(given, config_dir), {}
+        composed, known = by_choices[choices]
         run = with_values(composed, given).run
         idle = tuple(unused(run, given))
         kept = [line for line in given.of_run() if line.partition("=")[0] not in idle]
         config = {**_resolved(run, known), **own, "choices": composed.choices, "overrides": kept}
-        found.append(Job(tuple(o.input_line or "" for o in given.parsed), dict(sorted(config.items())), idle))
-    return found
+        composed_jobs.append(Job(tuple(o.input_line or "" for o in given.parsed), dict(sorted(config.items())), idle))
+    return composed_jobs
 
 
 def _resolved(run: Plain, known: dict[str, Any]) -> dict[str, Any]:
-    """The nodes and used axes with their references filled in; `known` remembers nodes by what they are made of."""
+    """The nodes and used axes with their references filled in; `known` caches nodes by their content."""
     config: dict[str, Any] = {}
     for name in (*used_axes(run), *nodes(run)):
-        behind = _behind(run, run[name])
-        mark = repr((name, run[name], behind))
-        if mark not in known:
-            known[mark] = sorted_keys(resolved({**behind, name: run[name]})[name])
-        config[name] = known[mark]
+        referenced = _referenced(run, run[name])
+        content = repr((name, run[name], referenced))
+        if content not in known:
+            known[content] = sorted_keys(resolved({**referenced, name: run[name]})[name])
+        config[name] = known[content]
     return config
 
 
-def _behind(run: Plain, value: Any) -> dict[str, Any]:
-    """The root keys that a value refers to, directly or through others."""
+def _referenced(run: Plain, value: Any) -> dict[str, Any]:
+    """The root keys, with their values, that a value refers to directly or indirectly."""
     found: dict[str, Any] = {}
     fresh = references(value, parts=True)
     while fresh:

@@ -1,4 +1,4 @@
-"""Overrides as typed on the command line, read before Hydra sees them."""
+"""Parses overrides as typed on the command line, before Hydra does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Overrides:
-    """One parsed command line. `sweep` says whether ``a=1,2`` is allowed."""
+    """One parsed command line."""
 
     parsed: "tuple[Override, ...]"
     catalog: Catalog
 
     @property
     def keys(self) -> list[str]:
-        """The keys given, group choices among them."""
+        """The given keys, including group choices."""
         return [override.key_or_group for override in self.parsed]
 
     @property
     def values(self) -> "list[Override]":
-        """Those that set a value of the run, of the sweep or of the launcher."""
+        """The overrides that set a value of the run, the sweep or the launcher."""
         return [o for o in self.parsed if o.key_or_group not in self.catalog.groups and not _is_hydra(o)]
 
     def choices(self) -> list[str]:
-        """Those that Hydra composes: choices, and what is Hydra's own."""
+        """The overrides that Hydra composes: choices and Hydra's own keys."""
         return [self._for_hydra(override) for override in self.parsed if override not in self.values]
 
     def of_run(self) -> list[str]:
-        """As typed, without ``+``, and without what says nothing of the run itself (sweep, launcher)."""
+        """The overrides of the run itself, as typed but without ``+``: none of Hydra, sweep or launcher."""
         others = ("hydra.", "hydra/", "sweep.")
         return [(o.input_line or "").lstrip("+") for o in self.parsed if not o.key_or_group.startswith(others)]
 
     def for_hydra(self) -> list[str]:
-        """All of them for a sweeper that is not ours: values as ``++key=value``, since we check their names."""
+        """All overrides, for a third-party sweeper: values as ``++key=value``, since newllm checks their names."""
         return [self._for_hydra(override) for override in self.parsed]
 
     def _for_hydra(self, override: "Override") -> str:
@@ -51,9 +51,10 @@ class Overrides:
 
 
 def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Overrides:
-    """Parse and check what needs no composition: syntax, names of groups and options, sweeps without -m.
+    """Parse overrides and check syntax, names of groups and options, and sweeps without -m.
 
-    The options of `sweep` may be typed without it: ``dry_run=true`` is ``sweep.dry_run=true``.
+    Options of `sweep` may be typed without the prefix: ``dry_run=true`` is ``sweep.dry_run=true``.
+    sweep: allow ``a=1,2``.
     """
     from hydra.errors import HydraException
 
@@ -73,8 +74,8 @@ def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Ov
 
 @cache
 def parse_line(line: str) -> "Override":
-    """One override; HydraException if it is none."""
-    # A sweep of thousands of runs repeats its few lines, and the grammar takes a millisecond for each.
+    """Parse one override; raises HydraException if it is invalid."""
+    # Cached: parsing takes a millisecond, and the runs of a sweep repeat the same few lines.
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(line)
@@ -96,7 +97,7 @@ def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
     key, line = override.key_or_group, override.input_line or ""
     takes_list = key not in catalog.groups or key in catalog.lists
     if override.is_sweep_override() and key.startswith(("sweep.", "hydra.", "hydra/")):
-        raise ConfigError(f"{line}: {key} is one value for the whole sweep; a list is written {key}=[…].")
+        raise ConfigError(f"{line}: {key} takes one value for the whole sweep; write a list as {key}=[…].")
     if override.is_sweep_override() and not sweep:
         listed = takes_list and "," in line and "(" not in line
         example = f", or write a list as {line.replace('=', '=[', 1)}]" if listed else ""
@@ -105,13 +106,13 @@ def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
         meant = did_you_mean(str(override.value()), catalog.launchers, prefix="hydra/launcher=")
         raise ConfigError(f"{line}: {meant}.")
     if override.is_delete() and not _is_hydra(override):
-        none = f"type {key}=none" if "none" in catalog.groups.get(key, []) else "leave it out to get its default"
-        instead = f"type {key}=[] for none" if key in catalog.lists else none
+        alternative = f"type {key}=none" if "none" in catalog.groups.get(key, []) else "leave it out to get its default"
+        instead = f"type {key}=[] for none" if key in catalog.lists else alternative
         raise ConfigError(f"{line}: nothing can be deleted from a configuration; {instead}.")
     if key not in catalog.groups:
         return
     if override.is_add() or override.is_force_add():
-        raise ConfigError(f"{line}: {key} is a choice that exists already; type {line.lstrip('+')}, without +.")
+        raise ConfigError(f"{line}: {key} is an existing choice; type {line.lstrip('+')}, without +.")
     if override.package:
         raise ConfigError(f"{line}: a choice can't be moved to another place; type {key}=NAME.")
     if not override.is_sweep_override():
@@ -119,7 +120,7 @@ def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
 
 
 def check_option(group: str, value: object, catalog: Catalog) -> None:
-    """Refuse a value of a group that is none of its options."""
+    """Raises ConfigError if `value` is not an option of the group."""
     names = catalog.groups[group]
     if isinstance(value, list) and group not in catalog.lists:
         raise ConfigError(f"{group} takes one choice, got {value}; type {group}=NAME, as in {group}={names[0]}.")
@@ -127,11 +128,11 @@ def check_option(group: str, value: object, catalog: Catalog) -> None:
         return
     for option in value if isinstance(value, list) else [value]:
         if not isinstance(option, str) or option not in names:
-            said = "null" if option is None else str(option)
-            raise ConfigError(f"{group}={said}: there is no such {group}; {did_you_mean(said, names, f'{group}=')}.")
+            name = "null" if option is None else str(option)
+            raise ConfigError(f"{group}={name}: there is no such {group}; {did_you_mean(name, names, f'{group}=')}.")
 
 
 def _is_hydra(override: "Override") -> bool:
-    """Is it Hydra's to judge? The options of our launchers are ours."""
+    """Whether Hydra checks this key; newllm checks the options of its own launchers."""
     key = override.key_or_group
     return key.startswith(("hydra.", "hydra/")) and not key.startswith("hydra.launcher.")

@@ -1,6 +1,6 @@
-"""Values of options, judged by the constructors that take them: their names, and their types through pydantic.
+"""Checks options against the constructors that take them: names by signature, types through pydantic.
 
-This imports the classes that a configuration names, and with most of them torch; composition alone does not.
+This imports the classes that a configuration names, most of them with torch; composition alone does not.
 """
 
 import inspect
@@ -30,9 +30,11 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 @dataclass(frozen=True)
 class Signature:
-    """Options that YAML may set, and the names of what the code that builds the target hands over: the parameters
-    before and after ``*``. `rest`: there is a ``**rest``, which takes all that is handed over or, without a ``*``, any
-    option."""
+    """The parameters of a target.
+
+    options: those before ``*``, which YAML may set. handed: the names of those after it, which code passes. rest: there
+    is a ``**rest``, which takes everything that code passes or, without a ``*``, any option.
+    """
 
     options: Mapping[str, inspect.Parameter]
     handed: tuple[str, ...]
@@ -45,11 +47,11 @@ class Signature:
 
 @cache
 def signature_of(target: str) -> Signature:
-    """The signature of the class or function at the dotted path `target`; ConfigError if there is none."""
+    """The signature of the class or function at the dotted path `target`. Raises ConfigError if there is none."""
     value = resolve(target)
     try:
         parameters = inspect.signature(value, eval_str=True).parameters.values()
-    except NameError:  # an annotation that is imported for type checkers only
+    except NameError:  # an annotation that is imported only for type checkers
         parameters = inspect.signature(value).parameters.values()
     kinds = {one.kind for one in parameters}
     options = {one.name: one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)}
@@ -59,7 +61,7 @@ def signature_of(target: str) -> Signature:
 
 
 def resolve(target: str) -> Any:
-    """What a `_target_` names; ConfigError with the nearest name if there is no such thing."""
+    """The object that a `_target_` names. Raises ConfigError, with the nearest name, if it does not exist."""
     found, place = None, ""
     for part in target.split("."):
         path = f"{place}.{part}" if place else part
@@ -81,10 +83,10 @@ def resolve(target: str) -> Any:
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """`value` as `annotation` wants it, without losing anything: 5 -> 5.0 for a float, 5e3 -> 5000 for an int.
+    """`value` converted to the type `annotation` without loss: 5 -> 5.0 for a float, 5e3 -> 5000 for an int.
 
-    bool is no number and a number is no bool; nan and infinity are no numbers either. Raises ValueError that says what
-    was expected.
+    A bool is not accepted as a number, nor a number as a bool, nor nan or infinity. Raises ValueError with what was
+    expected.
     """
     from pydantic import ValidationError
 
@@ -120,7 +122,7 @@ def expected(annotation: Any) -> str:
 
 @cache
 def _adapter(annotation: Any) -> Any:
-    """pydantic's judge of a type; None for a class of the user's, whose constructor judges."""
+    """pydantic's validator for a type; None for types it does not know, such as a user's class."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 
     if annotation is REQUIRED or isinstance(annotation, str):
@@ -151,10 +153,10 @@ def _hint(value: Any, annotation: Any) -> str:
 def fitted(
     node: Mapping[Any, Any], path: str = "", of: str = "", axes: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """A plain node with its options brought to the types of its target; nodes in it are left to their own targets.
+    """A plain node with its options converted to the types of its target; nested nodes are left to their own targets.
 
-    path: where the node stands (`attention`), of: what stands there (`attention=mla`), for the sentences; without them
-    they name the target. axes: option -> root key that supplies it. Raises ConfigError.
+    path: the node's path (`attention`) and of: its choice (`attention=mla`), for error messages, which otherwise name
+    the target. axes: option -> root key that supplies its value. Raises ConfigError.
     """
     target = str(node["_target_"])
     signature, prefix = signature_of(target), f"{path}." if path else ""
@@ -177,20 +179,20 @@ def fitted(
 
 
 def no_option(key: str, of: str, known: Sequence[str], handed: Sequence[str]) -> ConfigError:
-    """About an option that is not among those known of `of`, or that code hands over."""
+    """The error for an option that `of` does not have, or that code passes."""
     if (name := key.rpartition(".")[2]) in handed:
-        return ConfigError(f"{key} follows from other settings and is handed over to {of}; leave it out.")
+        return ConfigError(f"{key} follows from other settings and can't be set; leave it out.")
     if not known:
         return ConfigError(f"{key}: {of} has no options; leave it out.")
-    return ConfigError(f"{key} is no option of {of}; {did_you_mean(name, known, prefix=key.removesuffix(name))}.")
+    return ConfigError(f"{key} is not an option of {of}; {did_you_mean(name, known, prefix=key.removesuffix(name))}.")
 
 
 def check_values(cfg: DictConfig) -> DictConfig:
-    """Judge all values of a configuration and bring them, in place, to the types that their constructors want.
+    """Check all values of a configuration and convert them, in place, to the types of their constructors.
 
-    A value that an axis supplies is converted at the axis, which its sentence names. Raises ConfigError.
+    A value supplied by an axis is converted at the axis, which an error names. Raises ConfigError.
     """
-    _refuse_idle_parts(cfg)
+    _check_parts(cfg)
     for path, node in _targets(cfg):
         choice = cfg.get("choices", {}).get(path)
         try:
@@ -207,7 +209,7 @@ def check_values(cfg: DictConfig) -> DictConfig:
 
 
 def _targets(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """Path and node of every mapping with a `_target_`, at whatever depth."""
+    """Path and node of every mapping with a `_target_`, at any depth."""
     pending: list[tuple[str, Any, Any]] = [("", cfg, key) for key in cfg if key not in OWN_KEYS]
     while pending:
         path, parent, key = pending.pop(0)
@@ -223,8 +225,8 @@ def _targets(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
             pending = [(path, node, index) for index in range(len(node))] + pending
 
 
-def _refuse_idle_parts(cfg: DictConfig) -> None:
-    """ConfigError for an attention or an encoding that the model has no use for, or lacks."""
+def _check_parts(cfg: DictConfig) -> None:
+    """Raises ConfigError for an attention or encoding that the model does not take, or that it lacks."""
     if "_target_" not in cfg.get("model", {}):
         return
     taken, model = signature_of(str(cfg.model["_target_"])), f"model={cfg.choices.get('model')}"

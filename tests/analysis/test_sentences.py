@@ -35,7 +35,7 @@ def baseline(wanted: str) -> Callable[[], object]:
         (lambda: laws(frame(), "width"), "size=width is no metric, axis or setting of these runs"),
         (lambda: laws(frame(), metric="val/pl"), "val/pl is no metric of these runs; did you mean val/ppl"),
         (lambda: rule("intervall"), "verdict=intervall is no rule; did you mean verdict=interval"),
-        (lambda: rule("interval", alfa=0.1), "verdict.alfa is no option of interval; did you mean verdict.alpha"),
+        (lambda: rule("interval", alfa=0.1), "verdict.alfa is not an option of interval; did you mean verdict.alpha"),
         (lambda: rule("interval", alpha="low"), "verdict.alpha=low: expected a number"),
         (lambda: rule("interval", alpha=2), "alpha must be between 0 and 1"),
         (lambda: rule("published", share=0), "share must be above 0"),

@@ -70,7 +70,7 @@ def test_unused_axis_is_accepted_in_a_sweep_and_changes_nothing() -> None:
 
 
 def test_an_axis_that_an_option_overrides_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"theta has no effect, since pos_encoding.theta is given too and wins"):
+    with pytest.raises(ConfigError, match=r"theta has no effect, since pos_encoding\.theta"):
         compose(["pos_encoding.theta=1e5", "theta=1e4"])
 
 
@@ -94,7 +94,7 @@ def test_axes_in_shared_base_files_are_known() -> None:
         ("thta=1e5", "thta is unknown; did you mean theta?"),
         ("+thta=1e5", "thta is unknown; did you mean theta?"),
         ("++thta=1e5", "thta is unknown; did you mean theta?"),
-        ("weight_decay=0", "weight_decay is no root key; did you mean optim.weight_decay?"),
+        ("weight_decay=0", "weight_decay is not a root key; did you mean optim.weight_decay?"),
         ("data.tokeniser=auto", "did you mean data.tokenizer?"),
         ("+data.tokeniser=auto", "did you mean data.tokenizer?"),
         ("++trainer.epoch=3", "did you mean trainer.epochs?"),

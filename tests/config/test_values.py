@@ -93,8 +93,8 @@ def test_a_target_that_does_not_exist_gets_the_nearest_name(target: str, said: s
     ("options", "said"),
     [
         ({}, "part.path is required and has no value: type part.path=VALUE, text."),
-        ({"path": "x", "mod": "fast"}, "part.mod is no option of part=mine; did you mean part.mode?"),
-        ({"path": "x", "width": 3}, "part.width follows from other settings and is handed over to part=mine"),
+        ({"path": "x", "mod": "fast"}, "part.mod is not an option of part=mine; did you mean part.mode?"),
+        ({"path": "x", "width": 3}, "part.width follows from other settings and can't be set"),
         ({"path": "x", "mode": "fas"}, "part.mode=fas: expected fast or slow (did you mean fast?)."),
         ({"path": 1.5}, "part.path=1.5: expected text."),
     ],

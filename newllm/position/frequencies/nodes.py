@@ -173,7 +173,7 @@ def _call(
     known = {option: parameter for option, parameter in parameters.items() if option not in arguments}
     for option in options:
         if option not in known:
-            raise ConfigError(f"{where}.{option} is no option of {key} {name}; {did_you_mean(option, known)}.")
+            raise ConfigError(f"{where}.{option} is not an option of {key} {name}; {did_you_mean(option, known)}.")
     given = {option: value for option, value in arguments.items() if option in parameters}
     for option, value in {**defaults, **options}.items():
         if option in known:
