@@ -63,7 +63,7 @@ def family(name: str, **options) -> Rope:
         (lambda: family("hybrid"), "frequencies: family hybrid needs the option alpha, a number"),
         (lambda: family("mix", a="geometric", b={"family": "sigmod"}), "=sigmod: there is no such family; did you"),
         (lambda: family("mix", a="geometric", b={"theta": 1e4}), "frequencies needs a family, as in"),
-        (lambda: family("mix", a={"family": "geometric", "p": 2}, b="sigmoid"), "frequencies.p is not an option of family"),
+        (lambda: family("mix", a={"family": "geometric", "p": 2}, b="sigmoid"), "frequencies.p is not an option"),
         (lambda: family("os.abort"), "a family is a function whose first parameter is dim"),
         (lambda: family("no.such.family"), "there is no such family"),
         (lambda: family("sigmoid", steepnes=3), "did you mean steepness"),

@@ -265,7 +265,7 @@ def test_a_text_that_has_changed_since_training_is_refused(tmp_path: Path, capsy
         (["seed=1"], "trainer.seed is fixed by training"),
         (["slope=0.1"], "slope is an axis of pos_encoding="),
         (["hydra.run.dir=x"], "leave it out"),
-        (["~eval.loss"], "can't be deleted"),
+        (["~eval.loss"], "can be deleted"),
         (["pos_encoding=learned"], "these settings make another model"),
         (["pos_encoding=alibbi"], "did you mean pos_encoding=alibi?"),
         (["apart=true"], "these are the run's own"),
