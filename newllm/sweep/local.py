@@ -38,7 +38,7 @@ try:
     sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
     from newllm.sweep.do_runs import serve
     serve(pipe)
-except EOFError:
+except (EOFError, SystemExit):  # rich exits when the reader of the output has gone
     pass
 except BaseException as error:
     traceback.print_exc()
