@@ -70,7 +70,7 @@ def test_json_is_one_object_with_runs_counts_and_launches(sweep: Path, capsys: p
     [
         (["{sweep}/nowhere"], "no such folder"),
         (["{sweep}/.sweep"], "holds no runs"),
-        (["{sweep}", "s1"], "part of 2 runs' names"),
+        (["{sweep}", "s1"], "part of the names of 2 runs"),
         (["{sweep}", "rope-s3"], "did you mean rope-s"),
         (["{sweep}", "--logs"], "--logs shows one run's log"),
         (["{sweep}", "--logs", "alibi-s2"], "has no log yet"),

@@ -1,4 +1,4 @@
-"""Which run starts when: a queue, the slots, and what is done about runs that fail. Knows no processes."""
+"""Decides which run starts when and what happens to runs that fail. The processes are those of `Workers`."""
 
 import signal
 from collections import Counter, deque
@@ -14,13 +14,14 @@ from newllm.sweep.slots import Demand, Grant, Slots, demand
 from newllm.sweep.survey import after_worker, before_worker, note
 from newllm.sweep.workers import Workers
 
-TICK = 0.2  # seconds between two looks at the clock and at what a signal handler has noted
+TICK = 0.2  # seconds between checks for signals and refreshes of the display
 
 
 class Pool:
-    """Packs of runs are started in their order, each as soon as there is room; `run()` returns when none is left.
+    """Starts packs of runs in order, each as soon as a slot is free; `run()` returns when none is left.
 
-    A pack is what one worker does: a run, or several that train together. What goes back to the queue goes alone.
+    A pack is the work of one worker: one run, or several that train together. A run that is queued again is a pack of
+    its own.
     """
 
     def __init__(
@@ -32,20 +33,20 @@ class Pool:
         display: Display,
         threads: Mapping[str, int] | None = None,
     ) -> None:
-        self._states: dict[Path, str] = {}  # of runs that are over with
+        self._states: dict[Path, str] = {}  # of finished runs
         self._stopped_by: int | None = None
         self._queue = deque([RunDirectory(run) for run in pack] for pack in packs)
         self._slots, self._workers, self._policy, self._display = slots, workers, policy, display
-        self._threads = threads or {}  # run's name -> threads that it had before
+        self._threads = threads or {}  # name of a run -> threads that it used before
         self._running: dict[int, tuple[list[RunDirectory], Grant]] = {}  # by the worker's number
         self._attempts: Counter[Path] = Counter()
-        self._asked: deque[int] = deque()
+        self._signals: deque[int] = deque()
         self._halted = False
-        self._proved = not policy.canary
+        self._canary_done = not policy.canary
         self._number = 0
 
     def run(self) -> int:
-        """Do the runs; returns 0 if all are done, 128 + n after signal n, else 1."""
+        """Execute the runs; returns 0 if all are done, 128 + n after signal n, else 1."""
         self._fill()
         while self._running:
             for number, status in self._workers.wait(TICK):
@@ -60,25 +61,25 @@ class Pool:
         return 1 if self._stopped_by is None else 128 + self._stopped_by
 
     def stop(self, signum: int) -> None:
-        """Start nothing more and let the running runs save and end; a second SIGINT kills them.
+        """Start no more runs and let the running ones save and end; a second SIGINT kills them.
 
-        For signal handlers: it only notes the wish.
+        For signal handlers: it only records the signal, which `run` handles.
         """
-        self._asked.append(signum)
+        self._signals.append(signum)
 
     def _fill(self) -> None:
-        """Obey signals; then start runs from the head of the queue while there is room."""
-        while self._asked:
-            signum = self._asked.popleft()
+        """Handle signals; then start runs from the head of the queue while slots are free."""
+        while self._signals:
+            signum = self._signals.popleft()
             if self._stopped_by is None:
                 self._stopped_by = signum
                 name = signal.Signals(signum).name
-                self._halt(f"{name}: no more runs start, {self._at_work} save and end. Ctrl-C kills them at once.")
+                self._halt(f"{name}: no more runs start, {self._running_count} save and end. Ctrl-C kills them.")
             elif signum == signal.SIGINT:
                 self._display.note("Killed; their last checkpoints stay.")
                 self._signal_all(signal.SIGKILL)
-        while self._queue and not self._halted and not self._slots.full and (self._proved or not self._running):
-            if not self._proved and len(self._queue[0]) > 1:  # the canary goes alone
+        while self._queue and not self._halted and not self._slots.full and (self._canary_done or not self._running):
+            if not self._canary_done and len(self._queue[0]) > 1:  # the canary goes alone
                 self._queue.appendleft([self._queue[0].pop(0)])
             demands = [want for run in list(self._queue[0]) if (want := self._demand(run))]
             if not demands:
@@ -90,7 +91,7 @@ class Pool:
             self._start(self._queue.popleft(), grant)
 
     def _demand(self, run: RunDirectory) -> Demand | None:
-        """What the run, in the pack at the head of the queue, asks for; None if it is not to be started any more."""
+        """The demand of a run at the head of the queue; None if it need not start, and then it leaves its pack."""
         state, error = before_worker(run)
         if state == "queued":
             try:
@@ -126,7 +127,7 @@ class Pool:
             return
         note(run, "queued", error)
         self._display.ended(run.path, state, error, again=True)
-        if self._proved:  # behind the others: what failed for want of memory may fare better among other neighbours
+        if self._canary_done:  # at the end: a run that ran out of memory may succeed beside other runs
             self._queue.append([run])
         else:
             self._queue.appendleft([run])
@@ -135,12 +136,12 @@ class Pool:
         self._states[run.path] = state
         self._display.ended(run.path, state, error, again=False)
         if state == "done":
-            self._proved = True
+            self._canary_done = True
         elif state == "failed" and not self._halted:
-            if not self._proved:
-                self._halt("The first run has failed, so that the others do not start (canary).")
+            if not self._canary_done:
+                self._halt("The first run failed, so the others do not start (canary).")
             elif self._policy.fail_fast:
-                self._halt(f"A run has failed: no more start, {self._at_work} save and end (fail_fast).")
+                self._halt(f"A run failed: no more runs start, {self._running_count} save and end (fail_fast).")
 
     def _halt(self, why: str) -> None:
         self._display.note(why)
@@ -152,5 +153,5 @@ class Pool:
             self._workers.signal(number, signum)
 
     @property
-    def _at_work(self) -> int:
+    def _running_count(self) -> int:
         return sum(len(runs) for runs, _ in self._running.values())

@@ -1,4 +1,4 @@
-"""Naming runs: short names that differ, and the run that a word means."""
+"""Short names of runs, and the runs that a user names."""
 
 import os
 import re
@@ -14,21 +14,21 @@ _HYPHEN = re.compile(r"(?<!\de)-")  # not the one of 1e-05
 
 
 def signature_of(name: str) -> str | None:
-    """The signature at the end of a run directory's name, None if the user named it otherwise."""
+    """The signature at the end of a run directory's name, None if the user chose a name without one."""
     found = _SIGNATURE.search(name)
     return found.group(1) if found else None
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Name of a run directory -> what sets it apart: without its signature and without the parts that all share.
+    """Name of each run directory -> short name, without the signature and the parts that all names share.
 
-    Two runs that would look the same keep their signatures. A single run keeps its name.
+    Runs whose short names would be equal keep their signatures. A single run keeps its name.
     """
     names = list(names)
     parts = {name: _HYPHEN.split(_SIGNATURE.sub("", name)) for name in names}
-    having = Counter(part for words in parts.values() for part in set(words))
+    uses = Counter(part for words in parts.values() for part in set(words))
     short = {
-        name: "-".join(word for word in words if having[word] < len(names)) if len(names) > 1 else name
+        name: "-".join(word for word in words if uses[word] < len(names)) if len(names) > 1 else name
         for name, words in parts.items()
     }
     times = Counter(short.values())
@@ -36,23 +36,23 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def choose(words: Sequence[str], runs: Sequence[Path]) -> list[Path]:
-    """The run directories among `runs` that `words` mean.
+    """The run directories among `runs` that the user named.
 
-    A word is a run's path, name or signature, or a part of its name that no other run has; parts may be left out
+    A word is the path, name or signature of a run, or a part of its name that no other run has. Parts may be left out
     (``alibi-s2`` for ``tiny-alibi-mha-stdlib-s2-1a2b3c4d``), as in the short names of a table.
-    Raises ConfigError with the candidates if a word means no run, or several.
+    Raises ConfigError with the candidates if a word matches no run or several.
     """
     short = short_names(dict.fromkeys(path.name for path in runs))
     chosen = []
     for word in words:
-        name = _meant(word, short)
+        name = _matching_name(word, short)
         named = [path for path in runs if path.name == name]
         chosen += [path for path in named if path.resolve() == Path(word).resolve()] or named
     return list(dict.fromkeys(chosen))
 
 
-def _meant(word: str, short: Mapping[str, str]) -> str:
-    """The one name that the word fits. short: name -> short name."""
+def _matching_name(word: str, short: Mapping[str, str]) -> str:
+    """The name that the word matches. short: name -> short name."""
     part = os.path.basename(os.path.normpath(word))
     exact = [name for name in short if part in (name, signature_of(name), short[name])]
     found = exact or [name for name in short if part in name] or [name for name in short if _in_order(part, name)]
@@ -60,14 +60,14 @@ def _meant(word: str, short: Mapping[str, str]) -> str:
         return found[0]
     if found:
         listed = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-        raise ConfigError(f"{word!r} is part of {len(found)} runs' names; give more of one: {listed}.")
+        raise ConfigError(f"{word!r} is part of the names of {len(found)} runs; be more specific: {listed}.")
     close = nearest(word, {*short.values(), *short})
     hint = f"did you mean {close}?" if close else f"there are {', '.join(list(short.values())[:4])}"
-    raise ConfigError(f"{word!r} is no run here; {hint}{' …' if not close and len(short) > 4 else ''}")
+    raise ConfigError(f"there is no run {word!r} here; {hint}{' …' if not close and len(short) > 4 else ''}")
 
 
 def _in_order(word: str, name: str) -> bool:
-    """Are the hyphenated parts of `word` among those of `name`, in their order?"""
+    """Whether `name` contains the hyphenated parts of `word` in the same order."""
     rest = iter(_HYPHEN.split(name))
     return all(part in rest for part in _HYPHEN.split(word))
 

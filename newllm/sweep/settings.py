@@ -1,4 +1,4 @@
-"""The options of `sweep`: which runs there are, and how they are done."""
+"""The options of `sweep`: which runs to do, and how."""
 
 from typing import Any, Literal
 
@@ -7,19 +7,19 @@ from newllm.sweep.launches import Policy
 
 
 class Sweep:
-    """What the key `sweep` of the configuration says.
+    """The node `sweep` of the configuration.
 
     Args:
-        seeds: so many seeds, 1, 2, …; the same as seed=1,2,….
+        seeds: number of seeds; N is the same as seed=1,2,…,N.
         grids: mappings of keys to values; each stands for all combinations of its values, and the sweep has the runs
-            of all grids. A list gives values; a text is read as on the command line (``1,2`` or ``range(1,4)``).
-            Keys given on the command line take the place of a grid's.
-        zip: mappings of keys to lists of equal length whose values go in step, on every grid. A grid may have a
-            `zip` of its own.
-        only: numbers, in the plan, of the runs that are wanted.
+            of all grids. Values are a list, or a text as on the command line (``1,2`` or ``range(1,4)``).
+            Keys on the command line override those of a grid.
+        zip: mappings of keys to lists of equal length that vary together, in every grid. A grid may have its own
+            `zip`.
+        only: numbers of the wanted runs in the plan.
         dry_run: show the plan and start nothing.
-        rerun: which of the runs that have ended are run again. "failed": those that failed go on from their last
-            checkpoint; "none": no run; "all": all are trained afresh. Interrupted runs go on in any case.
+        rerun: which ended runs to run again. "failed": failed runs resume from their last checkpoint; "none": no run;
+            "all": all are trained afresh. Interrupted runs resume in any case.
         retries, fail_fast, canary, pack: see `Policy`.
     """
 

@@ -1,4 +1,4 @@
-"""What runs run on: GPUs, or groups of CPU cores, and how much of them one run takes."""
+"""The GPUs and CPU cores of a machine, shared out among runs."""
 
 import os
 import re
@@ -13,11 +13,11 @@ from newllm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Demand:
-    """What one run asks for.
+    """The resources that one run asks for.
 
     Args:
-        devices: processes of the run; on a GPU machine each has a GPU of its own.
-        threads: CPU threads of all its processes together; None leaves the number to the launcher.
+        devices: processes of the run; on a GPU machine, each has its own GPU.
+        threads: CPU threads of all its processes together; None: the launcher decides.
     """
 
     gpu: bool = False
@@ -27,7 +27,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Grant:
-    """What one run has been given: GPUs by their CUDA names, or units of CPU cores."""
+    """The resources given to one run: GPUs by their CUDA names, or units of CPU cores."""
 
     threads: int
     units: int = 0
@@ -35,15 +35,15 @@ class Grant:
     hide_gpus: bool = False
 
     def environment(self) -> dict[str, str]:
-        """The variables that hold a worker to its grant."""
+        """The environment variables that limit a worker to its grant."""
         shown = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus or self.hide_gpus else {}
         return {"OMP_NUM_THREADS": str(self.threads), **shown}
 
 
 def demand(config: Mapping[str, Any], gpus: bool) -> Demand:
-    """What the run of this effective configuration asks for on a machine with or without `gpus`.
+    """The demand of a run with this effective configuration on a machine with or without `gpus`.
 
-    Raises ConfigError if it names one GPU: which one is the launcher's to say.
+    Raises ConfigError if the run names a GPU, since the launcher assigns them.
     """
     runtime, trainer = config.get("runtime") or {}, config.get("trainer") or {}
     device, threads, devices = runtime.get("device", "auto"), runtime.get("threads", "auto"), trainer.get("devices", 1)
@@ -60,14 +60,14 @@ def demand(config: Mapping[str, Any], gpus: bool) -> Demand:
 
 
 class Slots:
-    """The free part of a machine. A run on GPUs takes shares of them, any other run units of CPU cores.
+    """The free resources of a machine. A run on GPUs takes shares of them, any other run takes units of CPU cores.
 
     Args:
         cores: CPU cores this process may use.
         gpus: CUDA names of the GPUs this process may use.
-        runs: how many runs there are to do.
-        slots: runs at once; "auto": a GPU's share or a group of `threads` cores each.
-        threads: CPU threads of a run; "auto": the cores, shared out among the runs at once.
+        runs: number of runs to do.
+        slots: concurrent runs; "auto": one per share of a GPU or per `threads` cores.
+        threads: CPU threads per run; "auto": the cores divided by the number of concurrent runs.
         jobs_per_gpu: runs that share a GPU.
     """
 
@@ -92,12 +92,12 @@ class Slots:
 
     @property
     def full(self) -> bool:
-        """Nothing at all is free."""
+        """Whether nothing is free."""
         return self._units == 0
 
     def take(self, want: Demand) -> Grant | None:
-        """A part of the machine for one run; None while not enough is free. A run that asks for more than there is
-        gets all of it."""
+        """Resources for one run; None while not enough is free. A run that asks for more than the machine has gets
+        all of it."""
         number = min(want.devices, len(self.gpus)) if want.gpu else 0
         threads = want.threads or (self.threads * want.devices if want.gpu else max(self.threads, want.devices))
         units = min(number or -(-max(threads, want.devices) // self.threads), self.count)
@@ -110,7 +110,7 @@ class Slots:
         return Grant(threads, units, tuple(free[:number]), hide_gpus=bool(self.gpus) and not want.gpu)
 
     def give(self, grant: Grant) -> None:
-        """Take back what a run no longer needs."""
+        """Return the resources of a run that has ended."""
         self._units += grant.units
         for gpu in grant.gpus:
             self._shares[gpu] += 1
@@ -123,14 +123,14 @@ def available_cores() -> int:
 def visible_gpus(
     environment: Mapping[str, str] | None = None, listing: Callable[[], str] | None = None
 ) -> tuple[str, ...]:
-    """CUDA names of the GPUs this process may use: the entries of CUDA_VISIBLE_DEVICES as they stand (numbers,
-    UUIDs, MIG instances), else what ``nvidia-smi -L`` lists: GPUs by their numbers, or their MIG instances.
+    """CUDA names of the GPUs this process may use: the entries of CUDA_VISIBLE_DEVICES (numbers, UUIDs, MIG
+    instances), else the numbers of the GPUs, or their MIG instances, from ``nvidia-smi -L``.
 
-    CUDA itself is not touched, so that workers can be forked.
+    Does not initialise CUDA, so that workers can be forked.
     """
     given = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
     if given is not None:
-        entries = [entry.strip() for entry in given.split(",")]  # CUDA ignores what follows one that names no GPU
+        entries = [entry.strip() for entry in given.split(",")]  # CUDA ignores all entries after an invalid one
         named = takewhile(lambda entry: entry and not entry.startswith("-") and entry != "NoDevFiles", entries)
         return tuple(dict.fromkeys(named))
     names: list[str] = []

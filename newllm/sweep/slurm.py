@@ -1,4 +1,4 @@
-"""The SLURM launcher: runs become tasks of job arrays, which submitit submits and requeues."""
+"""The SLURM launcher: runs become tasks of job arrays that submitit submits and requeues."""
 
 import io
 import os
@@ -20,16 +20,16 @@ from newllm.sweep.check import build_all, parts
 from newllm.sweep.display import Display
 from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.slurm_job import Task
-from newllm.sweep.slurm_states import GONE, LOGS, ask, job_states, meaning, words
+from newllm.sweep.slurm_states import GONE, LOGS, ask, error_text, job_states, meaning
 from newllm.sweep.snapshot import environment, snapshot
 from newllm.sweep.survey import Line, note, observe
 from newllm.sweep.table import plural
 
 TICK = 1.0  # seconds
-_ASK_TICKS = 5  # between two questions to SLURM
-_OWN_TURN = ("Priority", "Resources", "JobArrayTaskLimit", "Dependency", "BeginTime")  # reasons that need no mention
+_ASK_TICKS = 5  # between queries of SLURM
+_USUAL_REASONS = ("Priority", "Resources", "JobArrayTaskLimit", "Dependency", "BeginTime")  # not reported
 
-# SIGUSR2 is the signal on which a job goes back to the queue: it must not end Python while that is still starting.
+# submitit requeues a job on SIGUSR2, which must not kill Python while it is still starting.
 _PYTHON = """sh -c 'trap "" USR2; exec "$0" -P "$@"' {}"""
 
 
@@ -37,19 +37,19 @@ class Slurm:
     """Starts runs as SLURM jobs. The options are those of conf/hydra/launcher/slurm.yaml.
 
     Args:
-        partition, account, qos: as sbatch takes them; None leaves the choice to the cluster.
-        gpus: GPUs of a job; None for a job on CPUs. A job with a run of more trainer.devices gets as many as these.
-        cpus: cores of a job; on CPUs, for each of trainer.devices.
-        mem_gb: memory of a job; None: what the cluster gives.
+        partition, account, qos: options of sbatch; None: the default of the cluster.
+        gpus: GPUs per job; None: a job on CPUs. A job gets at least as many GPUs as trainer.devices of its runs.
+        cpus: cores per job; without GPUs, per process of trainer.devices.
+        mem_gb: memory per job; None: the default of the cluster.
         time_min: time limit of a job in minutes.
-        runs_per_job: runs that a job does, side by side as far as its GPUs or cores allow, else one after another.
+        runs_per_job: runs per job, in parallel as far as its GPUs or cores allow, else one after another.
         jobs_per_gpu: runs that share a GPU.
-        max_running: jobs at a time, over all arrays of the launch; None: as many as the cluster allows.
-        max_requeues: how often a job may go back to the queue, after its time limit or preemption.
-        signal_delay_s: seconds before the time limit at which the runs are asked to save.
+        max_running: concurrent jobs over all arrays of the launch; None: as many as the cluster allows.
+        max_requeues: how often a job may be requeued after its time limit or preemption.
+        signal_delay_s: how many seconds before the time limit the runs save and end.
         setup: shell lines before the runs, such as ``module load cuda``.
         additional: further options of sbatch, such as {"constraint": "a100", "exclusive": True}.
-        wait: stay until all jobs have ended; else return once they are submitted.
+        wait: wait until all jobs have ended; else return once they are submitted.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Slurm:
             )
 
     def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None:
-        """Raises ConfigError on a machine that cannot submit, or if a part of these configurations cannot be built."""
+        """Raises ConfigError if this machine cannot submit jobs or a part of these configurations cannot be built."""
         _require_slurm()
         build_all(parts(configs))
 
@@ -91,7 +91,8 @@ class Slurm:
         """Submit the frozen `runs` of the folder `sweep` and, with `wait`, follow them; returns the exit status.
 
         0: all done or, without `wait`, all submitted. 1: some run is not done. 130: Ctrl-C while waiting; the jobs
-        go on. Raises ConfigError, in sbatch's words, if jobs are refused; runs that were not submitted stay queued.
+        continue. Raises ConfigError with the message of sbatch if jobs are refused; runs that were not submitted stay
+        queued.
         """
         if not runs:
             return 0
@@ -100,7 +101,7 @@ class Slurm:
             jobs = self._submit(sweep, runs, policy, update)
             print(f"Submitted {plural(len(runs), 'run')} as {plural(len(jobs), 'job')}: {', '.join(jobs)}.")
             where = shlex.quote(str(sweep))
-            print(f"newllm status {where} shows them, and with --cancel ends them.", flush=True)
+            print(f"newllm status {where} shows them; with --cancel it ends them.", flush=True)
             if not self.options["wait"]:
                 return 0
             display = Display(sweep, runs)
@@ -108,11 +109,11 @@ class Slurm:
                 with display.shown(min(self.options["max_running"] or len(runs), len(runs))):
                     return int(not follow(runs, display))
             except KeyboardInterrupt:
-                print(f"The jobs go on; newllm status {where} --cancel ends them.")
+                print(f"The jobs continue; newllm status {where} --cancel ends them.")
                 return 130
 
     def _submit(self, sweep: Path, runs: Sequence[Path], policy: Policy, update: Callable[..., None]) -> list[str]:
-        """Submit the canary, if there is to be one, and the arrays; returns the ids of the jobs."""
+        """Submit the canary, if any, and the arrays; returns the job ids."""
         given = self.options
         configs = [RunDirectory(run).config() for run in runs]
         need = [int((config.get("trainer") or {}).get("devices") or 1) for config in configs]
@@ -136,11 +137,11 @@ class Slurm:
                 "ntasks_per_node": 1,
                 "gpus_per_node": gpus,
                 "cpus_per_task": cpus,
-                "srun_args": [f"--cpus-per-task={cpus}"],  # srun does not take it over from sbatch
+                "srun_args": [f"--cpus-per-task={cpus}"],  # srun does not inherit it from sbatch
                 "array_parallelism": array.cap,
                 "dependency": ",".join(after) or None,
                 "setup": [*(given["setup"] or []), f"export PYTHONPATH={path}"],
-                # Some clusters requeue only if asked to; a job after one that failed would else wait for ever.
+                # Some clusters requeue only on request; a job whose dependency failed would otherwise wait for ever.
                 "additional_parameters": {
                     "requeue": True, "kill-on-invalid-dep": "yes", **(given["additional"] or {}),
                 },
@@ -155,7 +156,7 @@ class Slurm:
             except ConfigError as error:
                 if not jobs:
                     raise
-                raise ConfigError(f"{error} What was submitted before, jobs {', '.join(jobs)}, goes on.") from None
+                raise ConfigError(f"{error} The jobs submitted before, {', '.join(jobs)}, continue.") from None
             for task, job in zip(tasks, ids, strict=True):
                 for run in task.runs:
                     RunDirectory(run).update_status(durable=False, slurm=job)
@@ -168,8 +169,8 @@ class Slurm:
 class Array:
     """One array to submit.
 
-    tasks: the runs (their numbers) of each task. devices: the processes that each of its runs trains with.
-    cap: tasks that may run at a time. after: the array (its number) that must have ended before.
+    tasks: the numbers of the runs of each task. devices: processes of each run.
+    cap: concurrent tasks. after: number of the array that must have ended before.
     """
 
     tasks: tuple[tuple[int, ...], ...]
@@ -181,11 +182,11 @@ class Array:
 def arrays(
     devices: Sequence[int], runs_per_job: int, largest: int, max_running: int | None, first_run: int = 0
 ) -> list[Array]:
-    """The arrays for runs that need so many `devices`, at most `max_running` tasks at a time over all of them.
+    """The arrays for runs that need these numbers of `devices`, with at most `max_running` concurrent tasks in total.
 
-    Arrays run side by side with a share of `max_running` each. Where there are more arrays than may run, they form
-    lanes, in each of which an array follows the end of the one before. Parts of a group are of equal size, so that
-    they end about together. The first of the runs has the number `first_run`.
+    Arrays run in parallel with a share of `max_running` each. If there are more arrays than may run, they form lanes,
+    in which each array waits for the end of the one before. The arrays of a group have about equal sizes, so that they
+    end at about the same time. The first run has the number `first_run`.
     """
     pieces: list[tuple[int, tuple[tuple[int, ...], ...]]] = []
     for need in dict.fromkeys(devices):
@@ -203,7 +204,7 @@ def arrays(
 
 
 def resources(devices: int, gpus: int | None, cpus: int) -> tuple[int | None, int]:
-    """(GPUs, cores) that a job asks for when each of its runs trains with `devices` processes.
+    """(GPUs, cores) of a job whose runs train with `devices` processes each.
 
     With GPUs, at least one for each process; without, `cpus` cores for each.
     """
@@ -216,14 +217,14 @@ def follow(
     ask: Callable[[Iterable[str]], Mapping[str, str]] = job_states,
     seconds: float = TICK,
 ) -> bool:
-    """Wait until the jobs of all `runs` have ended, and tell the display what happens; True if all runs are done.
+    """Wait until the jobs of all `runs` have ended and report to the display; returns True if all runs are done.
 
-    A run whose job has ended without a word of its own gets SLURM's word in its status.json. Files are read of runs
-    whose jobs are at work, so that ten thousand that wait cost nothing.
+    If a job has ended and its run has not recorded why, the state of the job goes into its status.json. Reads only the
+    files of runs whose jobs are running, so that ten thousand waiting ones cost nothing.
     """
     left = {run: str(RunDirectory(run).status().get("slurm")) for run in runs}  # run -> job
     running: set[Path] = set()
-    said: dict[str, str] = {}  # job -> SLURM's latest word
+    job_state: dict[str, str] = {}  # job -> its latest state in SLURM
     unknown: set[str] = set()
     explained: set[str] = set()
     all_done = True
@@ -235,16 +236,16 @@ def follow(
             except RunError as error:
                 display.note(f"{error}; trying again.")
             else:
-                missing = jobs - set(found)  # which may be a moment's weakness, but not twice running
-                said = {**found, **{job: GONE if job in unknown else "RUNNING" for job in missing}}
+                missing = jobs - set(found)  # counts as gone if it happens twice in a row
+                job_state = {**found, **{job: GONE if job in unknown else "RUNNING" for job in missing}}
                 unknown = missing
-                _explain(Counter(word for word in said.values() if meaning(word) == "waiting"), explained, display)
+                _explain(Counter(word for word in job_state.values() if meaning(word) == "waiting"), explained, display)
         for run, job in list(left.items()):
-            means = meaning(said.get(job))
+            means = meaning(job_state.get(job))
             if means is None or (means == "waiting" and run not in running):
                 continue
             over = means in ("broken", "ended")
-            line = settle(RunDirectory(run), said) if over else observe(RunDirectory(run), said)
+            line = settle(RunDirectory(run), job_state) if over else observe(RunDirectory(run), job_state)
             if line.state == "done" or over:
                 del left[run]
                 running.discard(run)
@@ -253,7 +254,7 @@ def follow(
             elif line.state == "running" and run not in running:
                 running.add(run)
                 display.started(run)
-            elif line.state == "queued" and run in running:  # with its job, which will start again
+            elif line.state == "queued" and run in running:  # its job was requeued
                 running.discard(run)
                 display.ended(run, "interrupted", None, again=True)
         display.tick(len(left) - len(running))
@@ -263,9 +264,10 @@ def follow(
     raise AssertionError
 
 
-def settle(run: RunDirectory, said: Mapping[str, str]) -> Line:
-    """The run, whose job has ended. One that has not said itself how it ended gets SLURM's word in its status.json."""
-    line, status = observe(run, said), run.status()
+def settle(run: RunDirectory, job_state: Mapping[str, str]) -> Line:
+    """The line of a run whose job has ended. If the run has not recorded why, the state of the job goes into its
+    status.json."""
+    line, status = observe(run, job_state), run.status()
     claimed = status.get("state"), status.get("error")
     if line.state in ("failed", "interrupted") and claimed != (line.state, line.error):
         note(run, "failed" if line.state == "failed" else "interrupted", line.error)
@@ -273,9 +275,9 @@ def settle(run: RunDirectory, said: Mapping[str, str]) -> Line:
 
 
 def _explain(waiting: Mapping[str, int], explained: set[str], display: Display) -> None:
-    """Tell once about each reason for waiting that may want the user's attention."""
+    """Report each unusual reason for waiting once."""
     for word, number in waiting.items():
-        if "(" in word and word not in explained and not any(reason in word for reason in _OWN_TURN):
+        if "(" in word and word not in explained and not any(reason in word for reason in _USUAL_REASONS):
             explained.add(word)
             display.note(f"{plural(number, 'job')} {word}: squeue(1) explains the reason.")
 
@@ -283,7 +285,8 @@ def _explain(waiting: Mapping[str, int], explained: set[str], display: Display) 
 def _sbatch(tasks: Sequence[Task], sweep: Path, options: Mapping[str, Any]) -> list[str]:
     """Submit the tasks, as a job array if there are several; returns the job id of each.
 
-    options: of sbatch, under submitit's names; None is left out. Raises ConfigError, in sbatch's words, if it refuses.
+    options: parameters of submitit; those that are None are left out. Raises ConfigError with the message of sbatch if
+    it refuses the jobs.
     """
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -292,22 +295,22 @@ def _sbatch(tasks: Sequence[Task], sweep: Path, options: Mapping[str, Any]) -> l
     python = _PYTHON.format(shlex.quote(sys.executable))
     executor = SlurmExecutor(sweep.resolve() / LOGS, max_num_timeout=sys.maxsize, python=python)
     executor.update_parameters(**{key: value for key, value in options.items() if value is not None})
-    executor.update_parameters(wckey=None)  # submitit's name for itself; a cluster with such accounts would refuse it
-    way_to_slurm = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    executor.update_parameters(wckey=None)  # submitit sets one, which clusters that use wckeys would refuse
+    slurm_conf = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     try:
-        # sbatch would take for wishes what a job around us has set. submitit shows on stderr what it raises as well.
+        # sbatch would read options from the variables of a surrounding job. submitit also prints what it raises.
         with clean_env(), redirect_stderr(io.StringIO()):
-            os.environ.update(way_to_slurm)
+            os.environ.update(slurm_conf)
             return [str(job.job_id) for job in executor.submit_array(tasks)]
     except (FailedJobError, FailedSubmissionError) as error:
         raise ConfigError(
-            f"sbatch refused the jobs: {words(str(error))}; the runs stay queued, so change the options of "
+            f"sbatch refused the jobs: {error_text(str(error))}; the runs stay queued, so change the options of "
             "hydra.launcher and type the command again."
         ) from None
 
 
 def _largest_array() -> int:
-    """MaxArraySize of the cluster: so many tasks fit into one array. ConfigError if SLURM does not answer."""
+    """MaxArraySize of the cluster. Raises ConfigError if SLURM does not answer."""
     try:
         lines = ask("scontrol", "show", "config").splitlines()
     except RunError as error:

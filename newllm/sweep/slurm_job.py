@@ -1,6 +1,6 @@
-"""What a SLURM job does: it hands its runs to a local pool, and goes back to the queue when its time is up.
+"""The work of a SLURM job: it gives its runs to a local pool and is requeued when its time is up.
 
-The pool works in a process of its own, so that the process with submitit's signal handler is always free to act.
+The pool runs in a separate process, so that the process with submitit's signal handler can always react.
 """
 
 import getpass
@@ -23,20 +23,20 @@ from newllm.sweep.launches import Policy
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-_CLAIM_SECONDS = 30.0  # for the launcher to note which job it has been given for a run
+_CLAIM_SECONDS = 30.0  # how long the launcher has to record the job id of a run
 
 
 @dataclass
 class Task:
-    """Called by submitit in the job.
+    """The callable that submitit executes in the job.
 
     Args:
-        sweep: the sweep's folder.
-        name: the jobs' name, which the jobs of one launch share.
-        runs: the directories of the job's runs.
-        policy: what is done about failures; `canary` is the launcher's business.
+        sweep: folder of the sweep.
+        name: job name, shared by the jobs of one launch.
+        runs: run directories of the job.
+        policy: how failures are handled; the launcher handles `canary`.
         jobs_per_gpu: runs that share a GPU.
-        requeues: how many more times the job may go back to the queue.
+        requeues: how often the job may still be requeued.
     """
 
     sweep: str
@@ -47,16 +47,16 @@ class Task:
     requeues: int
 
     def __call__(self) -> None:
-        """Do the runs that are queued. Raises RunError if one has failed, so that SLURM says FAILED too."""
+        """Execute the queued runs. Raises RunError if one fails, so that SLURM reports FAILED too."""
         directories = [RunDirectory(run) for run in self.runs]
         _claim(directories, job_id(os.environ))
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
             _queue_again(directories)
-        # Where SLURM allots no GPU there is none for us, whatever the machine has.
+        # If SLURM allots no GPU, the job must not use one.
         environment = {"CUDA_VISIBLE_DEVICES": "", **os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-P", "-m", "newllm.sweep.slurm_job", json.dumps(asdict(self))]
-        # SLURM sends SIGUSR2 to all processes of a job, and only its first one is to act on it. Children ignore what
-        # their parent ignores, until they install a handler.
+        # SLURM sends SIGUSR2 to all processes of a job, but only the first one must handle it. Children inherit ignored
+        # signals.
         self._pool = subprocess.Popen(
             command, env=environment, preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         )
@@ -73,9 +73,9 @@ class Task:
     def checkpoint(self) -> "DelayedSubmission | None":
         """Called by submitit when the time limit is near or the job is preempted: the runs save and end.
 
-        Returns what is to be done when the job starts again; None if it may not go back to the queue any more.
+        Returns the task for the requeued job, or None if the job may not be requeued again.
         """
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # schedulers repeat it
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM may send it repeatedly
         from submitit.helpers import DelayedSubmission
 
         if hasattr(self, "_pool"):
@@ -87,26 +87,24 @@ class Task:
             return DelayedSubmission(replace(self, requeues=self.requeues - 1))
         for directory in directories:
             if directory.observed() in ("queued", "interrupted"):
-                directory.end_attempt(
-                    "interrupted", "Its job has gone back to the queue as often as max_requeues allows."
-                )
+                directory.end_attempt("interrupted", "Its job was requeued as often as max_requeues allows.")
         return None
 
     def _wait(self) -> int:
-        """Until the pool has ended; its exit status. The signal handler can enter it while it is under way."""
+        """Wait for the pool to end; returns its exit status. Reentrant: the signal handler calls it too."""
         ended = os.waitid(os.P_PID, self._pool.pid, os.WEXITED | os.WNOWAIT)
         assert ended is not None
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def job_id(environment: Mapping[str, str]) -> str:
-    """The id of the job that this is, as squeue shows it: ``123``, or ``123_4`` for an array's task."""
+    """The id of this job as squeue shows it: ``123``, or ``123_4`` for a task of an array."""
     array = environment.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
 
 
 def _claim(directories: Iterable[RunDirectory], job: str) -> None:
-    """See to it that each run names this job. The launcher writes that down, unless it was killed after sbatch."""
+    """Wait until each run records this job's id. The launcher writes it, unless it was killed after sbatch."""
     deadline = time.monotonic() + _CLAIM_SECONDS
     for directory in directories:
         while directory.status().get("slurm") != job:
@@ -116,14 +114,14 @@ def _claim(directories: Iterable[RunDirectory], job: str) -> None:
 
 
 def _queue_again(directories: Iterable[RunDirectory]) -> None:
-    """Runs that were stopped with the job, or cut off with its machine, wait for it to start again."""
+    """Queue the runs that were stopped with the job or cut off with its machine."""
     for directory in directories:
         if directory.observed() == "interrupted" and not directory.status().get("error"):
             directory.update_status(state="queued")
 
 
 def main(argv: list[str]) -> int:
-    """The pool of a job, whose `Task` is the only argument, as JSON; returns the exit status."""
+    """Run the pool of a job; returns the exit status. The only argument is its `Task` as JSON."""
     from newllm.sweep.do_runs import do_runs, import_everything
     from newllm.sweep.slots import Slots, available_cores, visible_gpus
 

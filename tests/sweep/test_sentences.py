@@ -55,9 +55,9 @@ RUNS = [Path(f"tiny-{pe}-s{seed}-{i:08x}") for i, (pe, seed) in enumerate([("rop
         (
             lambda: choose(["alibi"], RUNS),
             ConfigError,
-            f"'alibi' is part of 2 runs' names; give more of one: {RUNS[1]}, {RUNS[2]}.",
+            f"'alibi' is part of the names of 2 runs; be more specific: {RUNS[1]}, {RUNS[2]}.",
         ),
-        (lambda: choose(["alibi-s3"], RUNS), ConfigError, "'alibi-s3' is no run here; did you mean alibi-s2?"),
+        (lambda: choose(["alibi-s3"], RUNS), ConfigError, "there is no run 'alibi-s3' here; did you mean alibi-s2?"),
         (
             lambda: sweeps_in(Path("conf")),
             ConfigError,

@@ -200,7 +200,7 @@ def test_a_cluster_that_refuses_the_second_array_keeps_the_first(
     launcher = Slurm(
         account="lab", gpus=2, max_running=1, setup=["module load cuda"], additional={"constraint": "a100"}
     )
-    with pytest.raises(ConfigError, match=r"refused the jobs: QOSMax.*; the runs stay queued.* jobs 5, goes on\.$"):
+    with pytest.raises(ConfigError, match=r"refused the jobs: QOSMax.*; the runs stay queued.* before, 5, continue\.$"):
         launcher.start(tmp_path / "sweep", runs, Policy())
     assert [RunDirectory(run).status().get("slurm") for run in runs] == ["5", None, None]
     assert [RunDirectory(run).status()["state"] for run in runs] == ["queued"] * 3
