@@ -47,11 +47,10 @@ def alternate_in_processes(
                 seconds[name].append(_result(name, pools[name].submit(_guarded, _time, calls)))
         return seconds, left_out
     finally:
-        for pool in pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # also one that still compiles
-            process.join()
+        for pool in pools.values():
+            pool.shutdown(cancel_futures=True)  # waits for the pool's thread, which reaps the process
 
 
 def _result(name: str, future: "Future[Any]") -> Any:
