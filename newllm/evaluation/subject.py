@@ -90,14 +90,14 @@ class Subject:
     def reading(self) -> Iterator[LanguageModel]:
         """Like `computing`, but the model reads text as in training. Inputs must come from `rows`."""
         with self.computing() as model:
-            yield model.reader(self.as_trained())
+            yield model.model_for_rows(self.as_trained())
 
     def as_trained(self) -> Dataset:
         """The data as training read it."""
         if self.read is None:
             with self.autocast():
                 bf16 = torch.is_autocast_enabled(self.device.type)
-            self.read = self.model.as_trained(self.data, self.device, "bf16" if bf16 else "fp32")
+            self.read = self.model.with_stage_inputs(self.data, self.device, "bf16" if bf16 else "fp32")
         return self.read
 
     def losses_of(self, inputs: Tensor, labels: Tensor) -> Tensor:

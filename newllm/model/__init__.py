@@ -1,4 +1,4 @@
-"""Models, and how a configuration becomes one."""
+"""Language models, and `build_model`, which builds one from a configuration."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,10 +12,10 @@ __all__ = ["LanguageModel", "Transformer", "build_model"]
 
 
 def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None = None) -> LanguageModel:
-    """The model of a composed configuration, weights drawn from its seed.
+    """Build the model of a composed configuration; its weights are drawn from its seed.
 
-    tokens: size of the tokenizer; by default read off the configuration (a Hugging Face tokenizer is opened for it
-    unless model.vocab_size says enough). seq_len: the training length, where it is not that of the data.
+    tokens: size of the tokenizer (default: model.vocab_size, else that of data.tokenizer, which is opened for it).
+    seq_len: the training length (default: data.seq_len).
     """
     if tokens is None:
         tokens = int(cfg.model.vocab_size or vocab_size(cfg.data))

@@ -1,4 +1,4 @@
-"""A model made ready to decode: its matrices cast once, not at every token."""
+"""Decoding: a model, its cache, and weights that are cast once instead of at every token."""
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +9,14 @@ from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
 from newllm.precision import Precision, autocast
 
-PIECE = 2048  # tokens of a prompt that pass through the layers together; bounds the memory of a long one
+PIECE = 2048  # tokens of a prompt per forward pass, which bounds the memory that a long one needs
 
 
 class Decoder:
-    """``decoder(ids [B, T]) -> logits [B, vocab_size]`` (fp32) of the token after them and after all that came before.
+    """``decoder(ids [B, T]) -> logits [B, vocab_size]`` (fp32) of the next token, after these and all earlier ids.
 
-    Rows decode side by side, `capacity` tokens at most. In "bf16" the products' weights are held in bf16, which is
-    what autocast would make of them at every call; all numbers are those of the model under autocast.
+    Holds up to `capacity` tokens per row. In "bf16" the weights of matrix products are cast once; the numbers are those
+    of the model under autocast.
     """
 
     def __init__(self, model: LanguageModel, capacity: int, precision: Precision = "fp32"):

@@ -9,12 +9,11 @@ from newllm.seeding import stream
 
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int, std: float, bias_std: float = 0.0) -> None:
-    """Matrices and embeddings N(0, std^2), biases of linear layers N(0, bias_std^2).
+    """Draw matrices and embeddings from N(0, std^2), biases of linear layers from N(0, bias_std^2).
 
-    Norms keep their ones and zeros; encodings give initial values of their own.
-
-    Each parameter draws from a stream of its own name, so that models which differ in one part (another encoding,
-    another attention) start equal in all others. So does a buffer that an encoding draws.
+    Norms keep their ones and zeros; position encodings choose their own initial values (`PositionEncoding.initial`).
+    Each parameter has its own random stream, seeded by its name, so that two models which differ in one part (say the
+    encoding) start with equal weights everywhere else.
     """
     for path, module in model.named_modules():
         encoding = module if isinstance(module, PositionEncoding) else None
@@ -24,9 +23,9 @@ def init_weights(model: nn.Module, seed: int, std: float, bias_std: float = 0.0)
                 continue
             name = f"{path}.{own_name}" if path else own_name
             generator = torch.Generator().manual_seed(stream(seed, "init", name))
-            given = encoding.initial(own_name, tensor.shape, generator) if encoding else None
-            if given is not None:
-                tensor.copy_(given)
+            initial = encoding.initial(own_name, tensor.shape, generator) if encoding else None
+            if initial is not None:
+                tensor.copy_(initial)
             elif not isinstance(tensor, nn.Parameter):
                 continue
             elif tensor.dim() >= 2:

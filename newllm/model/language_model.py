@@ -1,4 +1,4 @@
-"""What every language model of newllm has, whatever it computes with."""
+"""The interface that all language models share."""
 
 from typing import Any, ClassVar, Literal
 
@@ -13,10 +13,10 @@ from newllm.position.encoding import PositionEncoding
 class LanguageModel(nn.Module):
     """A causal language model: ``model(input_ids [B, T]) -> logits [B, T, vocab_size]``.
 
-    hidden_size: width of the states that meet the head. seq_len: the training length. embed: the input embedding.
-    head: the output matrix where it is one of its own, else None. position: the encoding, or one that does nothing.
-    blocks: the layers, one after another, whose states become those that meet the head.
-    reported_parts: submodules whose parameters are counted by themselves, too.
+    hidden_size: width of the final states, which the head multiplies. seq_len: the training length. embed: the input
+    embedding. head: the output layer, or None if the embedding is used (tied). position: the position encoding, or one
+    that does nothing. blocks: the layers in order. reported_parts: submodules whose parameters are also counted
+    separately.
     """
 
     reported_parts: ClassVar[tuple[str, ...]] = ()
@@ -31,42 +31,44 @@ class LanguageModel(nn.Module):
 
     @property
     def head_weight(self) -> nn.Parameter:
-        """[vocab_size, hidden_size]; the embedding itself when tied."""
-        raise NotImplementedError
+        """[vocab_size, hidden_size]; the embedding's weight if it is tied."""
+        weight = self.embed.weight if self.head is None else self.head.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
     def forward(self, input_ids: Tensor, cache: Any = None) -> Tensor:
-        """Logits [B, T, vocab_size] of input_ids [B, T]; with a cache, of these tokens after those it holds."""
+        """Logits [B, T, vocab_size] of input_ids [B, T]; with a cache, these tokens follow those that it holds."""
         raise NotImplementedError
 
     def hidden(self, input_ids: Tensor, cache: Any = None, start: int = 0) -> Tensor:
-        """States [B, T, hidden_size] that meet the head. start: the first token's position (a cache knows better)."""
+        """Final states [B, T, hidden_size]. start: position of the first token, if there is no cache."""
         raise NotImplementedError
 
     def auxiliary(self) -> Tensor | None:
-        """The weighted auxiliary loss of the last forward pass in training, for each row [B]; None if there is none.
+        """The weighted auxiliary loss [B] of the last training forward pass, a mean over each row's tokens.
 
-        A row's loss is a mean over its tokens. A second call gives None.
+        None if the model has none, or at a second call.
         """
         return None
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> Any:
-        """An empty cache for `capacity` tokens (default: the training length); `batch` rows decode side by side."""
+        """An empty cache for `batch` rows of up to `capacity` tokens (default: the training length)."""
         raise NotImplementedError
 
-    def check_run(self, cfg: DictConfig, trained: bool) -> None:
-        """Raise ConfigError for settings of a run that this model cannot have. Its text has not been read yet.
+    def check_config(self, cfg: DictConfig, trained: bool) -> None:
+        """Raises ConfigError if this model cannot run with these settings; called before any text is read.
 
-        trained: the run is done, and its model is only looked at.
+        trained: the run has finished, and its model is only evaluated.
         """
 
-    def arranged(self, data: Dataset) -> Dataset:
-        """The same text in the rows that this model reads."""
+    def arrange_rows(self, data: Dataset) -> Dataset:
+        """The same text, cut into the rows that this model reads."""
         return data
 
-    def as_trained(self, data: Dataset, device: torch.device, precision: Literal["fp32", "bf16"]) -> Dataset:
-        """`data` as a stage before training had left it, made again for evaluation."""
+    def with_stage_inputs(self, data: Dataset, device: torch.device, precision: Literal["fp32", "bf16"]) -> Dataset:
+        """`data` with the inputs that a stage before training computed, recomputed for evaluation."""
         return data
 
-    def reader(self, data: Dataset) -> "LanguageModel":
-        """The model that takes the inputs of these rows: itself, unless they hold what a stage before training made."""
+    def model_for_rows(self, data: Dataset) -> "LanguageModel":
+        """The model that reads the rows of `data`: itself, unless a stage before training computed their inputs."""
         return self

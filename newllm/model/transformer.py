@@ -1,4 +1,4 @@
-"""The decoder-only transformer: one class, whose options are the differences between the published models."""
+"""The decoder-only transformer: one class, whose options cover the published variants."""
 
 import pkgutil
 from typing import Any, Literal
@@ -23,12 +23,12 @@ class Transformer(LanguageModel):
 
     mlp: "gelu" (two matrices) | "swiglu" (three). norm: "layernorm" | "rmsnorm".
     residual: "sequential" ``x += attn(norm1 x); x += mlp(norm2 x)`` | "parallel" ``x += attn(norm1 x) + mlp(norm2 x)``
-    (GPT-NeoX) | "parallel_shared", the same with one norm for both. bias: linear layers of the MLP have biases (the
-    attention's node says so for itself). tied: the head is the embedding. vocab_size: None takes the tokenizer's size,
-    rounded up to a multiple of 64 (what matrix kernels like).
+    (GPT-NeoX) | "parallel_shared", the same with one norm for both. bias: linear layers of the MLP have biases (attention
+    has its own option). tied: the head is the embedding. vocab_size: None means the tokenizer's size, rounded up to a
+    multiple of 64, which suits matrix kernels.
 
-    Handed over: the nodes of attention and encoding, the tokenizer's size, the training length, the weights' seed.
-    A subclass that has something between the embedding and the first block hands over the embedding's own width.
+    `build_model` passes the nodes of attention and encoding, the tokenizer's size, the training length and the seed of
+    the weights. embed_dim: width of the embedding, for subclasses that project it before the first block.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Transformer(LanguageModel):
         if vocab_size is not None and vocab_size < tokens:
             raise ConfigError(
                 f"the tokenizer has {tokens} ids and the model's vocabulary {vocab_size}: "
-                f"give model.vocab_size={_up(tokens)} or model.vocab_size=null."
+                f"give model.vocab_size={_round_up(tokens)} or model.vocab_size=null."
             )
         self.hidden_size, self.num_layers, self.heads = hidden_size, num_layers, heads
         self.head_dim = hidden_size // heads
-        self.vocab_size = _up(tokens) if vocab_size is None else vocab_size
+        self.vocab_size = _round_up(tokens) if vocab_size is None else vocab_size
         self.seq_len = seq_len
 
         rotary_width = pkgutil.resolve_name(attention["_target_"]).rotary_width(attention, self.head_dim)
@@ -95,40 +95,33 @@ class Transformer(LanguageModel):
         blocks = []
         for layer in range(num_layers):
             encoding = self.position.at_layer(layer)
-            attend: Attention = build(
+            attention_layer: Attention = build(
                 attention,
                 hidden_size=hidden_size,
                 heads=heads,
                 head_dim=self.head_dim,
                 rotates=encoding is not None and encoding.rotates,
             )
-            feed = (Gelu if mlp == "gelu" else SwiGLU)(hidden_size, mlp_size, bias)
+            feed_forward = (Gelu if mlp == "gelu" else SwiGLU)(hidden_size, mlp_size, bias)
             second_norm = None if residual == "parallel_shared" else make_norm()
-            blocks.append(Block(attend, feed, make_norm(), second_norm, residual != "sequential", encoding))
+            blocks.append(Block(attention_layer, feed_forward, make_norm(), second_norm, residual != "sequential", encoding))
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = make_norm()
         self.head = None if tied else linear(hidden_size, self.vocab_size)
         init_weights(self, seed, init_std)
 
-    @property
-    def head_weight(self) -> nn.Parameter:
-        """[vocab_size, hidden_size]; the embedding itself when tied."""
-        weight = self.embed.weight if self.head is None else self.head.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
-
     def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits [B, T, vocab_size] of input_ids [B, T]; with a cache, of these tokens after those it holds."""
+        """Logits [B, T, vocab_size] of input_ids [B, T]; with a cache, these tokens follow those that it holds."""
         return F.linear(self.hidden(input_ids, cache), self.head_weight)
 
     def hidden(self, input_ids: Tensor, cache: Cache | None = None, start: int = 0) -> Tensor:
-        """States [B, T, hidden_size] after the final norm. start: the first token's position (a cache knows better)."""
+        """States [B, T, hidden_size] after the final norm. start: the first token's position (ignored with a cache)."""
         if cache is not None:
             start = cache.length
         stop = start + input_ids.shape[1]
         if self.position.limit is not None and stop > self.position.limit:
             raise ConfigError(
-                f"pos_encoding has values for {self.position.limit} positions and {stop} were asked for: "
+                f"pos_encoding has values for {self.position.limit} positions and {stop} are needed: "
                 f"shorten the input, or train with seq_len={stop}."
             )
         positions = torch.arange(start, stop, device=input_ids.device)
@@ -138,17 +131,17 @@ class Transformer(LanguageModel):
         return self.final_norm(x)
 
     def inputs(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """What enters the first block [B, T, hidden_size] for the tokens [B, T] after those that the cache holds."""
+        """Input [B, T, hidden_size] of the first block for tokens [B, T], which follow those in the cache."""
         return self.embed(input_ids)
 
     def auxiliary(self) -> Tensor | None:
-        """The mean over the layers of what their attentions add."""
+        """Mean of the layers' auxiliary losses."""
         attentions: list[Any] = [block.attention for block in self.blocks]
         terms = [term for attention in attentions if (term := attention.auxiliary()) is not None]
         return torch.stack(terms).mean(dim=0) if terms else None
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> Cache:
-        """An empty cache for `capacity` tokens (default: the training length); `batch` rows decode side by side."""
+        """An empty cache for `batch` rows of up to `capacity` tokens (default: the training length)."""
         return Cache(self.num_layers, self.seq_len if capacity is None else capacity)
 
 
@@ -169,7 +162,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm, self.attention, self.mlp_norm, self.mlp = norm, attention, mlp_norm, mlp
         self.parallel = parallel
-        # The model owns the encoding, whose parameters all its layers share: not a submodule here.
+        # Not registered as a submodule: the model owns the encoding, and its layers share it.
         object.__setattr__(self, "encoding", encoding)
 
     def forward(self, x: Tensor, positions: Tensor, cache: LayerCache | None = None) -> Tensor:
@@ -184,5 +177,5 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-def _up(size: int) -> int:
+def _round_up(size: int) -> int:
     return -(-size // 64) * 64

@@ -109,7 +109,7 @@ def _train_and_evaluate(run: Run, attempt: int, earlier: Settled | None, started
         seconds_of_stages = float(directory.status().get("stage_seconds") or 0.0)
         stages = run_stages(run)
         data = stages.data or run.data
-        loop = Loop(replace(run, model=run.model.reader(data), data=data), others, stages.metrics_bytes)
+        loop = Loop(replace(run, model=run.model.model_for_rows(data), data=data), others, stages.metrics_bytes)
         if loop.resume():
             console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
         plain = (

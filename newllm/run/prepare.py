@@ -60,10 +60,10 @@ def prepare(cfg: DictConfig, *, threads: int | None = None, trained_length: int 
     stages = build_stages(cfg) if trained_length is None else {}
     with torch.device("meta"):
         shape = build_model(cfg, tokens=cfg.model.vocab_size or 64, seq_len=trained_length)
-    shape.check_run(cfg, trained=trained_length is not None)
+    shape.check_config(cfg, trained=trained_length is not None)
     build(cfg.logger, directory=run_directory(cfg))
 
-    data = shape.arranged(prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime))
+    data = shape.arrange_rows(prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime))
     model = build_model(cfg, data.tokenizer.vocab_size, trained_length).to(device)
     for stage in stages.values():
         stage.check(cfg, model, data)

@@ -83,13 +83,7 @@ class ContextToken(LanguageModel):
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
         return self.token_block.blocks
 
-    @property
-    def head_weight(self) -> nn.Parameter:
-        weight = self.embed.weight if self.head is None else self.head.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
-
-    def check_run(self, cfg: DictConfig, trained: bool) -> None:
+    def check_config(self, cfg: DictConfig, trained: bool) -> None:
         chosen = cfg.get("choices") or {}
         model = f"model={chosen.get('model') or 'context_token'}"
         if not trained and not (cfg.get("phase1") or {}).get("_target_"):
@@ -103,15 +97,15 @@ class ContextToken(LanguageModel):
                 f"{model} reads its text as one stream, and passkeys are hidden in rows; leave data.passkey out."
             )
 
-    def arranged(self, data: Dataset) -> Dataset:
+    def arrange_rows(self, data: Dataset) -> Dataset:
         return as_streams(data)
 
-    def as_trained(self, data: Dataset, device: torch.device, precision: Precision) -> Dataset:
+    def with_stage_inputs(self, data: Dataset, device: torch.device, precision: Precision) -> Dataset:
         """Recomputes the true contexts of the validation text, with the bits that the first phase has stored."""
         contexts = true_contexts_in_memory(self, data.stream("val"), device, precision)
         return replace(data, val=ContextRows(data.stream("val"), self.seq_len, contexts))
 
-    def reader(self, data: Dataset) -> LanguageModel:
+    def model_for_rows(self, data: Dataset) -> LanguageModel:
         return ContextReader(self, data) if isinstance(data.val, ContextRows) else self
 
     def recurrent_inputs(self, tokens: Tensor, before: Tensor | None = None) -> Tensor:

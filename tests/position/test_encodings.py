@@ -61,7 +61,7 @@ def test_learned_positions_count_once_and_end(small_model):
     model = small_model("learned", "mha", "pos_encoding.layers=[0,1]", "seq_len=16")
     assert [name for name, _ in model.named_parameters() if "table" in name] == ["position.table"]
     assert isinstance(model.position, Learned)
-    with pytest.raises(ConfigError, match="16 positions and 17 were asked for"):
+    with pytest.raises(ConfigError, match="16 positions and 17 are needed"):
         model(torch.zeros(1, 17, dtype=torch.long))
 
 

@@ -107,7 +107,7 @@ def test_xpos_refuses_positions_whose_numbers_do_not_exist(small_model):
     model = small_model("xpos", "mha", "seq_len=16", "pos_encoding.scale_base=1")
     limit = 8 + int(70 / math.log(1.4 / 0.4))
     assert model(torch.zeros(1, limit, dtype=torch.long)).isfinite().all()
-    with pytest.raises(ConfigError, match=f"values for {limit} positions and {limit + 1} were asked for"):
+    with pytest.raises(ConfigError, match=f"values for {limit} positions and {limit + 1} are needed"):
         model(torch.zeros(1, limit + 1, dtype=torch.long))
 
 

@@ -292,7 +292,7 @@ def test_reading_stored_contexts_is_the_model_itself_and_trains_its_reading_half
     p = prepare(small(whole.path))
     subject = evaluation_subject(p)
     assert isinstance(subject.rows, ContextRows)
-    view = p.model.reader(subject.as_trained())
+    view = p.model.model_for_rows(subject.as_trained())
     inputs = subject.rows.batch(np.arange(3))[0]
     text = torch.from_numpy(p.data.stream("val")[: 3 * 32].astype(np.int64))
     hidden = view.hidden(inputs)
