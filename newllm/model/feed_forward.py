@@ -19,7 +19,7 @@ class Gelu(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """``W_down (silu(W_gate x) * W_up x)`` (Shazeer 2020, arXiv 2002.05202); gate and up are computed as one product."""
+    """``W_down (silu(W_gate x) * W_up x)`` (Shazeer 2020, arXiv 2002.05202); gate and up are one matrix."""
 
     def __init__(self, hidden_size: int, mlp_size: int, bias: bool):
         super().__init__()

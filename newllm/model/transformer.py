@@ -23,9 +23,9 @@ class Transformer(LanguageModel):
 
     mlp: "gelu" (two matrices) | "swiglu" (three). norm: "layernorm" | "rmsnorm".
     residual: "sequential" ``x += attn(norm1 x); x += mlp(norm2 x)`` | "parallel" ``x += attn(norm1 x) + mlp(norm2 x)``
-    (GPT-NeoX) | "parallel_shared", the same with one norm for both. bias: linear layers of the MLP have biases (attention
-    has its own option). tied: the head is the embedding. vocab_size: None means the tokenizer's size, rounded up to a
-    multiple of 64, which suits matrix kernels.
+    (GPT-NeoX) | "parallel_shared", the same with one norm for both. bias: linear layers of the MLP have biases
+    (attention has its own option). tied: the head is the embedding. vocab_size: None means the tokenizer's size,
+    rounded up to a multiple of 64, which suits matrix kernels.
 
     `build_model` passes the nodes of attention and encoding, the tokenizer's size, the training length and the seed of
     the weights. embed_dim: width of the embedding, for subclasses that project it before the first block.
@@ -104,7 +104,9 @@ class Transformer(LanguageModel):
             )
             feed_forward = (Gelu if mlp == "gelu" else SwiGLU)(hidden_size, mlp_size, bias)
             second_norm = None if residual == "parallel_shared" else make_norm()
-            blocks.append(Block(attention_layer, feed_forward, make_norm(), second_norm, residual != "sequential", encoding))
+            blocks.append(
+                Block(attention_layer, feed_forward, make_norm(), second_norm, residual != "sequential", encoding)
+            )
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = make_norm()
         self.head = None if tied else linear(hidden_size, self.vocab_size)
