@@ -1,4 +1,4 @@
-"""Attentions: one file each; `kernels` picks the fused path that serves the encoding's bias."""
+"""Attentions, one file each; `kernels` chooses the kernel that fits the bias of the position encoding."""
 
 from newllm.attention.cache import Cache, LayerCache
 from newllm.attention.latent import Latent

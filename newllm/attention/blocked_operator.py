@@ -1,7 +1,7 @@
-"""Blocked attention for torch.compile, which would otherwise unroll its loops into hundreds of kernels.
+"""Blocked attention under torch.compile, which would otherwise unroll its loops into hundreds of kernels.
 
-Without a bias, or with a linear one, it is a custom operator and so one node of the graph. Other biases are Python
-functions, which no operator takes as arguments: they break the graph in two.
+Without a bias, or with a linear one, it is a custom operator, a single node of the graph. Other biases are Python
+functions, which an operator cannot take as arguments, so they break the graph.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _outside_the_graph = torch.compiler.disable(blocked.blocked)
 
 
 def blocked_in_graph(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> Tensor:
-    """`newllm.attention.blocked.blocked` while torch.compile traces."""
+    """The same as `newllm.attention.blocked.blocked`, for use while torch.compile traces."""
     if isinstance(bias, LinearBias | None):
         node: Tensor = _operator(q, k, v, bias.slopes if bias else None, scale)[0]
         return node
@@ -51,8 +51,7 @@ def _backward_operator(
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_sums: Tensor, d_out: Tensor, slopes: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    fresh = [x.new_empty(x.shape) for x in (q, k, v)]
-    return fresh[0], fresh[1], fresh[2]
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

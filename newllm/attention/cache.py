@@ -1,17 +1,17 @@
-"""What decoding keeps of the tokens it has seen."""
+"""The KV cache of decoding."""
 
 from torch import Tensor
 
 from newllm.errors import ConfigError
 
-_GROWTH = 16  # the storage grows by a sixteenth, so all its copying together is that of a few steps' reading
-_LEAST = 64
+_GROWTH = 16  # the storage grows by a sixteenth, so that copying it costs little next to reading it at every step
+_MIN_GROWTH = 64  # tokens
 
 
 class LayerCache:
-    """One layer's tensors [B, heads, tokens, width], at most `capacity` tokens.
+    """One layer's cached tensors [B, heads, tokens, width], for at most `capacity` tokens.
 
-    Their storage grows as tokens come. Its heads lie one after another without gaps but for what it has grown ahead.
+    The storage grows in steps and is contiguous; its last tokens may be unused.
     """
 
     def __init__(self, capacity: int):
@@ -22,13 +22,13 @@ class LayerCache:
     def append(self, *new: Tensor) -> list[Tensor]:
         """Add the tokens of each `new` [B, heads, T, width].
 
-        Returns the storages [B, heads, S, width], S >= length: what stands after the first `length` tokens is no token
+        Returns the storages [B, heads, S, width], S >= length. The entries after the first `length` tokens are unused
         (and finite).
         """
         start, stop = self.length, self.length + new[0].shape[2]
         if stop > self.capacity:
             raise ConfigError(
-                f"the cache holds {self.capacity} tokens and was asked for {stop}; make it with capacity={stop}."
+                f"the cache has room for {self.capacity} tokens and {stop} are needed; make it with capacity={stop}."
             )
         if not self._storage or stop > self._storage[0].shape[2]:
             self._grow(new, stop)
@@ -38,14 +38,14 @@ class LayerCache:
         return self._storage
 
     def select(self, rows: Tensor, capacity: int) -> "LayerCache":
-        """A copy with the batch rows `rows` [B'] of this one, which may repeat, and room for `capacity` tokens."""
+        """A copy of the batch rows `rows` [B'], which may repeat, with room for `capacity` tokens."""
         copy = LayerCache(capacity)
         if self._storage:
             copy.append(*(storage[rows, :, : self.length] for storage in self._storage))
         return copy
 
     def _grow(self, new: tuple[Tensor, ...], least: int) -> None:
-        size = min(self.capacity, least + max(_LEAST, least // _GROWTH))
+        size = min(self.capacity, least + max(_MIN_GROWTH, least // _GROWTH))
         grown = [tensor.new_zeros((*tensor.shape[:2], size, tensor.shape[3])) for tensor in new]
         for storage, tensor in zip(self._storage, grown, strict=False):
             tensor[:, :, : self.length] = storage[:, :, : self.length]
@@ -53,15 +53,15 @@ class LayerCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tokens held (not of the storage set aside)."""
+        """Bytes of the cached tokens, without unused storage."""
         return sum(storage[:, :, : self.length].nbytes for storage in self._storage)
 
 
 class Cache:
     """A model's cache: ``model(ids, cache=cache)`` appends the tokens and returns their logits.
 
-    state: what a recurrence carries from token to token [B, width], of one size however many tokens came; None where
-    there is no recurrence, or no token yet.
+    state: the state [B, width] of a recurrent model, whose size does not grow with the tokens; None without a
+    recurrence, or before the first token.
     """
 
     def __init__(self, num_layers: int, capacity: int):
@@ -69,7 +69,7 @@ class Cache:
         self.state: Tensor | None = None
 
     def select(self, rows: Tensor, capacity: int) -> "Cache":
-        """A copy with the batch rows `rows` [B'] of this one, which may repeat, and room for `capacity` tokens."""
+        """A copy of the batch rows `rows` [B'], which may repeat, with room for `capacity` tokens."""
         copy = Cache(0, capacity)
         copy.layers = [layer.select(rows, capacity) for layer in self.layers]
         copy.state = None if self.state is None else self.state[rows]
@@ -77,12 +77,12 @@ class Cache:
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Number of cached tokens."""
         return self.layers[0].length
 
     @property
     def state_bytes(self) -> int:
-        """Bytes that do not grow with the tokens."""
+        """Bytes of the recurrent state."""
         return 0 if self.state is None else self.state.nbytes
 
     @property
@@ -91,5 +91,5 @@ class Cache:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes per token position, over all layers and the whole batch; the state is no part of them."""
+        """Bytes per token, over all layers and the whole batch, without the recurrent state."""
         return (self.nbytes - self.state_bytes) / max(1, self.length)

@@ -12,26 +12,25 @@ from newllm.checks import above
 from newllm.errors import ConfigError
 from newllm.position.encoding import PositionEncoding
 
-_NORM_EPS = 1e-6  # DeepSeek's latent norms have this eps whatever the model's
+_NORM_EPS = 1e-6  # of the latent norms, as in DeepSeek's code, independent of the model's eps
 
 
 class Latent(Attention):
-    """MLA (DeepSeek-V2, arXiv 2405.04434, §2.1): keys and values are read out of one latent c of kv_dim numbers.
+    """MLA (DeepSeek-V2, arXiv 2405.04434, §2.1): keys and values are projections of one latent c of kv_dim numbers.
 
         c = W_DKV x                 k_h = [W_UK,h c | R(W_KR x)]          v_h = W_UV,h c
         q_h = [q^C_h | R(q^R_h)]    score = q_h . k_h / sqrt(nope + rope)  out = W_O [sum p v_h]
 
-    The rotary part (rope_dim, one key for all heads) is there only in layers whose encoding rotates: a rotation of
-    k^C would stand between W_UK and q and forbid absorption. Biases such as ALiBi's need none.
+    Only layers whose encoding rotates have the rotary part (rope_dim wide, one key for all heads): a rotation of k^C
+    would stand between W_UK and q and prevent absorption. Biases such as ALiBi's do not.
 
-    Without a cache (training) k and v are formed; with one, W_UK is absorbed into the query and W_UV into the output:
-    ``q~_h = W_UK,h^T q^C_h``, scores against c itself, ``o_h = W_UV,h sum p c``. K and V are not restored, and
-    all heads read one [c | k^R]; but many new tokens at once, a prompt, restore them for the layer at work where that
-    takes fewer multiplications (`absorbs`).
+    Without a cache (training) k and v are computed. With one, W_UK is absorbed into the query and W_UV into the output:
+    ``q~_h = W_UK,h^T q^C_h`` scores c itself, and ``o_h = W_UV,h sum p c``, so all heads read the same [c | k^R]. If
+    many tokens come at once (a prompt), k and v are restored where that takes fewer multiplications (`absorbs`).
     Cache per token and layer: kv_dim + rope_dim numbers. No projection has a bias.
 
     value_dim: width of a value head (None: head_dim). query_dim: low-rank queries ``W_UQ RMSNorm(W_DQ x)``.
-    latent_norm: RMS norm on c, which is then cached normed.
+    latent_norm: RMS norm on c; the cache holds the normed c.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Latent(Attention):
                 above(name, value, 0, 64)
         if rotates and (rope_dim <= 0 or rope_dim % 2):
             raise ConfigError(
-                f"this encoding rotates keys, which attention=mla carries in rope_dim dims of their own: "
+                f"this encoding rotates keys, which attention=mla keeps in rope_dim separate dims: "
                 f"rope_dim must be even and greater than 0, as in rope_dim=16; got {rope_dim}."
             )
         self.kv_dim = kv_dim
@@ -76,7 +75,7 @@ class Latent(Attention):
     @staticmethod
     def rotary_width(options: dict[str, Any], head_dim: int) -> int:
         width = int(options.get("rope_dim", 16))
-        return max(2, width + width % 2)  # an odd or missing width is for the constructor to refuse: not all rotate
+        return max(2, width + width % 2)  # the constructor refuses odd widths, if the layer's encoding rotates at all
 
     def forward(
         self, x: Tensor, positions: Tensor, encoding: PositionEncoding | None = None, cache: LayerCache | None = None
@@ -91,23 +90,23 @@ class Latent(Attention):
             q_rope, k_rope = encoding.rotate(q_rope, k_rope, positions)
         if self.observer is not None:
             k_nope = self.kv_up(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)[..., : self.head_dim]
-            shown = {
+            observed = {
                 "q_before": _join(q_nope, q_rope_before), "k_before": _join(k_nope, k_rope_before),
                 "q": _join(q_nope, q_rope), "k": _join(k_nope, k_rope), "latent": latent,
             }  # fmt: skip
-            self.observer(shown)
+            self.observer(observed)
         if cache is None:
             k, v = self._restore(latent, k_rope)
             return self._output(self.attend(_join(q_nope, q_rope), k, v, encoding, self.scale))
-        (held,) = cache.append(_join(latent[:, None], k_rope))  # [B, 1, S, kv_dim + rope]
+        (stored,) = cache.append(_join(latent[:, None], k_rope))  # [B, 1, S, kv_dim + rope]
         if not self.absorbs(x.shape[1]):
-            k, v = self._restore(*held.split([self.kv_dim, self.rope_dim], dim=-1))
+            k, v = self._restore(*stored.split([self.kv_dim, self.rope_dim], dim=-1))
             return self._output(self.attend_cached(_join(q_nope, q_rope), k, v, cache.length, encoding, self.scale))
         up = self.kv_up.weight.unflatten(0, (self.heads, -1))  # [H, nope + value, kv_dim]
         w_uk, w_uv = up.split([self.head_dim, self.value_dim], dim=1)
         absorbed = _join(torch.matmul(q_nope, w_uk), q_rope)  # [B, H, T, kv_dim + rope]
-        # Values as wide as the keys: a view without the rotary part would be copied before the product.
-        context = self.attend_cached(absorbed, held, held, cache.length, encoding, self.scale, unabsorbed=q_nope)
+        # The rotary part stays in the values: a view without it would be copied before the product.
+        context = self.attend_cached(absorbed, stored, stored, cache.length, encoding, self.scale, unabsorbed=q_nope)
         return self._output(torch.matmul(context[..., : self.kv_dim], w_uv.mT))
 
     def absorbs(self, queries: int) -> bool:
@@ -133,7 +132,7 @@ class Latent(Attention):
 
 
 class _InFloat32(nn.Module):
-    """A norm computed in fp32 whatever autocast makes of its input."""
+    """A norm computed in fp32, also under autocast."""
 
     def __init__(self, norm: nn.RMSNorm):
         super().__init__()
@@ -144,7 +143,7 @@ class _InFloat32(nn.Module):
 
 
 def _join(nope: Tensor, rope: Tensor) -> Tensor:
-    """[nope | rope] on the last dim; a rotary part of one head serves all."""
+    """[nope | rope] on the last dim; a rotary part of one head is shared by all."""
     if not rope.shape[-1]:
         return nope
     return torch.cat((nope, rope.expand(-1, nope.shape[1], -1, -1)), dim=-1)

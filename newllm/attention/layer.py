@@ -1,4 +1,4 @@
-"""The contract of an attention, and what all share."""
+"""The base class of all attentions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +13,12 @@ from newllm.position.encoding import PositionEncoding
 class Attention(nn.Module):
     """``forward(x [B, T, hidden], positions [T], encoding, cache) -> [B, T, hidden]``, causal.
 
-    A subclass gives `project` and the linear layer `out`, or a `forward` of its own. Options stand before the ``*`` of
-    ``__init__``; `hidden_size`, `heads`, `head_dim` and `rotates` (the layer's encoding turns q and k) are handed over
-    by the model.
+    A subclass defines `project` and the linear layer `out`, or its own `forward`. Arguments before the ``*`` of
+    ``__init__`` are options; the model passes `hidden_size`, `heads`, `head_dim` and `rotates` (whether the layer's
+    encoding rotates q and k).
 
-    observer: if set, it is called with the layer's "q_before", "k_before" (before rotation), "q", "k" (after it; both
-    before scaling), each [B, heads, T, d], and with further tensors that the attention can show.
+    observer: if set, called with a dict of the layer's "q_before" and "k_before" (before rotation), "q" and "k" (after
+    it), each [B, heads, T, d] and not yet scaled, and of other tensors that the attention computes.
     """
 
     out: nn.Module  # [B, T, heads * width of a value] -> [B, T, hidden]
@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
     @staticmethod
     def rotary_width(options: dict[str, Any], head_dim: int) -> int:
-        """Width of the q and k that the encoding will be asked to rotate, from the node's options."""
+        """Width of the q and k that the encoding rotates, from the options of this attention."""
         return head_dim
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         return projected
 
     def auxiliary(self) -> Tensor | None:
-        """The layer's auxiliary loss of the last forward pass in training, for each row [B]; None the second time."""
+        """The auxiliary loss [B] of the last training forward pass; None if there is none, or at a second call."""
         return None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, encoding: PositionEncoding | None, scale: float) -> Tensor:
@@ -76,9 +76,9 @@ class Attention(nn.Module):
         scale: float,
         unabsorbed: Tensor | None = None,
     ) -> Tensor:
-        """The same for queries at the end of the `length` tokens in the cache's storages k and v.
+        """The same for queries that are the last of the `length` tokens in the cache's storages k and v.
 
-        unabsorbed: the part of the queries that a weight was absorbed into, before that.
+        unabsorbed: the queries before a weight was absorbed into them.
         """
         bias = encoding.bias() if encoding is not None else None
         return attend_cached(q, k, v, length, bias, scale, self.kernel, unabsorbed)
@@ -91,9 +91,9 @@ def merge_heads(x: Tensor) -> Tensor:
 
 class _Linear(nn.Linear):
     def reset_parameters(self) -> None:
-        """Nothing: the values would be overwritten, and on the meta device they cost a second of imports."""
+        """Does nothing: `init_weights` sets the values, and computing some on the meta device imports for a second."""
 
 
 def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """A linear layer whose weights are left for `newllm.model.init` to fill."""
+    """A linear layer without values, which `newllm.model.init.init_weights` sets."""
     return _Linear(inputs, outputs, bias=bias)

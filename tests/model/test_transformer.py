@@ -51,7 +51,7 @@ def test_cache_counts_what_it_holds(small_model):
 
 def test_cache_refuses_more_than_its_capacity(small_model):
     model = small_model("rope", "mha")
-    with pytest.raises(ConfigError, match="holds 4 tokens and was asked for 5"):
+    with pytest.raises(ConfigError, match="room for 4 tokens and 5 are needed"):
         model(torch.zeros(1, 5, dtype=torch.long), cache=model.new_cache(1, 4))
 
 

@@ -26,13 +26,13 @@ def transposed_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "scaled_dot_product_attention", leaky)
     causal = kernels._causal
     monkeypatch.setattr(kernels, "_causal", lambda q, k: causal(q, k).T)
-    make = blocked._Scores.__init__
+    make = blocked._Tiling.__init__
 
-    def leaky_scores(self: blocked._Scores, *arguments: Any) -> None:
+    def leaky_scores(self: blocked._Tiling, *arguments: Any) -> None:
         make(self, *arguments)
         self.future = self.future.T
 
-    monkeypatch.setattr(blocked._Scores, "__init__", leaky_scores)
+    monkeypatch.setattr(blocked._Tiling, "__init__", leaky_scores)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -171,7 +171,7 @@ def test_the_state_is_of_one_size_and_branches():
     model.hidden(ids[:, 6:], cache)
     assert cache.nbytes == size == 2 * (24 * 4 + 2 * 8)
     assert cache.bytes_per_token == size / 10
-    with pytest.raises(ConfigError, match="holds 10 tokens and was asked for 11; make it with capacity=11"):
+    with pytest.raises(ConfigError, match="room for 10 tokens and 11 are needed; make it with capacity=11"):
         model.hidden(ids[:, :1], cache)
 
 
