@@ -1,10 +1,10 @@
-"""`newllm conformance [key=value …]`: does this encoding do what every encoding must, with this attention?
+"""`newllm conformance [key=value …]`: check that a position encoding works with an attention.
 
   newllm conformance pos_encoding=mine attention=mha --config-dir my_conf
 
-A small model of the choices is built and checked; nothing is trained. One line per check says whether it holds, and the
-exit status is 1 if one does not. Other choices and options may be given as in training; --config-dir FOLDER adds YAML
-files of your own, laid out like conf/.
+Builds a small model with these choices and checks it without training: causality, decoding, shifts, order, gradients
+and bf16. Prints one line per check; the exit status is 1 if one fails. Takes the same choices and options as training;
+--config-dir FOLDER adds your own YAML files, laid out like conf/.
 """
 
 import copy
@@ -26,11 +26,15 @@ SIZES = {
 }  # fmt: skip
 
 
+# Two rows of LENGTH tokens, one per character (Abraham Lincoln, 1863).
+TEXT = "Four score and seven years ago our fathers brought forth on this continent, a new nation, concei"
+
+
 class Violation(AssertionError):
-    """A check does not hold; the text says by how much."""
+    """A check failed; the message says by how much."""
 
 
-# --- the checks: each takes a model and ids [2, LENGTH], and returns the figure that shows that it holds --------------
+# --- the checks: each takes a model and ids [2, LENGTH], and returns the measured figure, or raises Violation ---------
 
 
 def causality(model: "Transformer", ids: "Tensor") -> str:
@@ -47,54 +51,56 @@ def causality(model: "Transformer", ids: "Tensor") -> str:
 
 
 def decoding(model: "Transformer", ids: "Tensor") -> str:
-    """decoding from a cache gives what training sees
+    """decoding from a cache gives the logits of training
 
-    All tokens at once, a prompt and then token by token, a few at a time; in fp64, where differences are no rounding.
+    All tokens at once, a prompt and then token by token, and a few at a time; in fp64, so that rounding stays below
+    the bound.
     """
     import torch
 
     model = copy.deepcopy(model).double()
     expected = model(ids)
-    _require(expected.std().item() > 0.05, "the outputs hardly differ, so nothing can be said")
+    _require(expected.std().item() > 0.05, "the logits hardly differ between tokens, so this check proves nothing")
     largest = 0.0
     for pieces in ([LENGTH], [7] + [1] * (LENGTH - 7), [5, 20, 1, LENGTH - 26]):
         cache = model.new_cache(2, LENGTH)
         decoded = torch.cat([model(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
-        _require(cache.length == LENGTH, f"the cache holds {cache.length} of {LENGTH} tokens")
+        _require(cache.length == LENGTH, f"the cache has {cache.length} of {LENGTH} tokens")
         largest = max(largest, (decoded - expected).abs().max().item())
     _require(largest < 1e-6, f"decoded logits differ by {largest:.1e}")
     return f"by {largest:.0e} at most"
 
 
 def shift(model: "Transformer", ids: "Tensor") -> str:
-    """states stay when all positions move, if the encoding is relative, and only then"""
-    moved = (model.hidden(ids, start=8) - model.hidden(ids)).abs().max().item()  # near: fp32 angles are exact there
+    """states stay equal when all positions shift, if and only if the encoding is relative"""
+    # By 8 only: fp32 angles are exact at these positions.
+    moved = (model.hidden(ids, start=8) - model.hidden(ids)).abs().max().item()
     if model.position.relative:
-        _require(moved < 1e-4, f"relative is True, and states move by {moved:.1e}; is it relative = False?")
+        _require(moved < 1e-4, f"relative is True, but states change by {moved:.1e}; should it be False?")
         return f"by {moved:.0e} at most"
-    _require(moved > 1e-2, f"relative is False, and states move by {moved:.1e} only")
+    _require(moved > 1e-2, f"relative is False, but states change by only {moved:.1e}")
     return f"not relative: by {moved:.2g}"
 
 
 def order(model: "Transformer", ids: "Tensor") -> str:
     """exchanging two early tokens changes the last output
 
-    An encoding that reaches no score passes all other checks. NoPE is the exception that proves it: within one layer,
-    its attention is blind to the order of the past.
+    An encoding without any effect would pass all other checks. NoPE must fail this one: within one layer, its
+    attention ignores the order of the past.
     """
     from newllm.position.nope import NoPE
 
     acting = [i for i, block in enumerate(model.blocks) if block.encoding is not None]
-    _require(bool(acting), "the encoding acts in no layer")
+    _require(bool(acting), "the encoding is not used in any layer")
     one_layer = copy.copy(model)
     one_layer._modules = {**model._modules, "blocks": model.blocks[acting[0] : acting[0] + 1]}
     swapped = ids.clone()
     swapped[:, [3, 30]] = ids[:, [30, 3]]
     difference = (one_layer(swapped)[:, -1] - one_layer(ids)[:, -1]).abs().max().item()
     if isinstance(model.position, NoPE):
-        _require(difference < 1e-5, f"without positions the order changes the output by {difference:.1e}")
-        return "NoPE: blind to the order within a layer, as it should be"
-    _require(difference > 1e-4, f"the order of tokens changes the output by {difference:.1e} only")
+        _require(difference < 1e-5, f"NoPE, but the order changes the output by {difference:.1e}")
+        return "NoPE: a layer ignores the order, as expected"
+    _require(difference > 1e-4, f"the order changes the output by only {difference:.1e}")
     return f"by {difference:.2g}"
 
 
@@ -128,27 +134,27 @@ def bf16(model: "Transformer", ids: "Tensor") -> str:
 CHECKS: tuple[Callable[["Transformer", "Tensor"], str], ...] = (causality, decoding, shift, order, gradients, bf16)
 
 
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise Violation(otherwise)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise Violation(message)
 
 
 # --- the model that is checked ----------------------------------------------------------------------------------------
 
 
 def small_model(overrides: Sequence[str] = (), config_dir: str | None = None) -> "Transformer":
-    """A small model of these choices; what an encoding learns from 0 on is drawn at random, so that it matters."""
+    """A small model with these choices; parameters of the encoding that start at 0 are drawn, so that they matter."""
     import torch
 
     from newllm.config import compose
     from newllm.model import build_model
     from newllm.model.transformer import Transformer
 
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
-    sizes = [f"{key}={value}" for key, value in SIZES.items() if key not in given]
+    keys = {override.lstrip("+").partition("=")[0] for override in overrides}
+    sizes = [f"{key}={value}" for key, value in SIZES.items() if key not in keys]
     model = build_model(compose([*sizes, *overrides], config_dir=config_dir), tokens=VOCABULARY).eval()
     if not isinstance(model, Transformer):
-        raise ConfigError("conformance checks encodings and attentions of transformers; leave model out.")
+        raise ConfigError("newllm conformance checks encodings and attentions of a transformer; leave model= out.")
     generator = torch.Generator().manual_seed(0)
     for parameter in model.position.parameters():
         if not parameter.any():
@@ -157,10 +163,10 @@ def small_model(overrides: Sequence[str] = (), config_dir: str | None = None) ->
 
 
 def token_ids() -> "Tensor":
-    """[2, LENGTH], the same at each call."""
+    """The characters of TEXT, [2, LENGTH]."""
     import torch
 
-    return torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(list(TEXT.encode())).view(2, LENGTH)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -168,13 +174,10 @@ def token_ids() -> "Tensor":
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, argv, usage=__doc__)
 
 
 def _run(argv: list[str]) -> int:
-    if any(word in ("-h", "--help") for word in argv):
-        print((__doc__ or "").replace("`", ""))
-        return 0
     parser = Parser(prog="newllm conformance", add_help=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--config-dir", "-cd")
@@ -183,16 +186,16 @@ def _run(argv: list[str]) -> int:
 
     import torch
 
-    violated = 0
+    failed = 0
     for check in CHECKS:
         with torch.no_grad():
             try:
                 verdict, figure = "ok  ", check(model, ids)
-            except (Violation, RuntimeError) as error:  # a RuntimeError of torch: shapes that do not fit
-                verdict, figure, violated = "FAIL", str(error).splitlines()[0], violated + 1
+            except (Violation, RuntimeError) as error:  # torch raises a RuntimeError if shapes do not fit
+                verdict, figure, failed = "FAIL", str(error).splitlines()[0], failed + 1
         print(f"{verdict}  {check.__name__:<10} {(check.__doc__ or '').splitlines()[0]}: {figure}", flush=True)
-    print(f"{len(CHECKS) - violated} of {len(CHECKS)} checks hold")
-    return 1 if violated else 0
+    print(f"{len(CHECKS) - failed} of {len(CHECKS)} checks pass")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and the exit statuses that they end a command with.
+"""Errors that a user can fix, and the exit status of each.
 
 A message is one sentence: what was wrong, what was expected, what to type instead.
 """
@@ -7,18 +7,18 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
 class NewllmError(Exception):
-    """Base of the errors shown without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
+    """Base class of errors that are shown without a traceback, unless HYDRA_FULL_ERROR=1."""
 
     exit_status = 1
 
 
 class ConfigError(NewllmError):
-    """The input is at fault: a configuration, a data file, a run directory. Nothing has been written."""
+    """The input is wrong: a configuration, a data file or a run directory. Nothing has been written."""
 
     exit_status = 2
 
@@ -34,13 +34,18 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; {self.prog} --help shows the usage.")
 
 
-def run_command(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Run `command` and return its exit status; a NewllmError becomes one line on stderr and a status of its own.
+def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None, usage: str | None = None) -> int:
+    """Run `command` and return its exit status; a NewllmError becomes one line on stderr and sets the status.
 
-    HYDRA_FULL_ERROR=1 shows the traceback as well. Ctrl-C: 130; the reader of the output has gone: 141.
+    argv: the arguments (default: those of this process). usage: the text of --help. HYDRA_FULL_ERROR=1 also shows the
+    traceback. The status is 130 after Ctrl-C, and 141 if the output's reader has gone.
     """
+    words = [*(sys.argv[1:] if argv is None else argv)]
     try:
-        return command(argv)
+        if usage is not None and not {"-h", "--help"}.isdisjoint(words):
+            print(usage.replace("`", ""))
+            return 0
+        return command(words)
     except NewllmError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()

@@ -1,6 +1,6 @@
-"""What every encoding and every attention of conf/ must do. New YAML files are tested here by themselves.
+"""Every encoding of conf/ with every attention of conf/. New YAML files are found and tested without further work.
 
-The checks are those of `newllm conformance`, which users call for encodings of their own.
+The checks are those of `newllm conformance`, which users run on their own encodings.
 """
 
 import functools
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """build(pair): its model, or its refusal; made once."""
+    """build(pair): the pair's model, or the ConfigError that refuses it; cached."""
 
     @functools.cache
     def model_of(pair: tuple[str, str]) -> Transformer | ConfigError:
@@ -47,15 +47,14 @@ def build() -> Build:
 
 @pytest.fixture
 def model(build: Build, pair: tuple[str, str]) -> Transformer:
-    """The pair's model. A pair that is refused has nothing to prove but that it is refused well."""
-    found = build(pair)
-    if isinstance(found, ConfigError):
-        pytest.skip(str(found))
-    return found
+    """The pair's model; skips pairs that are refused."""
+    model_or_refusal = build(pair)
+    if isinstance(model_or_refusal, ConfigError):
+        pytest.skip(str(model_or_refusal))
+    return model_or_refusal
 
 
-def test_what_does_not_go_together_is_refused_with_the_way_out(build: Build, pair: tuple[str, str]) -> None:
-    """Encoding and attention make a model, or a sentence that names the attention and another one that would do."""
+def test_the_refusal_of_a_pair_names_an_attention_that_works(build: Build, pair: tuple[str, str]) -> None:
     encoding, attention = pair
     refusal = build(pair)
     if isinstance(refusal, ConfigError):
@@ -72,7 +71,7 @@ def test_conformance(check, model):
 
 @torch.no_grad()
 def test_same_weights_elsewhere(build, model):
-    """Models that differ in the encoding or the attention alone start equal in all other parameters."""
+    """Models that differ only in encoding or attention start with equal weights everywhere else."""
     reference = dict(build(("rope", "mha")).named_parameters())
     shared = 0
     for name, parameter in model.named_parameters():
@@ -85,11 +84,11 @@ def test_same_weights_elsewhere(build, model):
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_a_line_per_check(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_line_per_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert conformance.main(["pos_encoding=rope_hybrid", "attention=mla", "alpha=0.3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[:-1]] == [["ok", check.__name__] for check in conformance.CHECKS]
-    assert lines[-1] == "6 of 6 checks hold"
+    assert lines[-1] == "6 of 6 checks pass"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_the_command_says_a_line_per_check(capsys: pytest.CaptureFixture[str]) -
         (lambda model: model.register_parameter("idle", torch.nn.Parameter(torch.ones(1))), "gradients"),
     ],
 )
-def test_what_is_broken_is_found(
+def test_each_check_finds_a_broken_model(
     broken, check: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = conformance.small_model(["pos_encoding=rope"])
@@ -117,13 +116,13 @@ def test_what_is_broken_is_found(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["pos_encoding=rop"], "did you mean pos_encoding=rope?"),
         (["--confg-dir=x"], "newllm conformance --help"),
         (["theta=0"], "theta must be greater than 0"),
     ],
 )
-def test_bad_input(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert conformance.main(words) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -68,7 +68,7 @@ def test_a_users_own_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["pos_encoding=alibi"], "pos_encoding=alibi turns no pairs of dims, so there is no spectrum; try rope."),
+        (["pos_encoding=alibi"], "pos_encoding=alibi rotates nothing, so it has no spectrum; try pos_encoding=rope."),
         (["pos_encoding=ropee"], "did you mean pos_encoding=rope?"),
         (["slope=0.5"], "slope is an axis of pos_encoding=alibi"),
         (["theta=0"], "theta must be greater than 0"),
@@ -76,8 +76,8 @@ def test_a_users_own_encoding(tmp_path: Path) -> None:
         (["--lenght=3"], "unrecognized arguments: --lenght=3; newllm frequencies --help"),
         (["--config-dir=/no/such"], "no such folder"),
         (["length=0"], "length=0: expected whole numbers above 0"),
-        (["out=spectra.pdf"], "out=spectra.pdf is no .png, .svg or .csv file"),
-        (["out=/no/such/place/spectra.png"], "in a folder that exists"),
+        (["out=spectra.pdf"], "out=spectra.pdf must be a .png, .svg or .csv file"),
+        (["out=/no/such/place/spectra.png"], "in an existing folder"),
     ],
 )
 def test_bad_input(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
