@@ -49,7 +49,7 @@ def configurations(experiment: str) -> list[dict]:
 def test_every_run_of_a_sweep_is_another_one(name: str, tmp_path: Path) -> None:
     found = plan(configurations(name), tmp_path)
     known = {**RUNS, **CONTEXT_TOKEN}
-    assert found.asked == len(found.runs) == known[name if name in known else name.removesuffix("_small")]
+    assert found.combinations == len(found.runs) == known[name if name in known else name.removesuffix("_small")]
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.endswith("_small")])

@@ -1,60 +1,67 @@
-"""Progress of a running sweep: a live table on a terminal, elsewhere one line per start and end."""
+"""The runs of a sweep as a table: for `newllm status`, and live with a summary while a launcher works."""
 
+import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
+from itertools import groupby
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from newllm.console import number
-from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.packing import Packing
-from newllm.sweep.run_names import short_names
-from newllm.sweep.survey import observe
-from newllm.sweep.table import clock, plural, table
+from newllm.sweep.run_names import short_names, signature_of
+from newllm.sweep.state import STATES, RunState, count_states, read_state
 
 SHOWN_ROWS = 40  # running runs in the live table
 SHOWN_FAILURES = 20  # failures in the summary
 REFRESH_SECONDS = 1.0
 SUMMARY_SECONDS = 60.0  # between lines of counts without a terminal
 
-_WORDS = {"done": "done", "failed": "failed", "interrupted": "interrupted", "elsewhere": "run by another process"}
+_STYLES = {"running": "cyan", "failed": "red", "unreadable": "red", "interrupted": "yellow", "done": "green"}
+_LEFT = ("run", "state", "attempt", "job", "SLURM", "evaluated from")
+_OUTCOMES = {"done": "done", "failed": "failed", "interrupted": "interrupted", "elsewhere": "run by another process"}
 
 
 class Display:
-    """Reports on the runs of the folder `sweep`.
+    """Shows how the runs of a launch in the folder `sweep` get on: a live table on a terminal, elsewhere one line per
+    start and end; and a summary in the end.
 
     Reads only the files of running runs, so that ten thousand queued ones cost nothing.
     """
 
     def __init__(self, sweep: Path, runs: Sequence[Path]) -> None:
-        self._sweep, self._total, self._waiting = sweep, len(runs), len(runs)
+        self._sweep, self._total = sweep, len(runs)
         self._names = short_names(run.name for run in runs)
         self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self._live: Live | None = None
         self._at_once = 1
         self._running: dict[Path, float] = {}  # run -> when it was started
-        self._counts: Counter[str] = Counter()
+        self._outcomes: Counter[str] = Counter()
         self._failures: list[tuple[Path, str | None]] = []
         self._seconds_of_done = 0.0
         self._began = self._last_shown = time.monotonic()
 
     @contextmanager
-    def shown(self, slots: int, packing: Packing | None = None) -> Iterator[None]:
-        """Show the live table (on a terminal) within this block and the summary after it. slots: concurrent workers."""
-        size = packing.size if packing else 1
-        self._at_once = min(slots * size, self._total)
-        packed = f", in packs of up to {size} that train together" if size > 1 else ""
-        at_once = self._at_once if packed else slots
-        self._say(f"{plural(self._total, 'run')}, {at_once:,} at once{packed}, in {self._sweep}")
-        for line in packing.notes if packing else ():
+    def shown(self, slots: int, pack_size: int = 1, notes: Sequence[str] = ()) -> Iterator[None]:
+        """Show the live table (on a terminal) within this block and the summary after it.
+
+        slots: concurrent workers. pack_size: runs that train together in a worker, at most. notes: lines to begin with.
+        """
+        self._at_once = min(slots * pack_size, self._total)
+        how = f"{slots:,} at once"
+        if pack_size > 1:
+            how = f"{self._at_once:,} at once, in packs of up to {pack_size} that train together"
+        self._say(f"{plural(self._total, 'run')}, {how}, in {self._sweep}")
+        for line in notes:
             self._say(line)
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -82,63 +89,65 @@ class Display:
         if again:
             self._say(f"again  {name}, which {state}" + (f": {error}" if error else ""), "yellow")
             return
-        self._counts[state] += 1
+        self._outcomes[state] += 1
         if state == "done":
             self._seconds_of_done += seconds
         if state == "failed":
             self._failures.append((run, error))
         if state == "failed" or (self._live is None and state != "queued"):
-            more = _perplexity(run) if state == "done" else f": {error}" if error else ""
+            more = f": {error}" if error else ""
+            if state == "done" and (ppl := read_state(RunDirectory(run)).val_ppl) is not None:
+                more = f", val/ppl {number(ppl)}"
             style = "red" if state == "failed" else ""
-            self._say(f"{_WORDS.get(state, state):<6} {name} after {clock(seconds)}{more}", style)
+            self._say(f"{_OUTCOMES.get(state, state):<6} {name} after {clock(seconds)}{more}", style)
 
     def note(self, text: str) -> None:
         self._say(text, "bold")
 
-    def tick(self, waiting: int) -> None:
-        """Refresh the display if enough time has passed; `waiting` runs have not started."""
-        self._waiting = waiting
+    def tick(self) -> None:
+        """Refresh the display if enough time has passed."""
         now = time.monotonic()
         if now - self._last_shown < (SUMMARY_SECONDS if self._live is None else REFRESH_SECONDS):
             return
         self._last_shown = now
+        counts = f"{self._ended()}, {len(self._running):,} running, {self._queued():,} queued"
+        counts += f"; {clock(now - self._began)} passed"
+        if self._seconds_of_done:
+            mean = self._seconds_of_done / self._outcomes["done"]  # assumes that the remaining runs take as long
+            rests = [max(mean - (now - began), 0.0) for began in self._running.values()]
+            left = max((sum(rests) + self._queued() * mean) / self._at_once, *rests, 0.0)
+            counts += f", about {clock(left)} left"
         if self._live is None:
-            self._say(self._counted())
+            self._say(counts)
             return
-        lines = [replace(observe(RunDirectory(run)), state="running") for run in list(self._running)[:SHOWN_ROWS]]
+        runs = [replace(read_state(RunDirectory(run)), state="running") for run in list(self._running)[:SHOWN_ROWS]]
         with suppress(OSError):
-            self._live.update(Group(*table(lines, names=self._names), Text(), Text(self._counted())), refresh=True)
+            self._live.update(Group(*table(runs, names=self._names), Text(), Text(counts)), refresh=True)
 
-    def _counted(self) -> str:
-        now = time.monotonic()
-        text = ", ".join([*self._ended(), f"{len(self._running):,} running", f"{self._waiting:,} queued"])
-        text += f"; {clock(now - self._began)} passed"
-        if not self._seconds_of_done:
-            return text
-        mean = self._seconds_of_done / self._counts["done"]  # assumes that the remaining runs take as long
-        under_way = [max(mean - (now - began), 0.0) for began in self._running.values()]
-        left = max((sum(under_way) + self._waiting * mean) / self._at_once, *under_way, 0.0)
-        return f"{text}, about {clock(left)} left"
+    def _queued(self) -> int:
+        return self._total - len(self._running) - sum(self._outcomes[state] for state in _OUTCOMES)
 
-    def _ended(self) -> list[str]:
-        others = [f"{self._counts[state]:,} {word}" for state, word in _WORDS.items() if self._counts[state]]
-        return others if self._counts["done"] else ["0 done", *others]
+    def _ended(self) -> str:
+        """``3 done, 1 failed``"""
+        return ", ".join(
+            f"{self._outcomes[state]:,} {words}"
+            for state, words in _OUTCOMES.items()
+            if state == "done" or self._outcomes[state]
+        )
 
     def _summary(self) -> None:
-        rest = self._total - sum(self._counts[state] for state in _WORDS)
-        parts = [*self._ended(), *([f"{rest:,} queued"] if rest else [])]
-        self._say(
-            f"{plural(self._total, 'run')} in {clock(time.monotonic() - self._began)}: {', '.join(parts)}.", "bold"
-        )
+        queued = f", {self._queued():,} queued" if self._queued() else ""
+        duration = clock(time.monotonic() - self._began)
+        self._say(f"{plural(self._total, 'run')} in {duration}: {self._ended()}{queued}.", "bold")
         for run, error in self._failures[:SHOWN_FAILURES]:
             log = next((file for file in (run / "train.log", run / "stderr.log") if file.exists()), run)
             self._say(f"  failed: {self._names[run.name]}: {error or 'unknown reason'} ({log})", "red")
         if len(self._failures) > SHOWN_FAILURES:
             self._say(f"  and {len(self._failures) - SHOWN_FAILURES:,} more")
-        if self._counts["interrupted"]:
+        if self._outcomes["interrupted"]:
             self._say("The same command continues from here.")
         self._say(f"Next: newllm status {self._sweep}")
-        if self._counts["done"]:
+        if self._outcomes["done"]:
             self._say(f"      newllm report {self._sweep}")
 
     def _say(self, text: str, style: str = "") -> None:
@@ -146,8 +155,134 @@ class Display:
             self._console.print(Text(text, style=style), soft_wrap=True)
 
 
-def _perplexity(run: Path) -> str:
-    with suppress(ConfigError):
-        ppl = RunDirectory(run).results().get("val/ppl")
-        return f", val/ppl {number(ppl)}" if ppl is not None else ""
-    return ""
+def page(sweeps: Mapping[Path, Sequence[RunState]], limit: int | None = None) -> Group:
+    """The runs of each sweep as a table, with their counts, errors, and what to type next.
+
+    limit: show this many runs of each state and this many errors; None shows all.
+    """
+    lines: list[Text] = []
+    for sweep, runs in sweeps.items():
+        trained = [run for run in runs if run.evaluated_from is None]
+        counts = ", ".join(f"{count:,} {state}" for state, count in count_states(trained).items())
+        extra = len(runs) - len(trained)
+        evaluations = f"; {plural(extra, 'evaluation')} under other settings" if extra else ""
+        lines += [Text(""), Text(str(sweep), style="bold")] if len(sweeps) > 1 else []
+        lines += [*table(runs, limit), Text(""), Text(f"{plural(len(trained), 'run')}: {counts}{evaluations}")]
+        lines += [*_errors(runs, limit), *map(Text, _advice(sweep, runs))]
+    return Group(*lines)
+
+
+def table(runs: Sequence[RunState], limit: int | None = None, names: Mapping[str, str] | None = None) -> list[Text]:
+    """A heading and a line per run, by state and then by name; an evaluation under other settings follows its run.
+
+    limit: show this many runs of each state and say how many more there are; None shows all.
+    names: short names of the runs, if there are more runs than these.
+    """
+    if not runs:
+        return []
+    names = names or short_names(run.name for run in runs if run.evaluated_from is None)
+    rows: list[dict[str, str]] = []
+    styles = ["bold"]
+    for state, group in groupby(sorted(runs, key=_order), key=lambda run: run.state):
+        together = list(group)
+        rows += [_row(run, names) for run in together[:limit]]
+        if limit is not None and len(together) > limit:
+            rows.append({"run": f"… {len(together) - limit:,} more", "state": state})
+        styles += [_STYLES.get(state, "")] * (1 + len(rows) - len(styles))
+    lines = zip(aligned(rows, _LEFT), styles, strict=True)
+    return [Text(line, style, no_wrap=True, overflow="ellipsis") for line, style in lines]
+
+
+def aligned(rows: Sequence[Mapping[str, str]], left: Collection[str]) -> list[str]:
+    """A heading and the rows (column -> cell) as lines. Columns in `left` are aligned to the left; empty ones left out.
+
+    rich's own table takes milliseconds a row, and a sweep may have ten thousand.
+    """
+    columns = []
+    for column in dict.fromkeys(column for row in rows for column in row):
+        cells = [column, *(row.get(column, "") for row in rows)]
+        if any(cells[1:]):
+            widths = [cell_len(cell) for cell in cells]
+            pads = [" " * (max(widths) - width) for width in widths]
+            before, after = (cells, pads) if column in left else (pads, cells)
+            columns.append([a + b for a, b in zip(before, after, strict=True)])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
+def clock(seconds: float | None) -> str:
+    """``00:07``, ``12:34``, ``1:02:03``."""
+    return "" if seconds is None else str(timedelta(seconds=round(seconds))).removeprefix("0:")
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 run``, ``12,000 runs``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _order(run: RunState) -> tuple[int, list[int | str], list[int | str]]:
+    """By state, then by name with s2 before s10."""
+
+    def natural(name: str) -> list[int | str]:  # text and numbers alternate
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+    name = run.evaluated_from
+    return STATES.index(run.state), natural(name or run.name), natural(run.name if name else "")
+
+
+def _row(run: RunState, names: Mapping[str, str]) -> dict[str, str]:
+    """Column -> cell. names: the short names of runs."""
+    step = f"{run.step:,}/{run.steps:,}" if run.step is not None and run.steps is not None else ""
+    running = run.state == "running"
+    if run.phase:
+        step = f"phase 1: {step}"
+    elif running and step and run.step == run.steps:
+        step = "evaluating"
+    return {
+        "run": names.get(run.name) or run.name.removesuffix(f"-{signature_of(run.name)}"),
+        "state": run.state,
+        "step": step,
+        "loss": f"{run.loss:.3f}" if run.loss is not None and running else "",
+        "val ppl": f"{run.val_ppl:,.2f}" if run.val_ppl is not None else "",
+        "tokens/s": f"{run.tokens_per_second:,.0f}" if run.tokens_per_second and running else "",
+        "elapsed": clock(run.seconds),
+        "left": clock(run.seconds_left),
+        "attempt": str(run.attempt) if run.attempt > 1 else "",
+        "job": run.slurm or "",
+        "SLURM": run.slurm_state or "",
+        "evaluated from": names.get(run.evaluated_from, run.evaluated_from) if run.evaluated_from else "",
+    }
+
+
+def _errors(runs: Sequence[RunState], limit: int | None) -> list[Text]:
+    """What went wrong: each sentence once, with the names of its runs."""
+    short = short_names(run.name for run in runs)
+    by_error: dict[str, list[RunState]] = defaultdict(list)
+    for run in sorted(runs, key=_order):
+        if run.error and run.state not in ("running", "done"):
+            by_error[run.error].append(run)
+    lines = []
+    for error, failed in list(by_error.items())[:limit]:
+        names = [short[run.name] for run in failed]
+        if len(names) > 3:
+            names = [names[0], f"{names[1]} and {len(names) - 2:,} more"]
+        lines.append(Text.assemble((", ".join(names), _STYLES.get(failed[0].state, "")), f": {error}"))
+    return lines + [Text(f"… and {len(by_error) - len(lines):,} other errors")] * (len(by_error) > len(lines))
+
+
+def _advice(sweep: Path, runs: Sequence[RunState]) -> list[str]:
+    """What to type next, if anything is left to do."""
+    advice = []
+    failed = [run.name for run in runs if run.state == "failed"]
+    left_alone = count_states(run for run in runs if run.state in ("interrupted", "queued") and not run.attended)
+    if any(run.attended and run.slurm and run.slurm_state is None for run in runs):
+        advice.append("SLURM does not answer here, so its runs are shown as their status.json says.")
+    if left_alone:
+        gone = "" if any(run.attended for run in runs) else "The launcher is gone. "
+        advice.append(
+            f"{gone}Nobody works on {' and '.join(f'{count:,} {state}' for state, count in left_alone.items())}: the "
+            f"same command, or newllm status {sweep} --retry {'all' if failed else 'interrupted'}, continues."
+        )
+    if failed:
+        name = short_names(run.name for run in runs)[failed[0]]
+        advice.append(f"Failed runs: newllm status {sweep} --logs {name} shows a log, --retry failed tries them again.")
+    return advice

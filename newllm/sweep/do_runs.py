@@ -84,7 +84,7 @@ def do_runs(
     pool = Pool(packing.packs, slots, workers, policy, display, kept)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda signum, frame: pool.stop(signum))
-    with display.shown(slots.count, packing):
+    with display.shown(slots.count, packing.size, packing.notes):
         return pool.run()
 
 

@@ -21,7 +21,7 @@ from newllm.sweep.check import parts
 from newllm.sweep.launches import Policy
 from newllm.sweep.slots import Slots, available_cores
 from newllm.sweep.snapshot import environment, snapshot
-from newllm.sweep.survey import note
+from newllm.sweep.state import write_state
 
 DEATHS = 3  # the launcher gives up when its process dies this often without finishing a run
 
@@ -198,6 +198,6 @@ def _queue_again(runs: Sequence[Path]) -> list[Path]:
             status = directory.status()
             ended = status.get("finished")
             if not status.get("error") and (ended is None or datetime.fromisoformat(ended) >= died):
-                note(directory, "queued")  # other interrupted runs were cancelled
+                write_state(directory, "queued")  # other interrupted runs were cancelled
         left += [directory.path] if directory.observed() == "queued" else []
     return left

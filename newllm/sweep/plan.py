@@ -12,19 +12,19 @@ from newllm.config.identity import signature, slug
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.run_names import signature_of
-from newllm.sweep.survey import Line, survey
+from newllm.sweep.state import RunState, read_states
 
 Rerun = Literal["failed", "none", "all"]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One distinct run of a sweep. known: the line of `survey` for its directory, None for a new run."""
+    """One distinct run of a sweep. known: the state of its directory, None for a new run."""
 
     config: Mapping[str, Any]  # effective
     signature: str
     path: Path
-    known: Line | None
+    known: RunState | None
     wanted: bool
 
     @property
@@ -34,10 +34,10 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """The distinct runs of a sweep. asked: number of combinations before duplicates were removed."""
+    """The distinct runs of a sweep. combinations: how many there were before duplicates were removed."""
 
     sweep: Path
-    asked: int
+    combinations: int
     runs: tuple[PlannedRun, ...]
 
     @property
@@ -86,23 +86,23 @@ def plan(
         for mark, config in distinct.items()
     }
     begun = [path for path in paths.values() if (path / "status.json").exists()]
-    known = {Path(line.path): line for line in survey(sweep, begun)}
+    known = {Path(run.path): run for run in read_states(sweep, begun)}
     runs = []
     for number, (mark, config) in enumerate(distinct.items()):
-        line = known.get(paths[mark])
-        wanted = _wanted(line, rerun) and (only is None or number in only)
-        runs.append(PlannedRun(config, mark, paths[mark], line, wanted))
+        state = known.get(paths[mark])
+        wanted = _wanted(state, rerun) and (only is None or number in only)
+        runs.append(PlannedRun(config, mark, paths[mark], state, wanted))
     return Plan(sweep, len(configs), tuple(runs))
 
 
-def _wanted(line: Line | None, rerun: Rerun) -> bool:
-    if line is None:
+def _wanted(known: RunState | None, rerun: Rerun) -> bool:
+    if known is None:
         return True
-    if line.attended:
+    if known.attended:
         return False
-    if line.state in ("done", "unreadable"):
+    if known.state in ("done", "unreadable"):
         return rerun == "all"
-    return line.state != "failed" or rerun != "none"
+    return known.state != "failed" or rerun != "none"
 
 
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ finished runs."""
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,8 +16,8 @@ from newllm.config.groups import groups, parts_of, stages
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import PARTS, count_parameters, seedless
+from newllm.sweep.display import aligned, clock, plural
 from newllm.sweep.plan import Plan, PlannedRun
-from newllm.sweep.table import aligned, duration, plural
 
 _STAGES = tuple(group for stage in stages() for group in (stage, *parts_of(stage)))
 _SIMILAR = (  # groups in which a finished run must equal a planned one, strictest first; the first match gives the time
@@ -27,50 +28,69 @@ _SIMILAR = (  # groups in which a finished run must equal a planned one, stricte
 )
 
 
-def show(plan: Plan, whole: bool, console: Console | None = None) -> None:
+def show(plan: Plan, whole: bool) -> None:
     """Print one line about the plan; with `whole`, also every run with its estimated cost, and the totals."""
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     if whole:
         _show_runs(plan, console)
     console.print(Text(summary(plan)), soft_wrap=True)
     for run in plan.runs:
-        if run.state == "unreadable" and run.known is not None:
+        if run.known is not None and run.state == "unreadable":
             console.print(Text(f"{run.path.name} is skipped: {run.known.error}"), soft_wrap=True)
 
 
 def summary(plan: Plan) -> str:
     """``36 combinations are 15 distinct runs: 3 done, 12 new; 12 to do. Folder: outputs/sweeps``"""
-    number = len(plan.runs)
-    first = plural(number, "run")
-    if plan.asked != number:
-        first = f"{plan.asked:,} combinations are {plural(number, 'distinct run')}"
+    runs = plural(len(plan.runs), "run")
+    if plan.combinations != len(plan.runs):
+        runs = f"{plan.combinations:,} combinations are {plural(len(plan.runs), 'distinct run')}"
     counts = Counter(run.state for run in plan.runs)
     states = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
-    others = sum(run.known is not None and run.known.attended for run in plan.runs)
-    elsewhere = f" {others:,} of them belong to a launcher that is already running." if others else ""
-    return f"{first}: {states}; {len(plan.wanted):,} to do.{elsewhere} Folder: {plan.sweep}"
+    attended = sum(run.known is not None and run.known.attended for run in plan.runs)
+    elsewhere = f" {attended:,} of them belong to a launcher that is already running." if attended else ""
+    return f"{runs}: {states}; {len(plan.wanted):,} to do.{elsewhere} Folder: {plan.sweep}"
+
+
+def _show_runs(plan: Plan, console: Console) -> None:
+    estimates = Estimates([plan.sweep, Path("outputs/runs")])
+    seconds = [estimates.seconds(run.config) for run in plan.runs]
+    columns = _columns(plan.runs)
+    rows = []
+    for number, run in enumerate(plan.runs):
+        parameters = estimates.parameters(run.config)
+        cost = {
+            "parameters": f"{parameters:,}" if parameters else "?",
+            "time": "?" if seconds[number] is None else clock(seconds[number]),
+        }
+        values = {column: _value(run.config, column) for column in columns}
+        rows.append({"run": str(number), **values, "state": run.state, **cost})
+    heading, *lines = aligned(rows, {*columns, "state"})
+    console.out(heading, style="bold", highlight=False)
+    console.out("\n".join(lines), highlight=False)
+    wanted = [time for run, time in zip(plan.runs, seconds, strict=True) if run.wanted]
+    known = [time for time in wanted if time is not None]
+    if known:
+        unknown = f", and {len(wanted) - len(known)} of unknown time" if len(known) < len(wanted) else ""
+        console.print(f"One after another: {clock(sum(known))} by the speed of finished runs{unknown}.")
 
 
 class Estimates:
-    """Estimates the cost of runs from similar finished runs.
-
-    Args:
-        folders: where to look for finished runs.
-    """
+    """Estimates the cost of runs from the finished runs in these folders."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
-        self._rates: dict[tuple[str, ...], list[float]] = defaultdict(list)  # wall seconds per unit of work
+        self._rates: dict[tuple[str, ...], list[float]] = defaultdict(list)  # wall seconds per token
         self._parameters: dict[tuple[str, ...], int] = {}
-        for folder in dict.fromkeys(folders):
-            for path in folder.glob("*/results.json"):
-                try:
-                    self._learn(RunDirectory(path.parent))
-                except (ConfigError, KeyError, TypeError):  # a run from another version
-                    continue
+        for file in (file for folder in dict.fromkeys(folders) for file in folder.glob("*/results.json")):
+            with suppress(ConfigError, KeyError, TypeError):  # a run from another version
+                config, results = RunDirectory(file.parent).config(), RunDirectory(file.parent).results()
+                rate = results["speed/wall_seconds"] / _tokens(config)
+                self._parameters.setdefault(_nodes(config, PARTS), int(results["params/total"]))
+                for names in _SIMILAR:
+                    self._rates[_nodes(config, names)].append(rate)
 
     def parameters(self, config: Mapping[str, Any]) -> int | None:
         """Number of parameters; None if the vocabulary size is known only once the tokenizer is read."""
-        data, key = config["data"], _key(config, PARTS)
+        data, key = config["data"], _nodes(config, PARTS)
         vocabulary = config["model"].get("vocab_size")
         if not vocabulary and data.get("tokenizer") in (None, "auto"):
             vocabulary = data.get("vocab_size")
@@ -88,66 +108,41 @@ class Estimates:
         """
         if not self._rates:
             return None
-        rates = next(filter(None, (self._rates.get(_key(config, groups)) for groups in _SIMILAR)), None)
-        return fmean(rates) * _work(config) if rates else None
-
-    def _learn(self, directory: RunDirectory) -> None:
-        config, results = directory.config(), directory.results()
-        rate = results["speed/wall_seconds"] / _work(config)
-        self._parameters.setdefault(_key(config, PARTS), int(results["params/total"]))
-        for names in _SIMILAR:
-            self._rates[_key(config, names)].append(rate)
+        rates = next(filter(None, (self._rates.get(_nodes(config, names)) for names in _SIMILAR)), None)
+        return fmean(rates) * _tokens(config) if rates else None
 
 
-def _show_runs(plan: Plan, console: Console) -> None:
-    estimates = Estimates([plan.sweep, Path("outputs/runs")])
-    times = [estimates.seconds(run.config) for run in plan.runs]
-    columns = _columns(plan.runs)
-    rows = [["run", *columns, "state", "parameters", "time"]]
-    for number, (run, seconds) in enumerate(zip(plan.runs, times, strict=True)):
-        parameters = estimates.parameters(run.config)
-        cells = [_value(run.config, column) for column in columns]
-        rows.append([str(number), *cells, run.state, f"{parameters:,}" if parameters else "?", duration(seconds)])
-    heading, *lines = aligned(rows, {*columns, "state"})
-    console.out(heading, style="bold", highlight=False)
-    console.out("\n".join(lines), highlight=False)
-    todo = [seconds for run, seconds in zip(plan.runs, times, strict=True) if run.wanted]
-    known = [seconds for seconds in todo if seconds is not None]
-    if known:
-        missing = f", and {len(todo) - len(known)} of unknown time" if len(known) < len(todo) else ""
-        console.print(f"One after another: {duration(sum(known))} by the speed of finished runs{missing}.")
-
-
-def _columns(runs: tuple[PlannedRun, ...]) -> list[str]:
-    """Model, encoding and attention; other choices and overridden keys that differ; the seed."""
-    names = dict.fromkeys(group for run in runs for group in run.config["choices"])
-    choices = [*PARTS, *(name for name in names if name not in PARTS and _differs(runs, name))]
-    keys = dict.fromkeys(str(line).partition("=")[0] for run in runs for line in run.config["overrides"])
-    given = [key for key in keys if key not in names and key != "seed" and _differs(runs, key)]
-    return [*choices, *given, *(["seed"] if runs and "seed" in runs[0].config else [])]
-
-
-def _differs(runs: tuple[PlannedRun, ...], key: str) -> bool:
-    return len({_value(run.config, key) for run in runs}) > 1
-
-
-def _value(config: Mapping[str, Any], key: str) -> str:
-    if key in config["choices"]:
-        chosen = config["choices"][key]
-        return "+".join(map(str, chosen)) if isinstance(chosen, list) else str(chosen or "")
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _key(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+def _nodes(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
     """The nodes of these groups as texts, equal for runs that differ only in seeds."""
     return tuple(json.dumps(seedless(config.get(name)), sort_keys=True) for name in names)
 
 
-def _work(config: Mapping[str, Any]) -> float:
+def _tokens(config: Mapping[str, Any]) -> float:
     """A number proportional to the training tokens."""
     trainer, data = config["trainer"], config["data"]
     rows = data.get("samples") or data.get("documents") or 1
     return float(trainer.get("tokens") or rows * data["seq_len"] * (trainer.get("epochs") or 1))
+
+
+def _columns(runs: tuple[PlannedRun, ...]) -> list[str]:
+    """Model, encoding and attention; other choices and overridden keys that differ; the seed."""
+
+    def differs(key: str) -> bool:
+        return len({_value(run.config, key) for run in runs}) > 1
+
+    chosen = dict.fromkeys(group for run in runs for group in run.config["choices"])
+    keys = dict.fromkeys(str(line).partition("=")[0] for run in runs for line in run.config["overrides"])
+    choices = [*PARTS, *(group for group in chosen if group not in PARTS and differs(group))]
+    options = [key for key in keys if key not in chosen and key != "seed" and differs(key)]
+    return [*choices, *options, *(["seed"] if runs and "seed" in runs[0].config else [])]
+
+
+def _value(config: Mapping[str, Any], key: str) -> str:
+    """The choice of a group, or the value at a dotted key, as text."""
+    if key in config["choices"]:
+        choice = config["choices"][key]
+        return "+".join(map(str, choice)) if isinstance(choice, list) else str(choice or "")
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

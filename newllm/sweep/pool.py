@@ -11,7 +11,7 @@ from newllm.store.run_directory import RunDirectory
 from newllm.sweep.display import Display
 from newllm.sweep.launches import Policy
 from newllm.sweep.slots import Demand, Grant, Slots, demand
-from newllm.sweep.survey import after_worker, before_worker, note
+from newllm.sweep.state import after_worker, before_worker, write_state
 from newllm.sweep.workers import Workers
 
 TICK = 0.2  # seconds between checks for signals and refreshes of the display
@@ -55,7 +55,7 @@ class Pool:
                 for run in runs:
                     self._end(run, status)
             self._fill()
-            self._display.tick(sum(map(len, self._queue)))
+            self._display.tick()
         if all(state == "done" for state in self._states.values()) and not self._queue:
             return 0
         return 1 if self._stopped_by is None else 128 + self._stopped_by
@@ -99,7 +99,7 @@ class Pool:
                 return want if want.threads else replace(want, threads=self._threads.get(run.path.name))
             except ConfigError as refusal:
                 state, error = "failed", str(refusal)
-                note(run, "failed", error)
+                write_state(run, "failed", error)
         self._queue[0].remove(run)
         self._close(run, state, error)
         return None
@@ -125,7 +125,7 @@ class Pool:
         if self._halted or not again:
             self._close(run, state, error)
             return
-        note(run, "queued", error)
+        write_state(run, "queued", error)
         self._display.ended(run.path, state, error, again=True)
         if self._canary_done:  # at the end: a run that ran out of memory may succeed beside other runs
             self._queue.append([run])

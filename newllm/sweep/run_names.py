@@ -1,4 +1,4 @@
-"""Short names of runs, and the runs that a user names."""
+"""Which runs a user means: those in a folder, those whose names fit a word; and the short names that tables show."""
 
 import os
 import re
@@ -7,10 +7,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from newllm.errors import ConfigError
+from newllm.store.run_directory import evaluated_run, find_runs
 from newllm.suggest import nearest
 
 _SIGNATURE = re.compile(r"-([0-9a-f]{8})$")
 _HYPHEN = re.compile(r"(?<!\de)-")  # not the one of 1e-05
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run directories in a folder, by name."""
+    return sorted(file.parent for file in folder.glob("[!.]*/config.yaml"))
+
+
+def sweeps_in(folder: Path) -> dict[Path, list[Path]]:
+    """Sweep folder -> its run directories by name. `folder` is a run directory, a sweep, or a folder of sweeps.
+
+    Raises ConfigError if there is no run in it.
+    """
+    sweeps: dict[Path, list[Path]] = {}
+    for run in find_runs(folder):
+        if evaluated_run(run) is None:
+            sweeps.setdefault(run.absolute().parent if run == folder else run.parent, []).append(run)
+    if not sweeps:
+        raise ConfigError(
+            f"{folder} holds no runs, which are folders with a config.yaml; sweeps land in outputs/sweeps and single "
+            "runs in outputs/runs."
+        )
+    return sweeps
 
 
 def signature_of(name: str) -> str | None:
@@ -32,7 +55,9 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
         for name, words in parts.items()
     }
     times = Counter(short.values())
-    return {name: text if text and times[text] == 1 else _with_signature(name, text) for name, text in short.items()}
+    unclear = [name for name, text in short.items() if not text or times[text] > 1]
+    marks = {name: signature_of(name) for name in unclear}
+    return short | {name: f"{short[name]}-{mark}".lstrip("-") if mark else name for name, mark in marks.items()}
 
 
 def choose(words: Sequence[str], runs: Sequence[Path]) -> list[Path]:
@@ -54,8 +79,13 @@ def choose(words: Sequence[str], runs: Sequence[Path]) -> list[Path]:
 def _matching_name(word: str, short: Mapping[str, str]) -> str:
     """The name that the word matches. short: name -> short name."""
     part = os.path.basename(os.path.normpath(word))
+
+    def in_order(name: str) -> bool:  # has the name all hyphenated parts of the word, in their order?
+        rest = iter(_HYPHEN.split(name))
+        return all(piece in rest for piece in _HYPHEN.split(part))
+
     exact = [name for name in short if part in (name, signature_of(name), short[name])]
-    found = exact or [name for name in short if part in name] or [name for name in short if _in_order(part, name)]
+    found = exact or [name for name in short if part in name] or [name for name in short if in_order(name)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -64,14 +94,3 @@ def _matching_name(word: str, short: Mapping[str, str]) -> str:
     close = nearest(word, {*short.values(), *short})
     hint = f"did you mean {close}?" if close else f"there are {', '.join(list(short.values())[:4])}"
     raise ConfigError(f"there is no run {word!r} here; {hint}{' …' if not close and len(short) > 4 else ''}")
-
-
-def _in_order(word: str, name: str) -> bool:
-    """Whether `name` contains the hyphenated parts of `word` in the same order."""
-    rest = iter(_HYPHEN.split(name))
-    return all(part in rest for part in _HYPHEN.split(word))
-
-
-def _with_signature(name: str, short: str) -> str:
-    mark = signature_of(name)
-    return "-".join(filter(None, (short, mark))) if mark else name

@@ -17,13 +17,12 @@ from typing import Any
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import build_all, parts
-from newllm.sweep.display import Display
+from newllm.sweep.display import Display, plural
 from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.slurm_job import Task
 from newllm.sweep.slurm_states import GONE, LOGS, ask, error_text, job_states, meaning
 from newllm.sweep.snapshot import environment, snapshot
-from newllm.sweep.survey import Line, note, observe
-from newllm.sweep.table import plural
+from newllm.sweep.state import RunState, read_state, write_state
 
 TICK = 1.0  # seconds
 _ASK_TICKS = 5  # between queries of SLURM
@@ -245,7 +244,7 @@ def follow(
             if means is None or (means == "waiting" and run not in running):
                 continue
             over = means in ("broken", "ended")
-            line = settle(RunDirectory(run), job_state) if over else observe(RunDirectory(run), job_state)
+            line = settle(RunDirectory(run), job_state) if over else read_state(RunDirectory(run), job_state)
             if line.state == "done" or over:
                 del left[run]
                 running.discard(run)
@@ -257,20 +256,20 @@ def follow(
             elif line.state == "queued" and run in running:  # its job was requeued
                 running.discard(run)
                 display.ended(run, "interrupted", None, again=True)
-        display.tick(len(left) - len(running))
+        display.tick()
         if not left:
             return all_done
         time.sleep(seconds)
     raise AssertionError
 
 
-def settle(run: RunDirectory, job_state: Mapping[str, str]) -> Line:
+def settle(run: RunDirectory, job_state: Mapping[str, str]) -> RunState:
     """The line of a run whose job has ended. If the run has not recorded why, the state of the job goes into its
     status.json."""
-    line, status = observe(run, job_state), run.status()
+    line, status = read_state(run, job_state), run.status()
     claimed = status.get("state"), status.get("error")
     if line.state in ("failed", "interrupted") and claimed != (line.state, line.error):
-        note(run, "failed" if line.state == "failed" else "interrupted", line.error)
+        write_state(run, "failed" if line.state == "failed" else "interrupted", line.error)
     return line
 
 

@@ -97,7 +97,7 @@ def test_runs_equal_those_of_this_process_and_bad_ones_cost_themselves_alone(
     assert Local(**launch["launcher"]).options["slots"] == 2
     printed = capfd.readouterr().out
     assert f"failed: s4: KeyError: 'head_dim' ({broken / 'train.log'})" in printed
-    assert "4 runs in 0:" in printed
+    assert "4 runs in 00:" in printed
     assert "2 done, 2 failed." in printed
 
 

@@ -29,7 +29,7 @@ def finish(path: Path) -> None:
 
 def test_36_combinations_are_15_runs_and_a_fourth_seed_adds_5(tmp_path: Path) -> None:
     first = planned(ISSUE, tmp_path)
-    assert (first.asked, len(first.runs), len(first.wanted)) == (36, 15, 15)
+    assert (first.combinations, len(first.runs), len(first.wanted)) == (36, 15, 15)
     assert len({job.path for job in first.runs}) == 15
     for path in first.freeze():
         finish(path)

@@ -7,8 +7,8 @@ import pytest
 
 from newllm.config import compose, effective
 from newllm.store.run_directory import RunDirectory
+from newllm.sweep.display import aligned
 from newllm.sweep.plan_table import Estimates
-from newllm.sweep.table import aligned
 
 
 def done(folder: Path, seconds: float, *overrides: str) -> None:
@@ -42,6 +42,5 @@ def test_parameters_are_counted_or_known_from_a_finished_run(tmp_path: Path) -> 
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
-    rows = [["run", "theta"], ["0", "1e4"], ["10", "文文文"]]
+    rows = [{"run": "0", "theta": "1e4", "slope": ""}, {"run": "10", "theta": "文文文"}]
     assert aligned(rows, {"theta"}) == ["run  theta", "  0  1e4", " 10  文文文"]
-    assert aligned([["run", "time"]], set()) == ["run  time"]

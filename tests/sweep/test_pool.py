@@ -98,7 +98,7 @@ class Notes:
     def note(self, text: str) -> None:
         self.lines.append(text)
 
-    def tick(self, waiting: int) -> None: ...
+    def tick(self) -> None: ...
 
 
 class Sweep:

@@ -8,12 +8,11 @@ import pytest
 from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.sweep.local import Local
 from newllm.sweep.plan import plan
-from newllm.sweep.run_names import choose
+from newllm.sweep.run_names import choose, sweeps_in
 from newllm.sweep.settings import Sweep
 from newllm.sweep.slots import demand
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import job_states
-from newllm.sweep.survey import sweeps_in
 
 RUNS = [Path(f"tiny-{pe}-s{seed}-{i:08x}") for i, (pe, seed) in enumerate([("rope", 1), ("alibi", 1), ("alibi", 2)])]
 

@@ -118,7 +118,7 @@ class Notes:
     def note(self, text: str) -> None:
         self.told.append(text)
 
-    def tick(self, waiting: int) -> None: ...
+    def tick(self) -> None: ...
 
 
 def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(tmp_path: Path) -> None:
