@@ -141,7 +141,7 @@ def _run_state(
     seconds = seconds_left = None
     if state != "queued":
         with suppress(KeyError, TypeError, ValueError):
-            written = status.get("finished") or status.get("updated")
+            written = status.get("finished") or status.get("updated", "")
             ended = datetime.now(UTC) if state == "running" else datetime.fromisoformat(written)
             seconds = max(0.0, (ended - datetime.fromisoformat(status["started"])).total_seconds())
     if state == "running" and speed and None not in (step, steps) and (per_step := _tokens_per_step(directory.path)):
@@ -187,8 +187,8 @@ def _status(directory: RunDirectory) -> dict[str, Any]:
     except (TypeError, ValueError):  # JSON, but no object
         return {"state": "unreadable", "error": f"{directory.status_file} or results.json holds no JSON object."}
     if status["state"] not in get_args(State):
-        error = f"{directory.status_file} has a state of another version of newllm: {status['state']}."
-        return {"state": "unreadable", "error": error}
+        unknown = f"{directory.status_file} has a state of another version of newllm: {status['state']}."
+        return {"state": "unreadable", "error": unknown}
     return status
 
 
