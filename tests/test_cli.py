@@ -25,17 +25,17 @@ HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pandas")
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     """The configurations that reach newllm.run, which does nothing; the working directory is empty."""
-    seen: list[DictConfig] = []
+    received: list[DictConfig] = []
     fake = ModuleType("newllm.run.execute")
 
     def run(cfg: DictConfig) -> int:
-        seen.append(cfg)
+        received.append(cfg)
         return 0
 
     fake.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "newllm.run.execute", fake)
     monkeypatch.chdir(tmp_path)
-    return seen
+    return received
 
 
 @pytest.mark.parametrize("typed", ["thta=1", "pos_encoding=alibbi", "slope=0.5", "+data.tokeniser=x", "seed=1,2"])
@@ -187,9 +187,9 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     started: list[Start], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main(["-m", "attention=mha,mla", "kv_dim=16,32", "dry_run=true"]) == 0
-    said = capfd.readouterr().out
-    assert "4 combinations are 3 distinct runs: 3 new; 3 to do" in said
-    assert "3,737,856" in said
+    output = capfd.readouterr().out
+    assert "4 combinations are 3 distinct runs: 3 new; 3 to do" in output
+    assert "3,737,856" in output
     assert not started
     assert not any(tmp_path.iterdir())
 
@@ -214,7 +214,7 @@ def test_an_experiment_may_bring_its_grid(started: list[Start], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "output"),
     [
         (["thta=1,2"], "did you mean theta?"),
         (["slope=1,2", "seed=1,2"], "slope is an axis of pos_encoding=alibi"),
@@ -232,10 +232,10 @@ def test_an_experiment_may_bring_its_grid(started: list[Start], tmp_path: Path) 
     ],
 )
 def test_a_sweep_with_a_mistake_starts_no_run(
-    argv: list[str], said: str, started: list[Start], capfd: pytest.CaptureFixture[str], tmp_path: Path
+    argv: list[str], output: str, started: list[Start], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert train.main(["-m", *argv]) == 2
-    assert said in capfd.readouterr().err
+    assert output in capfd.readouterr().err
     assert not started
     assert not any(tmp_path.iterdir())
 

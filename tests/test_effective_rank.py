@@ -48,12 +48,12 @@ def test_the_sample_is_drawn_by_its_seed_and_all_that_is_read():
             return x[rows]
 
     source = Recorder()
-    found = effective_rank(source, samples=50, seed=3)
+    actual = effective_rank(source, samples=50, seed=3)
     assert len(np.unique(source.read)) == len(source.read) == 50
     assert (np.diff(source.read) > 0).all()  # from front to back, for a disk's sake
-    assert found == pytest.approx(by_svd(x[source.read]))
-    assert effective_rank(torch.from_numpy(x), samples=50, seed=3) == found
-    assert effective_rank(x, samples=50, seed=4) != found
+    assert actual == pytest.approx(by_svd(x[source.read]))
+    assert effective_rank(torch.from_numpy(x), samples=50, seed=3) == actual
+    assert effective_rank(x, samples=50, seed=4) != actual
     assert effective_rank(x, samples=500) == effective_rank(x, samples=None) == pytest.approx(by_svd(x))
 
 
@@ -61,9 +61,9 @@ def test_singular_values_and_their_gradients_are_those_of_the_decomposition():
     for shape in ((30, 6), (6, 30)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
         weights = torch.arange(1.0, 7)
-        found, expected = singular_values(x), torch.linalg.svdvals(x).flip(0)
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(*(torch.autograd.grad((v * weights).sum(), x)[0] for v in (found, expected)))
+        actual, expected = singular_values(x), torch.linalg.svdvals(x).flip(0)
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(*(torch.autograd.grad((v * weights).sum(), x)[0] for v in (actual, expected)))
 
 
 def test_what_is_rounding_is_zero_and_has_no_gradient():

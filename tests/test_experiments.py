@@ -47,9 +47,9 @@ def configurations(experiment: str) -> list[dict]:
 
 @pytest.mark.parametrize("name", [*RUNS, *(f"{name}_small" for name in TWINS), *CONTEXT_TOKEN])
 def test_every_run_of_a_sweep_is_another_one(name: str, tmp_path: Path) -> None:
-    found = plan(configurations(name), tmp_path)
+    planned = plan(configurations(name), tmp_path)
     known = {**RUNS, **CONTEXT_TOKEN}
-    assert found.combinations == len(found.runs) == known[name if name in known else name.removesuffix("_small")]
+    assert planned.combinations == len(planned.runs) == known[name if name in known else name.removesuffix("_small")]
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.endswith("_small")])
@@ -83,13 +83,13 @@ def test_the_published_model_and_schedule() -> None:
 
 def test_a_twin_trains_as_many_steps_with_the_same_schedule() -> None:
     config = effective(newllm.compose(["experiment=rope_frequencies_small"]))
-    whole = effective(newllm.compose(["experiment=rope_frequencies"]))
+    full = effective(newllm.compose(["experiment=rope_frequencies"]))
     data, trainer, optim = (build(config[name]) for name in ("data", "trainer", "optim"))
     assert trainer.steps(data.rows[0], data.seq_len) == (762, 762)
-    assert {**config["optim"], "lr": None} == {**whole["optim"], "lr": None}
+    assert {**config["optim"], "lr": None} == {**full["optim"], "lr": None}
     assert int(optim.warmup * 762) == 15
     assert config["model"]["hidden_size"] // config["model"]["heads"] == 64  # as many channels
-    lengths = whole["eval"]["extrapolation"]["lengths"]
+    lengths = full["eval"]["extrapolation"]["lengths"]
     assert [f"{length // 2048}x" for length in lengths] == config["eval"]["extrapolation"]["lengths"]
 
 

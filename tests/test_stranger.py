@@ -117,8 +117,8 @@ def newllm(folder: Path) -> Newllm:
 
 @pytest.mark.parametrize(("encoding", "attention"), [("stretched", "mla"), ("falling", "mha")])
 def test_it_conforms(newllm: Newllm, encoding: str, attention: str) -> None:
-    said = newllm("conformance", f"pos_encoding={encoding}", f"attention={attention}", "--config-dir", "conf")
-    assert said.splitlines()[-1] == "6 of 6 checks pass"
+    output = newllm("conformance", f"pos_encoding={encoding}", f"attention={attention}", "--config-dir", "conf")
+    assert output.splitlines()[-1] == "6 of 6 checks pass"
 
 
 def test_its_spectrum_is_shown(newllm: Newllm, folder: Path) -> None:

@@ -15,7 +15,7 @@ BIASES = {
 }
 
 
-def made(key_heads: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+def random_storages(key_heads: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
     """q of all tokens, and k and v in storage that is longer than the tokens."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, HEADS, LENGTH, WIDTH, generator=generator)
@@ -29,15 +29,15 @@ def made(key_heads: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tens
 def test_queries_over_a_storage_equal_the_end_of_the_whole(monkeypatch, bias, key_heads, queries):
     """One query, a block of them behind a past (in several blocks, the last not full), all of them."""
     monkeypatch.setattr(kernels, "_CACHED_SCORES", 3 * 2 * (HEADS // key_heads) * (LENGTH + 9))
-    q, k, v = made(key_heads)
-    whole = kernels.plain(q, k[:, :, :LENGTH], v[:, :, :LENGTH], BIASES[bias], SCALE)
+    q, k, v = random_storages(key_heads)
+    uncached = kernels.plain(q, k[:, :, :LENGTH], v[:, :, :LENGTH], BIASES[bias], SCALE)
     out = kernels.attend_cached(q[:, :, -queries:], k, v, LENGTH, BIASES[bias], SCALE)
-    torch.testing.assert_close(out, whole[:, :, -queries:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out, uncached[:, :, -queries:], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("key_heads", [HEADS, 1])
 def test_bf16_stays_within_the_noise_of_its_products(key_heads):
-    q, k, v = made(key_heads, torch.bfloat16)
+    q, k, v = random_storages(key_heads, torch.bfloat16)
     exact = kernels.plain(*(t[:, :, :LENGTH].float() for t in (q, k, v)), BIASES["uniform"], SCALE)
     for queries in (1, 11):
         out = kernels.attend_cached(q[:, :, -queries:], k, v, LENGTH, BIASES["uniform"], SCALE)

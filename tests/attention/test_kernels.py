@@ -57,8 +57,8 @@ def test_linear_bias_on_every_path(kernel, slopes, key_heads, value_width):
     out = kernels.attend(q, k, v, SLOPES[slopes], 0.25, kernel)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     gradients = torch.autograd.grad((out * weight).sum(), (q, k, v))
-    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, wanted, atol=2e-5, rtol=1e-4)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", ["row", "digits", "blocked", "plain"])
@@ -83,12 +83,12 @@ def test_a_learned_bias_gets_its_gradient_block_by_block(key_heads, shared):
         a, p = parameters
         return -p * torch.log1p(a * (i[:, None] - j[None, :]).clamp(min=0).double())
 
-    found, wanted = [], []
-    for kernel, into in (("blocked", found), ("plain", wanted)):
+    blocked_gradients, reference = [], []
+    for kernel, into in (("blocked", blocked_gradients), ("plain", reference)):
         out = kernels.attend(q, k, v, MatrixBias(matrix, tuple(parameters)), 0.25, kernel)
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
         into += [out, *torch.autograd.grad((out * weight).sum(), (q, k, v, *parameters))]
-    for ours, theirs in zip(found, wanted, strict=True):
+    for ours, theirs in zip(blocked_gradients, reference, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-8)
 
 
@@ -108,9 +108,9 @@ def test_queries_at_the_end_of_the_keys(queries, key_heads):
     """Decoding: the last `queries` rows of the whole, with and without a bias."""
     q, k, v = inputs(90, key_heads)
     for bias in (None, SLOPES["per head"]):
-        whole = kernels.attend(q, k, v, bias, 0.25)
+        full = kernels.attend(q, k, v, bias, 0.25)
         end = kernels.attend(q[:, :, -queries:], k, v, bias, 0.25)
-        torch.testing.assert_close(end, whole[:, :, -queries:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(end, full[:, :, -queries:], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -78,8 +78,10 @@ def plainly(model, inputs: torch.Tensor, labels: torch.Tensor, total: int) -> tu
     """Cross-entropy summed over the scored labels / total, and the mean over the layers of MSE(V restored, V)."""
     values, hooks = [], []
     for block in model.blocks:
-        hooks.append(block.attention.compress.register_forward_hook(lambda _, given, out: values.append(given[0])))
-        hooks.append(block.attention.restore.register_forward_hook(lambda _, given, out: values.append(out)))
+        hooks.append(
+            block.attention.compress.register_forward_hook(lambda _, received, out: values.append(received[0]))
+        )
+        hooks.append(block.attention.restore.register_forward_hook(lambda _, received, out: values.append(out)))
     logits = model(inputs)
     for hook in hooks:
         hook.remove()
@@ -89,9 +91,9 @@ def plainly(model, inputs: torch.Tensor, labels: torch.Tensor, total: int) -> tu
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
-    found = {name: p.grad for name, p in model.named_parameters()}
+    actual = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -107,16 +109,16 @@ def test_the_gradient_has_a_tenth_of_the_reconstruction_and_the_loss_has_none(co
         (nats + 0.1 * share * error).backward()
         expected += nats.item()
     compressing.auxiliary()  # of `plainly`
-    wanted = gradients(compressing)
+    reference = gradients(compressing)
 
-    loss_of, found = BatchLoss(compressing, CPU, "fp32", fused), 0.0
+    loss_of, actual = BatchLoss(compressing, CPU, "fp32", fused), 0.0
     for row in (0, 1):
         loss = loss_of(ids[row : row + 1], labels[row : row + 1], total)
         loss.backward()
-        found += loss.item()
-    assert found == pytest.approx(expected, rel=1e-6)
+        actual += loss.item()
+    assert actual == pytest.approx(expected, rel=1e-6)
     for name, gradient in gradients(compressing).items():
-        torch.testing.assert_close(gradient, wanted[name], atol=1e-6, rtol=1e-4, msg=name)
+        torch.testing.assert_close(gradient, reference[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_only_training_reconstructs_and_a_weight_of_0_not_even_that(compressing, small_model, ids) -> None:
@@ -135,7 +137,7 @@ def test_only_training_reconstructs_and_a_weight_of_0_not_even_that(compressing,
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["vdproj", "attention.value_dim=0"], "attention.value_dim must be from 1 to the width of the values, 64"),
         (["vdproj", "attention.value_dim=65"], "attention.value_dim=40; got 65"),
@@ -144,6 +146,6 @@ def test_only_training_reconstructs_and_a_weight_of_0_not_even_that(compressing,
         (["vdproj_narrow", "attention.value_dim=1"], "attention.value_dim=4; got 1"),
     ],
 )
-def test_widths_that_cannot_be_are_refused(small_model, overrides: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_widths_that_cannot_be_are_refused(small_model, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         small_model("rope", *overrides)

@@ -51,9 +51,9 @@ def test_buckets_are_those_of_t5(num_buckets, max_distance):
 
 def test_t5_looks_up_the_bucket_of_the_distance():
     t5 = filled(T5(8, 20, **SIZES))
-    found = matrix(t5)
+    actual = matrix(t5)
     for i, j in ((0, 0), (5, 4), (40, 33), (59, 0)):
-        assert torch.equal(found[:, i, j], t5.table[buckets(torch.tensor(i - j), 8, 20)])
+        assert torch.equal(actual[:, i, j], t5.table[buckets(torch.tensor(i - j), 8, 20)])
 
 
 def test_kerple_formulas():
@@ -112,15 +112,15 @@ def test_fire_can_represent_alibi():
 def test_fire_interpolates_beyond_its_threshold():
     """The formula, entry by entry; a distance's bias is one below the threshold, and depends on the query beyond it."""
     fire = filled(Fire(threshold=20, **SIZES))
-    found = matrix(fire)
+    actual = matrix(fire)
     for i, j in ((3, 3), (15, 2), (40, 12), (59, 0)):
         share = torch.log(0.1 * torch.tensor(i - j).double() + 1) / (
             torch.log(torch.tensor(0.1 * max(20, i) + 1)) + 1e-6
         )
         hidden = (fire.weight1[:, 0] * share + fire.bias1).relu()
-        torch.testing.assert_close(found[:, i, j], fire.weight2 @ hidden + fire.bias2, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(found[:, 12, 2], found[:, 19, 9])
-    assert (found[:, 59, 49] - found[:, 12, 2]).abs().max() > 1e-3
+        torch.testing.assert_close(actual[:, i, j], fire.weight2 @ hidden + fire.bias2, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(actual[:, 12, 2], actual[:, 19, 9])
+    assert (actual[:, 59, 49] - actual[:, 12, 2]).abs().max() > 1e-3
 
 
 def test_alibi_per_head_has_the_published_slopes(small_model):
@@ -228,14 +228,14 @@ def test_cope_is_its_formula(monkeypatch, kernel, key_heads):
     """Outputs and gradients of queries, keys, values and table, also where tiles are small."""
     from newllm.attention import blocked
 
-    monkeypatch.setattr(blocked, "_SCORES", {"cpu": 8 * 16 * 24})
+    monkeypatch.setattr(blocked, "_MAX_TILE", {"cpu": 8 * 16 * 24})
     encoding, (q, k, v) = cope(), inputs(24, key_heads)
     expected = cope_by_hand(q, k, v, encoding.table)
     out = kernels.attend(q, k, v, encoding.bias(), SCALE, kernel)
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=1e-10)
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out).sin()
-    found, wanted = (torch.autograd.grad((x * weight).sum(), (q, k, v, encoding.table)) for x in (out, expected))
-    for ours, theirs in zip(found, wanted, strict=True):
+    actual, reference = (torch.autograd.grad((x * weight).sum(), (q, k, v, encoding.table)) for x in (out, expected))
+    for ours, theirs in zip(actual, reference, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-8)
 
 
@@ -284,8 +284,8 @@ def test_cope_beside_other_biases(kernel):
     torch.testing.assert_close(out, expected, atol=1e-7, rtol=1e-7)
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out).sin()
     leaves = (q, k, v, encoding.table, t5.table)
-    found, wanted = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
-    for ours, theirs in zip(found, wanted, strict=True):
+    actual, reference = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
+    for ours, theirs in zip(actual, reference, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-6)
 
 
@@ -293,7 +293,7 @@ def test_a_bias_that_treats_rows_apart_is_given_all_of_them(monkeypatch):
     """As in packed runs; tiles that a bias of one kind for all rows would have are cut there."""
     from newllm.attention import blocked
 
-    monkeypatch.setattr(blocked, "_SCORES", {"cpu": 8 * 16 * 60})
+    monkeypatch.setattr(blocked, "_MAX_TILE", {"cpu": 8 * 16 * 60})
     one, other, (q, k, v) = cope(), cope(9), inputs()
 
     def read(q, *given):

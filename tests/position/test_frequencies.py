@@ -113,9 +113,9 @@ def test_channels_that_go_full_circle_in_training() -> None:
 )
 def test_phase_collision_as_published(inv_freq: np.ndarray, scores: tuple[float, ...]) -> None:
     """To three of the four digits given: the fourth is off by one here and there."""
-    found = f.phase_collision(inv_freq)
-    assert list(found) == ["short", "mid", "long", "total"]
-    np.testing.assert_allclose(list(found.values()), scores, atol=1.5e-4)
+    score = f.phase_collision(inv_freq)
+    assert list(score) == ["short", "mid", "long", "total"]
+    np.testing.assert_allclose(list(score.values()), scores, atol=1.5e-4)
 
 
 @pytest.mark.parametrize(("tau", "total"), [(1.0, 0.4278), (1.5, 0.2588), (2.0, 0.1858)])
@@ -163,11 +163,11 @@ def test_a_scaling_without_factor_follows_the_length(kind: str, family: str) -> 
         assert np.array_equal(same, inv_freq)
         assert temperature == 1
     by_length = scale(inv_freq, options(kind, None, 32), length=8192, seq_len=2048)
-    given = scale(inv_freq, options(kind, 4.0, 32), length=8192, seq_len=2048)
-    assert np.array_equal(by_length[0], given[0])
-    assert by_length[1] == given[1]
+    explicit = scale(inv_freq, options(kind, 4.0, 32), length=8192, seq_len=2048)
+    assert np.array_equal(by_length[0], explicit[0])
+    assert by_length[1] == explicit[1]
     assert np.array_equal(by_length[0], inv_freq) == (kind == "proportional")
-    assert (given[1] > 1) == (kind in ("yarn", "yarn_channels", "longrope"))
+    assert (explicit[1] > 1) == (kind in ("yarn", "yarn_channels", "longrope"))
 
 
 def test_a_scaling_may_be_its_name_alone_and_keeps_the_length_it_is_given() -> None:

@@ -20,7 +20,7 @@ def family(name: str, **options) -> Rope:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         # encodings
         (lambda: Sinusoidal(theta=-1.0, hidden_size=64, num_layers=1), "theta must be greater than 0"),
@@ -116,8 +116,8 @@ def family(name: str, **options) -> Rope:
         (lambda: scale(SPECTRUM, {"kind": "yarn", "factor": 0.5}, length=1, seq_len=8), "factor must be 1 or greater"),
     ],
 )  # fmt: skip
-def test_refusals(make, said: str) -> None:
+def test_refusals(make, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         make()
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -129,11 +129,11 @@ def test_a_scaled_encoding_adapts_in_place_and_comes_back():
     plain.adapt(8192)
     assert rope.inv_freq is buffer
     assert torch.equal(plain.inv_freq, before)
-    given = Rope(scaling={"kind": "yarn", "factor": 4}, **WIDE)
-    assert torch.equal(rope.inv_freq, given.inv_freq)
-    assert rope.temperature.item() == given.temperature.item() == pytest.approx(0.1 * math.log(4) + 1)
+    explicit = Rope(scaling={"kind": "yarn", "factor": 4}, **WIDE)
+    assert torch.equal(rope.inv_freq, explicit.inv_freq)
+    assert rope.temperature.item() == explicit.temperature.item() == pytest.approx(0.1 * math.log(4) + 1)
     x, positions = torch.ones(1, 1, 3, 64), torch.tensor([0, 1, 9000])
-    assert torch.equal(rope.rotate(x, x, positions)[0], given.rotate(x, x, positions)[0])
+    assert torch.equal(rope.rotate(x, x, positions)[0], explicit.rotate(x, x, positions)[0])
     rope.adapt(2048)
     assert torch.equal(rope.inv_freq, before)
     assert rope.temperature.item() == 1
@@ -162,12 +162,12 @@ def test_parts_of_a_sum_adapt(small_model):
 def test_a_scaled_model_decodes_as_it_trains(small_model, attention):
     """Beyond the training length: with adapt = with the factor given = from the cache, token by token."""
     model = small_model("rope", attention, "pos_encoding.scaling=yarn")
-    given = small_model("rope", attention, "pos_encoding.scaling={kind:yarn,factor:2}")
+    explicit = small_model("rope", attention, "pos_encoding.scaling={kind:yarn,factor:2}")
     ids = torch.randint(128, (1, 128), generator=torch.Generator().manual_seed(0))
     unscaled = model(ids)
     model.position.adapt(128)
     expected = model(ids)
-    assert torch.equal(expected, given(ids))
+    assert torch.equal(expected, explicit(ids))
     assert (expected - unscaled).abs().max() > 1e-3
     cache, out = model.new_cache(1, 128), []
     for start, stop in ((0, 100), (100, 101), (101, 128)):
@@ -178,9 +178,9 @@ def test_a_scaled_model_decodes_as_it_trains(small_model, attention):
 def test_a_text_longer_than_in_training_is_scaled_as_a_whole(small_model):
     """Trained at 64: a prompt of 60 tokens and 68 more make a factor of 2, from the first token on."""
     model = small_model("rope", "mha", "pos_encoding.scaling=yarn")
-    given = small_model("rope", "mha", "pos_encoding.scaling={kind:yarn,factor:2}")
+    explicit = small_model("rope", "mha", "pos_encoding.scaling={kind:yarn,factor:2}")
     before, prompt = model.position.inv_freq.clone(), list(range(60))
-    assert list(generate(model, prompt, 68)) == list(generate(given, prompt, 68))
+    assert list(generate(model, prompt, 68)) == list(generate(explicit, prompt, 68))
     assert torch.equal(model.position.inv_freq, before)
 
 
