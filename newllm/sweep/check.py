@@ -1,7 +1,7 @@
 """Builds every part of every planned run once before the first run starts, so that a bad value is found early."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from newllm.config.groups import groups, parts_of, stages
@@ -13,20 +13,31 @@ Part = tuple[str, dict[str, Any]]  # path and node; for the model and for a stag
 
 def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
     """The parts of these effective configurations, each once: nodes that differ only in seeds are equal. No torch."""
-    found: dict[str, Part] = {}
+    distinct: dict[str, Part] = {}
     for config in configs:
-        sizes = {"data": {"seq_len": config["data"]["seq_len"]}, "trainer": {"seed": config["trainer"]["seed"]}}
-        choices = {part: config["choices"].get(part) for part in PARTS}
-        whole = {**{part: dict(config[part]) for part in PARTS}, **sizes, "choices": choices}
-        together = {"model": whole}
+        known = groups(config)
+        nodes: dict[str, Mapping[str, Any]] = {}
+        for name, node in config.items():
+            built_by_other = name == "model" or (name in known and (known[name].part_of or known[name].stage))
+            if built_by_other or not isinstance(node, Mapping):
+                continue
+            inner = {f"{name}.{key}": value for key, value in node.items() if isinstance(value, Mapping)}
+            options = {name: node} if "_target_" in node else inner
+            nodes |= {path: value for path, value in options.items() if "_target_" in value}
+        nodes["model"] = {
+            **{part: dict(config[part]) for part in PARTS},
+            "data": {"seq_len": config["data"]["seq_len"]},
+            "trainer": {"seed": config["trainer"]["seed"]},
+            "choices": {part: config["choices"].get(part) for part in PARTS},
+        }
         for stage in stages(config):
-            together[stage] = {group: dict(config.get(group) or {}) for group in (stage, *parts_of(stage, config))}
-        for path, node in (*_nodes(config), *together.items()):
-            found.setdefault(json.dumps([path, seedless(node)], sort_keys=True), (path, dict(node)))
-    return list(found.values())
+            nodes[stage] = {group: dict(config.get(group) or {}) for group in (stage, *parts_of(stage, config))}
+        for path, node in nodes.items():
+            distinct.setdefault(json.dumps([path, seedless(node)], sort_keys=True), (path, dict(node)))
+    return list(distinct.values())
 
 
-def build_all(found: Iterable[Part]) -> None:
+def build_all(nodes: Iterable[Part]) -> None:
     """Raises ConfigError for the first part whose constructor refuses it. Models are built on the meta device."""
     from omegaconf import OmegaConf
 
@@ -35,7 +46,7 @@ def build_all(found: Iterable[Part]) -> None:
     from newllm.run.stage import build_stage
 
     known = groups()
-    for path, node in found:
+    for path, node in nodes:
         if path == "model":
             check_values(OmegaConf.create(node))
             count_parameters(node, int(node["model"].get("vocab_size") or 64))
@@ -68,18 +79,3 @@ def count_parameters(config: Mapping[str, Any], vocabulary: int) -> int:
 def seedless(value: Any) -> Any:
     """The node without `seed` keys, at any depth."""
     return {k: seedless(v) for k, v in value.items() if k != "seed"} if isinstance(value, Mapping) else value
-
-
-def _nodes(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(path, node) of every node that is built on its own, not as a part of the model or of a stage."""
-    known = groups(config)
-    together = {"model", *(group.name for group in known.values() if group.part_of or group.stage)}
-    for group, node in config.items():
-        if group in together or not isinstance(node, Mapping):
-            continue
-        if "_target_" in node:
-            yield group, node
-        else:
-            for name, inner in node.items():
-                if isinstance(inner, Mapping) and "_target_" in inner:
-                    yield f"{group}.{name}", inner

@@ -13,6 +13,7 @@ from newllm.config.compose import catalog_for, composed_choices, with_values
 from newllm.config.grid import combinations
 from newllm.config.many import Job, compose_many
 from newllm.config.overrides import Overrides, parse
+from newllm.config.values import fitted
 from newllm.errors import ConfigError
 from newllm.sweep.launches import choosing
 from newllm.sweep.local import warm_up
@@ -46,7 +47,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
     if request.settings.dry_run:
         show(request.plan(), whole=True)
         return 0
-    launcher = build(request.launcher)
+    launcher = build(fitted(request.launcher, "hydra.launcher"))
     with _clean_up_if_refused(request.folder), choosing(request.folder):
         planned = request.plan()
         require_packable([run.config for run in planned.runs], request.settings.policy.pack)
@@ -80,18 +81,20 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
     given = parse(overrides, catalog, sweep=several)
     runs: list[Job] = []
     for lines in _by_experiment(given):
-        inner = parse(lines, catalog, sweep=several)
-        single = parse([o.input_line or "" for o in inner.parsed if not o.is_sweep_override()], catalog)
+        swept = parse(lines, catalog, sweep=several)
+        single = parse([o.input_line or "" for o in swept.parsed if not o.is_sweep_override()], catalog)
         composed = with_values(composed_choices(single, config_dir), single)
         settings: Sweep = build(composed.tree["sweep"])
         if several and composed.run_dir:
             raise ConfigError("hydra.run.dir is the directory of one run; that of a sweep is hydra.sweep.dir=FOLDER.")
         if several:
-            jobs = combinations(inner, seeds=settings.seeds, grids=settings.grids, zips=settings.zip)
+            jobs = combinations(swept, seeds=settings.seeds, grids=settings.grids, zips=settings.zip)
         else:
             jobs = [list(lines)]
         runs += compose_many(jobs, config_dir=config_dir)
-    _refuse_unused_axes(runs, given)
+    unused_by_all = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
+    if unused_by_all:
+        raise why_unused(min(unused_by_all), runs[0].config["choices"], catalog, given)
     folder = Path(composed.sweep_dir)
     if not several:
         folder = Path(composed.run_dir).parent if composed.run_dir else Path("outputs/runs")
@@ -106,10 +109,3 @@ def _by_experiment(given: Overrides) -> list[list[str]]:
         return [lines]
     names = [line for job in combinations(Overrides((swept[0],), given.catalog)) for line in job]
     return [[name if line == swept[0].input_line else line for line in lines] for name in names]
-
-
-def _refuse_unused_axes(runs: Sequence[Job], given: Overrides) -> None:
-    """Raise ConfigError if no run uses an axis of the command line."""
-    unused = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
-    for axis in sorted(unused):
-        raise why_unused(axis, runs[0].config["choices"], given.catalog, given)

@@ -20,7 +20,7 @@ from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import parts
 from newllm.sweep.launches import Policy
 from newllm.sweep.slots import Slots, available_cores
-from newllm.sweep.snapshot import environment, snapshot
+from newllm.sweep.snapshot import python_path
 from newllm.sweep.state import write_state
 
 DEATHS = 3  # the launcher gives up when its process dies this often without finishing a run
@@ -162,7 +162,7 @@ def warm_up() -> None:
 
 def _process_for(sweep: Path) -> _Process:
     process = _warm.pop() if _warm else _Process()
-    process.send({**environment(snapshot(sweep)), "OMP_NUM_THREADS": "1"})
+    process.send({"PYTHONPATH": python_path(sweep)})
     return process
 
 

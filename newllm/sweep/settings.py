@@ -11,9 +11,8 @@ class Sweep:
 
     Args:
         seeds: number of seeds; N is the same as seed=1,2,…,N.
-        grids: mappings of keys to values; each stands for all combinations of its values, and the sweep has the runs
-            of all grids. Values are a list, or a text as on the command line (``1,2`` or ``range(1,4)``).
-            Keys on the command line override those of a grid.
+        grids: mappings of keys to values; the sweep has all combinations of each grid. Values are a list, or a text as
+            on the command line (``1,2`` or ``range(1,4)``). Keys on the command line override those of a grid.
         zip: mappings of keys to lists of equal length that vary together, in every grid. A grid may have its own
             `zip`.
         only: numbers of the wanted runs in the plan.
@@ -36,12 +35,9 @@ class Sweep:
         canary: bool = False,
         pack: int | Literal["auto"] | None = None,
     ) -> None:
-        if seeds is not None and seeds < 1:
-            raise ConfigError(f"seeds must be at least 1; {seeds} was given, try seeds=5")
-        if retries < 0:
-            raise ConfigError(f"retries must be at least 0; {retries} was given, try retries=2")
-        if isinstance(pack, int) and pack < 1:
-            raise ConfigError(f"pack must be at least 1, auto or null; {pack} was given, try pack=4")
+        for name, value, least, example in (("seeds", seeds, 1, 5), ("retries", retries, 0, 2), ("pack", pack, 1, 4)):
+            if isinstance(value, int) and value < least:
+                raise ConfigError(f"{name} must be at least {least}; {value} was given, try {name}={example}")
         self.seeds, self.grids, self.zip, self.only = seeds, grids or [], zip or [], only
         self.dry_run, self.rerun = dry_run, rerun
         self.policy = Policy(retries, fail_fast, canary, pack)

@@ -21,7 +21,7 @@ from newllm.sweep.display import Display, plural
 from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.slurm_job import Task
 from newllm.sweep.slurm_states import GONE, LOGS, ask, error_text, job_states, meaning
-from newllm.sweep.snapshot import environment, snapshot
+from newllm.sweep.snapshot import python_path
 from newllm.sweep.state import RunState, read_state, write_state
 
 TICK = 1.0  # seconds
@@ -120,7 +120,7 @@ class Slurm:
         planned = [Array(((0,),), need[0], cap=1)] * canary
         together = max(given["runs_per_job"], policy.pack if isinstance(policy.pack, int) else 1)
         planned += arrays(need[canary:], together, _largest_array(), given["max_running"], first_run=canary)
-        path = shlex.quote(environment(snapshot(sweep))["PYTHONPATH"])
+        path = shlex.quote(python_path(sweep))
         name = f"newllm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         jobs: list[str] = []
         for array in planned:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import newllm
@@ -14,36 +13,34 @@ from newllm.store.environment import CODE, git_state
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 
+def python_path(sweep: Path) -> str:
+    """PYTHONPATH for the runs of a sweep: the snapshot, then the current folder, which may hold a user's classes.
+
+    To be used with ``python -P``, which keeps the current folder from coming first.
+    """
+    path = [str(snapshot(sweep)), os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return os.pathsep.join(dict.fromkeys(path))
+
+
 def snapshot(sweep: Path) -> Path:
-    """The folder with the package as it is now (copied unless it is there already) and with conf/ beside it."""
+    """The folder with a copy of the package as it is now, and of conf/; the same code is copied once."""
     package = Path(newllm.__file__).resolve().parent
-    found = package / CODE
     digest = _digest(package)
     folder = sweep.resolve() / ".sweep" / "code" / digest
     if folder.is_dir():
         return folder
-    being_made = folder.with_name(f".{digest}.{os.getpid()}")
-    shutil.rmtree(being_made, ignore_errors=True)
-    shutil.copytree(package, being_made / "newllm", ignore=_IGNORED)
-    if not (being_made / "newllm" / "conf").is_dir():
-        shutil.copytree(shipped(), being_made / "conf", ignore=_IGNORED)
-    if not found.exists():  # of a snapshot, a copy says what it was taken from
-        write_json(being_made / "newllm" / CODE, {**(git_state(package) or {}), "source_sha256": digest})
+    copy = folder.with_name(f".{digest}.{os.getpid()}")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(package, copy / "newllm", ignore=_IGNORED)
+    if not (copy / "newllm" / "conf").is_dir():
+        shutil.copytree(shipped(), copy / "conf", ignore=_IGNORED)
+    if not (package / CODE).exists():  # the file says where the code was copied from; a copy of a copy keeps it
+        write_json(copy / "newllm" / CODE, {**(git_state(package) or {}), "source_sha256": digest})
     try:
-        being_made.rename(folder)
+        copy.rename(folder)
     except OSError:  # another launcher was faster
-        shutil.rmtree(being_made, ignore_errors=True)
+        shutil.rmtree(copy, ignore_errors=True)
     return folder
-
-
-def environment(code: Path, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """`base` (os.environ) with the snapshot first on Python's path, then the current folder, for a user's classes.
-
-    To be used with ``python -P``, which keeps the current folder from coming first.
-    """
-    before = dict(os.environ if base is None else base)
-    path = [str(code), os.getcwd(), *filter(None, before.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**before, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
 
 
 def _digest(package: Path) -> str:
