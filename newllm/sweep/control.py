@@ -3,24 +3,22 @@
 import os
 import platform
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from newllm.config.identity import signature
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.display import plural
 from newllm.sweep.launches import Policy, choosing, launches
 from newllm.sweep.local import Local
 from newllm.sweep.run_names import signature_of
 from newllm.sweep.slurm import Slurm
+from newllm.sweep.slurm_states import ask
 from newllm.sweep.state import RunState, read_states
 from newllm.sweep.worker import ask_to_end
-
-_IDS_PER_SCANCEL = 500
 
 
 def cancel(sweep: Path, runs: Sequence[Path]) -> bool:
@@ -48,7 +46,8 @@ def cancel(sweep: Path, runs: Sequence[Path]) -> bool:
     shared_jobs = {run.slurm for run in all_runs if run.attended and run.name not in names}
     in_own_jobs = [run for run in chosen if run.slurm and run.attended and run.slurm not in shared_jobs]
     told |= {run.name for run in in_own_jobs}
-    reached = _cancel_jobs(list(dict.fromkeys(str(run.slurm) for run in in_own_jobs))) and reached
+    if in_own_jobs:
+        reached = _cancel_jobs(list(dict.fromkeys(str(run.slurm) for run in in_own_jobs))) and reached
 
     runs_of_process = Counter((run.host, run.pid) for run in all_runs if run.state == "running")
     withdrawn = 0
@@ -78,20 +77,14 @@ def _signal(pid: int, signum: signal.Signals) -> bool:
 
 def _cancel_jobs(jobs: Sequence[str]) -> bool:
     """Cancel these SLURM jobs; returns False if scancel failed."""
-    complaints: list[str] = []
-    for begin in range(0, len(jobs), _IDS_PER_SCANCEL):
-        try:
-            done = subprocess.run(["scancel", *jobs[begin : begin + _IDS_PER_SCANCEL]], capture_output=True, text=True)
-        except OSError as error:
-            complaints = [f"cannot be run here ({error.strerror}); type the same command where SLURM is"]
-            break
-        complaints += [done.stderr] if done.returncode else []
-    if complaints:
-        print(f"scancel: {' '.join(' '.join(complaints).split())}")
-    elif jobs:
-        listed = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
-        print(f"Cancelled SLURM's {'job' if len(jobs) == 1 else 'jobs'} {listed}; running runs save and end.")
-    return not complaints
+    try:
+        ask("scancel", *jobs)
+    except RunError as error:
+        print(f"{error}.")
+        return False
+    listed = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
+    print(f"Cancelled SLURM's {'job' if len(jobs) == 1 else 'jobs'} {listed}; running runs save and end.")
+    return True
 
 
 def _withdraw(directory: RunDirectory) -> bool:

@@ -1,4 +1,4 @@
-"""The runs of a sweep, the state of each, and which of them are still to do."""
+"""The distinct runs of a sweep, the state of each, and which of them are still to do."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ Rerun = Literal["failed", "none", "all"]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One distinct run of a sweep. known: the state of its directory, None for a new run."""
+    """One distinct run of a sweep. known: the state of its directory; `new` if there is none."""
 
     config: Mapping[str, Any]  # effective
     signature: str
     path: Path
-    known: RunState | None
+    known: RunState
     wanted: bool
 
     @property
     def state(self) -> str:
-        return self.known.state if self.known else "new"
+        return self.known.state
 
 
 @dataclass(frozen=True)
@@ -80,29 +80,21 @@ def plan(
             f"only={list(only or [])}: there is no run {wrong[0]}; the plan numbers them 0 to {len(distinct) - 1}."
         )
     folders = sorted(sweep.iterdir(), reverse=True) if sweep.is_dir() else []
-    there = {signature_of(folder.name): folder for folder in folders}
+    existing = {signature_of(folder.name): folder for folder in folders}
     paths = {
-        mark: Path(run_dir) if run_dir else there.get(mark, sweep / f"{slug(config)}-{mark}")
+        mark: Path(run_dir) if run_dir else existing.get(mark, sweep / f"{slug(config)}-{mark}")
         for mark, config in distinct.items()
     }
     begun = [path for path in paths.values() if (path / "status.json").exists()]
-    known = {Path(run.path): run for run in read_states(sweep, begun)}
+    states = {Path(run.path): run for run in read_states(sweep, begun)}
     runs = []
     for number, (mark, config) in enumerate(distinct.items()):
-        state = known.get(paths[mark])
-        wanted = _wanted(state, rerun) and (only is None or number in only)
-        runs.append(PlannedRun(config, mark, paths[mark], state, wanted))
+        path = paths[mark]
+        known = states.get(path) or RunState(path.name, str(path), "new")
+        ended = known.state in ("done", "unreadable") or (known.state == "failed" and rerun == "none")
+        wanted = not known.attended and (rerun == "all" or not ended) and (only is None or number in only)
+        runs.append(PlannedRun(config, mark, path, known, wanted))
     return Plan(sweep, len(configs), tuple(runs))
-
-
-def _wanted(known: RunState | None, rerun: Rerun) -> bool:
-    if known is None:
-        return True
-    if known.attended:
-        return False
-    if known.state in ("done", "unreadable"):
-        return rerun == "all"
-    return known.state != "failed" or rerun != "none"
 
 
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:

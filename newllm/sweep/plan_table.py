@@ -35,7 +35,7 @@ def show(plan: Plan, whole: bool) -> None:
         _show_runs(plan, console)
     console.print(Text(summary(plan)), soft_wrap=True)
     for run in plan.runs:
-        if run.known is not None and run.state == "unreadable":
+        if run.state == "unreadable":
             console.print(Text(f"{run.path.name} is skipped: {run.known.error}"), soft_wrap=True)
 
 
@@ -46,7 +46,7 @@ def summary(plan: Plan) -> str:
         runs = f"{plan.combinations:,} combinations are {plural(len(plan.runs), 'distinct run')}"
     counts = Counter(run.state for run in plan.runs)
     states = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
-    attended = sum(run.known is not None and run.known.attended for run in plan.runs)
+    attended = sum(run.known.attended for run in plan.runs)
     elsewhere = f" {attended:,} of them belong to a launcher that is already running." if attended else ""
     return f"{runs}: {states}; {len(plan.wanted):,} to do.{elsewhere} Folder: {plan.sweep}"
 

@@ -137,15 +137,16 @@ def _run_state(
         status = _status(directory)
         state, error, job_state = _observed_state(directory, status, jobs)
     progress = status["progress"] if isinstance(status.get("progress"), dict) else {}
-    step, steps, speed = (_number(progress.get(key)) for key in ("step", "steps", "tokens_per_second"))
+    numbers = {key: _number(progress.get(key)) for key in ("step", "steps", "epoch", "loss", "tokens_per_second")}
     seconds = seconds_left = None
     if state != "queued":
         with suppress(KeyError, TypeError, ValueError):
             written = status.get("finished") or status.get("updated", "")
             ended = datetime.now(UTC) if state == "running" else datetime.fromisoformat(written)
             seconds = max(0.0, (ended - datetime.fromisoformat(status["started"])).total_seconds())
-    if state == "running" and speed and None not in (step, steps) and (per_step := _tokens_per_step(directory.path)):
-        seconds_left = (steps - step) * per_step / speed
+    speed, per_step = numbers["tokens_per_second"], _tokens_per_step(directory.path) if state == "running" else None
+    if speed and per_step and None not in (numbers["step"], numbers["steps"]):
+        seconds_left = (numbers["steps"] - numbers["step"]) * per_step / speed
     job, evaluated = _job(status), directory.trained
     in_slurm = meaning(job_state) in ("waiting", "at work")
     waits = launched or in_slurm or (job is not None and jobs is None)
@@ -156,12 +157,8 @@ def _run_state(
         attended=state == "running" or (state == "queued" and waits) or (state == "interrupted" and in_slurm),
         attempt=_number(status.get("attempt")) or 0,
         phase=progress.get("phase"),
-        step=step,
-        steps=steps,
-        epoch=_number(progress.get("epoch")),
-        loss=_number(progress.get("loss")),
+        **numbers,
         val_ppl=_number(status.get("val/ppl")),
-        tokens_per_second=speed,
         seconds=seconds,
         seconds_left=seconds_left,
         host=status.get("host"),

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.sweep.command import Sweep
 from newllm.sweep.local import Local
 from newllm.sweep.plan import plan
 from newllm.sweep.run_names import choose, sweeps_in
-from newllm.sweep.settings import Sweep
 from newllm.sweep.slots import demand
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import job_states
