@@ -1,4 +1,4 @@
-"""`newllm status`: its table, its logs, its JSON, what it refuses."""
+"""`newllm status`: its table, logs, JSON and errors."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_table_shows_every_run_as_it_is_and_what_to_type(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_every_run_and_what_to_type_next(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(sweep)]) == 1
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines()]
@@ -49,7 +49,7 @@ def test_the_exit_status_says_whether_one_of_the_runs_shown_failed(sweep: Path) 
     assert main([str(sweep), "rope-s1", "alibi-s1"]) == 0
     assert main([str(sweep), "0000000b", "--json"]) == 1
     assert main([str(sweep / "tiny-rope-s1-0000000a")]) == 0
-    assert main([str(sweep.parent), "--watch", "0.1"]) == 1  # ends at once, since nobody is at work
+    assert main([str(sweep.parent), "--watch", "0.1"]) == 1  # ends at once, since no run is attended
 
 
 def test_json_is_one_object_with_runs_counts_and_launches(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +66,7 @@ def test_json_is_one_object_with_runs_counts_and_launches(sweep: Path, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("arguments", "message"),
     [
         (["{sweep}/nowhere"], "no such folder"),
         (["{sweep}/.sweep"], "holds no runs"),
@@ -81,17 +81,17 @@ def test_json_is_one_object_with_runs_counts_and_launches(sweep: Path, capsys: p
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
-    sweep: Path, capsys: pytest.CaptureFixture[str], typed: list[str], said: str
+    sweep: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     (sweep / ".sweep").mkdir()
-    assert main([word.format(sweep=sweep) for word in typed]) == 2
+    assert main([word.format(sweep=sweep) for word in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
-def test_logs_prints_the_log_and_what_a_dying_process_said(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_prints_the_log_and_stderr_of_a_failed_run(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(sweep), "--logs", "rope-s2"]) == 0
     assert capsys.readouterr().out == "step 7\n"
     (sweep / "tiny-rope-s2-0000000b" / "stderr.log").write_text("Fatal Python error: Segmentation fault\n")
@@ -103,7 +103,7 @@ def test_logs_follows_a_run_to_its_end(tmp_path: Path, capsys: pytest.CaptureFix
     run = make_run(tmp_path, "tiny-s1", "running")
     run.log_file.write_text("first\n")
 
-    def work() -> None:
+    def write_log() -> None:
         with run.locked():
             begun.set()
             time.sleep(0.5)
@@ -116,11 +116,11 @@ def test_logs_follows_a_run_to_its_end(tmp_path: Path, capsys: pytest.CaptureFix
             run.end_attempt("done")
 
     begun = threading.Event()
-    worker = threading.Thread(target=work)
-    worker.start()
+    writer = threading.Thread(target=write_log)
+    writer.start()
     begun.wait()
     assert main([str(run.path), "--logs", "-f"]) == 0
-    worker.join()
+    writer.join()
     assert capsys.readouterr().out == "first\nsécond\nlast\n"
 
 
@@ -133,7 +133,7 @@ def test_watch_ends_with_the_last_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "tiny-s1: Broke." in capsys.readouterr().out
 
 
-def test_it_stays_light(sweep: Path) -> None:
+def test_it_imports_nothing_heavy(sweep: Path) -> None:
     code = (
         "import sys; from newllm.status import main; main(sys.argv[1:])\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'submitit', 'omegaconf'}\n"

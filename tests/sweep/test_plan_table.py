@@ -1,4 +1,4 @@
-"""What a plan says that its runs will cost, from what finished runs have cost."""
+"""Estimated costs of planned runs, from the costs of finished runs."""
 
 import json
 from pathlib import Path
@@ -11,16 +11,16 @@ from newllm.sweep.display import aligned
 from newllm.sweep.plan_table import Estimates
 
 
-def done(folder: Path, seconds: float, *overrides: str) -> None:
+def make_finished_run(folder: Path, seconds: float, *overrides: str) -> None:
     directory = RunDirectory(folder)
     directory.freeze(effective(compose(overrides)))
     directory.results_file.write_text(json.dumps({"speed/wall_seconds": seconds, "params/total": 7}))
 
 
-def test_time_is_that_of_the_most_alike_scaled_by_tokens(tmp_path: Path) -> None:
-    done(tmp_path / "a", 10.0, "seed=1", "samples=100")
-    done(tmp_path / "b", 14.0, "seed=2", "samples=100")
-    done(tmp_path / "c", 50.0, "lr=0.01", "samples=100")
+def test_time_is_that_of_the_most_similar_runs_scaled_by_tokens(tmp_path: Path) -> None:
+    make_finished_run(tmp_path / "a", 10.0, "seed=1", "samples=100")
+    make_finished_run(tmp_path / "b", 14.0, "seed=2", "samples=100")
+    make_finished_run(tmp_path / "c", 50.0, "lr=0.01", "samples=100")
     estimates = Estimates([tmp_path, tmp_path / "nowhere"])
 
     def seconds(*overrides: str) -> float | None:
@@ -34,7 +34,7 @@ def test_time_is_that_of_the_most_alike_scaled_by_tokens(tmp_path: Path) -> None
 
 
 def test_parameters_are_counted_or_known_from_a_finished_run(tmp_path: Path) -> None:
-    done(tmp_path / "a", 10.0, "data.tokenizer=some/where", "seed=1")
+    make_finished_run(tmp_path / "a", 10.0, "data.tokenizer=some/where", "seed=1")
     estimates = Estimates([tmp_path])
     assert estimates.parameters(effective(compose(["seed=2"]))) == 3_737_856
     assert estimates.parameters(effective(compose(["data.tokenizer=some/where", "seed=2"]))) == 7
