@@ -21,15 +21,15 @@ from newllm.config.values import convert
 from newllm.errors import ConfigError, run_command
 from newllm.suggest import did_you_mean
 
-BENCHES = {
-    "attention": "attention kernels under each kind of bias against plain causal attention: time and memory",
-    "context": "contexts of a long text side by side against token by token, and an iteration of phase 1",
-    "data": "building a token store against datasets.map",
-    "decode": "decoding against the context's length: tokens per second and cache bytes, mha and absorbed mla",
-    "evaluate": "evaluation of long rows and of the reversal facts: encodings, memory, and against all logits",
-    "pack": "steps of packed runs against the same runs one by one, at small batches",
-    "sweep": "a sweep against Hydra's basic launcher and a process per run; planning against Hydra's composing",
-    "train": "a training step against transformers, eager and compiled, and the roofline; its peak memory",
+BENCHES = {  # name -> module, purpose
+    "attention": ("attention", "attention kernels with each kind of bias against plain causal attention: time, memory"),
+    "context": ("context_pass", "the true contexts of a long text against token by token; an iteration of phase 1"),
+    "data": ("data", "building a token store against datasets.map"),
+    "decode": ("decode", "decoding by context length: tokens per second and cache bytes, MHA and absorbed MLA"),
+    "evaluate": ("evaluation_pass", "losses of long rows and of the reversal facts: encodings, memory, all logits"),
+    "pack": ("pack", "training steps of packed runs against the same runs one by one, at small batches"),
+    "sweep": ("sweep", "a sweep against Hydra's basic launcher and a process per run; planning against Hydra"),
+    "train": ("train_step", "a training step against transformers, eager and compiled, and the roofline; peak memory"),
 }
 GATE = "short measurements against lower bounds of ratios, for continuous integration"
 
@@ -105,13 +105,14 @@ def _key(word: str) -> str:
 def _bench(name: str) -> Any:
     if name not in BENCHES:
         raise ConfigError(f"{name!r} is no bench; {did_you_mean(name, [*BENCHES, 'gate'], prefix='newllm bench ')}.")
-    return import_module(f"newllm.bench.{name}")
+    return import_module(f"newllm.bench.{BENCHES[name][0]}")
 
 
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        listed = [f"  {name:<10} {purpose}" for name, purpose in {**BENCHES, "gate": GATE}.items()]
-        print("\n".join(["newllm bench NAME [option=value …] [key=value of a run …] [out=FILE.json]", "", *listed]))
+        listed = [f"  {name:<10} {purpose}" for name, (_, purpose) in BENCHES.items()]
+        usage = "newllm bench NAME [option=value …] [key=value of a run …] [out=FILE.json]"
+        print("\n".join([usage, "", *listed, f"  {'gate':<10} {GATE}"]))
         return 0
     name, *words = argv
     if name == "gate":

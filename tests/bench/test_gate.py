@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm.bench import gate, main, parse
+from newllm.bench import BENCHES, gate, main, parse
 from newllm.bench.harness import Result
 from newllm.errors import ConfigError
 
@@ -63,6 +63,6 @@ def test_the_shipped_gate_names_benches_and_options_that_there_are() -> None:
     from importlib import import_module
 
     for check in gate.read(DOCS / "speed" / "gate.yaml"):
-        bench = import_module(f"newllm.bench.{check.bench}")
+        bench = import_module(f"newllm.bench.{BENCHES[check.bench][0]}")
         parse(check.words, bench.measure, bench.DEFAULTS)
         assert check.bounds

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import newllm
-from newllm.bench import main, measure, train
+from newllm.bench import main, measure, train_step
 from newllm.bench.hf_reference import peer, peer_name
 from newllm.errors import ConfigError
 
@@ -46,10 +46,10 @@ def test_a_machine_without_a_compiler_still_gets_its_ratios(monkeypatch: pytest.
     """What torch.compile lacks leaves out its two contestants, with the reason, and nothing else."""
     compiled = ["newllm_compiled", "transformers_compiled"]
     wanted = {"newllm", "transformers_eager", "transformers_eager_fp32", "matmuls", *compiled}
-    assert train._contestants(TINY, "bf16", compiled=True).keys() == wanted
+    assert train_step._contestants(TINY, "bf16", compiled=True).keys() == wanted
     idle, broken = partial(partial, int), partial(int, "no compiler")  # a builder, and one that raises
     quick = {name: broken if name in compiled else idle for name in sorted(wanted)}  # newllm before transformers
-    monkeypatch.setattr(train, "_contestants", lambda *_: quick)
+    monkeypatch.setattr(train_step, "_contestants", lambda *_: quick)
     result = measure("train", [*TINY, "facts=none", "rounds=1", "steps=1"])
     assert {"ratio/transformers_eager", "ratio/transformers_eager_fp32"} <= result.metrics.keys()
     assert not [name for name in result.metrics if "compiled" in name]
@@ -89,7 +89,7 @@ def test_the_bench_refuses_what_transformers_has_not(word: str) -> None:
 
 def test_pythia_rotates_a_quarter_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(train, "_step_memory", lambda cfg: seen.append(cfg.pos_encoding))
+    monkeypatch.setattr(train_step, "_step_memory", lambda cfg: seen.append(cfg.pos_encoding))
     for words in ([], ["rotary_pct=0.5"], ["pos_encoding=alibi"], ["model=llama_50m"]):
         measure("train", ["memory=true", *words])
     assert [node.get("rotary_pct") for node in seen] == [0.25, 0.5, None, 1.0]
