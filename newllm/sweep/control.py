@@ -14,7 +14,7 @@ from newllm.store.run_directory import RunDirectory
 from newllm.sweep.display import plural
 from newllm.sweep.launches import Policy, choosing, launches
 from newllm.sweep.local import Local
-from newllm.sweep.run_names import signature_of
+from newllm.sweep.run_names import signature_in
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import ask
 from newllm.sweep.state import RunState, read_states
@@ -152,7 +152,7 @@ def retry(sweep: Path, runs: Sequence[Path], which: Literal["failed", "interrupt
 def _config(directory: RunDirectory) -> dict[str, Any]:
     """The frozen configuration. Raises ConfigError if this version of newllm gives it another signature."""
     config = directory.config()
-    mark = signature_of(directory.path.name)
+    mark = signature_in(directory.path.name)
     if not config or (mark and signature(config) != mark):
         raise ConfigError(
             f"{directory.path} cannot be resumed, since its configuration is from another version of newllm or its "

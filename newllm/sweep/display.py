@@ -1,4 +1,4 @@
-"""The runs of a sweep as a table: for `newllm status`, and live with a summary while a launcher works."""
+"""Draws the runs of a sweep: a table for `newllm status`, and a live one, with a summary, while a launcher works."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from newllm.console import number
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.run_names import short_names, signature_of
+from newllm.sweep.run_names import short_names, signature_in
 from newllm.sweep.state import STATES, RunState, count_states, read_state
 
 SHOWN_ROWS = 40  # running runs in the live table
@@ -32,8 +32,8 @@ _OUTCOMES = {"done": "done", "failed": "failed", "interrupted": "interrupted", "
 
 
 class Display:
-    """Shows how the runs of a launch in the folder `sweep` get on: a live table on a terminal, elsewhere one line per
-    start and end; and a summary in the end.
+    """Shows the progress of a launch: on a terminal a live table, elsewhere one line per start and end of a run; then a
+    summary.
 
     Reads only the files of running runs, so that ten thousand queued ones cost nothing.
     """
@@ -54,7 +54,7 @@ class Display:
     def shown(self, slots: int, pack_size: int = 1, notes: Sequence[str] = ()) -> Iterator[None]:
         """Show the live table (on a terminal) within this block and the summary after it.
 
-        slots: concurrent workers. pack_size: runs that train together in a worker, at most. notes: lines to begin with.
+        slots: concurrent workers. pack_size: most runs that a worker trains together. notes: lines to print first.
         """
         self._at_once = min(slots * pack_size, self._total)
         how = f"{slots:,} at once"
@@ -83,7 +83,7 @@ class Display:
             self._say(f"start  {self._names[run.name]}")
 
     def ended(self, run: Path, state: str, error: str | None, again: bool) -> None:
-        """`again`: the run was queued again."""
+        """`again`: the run has been queued again."""
         now = time.monotonic()
         name, seconds = self._names[run.name], now - self._running.pop(run, now)
         if again:
@@ -110,12 +110,11 @@ class Display:
         if now - self._last_shown < (SUMMARY_SECONDS if self._live is None else REFRESH_SECONDS):
             return
         self._last_shown = now
-        counts = f"{self._ended()}, {len(self._running):,} running, {self._queued():,} queued"
-        counts += f"; {clock(now - self._began)} passed"
+        counts = f"{self._counts()}; {clock(now - self._began)} passed"
         if self._seconds_of_done:
             mean = self._seconds_of_done / self._outcomes["done"]  # assumes that the remaining runs take as long
             rests = [max(mean - (now - began), 0.0) for began in self._running.values()]
-            left = max((sum(rests) + self._queued() * mean) / self._at_once, *rests, 0.0)
+            left = max((sum(rests) + self._queued * mean) / self._at_once, *rests, 0.0)
             counts += f", about {clock(left)} left"
         if self._live is None:
             self._say(counts)
@@ -124,21 +123,19 @@ class Display:
         with suppress(OSError):
             self._live.update(Group(*table(runs, names=self._names), Text(), Text(counts)), refresh=True)
 
+    @property
     def _queued(self) -> int:
         return self._total - len(self._running) - sum(self._outcomes[state] for state in _OUTCOMES)
 
-    def _ended(self) -> str:
-        """``3 done, 1 failed``"""
-        return ", ".join(
-            f"{self._outcomes[state]:,} {words}"
-            for state, words in _OUTCOMES.items()
-            if state == "done" or self._outcomes[state]
-        )
+    def _counts(self) -> str:
+        """``3 done, 1 failed, 2 running, 4 queued``"""
+        counts = {words: self._outcomes[state] for state, words in _OUTCOMES.items()}
+        counts |= {"running": len(self._running), "queued": self._queued}
+        return in_words({state: count for state, count in counts.items() if count or state == "done"})
 
     def _summary(self) -> None:
-        queued = f", {self._queued():,} queued" if self._queued() else ""
         duration = clock(time.monotonic() - self._began)
-        self._say(f"{plural(self._total, 'run')} in {duration}: {self._ended()}{queued}.", "bold")
+        self._say(f"{plural(self._total, 'run')} in {duration}: {self._counts()}.", "bold")
         for run, error in self._failures[:SHOWN_FAILURES]:
             log = next((file for file in (run / "train.log", run / "stderr.log") if file.exists()), run)
             self._say(f"  failed: {self._names[run.name]}: {error or 'unknown reason'} ({log})", "red")
@@ -163,7 +160,7 @@ def page(sweeps: Mapping[Path, Sequence[RunState]], limit: int | None = None) ->
     lines: list[Text] = []
     for sweep, runs in sweeps.items():
         trained = [run for run in runs if run.evaluated_from is None]
-        counts = ", ".join(f"{count:,} {state}" for state, count in count_states(trained).items())
+        counts = in_words(count_states(trained))
         extra = len(runs) - len(trained)
         evaluations = f"; {plural(extra, 'evaluation')} under other settings" if extra else ""
         lines += [Text(""), Text(str(sweep), style="bold")] if len(sweeps) > 1 else []
@@ -214,6 +211,11 @@ def clock(seconds: float | None) -> str:
     return "" if seconds is None else str(timedelta(seconds=round(seconds))).removeprefix("0:")
 
 
+def in_words(counts: Mapping[str, int]) -> str:
+    """``3 done, 1,200 queued``."""
+    return ", ".join(f"{count:,} {state}" for state, count in counts.items())
+
+
 def plural(count: int, noun: str) -> str:
     """``1 run``, ``12,000 runs``."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
@@ -238,7 +240,7 @@ def _row(run: RunState, names: Mapping[str, str]) -> dict[str, str]:
     elif running and step and run.step == run.steps:
         step = "evaluating"
     return {
-        "run": names.get(run.name) or run.name.removesuffix(f"-{signature_of(run.name)}"),
+        "run": names.get(run.name) or run.name.removesuffix(f"-{signature_in(run.name)}"),
         "state": run.state,
         "step": step,
         "loss": f"{run.loss:.3f}" if run.loss is not None and running else "",
@@ -279,8 +281,8 @@ def _advice(sweep: Path, runs: Sequence[RunState]) -> list[str]:
     if left_alone:
         gone = "" if any(run.attended for run in runs) else "The launcher is gone. "
         advice.append(
-            f"{gone}Nobody works on {' and '.join(f'{count:,} {state}' for state, count in left_alone.items())}: the "
-            f"same command, or newllm status {sweep} --retry {'all' if failed else 'interrupted'}, continues."
+            f"{gone}Nobody works on {in_words(left_alone)}: the same command, or newllm status {sweep} --retry "
+            f"{'all' if failed else 'interrupted'}, continues."
         )
     if failed:
         name = short_names(run.name for run in runs)[failed[0]]

@@ -11,7 +11,7 @@ from newllm.config.groups import groups
 from newllm.config.identity import signature, slug
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.run_names import signature_of
+from newllm.sweep.run_names import signature_in
 from newllm.sweep.state import RunState, read_states
 
 Rerun = Literal["failed", "none", "all"]
@@ -80,7 +80,7 @@ def plan(
             f"only={list(only or [])}: there is no run {wrong[0]}; the plan numbers them 0 to {len(distinct) - 1}."
         )
     folders = sorted(sweep.iterdir(), reverse=True) if sweep.is_dir() else []
-    existing = {signature_of(folder.name): folder for folder in folders}
+    existing = {signature_in(folder.name): folder for folder in folders}
     paths = {
         mark: Path(run_dir) if run_dir else existing.get(mark, sweep / f"{slug(config)}-{mark}")
         for mark, config in distinct.items()

@@ -16,7 +16,7 @@ from newllm.config.groups import groups, parts_of, stages
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import PARTS, count_parameters, seedless
-from newllm.sweep.display import aligned, clock, plural
+from newllm.sweep.display import aligned, clock, in_words, plural
 from newllm.sweep.plan import Plan, PlannedRun
 
 _STAGES = tuple(group for stage in stages() for group in (stage, *parts_of(stage)))
@@ -29,26 +29,23 @@ _SIMILAR = (  # groups in which a finished run must equal a planned one, stricte
 
 
 def show(plan: Plan, whole: bool) -> None:
-    """Print one line about the plan; with `whole`, also every run with its estimated cost, and the totals."""
+    """Print one line about the plan; with `whole`, also every run with its estimated cost, and the totals.
+
+    The line: ``36 combinations are 15 distinct runs: 3 done, 12 new; 12 to do. Folder: outputs/sweeps``
+    """
     console = Console(highlight=False)
     if whole:
         _show_runs(plan, console)
-    console.print(Text(summary(plan)), soft_wrap=True)
-    for run in plan.runs:
-        if run.state == "unreadable":
-            console.print(Text(f"{run.path.name} is skipped: {run.known.error}"), soft_wrap=True)
-
-
-def summary(plan: Plan) -> str:
-    """``36 combinations are 15 distinct runs: 3 done, 12 new; 12 to do. Folder: outputs/sweeps``"""
     runs = plural(len(plan.runs), "run")
     if plan.combinations != len(plan.runs):
         runs = f"{plan.combinations:,} combinations are {plural(len(plan.runs), 'distinct run')}"
-    counts = Counter(run.state for run in plan.runs)
-    states = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
+    states = in_words(Counter(sorted(run.state for run in plan.runs)))
     attended = sum(run.known.attended for run in plan.runs)
     elsewhere = f" {attended:,} of them belong to a launcher that is already running." if attended else ""
-    return f"{runs}: {states}; {len(plan.wanted):,} to do.{elsewhere} Folder: {plan.sweep}"
+    lines = [f"{runs}: {states}; {len(plan.wanted):,} to do.{elsewhere} Folder: {plan.sweep}"]
+    lines += [f"{run.path.name} is skipped: {run.known.error}" for run in plan.runs if run.state == "unreadable"]
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
 
 
 def _show_runs(plan: Plan, console: Console) -> None:

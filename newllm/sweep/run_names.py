@@ -36,7 +36,7 @@ def sweeps_in(folder: Path) -> dict[Path, list[Path]]:
     return sweeps
 
 
-def signature_of(name: str) -> str | None:
+def signature_in(name: str) -> str | None:
     """The signature at the end of a run directory's name, None if the user chose a name without one."""
     found = _SIGNATURE.search(name)
     return found.group(1) if found else None
@@ -56,7 +56,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     }
     times = Counter(short.values())
     unclear = [name for name, text in short.items() if not text or times[text] > 1]
-    marks = {name: signature_of(name) for name in unclear}
+    marks = {name: signature_in(name) for name in unclear}
     return short | {name: f"{short[name]}-{mark}".lstrip("-") if mark else name for name, mark in marks.items()}
 
 
@@ -84,7 +84,7 @@ def _matching_name(word: str, short: Mapping[str, str]) -> str:
         rest = iter(_HYPHEN.split(name))
         return all(piece in rest for piece in _HYPHEN.split(part))
 
-    exact = [name for name in short if part in (name, signature_of(name), short[name])]
+    exact = [name for name in short if part in (name, signature_in(name), short[name])]
     found = exact or [name for name in short if part in name] or [name for name in short if in_order(name)]
     if len(found) == 1:
         return found[0]

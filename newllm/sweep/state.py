@@ -84,7 +84,7 @@ def before_worker(run: RunDirectory) -> tuple[str, str | None]:
     """State and error of a run whose turn has come: `queued` if it is still to be started, `elsewhere` if another
     process works on it."""
     if not run.status_file.exists():
-        return "interrupted", f"{run.path} is no frozen run any more, since it has no status.json"
+        return "interrupted", f"{run.path} cannot be started, since its status.json is gone"
     found = read_state(run)
     return {"running": "elsewhere", "unreadable": "failed"}.get(found.state, found.state), found.error
 
@@ -197,7 +197,7 @@ def _observed_state(
     if job is None or jobs is None or claimed == "done":
         here = job is None or status.get("host") == platform.node()
         if claimed == "running" and here and not _held(directory):
-            return "interrupted", "It was cut off: its process is gone.", None
+            return "interrupted", "Its process is gone.", None
         return claimed, error, None
     job_state = jobs.get(job, GONE)
     means = meaning(job_state)

@@ -69,7 +69,7 @@ def test_a_run_is_running_while_its_process_lives_and_interrupted_when_that_is_k
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert states(tmp_path) == [("interrupted", False)]
-        assert "its process is gone" in (only_run(tmp_path).error or "")
+        assert "process is gone" in (only_run(tmp_path).error or "")
 
 
 def test_a_queued_run_is_attended_while_its_launcher_lives(tmp_path: Path) -> None:
