@@ -1,21 +1,15 @@
 """`newllm evaluate RUN [RUN …] [key=value …]`: evaluate finished runs again, without training."""
 
-import argparse
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from newllm.config.catalog import Catalog
-from newllm.errors import ConfigError, NewllmError, run_command
-from newllm.suggest import did_you_mean
+from newllm.config.compose import catalog_for
+from newllm.errors import ConfigError, NewllmError, Parser, run_command
+from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs
 
-if TYPE_CHECKING:
-    from newllm.run.evaluation_plan import EvaluationPlan
-
-FLAGS = ("--help", "--config-dir")
 _USAGE = """\
 Evaluate finished runs again. Nothing is trained, and stored results never change.
 
@@ -37,7 +31,6 @@ runtime, attention.kernel, trainer.precision, trainer.eval_weights. Reports show
 _OPTIONS = """\
 Options
   rerun=true            compute stored results again, and compare
-  apart=true            keep results in a folder of their own even if only evaluator options differ
   --config-dir FOLDER   YAML files of your own, laid out like conf/
   HYDRA_FULL_ERROR=1    (environment) show tracebacks
 
@@ -48,48 +41,44 @@ Exit status: 0; 1 if a result differs from the stored one, or a run failed (the 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, argv)
 
 
 def _run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(prog="newllm evaluate", add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*")
     parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--config-dir", nargs="?", const="")
-    options, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        raise ConfigError(f"{unknown[0]} is no flag of newllm evaluate; {did_you_mean(unknown[0], FLAGS)}.")
-    if options.config_dir == "":
-        raise ConfigError("--config-dir needs a folder, as in --config-dir my_conf.")
-    from newllm.run.evaluation_plan import parse_overrides
-
+    parser.add_argument("--config-dir")
+    options = parser.parse_intermixed_args(argv)
     if options.help:
-        print(_help(parse_overrides([], options.config_dir).catalog))
+        catalog = catalog_for(options.config_dir)
+        lines = [f"  {name:<16} {catalog.describe('eval', name)}".rstrip() for name in catalog.groups["eval"]]
+        print("\n".join([_USAGE, "Evaluators (eval=[…])", *lines, "", _OPTIONS.rstrip()]))
         return 0
-    folders, overrides, switches = _classify(options.words)
+    folders, overrides, rerun = [], [], False
+    for word in options.words:
+        if Path(word).is_dir():
+            folders.append(Path(word))
+        elif word.startswith("rerun="):
+            if word.lower() not in ("rerun=true", "rerun=false"):
+                raise ConfigError(f"{word}: expected true or false.")
+            rerun = word.lower() == "rerun=true"
+        elif "=" in word or word.startswith("~"):
+            overrides.append(word)
+        else:
+            raise ConfigError(f"{word}: no such folder; expected a run directory, a folder of runs, or key=value.")
     if not folders:
         raise ConfigError("no run is given; type newllm evaluate RUN, as in newllm evaluate outputs/runs/tiny-rope-….")
+
+    from newllm.run.evaluation_plan import EvaluationPlan, parse_overrides, plan_evaluation
+
     parse_overrides(overrides, options.config_dir)  # an error that concerns every run is raised once
-    runs, skipped = _find_runs(folders)
-    return _evaluate(runs, skipped, overrides, options.config_dir, **switches)
-
-
-def _evaluate(
-    runs: Sequence[Path],
-    skipped: Sequence[Path],
-    overrides: Sequence[str],
-    config_dir: str | None,
-    rerun: bool = False,
-    apart: bool = False,
-) -> int:
-    """Plan all evaluations before the first one starts, then run them one by one; returns the exit status."""
-    from newllm.run.evaluation_plan import plan_evaluation
-
-    plans: dict[Path, EvaluationPlan] = {}
+    runs, unfinished = _find_runs(folders)
+    plans: dict[Path, EvaluationPlan] = {}  # all are planned before the first one starts
     failures: dict[Path, Exception] = {}
     for path in runs:
         try:
-            plans[path] = plan_evaluation(path, overrides, config_dir, apart)
+            plans[path] = plan_evaluation(path, overrides, options.config_dir)
         except NewllmError as error:
             failures[path] = error
     if not plans:
@@ -113,8 +102,8 @@ def _evaluate(
     except Interrupted as stop:
         print(f"{stop}. Finished evaluations are kept; the same command continues with the others.")
         return stop.exit_status
-    if skipped:
-        print(f"Skipped, not done: {_listed(skipped)}.")
+    if unfinished:
+        print(f"Skipped, not done: {_listed(unfinished)}.")
     if len(runs) > 1:
         print(f"{len(runs) - len(failures)} of {len(runs)} runs evaluated.")
         if failures:
@@ -129,54 +118,27 @@ def _print_error(path: Path, error: BaseException) -> None:
     print(f"newllm: {path.name}: {message}", file=sys.stderr)
 
 
-def _classify(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, bool]]:
-    """Sort the words of the command line into folders, overrides and the command's own switches."""
-    folders, overrides, switches = [], [], {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if Path(word).is_dir():
-            folders.append(word)
-        elif name in ("rerun", "apart"):
-            if value.lower() not in ("true", "false"):
-                raise ConfigError(f"{word}: expected true or false.")
-            switches[name] = value.lower() == "true"
-        elif equals or word.startswith("~"):
-            overrides.append(word)
-        else:
-            raise ConfigError(f"{word}: no such folder; expected a run directory, a folder of runs, or key=value.")
-    return folders, overrides, switches
-
-
-def _find_runs(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
+def _find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """The runs to evaluate, each once; and the runs that are skipped since they are not done."""
-    from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs
-
     runs: dict[Path, Path] = {}
-    skipped = []
-    for folder in map(Path, folders):
-        if (folder / "config.yaml").exists():
-            runs.setdefault(folder.resolve(), folder)
-            continue
-        inside = [path for path in find_runs(folder) if evaluated_run(path) is None]
-        done = [path for path in inside if RunDirectory(path).is_done()]
-        skipped += [path for path in inside if path not in done]
+    unfinished = []
+    for folder in folders:
+        done = inside = [folder]
+        if not (folder / "config.yaml").exists():
+            inside = [path for path in find_runs(folder) if evaluated_run(path) is None]
+            done = [path for path in inside if RunDirectory(path).is_done()]
+            unfinished += [path for path in inside if path not in done]
         if not done:
             which = f"{len(inside)} runs, none of them done" if inside else "no run"
             raise ConfigError(f"{folder} has {which}; newllm status {folder} lists them.")
         for path in done:
             runs.setdefault(path.resolve(), path)
-    return list(runs.values()), skipped
+    return list(runs.values()), unfinished
 
 
 def _listed(paths: Sequence[Path]) -> str:
     names = [path.name for path in paths]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _help(catalog: Catalog) -> str:
-    """The usage, and the evaluators with the first lines of their YAML files."""
-    lines = [f"  {name:<16} {catalog.describe('eval', name)}".rstrip() for name in catalog.groups["eval"]]
-    return "\n".join([_USAGE, "Evaluators (eval=[…])", *lines, "", _OPTIONS.rstrip()])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from newllm.config.identity import canonical, folder_name
 from newllm.console import Console, number
@@ -31,8 +31,8 @@ from newllm.training.checkpoint import load_weights, weight_shapes
 from newllm.training.context import Run
 from newllm.training.signals import Signals
 
-# Evaluator -> its metrics that training measures too. Training's batches differ, so the last bits may.
-MEASURED_IN_TRAINING = {"loss": ("val/loss", "val/ppl")}
+# Training measures these too, in other batches than eval.loss, so that the last bits may differ.
+MEASURED_IN_TRAINING = ("val/loss", "val/ppl")
 LOCK_TIMEOUT = 60.0  # seconds; other processes lock a finished run's directory only while they add to it
 
 
@@ -42,32 +42,44 @@ def evaluate_run(
     *,
     config_dir: str | Path | None = None,
     rerun: bool = False,
-    apart: bool = False,
 ) -> dict[str, float]:
-    """What `newllm evaluate PATH …` does for one run; returns the metrics of this evaluation.
+    """Does what `newllm evaluate PATH …` does for one run; returns the metrics of this evaluation.
 
     overrides: as on the command line, ``["eval=[extrapolation]", "pos_encoding.scaling=yarn"]``; empty: repeat the
-    run's own evaluation. rerun: compute even what an earlier evaluation has stored. apart: keep the results in a folder
-    of their own even if only the options of evaluators differ.
+    run's own evaluation. rerun: compute even what an earlier evaluation has stored.
 
     Raises ConfigError for an override that is not allowed, RunError if a result differs from the stored one.
     """
-    return reevaluate(plan_evaluation(path, overrides, config_dir, apart), rerun)
+    return reevaluate(plan_evaluation(path, overrides, config_dir), rerun)
 
 
 def reevaluate(plan: EvaluationPlan, rerun: bool = False, signals: Signals | None = None) -> dict[str, float]:
     """Carry out a plan; returns its metrics. If an earlier evaluation stored them, they are read; else they are
     computed, compared with what is stored, and added."""
     directory, console = _results_directory(plan), Console(bar=False)
-    if not rerun and not plan.repeats and (stored := _stored_metrics(directory, plan.config["eval"])):
-        rows = [{"metric": name, "value": number(value)} for name, value in stored.items()]
-        console.section(f"Evaluated before: {directory.path}", [rows])
-        console.line("rerun=true computes them again and compares.")
-        return stored
+    read = not rerun and not plan.repeats and directory.config_file.exists()
+    results = directory.results()
+    for line in reversed(directory.evaluated() if read else []):
+        if canonical(line["eval"]) == canonical(plan.config["eval"]) and results.keys() >= {*line["metrics"]}:
+            stored = {name: results[name] for name in line["metrics"]}
+            rows = [{"metric": name, "value": number(value)} for name, value in stored.items()]
+            console.section(f"Evaluated before: {directory.path}", [rows])
+            console.line("rerun=true computes them again and compares.")
+            return stored
 
     started = _now()
     run = _prepare(plan)
-    _show_header(console, plan, run)
+    console.title("newllm evaluate")
+    console.settings({
+        "run directory": str(plan.run.path),
+        "weights": run.cfg.trainer.eval_weights,
+        "evaluators": ", ".join(run.cfg.eval),
+        "machine": f"{run.device}, {run.precision}, {run.runtime.threads} thread{'s' * (run.runtime.threads != 1)}",
+    })  # fmt: skip
+    for difference in plan.differences():
+        console.line(f"Differs from training: {difference}.", style="yellow")
+    for note in run.data.notes:
+        console.line(f"Note: {note}", style="yellow")
     metrics: dict[str, float] = counts(run) if plan.settings else {}  # the run's own directory has them already
     tables: dict[str, Any] = {}
     run.model.position.adapt(run.cfg.data.seq_len)
@@ -81,8 +93,7 @@ def reevaluate(plan: EvaluationPlan, rerun: bool = False, signals: Signals | Non
         with signals.deferred() if signals else nullcontext(), plan.run.locked(LOCK_TIMEOUT):
             compared = _compare(directory, metrics, tables)
             if not compared["different"] and (compared["new"] or not plan.repeats):
-                line = _log_entry(plan, run, metrics, compared)
-                _add(directory, metrics, tables, compared["new"], line)
+                _add(plan, directory, run, metrics, tables, compared)
                 console.open_log(directory.log_file)
                 console.close_log()
                 if not directory.config_file.exists():  # a new folder; config.yaml, which makes it a run, comes last
@@ -110,23 +121,20 @@ def _results_directory(plan: EvaluationPlan) -> RunDirectory:
     return RunDirectory(existing[0] if existing else plan.run.evaluations / name)
 
 
-def _stored_metrics(directory: RunDirectory, evaluators: Mapping[str, Any]) -> dict[str, float] | None:
-    """The metrics of an earlier evaluation by the same evaluators with the same options."""
-    if not directory.config_file.exists():
-        return None
-    results = directory.results()
-    for line in reversed(directory.evaluated()):
-        if canonical(line["eval"]) == canonical(evaluators) and all(name in results for name in line["metrics"]):
-            return {name: results[name] for name in line["metrics"]}
-    return None
-
-
 def _prepare(plan: EvaluationPlan) -> Run:
     """The run's model with its trained weights, and its data, under the settings of the plan."""
     directory = plan.run
     trained, cfg = OmegaConf.create(plan.trained), OmegaConf.create(plan.config)
-    length = trained.data.seq_len
-    _check_weights(trained, cfg, Tokenizer.load(directory.tokenizer).vocab_size, length)
+    length, tokens = trained.data.seq_len, Tokenizer.load(directory.tokenizer).vocab_size
+    with torch.device("meta"):
+        stored, needed = (weight_shapes(build_model(config, tokens, length)) for config in (trained, cfg))
+    for name in sorted({*stored, *needed}):
+        if stored.get(name) != needed.get(name):
+            raise ConfigError(
+                f"these settings make another model: its {name} has shape {needed.get(name, 'none (it is absent)')}, "
+                f"the run's {stored.get(name, 'none (it is absent)')}; only settings that keep the run's weights can "
+                "be changed, such as pos_encoding.scaling=yarn."
+            )
     other_data = any(key.startswith("data.") for key in plan.changes)
     if other_data and cfg.data.tokenizer == "auto":
         cfg.data.tokenizer = str(directory.tokenizer)
@@ -154,20 +162,6 @@ def _prepare(plan: EvaluationPlan) -> Run:
     return run
 
 
-def _check_weights(trained: DictConfig, cfg: DictConfig, tokens: int, seq_len: int) -> None:
-    """Raise ConfigError if the settings need weights that the run lacks, or leave some unused."""
-    with torch.device("meta"):
-        stored, needed = (weight_shapes(build_model(config, tokens, seq_len)) for config in (trained, cfg))
-    wrong = [name for name in sorted({*stored, *needed}) if stored.get(name) != needed.get(name)]
-    if wrong:
-        name = wrong[0]
-        raise ConfigError(
-            f"these settings make another model: its {name} has shape {needed.get(name, 'none (it is absent)')}, the "
-            f"run's {stored.get(name, 'none (it is absent)')}; only settings that keep the run's weights can be "
-            "changed, such as pos_encoding.scaling=yarn."
-        )
-
-
 def _compare(
     directory: RunDirectory, metrics: Mapping[str, float], tables: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
@@ -175,91 +169,57 @@ def _compare(
 
     The outcomes are new, equal, different, and kept: numbers that differ from training's own, which stay.
     """
-    files = {f"tables/{file.name}": file.read_text(encoding="utf-8") for file in directory.tables.glob("*.csv")}
-    stored: dict[str, Any] = {**directory.results(), **files}
-    from_training = _metrics_from_training(directory)
-    found: dict[str, Any] = {**metrics, **{f"tables/{name}.csv": as_csv(rows) for name, rows in tables.items()}}
     compared: dict[str, list[dict[str, Any]]] = {outcome: [] for outcome in ("new", "equal", "different", "kept")}
-    for name, now in found.items():
-        old: Any = stored.get(name)
-        if name not in stored:
+    results, config = directory.results(), directory.config()
+    from_training = directory.trained is directory and "loss" not in config.get("eval", {})
+    for name, now in metrics.items():
+        old = results.get(name)
+        if name not in results:
             outcome = "new"
-        elif same(old, now) if isinstance(now, str) else old == now or (old is None and not math.isfinite(now)):
+        elif old == now or (old is None and not math.isfinite(now)):
             outcome = "equal"
         else:
-            outcome = "kept" if name in from_training else "different"
-        shown = {"stored": old, "now": now} if name in metrics else {"stored": "other cells", "now": "other cells"}
-        compared[outcome].append({"name": name, **shown})
+            outcome = "kept" if from_training and name in MEASURED_IN_TRAINING else "different"
+        compared[outcome].append({"name": name, "stored": old, "now": now})
+    for name, rows in tables.items():
+        file = directory.tables / f"{name}.csv"
+        outcome = "new"
+        if file.exists():
+            outcome = "equal" if same(file.read_text(encoding="utf-8"), as_csv(rows)) else "different"
+        compared[outcome].append({"name": f"tables/{name}.csv", "stored": "other cells", "now": "other cells"})
     return compared
 
 
-def _metrics_from_training(directory: RunDirectory) -> set[str]:
-    """Metrics whose stored numbers come from training: the run had no evaluator for them, and later evaluations kept
-    them."""
-    if directory.trained is not directory:
-        return set()
-    own, later = directory.config().get("eval", {}), directory.evaluated()
-    return {
-        metric
-        for evaluator, metrics in MEASURED_IN_TRAINING.items()
-        if evaluator not in own
-        for metric in metrics
-        if all(metric in line["kept"] for line in later if evaluator in line["eval"])
-    }
-
-
 def _add(
+    plan: EvaluationPlan,
     directory: RunDirectory,
+    run: Run,
     metrics: Mapping[str, float],
     tables: Mapping[str, Any],
-    new: Sequence[Mapping[str, Any]],
-    line: dict[str, Any],
+    compared: Mapping[str, Any],
 ) -> None:
     """Write new results into `directory`: tables first, so that no metric lacks its table; last the line of
     evaluations.jsonl, which marks the evaluation as complete."""
-    names = [result["name"] for result in new]
-    directory.path.mkdir(parents=True, exist_ok=True)
-    for table, rows in tables.items():
-        if f"tables/{table}.csv" in names:
-            directory.write_table(table, rows)
-    directory.write_results({**directory.results(), **{name: metrics[name] for name in names if name in metrics}})
-    file = directory.evaluations_file
-    write_text(file, (file.read_text(encoding="utf-8") if file.exists() else "") + json_line(line))
-
-
-def _log_entry(
-    plan: EvaluationPlan, run: Run, metrics: Mapping[str, float], compared: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The line of evaluations.jsonl."""
+    new = [line["name"] for line in compared["new"]]
     here = describe(device=str(run.device), threads=run.runtime.threads, precision=run.precision)
     environment = {name: here[name] for name in ("git", "device", "threads", "precision", "cpu", "host")}
-    return {
+    line = {
         "time": _now(),
         "overrides": list(plan.config["overrides"]),
         "eval": plan.config["eval"],
         "metrics": [*metrics],
-        "new": len(compared["new"]),
+        "new": len(new),
         "equal": len(compared["equal"]),
         "kept": [kept["name"] for kept in compared["kept"]],
         "environment": {**environment, "torch": here["packages"].get("torch")},
     }
-
-
-def _show_header(console: Console, plan: EvaluationPlan, run: Run) -> None:
-    cfg, threads = run.cfg, run.runtime.threads
-    console.title("newllm evaluate")
-    console.settings(
-        {
-            "run directory": str(plan.run.path),
-            "weights": cfg.trainer.eval_weights,
-            "evaluators": ", ".join(cfg.eval),
-            "machine": f"{run.device}, {run.precision}, {threads} thread{'s' * (threads != 1)}",
-        }
-    )
-    for line in plan.differences():
-        console.line(f"Differs from training: {line}.", style="yellow")
-    for note in run.data.notes:
-        console.line(f"Note: {note}", style="yellow")
+    directory.path.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        if f"tables/{name}.csv" in new:
+            directory.write_table(name, rows)
+    directory.write_results({**directory.results(), **{name: metrics[name] for name in new if name in metrics}})
+    file = directory.evaluations_file
+    write_text(file, (file.read_text(encoding="utf-8") if file.exists() else "") + json_line(line))
 
 
 def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, compared: Mapping[str, Any]) -> None:
@@ -267,10 +227,16 @@ def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, com
     equal, different = len(compared["equal"]), compared["different"]
     if different:
         rows = [{name: _exact(value) for name, value in line.items()} for line in different]
-        console.section("Differences", [rows, *_environment_changes(plan.run)])
+        # What has changed since training and may change numbers.
+        then = plan.run.environment()
+        here = describe(device=then.get("device", ""), threads=0, precision="")
+        pairs = {name: (then.get(name), here[name]) for name in ("cpu", "git", "platform")}
+        pairs["torch"] = then.get("packages", {}).get("torch"), here["packages"].get("torch")
+        changes = [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items() if old != new]
+        console.section("Differences", [rows, *changes])
         raise RunError(
             f"{len(rows)} of {equal + len(rows)} results in {directory.path} differ from the stored ones, so nothing "
-            "was written" + ("." if plan.repeats else "; apart=true keeps results of other evaluator options apart.")
+            "was written."
         )
     console.line()
     for line in compared["kept"]:
@@ -282,15 +248,6 @@ def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, com
         console.line(f"{equal} stored results were reproduced.")
     if new := [line for line in compared["new"] if not line["name"].startswith(("params/", "data/"))]:
         console.line(f"{len(new)} new results are in {directory.path}.", style="bold")
-
-
-def _environment_changes(run: RunDirectory) -> list[str]:
-    """What has changed in the environment since the run was trained and may change numbers."""
-    then = run.environment()
-    here = describe(device=then.get("device", ""), threads=0, precision="")
-    pairs: dict[str, tuple[Any, Any]] = {name: (then.get(name), here[name]) for name in ("cpu", "git", "platform")}
-    pairs["torch"] = then.get("packages", {}).get("torch"), here["packages"].get("torch")
-    return [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items() if old != new]
 
 
 def _exact(value: Any) -> str:
