@@ -175,8 +175,9 @@ def _with_overrides(
         else:
             fixed = {key.partition(".")[2] for key in FIXED_OPTIONS if key.startswith(f"{name}.")} & {*trained[name]}
             tree[name] = {**after.tree[name], **{option: trained[name][option] for option in fixed}}
-    own = {"choices": {**choices, **{name: after.choices[name] for name in typed}}, "overrides": given.of_run()}
-    tree = {**with_values(replace(after, tree=tree, choices=own["choices"]), given).run, **own}
+    choices = {**choices, **{name: after.choices[name] for name in typed}}
+    tree = with_values(replace(after, tree=tree, choices=choices), given).run
+    tree |= {"choices": choices, "overrides": given.of_run()}
     refuse_unused(tree, given)
 
     # Axes that nothing follows any more are left out.
