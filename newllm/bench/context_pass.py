@@ -29,9 +29,9 @@ from newllm.config import compose
 from newllm.errors import ConfigError
 from newllm.model import build_model
 from newllm.precision import Precision, autocast
-from newllm.two_phase.contexts import Text, true_contexts
-from newllm.two_phase.iteration import Iteration
+from newllm.two_phase.fixed_point import Iteration
 from newllm.two_phase.recurrence import Recurrence
+from newllm.two_phase.stored_contexts import Text, true_contexts
 
 SHAPES = "3x1536x2,6x768x1"
 DEFAULTS = ["model=context_token", "precision=fp32", "samples=300"]
@@ -109,22 +109,21 @@ def _phase1(
     """Train the recurrence and time each iteration after the random start; a row of the table."""
     phase = build(cfg.phase1, objective=OmegaConf.to_container(cfg.objective, resolve=True), seed=cfg.trainer.seed)
     recurrence.requires_grad_(True)
-    iteration = Iteration(phase.rule, phase.objective, recurrence, text, precision, cfg.trainer.seed)
     seconds = []
     with TemporaryDirectory() as folder:
-        iteration.draw_start(Path(folder))
+        iteration = Iteration(phase, recurrence, text, precision, Path(folder))
+        iteration.draw_start()
         for number in range(2, count + 1):
             begun = time.perf_counter()
-            found = iteration.run(Path(folder), number, lambda batch, loss: None)
+            found = iteration.run(number, lambda batch, loss: None)
             seconds.append(time.perf_counter() - begun)
     recurrence.requires_grad_(False)
     middle = statistics.median(seconds)
-    metrics = {"loss": found.loss, "bound": found.bound, "converged": found.converged}
-    result.metrics |= {f"phase1/{shape}/{name}": value for name, value in metrics.items()}
+    result.metrics |= {f"phase1/{shape}/{name}": value for name, value in found.items()}
     result.metrics[f"seconds/{shape}/iteration"] = seconds
     result.metrics[f"iteration/{shape}/tokens_per_second"] = len(text) / middle
-    row = [shape, f"{middle:.2f}", f"{len(text) / middle:,.0f}", f"{found.loss:.4f}", f"{found.bound:.4f}"]
-    return [*row, f"{found.converged:.0%}"]
+    row = [shape, f"{middle:.2f}", f"{len(text) / middle:,.0f}", f"{found['loss']:.4f}", f"{found['bound']:.4f}"]
+    return [*row, f"{found['converged']:.0%}"]
 
 
 def _passes(

@@ -1,8 +1,5 @@
 """Effective rank of contexts, and the gap between contexts computed in parallel and the true ones."""
 
-from typing import Any
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,14 +10,14 @@ from newllm.errors import ConfigError
 from newllm.evaluation.limits import require_positive
 from newllm.evaluation.subject import Findings, Subject, Table
 from newllm.model import LanguageModel
+from newllm.precision import Precision
 from newllm.seeding import stream
-from newllm.two_phase.context_rows import ContextRows
-from newllm.two_phase.contexts import Text, shifted, true_contexts_in_memory
+from newllm.two_phase.stored_contexts import ContextRows, Text, parallel_contexts, true_contexts_in_memory
 
-_ENOUGH = 8  # contexts per dimension: 8, 4, 2 and 1 of trained ones give 98, 96, 90 and 78 % of the whole text's rank
-_STARTS = 0.01  # standard deviation of the initial contexts of the parallel passes, as in phase 1
-_STILL = 1e-3  # MSE between two passes, below which the passes end
-_MOST = 20
+_PER_DIM = 8  # contexts per dimension: 8, 4, 2 and 1 of trained ones give 98, 96, 90 and 78 % of the whole text's rank
+_START_STD = 0.01  # of the initial contexts of the parallel passes, as in phase 1
+_CONVERGED = 1e-3  # MSE between two passes, below which the passes end
+_MAX_PASSES = 20
 _PIECE = 4096  # tokens per step of a pass
 
 
@@ -61,10 +58,17 @@ class EffectiveRank:
                 "eval=effective_rank measures the contexts of a recurrence, and this model has none: "
                 "leave it out of eval=[…] (eval=[rank] measures hidden states), or type model=context_token."
             )
-        data.stream("val")
+        data.stream("val")  # raises ConfigError if its rows are scattered
 
     def __call__(self, subject: Subject) -> Findings:
-        contexts = _true_contexts(subject)
+        with subject.autocast():
+            bf16 = torch.is_autocast_enabled(subject.device.type)
+        precision: Precision = "bf16" if bf16 else "fp32"
+        tokens = subject.data.stream("val")
+        if isinstance(subject.rows, ContextRows):
+            contexts = subject.rows.contexts
+        else:
+            contexts = true_contexts_in_memory(subject.model, tokens, subject.device, precision)
         count, layers, width = contexts.shape
         rows: Table = []
         for layer in range(layers):
@@ -76,14 +80,15 @@ class EffectiveRank:
         body: list = [f"{rank:.1f} of {width:,} dims ({share:.1%}): {sample}, {how}"]
         if layers > 1:
             body.append(rows)
-        if min(count, self.samples) < _ENOUGH * width:
+        if min(count, self.samples) < _PER_DIM * width:
             body.append(
-                f"Fewer than {_ENOUGH} contexts per dimension ({_ENOUGH * width:,}): the rank comes out too low"
+                f"Fewer than {_PER_DIM} contexts per dimension ({_PER_DIM * width:,}): the rank comes out too low"
             )
 
-        tokens = subject.data.stream("val")[: min(self.tokens, count)]
+        tokens = tokens[: self.tokens]
         with subject.computing() as model:
-            parallel, passes, moved = _in_parallel(model, tokens, subject.device, self.passes, self.seed)
+            text = Text(model, tokens, subject.device)
+            parallel, passes, moved = _contexts_of_passes(text, self.passes, self.seed, precision)
         true = contexts[: len(tokens), -1].float()
         cosines, mse = F.cosine_similarity(parallel, true, dim=1), float(F.mse_loss(parallel, true))
         mean, least = float(cosines.mean()), float(cosines.min())
@@ -102,34 +107,18 @@ class EffectiveRank:
         return Findings("Effective rank of contexts", metrics, {"effective_rank": rows}, body)
 
 
-def _true_contexts(subject: Subject) -> Tensor:
-    """The true contexts [N, L, C] of the validation text."""
-    if isinstance(subject.rows, ContextRows):
-        return subject.rows.contexts
-    with subject.autocast():
-        bf16 = torch.is_autocast_enabled(subject.device.type)
-    tokens = subject.data.stream("val")
-    return true_contexts_in_memory(subject.model, tokens, subject.device, "bf16" if bf16 else "fp32")
-
-
-@torch.inference_mode()
-def _in_parallel(
-    model: Any, tokens: np.ndarray, device: torch.device, passes: int | None, seed: int
-) -> tuple[Tensor, int, float]:
-    """Contexts [N, C] of the tokens after parallel passes, on the CPU; the number of passes; the last one's MSE.
+def _contexts_of_passes(text: Text, passes: int | None, seed: int, precision: Precision) -> tuple[Tensor, int, float]:
+    """Contexts [N, C] of the text after parallel passes, on the CPU; the number of passes; the last one's MSE.
 
     passes: None: stop once a pass moves contexts by less than 1e-3 (MSE), or after 20 passes.
     """
-    text = Text(model, tokens, device)
-    width = model.recurrence.width
+    recurrence = text.model.recurrence
     generator = torch.Generator().manual_seed(stream(seed, "parallel contexts"))
-    previous = _STARTS * torch.randn(len(tokens), width, generator=generator)
-    zeros = np.zeros(width, np.float32)  # read by the first token, as in the true recurrence
+    contexts = _START_STD * torch.randn(len(text), recurrence.width, generator=generator)
     done, moved = 0, float("inf")
-    while done < (passes or _MOST) and (passes is not None or moved >= _STILL):
-        out = torch.empty_like(previous)
-        for start, stop in text.pieces(_PIECE):
-            carried = torch.from_numpy(shifted(previous.numpy(), start, stop, zeros)).to(device)
-            out[start:stop] = model.recurrence(carried, text(start, stop))[:, -1].float().cpu()
-        done, moved, previous = done + 1, float(F.mse_loss(out, previous)), out
-    return previous, done, moved
+    while done < (passes or _MAX_PASSES) and (passes is not None or moved >= _CONVERGED):
+        previous, contexts = contexts, torch.empty_like(contexts)
+        for (start, stop), states in parallel_contexts(recurrence, text, previous.numpy(), _PIECE, precision):
+            contexts[start:stop] = states[:, -1].float().cpu()
+        done, moved = done + 1, float(F.mse_loss(contexts, previous))
+    return contexts, done, moved

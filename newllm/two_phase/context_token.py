@@ -10,16 +10,15 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from newllm.attention.layer import linear
+from newllm.checks import at_least
 from newllm.data import Dataset
 from newllm.errors import ConfigError
 from newllm.model.init import init_weights
 from newllm.model.language_model import LanguageModel
 from newllm.position.nope import NoPE
 from newllm.precision import Precision
-from newllm.two_phase.context_rows import ContextReader, ContextRows, as_streams
-from newllm.two_phase.contexts import true_contexts_in_memory
-from newllm.two_phase.options import require_at_least
 from newllm.two_phase.recurrence import Recurrence, scan
+from newllm.two_phase.stored_contexts import ContextReader, ContextRows, as_streams, true_contexts_in_memory
 
 _PIECE = 4096  # tokens whose contexts of all layers are in memory at a time
 
@@ -56,9 +55,12 @@ class ContextToken(LanguageModel):
         seed: int,
     ):
         super().__init__()
-        require_at_least("model", 1, layers=(layers, 6), context_dim=(context_dim, 768), embed_dim=(embed_dim, 768),
-                         num_input_tokens=(num_input_tokens, 1))  # fmt: skip
-        require_at_least("model", 0, init_std=(init_std, 0.1), bias_std=(bias_std, 0.01))
+        at_least("model.layers", layers, 1, 6)
+        at_least("model.context_dim", context_dim, 1, 768)
+        at_least("model.num_input_tokens", num_input_tokens, 1, 1)
+        at_least("model.embed_dim", embed_dim, 1, 768)
+        at_least("model.init_std", init_std, 0, 0.1)
+        at_least("model.bias_std", bias_std, 0, 0.01)
         if vocab_size is not None and vocab_size < tokens:
             raise ConfigError(
                 f"the tokenizer has {tokens} ids and the model's vocabulary {vocab_size}: "
@@ -84,18 +86,13 @@ class ContextToken(LanguageModel):
         return self.token_block.blocks
 
     def check_config(self, cfg: DictConfig, trained: bool) -> None:
-        chosen = cfg.get("choices") or {}
-        model = f"model={chosen.get('model') or 'context_token'}"
+        model = f"model={(cfg.get('choices') or {}).get('model') or 'context_token'}"
         if not trained and not (cfg.get("phase1") or {}).get("_target_"):
             raise ConfigError(f"{model} needs a first phase, which trains its contexts; type phase1=published.")
         if (cfg.get("facts") or {}).get("_target_"):
-            raise ConfigError(
-                f"{model} reads its text as one stream, and facts are rows of their own; type facts=none."
-            )
+            raise ConfigError(f"{model} reads its text as one stream, without rows of facts; type facts=none.")
         if cfg.data.get("passkey"):
-            raise ConfigError(
-                f"{model} reads its text as one stream, and passkeys are hidden in rows; leave data.passkey out."
-            )
+            raise ConfigError(f"{model} reads its text as one stream, without passkeys; leave data.passkey out.")
 
     def arrange_rows(self, data: Dataset) -> Dataset:
         return as_streams(data)
@@ -132,7 +129,7 @@ class ContextToken(LanguageModel):
         """
         rows, length = input_ids.shape
         state = ContextState(length) if cache is None else cache
-        state.require(length)
+        state.advance(length)
         states = []
         for ids in input_ids.split(max(1, _PIECE // rows), dim=1):
             context, before = state.context, state.before
@@ -143,7 +140,7 @@ class ContextToken(LanguageModel):
             states.append(self.read(contexts, windows))
             seen = torch.cat((before, ids), dim=1)
             reach = max(0, seen.shape[1] - self.num_input_tokens + 1)  # start of the next window
-            state.advance(ids.shape[1], contexts[:, -1, -1], seen[:, reach:])
+            state.context, state.before = contexts[:, -1, -1], seen[:, reach:]
         return torch.cat(states, dim=1)
 
     def forward(self, input_ids: Tensor, cache: "ContextState | None" = None) -> Tensor:
@@ -242,25 +239,19 @@ class ContextState:
         self.context: Tensor | None = None
         self.before: Tensor | None = None  # [B, n - 1 or fewer]
 
-    def advance(self, tokens: int, context: Tensor, before: Tensor) -> None:
-        """Record that `tokens` more were read, which ended with this context and these ids."""
-        self.require(tokens)
-        self.length += tokens
-        self.context, self.before = context, before
-
-    def require(self, tokens: int) -> None:
-        """Raises ConfigError if there is no room for `tokens` more."""
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more. Raises ConfigError if there is no room for them."""
         stop = self.length + tokens
         if stop > self.capacity:
-            raise ConfigError(
-                f"the cache holds {self.capacity} tokens and was asked for {stop}; make it with capacity={stop}."
-            )
+            raise ConfigError(f"the cache holds {self.capacity} tokens and {stop} are needed; use capacity={stop}.")
+        self.length = stop
 
     def select(self, rows: Tensor, capacity: int) -> "ContextState":
         """A copy with the batch rows `rows` [B'] of this one, which may repeat, and room for `capacity` tokens."""
         copy = ContextState(capacity)
+        copy.advance(self.length)
         if self.context is not None and self.before is not None:
-            copy.advance(self.length, self.context[rows], self.before[rows])
+            copy.context, copy.before = self.context[rows], self.before[rows]
         return copy
 
     @property

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from newllm.attention.cache import Cache
 from newllm.attention.layer import linear
-from newllm.errors import ConfigError
+from newllm.checks import above, at_least
 from newllm.model.init import init_weights
 from newllm.model.transformer import Transformer
-from newllm.two_phase.options import require_at_least
 from newllm.two_phase.recurrence import Recurrence
 
 
@@ -75,10 +74,9 @@ class DProjTransformer(Transformer):
         seq_len: int,
         seed: int,
     ):
-        if embed_dim <= 0:
-            raise ConfigError(f"model.embed_dim must be greater than 0, as in model.embed_dim=512; got {embed_dim}.")
-        stds = {"projection_std": (projection_std, 0.1), "projection_bias_std": (projection_bias_std, 0.01)}
-        require_at_least("model", 0, **stds)
+        above("model.embed_dim", embed_dim, 0, 512)
+        at_least("model.projection_std", projection_std, 0, 0.1)
+        at_least("model.projection_bias_std", projection_bias_std, 0, 0.01)
         super().__init__(
             hidden_size, num_layers, heads, mlp_size, mlp, norm, norm_eps, residual, bias, False, init_std, vocab_size,
             attention=attention, pos_encoding=pos_encoding, tokens=tokens, seq_len=seq_len, seed=seed,

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from newllm.checks import at_least
 from newllm.config import compose, run_directory
 from newllm.data import Dataset, Tokenizer
 from newllm.data.cache import cache_folder, locked
@@ -27,7 +28,6 @@ from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_part
 from newllm.training.context import Run
 from newllm.training.signals import Interrupted
-from newllm.two_phase.options import require_at_least
 
 HEAD_DIM = 64  # of the small transformer if its width is a multiple of this; otherwise it has one head
 WEIGHT = "model.embed.weight"
@@ -86,8 +86,9 @@ class Corpus(Embeddings):
         lr: float = 1e-3,
         seed: int = 42,
     ) -> None:
-        count = 1 if isinstance(tokens, str) else tokens
-        require_at_least("embeddings", 1, tokens=(count, 5000), batch_tokens=(batch_tokens, 2048), epochs=(epochs, 1))
+        at_least("embeddings.tokens", 1 if isinstance(tokens, str) else tokens, 1, 5000)
+        at_least("embeddings.batch_tokens", batch_tokens, 1, 2048)
+        at_least("embeddings.epochs", epochs, 1, 1)
         self.tokens, self.num_layers, self.epochs = tokens, num_layers, epochs
         self.batch_tokens, self.lr, self.seed = batch_tokens, lr, seed
 

@@ -2,40 +2,56 @@
 
 import errno
 import json
+import math
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from newllm.build import build
+from newllm.checks import above, at_least, within
 from newllm.data import Dataset
 from newllm.data.cache import cache_folder, key_of, locked
 from newllm.effective_rank import SAMPLES, effective_rank
 from newllm.errors import ConfigError, RunError
 from newllm.model import LanguageModel
+from newllm.precision import Precision, autocast
+from newllm.run.stage import Stage, StageResult
+from newllm.seeding import stream
 from newllm.store.atomic import write_json
 from newllm.training.checkpoint import load_training, load_weights, save_training
 from newllm.training.context import Run
+from newllm.training.optimizer import AdamW
 from newllm.training.progress import Progress
-from newllm.two_phase import phase_folder
-from newllm.two_phase.context_rows import with_contexts
-from newllm.two_phase.contexts import Text, open_contexts, parallel_contexts, true_contexts, write_contexts
-from newllm.two_phase.first_phase import FirstPhase, Outcome, seconds_of, write_lines
-from newllm.two_phase.iteration import Iteration, Rule, remove_contexts
+from newllm.two_phase import phase_cache
+from newllm.two_phase.first_phase import Line, finish_phase, seconds_of_last, update_progress, write_lines
+from newllm.two_phase.objectives import Objective
 from newllm.two_phase.recurrence import Piece, Recurrence
+from newllm.two_phase.stored_contexts import (
+    Text,
+    append,
+    open_contexts,
+    parallel_contexts,
+    previous_contexts,
+    true_contexts,
+    with_contexts,
+    write_contexts,
+)  # fmt: skip
 
 Side = Literal["train", "val"]
 
+_NAME = "fixed_point"
+_STATE, _OUTCOME = "state.safetensors", "outcome.json"
 _HEADING = f"{'iteration':>9}  {'loss':>9}  {'bound':>9}  {'of bound':>8}  {'converged':>9}  {'time':>7}"
-_NAMES = {"train": "training", "val": "validation"}
 
 
-class FixedPoint(FirstPhase):
+class FixedPoint(Stage):
     """Trains ``c_t = f(c_{t-1}, u_t)`` without backpropagation through time, then freezes f.
 
     Iteration 1 draws contexts c_t ~ N(0, start_std^2) for all N tokens of the training text. Each later iteration
@@ -84,8 +100,6 @@ class FixedPoint(FirstPhase):
         seed: of the random contexts and of the noise.
     """
 
-    name = "fixed_point"
-
     def __init__(
         self,
         lr: float = 2e-3,
@@ -108,264 +122,322 @@ class FixedPoint(FirstPhase):
         objective: Mapping[str, Any] | None,
         seed: int,
     ) -> None:
-        for holds, message in (
-            (lr > 0, f"phase1.lr must be above 0; {lr:g} was given, try phase1.lr=2e-3"),
-            (iterations >= 2, f"phase1.iterations must be at least 2; {iterations} was given, try 40"),
-            (1 <= least <= iterations, f"phase1.least must be from 1 to phase1.iterations={iterations}; {least} was "
-                                       f"given, try phase1.least={min(5, iterations)}"),
-            (noise >= 0, f"phase1.noise must be at least 0; {noise:g} was given, try phase1.noise=0.1"),
-            (start_std >= 0, f"phase1.start_std must be at least 0; {start_std:g} was given, try 0.01"),
-            (batch_tokens >= 1, f"phase1.batch_tokens must be at least 1; {batch_tokens} was given, try 8000"),
-            (clip is None or clip > 0, f"phase1.clip must be above 0, or null for none; {clip} was given"),
-            (threshold > 0, f"phase1.threshold must be above 0; {threshold:g} was given, try phase1.threshold=0.03"),
-            (0 < stop <= 1, f"phase1.stop is a share above 0 and at most 1; {stop:g} was given, try phase1.stop=0.99"),
-            (bool(objective), "this first phase needs an objective to train on; type objective=mcdl"),
-        ):  # fmt: skip
-            if not holds:
-                raise ConfigError(message)
-        self.rule = Rule(lr, noise, batch_tokens, clip, threshold, steps, start_std, wrap, train_norms)
-        self.iterations, self.least, self.stop = iterations, least, stop
-        self.train_contexts, self.require_convergence = train_contexts, require_convergence
-        self.freeze_embedding = freeze_embedding
+        if not objective:
+            raise ConfigError("this first phase needs an objective to train on; type objective=mcdl.")
+        above("phase1.lr", lr, 0, 2e-3)
+        at_least("phase1.iterations", iterations, 2, 40)
+        within("phase1.least", least, 1, iterations, min(5, iterations))
+        at_least("phase1.noise", noise, 0, 0.1)
+        at_least("phase1.batch_tokens", batch_tokens, 1, 8000)
+        above("phase1.clip", 1 if clip is None else clip, 0, 1)
+        above("phase1.threshold", threshold, 0, 0.03)
+        above("phase1.stop", stop, 0, 0.99)
+        within("phase1.stop", stop, 0, 1, 0.99)
+        at_least("phase1.start_std", start_std, 0, 0.01)
+        self.lr, self.clip, self.steps, self.train_norms = lr, clip, steps, train_norms
+        self.noise, self.start_std, self.wrap, self.batch_tokens = noise, start_std, wrap, batch_tokens
+        self.iterations, self.least, self.threshold, self.stop = iterations, least, threshold, stop
+        self.train_contexts, self.freeze_embedding = train_contexts, freeze_embedding
+        self.require_convergence = require_convergence
         self.folder = None if folder is None else Path(folder).expanduser()
-        self.node = dict(objective or {})
-        self.objective = build(self.node)
+        self.objective: Objective = build(objective)
         self.seed = seed
 
     def check(self, cfg: DictConfig, model: LanguageModel, data: Dataset) -> None:
-        chosen = cfg.get("choices") or {}
-        phase = f"phase1={chosen.get('phase1', 'published')}"
+        choices = cfg.get("choices") or {}
+        phase = f"phase1={choices.get('phase1', 'published')}"
         if not isinstance(getattr(model, "recurrence", None), Recurrence):
             raise ConfigError(
                 f"{phase} needs a model with a recurrence, as model=context_token; this run has "
-                f"model={chosen.get('model', type(model).__name__)}, so type phase1=none"
+                f"model={choices.get('model', type(model).__name__)}, so type phase1=none."
             )
         tokens = data.stream("train")
         if len(tokens) < 2:
-            raise ConfigError(f"{phase} needs a training text of at least 2 tokens, and there is {len(tokens)}")
-        if reads_contexts(model):
-            data.stream("val")
+            raise ConfigError(f"{phase} needs a training text of at least 2 tokens; this one has {len(tokens)}.")
+        for side in _texts_to_store(model):
+            data.stream(side)  # raises ConfigError if its rows are scattered
         if self.folder is not None:
-            phase_folder.refuse_other(self.folder, self._settings(cfg))
+            phase_cache.check_folder(self.folder, phase_cache.content_of_options(cfg))
 
-    def train(self, run: Run) -> Outcome:
-        content = self._content(run)
+    def run(self, run: Run) -> StageResult:
+        texts = _texts_to_store(run.model)
+        content = phase_cache.content_of(run, texts or ["train"], same_machine=self.folder is None)
         folder = self.folder or cache_folder(run.runtime) / "phase1" / key_of(**content)
         with locked(folder, "first phase"):
-            phase_folder.claim(folder, content)
+            phase_cache.claim_folder(folder, content)
             try:
-                outcome = _PhaseRunner(self, run, folder).load_or_train()
+                progress = self._load_or_train(run, folder)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise RunError(
                         f"no space left for {folder}; free some, or type runtime.cache_dir=FOLDER: the same command "
-                        "goes on from the last iteration"
+                        "goes on from the last iteration."
                     ) from error
                 raise
+            metrics = json.loads((folder / _OUTCOME).read_text(encoding="utf-8"))
+            stored = _stored_contexts(run, folder)
         if self.freeze_embedding:
             for name in ("embed", "embed_norm"):
                 run.model.get_submodule(name).requires_grad_(False)
-        if self.require_convergence and not outcome.metrics["phase1/reached"]:
+        if self.require_convergence and not metrics["phase1/reached"]:
             raise ConfigError(
-                f"Phase 1 stopped after {outcome.metrics['phase1/iterations']:.0f} iterations with "
-                f"{outcome.metrics['phase1/converged']:.2%} of the contexts converged, and {self.stop:.2%} are asked; "
+                f"Phase 1 stopped after {metrics['phase1/iterations']:.0f} iterations with "
+                f"{metrics['phase1/converged']:.2%} of the contexts converged, and phase1.stop is {self.stop:.2%}; "
                 "go on as it is with phase1.require_convergence=false (its result is kept and will be used), or give "
-                f"it more with phase1.iterations={2 * self.iterations}"
+                f"it more with phase1.iterations={2 * self.iterations}."
             )
-        return outcome
-
-    def converged(self, progress: Progress) -> bool:
-        """Whether enough contexts had converged after the last iteration."""
-        return bool(progress.history) and bool(progress.history[-1]["phase1/converged"] >= self.stop)
-
-    def _settings(self, cfg: DictConfig) -> phase_folder.Content:
-        """What the configuration says about the result of this phase."""
-        options = {
-            **asdict(self.rule), "iterations": self.iterations, "least": self.least, "stop": self.stop,
-            "train_contexts": self.train_contexts, "seed": self.seed, "rule": phase_folder.RULE,
-        }  # fmt: skip
-        model = OmegaConf.to_container(cfg.model, resolve=True)
-        return phase_folder.plain({"model": model, "objective": self.node, "phase1": options})
-
-    def _content(self, run: Run) -> phase_folder.Content:
-        """Everything that determines the result of this phase."""
-        streams = {side: run.data.stream(side) for side in _sides(run.model)}
-        content = self._settings(run.cfg)
-        for side, tokens in streams.items():
-            content[side] = {"tokens": len(tokens), "sha256": phase_folder.digest_of_tokens(tokens)}
-        content["embeddings"] = {"sha256": phase_folder.digest_of_weights(run.model.embed.weight)}
-        content["arithmetic"] = {"precision": run.precision}
-        if self.folder is None:  # a named folder may come from another machine
-            threads = {"threads": torch.get_num_threads()} if run.device.type == "cpu" else {}
-            content["arithmetic"] |= {"device": run.device.type, **threads}
-        return content
-
-
-def reads_contexts(model: torch.nn.Module) -> bool:
-    """Whether the model's second phase reads stored contexts, rather than running its recurrence itself."""
-    return hasattr(model, "read")
-
-
-def _sides(model: torch.nn.Module) -> tuple[Side, ...]:
-    """The texts whose contexts the phase computes."""
-    return ("train", "val") if reads_contexts(model) else ("train",)
-
-
-class _PhaseRunner:
-    """Runs the phase in its folder, whose lock is held: iterates, then stores the contexts. Resumes where it stopped.
-
-    Write order of an iteration: its contexts, the checkpoint, its line in metrics.jsonl.
-    """
-
-    def __init__(self, phase: FixedPoint, run: Run, folder: Path) -> None:
-        self.phase, self.run, self.folder = phase, run, folder
-        self.recurrence: Recurrence = run.model.recurrence  # type: ignore[assignment]
-        self.texts = {side: Text(run.model, run.data.stream(side), run.device) for side in _sides(run.model)}
-        self.state_file, self.outcome_file = folder / "state.safetensors", folder / "outcome.json"
-
-    def load_or_train(self) -> Outcome:
-        """The outcome of the phase, with its weights in the model; trains what is not done yet."""
-        run, console = self.run, self.run.console
-        console.line()
-        complete = self.state_file.exists() and (len(self._stored()) == 2 or not reads_contexts(run.model))
-        if self.outcome_file.exists() and not complete:  # a part was deleted, and the iteration's contexts are gone
-            self.outcome_file.unlink()
-            self.state_file.unlink(missing_ok=True)
-        if self.outcome_file.exists():
-            console.line(f"Phase 1 has been done before: taken from {self.folder}.")
-            console.line(_HEADING, style="bold")
-            progress = Progress(**load_weights(self.state_file, self.recurrence)["progress"])
-            self._show(progress)
-            self.recurrence.requires_grad_(False)
-        else:
-            with run.signals.deferred():
-                progress = self._train()
-        metrics = json.loads(self.outcome_file.read_text(encoding="utf-8"))
         reached = "reached its fixed point" if metrics["phase1/reached"] else "stopped without a fixed point"
-        tokens, width, rank = len(self.texts["train"]), self.recurrence.width, metrics["context/rank@train"]
-        size = sum(path.stat().st_size for path in self.folder.iterdir()) / 2**20
+        recurrence: Any = run.model.recurrence
+        tokens, width, rank = len(run.data.stream("train")), recurrence.width, metrics["context/rank@train"]
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
         text = [
             f"Phase 1 {reached}: {metrics['phase1/converged']:.1%} of {tokens:,} contexts converged after "
             f"{metrics['phase1/iterations']:.0f} iterations ({metrics['phase1/steps']:,.0f} optimizer steps).",
             f"Effective rank of the training contexts: {rank:,.1f} of {width:,} dims, {rank / width:.1%} (of the last "
             f"iteration, with its noise; {min(tokens, SAMPLES):,} contexts, not centred).",
-            f"On disk: {size:,.1f} MiB in {self.folder}.",
+            f"On disk: {size:,.1f} MiB in {folder}.",
         ]
-        stored = self._stored()
-        data = with_contexts(run.data, stored["train"], stored["val"]) if len(stored) == 2 else None
-        return Outcome(metrics, progress.history, text, data)
+        data = with_contexts(run.data, **stored) if stored else None
+        return finish_phase(run, metrics, progress.history, text, data)
 
-    def _train(self) -> Progress:
-        phase, run = self.phase, self.run
-        iteration = Iteration(
-            phase.rule, phase.objective, self.recurrence, self.texts["train"], run.precision, phase.seed
-        )
-        progress = self._iterate(iteration)
-        self.recurrence.requires_grad_(False)
-        began = time.monotonic()
-        previous = iteration.contexts(self.folder, progress.epoch)
-        if reads_contexts(run.model):
-            for side in self.texts:
-                self._store(side, previous)
-        rank = effective_rank(previous, seed=phase.seed)
-        metrics = {
-            "phase1/iterations": progress.epoch,
-            "phase1/steps": progress.step,
-            **{key: value for key, value in progress.history[-1].items() if key.startswith("phase1/")},
-            "phase1/reached": float(phase.converged(progress)),
-            "context/rank@train": rank,
-            "context/rank_share@train": rank / previous.shape[1],
-            "speed/phase1_seconds": progress.seconds + time.monotonic() - began,
-        }
-        write_json(self.outcome_file, metrics)
-        remove_contexts(self.folder)
+    def _load_or_train(self, run: Run, folder: Path) -> Progress:
+        """Bring the weights of the phase into the model and its files into `folder`, whose lock is held.
+
+        Trains what is not done yet. An epoch of the returned Progress is an iteration.
+        """
+        recurrence: Recurrence = run.model.recurrence  # type: ignore[assignment]
+        state, outcome = folder / _STATE, folder / _OUTCOME
+        run.console.line()
+        whole = state.exists() and len(_stored_contexts(run, folder)) == len(_texts_to_store(run.model))
+        if outcome.exists() and not whole:  # a file was deleted, and the iteration's contexts are gone
+            outcome.unlink()
+            state.unlink(missing_ok=True)
+        if outcome.exists():
+            run.console.line(f"Phase 1 has been done before: taken from {folder}.")
+            progress = Progress(**load_weights(state, recurrence)["progress"])
+            _show(run, progress)
+        else:
+            text = Text(run.model, run.data.stream("train"), run.device)
+            with run.signals.deferred():
+                iteration = Iteration(self, recurrence, text, run.precision, folder)
+                progress = self._iterate(run, iteration)
+                recurrence.requires_grad_(False)
+                self._store(run, iteration, progress)
+        recurrence.requires_grad_(False)
         return progress
 
-    def _iterate(self, iteration: Iteration) -> Progress:
-        """Run the remaining iterations. An epoch of the returned Progress is an iteration."""
-        phase, run, began = self.phase, self.run, time.monotonic()
-        progress = Progress()
-        if self.state_file.exists():
-            progress = load_training(self.state_file, self.recurrence, iteration.optimizer, {})
+    def _iterate(self, run: Run, iteration: "Iteration") -> Progress:
+        """Run the remaining iterations. Each writes its contexts, then the checkpoint, then its line."""
+        progress, state, began = Progress(), iteration.folder / _STATE, time.monotonic()
+        if state.exists():
+            progress = load_training(state, iteration.recurrence, iteration.optimizer, {})
             began -= progress.seconds
         resumed = f"; goes on after iteration {progress.epoch}" if progress.epoch > 1 else ""
         run.console.line(
-            f"Phase 1: {len(iteration.text):,} contexts by fixed-point iteration, at most {phase.iterations} "
-            f"iterations, until {phase.stop:.0%} stay within {phase.rule.threshold:g}{resumed}."
+            f"Phase 1: {len(iteration.text):,} contexts by fixed-point iteration, at most {self.iterations} "
+            f"iterations, until {self.stop:.0%} stay within {self.threshold:g}{resumed}."
         )
-        run.console.line(_HEADING, style="bold")
         if not progress.epoch:
-            iteration.draw_start(self.folder)
+            iteration.draw_start()
             progress.epoch, progress.seconds = 1, time.monotonic() - began
-            save_training(self.state_file, self.recurrence, iteration.optimizer, progress, {})
-        self._show(progress)
-        while progress.epoch < phase.iterations and not (progress.epoch >= phase.least and phase.converged(progress)):
-            phase.report(run, progress.epoch, phase.iterations, progress.history)
-            number, since = progress.epoch + 1, time.monotonic()
+            save_training(state, iteration.recurrence, iteration.optimizer, progress, {})
+        _show(run, progress)
+        while progress.epoch < self.iterations and not (progress.epoch >= self.least and self._converged(progress)):
+            update_progress(run, _NAME, progress.epoch, self.iterations, progress.history)
+            since = time.monotonic()
             with run.console.progress(len(iteration.pieces), 0) as bar:
 
                 def after_batch(batch: int, loss: float, bar: Any = bar, since: float = since) -> None:
                     run.signals.check()
-                    bar(batch, loss, batch * phase.rule.batch_tokens / max(time.monotonic() - since, 1e-9))
+                    bar(batch, loss, batch * self.batch_tokens / max(time.monotonic() - since, 1e-9))
 
-                result = iteration.run(self.folder, number, after_batch)
-            progress.epoch, progress.step = number, progress.step + result.steps
+                found = iteration.run(progress.epoch + 1, after_batch)
+            values = {f"phase1/{name}": value for name, value in found.items()}
+            progress.epoch, progress.step = progress.epoch + 1, progress.step + iteration.steps
             progress.seconds = time.monotonic() - began
-            numbers = {"phase1/loss": result.loss, "phase1/bound": result.bound, "phase1/converged": result.converged}
-            line = {"phase": phase.name, "iteration": number, **numbers, "time/seconds": progress.seconds}
+            line = {"phase": _NAME, "iteration": progress.epoch, **values, "time/seconds": progress.seconds}
             progress.history.append(line)
-            save_training(self.state_file, self.recurrence, iteration.optimizer, progress, {})
+            save_training(state, iteration.recurrence, iteration.optimizer, progress, {})
             write_lines(run.directory, progress.history)
-            run.logger.log(number, numbers)
+            run.logger.log(progress.epoch, values)
             run.console.line(_iteration_line(progress.history))
-        phase.report(run, progress.epoch, phase.iterations, progress.history)
+        update_progress(run, _NAME, progress.epoch, self.iterations, progress.history)
         return progress
 
-    def _show(self, progress: Progress) -> None:
-        """Write and print the lines of the iterations that are done."""
-        write_lines(self.run.directory, progress.history)
-        for number in range(1, len(progress.history) + 1):
-            self.run.console.line(_iteration_line(progress.history[:number], clock=False))
+    def _converged(self, progress: Progress) -> bool:
+        """Whether enough contexts had converged after the last iteration."""
+        return bool(progress.history) and bool(progress.history[-1]["phase1/converged"] >= self.stop)
 
-    def _store(self, side: Side, previous: np.ndarray) -> None:
-        """Store the contexts of all layers: from the last iteration's contexts, or by the true recurrence."""
-        if side in self._stored():
-            return
-        text, precision, since = self.texts[side], self.run.precision, time.monotonic()
-        if side == "train" and self.phase.train_contexts == "parallel":
-            pieces = parallel_contexts(self.recurrence, text, previous, self.phase.rule.batch_tokens, precision)
-        else:
-            pieces = true_contexts(self.recurrence, text, precision)
-
-        def pieces_until_stopped() -> Iterator[Piece]:
-            for piece in pieces:
-                self.run.signals.check()
-                yield piece
-
-        path, shape = self._file(side)
-        write_contexts(path, shape, pieces_until_stopped(), precision)
-        size, seconds = path.stat().st_size / 2**20, time.monotonic() - since
-        self.run.console.line(
-            f"Contexts of the {_NAMES[side]} text stored: {shape[0]:,} tokens, {shape[1]} layers, {shape[2]:,} wide; "
-            f"{size:,.1f} MiB, {seconds:.1f} s."
-        )
-
-    def _stored(self) -> dict[Side, torch.Tensor]:
-        """The contexts on disk, by side."""
-        found = {side: open_contexts(*self._file(side), self.run.precision) for side in self.texts}
-        return {side: contexts for side, contexts in found.items() if contexts is not None}
-
-    def _file(self, side: Side) -> tuple[Path, tuple[int, int, int]]:
-        """The file of a side's contexts, and their shape [N, L, C]."""
-        shape = (len(self.texts[side]), self.recurrence.layers, self.recurrence.width)
-        return self.folder / f"contexts.{side}.bin", shape
+    def _store(self, run: Run, iteration: "Iteration", progress: Progress) -> None:
+        """Store the contexts that the second phase reads, then the metrics; remove the iteration's contexts."""
+        began, previous = time.monotonic(), iteration.contexts(progress.epoch)
+        stored = _stored_contexts(run, iteration.folder)
+        for side, name in _texts_to_store(run.model).items():
+            if side in stored:
+                continue
+            text, since = Text(run.model, run.data.stream(side), run.device), time.monotonic()
+            if side == "train" and self.train_contexts == "parallel":
+                pieces = parallel_contexts(iteration.recurrence, text, previous, self.batch_tokens, run.precision)
+            else:
+                pieces = true_contexts(iteration.recurrence, text, run.precision)
+            path, shape = _contexts_file(run, iteration.folder, side)
+            write_contexts(path, shape, _until_stopped(run, pieces), run.precision)
+            size, seconds = path.stat().st_size / 2**20, time.monotonic() - since
+            run.console.line(
+                f"Contexts of the {name} text stored: {shape[0]:,} tokens, {shape[1]} layers, {shape[2]:,} wide; "
+                f"{size:,.1f} MiB, {seconds:.1f} s."
+            )
+        rank = effective_rank(previous, seed=self.seed)
+        metrics = {
+            "phase1/iterations": progress.epoch,
+            "phase1/steps": progress.step,
+            **{key: value for key, value in progress.history[-1].items() if key.startswith("phase1/")},
+            "phase1/reached": float(self._converged(progress)),
+            "context/rank@train": rank,
+            "context/rank_share@train": rank / previous.shape[1],
+            "speed/phase1_seconds": progress.seconds + time.monotonic() - began,
+        }
+        write_json(iteration.folder / _OUTCOME, metrics)
+        iteration.remove_contexts()
 
 
-def _iteration_line(lines: Sequence[dict[str, Any]], clock: bool = True) -> str:
+def _texts_to_store(model: nn.Module) -> dict[Side, str]:
+    """The texts whose contexts the second phase reads, with their names; none if the model runs its recurrence."""
+    return {"train": "training", "val": "validation"} if hasattr(model, "read") else {}
+
+
+def _contexts_file(run: Run, folder: Path, side: Side) -> tuple[Path, tuple[int, int, int]]:
+    """The file of a text's contexts, and their shape [N, L, C]."""
+    recurrence: Any = run.model.recurrence
+    return folder / f"contexts.{side}.bin", (len(run.data.stream(side)), recurrence.layers, recurrence.width)
+
+
+def _stored_contexts(run: Run, folder: Path) -> dict[Side, Tensor]:
+    """The contexts [N, L, C] on disk, by text."""
+    opened = {
+        side: open_contexts(*_contexts_file(run, folder, side), run.precision) for side in _texts_to_store(run.model)
+    }
+    return {side: contexts for side, contexts in opened.items() if contexts is not None}
+
+
+def _until_stopped(run: Run, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    for piece in pieces:
+        run.signals.check()
+        yield piece
+
+
+def _show(run: Run, progress: Progress) -> None:
+    """Write and print the lines of the iterations that are done."""
+    write_lines(run.directory, progress.history)
+    run.console.line(_HEADING, style="bold")
+    for number in range(1, len(progress.history) + 1):
+        run.console.line(_iteration_line(progress.history[:number], clock=False))
+
+
+def _iteration_line(lines: Sequence[Line], clock: bool = True) -> str:
     """Console line of the last iteration. clock: with the seconds it took."""
     line = lines[-1]
     loss, bound = line["phase1/loss"], line["phase1/bound"]
-    seconds = f"{seconds_of(lines):.1f} s" if clock else ""
+    seconds = f"{seconds_of_last(lines):.1f} s" if clock else ""
     share = f"{loss / bound:.0%}" if bound and loss < 0 else ""  # the first losses are above 0
     shown = f"{line['iteration']:>9}  {loss:>9.4f}  {bound:>9.4f}  {share:>8}  {line['phase1/converged']:>9.0%}"
     return f"{shown}  {seconds:>7}".rstrip()
+
+
+class Iteration:
+    """Unfreezes a recurrence and trains it by the options of `phase`, one pass over the whole text at a time.
+
+    Two files of contexts [N, C], fp32, are used in turns, so that a killed iteration leaves those of the last one
+    intact. All random numbers follow from (seed, iteration, batch).
+    """
+
+    def __init__(
+        self, phase: FixedPoint, recurrence: Recurrence, text: Text, precision: Precision, folder: Path
+    ) -> None:
+        self.phase, self.recurrence, self.text = phase, recurrence, text
+        self.precision, self.folder = precision, folder
+        self.pieces = text.pieces(phase.batch_tokens)
+        self.steps = {"pass": 1, "batch": len(self.pieces), "none": 0}[phase.steps]  # of the optimizer
+        recurrence.requires_grad_(True)
+        if not phase.train_norms:
+            for module in recurrence.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.requires_grad_(False)
+        self.parameters = [p for p in recurrence.parameters() if p.requires_grad]
+        # Adam moves a parameter by about the rate per step, and contexts lag behind parameters within an iteration.
+        rate = phase.lr / max(1, self.steps)
+        adam = AdamW(rate, betas=[0.9, 0.999], weight_decay=0.0, clip=phase.clip, schedule="constant")
+        self.optimizer = adam.optimizer(recurrence)
+
+    def contexts(self, iteration: int) -> np.memmap:
+        """The last layer's contexts [N, C] of `iteration`, with its noise."""
+        path = self._file(iteration)
+        try:
+            return np.memmap(path, np.float32, "r", shape=(len(self.text), self.recurrence.width))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read ({error}); delete {self.folder} to repeat phase 1.") from None
+
+    def draw_start(self) -> None:
+        """Iteration 1: draw random contexts from N(0, start_std^2)."""
+        with self._file(1).open("wb", buffering=0) as file:
+            for batch, (start, stop) in enumerate(self.pieces):
+                append(file, self._normal(stop - start, "start", batch) * self.phase.start_std)
+            os.fsync(file.fileno())
+
+    def run(self, iteration: int, after_batch: Callable[[int, float], None]) -> dict[str, float]:
+        """Run iteration 2, 3, …; returns loss and its bound (means over tokens) and the share of converged contexts.
+
+        after_batch: called with the number of batches done and the mean loss so far.
+        """
+        device, phase = self.text.device, self.phase
+        previous = self.contexts(iteration - 1)
+        first = np.array(previous[-1]) if phase.wrap else np.zeros(previous.shape[1], np.float32)
+        loss, bound, converged = 0.0, 0.0, 0
+        with self._file(iteration).open("wb", buffering=0) as file:
+            for batch, (start, stop) in enumerate(self.pieces):
+                size = stop - start
+                context = torch.from_numpy(previous_contexts(previous, start, stop, first)).to(device)
+                context += phase.noise * self._normal(size, "noise", iteration, batch)
+                before = torch.from_numpy(np.array(previous[start:stop])).to(device)
+                with torch.set_grad_enabled(phase.steps != "none"):
+                    with autocast(device, self.precision):
+                        out = self.recurrence(context, self.text(start, stop))[:, -1].float()
+                    value = phase.objective(out, before)
+                if phase.steps != "none":
+                    (value / len(self.pieces) if phase.steps == "pass" else value).backward()
+                if phase.steps == "batch":
+                    self._step()
+                out, batch_loss = out.detach(), value.item()
+                if not math.isfinite(batch_loss):
+                    raise RunError(
+                        f"Phase 1 diverged in iteration {iteration}: the loss is {batch_loss:g}; a lower rate "
+                        f"(phase1.lr={phase.lr / 10:g}) or phase1.clip=1.0 usually helps, in a new run."
+                    )
+                append(file, out)
+                loss += size * batch_loss
+                bound += size * phase.objective.bound(size, out.shape[1])
+                converged += int(((out - before).square().mean(dim=1) < phase.threshold).sum())
+                after_batch(batch + 1, loss / stop)
+            os.fsync(file.fileno())
+        if phase.steps == "pass":
+            self._step()
+        count = len(self.text)
+        return {"loss": loss / count, "bound": bound / count, "converged": converged / count}
+
+    def remove_contexts(self) -> None:
+        """Remove both files of contexts."""
+        for iteration in (0, 1):
+            self._file(iteration).unlink(missing_ok=True)
+
+    def _file(self, iteration: int) -> Path:
+        return self.folder / f"previous.{iteration % 2}.bin"
+
+    def _step(self) -> None:
+        if self.phase.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.phase.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _normal(self, count: int, *name: Any) -> Tensor:
+        generator = torch.Generator(self.text.device).manual_seed(stream(self.phase.seed, "phase1", *name))
+        return torch.randn(count, self.recurrence.width, generator=generator, device=self.text.device)

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from newllm.checks import above, at_least, within
 from newllm.effective_rank import entropy, singular_values
-from newllm.errors import ConfigError
-from newllm.two_phase.options import require_at_least
 
 _ROWS = 1024  # of a block of all pairs; 8000 contexts take 32 MB in fp32
 
@@ -35,11 +34,7 @@ class Objective:
     def __init__(
         self, diversity: Callable[[Tensor], Tensor], least: Callable[[int, int], float], weight: float
     ) -> None:
-        if not 0 <= weight <= 1:
-            raise ConfigError(
-                f"objective.weight is the diversity term's share, a number from 0 to 1 as in objective.weight=0.8; "
-                f"got {weight:g}."
-            )
+        within("objective.weight", weight, 0, 1, 0.8)
         self.diversity, self.least, self.weight = diversity, least, weight
 
     def __call__(self, out: Tensor, previous: Tensor) -> Tensor:
@@ -75,7 +70,7 @@ def oacd(weight: float = 1.0, centroid: float = 0.1) -> Objective:
     As adopted on 1 December 2025: no MSE (weight 1), and a term that draws the mean to the origin independently of
     the batch size.
     """
-    require_at_least("objective", 0, centroid=(centroid, 0.1))
+    at_least("objective.centroid", centroid, 0, 0.1)
     return Objective(
         lambda x: _dispersion(x) + centroid * x.mean(dim=0).square().sum(),
         lambda n, width: -math.sqrt(width / n),  # that of the first term, at μ = 0, where the second is 0 too
@@ -101,7 +96,7 @@ def odcm(weight: float = 0.9, covariance: float = 0.04) -> Objective:
     Variance and covariance terms of VICReg (Bardes, Ponce & LeCun 2022, arXiv 2105.04906, eq. 1-4), there weighted
     25 : 1, hence 0.04. The best of the published diversity terms at its cost.
     """
-    require_at_least("objective", 0, covariance=(covariance, 0.04))
+    at_least("objective.covariance", covariance, 0, 0.04)
 
     def diversity(x: Tensor) -> Tensor:
         matrix = _covariance(x)
@@ -237,10 +232,7 @@ def infonce(weight: float = 0.9, temperature: float = 0.1) -> Objective:
     InfoNCE (van den Oord, Li & Vinyals 2018, arXiv 1807.03748, eq. 4) with each context as its own positive, so only
     the denominator has a gradient.
     """
-    if temperature <= 0:
-        raise ConfigError(
-            f"objective.temperature must be above 0, as in objective.temperature=0.1; got {temperature:g}."
-        )
+    above("objective.temperature", temperature, 0, 0.1)
 
     def diversity(x: Tensor) -> Tensor:
         z = F.normalize(x, dim=1)
@@ -263,7 +255,8 @@ def hsic(weight: float = 0.9, pairs: int = 50, samples: int = 1000) -> Objective
 
     pairs: of dimensions (the repository draws 50 and drops those with i = j). samples: maximum number of contexts.
     """
-    require_at_least("objective", 1, pairs=(pairs, 50), samples=(samples, 1000))
+    at_least("objective.pairs", pairs, 1, 50)
+    at_least("objective.samples", samples, 1, 1000)
 
     def diversity(x: Tensor) -> Tensor:
         n, width = x.shape

@@ -1,4 +1,4 @@
-"""A first phase on real text, small enough to be done many times."""
+"""A first phase on real text, small enough to be repeated often."""
 
 from functools import cache
 from pathlib import Path
@@ -10,10 +10,11 @@ import newllm
 from newllm.build import build
 from newllm.data import Dataset, prepare
 from newllm.model import build_model
+from newllm.run.stage import Stage
 from newllm.runtime import Runtime
 from newllm.store.run_directory import RunDirectory
 from newllm.training.context import Run
-from newllm.two_phase.first_phase import FirstPhase, timeless
+from newllm.two_phase.first_phase import timeless
 
 SMALL = [
     "data=stdlib", "data.vocab_size=512", "data.tokenizer_bytes=200000", "samples=40", "seq_len=32", "facts=none",
@@ -28,7 +29,7 @@ CONTEXT_TOKEN = (
 
 @cache
 def small_cfg(*overrides: str, model: tuple[str, ...] = CONTEXT_TOKEN) -> Any:
-    """Composed once a process: it is read only, and composing takes longer than the phase."""
+    """Composed once per process, since composing takes longer than the phase. Not to be changed."""
     return newllm.compose([*SMALL, *model, *overrides])
 
 
@@ -39,7 +40,7 @@ def small_data() -> Dataset:
 
 
 def small_run(cfg: Any, folder: Path, **changes: Any) -> Run:
-    """A run that nothing has been done of, with the run directory `folder`/run and a cache beside it."""
+    """A run that has not started, with its directory and its cache in `folder`."""
     data = changes.pop("data", None) or small_data()
     directory = RunDirectory(changes.pop("directory", folder / "run"))
     directory.path.mkdir(parents=True, exist_ok=True)
@@ -54,12 +55,12 @@ def small_run(cfg: Any, folder: Path, **changes: Any) -> Run:
                judge=lambda ppl: "", **{**parts, **changes})  # fmt: skip
 
 
-def phase_and_run(cfg: Any, folder: Path, **changes: Any) -> tuple[FirstPhase, Run]:
-    """The phase of a configuration and a run to do it in."""
-    phase: FirstPhase = build(cfg.phase1, objective=dict(cfg.objective), seed=cfg.trainer.seed)
+def phase_and_run(cfg: Any, folder: Path, **changes: Any) -> tuple[Stage, Run]:
+    """The first phase of a configuration, and a run for it."""
+    phase: Stage = build(cfg.phase1, objective=dict(cfg.objective), seed=cfg.trainer.seed)
     return phase, small_run(cfg, folder, **changes)
 
 
-def lines(run: Run) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
+def timeless_lines(run: Run) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without values that depend on the clock."""
     return [timeless(line) for line in run.directory.metrics()]

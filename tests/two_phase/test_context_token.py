@@ -25,7 +25,7 @@ PUBLISHED = {
 }
 
 
-def small(num_input_tokens: int = 2, layers: int = 3, seed: int = 1, **options: float) -> ContextToken:
+def small_model(num_input_tokens: int = 2, layers: int = 3, seed: int = 1, **options: float) -> ContextToken:
     return ContextToken(layers, 24, num_input_tokens, 16, tokens=97, seq_len=32, seed=seed, **options)
 
 
@@ -62,10 +62,10 @@ def test_the_model_chooses_for_the_other_groups(name):
 
 
 def test_widths_shrink_evenly_and_only_a_changed_width_is_projected():
-    blocks = small(num_input_tokens=3, layers=4).token_block.blocks
+    blocks = small_model(num_input_tokens=3, layers=4).token_block.blocks
     assert [block.norm.normalized_shape[0] for block in blocks] == [40, 32, 24, 16]
     assert all(isinstance(block.shortcut, nn.Linear) for block in blocks)
-    assert all(isinstance(block.shortcut, nn.Identity) for block in small(num_input_tokens=1).token_block.blocks)
+    assert all(isinstance(block.shortcut, nn.Identity) for block in small_model(num_input_tokens=1).token_block.blocks)
 
 
 def test_initial_weights():
@@ -82,7 +82,7 @@ def test_initial_weights():
 
 
 def test_frozen_parts_and_names():
-    model = small()
+    model = small_model()
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"token_block", "embed_norm"}
     assert {name.split(".")[0] for name in model.state_dict()} == {*trained, "embed", "context_block"}
@@ -90,7 +90,7 @@ def test_frozen_parts_and_names():
 
 
 def test_windows_hold_the_last_tokens_and_zeros_before_the_start():
-    model, ids = small(num_input_tokens=3), ids_of(2, 5)
+    model, ids = small_model(num_input_tokens=3), ids_of(2, 5)
     e = model.embed_norm(model.embed(ids))  # [2, 5, 16]
     windows = model.recurrent_inputs(ids)
     assert windows.shape == (2, 5, 48)
@@ -105,7 +105,7 @@ def test_windows_hold_the_last_tokens_and_zeros_before_the_start():
 @torch.no_grad()
 def test_states_by_the_formulas():
     """hidden() against the definition, layer by layer and token by token, with whole matrices [W_c, W_u]."""
-    model, ids = small(), ids_of(1, 6)
+    model, ids = small_model(), ids_of(1, 6)
     context, previous = torch.zeros(24), torch.zeros(16)
     for t in range(6):
         e = model.embed_norm(model.embed(ids[0, t]))
@@ -123,7 +123,7 @@ def test_states_by_the_formulas():
 @torch.no_grad()
 @pytest.mark.parametrize("num_input_tokens", [1, 3])
 def test_nothing_sees_the_future(num_input_tokens):
-    model, ids = small(num_input_tokens), ids_of(2, 20)
+    model, ids = small_model(num_input_tokens), ids_of(2, 20)
     before = model.hidden(ids)
     for t in (1, 10, 19):
         changed = ids.clone()
@@ -135,7 +135,7 @@ def test_nothing_sees_the_future(num_input_tokens):
 
 @torch.no_grad()
 def test_the_token_block_reads_no_other_token():
-    model = small()
+    model = small_model()
     contexts, windows = torch.randn(1, 8, 3, 24), torch.randn(1, 8, 32)
     states = model.read(contexts, windows)
     contexts[:, 5] += 1
@@ -147,7 +147,7 @@ def test_the_token_block_reads_no_other_token():
 @torch.no_grad()
 @pytest.mark.parametrize("num_input_tokens", [1, 4])
 def test_decoding_in_pieces_equals_one_pass(num_input_tokens, monkeypatch):
-    model, ids = small(num_input_tokens).double(), ids_of(2, 30)
+    model, ids = small_model(num_input_tokens).double(), ids_of(2, 30)
     expected = model(ids)
     for pieces in ([30], [1] * 30, [5, 20, 1, 4]):
         cache = model.new_cache(2, 30)
@@ -159,25 +159,25 @@ def test_decoding_in_pieces_equals_one_pass(num_input_tokens, monkeypatch):
 
 
 @torch.no_grad()
-def test_the_state_is_of_one_size_and_branches():
-    model, ids = small(3), ids_of(2, 10)
+def test_the_cache_keeps_its_size_and_can_be_copied():
+    model, ids = small_model(3), ids_of(2, 10)
     cache = model.new_cache(2, 10)
     model.hidden(ids[:, :6], cache)
     size = cache.nbytes
-    branch = cache.select(torch.tensor([1, 1, 0]), 10)
-    behind = model.hidden(ids[[1, 1, 0], 6:], branch)
-    torch.testing.assert_close(behind, model.hidden(ids[[1, 1, 0]])[:, 6:], atol=2e-6, rtol=1e-5)
-    assert cache.length == 6  # what branches off leaves the stem
+    copy = cache.select(torch.tensor([1, 1, 0]), 10)
+    states = model.hidden(ids[[1, 1, 0], 6:], copy)
+    torch.testing.assert_close(states, model.hidden(ids[[1, 1, 0]])[:, 6:], atol=2e-6, rtol=1e-5)
+    assert cache.length == 6  # the copy left it unchanged
     model.hidden(ids[:, 6:], cache)
     assert cache.nbytes == size == 2 * (24 * 4 + 2 * 8)
     assert cache.bytes_per_token == size / 10
-    with pytest.raises(ConfigError, match="room for 10 tokens and 11 are needed; make it with capacity=11"):
+    with pytest.raises(ConfigError, match="capacity=11"):
         model.hidden(ids[:, :1], cache)
 
 
 @torch.inference_mode()
 def test_weights_cast_once_are_those_of_autocast():
-    model, ids = small(), ids_of(2, 12)
+    model, ids = small_model(), ids_of(2, 12)
     cast = cast_products(model, torch.bfloat16)
     assert cast.embed.weight is model.embed.weight
     assert cast.context_block.blocks[0].of_context.weight.dtype == torch.bfloat16
@@ -188,7 +188,7 @@ def test_weights_cast_once_are_those_of_autocast():
 
 
 def test_generation_follows_the_greedy_path():
-    model, prompt = small(), ids_of(1, 5)[0].tolist()
+    model, prompt = small_model(), ids_of(1, 5)[0].tolist()
     ids = list(prompt)
     for _ in range(4):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
@@ -196,20 +196,9 @@ def test_generation_follows_the_greedy_path():
 
 
 @pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("model.layers=0", "model.layers must be at least 1, as in model.layers=6; got 0"),
-        (
-            "model.num_input_tokens=0",
-            "model.num_input_tokens must be at least 1, as in model.num_input_tokens=1; got 0",
-        ),
-        ("model.context_dim=-4", "model.context_dim must be at least 1, as in model.context_dim=768; got -4"),
-        ("model.embed_dim=0", "model.embed_dim must be at least 1, as in model.embed_dim=768; got 0"),
-        ("model.init_std=-1", "model.init_std must be 0 or greater, as in model.init_std=0.1; got -1"),
-        ("model.bias_std=-1", "model.bias_std must be 0 or greater, as in model.bias_std=0.01; got -1"),
-        ("model.vocab_size=100", "the tokenizer has 300 ids and the model's vocabulary 100: give model.vocab_size=300"),
-    ],
+    "option",
+    ["layers=0", "num_input_tokens=0", "context_dim=-4", "embed_dim=0", "init_std=-1", "bias_std=-1", "vocab_size=100"],
 )
-def test_refusals(option, message):
-    with pytest.raises(ConfigError, match=message), torch.device("meta"):
-        newllm.build_model(newllm.compose(["model=context_token_tiny", option]), tokens=300)
+def test_refusals(option):
+    with pytest.raises(ConfigError, match=f"model.{option.partition('=')[0]}"), torch.device("meta"):
+        newllm.build_model(newllm.compose(["model=context_token_tiny", f"model.{option}"]), tokens=300)

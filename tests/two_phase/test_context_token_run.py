@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -30,12 +31,12 @@ from newllm.sweep.check import build_all, parts
 from newllm.training.loop import Loop
 from newllm.training.step import Step
 from newllm.two_phase import fixed_point
-from newllm.two_phase.context_rows import ContextReader, ContextRows
 from newllm.two_phase.embeddings import Corpus
 from newllm.two_phase.fixed_point import FixedPoint
+from newllm.two_phase.stored_contexts import ContextReader, ContextRows
 from tests.support.training_runs import repeatable, state
 
-SMALL = [
+OVERRIDES = [
     "model=context_token_tiny", "model.layers=2", "model.context_dim=16", "model.embed_dim=12",
     "model.num_input_tokens=2", "embeddings=none", "samples=60", "seq_len=32", "data.vocab_size=512", "batch_size=8",
     "epochs=2", "lr=5e-2", "precision=fp32", "trainer.shuffle=false", "trainer.log_every=1", "runtime.threads=1",
@@ -48,13 +49,13 @@ CORPUS = {"_target_": "newllm.two_phase.embeddings.Corpus"}
 
 
 @functools.cache
-def composed() -> DictConfig:
-    return newllm.compose(SMALL)
+def composed_cfg() -> DictConfig:
+    return newllm.compose(OVERRIDES)
 
 
-def small(directory: Path, **changes: Any) -> DictConfig:
-    """The small run, its first phase kept beside it and not in the cache of all tests. changes: dots are two bars."""
-    cfg = copy.deepcopy(composed())
+def small_cfg(directory: Path, **changes: Any) -> DictConfig:
+    """A small run whose first phase is kept next to it. changes: ``trainer__epochs=1`` sets trainer.epochs."""
+    cfg = copy.deepcopy(composed_cfg())
     changes = {
         "phase1__folder": str(directory.parent / f"{directory.name}-phase1"),
         **changes,
@@ -66,21 +67,21 @@ def small(directory: Path, **changes: Any) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """The small run, done without interruption."""
-    directory = tmp_path_factory.mktemp("whole") / "run"
-    assert run(small(directory)) == 0
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The small run, without interruption."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    assert run(small_cfg(directory)) == 0
     return RunDirectory(directory)
 
 
-def test_lines_and_results_of_both_phases(whole: RunDirectory) -> None:
-    lines, results = whole.metrics(), whole.results()
+def test_lines_and_results_of_both_phases(finished: RunDirectory) -> None:
+    lines, results = finished.metrics(), finished.results()
     phases = ["phase" in line for line in lines]
     iterations = [line["iteration"] for line in lines if "phase" in line]
     assert phases == sorted(phases, reverse=True)  # the first phase's lines come first
     assert iterations == list(range(2, int(results["phase1/iterations"]) + 1))
     assert results["phase1/reached"] == 1
-    loaded = newllm.load_run(whole.path)
+    loaded = newllm.load_run(finished.path)
     halves = {name: loaded.model.get_submodule(name) for name in ("context_block", "embed")}
     sizes = {name: sum(p.numel() for p in half.parameters()) for name, half in halves.items()}
     assert results["params/context_block"] == sizes["context_block"]
@@ -90,18 +91,18 @@ def test_lines_and_results_of_both_phases(whole: RunDirectory) -> None:
     assert results["train/steps"] == 2 * math.ceil(results["data/train_rows"] / 8)
     found = {"val/accuracy", "context/rank_share@val", "context/parallel_cosine", "val/ppl_by_position/0-16"}
     assert found <= {*results}
-    assert (whole.tables / "phase1.csv").exists()
-    log = whole.log_file.read_text()
+    assert (finished.tables / "phase1.csv").exists()
+    log = finished.log_file.read_text()
     assert f"context_block {sizes['context_block']:,}, token_block" in log
     assert log.index("Phase 1 ---") < log.index("Phase 2 ---") < log.index("epoch   train ppl")
 
 
-def test_what_is_frozen_has_not_moved_and_what_is_trained_has(whole: RunDirectory) -> None:
-    trained = load_file(whole.last_checkpoint)
-    best = load_file(whole.best_checkpoint)
-    fresh = dict(newllm.build_model(small(whole.path), 512).named_parameters())
+def test_each_phase_trains_its_own_part(finished: RunDirectory) -> None:
+    trained = load_file(finished.last_checkpoint)
+    best = load_file(finished.best_checkpoint)
+    fresh = dict(newllm.build_model(small_cfg(finished.path), 512).named_parameters())
     assert best.keys() == {f"model.{name}" for name in fresh}  # the model's own names
-    first = load_file(whole.path.parent / "run-phase1" / "state.safetensors")
+    first = load_file(finished.path.parent / "run-phase1" / "state.safetensors")
     for name, weight in fresh.items():
         now = trained[f"model.{name}"]
         if name.startswith("context_block."):
@@ -111,9 +112,9 @@ def test_what_is_frozen_has_not_moved_and_what_is_trained_has(whole: RunDirector
             assert torch.equal(now, weight) == (not name.startswith("token_block.")), name
 
 
-def test_the_whole_model_by_true_recurrence_has_the_perplexity_of_the_results(whole: RunDirectory) -> None:
-    loaded = newllm.load_run(whole.path)
-    text = torch.from_numpy(prepare(small(whole.path)).data.stream("val").astype(np.int64))
+def test_the_true_recurrence_gives_the_perplexity_of_the_results(finished: RunDirectory) -> None:
+    loaded = newllm.load_run(finished.path)
+    text = torch.from_numpy(prepare(small_cfg(finished.path)).data.stream("val").astype(np.int64))
     with torch.no_grad():
         logits = loaded.model(text[None, :-1], cache=loaded.model.new_cache(capacity=len(text)))[0]
     loss = torch.nn.functional.cross_entropy(logits, text[1:]).item()
@@ -123,18 +124,18 @@ def test_the_whole_model_by_true_recurrence_has_the_perplexity_of_the_results(wh
     assert loaded.results["val/accuracy"] == pytest.approx(hits, abs=1e-6)
 
 
-def test_evaluated_again_without_stored_contexts_to_the_last_bit(
-    whole: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_reevaluation_without_stored_contexts_is_equal_to_the_last_bit(
+    finished: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(FixedPoint, "run", None)
-    assert evaluate.main([str(whole.path)]) == 0
+    assert evaluate.main([str(finished.path)]) == 0
     assert "all equal" in capsys.readouterr().out
-    assert generate.main([str(whole.path), "def ", "--max-new-tokens", "3"]) == 0
+    assert generate.main([str(finished.path), "def ", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith("def ")
 
 
 def _kill_at(owner: Any, name: str, call: int, after: bool = False) -> Callable[[pytest.MonkeyPatch], None]:
-    """A patch that kills the process in the call number `call`, from 1, of a method: before or after its work."""
+    """A patch that kills the process before (or `after`) the call number `call`, from 1, of a function."""
     real, calls = getattr(owner, name), []
 
     def dying(*args: Any, **kwargs: Any) -> Any:
@@ -149,15 +150,13 @@ def _kill_at(owner: Any, name: str, call: int, after: bool = False) -> Callable[
     return lambda patch: patch.setattr(owner, name, dying)
 
 
-def test_killed_at_every_boundary_and_inside_every_stage_and_resumed_equals_uninterrupted(
-    tmp_path: Path, whole: RunDirectory
-) -> None:
+def test_a_run_killed_at_every_boundary_equals_an_uninterrupted_one(tmp_path: Path, finished: RunDirectory) -> None:
     directory = tmp_path / "run"
     places = [
         (fixed_point, "write_lines", 3, False),  # the second iteration is saved and its line is not yet written
         (fixed_point, "write_lines", 4, True),  # that of the fifth iteration is
         (fixed_point, "effective_rank", 1, False),  # the contexts are stored, the phase is not done
-        (fixed_point._PhaseRunner, "_train", 1, True),  # it is done, and nothing has been taken from it
+        (FixedPoint, "_store", 1, True),  # the phase is done, and its result has not been used
         (ContextReader, "__init__", 1, False),  # between the phases
         (Step, "__call__", 3, False),
         (Loop, "_validate", 1, True),  # the first epoch is saved
@@ -168,20 +167,20 @@ def test_killed_at_every_boundary_and_inside_every_stage_and_resumed_equals_unin
         if not child:
             with pytest.MonkeyPatch.context() as patch:
                 _kill_at(*place)(patch)
-                run(small(directory))
+                run(small_cfg(directory))
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, place
         assert state(directory)["state"] == "running"
-    assert run(small(directory)) == 0
-    assert repeatable(directory) == repeatable(whole.path)
+    assert run(small_cfg(directory)) == 0
+    assert repeatable(directory) == repeatable(finished.path)
     for name in ("phase1", "effective_rank", "position"):
         kept = [[line.split(",")[:4] for line in (one.tables / f"{name}.csv").read_text().splitlines()]
-                for one in (whole, RunDirectory(directory))]  # fmt: skip
+                for one in (finished, RunDirectory(directory))]  # fmt: skip
         assert kept[0] == kept[1]
     assert "goes on after step" in (directory / "train.log").read_text()
 
 
-def test_a_signal_in_the_first_phase_leaves_it_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_interrupts_the_first_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = fixed_point.write_lines
 
     def signalling(*args: Any, **options: Any) -> None:
@@ -190,21 +189,21 @@ def test_a_signal_in_the_first_phase_leaves_it_interrupted(tmp_path: Path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(fixed_point, "write_lines", signalling)
-        assert run(small(tmp_path / "run")) == 128 + signal.SIGTERM
+        assert run(small_cfg(tmp_path / "run")) == 128 + signal.SIGTERM
     status = state(tmp_path / "run")
     assert status["state"] == "interrupted"
     assert (status["progress"]["phase"], status["progress"]["steps"]) == ("fixed_point", 12)
     assert status["stage_seconds"] > 0
 
 
-def test_embeddings_are_filled_in_once_and_kept_by_the_checkpoint(
+def test_embeddings_are_loaded_once_and_then_read_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    matrices = []
 
     def matrix(self: Corpus, *args: Any) -> torch.Tensor:
-        made.append(torch.randn(512, 12, generator=torch.Generator().manual_seed(7)))
-        return made[-1]
+        matrices.append(torch.randn(512, 12, generator=torch.Generator().manual_seed(7)))
+        return matrices[-1]
 
     def stopping(*args: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -212,84 +211,79 @@ def test_embeddings_are_filled_in_once_and_kept_by_the_checkpoint(
     monkeypatch.setattr(Corpus, "matrix", matrix)
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["newllm.run.execute"], "evaluate", stopping)
-        assert run(small(tmp_path / "run", embeddings=CORPUS)) == 128 + signal.SIGTERM
-    assert run(small(tmp_path / "run", embeddings=CORPUS)) == 0
-    assert len(made) == 1
-    assert torch.equal(newllm.load_run(tmp_path / "run").model.embed.weight, made[0])
+        assert run(small_cfg(tmp_path / "run", embeddings=CORPUS)) == 128 + signal.SIGTERM
+    assert run(small_cfg(tmp_path / "run", embeddings=CORPUS)) == 0
+    assert len(matrices) == 1
+    assert torch.equal(newllm.load_run(tmp_path / "run").model.embed.weight, matrices[0])
 
 
-def test_without_convergence_the_run_waits_to_be_told_to_go_on(tmp_path: Path) -> None:
+def test_without_convergence_the_run_ends_until_told_to_continue(tmp_path: Path) -> None:
     strict = {"phase1__iterations": 3, "phase1__least": 2, "phase1__threshold": 1e-9, "trainer__epochs": 1}
     with pytest.raises(ConfigError, match=r"phase1\.require_convergence=false"):
-        run(small(tmp_path / "run", **strict))
+        run(small_cfg(tmp_path / "run", **strict))
     assert state(tmp_path / "run")["state"] == "failed"
-    assert run(small(tmp_path / "run", **strict, phase1__require_convergence=False)) == 0  # it is the same run
+    assert run(small_cfg(tmp_path / "run", **strict, phase1__require_convergence=False)) == 0  # it is the same run
     assert "Phase 1 has been done before" in (tmp_path / "run" / "train.log").read_text()
     assert RunDirectory(tmp_path / "run").results()["phase1/reached"] == 0
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "key"),
     [
-        ({"phase1": {}, "objective": {}}, r"needs a first phase, .* type phase1=published"),
-        ({"phase1": {}}, r"this run has phase1=none; type objective=none"),
-        ({"objective": {}}, r"needs an objective to train on; type objective=mcdl"),
-        ({"facts": {"_target_": "newllm.data.facts.ReversalFacts"}}, r"as one stream, and facts .* type facts=none"),
-        ({"data__passkey": 0.5}, r"leave data\.passkey out"),
-        ({"data__split": "chunks"}, r"type data\.split=contiguous or data\.split=document"),
-        ({"trainer__devices": 2}, r"phase1=published works in one process, and trainer\.devices=2"),
-        ({"runtime__compile": True}, r"leave runtime\.compile=true out"),
+        ({"phase1": {}, "objective": {}}, "phase1=published"),
+        ({"phase1": {}}, "objective=none"),
+        ({"objective": {}}, "objective=mcdl"),
+        ({"facts": {"_target_": "newllm.data.facts.ReversalFacts"}}, "facts=none"),
+        ({"data__passkey": 0.5}, "data.passkey"),
+        ({"data__split": "chunks"}, "data.split=contiguous"),
+        ({"trainer__devices": 2}, "trainer.devices=2"),
+        ({"runtime__compile": True}, "runtime.compile=true"),
     ],
 )
-def test_what_such_a_run_cannot_have_is_refused_in_a_sentence(
-    tmp_path: Path, changes: dict[str, Any], sentence: str
-) -> None:
-    cfg = small(tmp_path / "run", **changes)
+def test_settings_that_this_model_cannot_use_are_refused(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    cfg = small_cfg(tmp_path / "run", **changes)
     if "phase1" in changes:
         cfg.phase1 = {}
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ConfigError, match=re.escape(key)):
         run(cfg)
     assert not (tmp_path / "run").exists()
 
 
-def test_what_other_models_have_no_use_for_is_refused(tmp_path: Path) -> None:
+def test_first_phases_and_their_parts_are_refused_to_other_models(tmp_path: Path) -> None:
     other = newllm.compose(["samples=60", "seq_len=32", "data.vocab_size=512", "facts=none", "eval=[loss]"])
     other.run_dir = str(tmp_path / "run")
-    for changed, sentence in (
-        ({"objective": composed().objective}, r"type objective=none, or choose a phase1, as in phase1=published"),
-        ({"objective": composed().objective, "phase1": composed().phase1}, r"needs a model with a recurrence"),
+    for changed, key in (
+        ({"objective": composed_cfg().objective}, "objective=none"),
+        ({"objective": composed_cfg().objective, "phase1": composed_cfg().phase1}, "model=context_token"),
         (
             {"eval": {"effective_rank": {"_target_": "newllm.two_phase.context_rank.EffectiveRank"}}},
-            "this model has none",
+            "eval=effective_rank",
         ),
     ):
         cfg = copy.deepcopy(other)
         for group, node in changed.items():
             OmegaConf.update(cfg, group, node, merge=False, force_add=True)
-        with pytest.raises(ConfigError, match=sentence):
+        with pytest.raises(ConfigError, match=key):
             run(cfg)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("overrides", "sentence"),
+    ("overrides", "key"),
     [
-        (
-            ["model=context_token", "pos_encoding=rope"],
-            r"^model=context_token has no pos_encoding; leave pos_encoding=rope",
-        ),
-        (["model=context_token", "attention=mha"], r"^model=context_token has no attention; leave attention=mha out"),
-        (["pos_encoding=none"], r"^pos_encoding=none: model=tiny needs one; type pos_encoding=nope"),
-        (["attention=none"], r"^attention=none: model=tiny needs one; type attention=mha"),
+        (["model=context_token", "pos_encoding=rope"], "pos_encoding=rope"),
+        (["model=context_token", "attention=mha"], "attention=mha"),
+        (["pos_encoding=none"], "pos_encoding=nope"),
+        (["attention=none"], "attention=mha"),
     ],
 )
-def test_attention_and_encoding_go_with_models_that_take_them(overrides: list[str], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+def test_attention_and_encoding_must_suit_the_model(overrides: list[str], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
         check_values(newllm.compose(overrides))
 
 
-def test_reading_stored_contexts_is_the_model_itself_and_trains_its_reading_half_alone(whole: RunDirectory) -> None:
-    p = prepare(small(whole.path))
+def test_stored_contexts_give_the_states_of_the_model_and_only_the_token_block_learns(finished: RunDirectory) -> None:
+    p = prepare(small_cfg(finished.path))
     subject = evaluation_subject(p)
     assert isinstance(subject.rows, ContextRows)
     view = p.model.model_for_rows(subject.as_trained())
@@ -301,11 +295,11 @@ def test_reading_stored_contexts_is_the_model_itself_and_trains_its_reading_half
     assert {name.split(".")[0] for name, q in p.model.named_parameters() if q.grad is not None} == {"token_block"}
 
 
-def test_planned_with_others_and_named_by_what_matters(tmp_path: Path) -> None:
+def test_planning_with_other_runs(tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{}, {"trainer__seed": 43}, {"phase1__folder": "elsewhere"}, {"phase1__lr": -1.0}]
-    configs = [effective(small(tmp_path / "run", **one)) for one in changes]
+    configs = [effective(small_cfg(tmp_path / "run", **one)) for one in changes]
     build_all(parts(configs[:3]))
     assert signature(configs[0]) == signature(configs[2]) != signature(configs[1])
     assert "phase1=published trains alone" in str(unpackable(configs[:2]))
-    with pytest.raises(ConfigError, match=r"phase1\.lr must be above 0"):
+    with pytest.raises(ConfigError, match=r"phase1\.lr"):
         build_all(parts(configs[3:]))

@@ -1,4 +1,4 @@
-"""The iteration against its protocol, written out plainly for a handful of tokens."""
+"""One fixed-point iteration against its protocol, written out for a few tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,23 @@ import torch.nn.functional as F
 
 from newllm.seeding import stream
 from newllm.two_phase.context_token import ContextToken
-from newllm.two_phase.contexts import Text, parallel_contexts, shifted, true_contexts
-from newllm.two_phase.iteration import Iteration, Rule
-from newllm.two_phase.objectives import mcdl
+from newllm.two_phase.fixed_point import FixedPoint, Iteration
+from newllm.two_phase.stored_contexts import Text, parallel_contexts, previous_contexts, true_contexts
 
 TOKENS = np.random.default_rng(0).integers(0, 40, 11).astype(np.uint16)
 WIDTH, BATCH, SEED = 8, 4, 7
 
 
-def tiny() -> ContextToken:
+def tiny_model() -> ContextToken:
     return ContextToken(2, WIDTH, 2, 6, tokens=40, seq_len=4, seed=1)
 
 
-def iterating(model: ContextToken, **options: Any) -> Iteration:
-    rule = {"lr": 0.02, "noise": 0.1, "batch_tokens": BATCH, "clip": 0.05, "threshold": 0.5, "steps": "pass"}
-    rule |= {"start_std": 0.01, "wrap": True, "train_norms": True}
+def iteration_of(model: ContextToken, folder: Path, **options: Any) -> Iteration:
+    options = {"lr": 0.02, "batch_tokens": BATCH, "clip": 0.05, "threshold": 0.5, **options}
+    objective = {"_target_": "newllm.two_phase.objectives.mcdl", "weight": 0.8}
     text = Text(model, TOKENS, torch.device("cpu"))
-    return Iteration(Rule(**{**rule, **options}), mcdl(weight=0.8), model.recurrence, text, "fp32", SEED)
+    phase = FixedPoint(**options, objective=objective, seed=SEED)
+    return Iteration(phase, model.recurrence, text, "fp32", folder)
 
 
 def normal(count: int, *name: object) -> torch.Tensor:
@@ -54,13 +54,13 @@ class Adam:
 
 @pytest.mark.parametrize("steps", ["pass", "batch"])
 @pytest.mark.parametrize("wrap", [True, False])
-def test_iterations_are_those_of_the_protocol(tmp_path: Path, steps: str, wrap: bool) -> None:
-    model = tiny()
-    iteration = iterating(model, steps=steps, wrap=wrap)
-    iteration.draw_start(tmp_path)
-    found = [iteration.run(tmp_path, number, lambda batch, loss: None) for number in (2, 3, 4)]
+def test_iterations_follow_the_protocol(tmp_path: Path, steps: str, wrap: bool) -> None:
+    model = tiny_model()
+    iteration = iteration_of(model, tmp_path, steps=steps, wrap=wrap)
+    iteration.draw_start()
+    found = [iteration.run(number, lambda batch, loss: None) for number in (2, 3, 4)]
 
-    other = tiny()
+    other = tiny_model()
     block = other.recurrence.requires_grad_(True)
     adam = Adam(list(block.parameters()), 0.02 if steps == "pass" else 0.02 / 3)  # a rate of the whole iteration
     windows = other.recurrent_inputs(torch.from_numpy(TOKENS.astype(np.int64))).detach()
@@ -86,43 +86,43 @@ def test_iterations_are_those_of_the_protocol(tmp_path: Path, steps: str, wrap: 
         out = torch.cat(outs)
         stayed = ((out - previous).square().mean(dim=1) < 0.5).float().mean().item()
         previous = out
-        assert numbers.loss == pytest.approx(total, abs=1e-5)
-        assert numbers.bound == pytest.approx(bound)
-        assert numbers.converged == pytest.approx(stayed)
-        assert numbers.steps == (1 if steps == "pass" else 3)
-    torch.testing.assert_close(torch.from_numpy(np.array(iteration.contexts(tmp_path, 4))), previous)
+        assert numbers["loss"] == pytest.approx(total, abs=1e-5)
+        assert numbers["bound"] == pytest.approx(bound)
+        assert numbers["converged"] == pytest.approx(stayed)
+    assert iteration.steps == (1 if steps == "pass" else 3)
+    torch.testing.assert_close(torch.from_numpy(np.array(iteration.contexts(4))), previous)
     for one, two in zip(model.recurrence.parameters(), block.parameters(), strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
 
 
-def test_without_steps_contexts_are_made_and_nothing_is_trained(tmp_path: Path) -> None:
-    model = tiny()
-    iteration = iterating(model, steps="none", noise=0.0)
-    iteration.draw_start(tmp_path)
-    found = iteration.run(tmp_path, 2, lambda batch, loss: None)
-    assert found.steps == 0
-    assert all(torch.equal(p, tiny().get_parameter(name)) for name, p in model.named_parameters())
-    previous = torch.from_numpy(np.array(iteration.contexts(tmp_path, 1)))
+def test_without_steps_contexts_are_computed_and_nothing_is_trained(tmp_path: Path) -> None:
+    model = tiny_model()
+    iteration = iteration_of(model, tmp_path, steps="none", noise=0.0)
+    iteration.draw_start()
+    iteration.run(2, lambda batch, loss: None)
+    assert iteration.steps == 0
+    assert all(torch.equal(p, tiny_model().get_parameter(name)) for name, p in model.named_parameters())
+    previous = torch.from_numpy(np.array(iteration.contexts(1)))
     windows = model.recurrent_inputs(torch.from_numpy(TOKENS.astype(np.int64)))
     expected = model.recurrence(torch.cat([previous[-1:], previous[:-1]]), windows)[:, -1]
-    torch.testing.assert_close(torch.from_numpy(np.array(iteration.contexts(tmp_path, 2))), expected.detach())
+    torch.testing.assert_close(torch.from_numpy(np.array(iteration.contexts(2))), expected.detach())
 
 
-def test_norms_that_are_not_trained_keep_the_contexts_length(tmp_path: Path) -> None:
-    model = tiny()
-    iteration = iterating(model, train_norms=False, lr=0.2)
-    iteration.draw_start(tmp_path)
+def test_untrained_norms_keep_the_length_of_contexts(tmp_path: Path) -> None:
+    model = tiny_model()
+    iteration = iteration_of(model, tmp_path, train_norms=False, lr=0.2)
+    iteration.draw_start()
     for number in (2, 3):
-        iteration.run(tmp_path, number, lambda batch, loss: None)
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, tiny().get_parameter(name))}
+        iteration.run(number, lambda batch, loss: None)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, tiny_model().get_parameter(name))}
     assert len(moved) == 2 * 3  # weights and biases of two layers
     assert not any("norm" in name for name in moved)
-    lengths = np.linalg.norm(iteration.contexts(tmp_path, 3), axis=1)
+    lengths = np.linalg.norm(iteration.contexts(3), axis=1)
     assert lengths == pytest.approx(WIDTH**0.5, rel=1e-3)
 
 
 def test_a_pass_with_true_contexts_gives_the_true_contexts() -> None:
-    model = tiny()
+    model = tiny_model()
     text = Text(model, np.tile(TOKENS, 9), torch.device("cpu"))
     true = torch.empty(len(text), 2, WIDTH)
     for (start, stop), piece in true_contexts(model.recurrence, text, "fp32"):
@@ -137,7 +137,7 @@ def test_a_pass_with_true_contexts_gives_the_true_contexts() -> None:
     torch.testing.assert_close(torch.cat([piece for _, piece in pieces]), true, atol=1e-5, rtol=1e-5)
 
 
-def test_inputs_of_a_stretch_are_those_of_the_whole_text() -> None:
+def test_inputs_of_a_part_equal_those_of_the_whole_text() -> None:
     model = ContextToken(1, WIDTH, 3, 6, tokens=40, seq_len=4, seed=1)
     text = Text(model, TOKENS, torch.device("cpu"))
     whole = text(0, 11)
@@ -150,5 +150,5 @@ def test_inputs_of_a_stretch_are_those_of_the_whole_text() -> None:
 def test_contexts_are_shifted_by_one_token() -> None:
     previous = np.arange(10, dtype=np.float32).reshape(5, 2)
     first = np.array([8, 9], np.float32)
-    assert shifted(previous, 0, 3, first).tolist() == [[8, 9], [0, 1], [2, 3]]
-    assert shifted(previous, 3, 5, first).tolist() == [[4, 5], [6, 7]]
+    assert previous_contexts(previous, 0, 3, first).tolist() == [[8, 9], [0, 1], [2, 3]]
+    assert previous_contexts(previous, 3, 5, first).tolist() == [[4, 5], [6, 7]]

@@ -1,4 +1,4 @@
-"""Trains the compression of values before everything else: the first of V-DProj's two phases."""
+"""The first of V-DProj's two phases: trains the compression of values, then freezes it."""
 
 import math
 import time
@@ -10,24 +10,27 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from newllm.attention.value_projection import CompressedValues, reconstruction_error
+from newllm.checks import above, at_least
 from newllm.config import signature
 from newllm.data import Dataset
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation.observe import observing
 from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
+from newllm.run.stage import Stage, StageResult
 from newllm.training.checkpoint import load_training, load_weights, save_training, save_weights
 from newllm.training.context import Run
 from newllm.training.cross_entropy import IGNORED
 from newllm.training.optimizer import AdamW
-from newllm.training.progress import Progress
+from newllm.training.progress import Pending, Progress
 from newllm.training.step import Step, cut
-from newllm.two_phase.first_phase import FirstPhase, Outcome, write_lines
+from newllm.two_phase.first_phase import Line, finish_phase, update_progress, write_lines
 
+_NAME = "reconstruction"
 _HEADING = f"{'epoch':>5}{'train MSE':>14}{'val MSE':>14}   {'time':>8}"
 
 
-class Reconstruction(FirstPhase):
+class Reconstruction(Stage):
     """Trains ``v' = W_r (W_c v + b_c) + b_r`` to restore the values v in every layer of a randomly initialised model.
 
     Minimises the mean over layers of MSE(v', v) by AdamW (weight decay 0.01, clipping at 1) on these matrices and
@@ -41,8 +44,6 @@ class Reconstruction(FirstPhase):
     keep: the matrices that the second phase gets: those of the best epoch or, as published, of the last one.
     """
 
-    name = "reconstruction"
-
     def __init__(
         self,
         lr: float = 1e-3,
@@ -50,35 +51,50 @@ class Reconstruction(FirstPhase):
         patience: int | None = 1,
         keep: Literal["best", "last"] = "best",
     ) -> None:
-        if lr <= 0:
-            raise ConfigError(f"phase1.lr must be above 0; {lr:g} was given, try phase1.lr=1e-3.")
-        for name, value in (("epochs", epochs), ("patience", patience)):
-            if value is not None and value < 1:
-                raise ConfigError(f"phase1.{name} must be at least 1; {value} was given, try phase1.{name}=1.")
+        above("phase1.lr", lr, 0, 1e-3)
+        at_least("phase1.epochs", epochs, 1, 10)
+        at_least("phase1.patience", 1 if patience is None else patience, 1, 1)
         self.lr, self.epochs, self.patience, self.keep = lr, epochs, patience, keep
 
     def check(self, cfg: DictConfig, model: LanguageModel, data: Dataset) -> None:
-        if not _compressing(model):
-            given = (cfg.get("choices") or {}).get("attention", "another one")
+        if not _compressing_layers(model):
+            chosen = (cfg.get("choices") or {}).get("attention", "another one")
             raise ConfigError(
                 "phase1=reconstruction trains the compression of values, which this run's attention "
-                f"({given}) does not have; type attention=vdproj, or phase1=none."
+                f"({chosen}) does not have; type attention=vdproj, or phase1=none."
             )
 
-    def train(self, run: Run) -> Outcome:
-        pairs = nn.ModuleList(nn.ModuleList([layer.compress, layer.restore]) for layer in _compressing(run.model))
+    def run(self, run: Run) -> StageResult:
+        pairs = nn.ModuleList(
+            nn.ModuleList([layer.compress, layer.restore]) for layer in _compressing_layers(run.model)
+        )
+        trainable = [p for p in run.model.parameters() if p.requires_grad]
+        run.model.requires_grad_(False)
         pairs.requires_grad_(True)
-        trained = set(pairs.parameters())
-        others = [p for p in run.model.parameters() if p.requires_grad and p not in trained]
-        for parameter in others:
-            parameter.requires_grad_(False)
+        training = _Training(self, run, pairs)
         try:
-            outcome = _Training(self, run, pairs).train()
+            training.train()
         finally:
-            for parameter in others:
+            for parameter in trainable:
                 parameter.requires_grad_(True)
-        pairs.requires_grad_(False)
-        return outcome
+            pairs.requires_grad_(False)
+
+        progress = training.progress
+        epoch = progress.best_epoch if self.keep == "best" else progress.epoch
+        assert epoch is not None
+        kept = progress.history[epoch - 1]
+        metrics = {
+            "phase1/epochs": progress.epoch,
+            "phase1/steps": progress.step,
+            "phase1/loss": kept["phase1/loss"],
+            "phase1/val_loss": kept["phase1/val_loss"],
+            "speed/phase1_seconds": progress.seconds,
+        }
+        text = [
+            f"Compression and restoration are frozen as of epoch {epoch} of {progress.epoch}: validation MSE of the "
+            f"restored values {kept['phase1/val_loss']:.4g}."
+        ]
+        return finish_phase(run, metrics, progress.history, text)
 
 
 class _Training:
@@ -94,17 +110,18 @@ class _Training:
         self.step = Step(run.model, optim, run.device, run.precision, run.runtime.fused)
         self.step.loss = _Loss(run.model, run.device, run.precision)
         self.epoch_steps = math.ceil(len(run.data.train) / run.trainer.batch_size)
+        self.steps = self.epoch_steps * phase.epochs
         self.about = {"data": run.data.fingerprint, "signature": signature(run.cfg), "precision": run.precision}
         checkpoints = run.directory.last_checkpoint.parent
         self.file, self.best = checkpoints / "phase1.safetensors", checkpoints / "phase1_best.safetensors"
-        self.progress = Progress()
+        self.progress, self._pending = Progress(), Pending()
         if self.file.exists():
             self.progress = load_training(self.file, pairs, self.step.optimizer, self.about)
         self._began = self._saved = time.monotonic()
 
-    def train(self) -> Outcome:
+    def train(self) -> None:
         """Train what is left; the matrices to keep are in the model afterwards."""
-        progress, run, steps = self.progress, self.run, self.epoch_steps * self.phase.epochs
+        progress, run = self.progress, self.run
         size = f"{sum(p.numel() for p in self.pairs.parameters()):,} parameters"
         resumed = f"; goes on after step {progress.step:,}" if progress.step and not progress.finished else ""
         done = ", done before" if progress.finished else ""
@@ -115,26 +132,11 @@ class _Training:
         for line in progress.history:
             run.console.line(_epoch_line(line, seconds=None))
         run.model.eval()  # in training mode an attention would add its own loss
-        with run.signals.deferred(), run.console.progress(steps, progress.step) as bar:
+        with run.signals.deferred(), run.console.progress(self.steps, progress.step) as bar:
             while not progress.finished:
                 self._epoch(bar)
         if self.phase.keep == "best":
             load_weights(self.best, self.pairs)
-        epoch = progress.best_epoch if self.phase.keep == "best" else progress.epoch
-        assert epoch is not None
-        kept = progress.history[epoch - 1]
-        metrics = {
-            "phase1/epochs": progress.epoch,
-            "phase1/steps": progress.step,
-            "phase1/loss": kept["phase1/loss"],
-            "phase1/val_loss": kept["phase1/val_loss"],
-            "speed/phase1_seconds": progress.seconds,
-        }
-        text = [
-            f"Compression and restoration are frozen as of epoch {epoch} of {progress.epoch}: validation MSE of the "
-            f"restored values {kept['phase1/val_loss']:.4g}."
-        ]
-        return Outcome(metrics, progress.history, text)
 
     def _epoch(self, bar: Any) -> None:
         """Run the steps left in the current epoch, validate, write its line and a checkpoint."""
@@ -143,17 +145,19 @@ class _Training:
         for step in range(progress.epoch_step, self.epoch_steps):
             self._stop_if_asked()
             indices = order[step * size : (step + 1) * size]
-            loss, _, scored = self.step(cut(rows, indices, run.trainer.accumulate), self.phase.lr)
+            self._pending.append(self.step(cut(rows, indices, run.trainer.accumulate), self.phase.lr))
             progress.stepped(len(indices) * rows.seq_len)
-            progress.add(self._finite(loss.item()), scored)
-            bar(progress.step, progress.take_logged(), progress.trained_tokens / max(self._seconds(), 1e-9))
+            if progress.step % run.trainer.log_every == 0:
+                self._fetch_losses()
+                bar(progress.step, progress.take_logged(), progress.trained_tokens / max(self._seconds(), 1e-9))
             if run.runtime.checkpoint_due(progress.step, self._saved):
                 self._save()
+        self._fetch_losses()
         error = self._finite(self._validation_error())
         if progress.judge(error):
             save_weights(self.best, self.pairs, {**self.about, "epoch": progress.epoch})
         values = {"phase1/loss": progress.epoch_mean(), "phase1/val_loss": error, "time/seconds": self._seconds()}
-        line: dict[str, Any] = {"phase": self.phase.name, "epoch": progress.epoch, **values}
+        line: Line = {"phase": _NAME, "epoch": progress.epoch, **values}
         progress.next_epoch(line)
         progress.finished = progress.lost_patience(self.phase.patience) or progress.epoch == self.phase.epochs
         self._save()
@@ -172,29 +176,35 @@ class _Training:
                 total += layer_errors(run.model, inputs.to(run.device)).mean(dim=0).sum().item()
         return total / len(rows)
 
+    def _fetch_losses(self) -> None:
+        """Add the losses of all steps since the last call; they stay on the device until then."""
+        for loss, _, scored in self._pending.fetch():
+            self.progress.add(self._finite(loss), scored)
+
+    def _finite(self, error: float) -> float:
+        if not math.isfinite(error):
+            raise RunError(
+                f"Phase 1 diverged by step {self.progress.step}: the error of the restored values is {error:g}; a "
+                f"lower rate (phase1.lr={self.phase.lr / 10:g}) usually helps, in a new run."
+            )
+        return error
+
     def _stop_if_asked(self) -> None:
         if self.run.signals.received:
             self._save()
             self.run.signals.check()
 
     def _save(self) -> None:
+        self._fetch_losses()
         progress = self.progress
         progress.seconds, self._began = self._seconds(), time.monotonic()
         save_training(self.file, self.pairs, self.step.optimizer, progress, self.about)
-        self.phase.report(self.run, progress.step, self.epoch_steps * self.phase.epochs, progress.history)
+        update_progress(self.run, _NAME, progress.step, self.steps, progress.history)
         self._saved = time.monotonic()
 
     def _seconds(self) -> float:
         """Seconds of training in all attempts."""
         return self.progress.seconds + time.monotonic() - self._began
-
-    def _finite(self, value: float) -> float:
-        if not math.isfinite(value):
-            raise RunError(
-                f"Phase 1 diverged by step {self.progress.step}: the error of the restored values is {value:g}; a "
-                f"lower rate (phase1.lr={self.phase.lr / 10:g}) usually helps, in a new run"
-            )
-        return value
 
 
 class _Loss(nn.Module):
@@ -210,24 +220,22 @@ class _Loss(nn.Module):
         return errors.mean() * ((labels != IGNORED).sum() / (total or 1))
 
 
-def layer_errors(model: nn.Module, inputs: Tensor) -> Tensor:
+def layer_errors(model: LanguageModel, inputs: Tensor) -> Tensor:
     """MSE(v', v) [layers, B] of the model's values for inputs [B, T]."""
     errors: list[Tensor] = []
 
-    def see(layer: int, tensors: dict[str, Tensor]) -> None:
+    def add_error(layer: int, tensors: dict[str, Tensor]) -> None:
         errors.append(reconstruction_error(tensors["restored"], tensors["value"]))
 
-    transformer: Any = model
-    with observing(transformer, see):
-        transformer.hidden(inputs)
+    with observing(model, add_error):
+        model.hidden(inputs)
     return torch.stack(errors)
 
 
-def _compressing(model: nn.Module) -> list[CompressedValues]:
-    """The attention layers that compress values."""
+def _compressing_layers(model: nn.Module) -> list[CompressedValues]:
     return [module for module in model.modules() if isinstance(module, CompressedValues)]
 
 
-def _epoch_line(line: dict[str, Any], seconds: float | None) -> str:
+def _epoch_line(line: Line, seconds: float | None) -> str:
     clock = "" if seconds is None else f"{seconds:7.1f}s"
     return f"{line['epoch']:>5}{line['phase1/loss']:>14.6f}{line['phase1/val_loss']:>14.6f}   {clock}".rstrip()
