@@ -243,7 +243,9 @@ class ContextState:
         """Count `tokens` more. Raises ConfigError if there is no room for them."""
         stop = self.length + tokens
         if stop > self.capacity:
-            raise ConfigError(f"the cache holds {self.capacity} tokens and {stop} are needed; use capacity={stop}.")
+            raise ConfigError(
+                f"the cache has room for {self.capacity} tokens and {stop} are needed; make it with capacity={stop}."
+            )
         self.length = stop
 
     def select(self, rows: Tensor, capacity: int) -> "ContextState":
