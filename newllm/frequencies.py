@@ -126,25 +126,18 @@ def write_channels(spectra: Sequence[Spectrum], file: Path) -> None:
 
 def draw(spectra: Sequence[Spectrum], file: Path) -> None:
     """Plot wavelengths by channel; training lengths are dashed lines. Equal spectra give equal bytes."""
-    from newllm.report import figures as style
+    from newllm.report.figures import MUTED, Panel, Series, mark_value, plot, short, styled
 
-    with style.styled():
-        figure, (axes,) = style.panels(width=7.6, height=4.2)
-        for index, spectrum in enumerate(spectra):
-            drawn = wavelengths(spectrum.inv_freq)
-            look = {"color": style.colour(index), "linestyle": style.dash(index), "marker": ".", "markersize": 5}
-            axes.plot(range(len(drawn)), drawn, **look)
-        style.log_axis(axes.yaxis)
-        axes.set(xlabel="channel (pair of dims)", ylabel="wavelength (tokens per full turn)")
-        for length in sorted({spectrum.seq_len for spectrum in spectra}):
-            style.mark_value(axes, y=length)
-            text = f"training length {style.short(length)}"
-            axes.annotate(text, (0, length), xytext=(3, 3), textcoords="offset points", color=style.MUTED, fontsize=8,
+    with styled():
+        series = [Series.over_seeds(i, one.label, [wavelengths(one.inv_freq)]) for i, one in enumerate(spectra)]
+        panel = Panel(series, "channel (pair of dims)", "wavelength (tokens per full turn)", log_y=True)
+        figure = plot([panel], width=7.6, height=4.2)
+        axes = figure.axes[0]
+        for length in sorted({one.seq_len for one in spectra}):
+            mark_value(axes, y=length)
+            text = f"training length {short(length)}"
+            axes.annotate(text, (0, length), xytext=(3, 3), textcoords="offset points", color=MUTED, fontsize=8,
                           xycoords=("axes fraction", "data"))  # fmt: skip
-        if len(spectra) > 1:
-            style.legend(figure, {index: spectrum.label for index, spectrum in enumerate(spectra)})
-        else:
-            axes.set_title(spectra[0].label)
         figure.savefig(file, dpi=140, metadata={"Software": None} if file.suffix == ".png" else {"Date": None})
 
 

@@ -74,12 +74,9 @@ class Group:
                 found.setdefault(int(seed), []).append(float(value))
         return {seed: _mean(values, metric) for seed, values in sorted(found.items())}
 
-    def by_seeds(self, metrics: Sequence[str]) -> np.ndarray:
-        """The metrics as rows [seeds, metrics], NaN where a seed has none."""
-        found = [self.by_seed(metric) for metric in metrics]
-        seeds = dict.fromkeys(seed for one in found for seed in one)
-        rows = [[one.get(seed, np.nan) for one in found] for seed in seeds]
-        return np.array(rows, dtype=float).reshape(len(seeds), len(metrics))
+    def by_seeds(self, metrics: Sequence[str]) -> pd.DataFrame:
+        """A row per seed and a column per metric, NaN where a seed has none."""
+        return pd.DataFrame({metric: self.by_seed(metric) for metric in metrics}, dtype=float)
 
     def mean(self, metric: str) -> float:
         """Arithmetic mean over the seeds that have the metric, NaN without any."""

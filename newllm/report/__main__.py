@@ -31,11 +31,11 @@ def _run(argv: list[str]) -> int:
     options = read(argv)
     from newllm.report.page import write
     from newllm.report.sections import sections
-    from newllm.report.study import study
+    from newllm.report.study import read_study
 
-    found = study(options)
-    made = sections(found)
-    _print(found, made, write(found, made))
+    study = read_study(options)
+    every = sections(study)
+    _print(study, every, write(study, every))
     return 0
 
 

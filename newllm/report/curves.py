@@ -1,107 +1,83 @@
 """Lines with bands over seeds: learning curves, perplexity by position, queries and keys by layer."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from newllm.report.figures import Drawing, drawing, lines
-from newllm.report.series import BAND, GEOMETRIC, Series, at_number, of_drawn, of_runs, over_number, stacked, table_of
-from newllm.report.study import Part
+from newllm.report.figures import Drawing, Panel
+from newllm.report.series import BAND, GEOMETRIC, numbered_metrics, over_numbers, read_runs, read_tables
+from newllm.report.study import DrawnGroup, Part
 
-MOST_POINTS = 200  # of one drawn curve
-_TITLES = {"q": "Queries", "k": "Keys", "high": "High frequencies", "low": "Low frequencies",
-           "pass-through": "Not rotated"}  # fmt: skip
+MOST_POINTS = 200  # of one learning curve
+_QK_LAYERS = ("qk_layers", ("layer", "q_max", "k_max"))
+_QK_BANDS = ("qk_bands", ("layer", "tensor", "cut", "band", "max"))
+_BANDS = {"high": "High frequencies", "low": "Low frequencies", "pass-through": "Not rotated"}
 
 
-def learning(part: Part) -> list[Drawing]:
+def learning_curves(part: Part) -> list[Drawing]:
     """Perplexity over training tokens, of training and of validation."""
-    panels: dict[str, list[Series]] = {"Training": [], "Validation": []}
-    for one in part.drawn:
-        runs = of_runs(one.group, _losses)
-        for side, title in enumerate(panels):
-            curves = [run[side] for run in runs if len(run[side])]
-            if curves:
-                x = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
-                if len(x) > MOST_POINTS:
-                    x = x[np.linspace(0, len(x) - 1, MOST_POINTS).round().astype(int)]
-                rows = [np.interp(x, curve[:, 0], curve[:, 1], left=np.nan, right=np.nan) for curve in curves]
-                panels[title].append(of_drawn(one, x, np.exp(rows), log=True))
-    there = {title: series for title, series in panels.items() if series}
-    if not there:
-        return []
-    figure = lines(there, "training tokens", "perplexity", log_y=True)
-    return [drawing(f"curves{part.mark}", part.named("Learning curves"), figure, GEOMETRIC)]
+    panels = []
+    for title in ("Training", "Validation"):
+        drawn = []
+        for one in part.drawn:
+            losses = [curve for run in read_runs(one.group, _losses) if len(curve := run[title])]
+            if losses:
+                table = pd.concat(losses, axis=1).sort_index().interpolate(method="index", limit_area="inside")
+                kept = np.linspace(0, len(table) - 1, min(len(table), MOST_POINTS)).round().astype(int)
+                drawn.append(one.series(np.exp(table.iloc[kept].T), log=True))
+        panels.append(Panel(drawn, "training tokens", "perplexity", title, log_y=True))
+    return part.figure("curves", "Learning curves", panels, GEOMETRIC)
 
 
-def _losses(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of metrics.jsonl, [points, 2] of tokens and loss: training by logged step, validation by epoch."""
-    with (path / "metrics.jsonl").open(encoding="utf-8") as file:
-        logged = [json.loads(line) for line in file]
-    steps = [line for line in logged if "epoch" not in line and line.get("train/loss") is not None]
-    epochs = [line for line in logged if "epoch" in line and line.get("val/loss") is not None]
-    per_step = next((line["train/tokens"] / line["step"] for line in reversed(steps) if "train/tokens" in line), None)
-    if per_step is None:
-        return None
-    train = [(line["step"] * per_step, line["train/loss"]) for line in steps]
-    val = [(line.get("train/tokens", line["step"] * per_step), line["val/loss"]) for line in epochs]
-    return np.array(train, dtype=float).reshape(-1, 2), np.array(val, dtype=float).reshape(-1, 2)
+def _losses(run: Path) -> dict[str, pd.Series]:
+    """The losses in metrics.jsonl over tokens: of training by logged step, of validation by epoch."""
+    log = pd.read_json(run / "metrics.jsonl", lines=True)
+    log = log.reindex(columns=["train/tokens", "epoch", "train/loss", "val/loss"])
+    steps, epochs = log[log["epoch"].isna()], log[log["epoch"].notna()]
+    losses = {"Training": (steps, "train/loss"), "Validation": (epochs, "val/loss")}
+    return {
+        title: lines.dropna(subset=loss).groupby("train/tokens")[loss].last() for title, (lines, loss) in losses.items()
+    }
 
 
 def by_position(part: Part) -> list[Drawing]:
     """`val/ppl_by_position/A-B` over the middle of A and B."""
-    at = at_number(part, r"val/ppl_by_position/(\d+)-(\d+)", lambda a, b: (float(a) + float(b)) / 2)
-    series = over_number(part.drawn, at, log=True)
-    if not series:
-        return []
-    figure = lines({"": series}, "position of the label", "perplexity", log_y=True, dots=True)
-    return [drawing(f"position{part.mark}", part.named("Perplexity by position in the row"), figure, GEOMETRIC)]
+    pattern = r"val/ppl_by_position/(\d+)-(\d+)"
+    metrics = numbered_metrics(part, pattern, lambda begin, end: (float(begin) + float(end)) / 2)
+    panel = Panel(over_numbers(part.drawn, metrics, log=True), "position of the label", "perplexity", log_y=True)
+    return part.figure("position", "Perplexity by position in the row", [panel], GEOMETRIC)
 
 
-def sizes(part: Part) -> list[Drawing]:
-    """Largest query and key by layer, after rotation, of tables/qk_layers.csv."""
+def queries_and_keys(part: Part) -> list[Drawing]:
+    """The largest queries and keys after rotation, and the largest norms of rotary pairs by frequency band."""
 
-    def read(path: Path) -> dict[str, dict[float, float]]:
-        rows = table_of(path, "qk_layers")
-        return {name: {float(row["layer"]): float(row[f"{name}_max"]) for row in rows} for name in ("q", "k")}
+    def sizes(table: pd.DataFrame) -> pd.DataFrame:
+        return table.set_index("layer").rename(columns={"q_max": "Queries", "k_max": "Keys"})
 
-    return _by_layer(part, "qk", "Largest query and key by layer", read, ("q", "k"))
+    def bands(table: pd.DataFrame, tensor: str) -> pd.DataFrame:
+        rows = table[(table["cut"] == "frequency") & (table["tensor"] == tensor)]
+        norms = rows.pivot(index="layer", columns="band", values="max")
+        return norms.rename(columns=_BANDS) if "high" in norms else norms[[]]  # without rotation there are no bands
 
-
-def bands(part: Part) -> list[Drawing]:
-    """Largest norm of a rotary pair by frequency band and layer, of tables/qk_bands.csv; nothing without rotation."""
-
-    def read(path: Path, tensor: str) -> dict[str, dict[float, float]]:
-        found: dict[str, dict[float, float]] = {}
-        for row in table_of(path, "qk_bands"):
-            if row["cut"] == "frequency" and row["tensor"] == tensor:
-                found.setdefault(row["band"], {})[float(row["layer"])] = float(row["max"])
-        return found if "high" in found else {}
-
-    bands = ("high", "low", "pass-through")
-    return [
-        made
-        for name in ("q", "k")
-        for made in _by_layer(part, f"qk-bands-{name}", f"{_TITLES[name]} by frequency band and layer",
-                              partial(read, tensor=name), bands)
-    ]  # fmt: skip
+    layers = {one: [sizes(table) for table in read_tables(one.group, *_QK_LAYERS)] for one in part.drawn}
+    drawings = _by_layer(part, "qk", "Largest query and key by layer", layers, ["Queries", "Keys"])
+    tables = {one: read_tables(one.group, *_QK_BANDS) for one in part.drawn}
+    for tensor, title in (("q", "Queries"), ("k", "Keys")):
+        layers = {one: [bands(table, tensor) for table in some] for one, some in tables.items()}
+        name, title = f"qk-bands-{tensor}", f"{title} by frequency band and layer"
+        drawings += _by_layer(part, name, title, layers, list(_BANDS.values()))
+    return drawings
 
 
 def _by_layer(
-    part: Part, name: str, title: str, read: Callable[[Path], Mapping[str, Any]], panels: Sequence[str]
+    part: Part, name: str, title: str, layers: Mapping[DrawnGroup, list[pd.DataFrame]], columns: Sequence[str]
 ) -> list[Drawing]:
-    """What `read` finds in each run: panel -> layer -> value."""
-    drawn: dict[str, list[Series]] = {_TITLES[panel]: [] for panel in panels}
-    for one in part.drawn:
-        runs = of_runs(one.group, read)
-        for panel in panels:
-            if rows := [run[panel] for run in runs if run.get(panel)]:
-                drawn[_TITLES[panel]].append(of_drawn(one, *stacked(rows)))
-    there = {panel: series for panel, series in drawn.items() if series}
-    if not there:
-        return []
-    figure = lines(there, "layer", "largest size", dots=True, whole_x=True)
-    return [drawing(f"{name}{part.mark}", part.named(title), figure, BAND)]
+    """A panel for each column of the groups' tables, which have a row per layer."""
+    panels = []
+    for column in columns:
+        curves = {one: [table[column] for table in tables if column in table] for one, tables in layers.items()}
+        series = [one.series(pd.DataFrame(rows)) for one, rows in curves.items() if rows]
+        panels.append(Panel(series, "layer", "largest size", column))
+    return part.figure(name, title, panels, BAND)

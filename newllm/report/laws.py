@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from newllm.analysis.scaling import Fit, Law, Saturation, laws, saturating
-from newllm.report.figures import Drawing, curve, drawing, labels_of, legend, log_axis, panels, points
-from newllm.report.series import over_seeds, padded
+from newllm.report.figures import Drawing, Panel, Series, plot
 from newllm.report.study import COLOUR_CYCLE, Section, Study
 from newllm.report.tables import Cell, Table, interval, number_cell, text_cell
 
@@ -92,23 +92,16 @@ def _floors(found: Sequence[Law], floors: Sequence[Saturation]) -> Table:
 
 def _drawing(found: Sequence[Law], floors: Sequence[Saturation] | None) -> Drawing:
     """Points and fits of each law; the curve with a floor where that is preferred."""
-    drawn, (panel,) = panels(height=3.8)
-    made = []
+    series, fits = [], {}
     for place, law in enumerate(found):
-        sizes = [x for x, _ in law.points]
-        rows = padded([[y for size, y in law.runs if size == x] for x in sizes])
-        series = over_seeds(99 * COLOUR_CYCLE + place, law.label, sizes, rows, log=True)
-        points(panel, series)
-        ends = np.geomspace(min(sizes) * 0.9, max(sizes) * 1.1, 40)
-        fitted = law.fit.factor * ends**law.fit.slope
+        index, size, metric = 99 * COLOUR_CYCLE + place, law.size, law.metric
+        runs = pd.DataFrame(law.runs, columns=["size", "value"]).groupby("size")["value"]
+        rows = pd.DataFrame({size: pd.Series(values.to_numpy()) for size, values in runs})
+        series.append(Series.over_seeds(index, law.label, rows, log=True))
+        x = np.geomspace(min(rows) * 0.9, max(rows) * 1.1, 40)
+        fits[index] = (x, law.fit.factor * x**law.fit.slope)
         if floors is not None and floors[place].preferred:
-            fitted = floors[place].floor + floors[place].factor * ends ** floors[place].slope
-        curve(panel, series.index, ends, fitted, linewidth=1.3)
-        made.append(series)
-    log_axis(panel.xaxis)
-    log_axis(panel.yaxis)
-    size, metric = found[0].size, found[0].metric
-    panel.set(xlabel=size, ylabel=metric)
-    legend(drawn, labels_of(made), mark=True)
+            fits[index] = (x, floors[place].floor + floors[place].factor * x ** floors[place].slope)
+    panel = Panel(series, size, metric, log_x=True, log_y=True, points=True, fits=fits)
     caption = "Geometric mean over seeds, bars ± one sample standard deviation of logarithms; lines are the fits."
-    return drawing("scaling", f"{metric} over {size}", drawn, caption)
+    return Drawing.of("scaling", f"{metric} over {size}", plot([panel], height=3.8), caption)

@@ -1,16 +1,14 @@
 """Long context: what each group reaches at each length, which differences are real, retrieval, spectra."""
 
-from math import ceil, isfinite
-from pathlib import Path
+from math import isfinite
 
-import numpy as np
+import pandas as pd
 
 from newllm.analysis.comparison import Comparison
 from newllm.analysis.run_groups import Group
-from newllm.report import figures
-from newllm.report.figures import Drawing, drawing, lines
+from newllm.report.figures import Drawing, Panel, heat_maps
 from newllm.report.result_tables import comparison_table, verdict_kind
-from newllm.report.series import BAND, GEOMETRIC, At, at_number, of_drawn, of_runs, over_number, stacked, table_of
+from newllm.report.series import BAND, GEOMETRIC, Numbered, numbered_metrics, over_numbers, read_tables
 from newllm.report.study import Part, Section, Study
 from newllm.report.tables import PLUS_MINUS, Cell, Table, mean_cell, number_cell, text_cell
 from newllm.report.wavelengths import wavelengths
@@ -19,6 +17,7 @@ SLICES, TAIL, WINDOW = (rf"extrapolation/{name}@(\d+)" for name in ("ppl", "tail
 PROTOCOLS = {"Sequential slices": SLICES, "Same last tokens": TAIL, "Sliding window": WINDOW}
 RULER = r"ruler/[\w-]+@(\d+)"
 CHANCE = 0.5  # of the true key against one wrong key
+LENGTH = "tokens of context"
 TRAINED = "The dashed line is the training length."
 
 # Metric -> title of its table, and what its numbers mean.
@@ -35,8 +34,6 @@ _TITLES = {
 # Metrics that are judged together: Holm's correction runs over all comparisons of a line.
 _FAMILIES = ((SLICES, TAIL, WINDOW), (r"passkey/accuracy@(\d+)",), (r"distance/accuracy@(\d+)",), (RULER,))
 
-Cells = dict[tuple[float, float], tuple[float, float]]  # (depth, length) -> accuracy, trials
-
 
 def by_length(study: Study) -> Section:
     """A table per measure, groups by lengths, with the verdict against the baseline; the ruler; the figures."""
@@ -48,8 +45,8 @@ def by_length(study: Study) -> Section:
                 if at and (name := at[0][1].rpartition("@")[0]) in _TITLES:
                     tables.append(_by_length(part, name, at, judged))
         tables += _ruler(part)
-    drawings = study.draw(_curves, _by_position, _spectra, _passkey, _maps, _distance)
-    return Section("length", "Long context", study.left_out if drawings else (), tables, drawings)
+    figures = (_curves, _loss_by_position, _spectra, _retrieval, _passkey_maps)
+    return study.figure_section("length", "Long context", *figures, tables=tables)
 
 
 def comparisons(study: Study) -> Section:
@@ -65,11 +62,11 @@ def comparisons(study: Study) -> Section:
     return Section("length-comparisons", "Long context: all comparisons", (), tables)
 
 
-def _families(part: Part) -> list[list[At]]:
-    return [[at_number(part, pattern) for pattern in family] for family in _FAMILIES]
+def _families(part: Part) -> list[list[Numbered]]:
+    return [[numbered_metrics(part, pattern) for pattern in family] for family in _FAMILIES]
 
 
-def _by_length(part: Part, name: str, at: At, judged: list[Comparison]) -> Table:
+def _by_length(part: Part, name: str, at: Numbered, judged: list[Comparison]) -> Table:
     title, meaning = _TITLES[name]
     compared = {(one.candidate, one.metric): one for one in judged}
     rows = []
@@ -107,10 +104,10 @@ def _at_length(group: Group, metric: str, one: Comparison | None) -> Cell:
 
 def _ruler(part: Part) -> list[Table]:
     """Accuracy of each group and task at each length, with the task's chance."""
-    found = at_number(part, RULER)
+    found = numbered_metrics(part, RULER)
     lengths = sorted({length for length, _ in found})
-    tables = (table for group in part.groups for table in of_runs(group, lambda path: table_of(path, "ruler")))
-    chance = {row["task"]: float(row["chance"]) for row in next(tables, [])} if found else {}
+    tables = (table for group in part.groups for table in read_tables(group, "ruler", ("task", "chance")))
+    chance = dict(next(tables).itertuples(index=False)) if found else {}
     rows = []
     for task in dict.fromkeys(metric.removeprefix("ruler/").rpartition("@")[0] for _, metric in found):
         for group in part.groups:
@@ -127,123 +124,88 @@ def _ruler(part: Part) -> list[Table]:
 
 def _curves(part: Part) -> list[Drawing]:
     """Perplexity over the length, a panel for each protocol that was measured at two lengths or more."""
-    drawn = {title: over_number(part.drawn, at_number(part, name), log=True) for title, name in PROTOCOLS.items()}
-    drawn = {title: series for title, series in drawn.items() if series}
-    if not drawn:
-        return []
-    trained = _trained_length(part)
-    figure = lines(drawn, "tokens of context", "perplexity", log_x=True, log_y=True, dots=True, marked_x=trained)
-    caption = f"{GEOMETRIC} {TRAINED}" if trained else GEOMETRIC
-    return [drawing(f"length{part.mark}", part.named("Perplexity by length of the context"), figure, caption)]
+    panels = []
+    for title, pattern in PROTOCOLS.items():
+        series = over_numbers(part.drawn, numbered_metrics(part, pattern), log=True)
+        panels.append(Panel(series, LENGTH, "perplexity", title, log_x=True, log_y=True, mark_x=part.trained_length))
+    caption = f"{GEOMETRIC} {TRAINED}" if part.trained_length else GEOMETRIC
+    return part.figure("length", "Perplexity by length of the context", panels, caption)
 
 
-def _by_position(part: Part) -> list[Drawing]:
+def _loss_by_position(part: Part) -> list[Drawing]:
     """Loss over the position in rows of the greatest length, of tables/extrapolation_positions.csv."""
-
-    def read(path: Path) -> tuple[int, dict[float, float]]:
-        rows = table_of(path, "extrapolation_positions")
-        longest = max(int(row["length"]) for row in rows)
-        known = [row for row in rows if int(row["length"]) == longest and row["loss"]]
-        return longest, {(float(row["from"]) * float(row["to"])) ** 0.5: float(row["loss"]) for row in known}
-
-    runs = [(one, of_runs(one.group, read)) for one in part.drawn]
-    longest = max((length for _, some in runs for length, _ in some), default=0)
-    rows = [(one, [losses for length, losses in some if length == longest]) for one, some in runs]
-    series = [of_drawn(one, *stacked(some)) for one, some in rows if some]
-    if not series:
-        return []
-    trained = _trained_length(part)
-    figure = lines({"": series}, "position of the label", "nats per token", log_x=True, dots=True, marked_x=trained)
-    title = f"Loss by position in rows of {longest:,} tokens"
-    caption = f"Each point is the middle of a bin of positions. {BAND}" + (f" {TRAINED}" if trained else "")
-    return [drawing(f"length-positions{part.mark}", part.named(title), figure, caption)]
+    columns = ("length", "from", "to", "loss")
+    tables = {one: read_tables(one.group, "extrapolation_positions", columns) for one in part.drawn}
+    longest = max((table["length"].max() for some in tables.values() for table in some), default=0)
+    series = []
+    for one, some in tables.items():
+        rows = [table[table["length"] == longest] for table in some]
+        losses = [row.set_index((row["from"] * row["to"]) ** 0.5)["loss"] for row in rows if len(row)]
+        if losses:
+            series.append(one.series(pd.DataFrame(losses)))
+    panel = Panel(series, "position of the label", "nats per token", log_x=True, mark_x=part.trained_length)
+    caption = f"Each point is the middle of a bin of positions. {BAND}" + (f" {TRAINED}" if part.trained_length else "")
+    return part.figure("length-positions", f"Loss by position in rows of {longest:,} tokens", [panel], caption)
 
 
 def _spectra(part: Part) -> list[Drawing]:
-    """Wavelength over channel of the groups that rotate, beside their perplexity by length; equal spectra
-    coincide. Nothing where all have the same."""
-    measured = [(title, at_number(part, PROTOCOLS[title])) for title in ("Same last tokens", "Sequential slices")]
-    title, at = next(((title, at) for title, at in measured if len(at) > 1), ("", []))
-    if not at:
+    """The wavelength of each channel of the groups that rotate, beside their perplexity by length.
+
+    Nothing where all have the same spectrum.
+    """
+    measured = [
+        (title, numbered_metrics(part, PROTOCOLS[title])) for title in ("Same last tokens", "Sequential slices")
+    ]
+    title, metrics = next(((title, metrics) for title, metrics in measured if len(metrics) > 1), ("", []))
+    if not metrics:
         return []
-    longest = int(at[-1][0])
-    found = [(one, wavelengths(one.group.config, longest)) for one in part.drawn]
-    turning = [(one, waves) for one, waves in found if waves is not None]
-    if len({waves.tobytes() for _, waves in turning}) < 2:
+    longest, trained = int(metrics[-1][0]), part.trained_length
+    spectra = {one: waves for one in part.drawn if (waves := wavelengths(one.group.config, longest)) is not None}
+    if len({waves.tobytes() for waves in spectra.values()}) < 2:
         return []
-    results, trained = over_number([one for one, _ in turning], at, log=True), _trained_length(part)
-    figure, (left, right) = figures.panels(2, height=3.8)
-    for one, waves in turning:
-        channels = np.flatnonzero(np.isfinite(waves))
-        figures.curve(left, one.index, channels, waves[channels], linewidth=1.6)
-    for series in results:
-        figures.band(right, series, dots=True)
-    figures.log_axis(left.yaxis)
-    figures.log_axis(right.yaxis)
-    figures.log_axis(right.xaxis, [x for series in results for x in series.x])
-    left.set(title="Wavelength", xlabel="rotary channel (pair of dims)", ylabel="tokens")
-    right.set(title=title, xlabel="tokens of context", ylabel="perplexity")
-    figures.mark_value(left, y=trained)
-    figures.mark_value(right, x=trained)
-    figures.legend(figure, {one.index: one.label for one, _ in turning}, mark=True)
+    channels = [one.series([waves]) for one, waves in spectra.items()]
+    left = Panel(channels, "rotary channel (pair of dims)", "tokens", "Wavelength", log_y=True, mark_y=trained)
+    results = over_numbers(list(spectra), metrics, log=True)
+    right = Panel(results, LENGTH, "perplexity", title, log_x=True, log_y=True, mark_x=trained)
     caption = (
         "Channels above the dashed line, the training length, do not complete a turn in it; channels that do not turn "
         f"at all are left out; scaled ones are those of inputs of {longest:,} tokens. {GEOMETRIC}"
     )
-    return [drawing(f"spectra{part.mark}", part.named("Spectra beside results"), figure, caption)]
+    return part.figure("spectra", "Spectra beside results", [left, right], caption, height=3.8)
 
 
-def _passkey(part: Part) -> list[Drawing]:
-    """Accuracy, margin and exact matches over the length."""
-    return _retrieval(part, "passkey", "Passkey by length of the context", "tokens of context")
+def _retrieval(part: Part) -> list[Drawing]:
+    """Accuracy, margin and exact matches, over the length and over the distance between key and question."""
+    drawings: list[Drawing] = []
+    for name, title, x in (
+        ("passkey", "Passkey by length of the context", LENGTH),
+        ("distance", "Retrieval by distance", "tokens between key and question"),
+    ):
+        panels = []
+        for measure, label, chance in (
+            ("accuracy", "Accuracy", CHANCE),
+            ("margin", "Margin, nats", 0.0),
+            ("exact", "Exact match", None),
+        ):
+            series = over_numbers(part.drawn, numbered_metrics(part, rf"{name}/{measure}@(\d+)"))
+            panels.append(Panel(series, x, "", label, log_x=True, mark_x=part.trained_length, mark_y=chance))
+        caption = f"{BAND} The horizontal dashed line is chance: the true key is no likelier than a wrong one."
+        caption += " The vertical one is the training length." if part.trained_length else ""
+        drawings += part.figure(name, title, panels, caption)
+    return drawings
 
 
-def _distance(part: Part) -> list[Drawing]:
-    """The same over the distance between key and question, in rows of one length."""
-    return _retrieval(part, "distance", "Retrieval by distance", "tokens between key and question")
-
-
-def _retrieval(part: Part, name: str, title: str, x: str) -> list[Drawing]:
-    measures = {"Accuracy": "accuracy", "Margin, nats": "margin", "Exact match": "exact"}
-    at = {panel: at_number(part, rf"{name}/{measure}@(\d+)") for panel, measure in measures.items()}
-    drawn = {panel: series for panel, some in at.items() if (series := over_number(part.drawn, some, log=False))}
-    if not drawn:
-        return []
-    trained, chance = _trained_length(part), {"Accuracy": CHANCE, "Margin, nats": 0.0}
-    figure = lines(drawn, x, "", log_x=True, dots=True, marked_x=trained, marked_y=chance)
-    caption = f"{BAND} The horizontal dashed line is chance: the true key is no likelier than a wrong one."
-    caption += " The vertical one is the training length." if trained else ""
-    return [drawing(f"{name}{part.mark}", part.named(title), figure, caption)]
-
-
-def _maps(part: Part) -> list[Drawing]:
+def _passkey_maps(part: Part) -> list[Drawing]:
     """The passkey's accuracy by depth and length, mean over seeds, of tables/passkey.csv: a map for each group."""
-
-    def read(path: Path) -> Cells:
-        rows = [row for row in table_of(path, "passkey") if row["accuracy"]]
-        place = [(float(row["depth"]), float(row["length"])) for row in rows]
-        return dict(zip(place, [(float(row["accuracy"]), float(row["trials"])) for row in rows], strict=True))
-
-    maps = [(one, runs) for one in part.drawn if (runs := of_runs(one.group, read))]
+    maps, trials = {}, []
+    for one in part.drawn:
+        if tables := read_tables(one.group, "passkey", ("depth", "length", "accuracy", "trials")):
+            rows = pd.concat(tables).dropna(subset="accuracy")
+            maps[one.index, one.group.label] = rows.pivot_table("accuracy", "depth", "length")  # means
+            trials += [rows["trials"].min(), rows["trials"].max()]
     if not maps:
         return []
-    columns, rows = min(3, len(maps)), ceil(len(maps) / 3)
-    deepest = max(len({depth for run in runs for depth, _ in run}) for _, runs in maps)
-    figure, axes = figures.panels(columns, rows, height=rows * (0.75 + 0.3 * deepest) + 0.3)
-    scale = figures.heat_scale(CHANCE)
-    for place, (panel, (one, runs)) in enumerate(zip(axes, maps, strict=False)):
-        means = {
-            at: float(np.mean([run[at][0] for run in runs if at in run])) for at in {at for run in runs for at in run}
-        }
-        figures.heat_map(panel, one.index, one.label, means, scale)
-        panel.set(xlabel="tokens of context" if place + columns >= len(maps) else "")
-        panel.set(ylabel="depth of the key" if place % columns == 0 else "")
-    for panel in axes[len(maps) :]:
-        panel.set_visible(False)
-    bar = figure.colorbar(scale, ax=axes, shrink=0.8, pad=0.02, ticks=[0, CHANCE, 1])
-    bar.ax.set_yticklabels(["0 %", f"{100 * CHANCE:.0f} %\nchance", "100 %"])
-    bar.outline.set_visible(False)
-    trials = [trials for _, runs in maps for run in runs for _, trials in run.values()]
+    figure = heat_maps(maps, CHANCE, LENGTH, "depth of the key")
     low, high = f"{min(trials):.0f}", f"{max(trials):.0f}"
     reach = min(50, 196 * (CHANCE * (1 - CHANCE) / min(trials)) ** 0.5)
     caption = (
@@ -252,10 +214,4 @@ def _maps(part: Part) -> list[Drawing]:
         f"{low if low == high else f'{low} to {high}'} trials: guessing alone gives 50 ± {reach:.0f} in nineteen runs "
         "of twenty. Depth 0 % is the beginning of the context."
     )
-    return [drawing(f"passkey-depth{part.mark}", part.named("Passkey by depth and length"), figure, caption)]
-
-
-def _trained_length(part: Part) -> float | None:
-    """The length all groups trained at; None where they differ."""
-    lengths = {group.config["data"].get("seq_len") for group in part.groups}
-    return float(lengths.pop()) if len(lengths) == 1 and None not in lengths else None
+    return [part.drawing("passkey-depth", "Passkey by depth and length", figure, caption)]

@@ -59,7 +59,7 @@ def page(study: Study, sections: Sequence[Section]) -> str:
     def asset(name: str) -> str:
         return files("newllm.report").joinpath("assets", name).read_text(encoding="utf-8")
 
-    legend = [(one.index, part.named(one.label)) for part in study.drawn_parts for one in part.drawn]
+    legend = [(one.index, part.named(one.group.label)) for part in study.drawn_parts for one in part.drawn]
     title = ", ".join(Path(folder).name or os.fspath(folder) for folder in study.options.folders)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(asset("page.html")).render(

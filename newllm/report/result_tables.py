@@ -191,7 +191,7 @@ def _groups(part: Part) -> Table:
     confidence = f"{options.confidence:.0%} interval"
     compared = {one.candidate: one for one in part.compare(part.options.compare) if one.metric == options.compare[0]}
     best = {metric: _best(part, metric) for metric in options.metrics}
-    shown = {one.label: f"swatch-{one.index % len(COLOURS)}" for one in part.drawn} if len(part.drawn) > 1 else {}
+    shown = {one.group.label: f"swatch-{one.index % len(COLOURS)}" for one in part.drawn} if len(part.drawn) > 1 else {}
     first, *others = options.metrics
     rows = []
     for group in part.groups:

@@ -1,8 +1,10 @@
 """What a report is about: runs, split into parts that compare, and into groups that are compared with a baseline."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,36 +16,44 @@ from newllm.analysis.metrics import lower_is_better
 from newllm.analysis.run_groups import Group, find, groups, is_typed, value_of
 from newllm.config.catalog import Catalog, shipped
 from newllm.errors import ConfigError
-from newllm.report.figures import Drawing
+from newllm.report.figures import Drawing, Panel, Series, plot
 from newllm.report.options import Options, defaults
 from newllm.report.tables import Table
 from newllm.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_PARTS = 4  # the number of parts that have figures
 COLOUR_CYCLE = 224  # a multiple of all cycles of colours, dashes and marks, so that each part begins with the first
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A group that is drawn: its index is its colour, mark and name in all figures."""
+class DrawnGroup:
+    """A group in the figures. Its index is its colour and mark in all of them."""
 
     index: int
     group: Group
 
-    @property
-    def label(self) -> str:
-        return self.group.label
+    def series(self, values: Any, log: bool = False) -> Series:
+        """The means over seeds of `values`, a table with a row per seed and a column per x."""
+        return Series.over_seeds(self.index, self.group.label, values, log)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Groups that compare with each other. `mark` ends the names of its files, "" for the only part."""
+    """Groups that compare with each other. `mark` ends the names of its files; it is empty for the only part."""
 
     number: int
     title: str
     groups: Sequence[Group]
     baseline: Group | None
     options: Options
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The runs of all parts."""
+        return self.groups[0].frame
 
     @property
     def metric(self) -> str:
@@ -55,42 +65,50 @@ class Part:
 
     @property
     def first_index(self) -> int:
-        """Where the part's colours begin: the groups of each part are shown and hidden separately."""
+        """Where the part's colours begin, since the page shows and hides the groups of each part separately."""
         return COLOUR_CYCLE * max(0, self.number - 1)
 
     def named(self, title: str) -> str:
         return f"{title} ({self.title})" if self.title else title
 
+    def figure(self, name: str, title: str, panels: Iterable[Panel], caption: str, **size: float) -> list[Drawing]:
+        """The figure of the panels that have series; none without such panels."""
+        filled = [panel for panel in panels if panel.series]
+        return [self.drawing(name, title, plot(filled, **size), caption)] if filled else []
+
+    def drawing(self, name: str, title: str, figure: "Figure", caption: str) -> Drawing:
+        return Drawing.of(f"{name}{self.mark}", self.named(title), figure, caption)
+
     def compare(self, metrics: Sequence[str]) -> list[Comparison]:
-        """All groups with the baseline on these metrics, corrected together; nothing without a baseline."""
+        """All groups with the baseline on these metrics, corrected together; empty without a baseline."""
         if self.baseline is None:
             return []
-        done, options = self._compared, self.options
-        if (*metrics,) not in done:
-            how = (options.rule, options.confidence, options.interval)
-            done[(*metrics,)] = compare(self.groups, self.baseline, metrics, *how)
-        return done[(*metrics,)]
+        options = self.options
+        return compare(self.groups, self.baseline, metrics, options.rule, options.confidence, options.interval)
 
     @cached_property
-    def _compared(self) -> dict[tuple[str, ...], list[Comparison]]:
-        return {}
-
-    @cached_property
-    def drawn(self) -> list[Drawn]:
+    def drawn(self) -> list[DrawnGroup]:
         """The baseline and the best groups, as many as may be drawn, in the order of the groups."""
         sign = -1 if lower_is_better(self.metric) is False else 1
-        mean = [group.mean(self.metric) * sign for group in self.groups]
-        best = np.argsort([m if np.isfinite(m) else np.inf for m in mean], kind="stable").tolist()
+        mean = np.array([group.mean(self.metric) * sign for group in self.groups])
+        best = np.argsort(np.where(np.isfinite(mean), mean, np.inf), kind="stable").tolist()
         best.sort(key=lambda place: self.groups[place] is not self.baseline)  # the baseline before all others
-        return [Drawn(self.first_index + i, self.groups[n]) for i, n in enumerate(sorted(best[: self.options.curves]))]
+        chosen = sorted(best[: self.options.curves])
+        return [DrawnGroup(self.first_index + i, self.groups[place]) for i, place in enumerate(chosen)]
+
+    @cached_property
+    def trained_length(self) -> float | None:
+        """The length of the rows that all groups trained on; None where they differ."""
+        lengths = {group.config["data"].get("seq_len") for group in self.groups}
+        return float(lengths.pop()) if len(lengths) == 1 and None not in lengths else None
 
 
-Figures = Callable[[Part], Iterable[Drawing]]
+DrawFigures = Callable[[Part], Iterable[Drawing]]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: sentences, tables and figures under one heading. `name` is its anchor on the page."""
+    """Sentences, tables and figures under one heading. `name` is its anchor on the page."""
 
     name: str
     title: str
@@ -101,8 +119,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Study:
-    """All runs that were read. done: those in the tables; reason: why there is more than one part; figures: are any
-    wanted?"""
+    """What a report is about.
+
+    frame: all runs; done: the finished ones. reason: why there is more than one part. figures: whether to draw any.
+    """
 
     options: Options
     frame: pd.DataFrame
@@ -116,15 +136,14 @@ class Study:
         """The largest parts, which have figures."""
         return self.parts[:MOST_PARTS]
 
-    def draw(self, *figures: Figures) -> list[Drawing]:
-        """These figures of every part that has figures, none if no figures are wanted."""
-        return [one for part in self.drawn_parts for draw in figures for one in draw(part)] if self.figures else []
+    def figure_section(self, name: str, title: str, *draw: DrawFigures, tables: Sequence[Table] = ()) -> Section:
+        """A section with these figures of every part that has figures, and a sentence on groups that are not drawn."""
+        drawings = [one for part in self.drawn_parts for each in draw for one in each(part)] if self.figures else []
+        return Section(name, title, self._groups_not_drawn() if drawings else (), tables, drawings)
 
-    @property
-    def left_out(self) -> list[str]:
-        """A sentence on the groups that are not drawn, if there are any."""
+    def _groups_not_drawn(self) -> list[str]:
         total, drawn = sum(len(part.groups) for part in self.parts), sum(len(part.drawn) for part in self.drawn_parts)
-        if drawn == total or not self.figures:
+        if drawn == total:
             return []
         if len(self.parts) > len(self.drawn_parts):
             return [f"The figures show groups of the {len(self.drawn_parts)} largest of {len(self.parts)} tables."]
@@ -132,10 +151,10 @@ class Study:
         return [f"The figures show {drawn} of {total:,} groups: {which}; curves=N shows more."]
 
 
-def study(options: Options) -> Study:
-    """Reads, splits, groups and compares the runs.
+def read_study(options: Options) -> Study:
+    """Reads the runs, splits them into parts that compare, groups them, and picks the baselines.
 
-    Raises ConfigError: nothing finished, a metric that no run has, an unknown baseline or grouping key.
+    Raises ConfigError without a finished run, and for an unknown metric, baseline or grouping key.
     """
     frame = where(load_runs(options.folders), options.where)
     done = frame[frame["state"] == "done"]
@@ -145,18 +164,23 @@ def study(options: Options) -> Study:
     split = comparable(frame)
     parts = []
     for number, runs in enumerate(split, 1):
-        among = groups(runs.runs, by=options.by)
-        parts.append(Part(number, runs.title, among, _baseline(among, options, alone=len(split) == 1), options))
+        members, baseline = groups(runs.runs, by=options.by), None
+        if options.baseline is None:
+            baseline = _nearest_to_defaults(members) if len(members) > 1 else None
+        else:
+            with suppress(ConfigError):  # one of several parts may be without the baseline
+                baseline = find(members, options.baseline)
+        parts.append(Part(number, runs.title, members, baseline, options))
     if options.baseline and not any(part.baseline for part in parts):
-        find([group for part in parts for group in part.groups], options.baseline)  # raises, saying what there is
+        find([group for part in parts for group in part.groups], options.baseline)  # raises, and lists the groups
     figures = bool({"html", "svg", "png"} & {*options.formats})
     return Study(options, frame, done, parts, split[0].reason, figures)
 
 
 def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """The rows that fulfil every condition ``key=value`` or ``key=value|value``; unreadable runs fulfil none.
+    """The runs that meet every condition ``key=value`` or ``key=value|value``; unreadable runs meet none.
 
-    A key is a choice, an axis or a setting. Raises ConfigError for a condition without ``=`` and an unknown key.
+    A key is a choice, an axis or a setting. Raises ConfigError for a condition without ``=`` and for an unknown key.
     """
     for condition in conditions:
         key, equals, typed = condition.partition("=")
@@ -170,40 +194,27 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def _baseline(among: Sequence[Group], options: Options, alone: bool) -> Group | None:
-    """The group asked for, else the nearest to the default configuration; None for a single group.
-
-    A part of several may be without the baseline; the only one may not.
-    """
-    if options.baseline is None:
-        return _nearest_to_defaults(among) if len(among) > 1 else None
-    try:
-        return find(among, options.baseline)
-    except ConfigError:
-        if alone:
-            raise
-        return None
-
-
 def _nearest_to_defaults(among: Sequence[Group]) -> Group:
     catalog = Catalog((shipped(),))
-    defaults = {**catalog.axes, **catalog.defaults}
+    usual = {**catalog.axes, **catalog.defaults}
 
     def likeness(group: Group) -> tuple[bool, int, int]:
-        known = [key for key in group.settings if key in defaults]
-        usual = sum(value_of(group.config, key) in (defaults[key], None) for key in known)
-        return "evaluated" not in group.config["choices"], usual, len(group.positions)
+        equal = sum(value_of(group.config, key) in (usual[key], None) for key in group.settings if key in usual)
+        return "evaluated" not in group.config["choices"], equal, len(group.positions)
 
     return max(among, key=likeness)
 
 
 def _with_known_metrics(options: Options, done: pd.DataFrame) -> Options:
-    """The options with the metrics that there are: one of the usual columns may be missing, since its evaluator was
-    not chosen. Raises ConfigError for any other name."""
-    known, usual = [name for name in metric_names(done) if done[name].notna().any()], defaults()
+    """The options without the default metrics that no run has, since their evaluators were not chosen.
+
+    Raises ConfigError for any other metric that no run has, and where none is left.
+    """
+    known = [name for name in metric_names(done) if done[name].notna().any()]
+    optional = [*defaults()["metrics"], *defaults()["compare"]]
     metrics, compared = ([name for name in names if name in known] for names in (options.metrics, options.compare))
     for name in [*options.metrics, *options.compare]:
-        if name not in known and (name not in [*usual["metrics"], *usual["compare"]] or not metrics):
+        if name not in known and (name not in optional or not metrics):
             raise ConfigError(f"{name} is no metric of these runs; {did_you_mean(name, known)}.")
     return replace(options, metrics=metrics, compare=compared)
 

@@ -2,27 +2,20 @@
 phase made of it, and the shapes of the context/token model beside the published ones."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from newllm.analysis.published import distance, reference_table
 from newllm.analysis.run_groups import Group
 from newllm.analysis.scaling import Law, fit, laws
 from newllm.analysis.statistics import sample_std
-from newllm.report import figures
-from newllm.report.figures import Drawing, Series, drawing
+from newllm.report.figures import DASHED, Drawing, Panel, colour, curve, of_group, plot
 from newllm.report.laws import ALPHA, exponent
-from newllm.report.series import of_drawn, of_runs, stacked, table_of
+from newllm.report.series import read_tables
 from newllm.report.study import Part, Section, Study
 from newllm.report.tables import Cell, Row, Table, number_cell, percent, spread, text_cell
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _FIRST = "phase1/iterations"
 _COLUMNS = {  # metric -> title and hint of its column
@@ -43,7 +36,6 @@ _COLUMNS = {  # metric -> title and hint of its column
     "speed/phase1_seconds": ("seconds", "of phase 1; a run that found it in the cache needed less"),
 }
 TOKENS, PPL, ACCURACY = "data/train_tokens", "val/ppl", "val/accuracy"
-Point = tuple[float, float, float]  # iteration, loss, converged
 
 
 def two_phases(study: Study) -> Section:
@@ -51,8 +43,7 @@ def two_phases(study: Study) -> Section:
     tables = [made for part in study.parts if (made := _phases(part))]
     if tables and (beside := _shapes(study)):
         tables.append(beside)
-    drawings = study.draw(_course)
-    return Section("phases", "Two phases", study.left_out if drawings else (), tables, drawings)
+    return study.figure_section("phases", "Two phases", _course, tables=tables)
 
 
 def _phases(part: Part) -> Table | None:
@@ -84,79 +75,41 @@ def _mean(group: Group, metric: str) -> Cell:
     return number_cell(mean, f"{metric} mean", text)
 
 
-@dataclass(frozen=True)
-class _Course:
-    """One group by iteration. bound: of the loss, None where none is known; published: the run of these conditions."""
-
-    loss: Series
-    converged: Series
-    bound: float | None
-    published: Sequence[Point]
-
-
 def _course(part: Part) -> list[Drawing]:
     """Loss with its bound and share of converged contexts by iteration, of tables/phase1.csv."""
-    courses = []
-    for one in part.drawn:
-        runs = of_runs(one.group, _iterations)
-        if not runs:
-            continue
-        loss, converged = ([{point[0]: point[side] for point in points} for points, _ in runs] for side in (1, 2))
-        known = [bound for _, bound in runs if bound is not None]
-        courses.append(
-            _Course(
-                of_drawn(one, *stacked(loss)),
-                of_drawn(one, *stacked(converged)),
-                float(np.mean(known)) if known else None,
-                _published_course(one.group),
-            )
-        )
-    if not courses:
+    columns = ("iteration", "loss", "bound", "converged")
+    runs = {one: tables for one in part.drawn if (tables := read_tables(one.group, "phase1", columns))}
+    if not runs:
         return []
-    beside = " Crosses are the published run of these conditions." if any(one.published for one in courses) else ""
+    panels = []
+    for column, title in (("loss", "Loss"), ("converged", "Converged")):
+        rows = {one: [table.set_index("iteration")[column] for table in tables] for one, tables in runs.items()}
+        series = [one.series(pd.DataFrame(values)) for one, values in rows.items()]
+        panels.append(Panel(series, "iteration", title=title))
+    figure, crosses = plot(panels), ""
+    for one, tables in runs.items():
+        bound = np.mean([table["bound"].iloc[-1] for table in tables])
+        if np.isfinite(bound):
+            line = figure.axes[0].axhline(bound, color=colour(one.index), linewidth=1, linestyle=DASHED)
+            of_group(one.index, line)
+        published = _published_course(one.group)
+        for axes, column in zip(figure.axes, ("loss", "converged"), strict=True):
+            x, y = ([float(line[name]) for line in published] for name in ("iteration", column))
+            curve(axes, one.index, x, y, linestyle="", marker="x", markersize=5)
+        if published:
+            crosses = " Crosses are the published run of these conditions."
+    figure.axes[1].set_ylim(-0.03, 1.03)
     caption = (
         "Mean over seeds; the band is ± one sample standard deviation. Dashed: the loss's bound. Converged is the "
-        f"share of contexts that moved by less than the threshold since the iteration before.{beside}"
+        f"share of contexts that moved by less than the threshold since the iteration before.{crosses}"
     )
-    return [drawing(f"phases{part.mark}", part.named("Phase 1 by iteration"), _draw(courses), caption)]
+    return [part.drawing("phases", "Phase 1 by iteration", figure, caption)]
 
 
-def _iterations(path: Path) -> tuple[list[Point], float | None] | None:
-    """The iterations of a run and the bound of the last one; None where it does not iterate."""
-    rows = [row for row in table_of(path, "phase1") if row.get("iteration") and row.get("loss")]
-    if not rows:
-        return None
-    bound = rows[-1].get("bound")
-    return [_point(row) for row in rows], float(bound) if bound else None
-
-
-def _published_course(group: Group) -> list[Point]:
+def _published_course(group: Group) -> list[dict[str, str]]:
     """The iterations of the published run with the group's conditions, where its log was published."""
     runs = {line["run"] for line in distance(group.config, {"val/best_ppl": 1.0})}
-    return [_point(line) for line in reference_table("context_token_phase1") if line["run"] in runs]
-
-
-def _point(row: dict[str, str]) -> Point:
-    return float(row["iteration"]), float(row["loss"]), float(row["converged"])
-
-
-def _draw(courses: Sequence[_Course]) -> "Figure":
-    drawn, axes = figures.panels(2)
-    for course in courses:
-        index = course.loss.index
-        for side, (panel, series) in enumerate(zip(axes, (course.loss, course.converged), strict=True), 1):
-            figures.band(panel, series, len(series.x) < 15)
-            x, y = ([point[n] for point in course.published] for n in (0, side))
-            figures.curve(panel, index, x, y, linestyle="", marker="x", markersize=5)
-        if course.bound is not None:
-            style: dict[str, Any] = {"color": figures.colour(index), "linewidth": 1, "linestyle": figures.DASHED}
-            figures.of_group(index, axes[0].axhline(course.bound, **style))
-    for panel, title in zip(axes, ("Loss", "Converged"), strict=True):
-        panel.set(title=title, xlabel="iteration")
-        figures.plain_axis(panel.xaxis, whole=True)
-    axes[1].set_ylim(-0.03, 1.03)
-    figures.legend(drawn, figures.labels_of([course.loss for course in courses]))
-    return drawn
+    return [line for line in reference_table("context_token_phase1") if line["run"] in runs]
 
 
 def _shapes(study: Study) -> Table | None:

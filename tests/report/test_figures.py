@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from newllm.report.figures import Series, lines, styled
+from newllm.report.figures import Panel, Series, plot, styled
 
 
 @pytest.mark.parametrize("groups", [2, 14])
@@ -14,7 +14,7 @@ def test_the_legend_is_whole(groups: int) -> None:
         for i in range(groups)
     ]
     with styled():
-        figure = lines({"Training": drawn, "Validation": drawn}, "step", "perplexity")
+        figure = plot([Panel(drawn, "step", "perplexity", title) for title in ("Training", "Validation")])
         figure.canvas.draw()
     box = figure.legends[0].get_window_extent()
     assert box.y0 >= 0

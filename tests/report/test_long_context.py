@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import newllm
@@ -16,7 +17,7 @@ from newllm.analysis.statistics import holm
 from newllm.config import compose, effective
 from newllm.config.compose import catalog_for
 from newllm.report.__main__ import main
-from newllm.report.figures import heat_map, heat_scale, panels, styled
+from newllm.report.figures import heat_maps, styled
 from newllm.report.wavelengths import wavelengths
 from tests.support.report_runs import make_run, make_runs, with_seed
 
@@ -106,11 +107,11 @@ def test_an_evaluation_with_other_options_is_a_group_of_its_own(report: Path) ->
     assert sum("yarn" in label for label in labels) == 1
 
 
-def test_a_map_shows_means_over_seeds(tmp_path: Path) -> None:
+def test_a_map_shows_what_was_measured() -> None:
+    table = pd.DataFrame({128: [1.0, 0.25], 256: [0.5, np.nan]}, index=[0.1, 0.9])
     with styled():
-        _, (axes,) = panels()
-        heat_map(axes, 0, "a · b", {(0.1, 128): 1.0, (0.1, 256): 0.5, (0.9, 128): 0.25}, heat_scale(0.5))
-    texts = {text.get_text() for text in axes.texts}
+        figure = heat_maps({(0, "a · b"): table}, 0.5, "tokens", "depth")
+    texts = {text.get_text() for text in figure.axes[0].texts}
     assert texts == {"100", "50", "25"}  # nothing where nothing was measured
 
 

@@ -8,11 +8,10 @@ import pytest
 
 from newllm.analysis.frame import load_runs
 from newllm.analysis.labels import flatten
-from newllm.report.figures import short
+from newllm.report.figures import Series, short
 from newllm.report.page import encode, to_json
-from newllm.report.series import over_seeds
 from newllm.report.tables import Cell, Table, percent, spread, to_csv, to_latex, to_markdown
-from newllm.report.tradeoffs import front
+from newllm.report.tradeoffs import pareto_front
 
 
 @pytest.mark.parametrize(
@@ -70,18 +69,17 @@ def test_latex_escapes_its_commands() -> None:
 
 
 def test_means_over_seeds_leave_out_what_is_missing() -> None:
-    rows = np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan]])
-    series = over_seeds(0, "a", [10, 20, 30], rows)
+    series = Series.over_seeds(0, "a", [{10: 1.0, 20: 2.0, 30: np.nan}, {10: 3.0, 30: np.inf}])
     assert series.x.tolist() == [10, 20]
     assert series.mean.tolist() == [2.0, 2.0]
     assert series.low[0] == pytest.approx(2 - np.sqrt(2))
     assert np.isnan(series.low[1])  # one seed has no deviation
-    assert over_seeds(0, "a", [1], np.array([[2.0], [8.0]]), log=True).mean.tolist() == pytest.approx([4.0])
+    assert Series.over_seeds(0, "a", [{1: 2.0}, {1: 8.0}], log=True).mean.tolist() == pytest.approx([4.0])
 
 
 def test_the_front_holds_what_nothing_undercuts() -> None:
     cost, loss = np.array([1.0, 2, 2, 4, 8, 1]), np.array([9.0, 7, 8, 7, 5, np.nan])
-    assert front(cost, loss) == [0, 1, 4]
+    assert pareto_front(cost, loss) == [0, 1, 4]
 
 
 def test_runs_come_back_from_their_json(sweep: Path, tmp_path: Path) -> None:
