@@ -73,6 +73,7 @@ def test_every_figure_is_there_as_svg_and_png(report: Path) -> None:
     for name in figures:
         assert ElementTree.parse(report / f"{name}.svg").getroot().tag.endswith("svg")
         assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert {">Training<", ">Validation<"} <= set(re.findall(">[TV]\\w+<", (report / "curves.svg").read_text()))
 
 
 def test_runs_without_results_are_listed_with_their_reasons(report: Path) -> None:

@@ -155,10 +155,11 @@ def _metrics(loss: float) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for step in range(20, STEPS + 1, 20):
         course = loss + 2.5 * math.exp(-step / 80)
-        lines.append({"step": step, "train/loss": course - 0.3, "train/tokens": step * TOKENS_PER_STEP})
+        line: dict[str, Any] = {"step": step, "train/loss": course - 0.3, "train/tokens": step * TOKENS_PER_STEP}
+        lines.append(line)
         if step % (STEPS // 2) == 0:
-            epoch = {"step": step, "epoch": step // (STEPS // 2), "train/loss": course - 0.3, "val/loss": course}
-            lines.append({**epoch, "val/ppl": math.exp(course), "val/best": True})
+            validation = {"val/loss": course, "val/ppl": math.exp(course), "val/best": True}
+            lines.append({**line, "epoch": step // (STEPS // 2), **validation})
     return lines
 
 
