@@ -29,25 +29,24 @@ def cancel(sweep: Path, runs: Sequence[Path]) -> bool:
     """
     names, all_runs = {run.name for run in runs}, read_states(sweep)
     chosen = [run for run in all_runs if run.name in names]
-    reached = True
-    told: set[str] = set()  # names of runs whose launcher or SLURM job has been told to end
-    if len(chosen) == len(all_runs):
-        for launch in launches(sweep):
-            if not launch["alive"] or launch.get("backend") != "local":
-                continue
-            told |= set(launch.get("runs", []))
-            if launch["host"] == platform.node():
-                print(f"Asking the launcher, process {launch['pid']}, to stop; its running runs save and end.")
-                reached = _signal(launch["pid"], signal.SIGINT) and reached
-            else:
-                print(f"The launcher is process {launch['pid']} on {launch['host']}; type the same command there.")
-                reached = False
+    reached: list[bool] = []
+    told: set[str] = set()  # names of runs whose launcher or SLURM job is told to end
+    for launch in launches(sweep) if len(chosen) == len(all_runs) else ():
+        if not launch["alive"] or launch.get("backend") != "local":
+            continue
+        told |= set(launch.get("runs", []))
+        if launch["host"] == platform.node():
+            print(f"Asking the launcher, process {launch['pid']}, to stop; its running runs save and end.")
+            reached.append(_signal(launch["pid"], signal.SIGINT))
+        else:
+            print(f"The launcher is process {launch['pid']} on {launch['host']}; type the same command there.")
+            reached.append(False)
 
-    shared_jobs = {run.slurm for run in all_runs if run.attended and run.name not in names}
-    in_own_jobs = [run for run in chosen if run.slurm and run.attended and run.slurm not in shared_jobs]
-    told |= {run.name for run in in_own_jobs}
-    if in_own_jobs:
-        reached = _cancel_jobs(list(dict.fromkeys(str(run.slurm) for run in in_own_jobs))) and reached
+    other_jobs = {run.slurm for run in all_runs if run.attended and run.name not in names}
+    jobs = {run.name: run.slurm for run in chosen if run.slurm and run.attended and run.slurm not in other_jobs}
+    told |= {*jobs}
+    if jobs:
+        reached.append(_cancel_jobs(list(dict.fromkeys(jobs.values()))))
 
     runs_of_process = Counter((run.host, run.pid) for run in all_runs if run.state == "running")
     withdrawn = 0
@@ -55,12 +54,12 @@ def cancel(sweep: Path, runs: Sequence[Path]) -> bool:
         if run.state == "queued" and _withdraw(RunDirectory(run.path)):
             withdrawn += 1
         elif run.state == "queued" or (run.state == "running" and run.name not in told):
-            reached = _stop_run(run, shared=runs_of_process[run.host, run.pid] > 1) and reached
+            reached.append(_stop_run(run, shared=runs_of_process[run.host, run.pid] > 1))
     if withdrawn:
         print(f"{plural(withdrawn, 'run')} will not be started.")
     if not told and not any(run.state in ("queued", "running") for run in chosen):
         print(f"Nothing to cancel in {sweep}: no run is queued or running.")
-    return reached
+    return all(reached)
 
 
 def _signal(pid: int, signum: signal.Signals) -> bool:

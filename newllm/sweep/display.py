@@ -247,7 +247,7 @@ def _row(run: RunState, names: Mapping[str, str]) -> dict[str, str]:
         "val ppl": f"{run.val_ppl:,.2f}" if run.val_ppl is not None else "",
         "tokens/s": f"{run.tokens_per_second:,.0f}" if run.tokens_per_second and running else "",
         "elapsed": clock(run.seconds),
-        "left": clock(run.seconds_left),
+        "left": clock(run.seconds_left) if running else "",
         "attempt": str(run.attempt) if run.attempt > 1 else "",
         "job": run.slurm or "",
         "SLURM": run.slurm_state or "",

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -137,16 +136,13 @@ def _run_state(
         status = _status(directory)
         state, error, job_state = _observed_state(directory, status, jobs)
     progress = status["progress"] if isinstance(status.get("progress"), dict) else {}
-    numbers = {key: _number(progress.get(key)) for key in ("step", "steps", "epoch", "loss", "tokens_per_second")}
-    seconds = seconds_left = None
+    keys = ("step", "steps", "epoch", "loss", "tokens_per_second", "seconds_left")
+    seconds = None
     if state != "queued":
         with suppress(KeyError, TypeError, ValueError):
             written = status.get("finished") or status.get("updated", "")
             ended = datetime.now(UTC) if state == "running" else datetime.fromisoformat(written)
             seconds = max(0.0, (ended - datetime.fromisoformat(status["started"])).total_seconds())
-    speed, per_step = numbers["tokens_per_second"], _tokens_per_step(directory.path) if state == "running" else None
-    if speed and per_step and None not in (numbers["step"], numbers["steps"]):
-        seconds_left = (numbers["steps"] - numbers["step"]) * per_step / speed
     job, evaluated = _job(status), directory.trained
     in_slurm = meaning(job_state) in ("waiting", "at work")
     waits = launched or in_slurm or (job is not None and jobs is None)
@@ -157,10 +153,9 @@ def _run_state(
         attended=state == "running" or (state == "queued" and waits) or (state == "interrupted" and in_slurm),
         attempt=_number(status.get("attempt")) or 0,
         phase=progress.get("phase"),
-        **numbers,
+        **{key: _number(progress.get(key)) for key in keys},
         val_ppl=_number(status.get("val/ppl")),
         seconds=seconds,
-        seconds_left=seconds_left,
         host=status.get("host"),
         pid=_number(status.get("pid")),
         slurm=job,
@@ -221,15 +216,6 @@ def _held(directory: RunDirectory) -> bool:
 
 def _job(status: Mapping[str, Any]) -> str | None:
     return str(status["slurm"]) if status.get("slurm") else None
-
-
-@lru_cache(maxsize=1000)
-def _tokens_per_step(run: Path) -> int | None:
-    try:
-        config = RunDirectory(run).config()
-        return int(config["trainer"]["batch_size"]) * int(config["data"]["seq_len"])
-    except (ConfigError, KeyError, TypeError, ValueError):
-        return None
 
 
 def _number(value: Any) -> Any:

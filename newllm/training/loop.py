@@ -221,6 +221,7 @@ class Loop:
     def _report(self) -> None:
         progress = self.progress
         self._reported = time.monotonic()
+        tokens_left = (self.steps - progress.step) * self.trainer.batch_size * self.seq_len
         self.directory.update_status(
             progress={
                 "step": progress.step,
@@ -228,6 +229,7 @@ class Loop:
                 "epoch": progress.epoch,
                 "loss": progress.last_loss,
                 "tokens_per_second": self._speed,
+                "seconds_left": tokens_left / self._speed if self._speed else None,  # without the evaluation
             }
         )
 

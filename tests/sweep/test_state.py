@@ -58,14 +58,14 @@ def test_a_failed_run_has_its_error(tmp_path: Path) -> None:
 
 
 def test_a_run_is_running_while_its_process_lives_and_interrupted_when_that_is_killed(tmp_path: Path) -> None:
-    progress = {"step": 25, "steps": 100, "epoch": 1, "loss": 4.5, "tokens_per_second": 100.0}
+    progress = {"step": 25, "steps": 100, "epoch": 1, "loss": 4.5, "seconds_left": 192.0}
     started = (datetime.now(UTC) - timedelta(days=1)).isoformat()
     directory = make_run(tmp_path, "a-s1", "running", started=started, progress=progress)
     with locked_elsewhere(directory) as process:
         run = only_run(tmp_path)
         assert (run.state, run.attended, run.step, run.steps, run.loss) == ("running", True, 25, 100, 4.5)
         assert run.seconds == pytest.approx(86400, rel=0.01)
-        assert run.seconds_left == 75 * 8 * 32 / 100
+        assert run.seconds_left == 192.0
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert states(tmp_path) == [("interrupted", False)]
@@ -105,7 +105,7 @@ def test_a_run_of_another_version_is_listed_with_what_can_be_known(tmp_path: Pat
     run = only_run(tmp_path)
     assert (run.state, run.attempt, run.step, run.seconds) == ("interrupted", 0, None, None)
     with locked_elsewhere(directory):
-        directory.update_status(state="running", progress={"step": 1, "steps": 2, "tokens_per_second": 10.0})
+        directory.update_status(state="running", progress={"step": 1, "steps": 2, "seconds_left": "10"})
         assert (only_run(tmp_path).state, only_run(tmp_path).seconds_left) == ("running", None)
 
 

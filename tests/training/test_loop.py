@@ -112,6 +112,7 @@ def test_the_status_says_how_training_goes(
     assert reports[0]["step"] == 3  # at once, and not only after some seconds
     assert reports[0]["loss"] == losses[0]
     assert reports[0]["tokens_per_second"] > 0
+    assert reports[0]["seconds_left"] > reports[-1]["seconds_left"] == 0
     assert state(tmp_path / "run")["progress"]["loss"] == losses[-1]
 
 
