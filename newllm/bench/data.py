@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from newllm.bench.harness import Result, turns
-from newllm.data.bpe import EOT, train_bpe
 from newllm.data.build_store import store_of
 from newllm.data.corpora.stdlib import Stdlib
 from newllm.data.corpora.text_files import TextFiles
-from newllm.data.tokenizer import pretrained
+from newllm.data.tokenizer import EOT, pretrained, train_bpe
 from newllm.errors import RunError
 
 DEFAULTS: list[str] = []

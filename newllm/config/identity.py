@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.axes import axes, nodes, used_axes
 from newllm.config.catalog import plain
-from newllm.config.fingerprint import path_fingerprint
 from newllm.config.groups import group_of, groups
 from newllm.errors import ConfigError
 
@@ -181,3 +181,28 @@ def sorted_keys(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: sorted_keys(value[key]) for key in sorted(value, key=str)}
     return [sorted_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def files_below(path: Path) -> list[Path]:
+    """The file itself, or all files in a folder and its subfolders, sorted by name, without hidden ones."""
+    if path.is_file():
+        return [path]
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+
+
+def path_fingerprint(path: str | Path, *, with_times: bool = False) -> str:
+    """sha256 of the names (relative to `path`) and sizes of the files, so that copies have equal hashes.
+
+    with_times: include modification times, to detect edits that keep the size (for caches on one machine).
+    """
+    root = Path(path).expanduser()
+    digest = hashlib.sha256()
+    for file in files_below(root):
+        stat = file.stat()
+        name = file.name if file == root else file.relative_to(root).as_posix()
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns if with_times else ''}\n".encode())
+    return digest.hexdigest()

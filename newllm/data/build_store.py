@@ -4,19 +4,20 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from newllm.data.bpe import RULE as BPE_RULE
-from newllm.data.bpe import auto_tokenizer
-from newllm.data.budget import budget_of, check_documents, check_lengths, refuse_val_documents
-from newllm.data.cache import Progress, find_or_build, key_of, say
 from newllm.data.corpora.corpus import Corpus, Piece
+from newllm.data.disk_cache import find_or_build, key_of, progress, say
 from newllm.data.split import (
     Layout,
     Survey,
+    budget_of,
+    check_documents,
+    check_lengths,
     choose_validation,
     hash_order,
     layout_of,
@@ -25,26 +26,29 @@ from newllm.data.split import (
     side_of,
     survey,
 )
-from newllm.data.token_store import RULE, Damaged, Store, StreamWriter, open_store, token_dtype, write_meta
-from newllm.data.tokenizer import Tokenizer, identity, pretrained
+from newllm.data.token_store import Store, StreamWriter, open_store, token_dtype, write_meta
+from newllm.data.tokenizer import Tokenizer, identity, pretrained, train_bpe
 from newllm.errors import ConfigError
 
+STORE_RULE = 1  # incremented when the same corpus comes to give another store
+TOKENIZER_RULE = 1  # incremented when the same text comes to give another tokenizer
 BATCH_CHARS = 1 << 20  # text encoded at once
-COPIED = 1 << 20  # tokens copied at once
+COPIED_TOKENS = 1 << 20  # tokens copied at once
 BYTES_PER_TOKEN = 6.0  # first guess of the text that a budget of tokens needs; doubled until it suffices
 
 Writers = dict[str, StreamWriter]
 
 
 def store_of(corpus: Corpus, cache: Path) -> tuple[Store, list[str]]:
-    """The store of this corpus, tokenizer, budget and split, from the cache or built into it, and user notes."""
-    auto = ["auto", BPE_RULE, corpus.vocab_size, corpus.tokenizer_bytes]
+    """The store of this corpus, tokenizer, budget and split, from the cache or built into it; notes for the user."""
+    auto = ["auto", TOKENIZER_RULE, corpus.vocab_size, corpus.tokenizer_bytes]
+    limited = corpus.rows != (None, None)
     made_from: dict[str, Any] = {
-        "rule": RULE,
+        "rule": STORE_RULE,
         "corpus": corpus.fingerprint(),
         "tokenizer": auto if corpus.tokenizer == "auto" else identity(corpus.tokenizer),
-        "rows": corpus.rows,
-        "seq_len": corpus.seq_len if corpus.rows is not None else None,
+        "rows": corpus.rows if limited else None,
+        "seq_len": corpus.seq_len if limited else None,
         "by": "document" if corpus.split == "document" else "rows",
         "val_fraction": corpus.val_fraction,
         "eot": corpus.eot,
@@ -54,70 +58,102 @@ def store_of(corpus: Corpus, cache: Path) -> tuple[Store, list[str]]:
         names = ("documents", "val_documents", "val_joint", "val_samples")
         made_from["apart"] = {name: getattr(corpus, name) for name in names}
     folder = cache / "stores" / key_of(**made_from)
-    damage: Damaged | None = None
-    notes: list[str] = []
-
-    def load(folder: Path) -> Store | None:
-        nonlocal damage
-        try:
-            return open_store(folder)
-        except Damaged as error:
-            damage = error
-            return None
-
-    def fill(rough: Path) -> None:
-        if damage is not None:
-            notes.append(f"the token store {folder} was damaged ({damage}) and has been built again")
-            say(notes[-1].replace("has been built", "is being built"))
-        started = time.monotonic()
-        total = _fill(corpus, rough, cache, made_from)
-        say(f"token store built: {total:,} tokens in {time.monotonic() - started:.1f} s ({folder})")
-
-    return find_or_build(folder, "token store", load, fill), notes
+    return find_or_build(folder, "token store", open_store, lambda new: _fill(corpus, new, cache, made_from))
 
 
-def _fill(corpus: Corpus, folder: Path, cache: Path, made_from: dict[str, Any]) -> int:
-    """Write all files of the store; returns its number of tokens."""
-    found = None if corpus.streamed or corpus.val_documents is not None else survey(corpus)
-    if found is not None and not len(found.sizes):
+def _fill(corpus: Corpus, folder: Path, cache: Path, made_from: dict[str, Any]) -> None:
+    """Write all files of the store."""
+    started = time.monotonic()
+    documents = None if corpus.streamed or corpus.val_documents is not None else survey(corpus)
+    if documents is not None and not len(documents.sizes):
         raise ConfigError(
             f"the corpus has no text in documents of data.min_chars={corpus.min_chars} characters or more; "
             "give more text or type data.min_chars=1"
         )
-    layout = layout_of(corpus, found)
+    layout = layout_of(corpus, documents)
     if corpus.tokenizer == "auto":
-        tokenizer = auto_tokenizer(corpus, layout, found, cache)
+        tokenizer = _auto_tokenizer(corpus, layout, documents, cache)
     else:
         tokenizer = pretrained(corpus.tokenizer, cache)
     if corpus.eot and tokenizer.eot_id is None:
         raise ConfigError(f"data.tokenizer={corpus.tokenizer} has no end-of-text token; type data.eot=false")
     tokenizer.save(folder)
+    dtype = token_dtype(tokenizer.vocab_size)
     if layout == "document":
-        assert found is not None
-        writers = _write_in_hash_order(corpus, found, tokenizer, folder)
+        assert documents is not None
+        writers = _write_in_hash_order(corpus, documents, tokenizer, folder)
     else:
-        dtype, budget = token_dtype(tokenizer.vocab_size), budget_of(corpus, layout)
-        names = ["all"] if layout == "prefix" else ["train", "val"]
+        budget, names = budget_of(corpus, layout), ["all"] if layout == "prefix" else ["train", "val"]
         writers = {name: StreamWriter(folder, name, dtype, budget.get(name)) for name in names}
         _encode(_sides(corpus, layout, writers), tokenizer, corpus.eot, writers)
     lengths = {name: writer.length for name, writer in writers.items()}
     check_lengths(corpus, layout, lengths)
-    write_meta(folder, layout, [*writers], token_dtype(tokenizer.vocab_size), made_from)
-    return sum(lengths.values())
+    write_meta(folder, layout, [*writers], dtype, made_from)
+    seconds = time.monotonic() - started
+    say(f"token store built: {sum(lengths.values()):,} tokens in {seconds:.1f} s ({folder.with_suffix('')})")
+
+
+def _auto_tokenizer(corpus: Corpus, layout: Layout, documents: Survey | None, cache: Path) -> Tokenizer:
+    """The tokenizer of this corpus, split and vocabulary, from the cache or trained into it.
+
+    Trained on text of the training side only: about tokenizer_bytes in whole documents after a survey, else at most
+    tokenizer_bytes. It does not depend on the training budget, unless that decides which text validates.
+    """
+    limit = corpus.tokenizer_bytes
+    if layout == "prefix":  # bytes certain to be training text, since a token is at least one byte
+        if corpus.rows[0] is not None:
+            limit = min(limit, corpus.rows[0] * corpus.seq_len)
+        elif documents is not None:
+            limit = min(limit, int((1 - corpus.val_fraction) * documents.sizes.sum()))
+
+    def training_text() -> Iterator[str]:
+        if layout == "document":
+            assert documents is not None
+            order = hash_order(documents, ~choose_validation(documents, corpus.val_fraction))
+            chosen = np.zeros(len(documents.sizes), dtype=bool)
+            chosen[leading(order, documents.sizes, limit)] = True
+            yield from (piece.text for number, piece in numbered(corpus) if chosen[number])
+            return
+        left = limit
+        for number, piece in numbered(corpus):
+            if side_of(corpus, layout, number, piece.text) != "val":
+                content = piece.text.encode()[:left]
+                yield content.decode("utf-8", "ignore")
+                left -= len(content) + 1  # counts end-of-text as one byte, so that the bound on tokens includes it
+                if left <= 0:
+                    return
+
+    def train(folder: Path) -> None:
+        texts = training_text()
+        first = next(texts, "")  # an unreadable corpus raises here, before the announcement
+        say(f"training a byte-level BPE tokenizer of {corpus.vocab_size} ids")
+        train_bpe(chain([first], texts), corpus.vocab_size).save(folder)
+
+    key = key_of(
+        rule=TOKENIZER_RULE,
+        corpus=corpus.fingerprint(),
+        vocab_size=corpus.vocab_size,
+        layout=layout,
+        bytes=limit,
+        val_fraction=corpus.val_fraction,
+        min_chars=corpus.min_chars,
+        **({"val_documents": corpus.val_documents} if layout == "numbered" else {}),
+    )
+    return find_or_build(cache / "tokenizers" / key, "tokenizer", Tokenizer.load, train)[0]
 
 
 def _sides(corpus: Corpus, layout: Layout, writers: Writers) -> Iterator[tuple[str, Piece]]:
     """The stream of each piece and the piece, in the corpus' order, until every stream is full."""
-    most = {"train": corpus.documents}
+    limits = {"train": corpus.documents}
     if corpus.val_documents is not None:
-        most["val"] = corpus.val_documents[1] - corpus.val_documents[0] + 1
-    documents = dict.fromkeys(writers, 0)
+        limits["val"] = corpus.val_documents[1] - corpus.val_documents[0] + 1
+    written = dict.fromkeys(writers, 0)  # documents
 
     def full(side: str) -> bool:
-        return writers[side].full or documents[side] == most.get(side)
+        return writers[side].full or written[side] == limits.get(side)
 
     filled = ["train"] if corpus.own_validation else [*writers]  # streams filled from the main text of the corpus
-    joined: list[str] = []
+    joined: list[str] = []  # validation documents that become one
     count = 0
     for number, piece in numbered(corpus):
         if all(map(full, filled)):
@@ -126,15 +162,22 @@ def _sides(corpus: Corpus, layout: Layout, writers: Writers) -> Iterator[tuple[s
         side = side_of(corpus, layout, number, piece.text)
         if full(side):
             continue
-        documents[side] += piece.last
+        written[side] += piece.last
         if side == "val" and corpus.val_joint is not None:
             joined += [piece.text, corpus.val_joint] if piece.last else [piece.text]
         else:
             yield side, piece
     if corpus.val_documents is not None and not full("val"):
-        refuse_val_documents(corpus.val_documents, count, corpus.documents)
+        first, last = corpus.val_documents
+        shift = last - count + 1
+        fits = first - shift >= max(corpus.documents or 0, 1)
+        nearer = f"type data.val_documents=[{first - shift},{last - shift}], or " if fits else ""
+        raise ConfigError(
+            f"data.val_documents=[{first},{last}] needs document {last} and the corpus has {count:,}, numbered from 0; "
+            f"{nearer}give more text"
+        )
     if corpus.documents is not None:
-        check_documents(corpus.documents, documents["train"])
+        check_documents(corpus.documents, written["train"])
     if joined:
         yield "val", Piece("".join(joined[:-1]))
     if corpus.own_validation:
@@ -144,21 +187,21 @@ def _sides(corpus: Corpus, layout: Layout, writers: Writers) -> Iterator[tuple[s
             yield "val", piece
 
 
-def _write_in_hash_order(corpus: Corpus, found: Survey, tokenizer: Tokenizer, folder: Path) -> Writers:
+def _write_in_hash_order(corpus: Corpus, documents: Survey, tokenizer: Tokenizer, folder: Path) -> Writers:
     """Write both sides of a split by document in the order of hashes, so that a budget takes a fair sample.
 
     Documents are encoded in the corpus' order into rough streams, which are then copied in the order of hashes.
     """
     dtype, budget = token_dtype(tokenizer.vocab_size), budget_of(corpus, "document")
-    validates = choose_validation(found, corpus.val_fraction)
-    orders = {"train": hash_order(found, ~validates), "val": hash_order(found, validates)}
+    validates = choose_validation(documents, corpus.val_fraction)
+    orders = {"train": hash_order(documents, ~validates), "val": hash_order(documents, validates)}
     if corpus.documents is not None:
         check_documents(corpus.documents, len(orders["train"]))
         orders["train"] = np.sort(orders["train"])[: corpus.documents]
-    per_token, enough = BYTES_PER_TOKEN, False
+    bytes_per_token, enough = BYTES_PER_TOKEN, False
     while not enough:
         chosen = {
-            side: leading(order, found.sizes, budget[side] * per_token) if side in budget else order
+            side: leading(order, documents.sizes, budget[side] * bytes_per_token) if side in budget else order
             for side, order in orders.items()
         }
         wanted = np.zeros(len(validates), dtype=bool)
@@ -169,21 +212,20 @@ def _write_in_hash_order(corpus: Corpus, found: Survey, tokenizer: Tokenizer, fo
         enough = all(
             rough[side].length >= needed or len(chosen[side]) == len(orders[side]) for side, needed in budget.items()
         )
-        per_token *= 2
+        bytes_per_token *= 2
     writers = {side: StreamWriter(folder, side, dtype, budget.get(side)) for side in orders}
     for side, writer in writers.items():
         lengths = np.frombuffer(rough[side].document_tokens, dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
         for place in np.argsort(np.argsort(chosen[side])):  # index of each chosen document in the rough stream
-            left, text_bytes = int(lengths[place]), rough[side].document_bytes[place]
-            offset = int(starts[place]) * dtype.itemsize
-            while not writer.full:  # read, since mapped pages would count as memory of this process
-                ids = np.fromfile(rough[side].path, dtype, min(left, COPIED), offset=offset)
-                left, offset = left - len(ids), offset + ids.nbytes
-                writer.write(ids, text_bytes, last=not left)
-                if not left:
+            start, length = int(starts[place]), int(lengths[place])
+            for done in range(0, max(length, 1), COPIED_TOKENS):
+                if writer.full:
                     break
-                text_bytes = 0
+                count = min(length - done, COPIED_TOKENS)
+                # Read, since mapped pages would count as memory of this process.
+                ids = np.fromfile(rough[side].path, dtype, count, offset=(start + done) * dtype.itemsize)
+                writer.write(ids, 0 if done else rough[side].document_bytes[place], last=done + count == length)
         writer.close()
     for path in folder.glob("*.rough.*"):
         path.unlink()
@@ -194,22 +236,22 @@ def _encode(pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, eot: bool
     """Encode the pieces into their writers, then close the writers."""
     dtype = token_dtype(tokenizer.vocab_size)
     ending = np.array([tokenizer.eot_id] if eot else [], dtype=dtype)
-    progress = Progress("encoding", "tokens")
-    for side, piece, ids in _encoded(pieces, tokenizer, dtype):
-        ids = np.append(ids, ending) if piece.last else ids
-        writers[side].write(ids, len(piece.text.encode()), piece.last)
-        progress.show(sum(writer.length for writer in writers.values()))
-    progress.end()
+    with progress("encoding", "tokens") as show:
+        for side, piece, ids in _encoded(pieces, tokenizer, dtype):
+            ids = np.append(ids, ending) if piece.last else ids
+            writers[side].write(ids, len(piece.text.encode()), piece.last)
+            show(sum(writer.length for writer in writers.values()))
     for writer in writers.values():
         writer.close()
 
 
-def _encoded(
-    pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, dtype: np.dtype
-) -> Iterator[tuple[str, Piece, np.ndarray]]:
+Encoded = tuple[str, Piece, np.ndarray]
+
+
+def _encoded(pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, dtype: np.dtype) -> Iterator[Encoded]:
     """Each piece with its ids, in order. Two batches are encoded on all cores while the next one is read."""
 
-    def encode(batch: list[tuple[str, Piece]]) -> list[tuple[str, Piece, np.ndarray]]:
+    def encode(batch: list[tuple[str, Piece]]) -> list[Encoded]:
         texts = [piece.text for _, piece in batch]
         encodings = tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [
@@ -217,21 +259,18 @@ def _encoded(
             for (side, piece), encoding in zip(batch, encodings, strict=True)
         ]
 
-    def batches() -> Iterator[list[tuple[str, Piece]]]:
-        batch, chars = [], 0
-        for item in pieces:
-            batch.append(item)
-            chars += len(item[1].text)
-            if chars >= BATCH_CHARS:
-                yield batch
-                batch, chars = [], 0
-        yield batch
-
-    pending: deque[Future[list[tuple[str, Piece, np.ndarray]]]] = deque()
+    pending: deque[Future[list[Encoded]]] = deque()
+    batch: list[tuple[str, Piece]] = []
+    chars = 0
     with ThreadPoolExecutor(2) as threads:  # these only wait: `tokenizers` has threads of its own
-        for batch in batches():
-            pending.append(threads.submit(encode, batch))
-            if len(pending) > 2:
-                yield from pending.popleft().result()
+        for side, piece in pieces:
+            batch.append((side, piece))
+            chars += len(piece.text)
+            if chars >= BATCH_CHARS:
+                pending.append(threads.submit(encode, batch))
+                batch, chars = [], 0
+                if len(pending) > 2:
+                    yield from pending.popleft().result()
+        pending.append(threads.submit(encode, batch))
         while pending:
             yield from pending.popleft().result()

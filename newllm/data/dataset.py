@@ -10,12 +10,12 @@ import numpy as np
 from omegaconf import DictConfig
 
 from newllm.build import build
-from newllm.data.budget import check_lengths
 from newllm.data.build_store import store_of
-from newllm.data.cache import cache_folder
 from newllm.data.corpora.corpus import Corpus
+from newllm.data.disk_cache import cache_folder
 from newllm.data.facts import NOT_SCORED, ReversalFacts
-from newllm.data.passkey import PasskeyRows
+from newllm.data.passkey_rows import PasskeyRows
+from newllm.data.split import check_lengths
 from newllm.data.token_store import Store
 from newllm.data.tokenizer import Tokenizer
 from newllm.errors import ConfigError
@@ -117,8 +117,8 @@ class Dataset:
         text = (self.train if side == "train" else self.val).text
         if text is None:
             raise ConfigError(
-                "what reads the text as one stream (rows longer than those of training, contexts that flow on) needs "
-                "it in one piece, and data.split=chunks scatters it; type data.split=contiguous or data.split=document"
+                "data.split=chunks scatters the text, and this model or evaluation reads it as one stream; "
+                "type data.split=contiguous or data.split=document"
             )
         return text
 
@@ -150,9 +150,9 @@ def prepare(
     if corpus.passkey:
         train.passkeys = PasskeyRows(corpus.passkey, len(train.starts), corpus.seq_len, store.tokenizer)
 
-    documents = {name: len(one.document_tokens) for name, one in store.streams.items()}
+    documents = sum(len(stream.document_tokens) for stream in store.streams.values())
     if corpus.val_joint is not None and corpus.val_documents is not None:  # joined into one document in the store
-        documents["val"] = corpus.val_documents[1] - corpus.val_documents[0] + 1
+        documents += corpus.val_documents[1] - corpus.val_documents[0]
     # Bytes of the validation labels, summed in chunks to bound memory.
     chunks = np.array_split(np.arange(len(val)), len(val) * corpus.seq_len // 1_000_000 + 1)
     val_bytes = sum(int(store.tokenizer.token_bytes[val.arrays(chunk)[1]].sum()) for chunk in chunks)
@@ -163,11 +163,12 @@ def prepare(
         "data/val_rows": len(val),
         "data/fact_rows": len(train.inputs),
         "data/passkey_rows": 0 if train.passkeys is None else len(train.passkeys),
-        "data/documents": sum(documents.values()),
+        "data/documents": documents,
         "data/val_documents_in_train_share": leak,
         "data/bytes_per_token": val_bytes / (len(val) * corpus.seq_len),
     }
-    split = [corpus.split, corpus.split_seed, corpus.val_fraction, corpus.seq_len, corpus.rows]
+    rows = None if corpus.rows == (None, None) else corpus.rows
+    split = [corpus.split, corpus.split_seed, corpus.val_fraction, corpus.seq_len, rows]
     split += [corpus.passkey] if corpus.passkey else []
     fingerprint = hashlib.sha256(json.dumps([sorted(store.checksums.items()), split]).encode())
     fingerprint.update(train.inputs.tobytes())
@@ -176,36 +177,39 @@ def prepare(
 
 
 def split_rows(corpus: Corpus, store: Store) -> tuple[Rows, Rows, float, list[str]]:
-    """Training rows, validation rows, share of validation documents also trained on, notes."""
+    """Training rows, validation rows, share of validation documents also trained on, notes for the user."""
     length = corpus.seq_len
-    check_lengths(corpus, store.layout, {name: len(one.tokens) for name, one in store.streams.items()})
+    check_lengths(corpus, store.layout, {name: len(stream.tokens) for name, stream in store.streams.items()})
     if store.layout != "prefix":
         sides = []
-        for side, asked in zip(("train", "val"), corpus.rows or (None, None), strict=True):
+        for side, budget in zip(("train", "val"), corpus.rows, strict=True):
             tokens = store.streams[side].tokens
-            count = (len(tokens) - 1) // length if asked is None else asked
+            count = (len(tokens) - 1) // length if budget is None else budget
             sides.append(Rows(tokens, np.arange(count) * length, length, text=tokens))
         return sides[0], sides[1], 0.0, []
     whole = store.streams["all"]
-    total = sum(filter(None, corpus.rows)) if corpus.rows else (len(whole.tokens) - 1) // length
-    validation = (corpus.rows[1] or 0) if corpus.rows else int(corpus.val_fraction * total)
+    training, validation = corpus.rows
+    if training is None or validation is None:
+        total = (len(whole.tokens) - 1) // length
+        training = total - int(corpus.val_fraction * total)
+    else:
+        total = training + validation
     rows = np.arange(total)
     if corpus.split == "chunks":  # torch's permutation: seed 42 gives the published split
         import torch
 
         rows = torch.randperm(total, generator=torch.Generator().manual_seed(corpus.split_seed)).numpy()
     starts = rows.astype(np.int64) * length
-    train = Rows(whole.tokens, starts[: total - validation], length)
-    val = Rows(whole.tokens, starts[total - validation :], length)
+    train, val = Rows(whole.tokens, starts[:training], length), Rows(whole.tokens, starts[training:], length)
     leak = _shared_documents(whole.document_tokens, train.starts, val.starts, length)
     if corpus.split == "chunks":
         note = (
             f"data.split=chunks (as published) leaks: {leak:.0%} of the validation documents are also trained on, so "
-            "perplexity comes out too low; data.split=document keeps them apart"
+            "perplexity is too low; data.split=document keeps them apart"
         )
         return train, val, leak, [note]
-    train.text = whole.tokens[: len(train) * length + 1]
-    val.text = whole.tokens[len(train) * length : total * length + 1]
+    train.text = whole.tokens[: training * length + 1]
+    val.text = whole.tokens[training * length : total * length + 1]
     if corpus.split == "contiguous":
         return train, val, leak, []
     note = (

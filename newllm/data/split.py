@@ -1,15 +1,16 @@
-"""Splits text into training and validation, by content or number of a document, never by the run's seed."""
+"""What trains, what validates, and how many tokens of each: decided by content or number of a document, never by the
+run's seed."""
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from newllm.data.cache import Progress
 from newllm.data.corpora.corpus import Corpus, Piece
+from newllm.data.disk_cache import progress
 from newllm.errors import ConfigError
 
 # Layouts of a store.
@@ -35,30 +36,29 @@ def survey(corpus: Corpus) -> Survey:
     """Read the whole corpus once."""
     hashes, sizes = array("Q"), array("q")
     digest, size, total = hashlib.sha256(), 0, 0
-    progress = Progress("reading the corpus", "bytes")
-    for piece in corpus.pieces():
-        content = piece.text.encode()
-        digest.update(content)
-        size += len(content)
-        total += len(content)
-        progress.show(total)
-        if piece.last:
-            hashes.append(int.from_bytes(digest.digest()[:8], "little"))
-            sizes.append(size)
-            digest, size = hashlib.sha256(), 0
-    progress.end()
+    with progress("reading the corpus", "bytes") as show:
+        for piece in corpus.pieces():
+            content = piece.text.encode()
+            digest.update(content)
+            size += len(content)
+            total += len(content)
+            show(total)
+            if piece.last:
+                hashes.append(int.from_bytes(digest.digest()[:8], "little"))
+                sizes.append(size)
+                digest, size = hashlib.sha256(), 0
     return Survey(np.frombuffer(hashes, dtype=np.uint64), np.frombuffer(sizes, dtype=np.int64))
 
 
-def layout_of(corpus: Corpus, found: Survey | None) -> Layout:
-    """The layout of this corpus' store. found: the survey, if the corpus is read twice."""
+def layout_of(corpus: Corpus, documents: Survey | None) -> Layout:
+    """The layout of this corpus' store. documents: the survey, None for a corpus that is read only once."""
     if corpus.split != "document":
         return "prefix"
     if corpus.val_documents is not None:
         return "numbered"
-    if found is None or corpus.own_validation:
+    if documents is None or corpus.own_validation:
         return "stream"
-    if len(np.unique(found.hashes)) > 1:
+    if len(np.unique(documents.hashes)) > 1:
         return "document"
     if corpus.separate_validation:
         name = "val_samples" if corpus.documents is None else "documents"
@@ -69,15 +69,15 @@ def layout_of(corpus: Corpus, found: Survey | None) -> Layout:
     return "prefix"
 
 
-def choose_validation(found: Survey, fraction: float) -> np.ndarray:
+def choose_validation(documents: Survey, fraction: float) -> np.ndarray:
     """bool [documents]: in the order of hashes, documents validate until `fraction` of the bytes is reached.
 
     Equal documents are on the same side. A document that would raise validation above 1.5 times its share is skipped,
     so that no single huge file dominates it. Needs two distinct documents, of which at least one validates and at
     least one trains.
     """
-    _, group_of = np.unique(found.hashes, return_inverse=True)  # groups of equal documents, in the order of hashes
-    sizes = np.bincount(group_of, weights=found.sizes)
+    _, group_of = np.unique(documents.hashes, return_inverse=True)  # groups of equal documents, in the order of hashes
+    sizes = np.bincount(group_of, weights=documents.sizes)
     target = fraction * sizes.sum()
     chosen = np.zeros(len(sizes), dtype=bool)
     total = 0.0
@@ -92,10 +92,10 @@ def choose_validation(found: Survey, fraction: float) -> np.ndarray:
     return chosen[group_of]
 
 
-def hash_order(found: Survey, mask: np.ndarray) -> np.ndarray:
+def hash_order(documents: Survey, mask: np.ndarray) -> np.ndarray:
     """The documents of `mask` in the order of their hashes: any prefix is a fair sample of them."""
-    documents = np.flatnonzero(mask)
-    return documents[np.argsort(found.hashes[documents], kind="stable")]
+    numbers = np.flatnonzero(mask)
+    return numbers[np.argsort(documents.hashes[numbers], kind="stable")]
 
 
 def leading(order: np.ndarray, sizes: np.ndarray, budget: float) -> np.ndarray:
@@ -122,3 +122,53 @@ def side_of(corpus: Corpus, layout: Layout, number: int, text: str) -> str:
         return "val" if first <= number <= last else "train"
     content = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
     return "val" if content < corpus.val_fraction * 2.0**64 else "train"
+
+
+def budget_of(corpus: Corpus, layout: str) -> dict[str, int]:
+    """Tokens needed per stream, including the one after the last row; a stream without a limit is left out."""
+    train, val = (rows and rows * corpus.seq_len for rows in corpus.rows)
+    if layout != "prefix":
+        return {side: tokens + 1 for side, tokens in (("train", train), ("val", val)) if tokens is not None}
+    return {} if train is None else {"all": train + (val or 0) + corpus.seq_len}
+
+
+def check_lengths(corpus: Corpus, layout: str, lengths: Mapping[str, int]) -> None:
+    """Raises ConfigError if a stream is shorter than its budget, or than one row."""
+    budget = budget_of(corpus, layout)
+    for side, length in lengths.items():
+        needed = budget.get(side, corpus.seq_len + 1)
+        if side == "all":  # one token after the last row is enough, although the budget takes a whole row
+            needed = needed - corpus.seq_len + 1 if budget else corpus.least_rows * corpus.seq_len + 1
+        if length >= needed:
+            continue
+        rows = 0  # that the text gives of those that the budget counts
+        own_budget = side == "val" and corpus.val_samples is not None
+        if side in budget:
+            counted = corpus.rows[1:] if own_budget else corpus.rows[:1] if corpus.separate_validation else corpus.rows
+            rows = int(sum(filter(None, counted)) * (length / needed))
+        if rows < (1 if own_budget else corpus.least_rows):
+            smaller = "a smaller seq_len"
+        elif own_budget:
+            smaller = f"data.val_samples={rows} or less"
+        elif corpus.tokens is not None:
+            smaller = f"tokens={rows * corpus.seq_len} or less"
+        else:
+            smaller = f"samples={rows} or less"
+        if side in budget and length:
+            whole = "data.val_samples=null" if own_budget else "samples=null tokens=null"
+            smaller += f", or {whole} to use the whole corpus"
+        where = {"train": "training ", "val": "validation ", "all": ""}[side]
+        raise ConfigError(
+            f"too little {where}text: {needed:,} tokens are needed, {length:,} were found; give more text or type "
+            f"{smaller}"
+        )
+
+
+def check_documents(wanted: int, available: int) -> None:
+    """Raises ConfigError if the corpus has fewer training documents than data.documents."""
+    if available < wanted:
+        fewer = f"type data.documents={available} or less, or " if available else ""
+        raise ConfigError(
+            f"data.documents={wanted} needs {wanted:,} training documents and the corpus has {available:,}; "
+            f"{fewer}give more text"
+        )

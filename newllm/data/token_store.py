@@ -1,4 +1,4 @@
-"""The token store: tokens of a corpus on disk, memory-mapped, with document offsets and checksums.
+"""The token store: tokens of a corpus on disk, memory-mapped, with the lengths of documents and checksums.
 
 A store is a folder: <stream>.bin (uint16 or uint32 tokens), <stream>.documents.npy (int64 [2, documents]: tokens and
 UTF-8 bytes of each), the tokenizer, and meta.json. Streams are `train` and `val`, or `all` before a split by rows.
@@ -12,16 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.cache import sha256_of
+from newllm.data.disk_cache import sha256_of
 from newllm.data.tokenizer import Tokenizer
 
-RULE = 1  # raise whenever the same corpus would give a different store
 META = "meta.json"
 CHECKSUM_LIMIT = 64 << 20  # bytes; smaller files are verified by checksum when opened, larger ones by size
-
-
-class Damaged(Exception):
-    """The store on disk differs from what was written and must be built again."""
 
 
 @dataclass
@@ -99,20 +94,15 @@ def write_meta(folder: Path, layout: str, names: list[str], dtype: np.dtype, mad
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n")
 
 
-def open_store(folder: Path) -> Store | None:
-    """The store in `folder`; None if there is none. Raises Damaged if it differs from what was written."""
-    if not folder.exists():
-        return None
-    try:
-        meta = json.loads((folder / META).read_text())
-        for name, written in meta["files"].items():
-            path = folder / name
-            if path.stat().st_size != written["size"]:
-                raise Damaged(f"{name} has {path.stat().st_size} bytes instead of {written['size']}")
-            if written["size"] <= CHECKSUM_LIMIT and sha256_of(path) != written["sha256"]:
-                raise Damaged(f"{name} does not match its checksum")
-        streams = {name: read_stream(folder, name, np.dtype(meta["dtype"])) for name in meta["streams"]}
-        checksums = {name: written["sha256"] for name, written in meta["files"].items()}
-        return Store(meta["layout"], streams, Tokenizer.load(folder), checksums)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{type(error).__name__}: {error}") from error
+def open_store(folder: Path) -> Store:
+    """The store in `folder`. Raises an exception if it differs from what was written."""
+    meta = json.loads((folder / META).read_text())
+    for name, written in meta["files"].items():
+        size = (folder / name).stat().st_size
+        if size != written["size"]:
+            raise ValueError(f"{name} has {size} bytes instead of {written['size']}")
+        if size <= CHECKSUM_LIMIT and sha256_of(folder / name) != written["sha256"]:
+            raise ValueError(f"{name} does not match its checksum")
+    streams = {name: read_stream(folder, name, np.dtype(meta["dtype"])) for name in meta["streams"]}
+    checksums = {name: written["sha256"] for name, written in meta["files"].items()}
+    return Store(meta["layout"], streams, Tokenizer.load(folder), checksums)

@@ -3,20 +3,22 @@
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from newllm.config.fingerprint import path_fingerprint
-from newllm.data.cache import cache_folder, find_or_build, key_of
+from newllm.config.identity import path_fingerprint
 from newllm.data.corpora.hub import require_hub
+from newllm.data.disk_cache import cache_folder, find_or_build, key_of
 from newllm.errors import ConfigError
 
 FILE = "tokenizer.json"
-ABOUT = "tokenizer.meta.json"
+META = "tokenizer.meta.json"
+EOT = "<|endoftext|>"  # of a tokenizer trained here
 
 
 class Tokenizer:
@@ -37,7 +39,7 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self.eot = eot
         self.eot_id: int | None = backend.token_to_id(eot) if eot is not None else None
-        self.token_bytes = _token_bytes(json.loads(backend.to_str()), backend.get_vocab(), vocab_size)
+        self.token_bytes = _token_bytes(backend, vocab_size)
 
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -47,30 +49,34 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         self.backend.save(str(folder / FILE))
-        (folder / ABOUT).write_text(json.dumps({"vocab_size": self.vocab_size, "eot": self.eot}) + "\n")
+        (folder / META).write_text(json.dumps({"vocab_size": self.vocab_size, "eot": self.eot}) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        about = json.loads((folder / ABOUT).read_text())
-        return cls(tokenizers.Tokenizer.from_file(str(folder / FILE)), about["vocab_size"], about["eot"])
+        meta = json.loads((folder / META).read_text())
+        return cls(tokenizers.Tokenizer.from_file(str(folder / FILE)), meta["vocab_size"], meta["eot"])
 
 
-def identity(name: str) -> str:
-    """Identifies a Hugging Face tokenizer in the cache: by name, or by the files of its folder."""
-    folder = Path(name).expanduser()
-    return f"folder:{path_fingerprint(folder, with_times=True)}" if folder.is_dir() else f"hub:{name}"
+def vocab_size(data_node: Mapping[str, Any], runtime: Any = None) -> int:
+    """Number of ids of the data node's tokenizer, without reading any text."""
+    if data_node["tokenizer"] == "auto":
+        return int(data_node["vocab_size"])
+    return pretrained(data_node["tokenizer"], cache_folder(runtime)).vocab_size
 
 
-def cached(cache: Path, key: str, make: Callable[[], Tokenizer]) -> Tokenizer:
-    """The tokenizer stored under `key`; one process makes it if it is missing or damaged."""
-
-    def load(folder: Path) -> Tokenizer | None:
-        try:
-            return Tokenizer.load(folder)
-        except Exception:  # `tokenizers` raises bare Exception for a broken file
-            return None
-
-    return find_or_build(cache / "tokenizers" / key, "tokenizer", load, lambda folder: make().save(folder))
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE (GPT-2's splitting and byte alphabet) of `vocab_size` ids, including end-of-text."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend, vocab_size, EOT)
 
 
 def pretrained(name: str, cache: Path) -> Tokenizer:
@@ -79,9 +85,16 @@ def pretrained(name: str, cache: Path) -> Tokenizer:
     The folder tokenizer/ of a run is loaded directly.
     """
     folder = Path(name).expanduser()
-    if (folder / ABOUT).is_file():
+    if (folder / META).is_file():
         return Tokenizer.load(folder)
-    return cached(cache, key_of(rule=1, tokenizer=identity(name)), lambda: _from_transformers(name))
+    entry = cache / "tokenizers" / key_of(rule=1, tokenizer=identity(name))
+    return find_or_build(entry, "tokenizer", Tokenizer.load, lambda new: _from_transformers(name).save(new))[0]
+
+
+def identity(name: str) -> str:
+    """Identifies a Hugging Face tokenizer in the cache: by name, or by the files of its folder."""
+    folder = Path(name).expanduser()
+    return f"folder:{path_fingerprint(folder, with_times=True)}" if folder.is_dir() else f"hub:{name}"
 
 
 def _from_transformers(name: str) -> Tokenizer:
@@ -90,7 +103,7 @@ def _from_transformers(name: str) -> Tokenizer:
         source = _read(str(folder))
     elif name.count("/") > 1 or name.startswith(("/", ".", "~")):
         raise ConfigError(
-            f"data.tokenizer={name} does not exist; it must be auto, the name of a Hugging Face tokenizer or a folder "
+            f"data.tokenizer={name} does not exist; expected auto, the name of a Hugging Face tokenizer or a folder "
             "with its tokenizer.json; type data.tokenizer=auto"
         )
     else:
@@ -101,20 +114,20 @@ def _from_transformers(name: str) -> Tokenizer:
                 require_hub(f"tokenizer {name}")
             except ConfigError as error:
                 raise ConfigError(
-                    f"data.tokenizer={name} is no folder, and {str(error).partition(';')[0]}; "
+                    f"data.tokenizer={name} is not a folder, and {str(error).partition(';')[0]}; "
                     "type data.tokenizer=auto or data.tokenizer=FOLDER, which need no network"
                 ) from None
             source = _read(name)
     backend = getattr(source, "backend_tokenizer", None)
     if backend is None:
         raise ConfigError(
-            f"data.tokenizer={name} has no fast form (tokenizer.json), which the token store needs; "
+            f"data.tokenizer={name} has no fast version (tokenizer.json), which the token store needs; "
             "type data.tokenizer=auto or another NAME or FOLDER"
         )
-    if not backend.get_vocab(with_added_tokens=False):  # transformers makes up an empty one
+    if not backend.get_vocab(with_added_tokens=False):  # transformers invents an empty one
         raise ConfigError(
-            f"data.tokenizer={name} has no tokenizer.json, nor files to make one of; name the folder that has it, or "
-            "type data.tokenizer=auto"
+            f"data.tokenizer={name} has no tokenizer.json and no files to make one from; name the folder that has it, "
+            "or type data.tokenizer=auto"
         )
     size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
     return Tokenizer(backend, size, source.eos_token)
@@ -134,39 +147,19 @@ def _read(name: str, **options: Any) -> Any:
         ) from error
 
 
-def vocab_size(data_node: Mapping[str, Any], runtime: Any = None) -> int:
-    """Number of ids of the data node's tokenizer, without reading any text."""
-    if data_node["tokenizer"] == "auto":
-        return int(data_node["vocab_size"])
-    return pretrained(data_node["tokenizer"], cache_folder(runtime)).vocab_size
-
-
-def _token_bytes(spec: dict[str, Any], vocab: Mapping[str, int], size: int) -> np.ndarray:
+def _token_bytes(backend: tokenizers.Tokenizer, size: int) -> np.ndarray:
+    spec = json.loads(backend.to_str())
+    prefix = (spec.get("model") or {}).get("continuing_subword_prefix")
+    byte_level = '"type": "ByteLevel"' in json.dumps([spec.get("decoder"), spec.get("pre_tokenizer")])
+    byte_fallback = re.compile(r"<0x[0-9A-F]{2}>")
     lengths = np.zeros(size, dtype=np.int64)
-    length = _length_rule(spec)
-    for token, index in vocab.items():
-        lengths[index] = length(token)
+    for token, index in backend.get_vocab().items():
+        if byte_level:  # one character of the GPT-2 byte alphabet per byte
+            lengths[index] = len(token)
+        elif prefix:  # WordPiece: a word follows a space, a continuation does not
+            lengths[index] = len(token.removeprefix(prefix).encode()) + (not token.startswith(prefix))
+        else:  # SentencePiece, whose space is U+2581
+            lengths[index] = 1 if byte_fallback.fullmatch(token) else len(token.replace("\u2581", " ").encode())
     for added in spec.get("added_tokens", []):  # written as they are, e.g. GPT-NeoX's runs of spaces
         lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
     return lengths
-
-
-def _length_rule(spec: dict[str, Any]) -> Any:
-    if _has(spec, "ByteLevel"):
-        return len  # one character of the GPT-2 byte alphabet per byte
-    prefix = (spec.get("model") or {}).get("continuing_subword_prefix")
-    if prefix:  # WordPiece: a word stands after a space, a continuation does not
-        return lambda token: len(token.removeprefix(prefix).encode()) + (not token.startswith(prefix))
-    byte = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback; U+2581 is its space
-    return lambda token: 1 if byte.fullmatch(token) else len(token.replace("\u2581", " ").encode())
-
-
-def _has(spec: dict[str, Any], kind: str) -> bool:
-    """Whether the decoder or pre-tokenizer, alone or in a sequence, contains a step of this kind."""
-    steps = [spec.get("decoder") or {}, spec.get("pre_tokenizer") or {}]
-    while steps:
-        step = steps.pop()
-        if step.get("type") == kind:
-            return True
-        steps += step.get("decoders", []) + step.get("pretokenizers", [])
-    return False

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from newllm.data import Dataset
-from newllm.data.passkey import DIGITS, OPENING, ask, key_text
+from newllm.data.passkey_rows import DIGITS, OPENING, ask, key_text
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import check_lengths, parse_lengths, require_positive
 from newllm.evaluation.passkey import CHANCE, Filler, Passkey

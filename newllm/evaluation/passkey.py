@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from newllm.data import Dataset
-from newllm.data.passkey import DIGITS, OPENING, ask, key_text
+from newllm.data.passkey_rows import DIGITS, OPENING, ask, key_text
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import check_lengths, require_positive
 from newllm.evaluation.retrieval import Retrieval, Trial, generator, screen_columns, summarize, take_filler

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from newllm.data import Dataset
-from newllm.data.passkey import ask
+from newllm.data.passkey_rows import ask
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import check_lengths, require_positive
 from newllm.evaluation.retrieval import Retrieval, Trial, generator, summarize, take_filler

@@ -25,7 +25,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
         if durable:
-            sync_folder(path.parent)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,11 +41,9 @@ def is_held(lock: Path) -> bool:
     return False
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable, which only POSIX needs."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Synchronise a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from newllm.config.fingerprint import path_fingerprint
 from newllm.config.groups import groups
-from newllm.config.identity import signature, slug
+from newllm.config.identity import path_fingerprint, signature, slug
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.run_names import signature_in

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from newllm.data.cache import cache_folder, key_of
+from newllm.data.disk_cache import cache_folder, key_of
 from newllm.store.atomic import write_text
 from newllm.training.step import Piece, Step
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from newllm.checks import at_least
 from newllm.config import compose, run_directory
 from newllm.data import Dataset, Tokenizer
-from newllm.data.cache import cache_folder, locked
 from newllm.data.corpora.hub import require_hub
+from newllm.data.disk_cache import cache_folder, locked
 from newllm.data.tokenizer import pretrained as pretrained_tokenizer
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel, build_model

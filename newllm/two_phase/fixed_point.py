@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from newllm.build import build
 from newllm.checks import above, at_least, within
 from newllm.data import Dataset
-from newllm.data.cache import cache_folder, key_of, locked
+from newllm.data.disk_cache import cache_folder, key_of, locked
 from newllm.effective_rank import SAMPLES, effective_rank
 from newllm.errors import ConfigError, RunError
 from newllm.model import LanguageModel

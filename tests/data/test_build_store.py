@@ -9,8 +9,8 @@ import pytest
 
 import newllm.data.build_store as build_store
 from newllm.data import Dataset, Tokenizer
-from newllm.data.bpe import train_bpe
 from newllm.data.corpora.corpus import Piece
+from newllm.data.tokenizer import train_bpe
 
 U16 = np.dtype(np.uint16)
 
@@ -23,7 +23,7 @@ def tokenizer(texts: list[str]) -> Tokenizer:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_store, "BATCH_CHARS", 1000)
-    monkeypatch.setattr(build_store, "COPIED", 100)
+    monkeypatch.setattr(build_store, "COPIED_TOKENS", 100)
 
 
 @pytest.mark.usefixtures("small_batches")

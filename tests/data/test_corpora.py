@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm.config.fingerprint import path_fingerprint
+from newllm.config.identity import path_fingerprint
 from newllm.data import Dataset
 from newllm.data.corpora.hub import Hub
 from newllm.data.corpora.stdlib import Stdlib
@@ -148,6 +148,6 @@ def test_an_unreachable_hub_names_the_offline_choices(
 
 
 def test_corpora_import_neither_torch_nor_datasets() -> None:
-    code = "import sys; import newllm.data.corpora.hub, newllm.config.fingerprint\n"
+    code = "import sys; import newllm.data.corpora.hub, newllm.config.identity\n"
     code += "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code], check=True)

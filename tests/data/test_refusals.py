@@ -20,7 +20,7 @@ FILES = {
     "missing": ("nowhere.txt", None, "does not exist; it must name .txt"),
     "empty": ("a.txt", b"", "is empty"),
     "binary": ("a.txt", b"\x89PNG\r\n\xff\xfe\x00", "a.txt cannot be read as text"),
-    "NUL bytes": ("a.txt", b"some\0text", "a.txt cannot be read as text (it holds NUL bytes)"),
+    "NUL bytes": ("a.txt", b"some\0text", "a.txt cannot be read as text (it contains NUL bytes)"),
     "other kind": ("a.md", b"# text", "is a file of another kind"),
     "bad JSON": ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl, line 2: not valid JSON"),
     "no key": ("a.jsonl", b'{"text": "x"}\n\n{"b": "y"}', "a.jsonl, line 3: no text under the key 'text' (found: b)"),
@@ -70,29 +70,29 @@ OPTIONS: list[tuple[dict, str]] = [
     ({"documents": 0}, r"data\.documents must be greater than 0"),
     ({"val_samples": -1}, r"data\.val_samples must be greater than 0"),
     ({"val_fraction": 1.0}, "val_fraction must be between 0 and 1"),
-    ({"samples": 9}, "samples=9 gives 9 training and 0 validation rows, and both need one; type samples=10"),
+    ({"samples": 9}, "samples=9 gives 9 training and 0 validation rows, and both sides need one; type samples=10"),
     ({"tokens": 64}, "type tokens=640 or more"),
-    ({"samples": 100_000}, f"too little training text: 5,760,001 tokens are needed and {TOO_FEW} .*samples"),
+    ({"samples": 100_000}, f"too little training text: 5,760,001 tokens are needed, {TOO_FEW} .*samples"),
     ({"tokens": 6_400_000}, r"too little training text: .*tokens=\d+ or less"),
-    ({"samples": 100_000, "split": "contiguous"}, f"too little text: 6,400,001 tokens are needed and {TOO_FEW}"),
+    ({"samples": 100_000, "split": "contiguous"}, f"too little text: 6,400,001 tokens are needed, {TOO_FEW}"),
     ({"samples": None, "seq_len": 300_000}, r"too little validation text: 300,001 tokens are needed|training text"),
     ({"val_samples": 90_000}, r"too little validation text: 5,760,001 tokens .*type data\.val_samples=\d+ or less"),
     ({"samples": 90_000, "val_samples": 5}, r"too little training text: 5,760,001 tokens .*type samples=\d+ or"),
     ({"documents": 1, "val_documents": [1, 1], "seq_len": 50_000}, r"too little .* type a smaller seq_len$"),
-    ({"documents": 33}, r"data\.documents=33 asks for 33 documents that train and the corpus has 2\d; type data"),
+    ({"documents": 33}, r"data\.documents=33 needs 33 training documents and the corpus has 2\d; type data"),
     # tokenizers
     ({"vocab_size": 100}, "vocab_size must be at least 257"),
     ({"tokenizer": "/nowhere/at all"}, "data.tokenizer=/nowhere/at all does not exist; .*data.tokenizer=auto"),
-    ({"tokenizer": "owner/name"}, "is no folder, and the Hugging Face hub .* data.tokenizer=auto"),
+    ({"tokenizer": "owner/name"}, "is not a folder, and the Hugging Face hub .* data.tokenizer=auto"),
     # splits
     ({"split": "documents"}, "split=documents: expected document or contiguous or chunks .*did you mean document"),
-    ({"documents": 5, "tokens": 1000}, r"two budgets of training text; leave one of the two out"),
+    ({"documents": 5, "tokens": 1000}, r"both set the size of the training text; leave one of the two out"),
     ({"documents": 5, "split": "chunks"}, r"data\.split=chunks takes .*data\.documents keeps .*leave one"),
     ({"val_samples": 5, "split": "contiguous"}, r"data\.val_samples keeps the two texts apart"),
-    ({"val_documents": [3]}, r"data\.val_documents=\[3\] is no range .*data\.val_documents=\[1000,1019\]"),
-    ({"val_documents": [9, 3]}, r"is no range of documents; type the first and the last"),
+    ({"val_documents": [3]}, r"data\.val_documents=\[3\] is not a range .*data\.val_documents=\[1000,1019\]"),
+    ({"val_documents": [9, 3]}, r"is not a range of documents; type the first and the last"),
     ({"val_documents": [-1, 3]}, r"counted from 0"),
-    ({"val_joint": "\n\n"}, r"data\.val_joint .* data\.val_documents, which is not given"),
+    ({"val_joint": "\n\n"}, r"data\.val_joint .* data\.val_documents, which is not set"),
     (
         {"documents": 10, "val_documents": [9, 12]},
         r"trains on documents 0 to 9, and data\.val_documents=\[9,12\] validates on document 9; "
@@ -100,11 +100,11 @@ OPTIONS: list[tuple[dict, str]] = [
     ),
     (
         {"documents": 5, "val_documents": [30, 39]},
-        r"data\.val_documents=\[30,39\] asks for document 39 and the corpus has 32, numbered from 0; "
+        r"data\.val_documents=\[30,39\] needs document 39 and the corpus has 32, numbered from 0; "
         r"type data\.val_documents=\[22,31\], or give more text",
     ),
     ({"documents": 25, "val_documents": [30, 39]}, r"has 32, numbered from 0; give more text"),
-    ({"documents": 40, "val_documents": [50, 51]}, r"asks for document 51 and the corpus has 32"),
+    ({"documents": 40, "val_documents": [50, 51]}, r"needs document 51 and the corpus has 32"),
 ]
 
 
@@ -120,14 +120,14 @@ def test_impossible_options(load: Load, monkeypatch: pytest.MonkeyPatch, options
     ("options", "message"),
     [
         ({"split": "contiguous"}, r"data\.split=contiguous takes .*data\.val_hub_split .*leave one of the two out"),
-        ({"tokens": 10}, r"tokens=10 gives 0 training rows, and at least one is needed; type tokens=64 or more"),
+        ({"tokens": 10}, r"tokens=10 gives 0 training rows, and one is needed; type tokens=64 or more"),
         ({"samples": 1_000_000}, r"too little training text: .*samples=\d+ or less"),
         ({"val_hub_split": "nothing"}, r"split nothing\) could not be read.*data=stdlib"),
-        ({"val_documents": [1, 2]}, r"both name the text that validates"),
+        ({"val_documents": [1, 2]}, r"both name the validation text"),
         ({"column": "body"}, r"no text in column 'body' \(found: text\); type data\.column=COLUMN"),
         (
             {"val_hub_split": None, "samples": None, "documents": 5},
-            r"says nothing of what validates.*data\.val_samples=500, or data\.val_documents",
+            r"does not say which text validates.*data\.val_samples=500, or data\.val_documents",
         ),
     ],
 )

@@ -154,9 +154,9 @@ def test_tokenizer_never_sees_validation_text(load: Load, corpus: Path, tmp_path
     lines = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
     kept = [text for text in lines if text[:200] not in val]
     # The training documents alone, with the sides chosen as before, would give the same vocabulary.
-    from newllm.data.bpe import train_bpe
     from newllm.data.corpora.text_files import TextFiles
     from newllm.data.split import hash_order, leading, survey
+    from newllm.data.tokenizer import train_bpe
 
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in kept))

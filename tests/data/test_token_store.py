@@ -62,9 +62,9 @@ def test_two_processes_build_one_store(data: dict, tmp_path: Path) -> None:
 
 
 def test_a_waiting_process_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from newllm.data.cache import locked
+    from newllm.data.disk_cache import locked
 
-    waiter = "from pathlib import Path\nfrom newllm.data.cache import locked\n"
+    waiter = "from pathlib import Path\nfrom newllm.data.disk_cache import locked\n"
     waiter += f"with locked(Path({str(tmp_path / 'x')!r}), 'token store'): print('mine')"
     with locked(tmp_path / "x", "token store"):
         process = subprocess.Popen([sys.executable, "-c", waiter], stdout=-1, stderr=-1, text=True)
@@ -152,7 +152,7 @@ def test_documents_are_recorded(load: Load, tmp_path: Path, texts: list[str]) ->
 
 
 def test_the_default_cache_is_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from newllm.data.cache import cache_folder
+    from newllm.data.disk_cache import cache_folder
 
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path))
     assert cache_folder() == cache_folder({"cache_dir": None}) == tmp_path

@@ -19,7 +19,7 @@ Load = Callable[..., Dataset]
 
 @pytest.fixture(scope="module")
 def auto(texts: list[str]) -> Tokenizer:
-    from newllm.data.bpe import train_bpe
+    from newllm.data.tokenizer import train_bpe
 
     return train_bpe(iter(texts[:8]), 512)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from newllm.data.bpe import train_bpe
+from newllm.data.tokenizer import train_bpe
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation import retrieval
 from newllm.evaluation.passkey import Passkey

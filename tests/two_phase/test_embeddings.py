@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 import newllm
 from newllm.build import build
 from newllm.data import Dataset, prepare
-from newllm.data.cache import locked
+from newllm.data.disk_cache import locked
 from newllm.errors import ConfigError
 from newllm.run.load import load_run
 from newllm.run.stage import build_stages

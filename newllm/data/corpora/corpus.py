@@ -1,4 +1,4 @@
-"""What all corpora share: the options of the data node, and text in pieces."""
+"""The base class of corpora: the options of the data node, and text in pieces."""
 
 import math
 from abc import ABC, abstractmethod
@@ -42,12 +42,12 @@ class Corpus(ABC):
     min_chars: int = 1
     passkey: float = 0.0
 
-    # True if a second pass costs a download: then the side of a document is decided as it comes.
+    # True if a second pass costs a download: then the side of a document is decided when it is read.
     streamed: ClassVar[bool] = False
 
     @property
     def own_validation(self) -> bool:
-        """True if the corpus has a validation text of its own, which is used whole."""
+        """True if the corpus has a separate validation text, which is used whole."""
         return False
 
     @abstractmethod
@@ -56,11 +56,11 @@ class Corpus(ABC):
 
     def validation_source(self) -> Iterator[Piece]:
         """The validation text, if the corpus has `own_validation`."""
-        raise NotImplementedError(f"{type(self).__name__} has no validation text of its own")
+        raise NotImplementedError
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Names the content of the corpus for the cache, without reading it."""
+        """Identifies the content of the corpus in the cache, without reading it."""
 
     def pieces(self, validation: bool = False) -> Iterator[Piece]:
         """`source` or `validation_source` without documents that are empty or shorter than min_chars."""
@@ -71,15 +71,15 @@ class Corpus(ABC):
             first = piece.last
 
     @property
-    def rows(self) -> tuple[int | None, int | None] | None:
-        """(training, validation) rows asked for, None for all there are; None alone for the whole corpus."""
+    def rows(self) -> tuple[int | None, int | None]:
+        """Budget in rows of training and of validation; None takes all the text that there is."""
         total = self.tokens // self.seq_len if self.tokens is not None else self.samples
         if self.documents is not None:
             total = None
         if self.separate_validation:
-            return None if total is self.val_samples is None else (total, self.val_samples)
+            return total, self.val_samples
         if total is None:
-            return None
+            return None, None
         validation = int(self.val_fraction * total)
         return total - validation, validation
 
@@ -108,53 +108,52 @@ class Corpus(ABC):
                 "type data.vocab_size=2048"
             )
         self._check_split()
-        if self.rows is not None and 0 in self.rows:
-            given, least = f"samples={self.samples}", f"samples={self.least_rows}"
+        training, validation = self.rows
+        if 0 in (training, validation):
+            budget, smallest = f"samples={self.samples}", f"samples={self.least_rows}"
             if self.tokens is not None:
-                given, least = f"tokens={self.tokens}", f"tokens={self.least_rows * self.seq_len}"
-            validation = "" if self.rows[1] is None else f" and {self.rows[1]} validation"
+                budget, smallest = f"tokens={self.tokens}", f"tokens={self.least_rows * self.seq_len}"
+            both = "" if validation is None else f" and {validation} validation"
             raise ConfigError(
-                f"{given} gives {self.rows[0]} training{validation} rows, and "
-                f"{'both need one' if validation else 'at least one is needed'}; type {least} or more"
+                f"{budget} gives {training} training{both} rows, and "
+                f"{'both sides need one' if both else 'one is needed'}; type {smallest} or more"
             )
 
     def _check_split(self) -> None:
         """Raises ConfigError if two options contradict each other about what trains or what validates."""
         if self.documents is not None and self.tokens is not None:
             raise ConfigError(
-                f"data.documents={self.documents} and tokens={self.tokens} are two budgets of training text; "
+                f"data.documents={self.documents} and tokens={self.tokens} both set the size of the training text; "
                 "leave one of the two out"
             )
+        separating = ["data.val_hub_split"] if self.own_validation else []
         names = ("documents", "val_documents", "val_samples")
-        given = [f"data.{name}" for name in names if getattr(self, name) is not None]
-        given = ["data.val_hub_split"] * self.own_validation + given
-        if given and self.split != "document":
+        separating += [f"data.{name}" for name in names if getattr(self, name) is not None]
+        if separating and self.split != "document":
             raise ConfigError(
-                f"data.split={self.split} takes validation rows out of the training text, and {given[0]} keeps the "
-                "two texts apart; leave one of the two out"
+                f"data.split={self.split} takes validation rows out of the training text, and {separating[0]} keeps "
+                "the two texts apart; leave one of the two out"
             )
-        if self.streamed and given == ["data.documents"]:
+        if self.streamed and separating == ["data.documents"]:
             raise ConfigError(
-                f"data.documents={self.documents} says nothing of what validates, and this corpus is too large to be "
-                "read whole for it; type data.val_samples=500, or data.val_documents=[FIRST,LAST]"
+                f"data.documents={self.documents} does not say which text validates, and a streamed corpus is too "
+                "large to be read whole for that; type data.val_samples=500, or data.val_documents=[FIRST,LAST]"
             )
         if self.val_documents is None:
             if self.val_joint is not None:
                 raise ConfigError(
-                    "data.val_joint stands between the documents of data.val_documents, which is not given; type for "
-                    "instance data.val_documents=[1000,1019]"
+                    "data.val_joint joins the documents of data.val_documents, which is not set; type for instance "
+                    "data.val_documents=[1000,1019]"
                 )
             return
         typed = f"data.val_documents=[{','.join(map(str, self.val_documents))}]"
         if len(self.val_documents) != 2 or not 0 <= self.val_documents[0] <= self.val_documents[1]:
             raise ConfigError(
-                f"{typed} is no range of documents; type the first and the last of them, counted from 0, as in "
+                f"{typed} is not a range of documents; type the first and the last of them, counted from 0, as in "
                 "data.val_documents=[1000,1019]"
             )
         if self.own_validation:
-            raise ConfigError(
-                f"{typed} and data.val_hub_split both name the text that validates; leave one of the two out"
-            )
+            raise ConfigError(f"{typed} and data.val_hub_split both name the validation text; leave one of the two out")
         (first, last), training = self.val_documents, self.documents
         if training is not None and training > first:
             fewer = f"data.documents={first} or less, or " if first else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm.config.fingerprint import path_fingerprint
+from newllm.config.identity import path_fingerprint
 from newllm.data.corpora.corpus import Corpus, Piece
 from newllm.errors import ConfigError
 
@@ -25,7 +25,7 @@ class Hub(Corpus):
     hub_split: the split of the repository to read (`split` is newllm's own).
     val_hub_split: another split, all of which validates; samples and tokens then count training rows alone.
         null: a part of `hub_split` validates.
-    column: of text, or of chat messages (a list of {"role", "content"}), whose contents are joined by newlines.
+    column: holds text, or chat messages (a list of {"role", "content"}), whose contents are joined by newlines.
     """
 
     name: str | None = None
@@ -50,7 +50,9 @@ class Hub(Corpus):
 
     def _rows(self, split: str) -> Iterator[Piece]:
         if not self.name:
-            raise ConfigError("a hub corpus needs its repository; type data.name=OWNER/NAME")
+            raise ConfigError(
+                "data.name is not set; type data.name=OWNER/NAME, a repository on the hub"
+            )
         if not Path(self.name).is_dir():
             require_hub(f"data set {self.name}")
         os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")

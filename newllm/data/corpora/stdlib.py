@@ -14,6 +14,7 @@ from pathlib import Path
 from newllm.data.corpora.corpus import Corpus, Piece
 from newllm.errors import ConfigError
 
+ROOT = Path(sysconfig.get_path("stdlib"))
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -32,37 +33,29 @@ class Stdlib(Corpus):
         super().__post_init__()
         if not self._files():
             raise ConfigError(
-                f"data.exclude={self.exclude} leaves no file of the standard library; give other patterns"
+                f"data.exclude={self.exclude} excludes every file of the standard library; type other patterns"
             )
 
     def source(self) -> Iterator[Piece]:
-        for file in self._files():
-            with tokenize.open(file) as stream:
+        for name in self._files():
+            with tokenize.open(ROOT / name) as stream:
                 yield Piece(stream.read())
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(sys.version.encode())
-        for file in self._files():
-            digest.update(f"{file.relative_to(_root())}\0{file.stat().st_size}\n".encode())
+        for name in self._files():
+            digest.update(f"{name}\0{(ROOT / name).stat().st_size}\n".encode())
         return "stdlib:" + digest.hexdigest()
 
-    def _files(self) -> list[Path]:
-        return [
-            file
-            for file in _files()
-            if not any(fnmatch(file.relative_to(_root()).as_posix(), pattern) for pattern in self.exclude)
-        ]
-
-
-@cache  # asked for every file, and slow to answer
-def _root() -> Path:
-    return Path(sysconfig.get_path("stdlib"))
+    def _files(self) -> list[str]:
+        return [name for name in _files() if not any(fnmatch(name, pattern) for pattern in self.exclude)]
 
 
 @cache
-def _files() -> list[Path]:
-    found = []
-    for folder, folders, names in os.walk(_root()):
+def _files() -> list[str]:
+    """Paths below ROOT, sorted."""
+    files: list[str] = []
+    for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if name not in LEFT_OUT and not name.startswith("config-")]
-        found += [Path(folder, name) for name in names if name.endswith(".py")]
-    return sorted(found, key=lambda file: file.relative_to(_root()).as_posix())
+        files += [Path(folder, name).relative_to(ROOT).as_posix() for name in names if name.endswith(".py")]
+    return sorted(files)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from newllm.config.fingerprint import files_below, path_fingerprint
+from newllm.config.identity import files_below, path_fingerprint
 from newllm.data.corpora.corpus import Corpus, Piece
 from newllm.errors import ConfigError
 
 KINDS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
-PIECE_CHARS = 1 << 20  # a .txt file is read in pieces of about this many characters
+PIECE_CHARS = 1 << 20  # size of the pieces in which a .txt file is read
 ACCEPTED = ".txt, .jsonl, .jsonl.gz or .parquet files, or a folder of them"
 
 
@@ -29,7 +29,7 @@ class TextFiles(Corpus):
     text_key: str = "text"
 
     def source(self) -> Iterator[Piece]:
-        for file in self._files()[1]:
+        for file in self._files():
             read = {".txt": _plain, ".parquet": self._parquet}.get(file.suffix, self._lines)
             try:
                 yield from read(file)
@@ -39,44 +39,46 @@ class TextFiles(Corpus):
                 ) from None
 
     def fingerprint(self) -> str:
-        return f"text:{self.text_key}:{path_fingerprint(self._files()[0], with_times=True)}"
+        self._files()  # raises ConfigError for a wrong path
+        return f"text:{self.text_key}:{path_fingerprint(str(self.path), with_times=True)}"
 
-    def _files(self) -> tuple[Path, list[Path]]:
-        """data.path and the files of text there."""
+    def _files(self) -> list[Path]:
+        """The text files at data.path."""
         if not self.path:
-            raise ConfigError("data=text needs a file or folder of text; type data.path=FILE_OR_FOLDER")
+            raise ConfigError("data.path is not set; type data.path=FILE_OR_FOLDER, your own text")
         path = Path(self.path).expanduser()
         if not path.exists():
             raise ConfigError(f"data.path={self.path} does not exist; it must name {ACCEPTED}")
         files = [file for file in files_below(path) if file.name.endswith(KINDS)]
         if not files:
-            what = "is a file of another kind" if path.is_file() else "holds no such file"
-            raise ConfigError(f"data.path={self.path} {what}; data.path must name {ACCEPTED}")
+            problem = "is a file of another kind" if path.is_file() else "holds no such file"
+            raise ConfigError(f"data.path={self.path} {problem}; data.path must name {ACCEPTED}")
         if all(file.stat().st_size == 0 for file in files):
             raise ConfigError(f"data.path={self.path} is empty; data.path must name {ACCEPTED} with text in them")
-        return path, files
+        return files
 
     def _lines(self, file: Path) -> Iterator[Piece]:
         opened = gzip.open if file.suffix == ".gz" else open
         with opened(file, "rt", encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield Piece(self._text_of(line, f"{file}, line {number}"))
-
-    def _text_of(self, line: str, where: str) -> str:
-        try:
-            record = json.loads(line)
-        except ValueError as error:  # JSONDecodeError, and numbers too long to parse
-            raise ConfigError(
-                f'{where}: not valid JSON ({error}); each line must be an object like {{"{self.text_key}": "..."}}'
-            ) from None
-        text = record.get(self.text_key) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            keys = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-            raise ConfigError(
-                f"{where}: no text under the key {self.text_key!r} (found: {keys}); type data.text_key=KEY"
-            )
-        return text if text.isascii() else text.encode("utf-8", "replace").decode()  # lone surrogates become ?
+                if not line.strip():
+                    continue
+                where = f"{file}, line {number}"
+                try:
+                    record = json.loads(line)
+                except ValueError as error:  # JSONDecodeError, and numbers too long to parse
+                    raise ConfigError(
+                        f"{where}: not valid JSON ({error}); "
+                        f'each line must be an object like {{"{self.text_key}": "..."}}'
+                    ) from None
+                text = record.get(self.text_key) if isinstance(record, dict) else None
+                if not isinstance(text, str):
+                    keys = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+                    raise ConfigError(
+                        f"{where}: no text under the key {self.text_key!r} (found: {keys}); type data.text_key=KEY"
+                    )
+                # Lone surrogates become question marks.
+                yield Piece(text if text.isascii() else text.encode("utf-8", "replace").decode())
 
     def _parquet(self, file: Path) -> Iterator[Piece]:
         import pyarrow.parquet
@@ -103,7 +105,7 @@ def _plain(file: Path) -> Iterator[Piece]:
         text = _next_piece(stream)
         while text:
             if "\0" in text:
-                raise ValueError("it holds NUL bytes")
+                raise ValueError("it contains NUL bytes")
             following = _next_piece(stream)
             yield Piece(text, last=not following)
             text = following

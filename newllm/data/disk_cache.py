@@ -1,0 +1,122 @@
+"""The cache folder that all runs of a machine share: one process builds an entry, the others wait for it."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from newllm.errors import ConfigError, RunError
+from newllm.store.atomic import sync
+
+Entry = TypeVar("Entry")
+
+
+def cache_folder(runtime: Any = None) -> Path:
+    """`runtime.cache_dir` (of a node, an object or a mapping), else $NEWLLM_CACHE, else ~/.cache/newllm."""
+    configured = runtime.get("cache_dir") if isinstance(runtime, Mapping) else getattr(runtime, "cache_dir", None)
+    return Path(configured or os.environ.get("NEWLLM_CACHE") or "~/.cache/newllm").expanduser()
+
+
+def key_of(**parts: Any) -> str:
+    """16 hex digits that identify an entry made from `parts`."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def find_or_build(
+    folder: Path, what: str, load: Callable[[Path], Entry], fill: Callable[[Path], None]
+) -> tuple[Entry, list[str]]:
+    """The entry in `folder` as `load` reads it, and notes for the user.
+
+    If the entry is missing, or `load` raises an exception because it is damaged, `fill` first writes it into an empty
+    folder, which then takes the place of `folder`.
+    """
+
+    def existing() -> tuple[Entry | None, Exception | None]:
+        try:
+            return (load(folder) if folder.exists() else None), None
+        except Exception as error:  # `tokenizers` raises bare Exception for a broken file
+            return None, error
+
+    entry, damage = existing()
+    if entry is not None:
+        return entry, []
+    with locked(folder, what):
+        entry, damage = existing()  # another process may have built it while this one waited
+        if entry is not None:
+            return entry, []
+        notes = []
+        if damage is not None:
+            say(f"the {what} {folder} is damaged ({damage}); building it again")
+            notes.append(f"the {what} {folder} was damaged ({damage}) and was built again")
+        new = folder.with_name(folder.name + ".building")
+        shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
+        try:
+            new.mkdir()
+            fill(new)
+            for path in [*new.iterdir(), new]:
+                sync(path)
+            shutil.rmtree(folder, ignore_errors=True)
+            new.rename(folder)
+            sync(folder.parent)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise RunError(f"no space left for {folder}; free some, or type runtime.cache_dir=FOLDER") from None
+            raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    return load(folder), notes
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold the lock of `folder`, after waiting for its holder. The system frees the lock if its holder dies."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"another process is building the {what}; waiting for it ({lock.lock_file})")
+            lock.acquire()
+    except OSError as error:
+        raise ConfigError(
+            f"the cache folder {folder.parent} cannot be written ({error.strerror or error}); "
+            "type runtime.cache_dir=FOLDER or set NEWLLM_CACHE"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def say(line: str) -> None:
+    """Print a line about slow work to stderr. Lines for the log of a run go to Dataset.notes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(what: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yields a function that shows a count on the terminal: ``encoding: 1,234,567 tokens, 89,000/s``."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    started = time.monotonic()
+    with Console(stderr=True).status(what) as status:
+        yield lambda count: status.update(
+            f"{what}: {count:,} {unit}, {count / (time.monotonic() - started + 1e-9):,.0f}/s"
+        )
