@@ -1,6 +1,7 @@
-"""Passkeys: a marker with random digits, and training rows that contain it twice."""
+"""Passkeys: markers with random digits, and training rows that contain one twice."""
 
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import numpy as np
 
@@ -15,8 +16,8 @@ _SEED = 0  # fixed: a run's seed changes the order of rows, not their content
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Token ids of a text, split into the given part (`query`) and the part to predict (`answer`)."""
+class EncodedQuestion:
+    """Token ids of a text: the part that the model sees (`query`) and the part that it predicts (`answer`)."""
 
     query: list[int]
     answer: list[int]
@@ -26,16 +27,15 @@ class Asked:
         return self.query + self.answer
 
 
-def ask(tokenizer: Tokenizer, opening: str, *endings: str) -> list[Asked]:
+def encode_questions(tokenizer: Tokenizer, opening: str, *endings: str) -> list[EncodedQuestion]:
     """``opening + ending`` for each ending, tokenized as a whole and cut where the tokens of `opening` alone end.
 
     If a tokenizer merges the opening's last character with an ending's first one, the cut moves back, to the same place
     for all endings; answers then begin with a token that spans both parts.
     """
-    alone = tokenizer.encode(opening)
     texts = [tokenizer.encode(opening + ending) for ending in endings]
-    cut = min(_shared(alone, ids) for ids in texts)
-    return [Asked(ids[:cut], ids[cut:]) for ids in texts]
+    cut = len(commonprefix([tokenizer.encode(opening), *texts]))
+    return [EncodedQuestion(ids[:cut], ids[cut:]) for ids in texts]
 
 
 def key_text(digits: np.ndarray) -> str:
@@ -63,8 +63,8 @@ class PasskeyRows:
         marker = len(self._marker(np.zeros(DIGITS, dtype=np.int64)))
         if seq_len < 3 * marker:
             raise ConfigError(
-                f"data.passkey puts two markers of {marker} tokens into a row, which takes rows of {3 * marker} or "
-                f"more; type seq_len={3 * marker} or data.passkey=0"
+                f"data.passkey puts two markers of {marker} tokens into a row, so seq_len must be {3 * marker} or more; "
+                f"type seq_len={3 * marker} or data.passkey=0"
             )
 
     def __len__(self) -> int:
@@ -82,8 +82,3 @@ class PasskeyRows:
 
     def _marker(self, digits: np.ndarray) -> np.ndarray:
         return np.array(self.tokenizer.encode(OPENING + key_text(digits)))
-
-
-def _shared(a: list[int], b: list[int]) -> int:
-    """Length of the common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

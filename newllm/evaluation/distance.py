@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from newllm.data import Dataset
-from newllm.data.passkey_rows import DIGITS, OPENING, ask, key_text
+from newllm.data.passkey_rows import DIGITS, OPENING, encode_questions, key_text
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import check_lengths, parse_lengths, require_positive
 from newllm.evaluation.passkey import CHANCE, Filler, Passkey
@@ -56,7 +56,7 @@ class Distance(Passkey):
                 f"eval.distance.distances goes to {distances[-1]:,} tokens, and rows have {length:,}; "
                 f"type eval.distance.length={distances[-1]}, or leave the longer distances out."
             )
-        marker = len(ask(data.tokenizer, OPENING, key_text(np.zeros(self.digits, dtype=np.int64)))[0].ids)
+        marker = len(encode_questions(data.tokenizer, OPENING, key_text(np.zeros(self.digits, dtype=np.int64)))[0].ids)
         if distances[0] < marker:
             raise ConfigError(
                 f"eval.distance.distances has {distances[0]} tokens, and the marker itself takes {marker} with this "

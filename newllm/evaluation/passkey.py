@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from newllm.data import Dataset
-from newllm.data.passkey_rows import DIGITS, OPENING, ask, key_text
+from newllm.data.passkey_rows import DIGITS, OPENING, encode_questions, key_text
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import check_lengths, require_positive
 from newllm.evaluation.retrieval import Retrieval, Trial, generator, screen_columns, summarize, take_filler
@@ -82,7 +82,7 @@ class Passkey(Retrieval):
         random = generator(self.seed, self.name, "trial", length, *names)
         true = random.integers(10, size=self.digits)
         wrong = (true + random.integers(1, 10, size=self.digits)) % 10
-        keys = ask(data.tokenizer, OPENING, key_text(true), key_text(wrong))
+        keys = encode_questions(data.tokenizer, OPENING, key_text(true), key_text(wrong))
         marker, query = keys[0].ids, keys[0].query
         room = length + 1 - max(len(key.answer) for key in keys) - len(query) - len(marker)
         if room < 1:

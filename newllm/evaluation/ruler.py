@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from newllm.data import Dataset
-from newllm.data.passkey_rows import ask
+from newllm.data.passkey_rows import encode_questions
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import check_lengths, require_positive
 from newllm.evaluation.retrieval import Retrieval, Trial, generator, summarize, take_filler
@@ -133,7 +133,7 @@ class Ruler(Retrieval):
         """The prompt and the longest candidate have length + 1 tokens, of which a model reads `length`."""
         random = generator(self.seed, "ruler", task, length, number)
         puzzle = TASKS[task](random, self.keys, length)
-        answers = ask(data.tokenizer, puzzle.query, *puzzle.answers)
+        answers = encode_questions(data.tokenizer, puzzle.query, *puzzle.answers)
         query = answers[0].query
         statements = [data.tokenizer.encode(statement) for statement in puzzle.statements]
         room = length + 1 - max(len(candidate.answer) for candidate in answers) - len(query) - sum(map(len, statements))

@@ -1,14 +1,13 @@
 """Small corpora of real text: modules of the standard library, laid out in every form that is read."""
 
-import json
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from newllm.data import Dataset, prepare
+from tests.support.corpora import SMALL, TEXT_FILES, Load, write_hub_folder, write_jsonl
 
 # fmt: off
 MODULES = [
@@ -18,24 +17,23 @@ MODULES = [
     "statistics", "textwrap", "token",
 ]
 # fmt: on
-FACTS = {"_target_": "newllm.data.facts.ReversalFacts"}
-
-
-def stdlib_text(name: str) -> str:
-    return Path(sysconfig.get_path("stdlib"), f"{name}.py").read_text("utf-8")
 
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    return [stdlib_text(name) for name in MODULES]
+    return [Path(sysconfig.get_path("stdlib"), f"{name}.py").read_text("utf-8") for name in MODULES]
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     """A .jsonl file of 32 documents."""
-    path = tmp_path_factory.mktemp("corpus") / "modules.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "modules.jsonl", texts)
+
+
+@pytest.fixture(scope="session")
+def hub_folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> str:
+    """A data set in the hub's layout: twenty documents train, twelve others validate."""
+    return str(write_hub_folder(tmp_path_factory.mktemp("hub"), texts[:20], texts[20:]))
 
 
 @pytest.fixture(scope="session")
@@ -44,21 +42,15 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def node(path: Path | str | None = None, **options: Any) -> dict[str, Any]:
-    """A data node of small proportions."""
-    small = {"seq_len": 64, "vocab_size": 512, "tokenizer_bytes": 100_000, "samples": 200}
-    return {"_target_": "newllm.data.corpora.text_files.TextFiles", "path": path and str(path), **small, **options}
-
-
 @pytest.fixture
-def load(corpus: Path, shared_cache: Path) -> Callable[..., Dataset]:
-    """prepare() of the corpus (or `path=`) with the given options."""
+def load(corpus: Path, shared_cache: Path) -> Load:
+    """prepare() with small sizes and these options, of text files (the corpus, or `path`) if no `_target_` is given."""
 
     def call(facts: dict[str, Any] | None = None, seed: int = 1, cache: Path = shared_cache, **options: Any) -> Dataset:
-        options.setdefault("_target_", "newllm.data.corpora.text_files.TextFiles")
-        data = node(options.pop("path", corpus), **options)
-        if not data["_target_"].endswith("TextFiles"):
-            del data["path"]
-        return prepare(data, facts, seed=seed, runtime={"cache_dir": str(cache)})
+        node = {**SMALL, **options}
+        if "_target_" not in options:
+            path = options.get("path", corpus)
+            node |= {"_target_": TEXT_FILES, "path": path and str(path)}
+        return prepare(node, facts, seed=seed, runtime={"cache_dir": str(cache)})
 
     return call

@@ -1,16 +1,17 @@
 """Encoding in parallel gives the ids of the tokenizer, in order and in bounded memory."""
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import newllm.data.build_store as build_store
-from newllm.data import Dataset, Tokenizer
+from newllm.data import Tokenizer
 from newllm.data.corpora.corpus import Piece
 from newllm.data.tokenizer import train_bpe
+from tests.support.corpora import Load
 
 U16 = np.dtype(np.uint16)
 
@@ -77,9 +78,7 @@ def test_a_forked_process_encodes_too(tokenizer: Tokenizer, texts: list[str]) ->
     assert child.exitcode == 0
 
 
-def test_a_store_is_the_same_whatever_the_batches(
-    load: Callable[..., Dataset], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_store_is_the_same_whatever_the_batches(load: Load, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     large = load(samples=None, cache=tmp_path / "large")
     request.getfixturevalue("small_batches")
     small = load(samples=None, cache=tmp_path / "small")

@@ -1,7 +1,6 @@
 """Budgets by documents: which of them train, which validate, in what order, and nothing between them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,7 @@ import pytest
 
 from newllm.data import Dataset
 from newllm.errors import ConfigError
-
-Load = Callable[..., Dataset]
-HUB = "newllm.data.corpora.hub.Hub"
+from tests.support.corpora import FACTS, HUB, Load, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +27,6 @@ def chats(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     return folder
 
 
-def as_published(texts: list[str]) -> list[str]:
-    return [text[: len(text) // 2] + "\n" + text[len(text) // 2 :] for text in texts]
-
-
 def encoded(data: Dataset, documents: list[str]) -> list[int]:
     return [token for document in documents for token in data.tokenizer.encode(document)]
 
@@ -44,7 +37,7 @@ def test_the_published_concatenation_token_by_token(load: Load, chats: Path, tex
         _target_=HUB, name=str(chats), hub_split="train_sft", column="messages", eot=False,
         documents=7, val_documents=[20, 23], val_joint="\n\n",
     )  # fmt: skip
-    documents = as_published(texts)
+    documents = [text[: len(text) // 2] + "\n" + text[len(text) // 2 :] for text in texts]
     assert data.stream("train").tolist() == encoded(data, documents[:7])
     assert data.stream("val").tolist() == data.tokenizer.encode("\n\n".join(documents[20:24]))
     assert data.counts["data/documents"] == 7 + 4
@@ -73,7 +66,7 @@ def test_a_document_in_pieces_is_one_document(
 
 def test_short_documents_have_no_number(load: Load, texts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["short", *texts[:2], "", *texts[2:6]]))
+    write_jsonl(path, ["short", *texts[:2], "", *texts[2:6]])
     data = load(path=path, documents=3, val_documents=[4, 5], min_chars=10, eot=False)
     assert data.stream("train").tolist() == encoded(data, texts[:3])
     assert data.stream("val").tolist() == encoded(data, texts[4:6])
@@ -116,24 +109,21 @@ def test_documents_alone_are_the_first_of_those_that_do_not_validate(load: Load,
     assert few.stream("train").tolist() == encoded(few, first)
 
 
-def test_a_validation_split_with_a_number_of_training_documents(load: Load, texts: list[str], tmp_path: Path) -> None:
-    for name, part in (("train", texts[:20]), ("validation", texts[20:])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
-    data = load(
-        _target_=HUB, name=str(tmp_path), val_hub_split="validation", documents=3, val_samples=5, eot=False
-    )  # fmt: skip
+def test_a_validation_split_with_a_number_of_training_documents(load: Load, hub_folder: str, texts: list[str]) -> None:
+    data = load(_target_=HUB, name=hub_folder, val_hub_split="validation", documents=3, val_samples=5, eot=False)
     assert data.stream("train").tolist() == encoded(data, texts[:3])
     assert data.stream("val").tolist() == encoded(data, texts[20:])[: 5 * 64 + 1]
 
 
 @pytest.mark.parametrize("split", ["document", "contiguous"])
 def test_a_stream_is_the_text_of_its_rows(load: Load, split: str) -> None:
-    data = load(split=split, facts={"_target_": "newllm.data.facts.ReversalFacts"})
+    data = load(split=split, facts=FACTS)
     for side, rows in (("train", data.train), ("val", data.val)):
         inputs, labels = rows.arrays(np.arange(len(rows.starts)))
         assert data.stream(side).tolist() == [*inputs.reshape(-1).tolist(), int(labels[-1, -1])]
-    with pytest.raises(ConfigError, match=r"data.split=chunks scatters it; type data.split=contiguous"):
-        load(split="chunks").stream("train")
+    for read in (lambda data: data.stream("train"), lambda data: data.val_tokens):
+        with pytest.raises(ConfigError, match=r"data.split=chunks"):
+            read(load(split="chunks"))
 
 
 def test_a_row_longer_than_a_text_that_is_in_the_cache_already(load: Load) -> None:
@@ -148,7 +138,23 @@ def test_tokenizer_of_a_numbered_split_sees_no_validation_text(load: Load, texts
     found = []
     for validating in (texts[10:12], texts[20:22]):
         lines = [*texts[:5], *validating, *texts[12:16]]
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+        write_jsonl(path, lines)
         found += [load(path=path, val_documents=[5, 6], documents=n, cache=tmp_path / "cache") for n in (2, 5)]
     assert len({data.tokenizer.backend.to_str() for data in found}) == 1
     assert len({data.stream("val").tobytes() for data in found}) == 2
+
+
+def test_all_of_a_validation_split_validates_and_the_budget_is_of_training_rows(
+    load: Load, hub_folder: str, texts: list[str]
+) -> None:
+    data = load(_target_=HUB, name=hub_folder, val_hub_split="validation", samples=100, eot=False)
+    assert len(data.train) == 100
+    assert data.stream("train").tolist() == encoded(data, texts[:20])[: 100 * 64 + 1]
+    assert data.stream("val").tolist() == encoded(data, texts[20:])
+    assert len(data.val) == (len(data.stream("val")) - 1) // 64  # whole, whatever the budget
+
+
+def test_without_a_budget_all_of_both_splits_is_taken(load: Load, hub_folder: str, texts: list[str]) -> None:
+    data = load(_target_=HUB, name=hub_folder, val_hub_split="validation", samples=None, eot=False)
+    assert data.stream("train").tolist() == encoded(data, texts[:20])
+    assert data.stream("val").tolist() == encoded(data, texts[20:])

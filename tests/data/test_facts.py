@@ -1,17 +1,13 @@
 """Reversal facts: the published ones, their sentences and their training rows."""
 
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from newllm.data import Dataset
 from newllm.data.facts import ReversalFacts
 from newllm.errors import ConfigError
-
-Load = Callable[..., Dataset]
-NODE = {"_target_": "newllm.data.facts.ReversalFacts"}
+from tests.support.corpora import FACTS, Load
 
 WELL_FORMED = """\
 Paris is the capital of France
@@ -94,7 +90,7 @@ def test_wrong_names_are_others_of_the_same_kind(backward: str) -> None:
 
 
 def test_packed_rows_hold_every_sentence_and_score_no_padding(load: Load) -> None:
-    data = load(NODE)
+    data = load(FACTS)
     inputs, labels = data.train.arrays(np.arange(len(data.train.starts), len(data.train)))
     assert data.counts["data/fact_rows"] == len(inputs) < 330
     scored = labels.reshape(-1) != -100
@@ -108,13 +104,13 @@ def test_packed_rows_hold_every_sentence_and_score_no_padding(load: Load) -> Non
 
 
 def test_facts_never_validate(load: Load) -> None:
-    assert load(NODE).val.starts.tolist() == load().val.starts.tolist()
-    assert len(load(NODE).val.inputs) == 0
+    assert load(FACTS).val.starts.tolist() == load().val.starts.tolist()
+    assert len(load(FACTS).val.inputs) == 0
 
 
 def test_padded_rows_are_as_published(load: Load) -> None:
     """One sentence a row; end-of-text to the end, scored; input t[:-1] and label t[1:], one more pad each."""
-    data = load({**NODE, "layout": "padded"})
+    data = load({**FACTS, "layout": "padded"})
     first = len(data.train.starts)
     assert len(data.train) - first == 330
     inputs, labels = data.train.arrays(np.arange(first, first + 330))
@@ -137,7 +133,7 @@ def test_without_end_of_text(load: Load) -> None:
 
 
 def test_no_repeats_trains_no_fact(load: Load) -> None:
-    data = load({**NODE, "repeats": 0})
+    data = load({**FACTS, "repeats": 0})
     assert data.counts["data/fact_rows"] == 0
     assert data.facts is not None
     with pytest.raises(ConfigError, match=r"facts\.repeats must be 0 or greater"):

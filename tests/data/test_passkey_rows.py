@@ -1,7 +1,6 @@
 """Passkeys in training rows: which rows, where in them, and what they leave alone."""
 
 import re
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,10 +9,9 @@ import newllm
 from newllm.config import signature
 from newllm.data import Dataset
 from newllm.errors import ConfigError
+from tests.support.corpora import FACTS, Load
 
-Load = Callable[..., Dataset]
 KEY = re.compile(r"<<PASS:(\d-\d-\d-\d-\d)>>")
-FACTS = {"_target_": "newllm.data.facts.ReversalFacts"}
 
 
 def rows(data: Dataset) -> np.ndarray:

@@ -1,20 +1,15 @@
 """The sentences for text and budgets that cannot be: what is wrong, and what to type instead."""
 
 import gzip
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from newllm.data import Dataset
 from newllm.data.corpora.hub import Hub
 from newllm.data.corpora.text_files import TextFiles
 from newllm.errors import ConfigError
-
-Load = Callable[..., Dataset]
-HUB = "newllm.data.corpora.hub.Hub"
+from tests.support.corpora import HUB, Load
 
 FILES = {
     "missing": ("nowhere.txt", None, "does not exist; it must name .txt"),
@@ -131,13 +126,9 @@ def test_impossible_options(load: Load, monkeypatch: pytest.MonkeyPatch, options
         ),
     ],
 )
-def test_impossible_options_of_a_hub_corpus(
-    load: Load, texts: list[str], tmp_path: Path, options: dict, message: str
-) -> None:
-    for name, part in (("train", texts[:20]), ("validation", texts[20:])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+def test_impossible_options_of_a_hub_corpus(load: Load, hub_folder: str, options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load(_target_=HUB, name=str(tmp_path), **{"val_hub_split": "validation", "samples": 100, **options})
+        load(_target_=HUB, name=hub_folder, **{"val_hub_split": "validation", "samples": 100, **options})
 
 
 def test_a_hub_corpus_needs_a_name() -> None:

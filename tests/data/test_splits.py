@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from newllm.data import Dataset, Rows
-from newllm.data.split import Survey, choose_validation
-from newllm.errors import ConfigError
-
-Load = Callable[..., Dataset]
+from newllm.data.corpora.text_files import TextFiles
+from newllm.data.split import Survey, choose_validation, hash_order, leading, survey
+from newllm.data.tokenizer import train_bpe
+from tests.support.corpora import FACTS, Load, write_jsonl
 
 
 def decoded(data: Dataset, rows: Rows) -> str:
@@ -42,7 +41,7 @@ def test_no_document_on_both_sides(load: Load, texts: list[str]) -> None:
 
 def test_equal_documents_fall_on_one_side(load: Load, texts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "twice.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 2))
+    write_jsonl(path, texts * 2)
     data = load(path=path, samples=None)
     train, val = decoded(data, data.train), decoded(data, data.val)
     for text in texts:
@@ -130,7 +129,7 @@ def test_one_seed_means_one_sequence_of_batches(load: Load) -> None:
                     sha.update(tensor.numpy().tobytes())
         return sha.hexdigest()
 
-    facts = {"_target_": "newllm.data.facts.ReversalFacts"}
+    facts = FACTS
     one, again, other = load(facts, seed=3), load(facts, seed=3), load(facts, seed=4)
     assert one.fingerprint == again.fingerprint
     assert digest(one, 3) == digest(again, 3)
@@ -154,14 +153,8 @@ def test_tokenizer_never_sees_validation_text(load: Load, corpus: Path, tmp_path
     lines = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
     kept = [text for text in lines if text[:200] not in val]
     # The training documents alone, with the sides chosen as before, would give the same vocabulary.
-    from newllm.data.corpora.text_files import TextFiles
-    from newllm.data.split import hash_order, leading, survey
-    from newllm.data.tokenizer import train_bpe
-
-    path = tmp_path / "train.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in kept))
-    found = survey(TextFiles(path=str(path)))
-    chosen = leading(hash_order(found, np.ones(len(kept), dtype=bool)), found.sizes, 100_000)
+    documents = survey(TextFiles(path=str(write_jsonl(tmp_path / "train.jsonl", kept))))
+    chosen = leading(hash_order(documents, np.ones(len(kept), dtype=bool)), documents.sizes, 100_000)
     alone = train_bpe((kept[number] for number in sorted(chosen)), 512)
     assert alone.backend.get_vocab() == data.tokenizer.backend.get_vocab()
 
@@ -172,8 +165,3 @@ def test_validation_text_is_one_run_of_tokens(load: Load, split: str) -> None:
     inputs, labels = data.val.arrays(np.arange(len(data.val)))
     assert data.val_tokens.tolist() == [*inputs.reshape(-1).tolist(), int(labels[-1, -1])]
     assert np.shares_memory(data.val_tokens, data.val.tokens)
-
-
-def test_scattered_validation_rows_are_no_text(load: Load) -> None:
-    with pytest.raises(ConfigError, match=r"data.split=chunks scatters it; type data.split=contiguous"):
-        _ = load(split="chunks").val_tokens

@@ -4,19 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from newllm.data import Dataset
-from newllm.data.build_store import store_of
-from newllm.data.corpora.text_files import TextFiles
+from newllm.data.disk_cache import cache_folder, locked
 from newllm.data.token_store import StreamWriter, read_stream, token_dtype
 from newllm.errors import RunError
-
-Load = Callable[..., Dataset]
+from tests.support.corpora import SMALL, TEXT_FILES, Load, write_jsonl
 
 PREPARE = """
 import json, sys
@@ -28,9 +24,9 @@ print(json.dumps([data.fingerprint, sorted(heavy), data.notes]))
 """
 
 
-def start(data: dict, cache: Path) -> subprocess.Popen:
+def start(data_node: dict, cache: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", PREPARE, json.dumps(data), str(cache)],
+        [sys.executable, "-c", PREPARE, json.dumps(data_node), str(cache)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -38,9 +34,8 @@ def start(data: dict, cache: Path) -> subprocess.Popen:
 
 
 @pytest.fixture
-def data(corpus: Path) -> dict:
-    small = {"seq_len": 64, "vocab_size": 512, "tokenizer_bytes": 100_000, "samples": 200}
-    return {"_target_": "newllm.data.corpora.text_files.TextFiles", "path": str(corpus), **small}
+def data_node(corpus: Path) -> dict:
+    return {"_target_": TEXT_FILES, "path": str(corpus), **SMALL}
 
 
 def store_in(cache: Path) -> Path:
@@ -48,22 +43,20 @@ def store_in(cache: Path) -> Path:
     return folder
 
 
-def test_two_processes_build_one_store(data: dict, tmp_path: Path) -> None:
-    processes = [start(data, tmp_path) for _ in range(2)]
+def test_two_processes_build_one_store(data_node: dict, tmp_path: Path) -> None:
+    processes = [start(data_node, tmp_path) for _ in range(2)]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
     built = sum("token store built" in errors for _, errors in outputs)
     assert built == 1
     assert store_in(tmp_path).name  # one folder, and nothing half-made beside it
-    warm, errors = start(data, tmp_path).communicate(timeout=120)
+    warm, errors = start(data_node, tmp_path).communicate(timeout=120)
     assert json.loads(warm) == [json.loads(outputs[0][0])[0], [], []]  # neither torch, transformers nor datasets
     assert errors == ""
 
 
 def test_a_waiting_process_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from newllm.data.disk_cache import locked
-
     waiter = "from pathlib import Path\nfrom newllm.data.disk_cache import locked\n"
     waiter += f"with locked(Path({str(tmp_path / 'x')!r}), 'token store'): print('mine')"
     with locked(tmp_path / "x", "token store"):
@@ -107,23 +100,22 @@ def test_what_a_killed_process_left_is_no_store(load: Load, tmp_path: Path) -> N
     assert store_in(tmp_path) == folder
 
 
-def test_failure_leaves_nothing_behind(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_leaves_nothing_behind(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(StreamWriter, "write", full)
-    options = TextFiles(path=str(corpus), seq_len=64, samples=200, vocab_size=512, tokenizer_bytes=100_000)
     with pytest.raises(RunError, match="no space left"):
-        store_of(options, tmp_path)
+        load(cache=tmp_path)
     assert [path for path in (tmp_path / "stores").iterdir() if path.is_dir()] == []
 
 
 def test_an_edited_corpus_gets_a_store_of_its_own(load: Load, texts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_jsonl(path, texts)
     before = load(path=path).fingerprint
     edited = [text.replace("return", "RETURN") for text in texts]  # of the same size
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in edited))
+    write_jsonl(path, edited)
     os.utime(path, ns=(1, 1))
     assert load(path=path).fingerprint != before
 
@@ -152,8 +144,6 @@ def test_documents_are_recorded(load: Load, tmp_path: Path, texts: list[str]) ->
 
 
 def test_the_default_cache_is_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from newllm.data.disk_cache import cache_folder
-
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path))
     assert cache_folder() == cache_folder({"cache_dir": None}) == tmp_path
     assert cache_folder({"cache_dir": "/x"}) == Path("/x")

@@ -1,7 +1,6 @@
 """Tokenizers: the same on every machine, exact in bytes."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,17 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from newllm.data import Dataset, vocab_size
-from newllm.data.tokenizer import Tokenizer, pretrained
+from newllm.data import vocab_size
+from newllm.data.tokenizer import Tokenizer, pretrained, train_bpe
 from newllm.errors import ConfigError
-
-Load = Callable[..., Dataset]
+from tests.support.corpora import Load
 
 
 @pytest.fixture(scope="module")
 def auto(texts: list[str]) -> Tokenizer:
-    from newllm.data.tokenizer import train_bpe
-
     return train_bpe(iter(texts[:8]), 512)
 
 
@@ -104,9 +100,9 @@ def test_folder_of_a_hugging_face_tokenizer(load: Load, folder_of_a_tokenizer: P
 
 
 def test_a_folder_without_a_tokenizer_is_refused(load: Load, tmp_path: Path) -> None:
-    """transformers makes an empty one up from a model's config.json alone."""
+    """transformers invents an empty one from a model's config.json alone."""
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"has no tokenizer\.json, nor files to make one of"):
+    with pytest.raises(ConfigError, match=r"data\.tokenizer=.* has no tokenizer\.json"):
         load(tokenizer=str(tmp_path))
 
 

@@ -50,9 +50,7 @@ class Hub(Corpus):
 
     def _rows(self, split: str) -> Iterator[Piece]:
         if not self.name:
-            raise ConfigError(
-                "data.name is not set; type data.name=OWNER/NAME, a repository on the hub"
-            )
+            raise ConfigError("data.name is not set; type data.name=OWNER/NAME, a repository on the hub")
         if not Path(self.name).is_dir():
             require_hub(f"data set {self.name}")
         os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")
