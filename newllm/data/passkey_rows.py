@@ -1,7 +1,7 @@
 """Passkeys: markers with random digits, and training rows that contain one twice."""
 
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 
 import numpy as np
 
@@ -34,7 +34,8 @@ def encode_questions(tokenizer: Tokenizer, opening: str, *endings: str) -> list[
     for all endings; answers then begin with a token that spans both parts.
     """
     texts = [tokenizer.encode(opening + ending) for ending in endings]
-    cut = len(commonprefix([tokenizer.encode(opening), *texts]))
+    places = zip(tokenizer.encode(opening), *texts, strict=False)
+    cut = len([*takewhile(lambda ids: len({*ids}) == 1, places)])  # length of the prefix that all have in common
     return [EncodedQuestion(ids[:cut], ids[cut:]) for ids in texts]
 
 
@@ -63,8 +64,8 @@ class PasskeyRows:
         marker = len(self._marker(np.zeros(DIGITS, dtype=np.int64)))
         if seq_len < 3 * marker:
             raise ConfigError(
-                f"data.passkey puts two markers of {marker} tokens into a row, so seq_len must be {3 * marker} or more; "
-                f"type seq_len={3 * marker} or data.passkey=0"
+                f"data.passkey puts two markers of {marker} tokens into a row, so seq_len must be at least "
+                f"{3 * marker}; type seq_len={3 * marker} or data.passkey=0"
             )
 
     def __len__(self) -> int:
