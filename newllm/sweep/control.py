@@ -18,7 +18,7 @@ from newllm.sweep.run_names import signature_in
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import ask
 from newllm.sweep.state import RunState, read_states
-from newllm.sweep.worker import ask_to_end
+from newllm.sweep.workers import ask_to_end
 
 
 def cancel(sweep: Path, runs: Sequence[Path]) -> bool:

@@ -36,7 +36,7 @@ pipe = Connection(int(sys.argv[1]))
 try:
     os.environ.update(pipe.recv())
     sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
-    from newllm.sweep.do_runs import serve
+    from newllm.sweep.pool import serve
     serve(pipe)
 except (EOFError, SystemExit):  # rich exits when the reader of the output has gone
     pass
@@ -108,7 +108,7 @@ class Local:
 
 
 class _Process:
-    """A Python process that imports torch and then executes runs with a copy of the code; see newllm.sweep.do_runs."""
+    """A Python process that imports torch and then executes runs with a copy of the code; see newllm.sweep.pool."""
 
     def __init__(self) -> None:
         self._pipe, theirs = Pipe()

@@ -1,20 +1,111 @@
-"""Decides which run starts when and what happens to runs that fail. The processes are those of `Workers`."""
+"""The process that executes runs: it imports everything once, then forks a worker for each run or pack of runs.
 
+newllm.sweep.local starts it and sends it requests through a pipe; a SLURM job (newllm.sweep.slurm_job) starts one too.
+"""
+
+import gc
 import signal
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from newllm.errors import ConfigError, RunError
+from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.store.run_directory import RunDirectory
+from newllm.sweep.check import build_all
 from newllm.sweep.display import Display
-from newllm.sweep.launches import Policy
-from newllm.sweep.slots import Demand, Grant, Slots, demand
+from newllm.sweep.launches import Policy, earlier_threads, recorded
+from newllm.sweep.packing import pack
+from newllm.sweep.slots import Demand, Grant, Slots, available_cores, demand, visible_gpus
 from newllm.sweep.state import after_worker, before_worker, write_state
-from newllm.sweep.workers import Workers
+from newllm.sweep.workers import STOP_SIGNALS, Workers, in_child
 
 TICK = 0.2  # seconds between checks for signals and refreshes of the display
+
+
+def serve(pipe: Connection) -> None:
+    """Answer requests (name, arguments) with the return value, or with the NewllmError that was raised.
+
+    Returns when the other end of the pipe is closed.
+    """
+    import_everything()
+    requests: dict[str, Callable[..., Any]] = {"check": partial(in_child, build_all), "launch": _launch}
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            name, arguments = pipe.recv()
+            try:
+                answer: Any = requests[name](*arguments)
+            except NewllmError as error:
+                answer = error
+            pipe.send(answer)
+
+
+def import_everything() -> None:
+    """Import what the forked workers share."""
+    import torch
+
+    import newllm.pack.meeting
+    import newllm.run.execute  # noqa: F401
+
+    torch.optim.AdamW([torch.zeros(1)])  # the first optimizer of a process triggers almost a second of imports
+    gc.collect()
+    gc.freeze()  # keeps the garbage collector from touching, and so copying, shared pages
+
+
+def _launch(sweep: Path, runs: Sequence[Path], policy: Policy, options: Mapping[str, Any]) -> int:
+    """The part of `Local.start` that happens in this process."""
+    threads = earlier_threads(sweep) if options["threads"] == "auto" else {}
+    slots = partial(Slots, available_cores(), visible_gpus(), **options)
+    return execute(sweep, runs, policy, slots, threads, recorded(sweep, "local", options, policy, runs))
+
+
+def execute(
+    sweep: Path,
+    runs: Sequence[Path],
+    policy: Policy,
+    slots_for: Callable[[int], Slots],
+    threads: Mapping[str, int],
+    launch: AbstractContextManager[Callable[..., None]],
+) -> int:
+    """Execute the frozen runs, in packs if the policy says so; returns the exit status of `Pool.run`.
+
+    Args:
+        slots_for: makes the slots for a number of workers.
+        threads: name of a run -> threads that it used before.
+        launch: a context to work in; its value is called with the `threads` that a run gets.
+    """
+    pool: Pool | None = None
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if pool is None:
+            raise _StoppedEarly(128 + signum)
+        pool.stop(signum)
+
+    workers = Workers()  # created first, since it remembers the parent process
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, stop)
+    try:
+        with launch as record:
+            slots = slots_for(len(runs))
+            packing = pack(sweep, runs, policy.pack, Grant(slots.threads, gpus=slots.gpus[:1]), slots.count, threads)
+            slots = slots_for(len(packing.packs))
+            record(threads=slots.threads)
+            display = Display(sweep, runs)
+            pool = Pool(packing.packs, slots, workers, policy, display, threads)
+            with display.shown(slots.count, packing.size, packing.notes):
+                return pool.run()
+    except _StoppedEarly as early:
+        return early.code
+
+
+class _StoppedEarly(SystemExit):
+    """A signal arrived before the first run started."""
+
+    code: int
 
 
 class Pool:
@@ -31,30 +122,31 @@ class Pool:
         workers: Workers,
         policy: Policy,
         display: Display,
-        threads: Mapping[str, int] | None = None,
+        threads: Mapping[str, int],
     ) -> None:
-        self._states: dict[Path, str] = {}  # of finished runs
-        self._stopped_by: int | None = None
         self._queue = deque([RunDirectory(run) for run in pack] for pack in packs)
         self._slots, self._workers, self._policy, self._display = slots, workers, policy, display
-        self._threads = threads or {}  # name of a run -> threads that it used before
-        self._running: dict[int, tuple[list[RunDirectory], Grant]] = {}  # by the worker's number
+        self._threads = threads  # name of a run -> threads that it used before
+        self._running: dict[int, tuple[list[RunDirectory], Grant]] = {}  # process id of the worker -> its runs
+        self._states: dict[Path, str] = {}  # of runs that are over
         self._attempts: Counter[Path] = Counter()
-        self._signals: deque[int] = deque()
-        self._halted = False
         self._canary_done = not policy.canary
-        self._number = 0
+        self._signals: deque[int] = deque()
+        self._stopped_by: int | None = None
+        self._halted = False
 
     def run(self) -> int:
         """Execute the runs; returns 0 if all are done, 128 + n after signal n, else 1."""
-        self._fill()
+        self._handle_signals()
+        self._start_runs()
         while self._running:
-            for number, status in self._workers.wait(TICK):
-                runs, grant = self._running.pop(number)
+            for pid, status in self._workers.wait(TICK):
+                runs, grant = self._running.pop(pid)
                 self._slots.give(grant)
                 for run in runs:
                     self._end(run, status)
-            self._fill()
+            self._handle_signals()
+            self._start_runs()
             self._display.tick()
         if all(state == "done" for state in self._states.values()) and not self._queue:
             return 0
@@ -67,8 +159,7 @@ class Pool:
         """
         self._signals.append(signum)
 
-    def _fill(self) -> None:
-        """Handle signals; then start runs from the head of the queue while slots are free."""
+    def _handle_signals(self) -> None:
         while self._signals:
             signum = self._signals.popleft()
             if self._stopped_by is None:
@@ -78,47 +169,48 @@ class Pool:
             elif signum == signal.SIGINT:
                 self._display.note("Killed; their last checkpoints stay.")
                 self._signal_all(signal.SIGKILL)
+
+    def _start_runs(self) -> None:
+        """Start packs from the head of the queue while slots are free."""
         while self._queue and not self._halted and not self._slots.full and (self._canary_done or not self._running):
-            if not self._canary_done and len(self._queue[0]) > 1:  # the canary goes alone
-                self._queue.appendleft([self._queue[0].pop(0)])
-            demands = [want for run in list(self._queue[0]) if (want := self._demand(run))]
+            runs = self._queue.popleft()
+            if not self._canary_done and len(runs) > 1:  # the canary goes alone
+                self._queue.appendleft(runs[1:])
+                runs = runs[:1]
+            demands = [(run, want) for run in runs if (want := self._demand(run))]
             if not demands:
-                self._queue.popleft()
                 continue
-            grant = self._slots.take(demands[0])  # packed runs have one demand
+            runs = [run for run, _ in demands]
+            grant = self._slots.take(demands[0][1])  # packed runs have equal demands
             if grant is None:
+                self._queue.appendleft(runs)
                 return
-            self._start(self._queue.popleft(), grant)
+            try:
+                pid = self._workers.start([run.path for run in runs], grant.environment())
+            except RunError as error:
+                self._slots.give(grant)
+                self._queue.appendleft(runs)
+                self._halt(str(error))
+                return
+            self._running[pid] = runs, grant
+            for run in runs:
+                self._attempts[run.path] += 1
+                self._display.started(run.path)
 
     def _demand(self, run: RunDirectory) -> Demand | None:
-        """The demand of a run at the head of the queue; None if it need not start, and then it leaves its pack."""
+        """The resources that a run needs; None, after noting its state, if it is not to be started any more."""
         state, error = before_worker(run)
         if state == "queued":
             try:
-                want = demand(run.config(), bool(self._slots.gpus))
-                return want if want.threads else replace(want, threads=self._threads.get(run.path.name))
+                return demand(run.config(), bool(self._slots.gpus), self._threads.get(run.path.name))
             except ConfigError as refusal:
                 state, error = "failed", str(refusal)
                 write_state(run, "failed", error)
-        self._queue[0].remove(run)
         self._close(run, state, error)
         return None
 
-    def _start(self, runs: list[RunDirectory], grant: Grant) -> None:
-        self._number += 1
-        try:
-            self._workers.start(self._number, [run.path for run in runs], grant.environment())
-        except RunError as error:
-            self._slots.give(grant)
-            self._queue.appendleft(runs)
-            self._halt(str(error))
-            return
-        self._running[self._number] = runs, grant
-        for run in runs:
-            self._attempts[run.path] += 1
-            self._display.started(run.path)
-
     def _end(self, run: RunDirectory, status: int) -> None:
+        """The worker of a run has ended: queue the run again if the policy allows, else note its state."""
         state, error = after_worker(run, status, self._halted)
         refused = status == ConfigError.exit_status
         again = state == "failed" and not refused and self._attempts[run.path] <= self._policy.retries
@@ -149,8 +241,8 @@ class Pool:
         self._signal_all(signal.SIGTERM)
 
     def _signal_all(self, signum: int) -> None:
-        for number in self._running:
-            self._workers.signal(number, signum)
+        for pid in self._running:
+            self._workers.signal(pid, signum)
 
     @property
     def _running_count(self) -> int:

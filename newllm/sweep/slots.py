@@ -40,10 +40,10 @@ class Grant:
         return {"OMP_NUM_THREADS": str(self.threads), **shown}
 
 
-def demand(config: Mapping[str, Any], gpus: bool) -> Demand:
+def demand(config: Mapping[str, Any], gpus: bool, earlier_threads: int | None = None) -> Demand:
     """The demand of a run with this effective configuration on a machine with or without `gpus`.
 
-    Raises ConfigError if the run names a GPU, since the launcher assigns them.
+    earlier_threads: those that it used before, in case its configuration gives no number. Raises ConfigError if the run names a GPU, since the launcher assigns them.
     """
     runtime, trainer = config.get("runtime") or {}, config.get("trainer") or {}
     device, threads, devices = runtime.get("device", "auto"), runtime.get("threads", "auto"), trainer.get("devices", 1)
@@ -55,7 +55,7 @@ def demand(config: Mapping[str, Any], gpus: bool) -> Demand:
     return Demand(
         gpu=gpus and (device == "auto" or str(device).startswith("cuda")),
         devices=devices if isinstance(devices, int) and devices > 0 else 1,
-        threads=threads if isinstance(threads, int) else None,
+        threads=threads if isinstance(threads, int) else earlier_threads,
     )
 
 

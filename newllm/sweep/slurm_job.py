@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,7 @@ def _queue_again(directories: Iterable[RunDirectory]) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the pool of a job; returns the exit status. The only argument is its `Task` as JSON."""
-    from newllm.sweep.do_runs import do_runs, import_everything
+    from newllm.sweep.pool import execute, import_everything
     from newllm.sweep.slots import Slots, available_cores, visible_gpus
 
     import_everything()
@@ -130,7 +131,8 @@ def main(argv: list[str]) -> int:
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or available_cores())
     slots = partial(Slots, cores, visible_gpus(), jobs_per_gpu=job["jobs_per_gpu"])
     policy = replace(Policy(**job["policy"]), canary=False)
-    return do_runs(Path(job["sweep"]), [Path(run) for run in job["runs"]], policy, slots, {})
+    unrecorded = nullcontext(lambda **changes: None)
+    return execute(Path(job["sweep"]), [Path(run) for run in job["runs"]], policy, slots, {}, unrecorded)
 
 
 if __name__ == "__main__":

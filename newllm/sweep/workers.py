@@ -1,6 +1,9 @@
-"""Worker processes, forked from a process that has imported everything, so that a run starts in milliseconds.
+"""Worker processes: each executes one frozen run, or several as a pack, from their directories.
 
-The parent keeps to one thread and away from CUDA, since neither survives a fork.
+They are forked from a process that has imported everything, so that a run starts in milliseconds. That process keeps to
+one thread and away from CUDA, since neither survives a fork.
+
+`python -P -m newllm.sweep.workers RUN_DIRECTORY` executes a run by hand; several directories make a pack.
 """
 
 import faulthandler
@@ -11,137 +14,226 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from newllm.errors import ConfigError, NewllmError, RunError
-from newllm.sweep.worker import sentence, work
+from newllm.store.run_directory import RunDirectory
 
-PATIENCE = 30.0  # seconds from the request to save and end to SIGKILL, once the parent is gone
-STDERR = "stderr.log"  # in the run directory: what no other file holds, such as a crash of the interpreter
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = 30.0  # seconds that a child has to save and end once its parent is gone; then it is killed
+STDERR = "stderr.log"  # in the run directory: output that no other file has, such as a crash of the interpreter
 
 _FORK = multiprocessing.get_context("fork")
-_LOOK_SECONDS = 0.3  # between two looks whether the parent still lives
+_LOOK_SECONDS = 0.3  # between two checks of whether the parent is alive
+_END = ".end"  # file in a run directory: this run of a pack is to save and end
 
 
 class Workers:
-    """A process for each run, or for each pack of runs.
-
-    Workers that outlive this process save and end. If the parent of this process goes, this process gets a SIGTERM,
-    and its workers are killed PATIENCE seconds later.
-    """
+    """The running workers, by process id. If the parent of this process dies, they save and end, and so does it."""
 
     def __init__(self) -> None:
         self._parent = os.getppid()
-        self._kill_at: float | None = None
         self._running: dict[int, tuple[multiprocessing.process.BaseProcess, list[Path]]] = {}
 
-    def start(self, number: int, runs: Sequence[Path], environment: Mapping[str, str]) -> None:
-        """Begin a run, or several that train together. Raises RunError if the system gives no process."""
+    def start(self, runs: Sequence[Path], environment: Mapping[str, str]) -> int:
+        """Fork a worker for a run, or for several that train together; returns its process id.
+
+        Raises RunError if the system starts no process.
+        """
         paths = [run.resolve() for run in runs]
-        process = _FORK.Process(target=_work, args=(paths, environment, os.getpid()))
+        process = _FORK.Process(target=_enter_worker, args=(paths, environment, os.getpid()))
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a signal waits until the child has its own handlers
         try:
             process.start()
         except OSError as error:
             raise RunError(f"No process can be started for {runs[0]} ({error.strerror}).") from None
-        self._running[number] = process, paths
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        assert process.pid is not None
+        self._running[process.pid] = process, paths
+        return process.pid
 
-    def signal(self, number: int, signum: int) -> None:
+    def signal(self, pid: int, signum: int) -> None:
         """SIGKILL goes to everything that the worker has started, any other signal to the worker alone."""
-        pid = self._running[number][0].pid
-        assert pid is not None
         with suppress(ProcessLookupError, PermissionError):
             (os.killpg if signum == signal.SIGKILL else os.kill)(pid, signum)
 
     def wait(self, seconds: float) -> list[tuple[int, int]]:
-        """(number, exit status) of workers that have ended, as soon as there is one or the time is up.
+        """(process id, exit status) of workers that have ended, as soon as there is one or the time is up.
 
         The status of a worker that was killed is minus the signal.
         """
         wait([process.sentinel for process, _ in self._running.values()], seconds)
-        if self._kill_at is None and os.getppid() != self._parent:
-            self._kill_at = time.monotonic() + PATIENCE
-            os.kill(os.getpid(), signal.SIGTERM)
-        if self._kill_at is not None and time.monotonic() > self._kill_at:
-            for number in self._running:
-                self.signal(number, signal.SIGKILL)
-        statuses = {number: process.exitcode for number, (process, _) in self._running.items()}
-        ended = [(number, status) for number, status in statuses.items() if status is not None]
-        for number, _ in ended:
-            process, runs = self._running.pop(number)
-            assert process.pid is not None
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # processes that it started and left behind
-            _share_stderr(runs)
+        if os.getppid() != self._parent:
+            for pid in self._running:
+                self.signal(pid, signal.SIGTERM)
+            sys.exit(1)
+        statuses = {pid: process.exitcode for pid, (process, _) in self._running.items()}
+        ended = [(pid, status) for pid, status in statuses.items() if status is not None]
+        for pid, _ in ended:
+            self.signal(pid, signal.SIGKILL)  # processes that the worker has left behind
+            first, *others = (run / STDERR for run in self._running.pop(pid)[1])
+            with suppress(OSError):
+                if first.stat().st_size == 0:
+                    first.unlink()
+                else:
+                    for other in others:
+                        shutil.copy(first, other)
         return ended
 
 
-def in_child(act: Callable[..., Any], *arguments: Any) -> Any:
-    """What act(*arguments) returns, computed in a forked process, so that this one stays as it is.
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What function(*arguments) returns, computed in a forked process, so that this one stays as it is.
 
-    Its NewllmError is raised here; any other exception of it becomes a ConfigError of one sentence.
+    Its NewllmError is raised here; any other exception becomes a ConfigError of one sentence.
     """
     parent = os.getpid()
-    ours, theirs = _FORK.Pipe(duplex=False)
+    receiver, sender = _FORK.Pipe(duplex=False)
 
-    def answer() -> None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    def compute() -> None:
+        _leave_parent(parent)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         try:
-            found = act(*arguments)
+            answer = function(*arguments)
         except NewllmError as error:
-            found = error
+            answer = error
         except BaseException as error:
-            found = ConfigError(sentence(error))
-        theirs.send(found)
+            answer = ConfigError(sentence(error))
+        sender.send(answer)
 
-    process = _FORK.Process(target=answer)
+    process = _FORK.Process(target=compute)
     process.start()
-    theirs.close()
-    with suppress(EOFError):
-        found = ours.recv()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
         process.join()
-        if isinstance(found, NewllmError):
-            raise found
-        return found
-    process.join()
-    raise RunError(f"A process that was to try the runs has ended with status {process.exitcode}.")
+        raise RunError(f"A process that was to try the runs has ended with status {process.exitcode}.") from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(answer, NewllmError):
+        raise answer
+    return answer
 
 
-def _work(runs: Sequence[Path], environment: Mapping[str, str], parent: int) -> None:
-    """In the worker: away from everything that is the parent's, then the runs."""
+def _leave_parent(parent: int) -> None:
+    """In a child: restore the signal handlers, and save and end if the parent dies."""
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
+        os.killpg(0, signal.SIGKILL)
+
     os.setsid()
-    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _enter_worker(runs: Sequence[Path], environment: Mapping[str, str], parent: int) -> None:
+    _leave_parent(parent)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)  # train.log has what is printed
     os.dup2(os.open(runs[0] / STDERR, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), 2)
     faulthandler.enable(file=2)
     os.environ.update(environment)
-    sys.orig_argv[1:] = ["-P", "-m", "newllm.sweep.worker", *map(str, runs)]  # for environment.json
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    sys.orig_argv[1:] = ["-P", "-m", "newllm.sweep.workers", *map(str, runs)]  # for environment.json
     sys.exit(work(*runs))
 
 
-def _end_with(parent: int) -> None:
-    """In a thread of a child: the parent's death is a request to save and end, and then an order."""
-    while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE)
-    os.killpg(0, signal.SIGKILL)
+def work(*paths: str | os.PathLike[str]) -> int:
+    """Execute the runs that are frozen in these directories, several as one batched model; returns the exit status.
 
-
-def _share_stderr(runs: Sequence[Path]) -> None:
-    """Each run of a pack gets a copy; an empty file goes."""
-    first = runs[0] / STDERR
-    with suppress(OSError):
-        if not first.stat().st_size:
-            first.unlink()
+    0: all are done, or were done before. 1: some have failed. Else the status of the first that is not done; 2:
+    refused, as for a bad configuration; 128 + n: interrupted by signal n. The error of a failed run goes into its
+    status.json, with the traceback if it was unexpected. A directory that another process holds stays as it is. If one
+    run of several fails, or `ask_to_end` names it, the others go on.
+    """
+    directories = [RunDirectory(path) for path in paths]
+    ends: Sequence[int | BaseException]
+    try:
+        directories = [directory for directory in directories if not directory.is_done()]
+        configs = [_frozen_config(directory) for directory in directories]
+        if len(directories) > 1:
+            ends = _work_packed(directories, configs)
         else:
-            for run in runs[1:]:
-                shutil.copy(first, run / STDERR)
+            from newllm.run.execute import run
+
+            ends = [run(cfg) for cfg in configs]
+    except (Exception, SystemExit) as error:
+        ends = [error] * len(directories)
+    statuses = [
+        end if isinstance(end, int) else _write_failure(directory, end)
+        for directory, end in zip(directories, ends, strict=True)
+    ]
+    return 1 if 1 in statuses else next(filter(None, statuses), 0)
+
+
+def _work_packed(directories: Sequence[RunDirectory], configs: Sequence["DictConfig"]) -> Sequence[int | BaseException]:
+    from newllm.pack.compatibility import require_compatible
+    from newllm.pack.meeting import run_packed
+
+    def cancelled(number: int) -> bool:
+        with suppress(FileNotFoundError):
+            (directories[number].path / _END).unlink()
+            return True
+        return False
+
+    def discard_requests() -> None:
+        for number in range(len(directories)):
+            cancelled(number)
+
+    require_compatible([directory.config() for directory in directories], len(directories))
+    discard_requests()  # of an earlier attempt
+    ends = run_packed(configs, cancelled)
+    discard_requests()  # that came too late
+    return ends
+
+
+def ask_to_end(directory: RunDirectory) -> None:
+    """Ask one run of a pack to save and end; a signal would end them all."""
+    (directory.path / _END).touch()
+
+
+def _frozen_config(directory: RunDirectory) -> "DictConfig":
+    from omegaconf import OmegaConf
+
+    config = directory.config()
+    if not config:
+        raise ConfigError(f"{directory.path} holds no frozen run, since it has no config.yaml; plan the sweep again")
+    return OmegaConf.create({**config, "run_dir": str(directory.path)})
+
+
+def _write_failure(directory: RunDirectory, error: BaseException) -> int:
+    """Write the error into status.json, with the traceback if it was unexpected; returns the exit status."""
+    expected = isinstance(error, NewllmError)
+    with suppress(NewllmError, OSError), directory.locked():
+        directory.update_status(traceback=None if expected else "".join(traceback.format_exception(error)))
+        directory.end_attempt("failed", error=str(error) if expected else sentence(error))
+    return error.exit_status if isinstance(error, NewllmError) else 1
+
+
+def sentence(error: BaseException) -> str:
+    """An unexpected exception in one line: its class, the first line of its message, and advice if memory ran out."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    text = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in first:
+        text += "; a smaller batch_size, trainer.accumulate=2 or fewer runs at once (hydra.launcher.slots=1) need less"
+    return text
+
+
+if __name__ == "__main__":
+    raise SystemExit(work(*sys.argv[1:]))

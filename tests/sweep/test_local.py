@@ -15,7 +15,7 @@ from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, launches
 from newllm.sweep.local import Local
-from newllm.sweep.worker import work
+from newllm.sweep.workers import work
 from tests.support.frozen_runs import freeze, repeatable, state
 
 SLOW = {"_target_": "tests.support.frozen_runs.Slow"}
@@ -66,7 +66,7 @@ def forking_process(launcher: int) -> int:
         if process.name.isdigit():
             try:
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == launcher and b"newllm.sweep.do_runs" in (process / "cmdline").read_bytes():
+                if parent == launcher and b"newllm.sweep.pool" in (process / "cmdline").read_bytes():
                     return int(process.name)
             except (FileNotFoundError, ProcessLookupError):
                 continue

@@ -16,7 +16,7 @@ from newllm.pack.packed_step import PackedStep
 from newllm.store.run_directory import RunDirectory, State
 from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
-from newllm.sweep.worker import ask_to_end, work
+from newllm.sweep.workers import ask_to_end, work
 from tests.support.frozen_runs import SMALL, repeatable, state
 
 FEW = ["samples=80", "eval=[position]"]  # nine steps in an epoch

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,10 @@ class Pretended:
         self.refuses_after: int | None = None
         self.packs: list[list[str]] = []
         self._just_started = False
+        self._numbers = count(1)
         self._running: dict[int, tuple[list[RunDirectory], dict[int, bool]]] = {}
 
-    def start(self, number: int, runs: Sequence[Path], environment: Mapping[str, str]) -> None:
+    def start(self, runs: Sequence[Path], environment: Mapping[str, str]) -> int:
         if self.refuses_after is not None and len(self.started) >= self.refuses_after:
             raise RunError("The process that starts runs has died 3 times")
         self._just_started = True
@@ -46,10 +48,12 @@ class Pretended:
         directories = [RunDirectory(run) for run in runs]
         for directory in directories:
             directory.update_status(state="running")
+        number = next(self._numbers)
         self._running[number] = (directories, {})
         self.at_once = max(self.at_once, len(self._running))
         for run in runs:
             self.on_start.get(run.name, lambda: None)()
+        return number
 
     def signal(self, number: int, signum: int) -> None:
         self._running[number][1][signum] = True
@@ -111,7 +115,7 @@ class Sweep:
         self.workers, self.notes = Pretended(), Notes()
         room = Slots(cores=slots, gpus=(), runs=len(names), slots=slots)
         packs = [self.runs[i : i + pack] for i in range(0, len(names), pack)]
-        self.pool = Pool(packs, room, self.workers, policy or Policy(), self.notes)
+        self.pool = Pool(packs, room, self.workers, policy or Policy(), self.notes, threads={})
 
     def state(self, name: str) -> str:
         return str(RunDirectory(self.runs[0].parent / name).status()["state"])

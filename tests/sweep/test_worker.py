@@ -4,7 +4,7 @@ import pytest
 
 from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.worker import sentence, work
+from newllm.sweep.workers import sentence, work
 from tests.support.frozen_runs import freeze, state
 
 
