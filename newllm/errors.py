@@ -5,9 +5,11 @@ A message is one sentence: what was wrong, what was expected, what to type inste
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 
@@ -38,9 +40,13 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None,
     """Run `command` and return its exit status; a NewllmError becomes one line on stderr and sets the status.
 
     argv: the arguments (default: those of this process). usage: the text of --help. HYDRA_FULL_ERROR=1 also shows the
-    traceback. The status is 130 after Ctrl-C, and 141 if the output's reader has gone.
+    traceback. The status is 130 after Ctrl-C, which also works in a background job of a shell script, and 141 if the
+    output's reader has gone.
     """
     words = [*(sys.argv[1:] if argv is None else argv)]
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in `newllm train … &` in a shell script
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if usage is not None and not {"-h", "--help"}.isdisjoint(words):
             print(usage.replace("`", ""))

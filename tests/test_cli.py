@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -87,6 +88,18 @@ def test_errors_of_a_run_and_interruption_have_statuses_of_their_own(
     assert run_command(fail, []) == 1
     assert capfd.readouterr().err == "newllm: loss is nan at step 3.\n"
     assert run_command(interrupt, []) == 130
+
+
+def test_ctrl_c_works_in_a_background_job_of_a_shell_script() -> None:
+    def interrupt(argv: list[str]) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as such a job starts
+    try:
+        assert run_command(interrupt, []) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_cfg_job_prints_what_compose_returns(runs: list[DictConfig], capfd: pytest.CaptureFixture[str]) -> None:

@@ -69,13 +69,13 @@ SelectTypeParameters=CR_Core
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
-SchedulerParameters=sched_interval=2,bf_interval=2
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobRequeue=1
 ReturnToService=2
 # Small, so that a sweep of a few runs already needs several arrays.
-MaxArraySize=4
+MaxArraySize=2
 # Without accounting, a job that has ended can be asked about for so many seconds.
 MinJobAge=3600
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN

@@ -22,6 +22,7 @@ from newllm.sweep.launches import Policy
 from newllm.sweep.slots import Slots, available_cores
 from newllm.sweep.snapshot import python_path
 from newllm.sweep.state import write_state
+from newllm.sweep.workers import STOP_SIGNALS
 
 DEATHS = 3  # the launcher gives up when its process dies this often without finishing a run
 
@@ -49,15 +50,11 @@ os._exit(0)
 
 
 class Local:
-    """A pool of slots on this machine; a slot is a GPU, a share of one, or a group of CPU cores.
+    """Slots on this machine: a slot is a GPU, a share of one, or a group of CPU cores.
 
-    Uses only the GPUs in CUDA_VISIBLE_DEVICES if it is set. A run with runtime.threads=N or trainer.devices=N takes
-    that much. A resumed run keeps its thread count, since another one could change the last bits of its numbers.
-
-    Args:
-        slots: concurrent runs; "auto": `jobs_per_gpu` on each GPU, or as many as fit on the cores.
-        threads: CPU threads per run; "auto": 1 if there are at least as many runs as cores, else an equal share.
-        jobs_per_gpu: runs that share a GPU.
+    conf/hydra/launcher/local.yaml explains the options. Uses only the GPUs in CUDA_VISIBLE_DEVICES if it is set. A run
+    with runtime.threads=N or trainer.devices=N takes that much. A resumed run keeps its thread count, since another one
+    could change the last bits of its numbers.
     """
 
     def __init__(
@@ -168,19 +165,25 @@ def _process_for(sweep: Path) -> _Process:
 
 @contextmanager
 def _forward_signals(process: _Process) -> Iterator[list[int]]:
-    """Forward SIGINT, SIGTERM and SIGHUP to the process within this block; yields the list of signals so far."""
-    passed: list[int] = []
+    """Forward SIGINT, SIGTERM and SIGHUP to the process within this block; yields the list of signals so far.
+
+    Under nohup, SIGHUP stays ignored.
+    """
+    received: list[int] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:
-        passed.append(signum)
+        received.append(signum)
         process.python.send_signal(signum)
 
     if threading.current_thread() is not threading.main_thread():
-        yield passed
+        yield received
         return
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signums = [
+        signum for signum in STOP_SIGNALS if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN
+    ]
+    before = {signum: signal.signal(signum, forward) for signum in signums}
     try:
-        yield passed
+        yield received
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

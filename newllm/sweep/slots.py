@@ -43,7 +43,8 @@ class Grant:
 def demand(config: Mapping[str, Any], gpus: bool, earlier_threads: int | None = None) -> Demand:
     """The demand of a run with this effective configuration on a machine with or without `gpus`.
 
-    earlier_threads: those that it used before, in case its configuration gives no number. Raises ConfigError if the run names a GPU, since the launcher assigns them.
+    earlier_threads: those that it used before, in case its configuration gives no number.
+    Raises ConfigError if the run names a GPU, since the launcher assigns them.
     """
     runtime, trainer = config.get("runtime") or {}, config.get("trainer") or {}
     device, threads, devices = runtime.get("device", "auto"), runtime.get("threads", "auto"), trainer.get("devices", 1)

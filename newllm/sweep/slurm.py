@@ -7,12 +7,12 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stderr
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, suppress
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
@@ -24,8 +24,11 @@ from newllm.sweep.slurm_states import GONE, LOGS, ask, error_text, job_states, m
 from newllm.sweep.snapshot import python_path
 from newllm.sweep.state import RunState, read_state, write_state
 
-TICK = 1.0  # seconds
-_ASK_TICKS = 5  # between queries of SLURM
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
+
+TICK = 1.0  # seconds between looks at the run directories
+ASK_TICKS = 5  # between queries of SLURM
 _USUAL_REASONS = ("Priority", "Resources", "JobArrayTaskLimit", "Dependency", "BeginTime")  # not reported
 
 # submitit requeues a job on SIGUSR2, which must not kill Python while it is still starting.
@@ -33,23 +36,7 @@ _PYTHON = """sh -c 'trap "" USR2; exec "$0" -P "$@"' {}"""
 
 
 class Slurm:
-    """Starts runs as SLURM jobs. The options are those of conf/hydra/launcher/slurm.yaml.
-
-    Args:
-        partition, account, qos: options of sbatch; None: the default of the cluster.
-        gpus: GPUs per job; None: a job on CPUs. A job gets at least as many GPUs as trainer.devices of its runs.
-        cpus: cores per job; without GPUs, per process of trainer.devices.
-        mem_gb: memory per job; None: the default of the cluster.
-        time_min: time limit of a job in minutes.
-        runs_per_job: runs per job, in parallel as far as its GPUs or cores allow, else one after another.
-        jobs_per_gpu: runs that share a GPU.
-        max_running: concurrent jobs over all arrays of the launch; None: as many as the cluster allows.
-        max_requeues: how often a job may be requeued after its time limit or preemption.
-        signal_delay_s: how many seconds before the time limit the runs save and end.
-        setup: shell lines before the runs, such as ``module load cuda``.
-        additional: further options of sbatch, such as {"constraint": "a100", "exclusive": True}.
-        wait: wait until all jobs have ended; else return once they are submitted.
-    """
+    """Starts runs as SLURM jobs. conf/hydra/launcher/slurm.yaml explains the options."""
 
     def __init__(
         self,
@@ -96,8 +83,15 @@ class Slurm:
         if not runs:
             return 0
         _require_slurm()
-        with recorded(sweep, "slurm", self.options, policy, runs) as update:
-            jobs = self._submit(sweep, runs, policy, update)
+        with recorded(sweep, "slurm", self.options, policy, runs) as record:
+            jobs: list[str] = []
+            try:
+                for job in self._submit(sweep, runs, policy):
+                    jobs.append(job)
+                    record(slurm_jobs=jobs)
+            except ConfigError as error:
+                before = f" The jobs submitted before, {', '.join(jobs)}, continue." if jobs else ""
+                raise ConfigError(f"{error}{before}") from None
             print(f"Submitted {plural(len(runs), 'run')} as {plural(len(jobs), 'job')}: {', '.join(jobs)}.")
             where = shlex.quote(str(sweep))
             print(f"newllm status {where} shows them; with --cancel it ends them.", flush=True)
@@ -111,94 +105,95 @@ class Slurm:
                 print(f"The jobs continue; newllm status {where} --cancel ends them.")
                 return 130
 
-    def _submit(self, sweep: Path, runs: Sequence[Path], policy: Policy, update: Callable[..., None]) -> list[str]:
-        """Submit the canary, if any, and the arrays; returns the job ids."""
-        given = self.options
-        configs = [RunDirectory(run).config() for run in runs]
-        need = [int((config.get("trainer") or {}).get("devices") or 1) for config in configs]
-        canary = int(policy.canary and len(runs) > 1)
-        planned = [Array(((0,),), need[0], cap=1)] * canary
-        together = max(given["runs_per_job"], policy.pack if isinstance(policy.pack, int) else 1)
-        planned += arrays(need[canary:], together, _largest_array(), given["max_running"], first_run=canary)
+    def _submit(self, sweep: Path, runs: Sequence[Path], policy: Policy) -> Iterator[str]:
+        """Submit the canary, if any, and then the other runs; yields the id of each job or array."""
+        from submitit import SlurmExecutor
+
+        options, name = self.options, f"newllm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         path = shlex.quote(python_path(sweep))
-        name = f"newllm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        jobs: list[str] = []
-        for array in planned:
-            after = [f"afterok:{jobs[0]}"] if canary and jobs else []
-            after += [f"afterany:{jobs[canary + array.after]}"] if array.after is not None else []
-            gpus, cpus = resources(array.devices, given["gpus"], given["cpus"])
-            options = {
-                **{key: given[key] for key in ("partition", "account", "qos", "signal_delay_s")},
-                "mem": None if given["mem_gb"] is None else f"{round(given['mem_gb'] * 1024)}M",
-                "time": given["time_min"],
-                "job_name": name,
-                "nodes": 1,
-                "ntasks_per_node": 1,
-                "gpus_per_node": gpus,
-                "cpus_per_task": cpus,
-                "srun_args": [f"--cpus-per-task={cpus}"],  # srun does not inherit it from sbatch
-                "array_parallelism": array.cap,
-                "dependency": ",".join(after) or None,
-                "setup": [*(given["setup"] or []), f"export PYTHONPATH={path}"],
-                # Some clusters requeue only on request; a job whose dependency failed would otherwise wait for ever.
-                "additional_parameters": {
-                    "requeue": True, "kill-on-invalid-dep": "yes", **(given["additional"] or {}),
-                },
-            }  # fmt: skip
-            limits = given["jobs_per_gpu"], given["max_requeues"]
+        python = _PYTHON.format(shlex.quote(sys.executable))
+        executor = SlurmExecutor(sweep.resolve() / LOGS, max_num_timeout=sys.maxsize, python=python)
+        executor.update_parameters(
+            job_name=name,
+            mem=None if options["mem_gb"] is None else f"{round(options['mem_gb'] * 1024)}M",
+            time=options["time_min"],
+            nodes=1,
+            ntasks_per_node=1,
+            wckey=None,  # clusters that use wckeys would refuse submitit's
+            setup=[*(options["setup"] or []), f"export PYTHONPATH={path}"],
+            # Some clusters requeue only on request; a job whose dependency failed would otherwise wait for ever.
+            additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes", **(options["additional"] or {})},
+            **{key: options[key] for key in ("partition", "account", "qos", "signal_delay_s")},
+        )
+
+        def submit(array: Array, after: Sequence[str]) -> str:
+            gpus, cpus = resources(array.devices, options["gpus"], options["cpus"])
+            executor.update_parameters(
+                gpus_per_node=gpus,
+                cpus_per_task=cpus,
+                srun_args=[f"--cpus-per-task={cpus}"],  # srun does not inherit it from sbatch
+                array_parallelism=array.cap,
+                dependency=",".join(after) or None,
+            )
             tasks = [
-                Task(str(sweep.resolve()), name, tuple(str(runs[run].resolve()) for run in numbers), policy, *limits)
-                for numbers in array.tasks
+                Task(
+                    sweep=str(sweep.resolve()),
+                    name=name,
+                    runs=[str(run.resolve()) for run in task],
+                    policy=replace(policy, canary=False),
+                    jobs_per_gpu=options["jobs_per_gpu"],
+                    requeues=options["max_requeues"],
+                )
+                for task in array.tasks
             ]
-            try:
-                ids = _sbatch(tasks, sweep, options)
-            except ConfigError as error:
-                if not jobs:
-                    raise
-                raise ConfigError(f"{error} The jobs submitted before, {', '.join(jobs)}, continue.") from None
-            for task, job in zip(tasks, ids, strict=True):
-                for run in task.runs:
-                    RunDirectory(run).update_status(durable=False, slurm=job)
-            jobs.append(ids[0].split("_")[0])
-            update(slurm_jobs=jobs)
-        return jobs
+            ids = _sbatch(executor, tasks)
+            for task, job in zip(array.tasks, ids, strict=True):
+                for run in task:
+                    with suppress(ConfigError), RunDirectory(run).locked() as directory:  # else the job has begun
+                        directory.update_status(durable=False, slurm=job)
+            return ids[0].split("_")[0]
+
+        devices = {run: int((RunDirectory(run).config().get("trainer") or {}).get("devices") or 1) for run in runs}
+        canary = None
+        if policy.canary and len(runs) > 1:
+            canary = submit(Array([[runs[0]]], devices.pop(runs[0]), cap=1), [])
+            yield canary
+        together = max(options["runs_per_job"], policy.pack if isinstance(policy.pack, int) else 1)
+        for lane in lanes(devices, together, _largest_array(), options["max_running"]):
+            previous = None
+            for array in lane:
+                after = [f"afterok:{canary}"] * bool(canary) + [f"afterany:{previous}"] * bool(previous)
+                previous = submit(array, after)
+                yield previous
 
 
 @dataclass(frozen=True)
 class Array:
-    """One array to submit.
+    """One array to submit: the runs of each task, the processes of each run, and how many tasks may run at once."""
 
-    tasks: the numbers of the runs of each task. devices: processes of each run.
-    cap: concurrent tasks. after: number of the array that must have ended before.
-    """
-
-    tasks: tuple[tuple[int, ...], ...]
+    tasks: list[list[Path]]
     devices: int
     cap: int
-    after: int | None = None
 
 
-def arrays(
-    devices: Sequence[int], runs_per_job: int, largest: int, max_running: int | None, first_run: int = 0
-) -> list[Array]:
+def lanes(devices: Mapping[Path, int], runs_per_job: int, largest: int, max_running: int | None) -> list[list[Array]]:
     """The arrays for runs that need these numbers of `devices`, with at most `max_running` concurrent tasks in total.
 
-    Arrays run in parallel with a share of `max_running` each. If there are more arrays than may run, they form lanes,
-    in which each array waits for the end of the one before. The arrays of a group have about equal sizes, so that they
-    end at about the same time. The first run has the number `first_run`.
+    Lanes run in parallel with a share of `max_running` each; within a lane, each array waits for the end of the one
+    before. Arrays of runs with equal `devices` have about equal sizes, so that they end at about the same time.
     """
-    pieces: list[tuple[int, tuple[tuple[int, ...], ...]]] = []
-    for need in dict.fromkeys(devices):
-        runs = [run for run, its_need in enumerate(devices, first_run) if its_need == need]
-        tasks = tuple(tuple(runs[i : i + runs_per_job]) for i in range(0, len(runs), runs_per_job))
+    pieces: list[tuple[int, list[list[Path]]]] = []
+    for need in dict.fromkeys(devices.values()):
+        runs = [run for run, its_need in devices.items() if its_need == need]
+        tasks = [runs[i : i + runs_per_job] for i in range(0, len(runs), runs_per_job)]
         number = -(-len(tasks) // largest)
-        bounds = [len(tasks) * i // number for i in range(number + 1)]
-        pieces += [(need, tasks[bounds[i] : bounds[i + 1]]) for i in range(number)]
-    lanes = min(len(pieces), max_running or len(pieces))
-    found = []
+        pieces += [(need, tasks[len(tasks) * i // number : len(tasks) * (i + 1) // number]) for i in range(number)]
+    number = min(len(pieces), max_running or len(pieces))
+    found: list[list[Array]] = [[] for _ in range(number)]
     for i, (need, tasks) in enumerate(pieces):
-        share = len(tasks) if max_running is None else max_running // lanes + (i % lanes < max_running % lanes)
-        found.append(Array(tasks, need, min(share, len(tasks)), i - lanes if i >= lanes else None))
+        lane = i % number
+        share = len(tasks) if max_running is None else max_running // number + (lane < max_running % number)
+        found[lane].append(Array(tasks, need, min(share, len(tasks))))
     return found
 
 
@@ -210,42 +205,38 @@ def resources(devices: int, gpus: int | None, cpus: int) -> tuple[int | None, in
     return (max(gpus, devices), cpus) if gpus else (None, cpus * devices)
 
 
-def follow(
-    runs: Sequence[Path],
-    display: Display,
-    ask: Callable[[Iterable[str]], Mapping[str, str]] = job_states,
-    seconds: float = TICK,
-) -> bool:
+def follow(runs: Sequence[Path], display: Display) -> bool:
     """Wait until the jobs of all `runs` have ended and report to the display; returns True if all runs are done.
 
-    If a job has ended and its run has not recorded why, the state of the job goes into its status.json. Reads only the
-    files of runs whose jobs are running, so that ten thousand waiting ones cost nothing.
+    Reads only the files of runs whose jobs are running, so that ten thousand waiting ones cost nothing.
     """
     left = {run: str(RunDirectory(run).status().get("slurm")) for run in runs}  # run -> job
     running: set[Path] = set()
     job_state: dict[str, str] = {}  # job -> its latest state in SLURM
-    unknown: set[str] = set()
+    missing: set[str] = set()  # jobs that SLURM did not list
     explained: set[str] = set()
     all_done = True
     for tick in count():
-        if tick % _ASK_TICKS == 0:
+        if tick % ASK_TICKS == 0:
             jobs = set(left.values())
             try:
-                found = ask(jobs)
+                found = job_states(jobs)
             except RunError as error:
                 display.note(f"{error}; trying again.")
             else:
-                missing = jobs - set(found)  # counts as gone if it happens twice in a row
-                job_state = {**found, **{job: GONE if job in unknown else "RUNNING" for job in missing}}
-                unknown = missing
-                _explain(Counter(word for word in job_state.values() if meaning(word) == "waiting"), explained, display)
+                missing_before, missing = missing, jobs - set(found)
+                job_state = found | {job: GONE if job in missing_before else "RUNNING" for job in missing}
+                for reason, number in Counter(filter(_is_unusual, found.values())).items():
+                    if reason not in explained:
+                        explained.add(reason)
+                        display.note(f"{plural(number, 'job')} {reason}: squeue(1) explains the reason.")
         for run, job in list(left.items()):
             means = meaning(job_state.get(job))
             if means is None or (means == "waiting" and run not in running):
                 continue
-            over = means in ("broken", "ended")
-            line = settle(RunDirectory(run), job_state) if over else read_state(RunDirectory(run), job_state)
-            if line.state == "done" or over:
+            ended = means in ("broken", "ended")
+            line = settle(RunDirectory(run), job_state) if ended else read_state(RunDirectory(run), job_state)
+            if line.state == "done" or ended:
                 del left[run]
                 running.discard(run)
                 all_done = all_done and line.state == "done"
@@ -258,43 +249,35 @@ def follow(
                 display.ended(run, "interrupted", None, again=True)
         display.tick()
         if not left:
-            return all_done
-        time.sleep(seconds)
-    raise AssertionError
+            break
+        time.sleep(TICK)
+    return all_done
 
 
 def settle(run: RunDirectory, job_state: Mapping[str, str]) -> RunState:
-    """The line of a run whose job has ended. If the run has not recorded why, the state of the job goes into its
+    """The state of a run whose job has ended. If the run has not recorded why, the state of the job goes into its
     status.json."""
     line, status = read_state(run, job_state), run.status()
-    claimed = status.get("state"), status.get("error")
-    if line.state in ("failed", "interrupted") and claimed != (line.state, line.error):
+    recorded_end = status.get("state"), status.get("error")
+    if line.state in ("failed", "interrupted") and recorded_end != (line.state, line.error):
         write_state(run, "failed" if line.state == "failed" else "interrupted", line.error)
     return line
 
 
-def _explain(waiting: Mapping[str, int], explained: set[str], display: Display) -> None:
-    """Report each unusual reason for waiting once."""
-    for word, number in waiting.items():
-        if "(" in word and word not in explained and not any(reason in word for reason in _USUAL_REASONS):
-            explained.add(word)
-            display.note(f"{plural(number, 'job')} {word}: squeue(1) explains the reason.")
+def _is_unusual(job_state: str) -> bool:
+    """Whether a job waits for a reason that its user should know, such as ``PENDING (JobHeldUser)``."""
+    waits = meaning(job_state) == "waiting" and "(" in job_state
+    return waits and not any(reason in job_state for reason in _USUAL_REASONS)
 
 
-def _sbatch(tasks: Sequence[Task], sweep: Path, options: Mapping[str, Any]) -> list[str]:
+def _sbatch(executor: "SlurmExecutor", tasks: Sequence[Task]) -> list[str]:
     """Submit the tasks, as a job array if there are several; returns the job id of each.
 
-    options: parameters of submitit; those that are None are left out. Raises ConfigError with the message of sbatch if
-    it refuses the jobs.
+    Raises ConfigError with the message of sbatch if it refuses the jobs.
     """
-    from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.helpers import clean_env
 
-    python = _PYTHON.format(shlex.quote(sys.executable))
-    executor = SlurmExecutor(sweep.resolve() / LOGS, max_num_timeout=sys.maxsize, python=python)
-    executor.update_parameters(**{key: value for key, value in options.items() if value is not None})
-    executor.update_parameters(wckey=None)  # submitit sets one, which clusters that use wckeys would refuse
     slurm_conf = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     try:
         # sbatch would read options from the variables of a surrounding job. submitit also prints what it raises.

@@ -9,22 +9,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from newllm.errors import RunError
+from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-_CLAIM_SECONDS = 30.0  # how long the launcher has to record the job id of a run
+_LOCK_PATIENCE = 30.0  # seconds; file systems that nodes share may be slow
 
 
 @dataclass
@@ -35,22 +34,26 @@ class Task:
         sweep: folder of the sweep.
         name: job name, shared by the jobs of one launch.
         runs: run directories of the job.
-        policy: how failures are handled; the launcher handles `canary`.
+        policy: how failures are handled, without a canary.
         jobs_per_gpu: runs that share a GPU.
         requeues: how often the job may still be requeued.
     """
 
     sweep: str
     name: str
-    runs: tuple[str, ...]
+    runs: list[str]
     policy: Policy
     jobs_per_gpu: int
     requeues: int
 
     def __call__(self) -> None:
         """Execute the queued runs. Raises RunError if one fails, so that SLURM reports FAILED too."""
+        from submitit import JobEnvironment
+
         directories = [RunDirectory(run) for run in self.runs]
-        _claim(directories, job_id(os.environ))
+        for run in directories:  # the launcher does so too, unless it was killed after sbatch
+            with suppress(ConfigError), run.locked(_LOCK_PATIENCE):
+                run.update_status(slurm=JobEnvironment().job_id)
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)):
             _queue_again(directories)
         # If SLURM allots no GPU, the job must not use one.
@@ -98,22 +101,6 @@ class Task:
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
-def job_id(environment: Mapping[str, str]) -> str:
-    """The id of this job as squeue shows it: ``123``, or ``123_4`` for a task of an array."""
-    array = environment.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
-
-
-def _claim(directories: Iterable[RunDirectory], job: str) -> None:
-    """Wait until each run records this job's id. The launcher writes it, unless it was killed after sbatch."""
-    deadline = time.monotonic() + _CLAIM_SECONDS
-    for directory in directories:
-        while directory.status().get("slurm") != job:
-            if time.monotonic() > deadline:
-                directory.update_status(slurm=job)
-            time.sleep(0.1)
-
-
 def _queue_again(directories: Iterable[RunDirectory]) -> None:
     """Queue the runs that were stopped with the job or cut off with its machine."""
     for directory in directories:
@@ -127,12 +114,12 @@ def main(argv: list[str]) -> int:
     from newllm.sweep.slots import Slots, available_cores, visible_gpus
 
     import_everything()
-    job = json.loads(argv[0])
+    task = json.loads(argv[0])
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or available_cores())
-    slots = partial(Slots, cores, visible_gpus(), jobs_per_gpu=job["jobs_per_gpu"])
-    policy = replace(Policy(**job["policy"]), canary=False)
+    slots = partial(Slots, cores, visible_gpus(), jobs_per_gpu=task["jobs_per_gpu"])
     unrecorded = nullcontext(lambda **changes: None)
-    return execute(Path(job["sweep"]), [Path(run) for run in job["runs"]], policy, slots, {}, unrecorded)
+    runs = [Path(run) for run in task["runs"]]
+    return execute(Path(task["sweep"]), runs, Policy(**task["policy"]), slots, {}, unrecorded)
 
 
 if __name__ == "__main__":

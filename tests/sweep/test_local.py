@@ -125,12 +125,16 @@ def test_a_killed_launcher_leaves_nothing_behind_and_a_second_start_makes_good(
         assert state(run)["attempt"] == (2 if seed < 3 else 1)
 
 
-def test_ctrl_c_lets_runs_save(tmp_path: Path) -> None:
+def test_ctrl_c_lets_runs_save_also_in_a_background_job_under_nohup(tmp_path: Path) -> None:
+    def ignore_signals() -> None:  # as a shell script does for its background jobs, and nohup
+        for signum in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
+
     runs = [freeze(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2, 3)]
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, str(tmp_path), *map(str, runs)], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", LAUNCH, str(tmp_path), *map(str, runs)]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=ignore_signals)
     until(lambda: in_training(runs[0]) and in_training(runs[1]))
+    launcher.send_signal(signal.SIGHUP)  # without effect
     launcher.send_signal(signal.SIGINT)
     printed, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 130

@@ -9,8 +9,9 @@ import pytest
 
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
+from newllm.sweep import slurm
 from newllm.sweep.launches import Policy, launches
-from newllm.sweep.slurm import Array, Slurm, arrays, follow, resources, settle
+from newllm.sweep.slurm import Array, Slurm, follow, lanes, resources, settle
 from newllm.sweep.slurm_job import Task
 from newllm.sweep.slurm_states import job_states
 from tests.support.sweep_folders import make_run
@@ -30,35 +31,37 @@ def program(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
+def run_paths(number: int) -> list[Path]:
+    return [Path(f"s{seed}") for seed in range(number)]
+
+
 @pytest.mark.parametrize("runs", [1, 4, 5, 41])
-@pytest.mark.parametrize("packed", [1, 3])
-@pytest.mark.parametrize("cap", [None, 1, 2, 7])
-def test_arrays_hold_each_run_once_below_the_largest_size_and_the_cap(runs: int, packed: int, cap: int | None) -> None:
-    found = arrays([1] * runs, packed, largest=4, max_running=cap)
-    assert sorted(run for array in found for task in array.tasks for run in task) == list(range(runs))
-    assert all(len(array.tasks) <= 4 for array in found)
-    assert all(len(task) <= packed for array in found for task in array.tasks)
-    assert all(array.cap >= 1 for array in found)
-    if cap:
-        assert sum(array.cap for array in found if array.after is None) <= cap
-        for i, array in enumerate(found):  # one that waits has no more room than the one that it waits for had
-            assert array.after is None or (array.after < i and lane_cap(found, array) >= array.cap)
-
-
-def lane_cap(found: list[Array], array: Array) -> int:
-    while array.after is not None:
-        array = found[array.after]
-    return array.cap
+@pytest.mark.parametrize("runs_per_job", [1, 3])
+@pytest.mark.parametrize("max_running", [None, 1, 2, 7])
+def test_arrays_hold_each_run_once_below_the_largest_size_and_the_cap(
+    runs: int, runs_per_job: int, max_running: int | None
+) -> None:
+    found = lanes(dict.fromkeys(run_paths(runs), 1), runs_per_job, largest=4, max_running=max_running)
+    arrays = [array for lane in found for array in lane]
+    assert sorted(run for array in arrays for task in array.tasks for run in task) == sorted(run_paths(runs))
+    assert all(len(array.tasks) <= 4 for array in arrays)
+    assert all(len(task) <= runs_per_job for array in arrays for task in array.tasks)
+    assert all(array.cap >= 1 for array in arrays)
+    if max_running:
+        assert sum(max(array.cap for array in lane) for lane in found) <= max_running
 
 
 def test_arrays_of_about_equal_size_share_the_cap() -> None:
-    found = arrays([1] * 9, 1, largest=4, max_running=5)
-    assert [(len(array.tasks), array.cap) for array in found] == [(3, 2), (3, 2), (3, 1)]
+    found = lanes(dict.fromkeys(run_paths(9), 1), 1, largest=4, max_running=5)
+    assert [[(len(array.tasks), array.cap) for array in lane] for lane in found] == [[(3, 2)], [(3, 2)], [(3, 1)]]
+    waiting = lanes(dict.fromkeys(run_paths(9), 1), 1, largest=4, max_running=2)
+    assert [[(len(array.tasks), array.cap) for array in lane] for lane in waiting] == [[(3, 1), (3, 1)], [(3, 1)]]
 
 
 def test_runs_that_need_more_devices_get_arrays_of_their_own() -> None:
-    found = arrays([1, 2, 1, 2], 2, largest=100, max_running=None, first_run=1)
-    assert [(array.devices, array.tasks) for array in found] == [(1, ((1, 3),)), (2, ((2, 4),))]
+    one, two, three, four = run_paths(4)
+    found = lanes({one: 1, two: 2, three: 1, four: 2}, 2, largest=100, max_running=None)
+    assert found == [[Array([[one, three]], devices=1, cap=1)], [Array([[two, four]], devices=2, cap=1)]]
     assert resources(devices=4, gpus=1, cpus=8) == (4, 8)
     assert resources(devices=2, gpus=None, cpus=3) == (None, 6)
 
@@ -121,7 +124,9 @@ class Notes:
     def tick(self) -> None: ...
 
 
-def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(tmp_path: Path) -> None:
+def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = make_run(tmp_path, "a", slurm="1_0"), make_run(tmp_path, "b", slurm="1_1")
     script: deque[tuple[str, dict[str, str] | None]] = deque([
         ("queued", None),
@@ -139,8 +144,10 @@ def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(t
             raise RunError("SLURM is away")
         return words
 
+    monkeypatch.setattr(slurm, "job_states", ask)
+    monkeypatch.setattr(slurm, "TICK", 0)
     notes = Notes()
-    assert follow([a.path, b.path], notes, ask, seconds=0) is False
+    assert follow([a.path, b.path], notes) is False
     assert notes.told == [
         "SLURM is away; trying again.",
         "1 job PENDING (JobHeldUser): squeue(1) explains the reason.",
@@ -154,7 +161,7 @@ def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(t
 
 def test_a_job_that_may_not_queue_again_says_why(tmp_path: Path) -> None:
     run = make_run(tmp_path, "run", state="interrupted", slurm="5")
-    task = Task(str(tmp_path), "newllm", (str(run.path),), Policy(), jobs_per_gpu=1, requeues=1)
+    task = Task(str(tmp_path), "newllm", [str(run.path)], Policy(), jobs_per_gpu=1, requeues=1)
     before = signal.getsignal(signal.SIGUSR2)
     try:
         again = task.checkpoint()
