@@ -4,7 +4,7 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,9 +42,6 @@ class Embeddings(Stage):
     Rows without a counterpart in the matrix keep their initial values.
     """
 
-    def check(self, cfg: DictConfig, model: LanguageModel, data: Dataset) -> None:
-        self.check_source(cfg, data.tokenizer, model.embed.embedding_dim)
-
     def run(self, run: Run) -> StageResult:
         weight, checkpoint = run.model.embed.weight, run.directory.last_checkpoint
         if checkpoint.exists() and not weight.requires_grad:  # the checkpoint has the same matrix
@@ -55,10 +52,6 @@ class Embeddings(Stage):
             rows = min(len(weight), len(matrix))
             weight[:rows] = matrix[:rows]
         return StageResult()
-
-    @abstractmethod
-    def check_source(self, cfg: DictConfig, tokenizer: Tokenizer, embed_dim: int) -> None:
-        """Raise ConfigError unless the matrix has this width and this tokenizer's ids. Writes nothing."""
 
     @abstractmethod
     def matrix(self, run: Run) -> Tensor:
@@ -92,14 +85,15 @@ class Corpus(Embeddings):
         self.tokens, self.num_layers, self.epochs = tokens, num_layers, epochs
         self.batch_tokens, self.lr, self.seed = batch_tokens, lr, seed
 
-    def check_source(self, cfg: DictConfig, tokenizer: Tokenizer, embed_dim: int) -> None:
+    def check(self, cfg: DictConfig, model: LanguageModel, data: Dataset) -> None:
         if self.tokens != "same" and cfg.data.split != "document":
             raise ConfigError(
                 f"embeddings.tokens={self.tokens} would train on validation rows of this run, since data.split="
                 f"{cfg.data.split} selects them by the amount of text; type embeddings.tokens=same."
             )
         with torch.device("meta"):  # raises ConfigError for impossible sizes
-            build_model(self._config(cfg, embed_dim, cfg.runtime.threads), tokens=tokenizer.vocab_size)
+            transformer = self._config(cfg, model.embed.embedding_dim, cfg.runtime.threads)
+            build_model(transformer, tokens=data.tokenizer.vocab_size)
 
     def matrix(self, run: Run) -> Tensor:
         if self.tokens != "same" and np.may_share_memory(run.data.stream("train"), run.data.stream("val")):
@@ -112,16 +106,16 @@ class Corpus(Embeddings):
         directory = RunDirectory(folder)
         if directory.is_done():
             run.console.line(f"Embeddings: trained on this text already, by the run {folder}.")
-            return _read(str(directory.best_checkpoint), WEIGHT, "embeddings=corpus")
-        run.console.line(f"Embeddings: trained on this text first, by an ordinary run in {folder}.")
-        with locked(folder, "embeddings"):
-            if not directory.is_done():  # another process may have trained them while this one waited
-                with open_dict(cfg):
-                    cfg.run_dir = str(folder)
-                if status := train(cfg):
-                    raise Interrupted(status - 128)
-        run.runtime.apply()  # that run has set its own
-        run.console.line(f"The embeddings are trained; other runs that need them will load them from {folder}.")
+        else:
+            run.console.line(f"Embeddings: trained on this text first, by an ordinary run in {folder}.")
+            with locked(folder, "embeddings"):
+                if not directory.is_done():  # another process may have trained them while this one waited
+                    with open_dict(cfg):
+                        cfg.run_dir = str(folder)
+                    if status := train(cfg):
+                        raise Interrupted(status - 128)
+            run.runtime.apply()  # that run has set its own
+            run.console.line(f"The embeddings are trained; other runs that need them will load them from {folder}.")
         return _read(str(directory.best_checkpoint), WEIGHT, "embeddings=corpus")
 
     def _config(self, cfg: DictConfig, embed_dim: int, threads: int | str) -> DictConfig:
@@ -156,28 +150,30 @@ class _Stored(Embeddings):
         """The file and the name of the matrix in it; raises ConfigError if there is none."""
 
     @abstractmethod
-    def tokenizer_of(self, cfg: DictConfig, mine: Tokenizer) -> tuple[Tokenizer | None, str]:
+    def tokenizer_of(self, cfg: DictConfig, data: Dataset) -> tuple[Tokenizer | None, str]:
         """The tokenizer of the matrix (None: unknown), and the value of data.tokenizer that selects it."""
 
-    def check_source(self, cfg: DictConfig, tokenizer: Tokenizer, embed_dim: int) -> None:
-        (path, key), (theirs, choice) = self.find(), self.tokenizer_of(cfg, tokenizer)
+    def check(self, cfg: DictConfig, model: LanguageModel, data: Dataset) -> None:
+        path, key = self.find()
         with _opened(path, self.setting) as file:
             rows, width = file.get_slice(key).get_shape()
-        mine = f"data.tokenizer={cfg.data.tokenizer}"
-        if theirs is not None and theirs.backend.get_vocab() != tokenizer.backend.get_vocab():
+        tokenizer, choice = self.tokenizer_of(cfg, data)
+        ids, selected = data.tokenizer.vocab_size, f"data.tokenizer={cfg.data.tokenizer}"
+        if tokenizer is not None and tokenizer.backend.get_vocab() != data.tokenizer.backend.get_vocab():
             raise ConfigError(
-                f"{self.setting} was trained with another tokenizer ({theirs.vocab_size:,} ids) than "
-                f"the {tokenizer.vocab_size:,} of {mine}; type data.tokenizer={choice}."
+                f"{self.setting} was trained with another tokenizer ({tokenizer.vocab_size:,} ids) than "
+                f"the {ids:,} of {selected}; type data.tokenizer={choice}."
             )
-        if width != embed_dim:
+        if width != model.embed.embedding_dim:
             option = "model.embed_dim" if "embed_dim" in cfg.model else "model.hidden_size"
             raise ConfigError(
-                f"{self.setting} has embeddings of {width} dims and {option} is {embed_dim}; type {option}={width}."
+                f"{self.setting} has embeddings of {width} dims and {option} is {model.embed.embedding_dim}; "
+                f"type {option}={width}."
             )
-        if rows < tokenizer.vocab_size or (theirs is None and rows != tokenizer.vocab_size):
+        if rows < ids or (tokenizer is None and rows != ids):
             raise ConfigError(
-                f"{self.setting} has embeddings of {rows:,} ids and {mine} has {tokenizer.vocab_size:,}; type the "
-                "data.tokenizer it was trained with."
+                f"{self.setting} has embeddings of {rows:,} ids and {selected} has {ids:,}; type the data.tokenizer "
+                "that it was trained with."
             )
 
     def matrix(self, run: Run) -> Tensor:
@@ -195,7 +191,7 @@ class FromRun(_Stored):
     def find(self) -> tuple[str, str]:
         return str(self._directory().best_checkpoint), WEIGHT
 
-    def tokenizer_of(self, cfg: DictConfig, mine: Tokenizer) -> tuple[Tokenizer, str]:
+    def tokenizer_of(self, cfg: DictConfig, data: Dataset) -> tuple[Tokenizer, str]:
         folder = self._directory().tokenizer
         return Tokenizer.load(folder), str(folder)
 
@@ -221,23 +217,22 @@ class Pretrained(_Stored):
 
     def __init__(self, name: str = "gpt2") -> None:
         self.name, self.setting = name, f"embeddings.name={name}"
+        self.folder = Path(name).expanduser()
 
-    def tokenizer_of(self, cfg: DictConfig, mine: Tokenizer) -> tuple[Tokenizer | None, str]:
+    def tokenizer_of(self, cfg: DictConfig, data: Dataset) -> tuple[Tokenizer | None, str]:
         if cfg.data.tokenizer == self.name:
-            return mine, self.name
-        folder = Path(self.name).expanduser()
-        if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZERS):
+            return data.tokenizer, self.name
+        if self.folder.is_dir() and not any((self.folder / file).exists() for file in TOKENIZERS):
             return None, self.name  # transformers would create an empty one
-        try:
+        with suppress(ConfigError):
             return pretrained_tokenizer(self.name, cache_folder(cfg.runtime)), self.name
-        except ConfigError:
-            return None, self.name
+        return None, self.name
 
     def find(self) -> tuple[str, str]:
-        path = self._path(FILE)
-        if path is None and (index := self._path(INDEX)) is not None:
+        path = self._file(FILE)
+        if path is None and (index := self._file(INDEX)) is not None:
             files = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-            path = self._path(files[self._key(files)])
+            path = self._file(files[self._key(files)])
         if path is None:
             raise ConfigError(
                 f"{self.setting} has no {FILE}; type the name of a repository on the Hugging Face hub that has one, or "
@@ -247,26 +242,28 @@ class Pretrained(_Stored):
             return path, self._key(file.keys())
 
     def _key(self, keys: Iterable[str]) -> str:
-        found = [key for key in keys if f".{key}".endswith(tuple(f".{name}" for name in NAMES))]
-        if len(found) != 1:
+        matching = [key for key in keys if f".{key}".endswith(tuple(f".{name}" for name in NAMES))]
+        if len(matching) != 1:
             raise ConfigError(
                 f"{self.setting} has no token embeddings with a known name ({', '.join(NAMES)}); type "
                 "embeddings.name=gpt2, or embeddings=corpus."
             )
-        return found[0]
+        return matching[0]
 
-    def _path(self, file: str) -> str | None:
+    def _file(self, name: str) -> str | None:
         """Path of a file of the checkpoint, downloaded if necessary; None if there is no such file."""
-        folder = Path(self.name).expanduser()
-        if folder.is_dir():
-            return str(folder / file) if (folder / file).is_file() else None
+        if self.folder.is_dir():
+            return str(self.folder / name) if (self.folder / name).is_file() else None
         if self.name.count("/") > 1 or self.name.startswith(("/", ".", "~")):
             raise ConfigError(
                 f"{self.setting} does not exist; it must be the name of a repository on the Hugging Face hub, as gpt2, "
                 f"or a folder with {FILE}."
             )
-        if cached := self._cached(file, offline=True):
-            return cached
+        os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")
+        from transformers.utils.hub import cached_file
+
+        with suppress(OSError):  # not in the local cache
+            return str(cached_file(self.name, name, local_files_only=True))
         try:
             require_hub(f"embeddings of {self.name}")
         except ConfigError as error:
@@ -274,17 +271,9 @@ class Pretrained(_Stored):
                 f"{self.setting} is no folder, and {str(error).partition(';')[0]}; type embeddings=corpus (trained on "
                 "the text of the run) or embeddings.name=FOLDER."
             ) from None
-        return self._cached(file, offline=False)
-
-    def _cached(self, file: str, offline: bool) -> str | None:
-        os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")
-        from transformers.utils.hub import cached_file
-
-        try:
-            path: str | None = cached_file(self.name, file, local_files_only=offline)
-        except OSError:  # no such file or repository, or no network
-            return None
-        return path
+        with suppress(OSError):  # no such file or repository, or no network
+            return str(cached_file(self.name, name))
+        return None
 
 
 @contextmanager

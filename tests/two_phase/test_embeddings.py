@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,7 +203,7 @@ def refusal(asked: tuple[Embeddings, DictConfig, Dataset]) -> str:
     embeddings, cfg, data = asked
     width = cfg.model.get("embed_dim") or cfg.model.hidden_size
     with pytest.raises(ConfigError) as caught:
-        embeddings.check_source(cfg, data.tokenizer, width)
+        embeddings.check(cfg, SimpleNamespace(embed=SimpleNamespace(embedding_dim=width)), data)
     message = str(caught.value)
     assert "\n" not in message
     return message
