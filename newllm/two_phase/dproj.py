@@ -11,7 +11,7 @@ from newllm.attention.layer import linear
 from newllm.checks import above, at_least
 from newllm.model.init import init_weights
 from newllm.model.transformer import Transformer
-from newllm.two_phase.recurrence import Recurrence
+from newllm.two_phase.recurrence import Recurrence, scan
 
 
 class DProj(Recurrence):
@@ -102,11 +102,9 @@ class DProjTransformer(Transformer):
         state = None if cache is None else cache.state
         if state is None:
             state = embedded.new_zeros(len(input_ids), self.hidden_size)
-        if torch.compiler.is_compiling():
-            from newllm.two_phase.compile_boundary import scan  # imports torch.compile's machinery
-        else:
-            from newllm.two_phase.recurrence import scan
-        projected = scan(self.projection, embedded, state)[:, :, 0]
+        # torch.compile would unroll the scan token by token, so the graph is cut around it.
+        scan_rows = torch.compiler.disable(scan) if torch.compiler.is_compiling() else scan
+        projected = scan_rows(self.projection, embedded, state)[:, :, 0]
         if cache is not None:
             cache.state = projected[:, -1].clone()  # a copy frees the other states
         return projected

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-Inputs = Callable[[int, int], Tensor]  # [start, stop) -> the inputs [stop - start, I] of these places
-Piece = tuple[tuple[int, int], Tensor]  # [start, stop), and the states [stop - start, layers, C] of these places
+Inputs = Callable[[int, int], Tensor]  # start, stop -> the inputs [stop - start, I] of these tokens
+Piece = tuple[tuple[int, int], Tensor]  # (start, stop), and the states [stop - start, layers, C] of these tokens
 
-_SEGMENTS = 64  # rows of a product on which a CPU comes near its speed on large ones
-_BLOCK = 2048  # tokens whose inputs and states exist at one time
-_PROBES = 4  # places of the stream from which forgetting is measured
-_PATIENCE = 16  # the part of the stream in which a start must be forgotten
+_SEGMENTS = 64  # rows at which a CPU's matrix products come near their speed for large matrices
+_BLOCK = 2048  # tokens whose inputs and states are in memory at a time
+_PROBES = 4  # places of the stream where forgetting is measured
+_PATIENCE = 16  # the recurrence must forget within 1 / _PATIENCE of the stream
 # Largest differences by rounding alone were 3.5e-6 and 0.043 in blocks of 3 x 1536.
 _TOLERANCES = {torch.float32: 8e-6, torch.bfloat16: 1 / 16}
 
@@ -20,7 +20,7 @@ _TOLERANCES = {torch.float32: 8e-6, torch.bfloat16: 1 / 16}
 class Recurrence(nn.Module):
     """``c_t = f(c_{t-1}, u_t)`` through `layers` layers of width C; the last one's state is carried to the next token.
 
-    What the inputs u_t add in each layer does not depend on the contexts, so it stands apart and is made for many
+    What the inputs u_t add in each layer (their share) does not depend on the contexts, so it is computed for many
     tokens at once: a subclass has `project` and `step`.
     """
 
@@ -29,11 +29,11 @@ class Recurrence(nn.Module):
     inputs: int  # I, the size of u_t
 
     def project(self, inputs: Tensor) -> Tensor:
-        """The share [.., layers, C] that the inputs [.., I] have in each layer."""
+        """The share [.., layers, C] of the inputs [.., I] in each layer."""
         raise NotImplementedError
 
     def step(self, context: Tensor, share: Tensor) -> Tensor:
-        """The states [N, layers, C] of all layers, of the contexts [N, C] before and the shares [N, layers, C]."""
+        """States [N, layers, C] of all layers from the previous contexts [N, C] and the shares [N, layers, C]."""
         raise NotImplementedError
 
     def forward(self, context: Tensor, inputs: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Recurrence(nn.Module):
 def scan(recurrence: Recurrence, inputs: Tensor, start: Tensor) -> Tensor:
     """The states [B, T, layers, C] of rows of inputs [B, T, I] from the contexts `start` [B, C], token by token.
 
-    Differentiable through time. The inputs' share of the products is made for all T at once.
+    Differentiable through time. The share of the inputs is computed for all T tokens at once.
     """
     states, context = [], start
     for share in recurrence.project(inputs).unbind(1):  # [B, layers, C] each
@@ -57,31 +57,34 @@ def scan(recurrence: Recurrence, inputs: Tensor, start: Tensor) -> Tensor:
 def sequential(
     recurrence: Recurrence, inputs: Inputs, count: int, start: Tensor, tolerance: float | None = None
 ) -> Iterator[Piece]:
-    """The true recurrence over one long stream of `count` tokens from the context `start` [C], in any order of pieces.
+    """The true recurrence over one long stream of `count` tokens from the context `start` [C].
 
-    What `scan` of the whole stream gives, but many times as fast where the recurrence forgets. The stream is cut into
-    segments that run side by side (multiple shooting, Bock & Plitt 1984), each from what some tokens before it leave of
-    zeros. Then every start is compared with the end of the segment before: those that differ by more than `tolerance`
-    anywhere are run again from that end, until all agree. A recurrence that does not forget, or where most of them are
-    wrong, goes token by token.
+    Gives what `scan` of the whole stream would, many times as fast if the recurrence forgets. The stream is cut into
+    segments that run side by side (multiple shooting, Bock & Plitt 1984). Each starts from the context that some tokens
+    before it give when run from zeros. Then the start of every segment is compared with the end of the previous one.
+    Segments whose starts differ by more than `tolerance` anywhere are run again from that end, until all agree. If the
+    recurrence does not forget, or most starts are wrong, it runs token by token.
 
     With S segments of T tokens that start w tokens early, and a product of r rows that costs 9 + r (its weights are
-    read, then used), the least of (T + w)(9 + S) is at T = sqrt(S T w) / 3.
+    read, then used), the minimum of (T + w)(9 + S) is at T = sqrt(S T w) / 3.
 
-    A range may come again, corrected: what comes last holds. inputs(start, stop): asked for by range, so the whole
-    stream need not be in memory. tolerance: None is twice what rounding alone makes of two passes from the same start,
-    8e-6 in fp32 and 1/16 under bf16 autocast. Starts are twice as many tokens old as that takes, so they are nearer.
+    Pieces come in any order, and a corrected piece may follow for the same tokens. inputs: called by range, so that the
+    whole stream need not be in memory. tolerance: None: twice the difference that rounding alone makes between two
+    passes from the same start, 8e-6 in fp32 and 1/16 under bf16 autocast.
     """
     if tolerance is None:
-        tolerance = _tolerance(start)
-    warm = 2 * _forgetting(recurrence, inputs, count, start, tolerance)
-    length = max(-(-count // _SEGMENTS), math.isqrt(count * warm) // 3, warm, 1)
+        device = start.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else start.dtype
+        tolerance = _TOLERANCES.get(dtype, 128 * torch.finfo(dtype).eps)  # of contexts of variance 1
+    # Twice as many tokens as forgetting takes, so that most starts agree at once.
+    warm_up = 2 * _tokens_to_forget(recurrence, inputs, count, start, tolerance)
+    length = max(-(-count // _SEGMENTS), math.isqrt(count * warm_up) // 3, warm_up, 1)
     begins = list(range(0, count, length))
-    if warm == 0 or len(begins) < 2:
-        yield from _side_by_side(recurrence, inputs, [(0, count)], start[None].clone())
+    if warm_up == 0 or len(begins) < 2:
+        yield from _run_spans(recurrence, inputs, [(0, count)], start[None].clone())
         return
     starts = start.new_zeros(len(begins), len(start))
-    for _ in _side_by_side(recurrence, inputs, [(begin - warm, begin) for begin in begins[1:]], starts[1:]):
+    for _ in _run_spans(recurrence, inputs, [(begin - warm_up, begin) for begin in begins[1:]], starts[1:]):
         pass
     starts[0] = start
     spans = [(begin, min(begin + length, count)) for begin in begins]
@@ -90,37 +93,36 @@ def sequential(
     while wrong.any():
         rows = wrong.nonzero()[:, 0]
         contexts = starts[rows]
-        yield from _side_by_side(recurrence, inputs, [spans[row] for row in rows], contexts)
+        yield from _run_spans(recurrence, inputs, [spans[row] for row in rows], contexts)
         ends[rows] = contexts
         wrong = torch.cat([torch.zeros(1), (starts[1:] - ends[:-1]).abs().amax(dim=1).cpu()]) > tolerance
         if 2 * int(wrong.sum()) > len(spans):  # it remembers more than was measured
             first = int(wrong.nonzero()[0, 0])
-            yield from _side_by_side(recurrence, inputs, [(begins[first], count)], ends[first - 1 : first].clone())
+            yield from _run_spans(recurrence, inputs, [(begins[first], count)], ends[first - 1 : first].clone())
             return
         starts[1:][wrong[1:]] = ends[:-1][wrong[1:]]
 
 
-def _side_by_side(
+def _run_spans(
     recurrence: Recurrence, inputs: Inputs, spans: Sequence[tuple[int, int]], contexts: Tensor
 ) -> Iterator[Piece]:
-    """Run spans [begin, end) of the stream at once from `contexts` [S, C], which become the contexts at their ends.
+    """Run spans [begin, end) of the stream side by side from `contexts` [S, C], which become the contexts at the ends.
 
-    All spans but the last are equally long, and the last is no longer.
+    All spans but the last have the same length, and the last is not longer.
     """
     done = 0
     while running := [begin + done for begin, end in spans if begin + done < end]:
         shortest = min(end - begin for begin, end in spans[: len(running)]) - done
         size = min(shortest, max(1, _BLOCK // len(running)))
-        states = scan(
-            recurrence, torch.stack([inputs(at, at + size) for at in running]), contexts[: len(running)]
-        )  # [S, size, layers, C]
+        windows = torch.stack([inputs(at, at + size) for at in running])
+        states = scan(recurrence, windows, contexts[: len(running)])  # [S, size, layers, C]
         contexts[: len(running)] = states[:, -1, -1]
         for at, row in zip(running, states, strict=True):
             yield (at, at + size), row
         done += size
 
 
-def _forgetting(recurrence: Recurrence, inputs: Inputs, count: int, start: Tensor, tolerance: float) -> int:
+def _tokens_to_forget(recurrence: Recurrence, inputs: Inputs, count: int, start: Tensor, tolerance: float) -> int:
     """Tokens after which zeros and a state of norm sqrt(C) have led to the same context; 0 if they do not.
 
     Measured from several places of the stream at once.
@@ -132,17 +134,10 @@ def _forgetting(recurrence: Recurrence, inputs: Inputs, count: int, start: Tenso
     contexts = torch.stack([torch.zeros_like(start), signs]).repeat_interleave(_PROBES, dim=0)  # [2 P, C]
     for done in range(0, limit, 32):
         stop = min(done + 32, limit)
-        some = torch.stack([inputs(place + done, place + stop) for place in places]).repeat(2, 1, 1)
-        states = scan(recurrence, some, contexts)[:, :, -1]  # [2 P, stop - done, C]
+        windows = torch.stack([inputs(place + done, place + stop) for place in places]).repeat(2, 1, 1)
+        states = scan(recurrence, windows, contexts)[:, :, -1]  # [2 P, stop - done, C]
         contexts = states[:, -1]
-        alike = (states[:_PROBES] - states[_PROBES:]).abs().amax(dim=(0, 2)) <= tolerance
-        if alike.any():
-            return done + int(alike.int().argmax()) + 1
+        equal = (states[:_PROBES] - states[_PROBES:]).abs().amax(dim=(0, 2)) <= tolerance
+        if equal.any():
+            return done + int(equal.int().argmax()) + 1
     return 0
-
-
-def _tolerance(context: Tensor) -> float:
-    """Of contexts of variance 1, for the products' arithmetic."""
-    device = context.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else context.dtype
-    return _TOLERANCES.get(dtype, 128 * torch.finfo(dtype).eps)

@@ -1,4 +1,4 @@
-"""A recurrence read token by token, and the fast pass over one stream, which must give the same."""
+"""A recurrence run token by token, and the fast pass over one stream, which must give the same states."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ COUNT = 1500
 
 
 class Turning(Recurrence):
-    """c -> Q c + u with an orthogonal Q: whatever it began from stays for ever."""
+    """c -> Q c + u with an orthogonal Q: it never forgets its start."""
 
     layers, width, inputs = 1, 8, 8
 
@@ -31,14 +31,14 @@ class Turning(Recurrence):
 
 
 class LateTurning(Turning):
-    """It forgets wherever forgetting is measured, and turns in the second eighth of the stream."""
+    """Forgets everywhere but in the second eighth of the stream, where forgetting is not measured."""
 
     def step(self, context: Tensor, share: Tensor) -> Tensor:
         kept = torch.where(share[:, :, :1] > 100, 1.0, 0.1)
         return kept * (context[:, None] @ self.turn) + share
 
 
-def small_block() -> ContextBlock:
+def random_block() -> ContextBlock:
     block = ContextBlock(layers=3, width=64, inputs=128).requires_grad_(False)
     init_weights(block, seed=1, std=0.3, bias_std=0.01)
     return block
@@ -48,17 +48,17 @@ def noise(count: int, width: int) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(0))
 
 
-def one_stream(recurrence: Recurrence, inputs: Tensor, start: Tensor) -> tuple[Tensor, list[int]]:
-    """All states [N, L, C] by `sequential`, and how many spans ran side by side each time."""
+def run_sequential(recurrence: Recurrence, inputs: Tensor, start: Tensor) -> tuple[Tensor, list[int]]:
+    """All states [N, L, C] by `sequential`, and the number of spans that ran side by side each time."""
     runs: list[int] = []
-    inner = module._side_by_side
+    inner = module._run_spans
 
     def counted(recurrence: Recurrence, inputs: Callable, spans: list, contexts: Tensor):
         runs.append(len(spans))
         yield from inner(recurrence, inputs, spans, contexts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_side_by_side", counted)
+        patch.setattr(module, "_run_spans", counted)
         out = inputs.new_full((len(inputs), recurrence.layers, recurrence.width), torch.nan)
         for (begin, end), states in sequential(recurrence, lambda a, b: inputs[a:b], len(inputs), start):
             out[begin:end] = states
@@ -66,14 +66,14 @@ def one_stream(recurrence: Recurrence, inputs: Tensor, start: Tensor) -> tuple[T
 
 
 def test_parallel_pass_with_true_contexts_is_the_recurrence():
-    block, inputs, start = small_block(), noise(50, 128), noise(1, 64)
+    block, inputs, start = random_block(), noise(50, 128), noise(1, 64)
     states = scan(block, inputs[None], start)[0]  # [T, L, C]
     before = torch.cat((start, states[:-1, -1]))
     torch.testing.assert_close(block(before, inputs), states, atol=2e-6, rtol=0)
 
 
 def test_rows_are_independent_and_nothing_sees_the_future():
-    block, inputs = small_block(), noise(60, 128).view(2, 30, 128)
+    block, inputs = random_block(), noise(60, 128).view(2, 30, 128)
     states = scan(block, inputs, noise(2, 64))
     changed = inputs.clone()
     changed[1, 20] += 1
@@ -84,8 +84,8 @@ def test_rows_are_independent_and_nothing_sees_the_future():
 
 
 def test_gradients_go_through_time():
-    """Against the loop over whole steps, weights and inputs of the first token alike."""
-    block = small_block().requires_grad_()
+    """Gradients of weights and inputs equal those of a loop over single tokens."""
+    block = random_block().requires_grad_()
     inputs = noise(8, 128).view(1, 8, 128).requires_grad_()
 
     def gradients(last: Tensor) -> list[Tensor]:
@@ -102,50 +102,50 @@ def test_gradients_go_through_time():
 
 
 @pytest.mark.parametrize("count", [1, 7, 100, COUNT])
-def test_one_stream_is_the_scan(count):
-    block, inputs, start = small_block(), noise(count, 128), noise(1, 64)[0]
-    found, runs = one_stream(block, inputs, start)
+def test_sequential_equals_scan(count):
+    block, inputs, start = random_block(), noise(count, 128), noise(1, 64)[0]
+    found, runs = run_sequential(block, inputs, start)
     torch.testing.assert_close(found, scan(block, inputs[None], start[None])[0], atol=1e-5, rtol=0)
-    assert (max(runs) > 8) == (count == COUNT)  # a long one in segments, which alone makes it fast
-    again, _ = one_stream(block, inputs, start)
+    assert (max(runs) > 8) == (count == COUNT)  # only a long stream is cut into segments
+    again, _ = run_sequential(block, inputs, start)
     assert torch.equal(found, again)
 
 
-def test_one_stream_under_autocast_is_as_near_as_its_rounding():
-    block, inputs, start = small_block(), noise(COUNT, 128), torch.zeros(64)
+def test_sequential_under_autocast_differs_by_rounding_only():
+    block, inputs, start = random_block(), noise(COUNT, 128), torch.zeros(64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, runs = one_stream(block, inputs, start)
+        found, runs = run_sequential(block, inputs, start)
         expected = scan(block, inputs[None], start[None])[0]
     assert max(runs) > 8
     assert (found - expected).square().mean().sqrt() < 0.02
 
 
-def test_a_recurrence_that_remembers_goes_token_by_token():
-    found, runs = one_stream(Turning(), noise(COUNT, 8), noise(1, 8)[0])
+def test_a_recurrence_that_does_not_forget_runs_token_by_token():
+    found, runs = run_sequential(Turning(), noise(COUNT, 8), noise(1, 8)[0])
     expected = scan(Turning(), noise(COUNT, 8)[None], noise(1, 8))[0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert runs == [1]
 
 
-def test_wrong_guesses_are_found_and_run_again():
-    """Segments that begin in a stretch that does not forget start wrong, and later ones inherit it."""
+def test_wrong_starts_are_corrected():
+    """Segments that begin where nothing is forgotten start wrong, and so do later ones."""
     inputs = noise(COUNT, 8) / 10
     inputs[COUNT // 8 : COUNT // 4, 0] += 200
-    found, runs = one_stream(LateTurning(), inputs, noise(1, 8)[0])
+    found, runs = run_sequential(LateTurning(), inputs, noise(1, 8)[0])
     expected = scan(LateTurning(), inputs[None], noise(1, 8))[0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert len(runs) > 2
 
 
-def test_inputs_are_asked_for_in_bounded_portions(monkeypatch):
+def test_inputs_are_read_in_bounded_pieces(monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", 64)
-    asked: list[int] = []
+    sizes: list[int] = []
 
     def inputs(begin: int, end: int) -> Tensor:
-        asked.append(end - begin)
+        sizes.append(end - begin)
         return stream[begin:end]
 
-    block, stream = small_block(), noise(COUNT, 128)
+    block, stream = random_block(), noise(COUNT, 128)
     pieces = [len(states) for _, states in sequential(block, inputs, COUNT, torch.zeros(64))]
-    assert max(asked) <= 64
+    assert max(sizes) <= 64
     assert max(pieces) <= 64
