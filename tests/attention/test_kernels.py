@@ -126,14 +126,15 @@ def test_blocked_needs_no_private_function_of_torch(monkeypatch, dtype):
         torch.testing.assert_close(ours, theirs)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("kernel", ["auto", "row", "digits", "blocked"])
 def test_bf16_keeps_the_bias_exact_far_out(kernel):
     """At position 4000 a bias rounded to bf16 is off by 0.5; the fused paths stay within the noise of bf16 products."""
     q, k, v = inputs(4000, dtype=torch.bfloat16)
-    exact = by_hand(q, k, v, SLOPES["not a bf16 number"], 0.25)
+    exact = by_hand(q[:, :, -256:], k, v, SLOPES["not a bf16 number"], 0.25)
     out = kernels.attend(q, k, v, SLOPES["not a bf16 number"], 0.25, kernel)
     assert out.dtype == torch.bfloat16
-    assert (out.float() - exact).abs().max() < 0.02
+    assert (out[:, :, -256:].float() - exact).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("kernel", ["row", "digits"])

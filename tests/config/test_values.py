@@ -10,6 +10,7 @@ from newllm.build import build
 from newllm.config import compose, effective
 from newllm.config.catalog import plain, shipped
 from newllm.config.compose import catalog_for
+from newllm.config.groups import group_of
 from newllm.config.values import REQUIRED, check_values, convert, expected, fitted, signature_of
 from newllm.errors import ConfigError
 
@@ -222,24 +223,18 @@ def test_other_yaml_files_list_all_options_of_their_class(file: str) -> None:
     assert {*node} - {"_target_"} == {*options}
 
 
-def test_defaults_of_a_constructor_stand_in_one_of_its_yaml_files() -> None:
-    """So that there is one truth; what an axis or the model supplies is theirs to say."""
-    seen: dict[str, dict[str, list[Any]]] = {}
+def test_yaml_files_agree_with_their_constructors() -> None:
+    """A constructor's default is the value in one of its YAML files, and groups.yaml lists what others pass to it."""
+    values: dict[str, dict[str, list[Any]]] = {}
     for group, name in CHOICES:
-        for _, node in nodes(plain(compose([f"{group}={name}"], unused_axes=True)).get(group), group):
+        cfg = compose([f"{group}={name}"], unused_axes=True)
+        for _, node in nodes(plain(cfg).get(group), group):
             for option, value in node.items():
-                seen.setdefault(node["_target_"], {}).setdefault(option, []).append(value)
-    for target, options in seen.items():
+                values.setdefault(node["_target_"], {}).setdefault(option, []).append(value)
+        for path, node in nodes(effective(cfg)[group], group) if name != "none" else []:
+            assert {*signature_of(node["_target_"]).handed} <= {*group_of(group).handed}, path
+    for target, options in values.items():
         for option, parameter in signature_of(target).options.items():
-            elsewhere = any("${" in str(value) for value in options[option])
-            if parameter.default not in (REQUIRED, None) and not elsewhere and "factory" not in repr(parameter):
+            from_an_axis = any("${" in str(value) for value in options[option])
+            if parameter.default not in (REQUIRED, None) and not from_an_axis and "factory" not in repr(parameter):
                 assert parameter.default in options[option], f"{target}: {option}"
-
-
-def test_what_is_handed_over_stands_in_the_table_of_groups() -> None:
-    from newllm.config.groups import group_of
-
-    for group, name in CHOICES:
-        if name != "none":
-            for path, node in nodes(effective(compose([f"{group}={name}"], unused_axes=True))[group], group):
-                assert {*signature_of(node["_target_"]).handed} <= {*group_of(group).handed}, path
