@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 # Upper bounds for tokenizers of about 50k entries, with 4.4 bytes of English text per token. None: no bound.
 VERDICTS: dict[str, float | None] = {
@@ -45,3 +46,9 @@ def diagnose(
     bounds = {verdict: math.inf if bound is None else bound for verdict, bound in verdicts.items()}
     above = [verdict for verdict in sorted(bounds, key=bounds.__getitem__) if scaled < bounds[verdict]]
     return above[0] if above else f"above {max(bounds.values(), default=0):g}"
+
+
+def judge(evaluators: Mapping[str, Any], bytes_per_token: float, ppl: float) -> str:
+    """The verdict on a perplexity by the table of eval.loss if it is among the evaluators' nodes, else by `VERDICTS`."""
+    node = evaluators.get("loss") or {}
+    return diagnose(ppl, bytes_per_token, **{key: node[key] for key in ("verdicts", "reference") if key in node})

@@ -68,9 +68,6 @@ class Distance(Passkey):
             for trial in range(self.trials)
         ]
 
-    def filler_before(self, labels: dict[str, Any], filler: int, marker: int) -> int:
-        return int(filler + marker - labels["distance"])
-
     def report(self, judged: list[dict[str, Any]], seq_len: int) -> tuple[dict[str, float], Table, list[str | Table]]:
         table = summarize(judged, "distance", "length")
         metrics = {f"distance/{name}@{row['distance']}": row[name] for row in table for name in ("accuracy", "margin")}

@@ -2,7 +2,10 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -75,16 +78,15 @@ class Extrapolation:
         Adds a note to `data` if the text fills fewer windows of a length than `chunks`.
         """
         tokens = len(data.val_tokens)
-        lengths = parse_lengths(self.lengths, model.seq_len, f"{_OPTION}.lengths")
         sliding = parse_lengths(self.sliding, model.seq_len, f"{_OPTION}.sliding")
-        room = tokens * 2 // 3 if self.stride is None else tokens - self.stride  # for a window and a stride
-        for length in sliding:
-            if self.stride is not None and self.stride >= length:
-                raise ConfigError(
-                    f"{_OPTION}.stride must be smaller than the window of {length} tokens that moves by it, as in "
-                    f"{_OPTION}.stride={length // 2}; got {self.stride}."
-                )
+        if sliding and self.stride is not None and self.stride >= sliding[0]:
+            raise ConfigError(
+                f"{_OPTION}.stride must be smaller than the window of {sliding[0]} tokens that moves by it, as in "
+                f"{_OPTION}.stride={sliding[0] // 2}; got {self.stride}."
+            )
+        lengths = parse_lengths(self.lengths, model.seq_len, f"{_OPTION}.lengths")
         require_room(f"{_OPTION}.lengths", lengths, model, tokens)
+        room = tokens * 2 // 3 if self.stride is None else tokens - self.stride  # for a window and a stride
         require_room(f"{_OPTION}.sliding", sliding, model, room)
         parts = self._parts(tokens, model.seq_len)
         fewer = [
@@ -100,50 +102,59 @@ class Extrapolation:
 
     def __call__(self, subject: Subject) -> Findings:
         parts = self._parts(len(subject.data.val_tokens), subject.model.seq_len)
+        rows: Table = []
+        bins: Table = []
+        failures = []
+        seconds: dict[int, float] = defaultdict(float)  # shown but not stored, since tables are reproducible to the bit
+        losses: np.ndarray | None = None
         for before, part in zip([None, *parts], parts, strict=False):
-            _measure(part, subject, before)
-        failures = [f"{part.protocol} of {part.length:,} tokens: {part.failed}" for part in parts if part.failed]
+            began = time.perf_counter()
+            if losses is not None and before is not None and part.is_within(before):
+                losses, failed = losses[:, -part.scored :], ""
+            else:
+                losses, failed = try_length(subject, part.length, partial(_losses, subject, part))
+            if losses is not None and not np.isfinite(losses).all():
+                losses, failed = None, "its loss is not finite"
+            if failed:
+                failures.append(f"{part.protocol} of {part.length:,} tokens: {failed}")
+            numbers = {} if losses is None else _numbers(subject, part, losses)
+            if self.slices or part.protocol != "slices":
+                rows.append({"length": part.length, "protocol": part.protocol, "chunks": len(part.starts),
+                             **numbers, "failed": failed})  # fmt: skip
+            if self.positions and part.protocol == "slices" and losses is not None:
+                bins += [{"length": part.length, **row} for row in _by_position(losses)]
+            seconds[part.length] += time.perf_counter() - began
         if len(failures) == len(parts):
             raise RunError(f"{_OPTION} has measured nothing: {failures[0]}.")
-        shown = [part for part in parts if self.slices or part.protocol != "slices"]
-        lines = [
-            {"length": part.length, "protocol": part.protocol, "chunks": len(part.starts),
-             **part.numbers, "failed": part.failed}
-            for part in shown
-        ]  # fmt: skip
-        bins = [
-            {"length": part.length, **row}
-            for part in parts
-            if self.positions and part.protocol == "slices" and not part.failed
-            for row in _by_position(part.losses)
-        ]
-        tables = {"extrapolation": lines, "extrapolation_positions": bins}
+
         metrics = {
-            f"extrapolation/{_METRICS[part.protocol]}@{part.length}": part.numbers["ppl"]
-            for part in shown
-            if not part.failed
+            f"extrapolation/{_METRICS[row['protocol']]}@{row['length']}": row["ppl"]
+            for row in rows
+            if not row["failed"]
         }
-        body = [
-            *(_screen(shown, subject) if shown else []),
-            *(_screen_of_positions(bins) if bins else []),
-            *(f"FAILED: {failure}" for failure in failures),
-            "Perplexity hides many long-context failures, since most tokens need near context only",
-        ]
-        return Findings("Extrapolation", metrics, {name: rows for name, rows in tables.items() if rows}, body)
+        body = _screen(rows, {part.protocol: part for part in parts}, seconds, subject) if rows else []
+        if bins:
+            longest = bins[-1]["length"]
+            columns = ("from", "to", "loss", "se", "ppl")
+            body += [
+                f"Loss by tokens of context (from ≤ t < to) in the slices of {longest:,} tokens; se over windows",
+                [{column: row[column] for column in columns} for row in bins if row["length"] == longest],
+            ]
+        body += [f"FAILED: {failure}" for failure in failures]
+        body.append("Perplexity hides many long-context failures, since most tokens need near context only")
+        tables = {"extrapolation": rows, "extrapolation_positions": bins}
+        return Findings("Extrapolation", metrics, {name: table for name, table in tables.items() if table}, body)
 
     def _parts(self, tokens: int, seq_len: int) -> list["Part"]:
         """All measurements on a text of `tokens` tokens, the shortest windows first."""
         lengths = parse_lengths(self.lengths, seq_len, f"{_OPTION}.lengths")
         sliding = parse_lengths(self.sliding, seq_len, f"{_OPTION}.sliding")
-
-        def slices(length: int) -> np.ndarray:
-            return np.arange(min(self.chunks, tokens // length), dtype=np.int64) * length
-
         parts = []
-        ends = slices(lengths[-1]) + lengths[-1]
+        windows = {length: np.arange(min(self.chunks, tokens // length), dtype=np.int64) for length in lengths}
+        ends = (windows[lengths[-1]] + 1) * lengths[-1]
         for length in lengths:
             if self.slices or self.positions:
-                parts.append(Part("slices", slices(length), length, scored=length - 1))
+                parts.append(Part("slices", windows[length] * length, length, scored=length - 1))
             if self.tail is not None:
                 parts.append(Part("tail", ends - length, length, scored=min(self.tail, lengths[0] // 2)))
         for length in sliding:  # targets start after the longest window and cover whole strides
@@ -154,59 +165,44 @@ class Extrapolation:
         return parts
 
 
-@dataclass
+@dataclass(frozen=True)
 class Part:
-    """The windows ``val[start : start + length]`` of one protocol and length, and their results."""
+    """The windows ``val[start : start + length]`` of one protocol and length."""
 
     protocol: str  # slices | tail | sliding
     starts: np.ndarray  # int64 [N]
     length: int  # length - 1 inputs and as many targets
     scored: int  # number of targets at the end of each window that are scored
-    losses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # fp32 [N, scored] nats
-    numbers: dict[str, Any] = field(default_factory=dict)  # tokens, loss, se, ppl, bytes, bits_per_byte
-    failed: str = ""  # the reason
-    seconds: float = 0.0  # shown but not stored, since tables are reproducible to the bit
+
+    def is_within(self, other: "Part") -> bool:
+        """Whether the losses of this part are among those of the other."""
+        same = self.length == other.length and np.array_equal(self.starts, other.starts)
+        return same and self.scored <= other.scored
 
 
-def _measure(part: Part, subject: Subject, before: Part | None) -> None:
-    """Compute the losses of the windows, or take them from the part `before` if it has read the same windows."""
-    began = time.perf_counter()
-    text = subject.data.val_tokens
+def _losses(subject: Subject, part: Part) -> np.ndarray:
+    """Nats fp32 [N, scored] of the scored targets of all windows."""
+    losses = []
+    for inputs, labels in subject.batches(Rows(subject.data.val_tokens, part.starts, part.length - 1)):
+        labels[:, : part.length - 1 - part.scored] = IGNORED  # logits are computed for the scored targets only
+        losses.append(subject.losses_of(inputs, labels)[:, -part.scored :].cpu().numpy())
+    return np.concatenate(losses)
 
-    def read() -> np.ndarray:
-        found = []
-        for inputs, labels in subject.batches(Rows(text, part.starts, part.length - 1)):
-            labels[:, : part.length - 1 - part.scored] = IGNORED  # logits are computed for the scored targets only
-            found.append(subject.losses_of(inputs, labels)[:, -part.scored :].cpu().numpy())
-        return np.concatenate(found)
 
-    if (
-        before is not None
-        and not before.failed
-        and before.length == part.length
-        and before.scored >= part.scored
-        and np.array_equal(before.starts, part.starts)
-    ):
-        part.losses = before.losses[:, -part.scored :]
-    else:
-        losses, part.failed = try_length(subject, part.length, read)
-        if losses is not None and not np.isfinite(losses).all():
-            part.failed = "its loss is not finite"
-        elif losses is not None:
-            part.losses = losses
-    if not part.failed:
-        loss, se = _mean(part.losses)
-        targets = text[part.starts[:, None] + np.arange(part.length - part.scored, part.length)]
-        text_bytes = int(subject.data.tokenizer.token_bytes[targets].sum())
-        part.numbers = {
-            "tokens": part.losses.size,
-            "loss": loss,
-            "se": se,
-            "ppl": math.exp(loss),
-            "bytes": text_bytes,
-            "bits_per_byte": loss * part.losses.size / math.log(2) / max(text_bytes, 1),
-        }
-    part.seconds = time.perf_counter() - began
+def _numbers(subject: Subject, part: Part, losses: np.ndarray) -> dict[str, Any]:
+    """The columns of the table that describe the losses [N, scored]."""
+    loss, se = _mean(losses)
+    targets = subject.data.val_tokens[part.starts[:, None] + np.arange(part.length - part.scored, part.length)]
+    text_bytes = int(subject.data.tokenizer.token_bytes[targets].sum())
+    bits_per_byte = loss * losses.size / math.log(2) / max(text_bytes, 1)
+    return {
+        "tokens": losses.size,
+        "loss": loss,
+        "se": se,
+        "ppl": math.exp(loss),
+        "bytes": text_bytes,
+        "bits_per_byte": bits_per_byte,
+    }
 
 
 def _mean(losses: np.ndarray) -> tuple[float, float | None]:
@@ -233,45 +229,41 @@ def _by_position(losses: np.ndarray) -> Table:
     return rows
 
 
-def _screen(shown: list[Part], subject: Subject) -> list[str | Table]:
-    """A line per length: perplexity by protocol, details of the first protocol. Then explanations of the protocols."""
-    protocols = {part.protocol: part for part in shown}
-    rows: Table = []
-    for length in sorted({part.length for part in shown}):
-        here = [part for part in shown if part.length == length]
-        measured = [part for part in here if not part.failed]
-        row: dict[str, Any] = {"tokens": length, "trained": f"{length / subject.model.seq_len:g}x"}
-        row |= dict.fromkeys(protocols) | {part.protocol: part.numbers["ppl"] for part in measured}
-        for part in measured[:1]:
-            numbers = part.numbers
-            row["windows"] = len(part.starts)
-            row["bits per byte"] = numbers["bits_per_byte"]
-            row["verdict"] = subject.diagnose(numbers["ppl"], numbers["bytes"] / numbers["tokens"])
-        row["seconds"] = sum(part.seconds for part in here)
-        rows.append(row)
-    lines: list[str | Table] = [rows]
+def _screen(
+    rows: Table, parts: Mapping[str, Part], seconds: Mapping[int, float], subject: Subject
+) -> list[str | Table]:
+    """A line per length: perplexity by protocol, details of the first protocol. Then explanations of the protocols.
+
+    parts: the part of the longest windows of each protocol.
+    """
+    protocols = dict.fromkeys(row["protocol"] for row in rows)
+    lines: Table = []
+    for length in sorted({row["length"] for row in rows}):
+        measured = [row for row in rows if row["length"] == length and not row["failed"]]
+        line: dict[str, Any] = {"tokens": length, "trained": f"{length / subject.model.seq_len:g}x", **protocols}
+        line |= {row["protocol"]: row["ppl"] for row in measured}
+        for row in measured[:1]:
+            line["windows"] = row["chunks"]
+            line["bits per byte"] = row["bits_per_byte"]
+            line["verdict"] = subject.diagnose(row["ppl"], row["bytes"] / row["tokens"])
+        line["seconds"] = seconds[length]
+        lines.append(line)
+    body: list[str | Table] = [lines]
     if "slices" in protocols:
-        lines.append(
+        body.append(
             "slices: consecutive rows, each read alone, as published; each length scores different text, so they rank "
             "models at one length"
         )
-    if tail := protocols.get("tail"):
-        lines.append(
+    if "tail" in protocols:
+        tail = parts["tail"]
+        body.append(
             f"tail: the last {tail.scored} tokens of windows that end at the same {len(tail.starts)} places: the same "
             "targets at all lengths, so the difference is what more context gains"
         )
-    if longest := protocols.get("sliding"):
-        lines.append(
-            "sliding: windows advance by a stride and score only that stride, so that every token has context "
-            f"(at least {longest.length - longest.scored} tokens in the longest)"
+    if "sliding" in protocols:
+        context = parts["sliding"].length - parts["sliding"].scored
+        body.append(
+            "sliding: windows advance by a stride and score only that stride, so that every token has context (at "
+            f"least {context} tokens in the longest)"
         )
-    return lines
-
-
-def _screen_of_positions(bins: Table) -> list[str | Table]:
-    longest = max(row["length"] for row in bins)
-    columns = ("from", "to", "loss", "se", "ppl")
-    return [
-        f"Loss by tokens of context (from ≤ t < to) in the slices of {longest:,} tokens; se over windows",
-        [{column: row[column] for column in columns} for row in bins if row["length"] == longest],
-    ]
+    return body

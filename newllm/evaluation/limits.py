@@ -8,13 +8,13 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from newllm.checks import above
 from newllm.errors import ConfigError
 from newllm.evaluation.subject import Subject
 from newllm.model import LanguageModel
 
 T = TypeVar("T")
 
-_MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
 _SHORTEST = 2  # one token to read and one to predict
 _LOGITS = 1024  # positions whose logits exist at the same time
 _TILES = 20 * (8 << 20)  # bytes of attention's score tiles and their intermediates; a learned bias needs most
@@ -32,8 +32,8 @@ _CGROUP_FILES = (
 def require_positive(node: str, **options: float | None) -> None:
     """Raises ConfigError if an option of `node` (such as "eval.qk") is 0 or less; None is allowed."""
     for name, value in options.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"{node}.{name} must be above 0, as in {node}.{name}=10; got {value}.")
+        if value is not None:
+            above(f"{node}.{name}", value, 0, example=10)
 
 
 def require_attention(node: str, model: LanguageModel) -> None:
@@ -47,7 +47,7 @@ def require_attention(node: str, model: LanguageModel) -> None:
 def check_lengths(lengths: Sequence[int | str], option: str) -> None:
     """Raises ConfigError unless each length is a number of tokens or a multiple such as "2x"."""
     for length in lengths:
-        if not isinstance(length, int) and not _MULTIPLE.fullmatch(length):
+        if not isinstance(length, int) and not re.fullmatch(r"\d+(\.\d+)?x", length):
             raise ConfigError(
                 f"{option} must be tokens or multiples of the training length, as in [1024,4096] or [1x,2x,4x]; "
                 f"got {length!r}."
@@ -55,22 +55,20 @@ def check_lengths(lengths: Sequence[int | str], option: str) -> None:
 
 
 def parse_lengths(lengths: Sequence[int | str], seq_len: int, option: str) -> list[int]:
-    """The lengths in tokens, ascending and distinct: "2x" is twice `seq_len`, rounded down, and 2048 is itself.
+    """The checked lengths in tokens, ascending and distinct: "2x" is twice `seq_len`, rounded down, 2048 is itself.
 
     option: the key named in errors, such as "eval.extrapolation.lengths".
     """
-    check_lengths(lengths, option)
-    tokens = {
-        length: length if isinstance(length, int) else int(float(length.removesuffix("x")) * seq_len)
-        for length in lengths
-    }
-    for length, count in tokens.items():
+    tokens = set()
+    for length in lengths:
+        count = length if isinstance(length, int) else int(float(length.removesuffix("x")) * seq_len)
         if count < _SHORTEST:
             raise ConfigError(
                 f"{option} must be {_SHORTEST} tokens or more each, as in [{seq_len},{2 * seq_len}] or [1x,2x]; "
                 f"got {length}."
             )
-    return sorted(set(tokens.values()))
+        tokens.add(count)
+    return sorted(tokens)
 
 
 def require_room(option: str, lengths: list[int], model: LanguageModel, text: int, several: bool = True) -> None:
@@ -127,20 +125,14 @@ def row_bytes(model: LanguageModel, length: int) -> int:
     size of the residual stream, its norm and the final states; V is the vocabulary size, for logits and their
     exponentials at 1024 positions at a time. Linear in the length, since scores are computed in tiles.
     """
-    token, fixed = _memory(model)
-    return token * length + fixed
+    widths = [sum(m.out_features for m in block.modules() if isinstance(m, nn.Linear)) for block in model.blocks]
+    return 4 * (2 * max(widths) + 3 * model.hidden_size) * length + 8 * _LOGITS * model.vocab_size + _TILES
 
 
 def longest_row(model: LanguageModel, free: int) -> int:
     """Tokens of the longest row that fits into `free` bytes according to `row_bytes`; 0 if none fits."""
-    token, fixed = _memory(model)
-    return max(0, (free - fixed) // token)
-
-
-def _memory(model: LanguageModel) -> tuple[int, int]:
-    """Bytes per token of a row, and constant bytes per row."""
-    widths = [sum(m.out_features for m in block.modules() if isinstance(m, nn.Linear)) for block in model.blocks]
-    return 4 * (2 * max(widths) + 3 * model.hidden_size), 8 * _LOGITS * model.vocab_size + _TILES
+    fixed = row_bytes(model, 0)
+    return max(0, (free - fixed) // (row_bytes(model, 1) - fixed))
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -162,28 +154,19 @@ def free_in_cgroup() -> int | None:
     """
     lines = _CGROUP_SELF.read_text().splitlines() if _CGROUP_SELF.exists() else []
     # A container sees its own cgroup as the root.
-    paths = {"/", *(line.split(":", 2)[2] for line in lines if line.count(":") >= 2)}
+    groups = {"/", *(line.split(":", 2)[2] for line in lines if line.count(":") >= 2)}
     free = []
-    for path in paths:
-        for mount, limit, used, cache in _CGROUP_FILES:
-            root = _CGROUP_MOUNT / mount
-            folder = root / path.strip("/")
-            for level in (folder, *folder.parents):
-                if (most := _number(level / limit)) is not None:
-                    stat = (level / "memory.stat").read_text() if (level / "memory.stat").exists() else ""
-                    reclaimable = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
-                    taken = (_number(level / used) or 0) - (int(reclaimable[1]) if reclaimable else 0)
-                    free.append(max(0, most - taken))
-                if level == root:
-                    break
+    for mount, limit_file, usage_file, cache in _CGROUP_FILES:
+        own = [_CGROUP_MOUNT / mount / group.strip("/") for group in groups]
+        for folder in {folder for path in own for folder in (path, *path.parents)}:
+            try:
+                limit, usage = (int((folder / name).read_text()) for name in (limit_file, usage_file))
+            except (OSError, ValueError):  # no such file, or "max"
+                continue
+            stat = (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
+            reclaimable = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
+            free.append(max(0, limit - usage + (int(reclaimable[1]) if reclaimable else 0)))
     return min(free, default=None)
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
 
 
 def _gigabytes(count: int) -> str:

@@ -7,7 +7,7 @@ from newllm.data import Dataset
 from newllm.data.passkey_rows import DIGITS, OPENING, encode_questions, key_text
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import check_lengths, require_positive
-from newllm.evaluation.retrieval import Retrieval, Trial, generator, screen_columns, summarize, take_filler
+from newllm.evaluation.retrieval import Retrieval, Trial, generator, screen_columns, summarize
 from newllm.evaluation.subject import Table
 from newllm.model import LanguageModel
 
@@ -68,29 +68,22 @@ class Passkey(Retrieval):
                 for trial in range(self.trials)
             ]
 
-    def filler_before(self, labels: dict[str, Any], filler: int, marker: int) -> int:
-        """Tokens of filler before the marker; the caller clips it to [1, filler]. marker: tokens of the marker."""
-        return int(labels["depth"] * filler)
-
     def key_trial(self, labels: dict[str, Any], data: Dataset, *names: int) -> Trial:
         """A prompt that contains the true key; candidates are the true key and one wrong in every digit.
 
-        The prompt and the longer key have length + 1 tokens, of which a model reads `length`. names: identify the
-        trial.
+        labels: the length, and the place of the key by its depth or its distance. names: identify the trial.
         """
-        length = labels["length"]
-        random = generator(self.seed, self.name, "trial", length, *names)
+        random = generator(self.seed, self.name, "trial", labels["length"], *names)
         true = random.integers(10, size=self.digits)
         wrong = (true + random.integers(1, 10, size=self.digits)) % 10
         keys = encode_questions(data.tokenizer, OPENING, key_text(true), key_text(wrong))
-        marker, query = keys[0].ids, keys[0].query
-        room = length + 1 - max(len(key.answer) for key in keys) - len(query) - len(marker)
-        if room < 1:
-            what = f"a key of {self.digits} digits, twice, and a token of text"
-            raise self.too_short(length, length + 1 - room, what)
-        filler = take_filler(data.val_tokens, room, random if self.filler == "varied" else None)
-        first = min(max(1, self.filler_before(labels, room, len(marker))), room)
-        return Trial(labels, [*filler[:first], *marker, *filler[first:], *query], [key.answer for key in keys])
+        marker, what = keys[0].ids, f"a key of {self.digits} digits, twice, and a token of text"
+
+        def place(count: int) -> list[int]:
+            before = labels["depth"] * count if "depth" in labels else count + len(marker) - labels["distance"]
+            return [min(max(1, int(before)), count)]
+
+        return self.trial(labels, data, [marker], keys, what, place, random if self.filler == "varied" else None)
 
     def report(self, judged: list[dict[str, Any]], seq_len: int) -> tuple[dict[str, float], Table, list[str | Table]]:
         table, whole = summarize(judged, "length", "depth"), summarize(judged, "length")

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from newllm.data import Dataset
 from newllm.evaluation.limits import require_attention, require_positive
-from newllm.evaluation.observe import observing
 from newllm.evaluation.subject import Findings, Subject, Table
 from newllm.model import LanguageModel
 
@@ -43,55 +42,50 @@ class QueryKey:
         require_attention("eval.qk", model)
 
     def __call__(self, subject: Subject) -> Findings:
-        layers = self.observe(subject)
-        found = Findings("Queries and keys")
-        self._sizes(found, layers)
-        self._bands(found, layers)
-        self._massive(found, layers)
-        return found
-
-    @torch.inference_mode()
-    def observe(self, subject: Subject) -> list[dict[str, "Statistics"]]:
-        """Statistics of each tensor of each layer over the first validation batches."""
         pairs = [rotary_pairs(block) for block in subject.model.blocks]
         layers: list[dict[str, Statistics]] = [{} for _ in pairs]
 
         def see(layer: int, tensors: dict[str, Tensor]) -> None:
-            for name in TENSORS:
-                if name in tensors:
-                    x = tensors[name] if name != "latent" else tensors[name].unsqueeze(1)  # [B, T, C] as one head
-                    layers[layer].setdefault(name, Statistics(pairs[layer] if name != "latent" else [])).add(x)
+            for name in tensors.keys() & TENSORS:
+                latent = name == "latent"  # [B, T, C], taken as one head without rotary pairs
+                stats = layers[layer].setdefault(name, Statistics([] if latent else pairs[layer]))
+                stats.add(tensors[name].unsqueeze(1) if latent else tensors[name])
 
-        with observing(subject.model, see):
-            for inputs, _ in subject.batches(size=self.batch_size, limit=self.batches * self.batch_size):
-                with subject.autocast():
-                    subject.model.hidden(inputs)
-        return layers
+        subject.observe(see, self.batches, self.batch_size)
+        findings = Findings("Queries and keys")
+        self._sizes(findings, layers)
+        self._bands(findings, layers)
+        self._massive(findings, layers)
+        return findings
 
-    def _sizes(self, found: Findings, layers: list[dict[str, "Statistics"]]) -> None:
+    def _sizes(self, findings: Findings, layers: list[dict[str, "Statistics"]]) -> None:
         rows: Table = []
-        for layer, seen in enumerate(layers):
-            sizes = {f"{name}_{what}": size for name, stats in seen.items() for what, size in stats.sizes().items()}
-            rows.append({"layer": layer, **sizes})
-        found.tables["qk_layers"] = rows
+        for layer, tensors in enumerate(layers):
+            sizes = ((name, tensors[name].sizes()) for name in TENSORS if name in tensors)
+            rows.append({"layer": layer, **{f"{name}_{what}": x for name, size in sizes for what, x in size.items()}})
+        findings.tables["qk_layers"] = rows
         for name in ("q", "k"):
             for prefix, tensor in (("qk", name), ("qk/before", f"{name}_before")):
-                found.metrics[f"{prefix}/{name}_max"] = max(row[f"{tensor}_max"] for row in rows)
+                findings.metrics[f"{prefix}/{name}_max"] = max(row[f"{tensor}_max"] for row in rows)
                 for what in ("mean", "std"):
-                    values = [row[f"{tensor}_{what}"] for row in rows]
-                    found.metrics[f"{prefix}/{name}_{what}"] = sum(values) / len(values)
+                    mean = sum(row[f"{tensor}_{what}"] for row in rows) / len(rows)
+                    findings.metrics[f"{prefix}/{name}_{what}"] = mean
         if "latent_max" in rows[0]:
-            found.metrics["qk/latent_max"] = max(row["latent_max"] for row in rows)
+            findings.metrics["qk/latent_max"] = max(row["latent_max"] for row in rows)
         columns = ["layer", *(f"{name}_{what}" for name in ("q", "k") for what in ("max", "mean", "std"))]
-        found.body = ["After rotation", [{column: row[column] for column in columns} for row in rows]]
+        findings.body = ["After rotation", [{column: row[column] for column in columns} for row in rows]]
 
-    def _bands(self, found: Findings, layers: list[dict[str, "Statistics"]]) -> None:
-        each = [(layer, name, seen[name]) for layer, seen in enumerate(layers) for name in ("q", "k")]
-        rows = [{"layer": layer, "tensor": name, **row} for layer, name, stats in each for row in band_rows(stats)]
-        pairs = [{"layer": layer, "tensor": name, **row} for layer, name, stats in each for row in pair_rows(stats)]
-        found.tables["qk_bands"] = rows
+    def _bands(self, findings: Findings, layers: list[dict[str, "Statistics"]]) -> None:
+        rows: Table = []
+        pairs: Table = []
+        for layer, tensors in enumerate(layers):
+            for name in ("q", "k"):
+                place = {"layer": layer, "tensor": name}
+                rows += [{**place, **row} for row in band_rows(tensors[name])]
+                pairs += [{**place, **row} for row in pair_rows(tensors[name])]
+        findings.tables["qk_bands"] = rows
         if pairs:
-            found.tables["qk_pairs"] = pairs
+            findings.tables["qk_pairs"] = pairs
 
         summary: Table = []
         for cut, prefix in (("frequency", "qk/bands"), ("published halves", "qk/published")):
@@ -101,24 +95,24 @@ class QueryKey:
                     if row["cut"] == cut and row["tensor"] == name:
                         largest[row["band"]] = max(largest.get(row["band"], 0.0), row["max"])
                 for band, value in largest.items():
-                    found.metrics[f"{prefix}/{name}_{band.replace('-', '_')}_max"] = value
+                    findings.metrics[f"{prefix}/{name}_{band.replace('-', '_')}_max"] = value
                 if "low" in largest and largest.get("high"):
-                    ratio = found.metrics[f"{prefix}/{name}_low_over_high"] = largest["low"] / largest["high"]
+                    ratio = findings.metrics[f"{prefix}/{name}_low_over_high"] = largest["low"] / largest["high"]
                     largest["low/high"] = ratio
                 shown = {band: largest.get(band) for band in ("high", "low", "pass-through", "low/high")}
                 summary.append({"bands": cut, "tensor": name, **shown})
-        found.body += [
+        findings.body += [
             "Largest value by band (frequency: norm of a rotary pair; published halves: |x| over dims)",
             summary,
         ]
 
-    def _massive(self, found: Findings, layers: list[dict[str, "Statistics"]]) -> None:
-        found.tables["qk_massive"] = rows = [
+    def _massive(self, findings: Findings, layers: list[dict[str, "Statistics"]]) -> None:
+        findings.tables["qk_massive"] = rows = [
             {"layer": layer, "stage": stage, "tensor": name, **row}
-            for layer, seen in enumerate(layers)
+            for layer, tensors in enumerate(layers)
             for stage, suffix in (("before", "_before"), ("after", ""))
             for name in ("q", "k")
-            for row in massive(seen[name + suffix].norms(), self.factor)
+            for row in massive(tensors[name + suffix].norms(), self.factor)
         ]
         summary: Table = []
         for name in ("q", "k"):
@@ -128,9 +122,9 @@ class QueryKey:
                 "max_over_mean": max(row["max_over_mean"] for row in after),
                 "top_share": sum(row["top_share"] for row in after) / len(after),
             }
-            found.metrics.update({f"qk/massive/{name}_{what}": float(value) for what, value in line.items()})
+            findings.metrics.update({f"qk/massive/{name}_{what}": float(value) for what, value in line.items()})
             summary.append({"tensor": name, "heads": len(after), **line})
-        found.body += [f"Massive dims: norm over positions above {self.factor:g} x the head's mean", summary]
+        findings.body += [f"Massive dims: norm over positions above {self.factor:g} x the head's mean", summary]
 
 
 class Statistics:
@@ -201,32 +195,32 @@ def massive(norms: Tensor, factor: float) -> Table:
 
 def band_rows(stats: Statistics) -> Table:
     """The dims of one tensor by frequency band, and by the published halves."""
-    dims = len(stats.dim_max)
-    rotary = sorted({d for a, b, _ in stats.pairs for d in (a, b)})
-    passed = [d for d in range(dims) if d not in set(rotary)]
     rows: Table = []
-
-    def add_dims(cut: str, band: str, members: list[int]) -> None:
-        if members:
-            largest = float(stats.dim_max[members].max())
-            rows.append({"cut": cut, "band": band, "dims": len(members), "max": largest, "mean": None})
-
-    by_frequency = sorted(range(len(stats.pairs)), key=lambda p: -stats.pairs[p][2])
+    by_frequency = sorted(range(len(stats.pairs)), key=lambda pair: -stats.pairs[pair][2])
     middle = math.ceil(len(by_frequency) / 2)
-    for band, members in (("high", by_frequency[:middle]), ("low", by_frequency[middle:])):
-        if members:
-            mean, largest = float(stats.pair_sum[members].mean()) / stats.count, float(stats.pair_max[members].max())
-            rows.append({"cut": "frequency", "band": band, "dims": 2 * len(members), "max": largest, "mean": mean})
-    add_dims("frequency", "pass-through", passed)
+    for band, pairs in (("high", by_frequency[:middle]), ("low", by_frequency[middle:])):
+        if pairs:
+            mean, largest = float(stats.pair_sum[pairs].mean()) / stats.count, float(stats.pair_max[pairs].max())
+            rows.append({"cut": "frequency", "band": band, "dims": 2 * len(pairs), "max": largest, "mean": mean})
 
-    halved = rotary or list(range(dims))  # as published: without rotation the whole head is halved
-    add_dims("published halves", "high", halved[: len(halved) // 2])
-    add_dims("published halves", "low", halved[len(halved) // 2 :])
-    add_dims("published halves", "pass-through", passed if rotary else [])
+    rotary = sorted({dim for a, b, _ in stats.pairs for dim in (a, b)})
+    others = [dim for dim in range(len(stats.dim_max)) if dim not in rotary]
+    halved = rotary or others  # as published: without rotation the whole head is halved
+    half = len(halved) // 2
+    for cut, band, dims in (
+        ("frequency", "pass-through", others),
+        ("published halves", "high", halved[:half]),
+        ("published halves", "low", halved[half:]),
+        ("published halves", "pass-through", others if rotary else []),
+    ):
+        if dims:
+            largest = float(stats.dim_max[dims].max())
+            rows.append({"cut": cut, "band": band, "dims": len(dims), "max": largest, "mean": None})
     return rows
 
 
 def pair_rows(stats: Statistics) -> Table:
+    """A line for each rotary pair of one tensor."""
     return [
         {
             "dims": f"{a}+{b}",

@@ -7,7 +7,6 @@ from newllm.attention import CompressedValues
 from newllm.data import Dataset
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import require_positive
-from newllm.evaluation.observe import observing
 from newllm.evaluation.subject import Findings, Subject, Table
 from newllm.model import LanguageModel
 
@@ -33,7 +32,6 @@ class Reconstruction:
                 "any; type attention=vdproj, or leave reconstruction out of eval=[…]."
             )
 
-    @torch.inference_mode()
     def __call__(self, subject: Subject) -> Findings:
         sums: dict[int, Tensor] = {}  # layer -> fp64 sums of (v' - v)^2 and v^2, number of values
 
@@ -42,10 +40,7 @@ class Reconstruction:
             found = [(restored - value).square().sum(), value.square().sum(), value.new_tensor(value.numel())]
             sums[layer] = sums.get(layer, torch.zeros(3, dtype=torch.float64)) + torch.stack(found).cpu()
 
-        with observing(subject.model, see):
-            for inputs, _ in subject.batches(size=self.batch_size, limit=self.batches * self.batch_size):
-                with subject.autocast():
-                    subject.model.hidden(inputs)
+        subject.observe(see, self.batches, self.batch_size)
         rows: Table = [
             {"layer": layer, "mse": float(error / count), "relative_error": float(error / square)}
             for layer, (error, square, count) in sorted(sums.items())

@@ -1,8 +1,9 @@
-"""Base of the retrieval tasks: rows with hidden information, a query at the end and candidate answers."""
+"""Base of the retrieval tasks: rows of text with statements in it, a query at the end and candidate answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from newllm.data import Dataset
+from newllm.data.passkey_rows import EncodedQuestion
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation.limits import parse_lengths, require_room, try_length
 from newllm.evaluation.scoring import score
@@ -59,24 +61,28 @@ class Retrieval(ABC):
 
     def check(self, data: Dataset, model: LanguageModel) -> None:
         """Raises ConfigError if a length is too short, or too long for the text, the encoding or the memory."""
-        lengths = self._lengths(model)
+        lengths = self.row_lengths(model)
         several = self.option == "lengths"
         require_room(f"eval.{self.name}.{self.option}", lengths, model, len(data.val_tokens), several=several)
         for _ in self.rounds(data, model, lengths[:1]):
             pass
 
     def __call__(self, subject: Subject) -> Findings:
-        judged, failures = [], []
-        for trials in self.rounds(subject.data, subject.model, self._lengths(subject.model)):
-            found, failed = judge_or_fail(subject, trials)
-            judged += found
+        judged, failures, model = [], [], subject.model
+        for trials in self.rounds(subject.data, model, self.row_lengths(model)):
+            length = trials[0].labels["length"]
+            # A prompt's keys and values in fp32, and their copy for its candidates; at most those of multi-head attention.
+            cache = 2 * 4 * len(model.blocks) * 2 * model.hidden_size * length
+            results, failed = try_length(subject, length, partial(judge, subject, trials), cache)
+            if results and not np.isfinite([trial["margin"] for trial in results]).all():
+                results, failed = None, "its losses are not finite"
+            judged += results or []
             if failed:
-                labels = trials[0].labels
-                task = f"{labels['task']} of " if "task" in labels else ""
-                failures.append(f"FAILED: {task}{labels['length']:,} tokens: {failed}")
+                task = f"{trials[0].labels['task']} of " if "task" in trials[0].labels else ""
+                failures.append(f"FAILED: {task}{length:,} tokens: {failed}")
         if not judged:
             raise RunError(f"eval.{self.name} has measured nothing; {failures[0]}.")
-        metrics, table, body = self.report(judged, subject.model.seq_len)
+        metrics, table, body = self.report(judged, model.seq_len)
         share = (subject.config.get("data") or {}).get("passkey") or 0
         body.append(
             f"Trained with passkeys in {share:.0%} of the rows (data.passkey)"
@@ -85,15 +91,40 @@ class Retrieval(ABC):
         )
         return Findings(self.title, metrics, {self.name: table}, [*body, *failures])
 
-    def too_short(self, length: int, needed: int, what: str) -> ConfigError:
-        """The error for rows too short for their content."""
-        return ConfigError(
-            f"eval.{self.name}.{self.option} asks for rows of {length:,} tokens, and {what} takes {needed:,} with this "
-            f"tokenizer: leave out what is shorter than {needed:,}."
-        )
-
-    def _lengths(self, model: LanguageModel) -> list[int]:
+    def row_lengths(self, model: LanguageModel) -> list[int]:
+        """The tokens that the model reads of a row, ascending."""
         return parse_lengths(self.lengths, model.seq_len, f"eval.{self.name}.{self.option}")
+
+    def trial(
+        self,
+        labels: dict[str, Any],
+        data: Dataset,
+        statements: Sequence[Sequence[int]],
+        questions: Sequence[EncodedQuestion],
+        what: str,
+        place: Callable[[int], Sequence[int]],
+        random: np.random.Generator | None,
+    ) -> Trial:
+        """A row of filler and `statements`, the query at its end: a model reads all but the last token of the row.
+
+        what: the content of the row, named in the ConfigError if it leaves no room for a token of filler. place: takes
+        the number of tokens of filler; gives, ascending, how many of them stand before each statement. random: draws
+        the part of the validation text that is the filler; None takes its beginning.
+        """
+        length = labels["length"]
+        content = sum(map(len, statements)) + len(questions[0].query) + max(len(question.answer) for question in questions)
+        if content > length:
+            raise ConfigError(
+                f"eval.{self.name}.{self.option} asks for rows of {length:,} tokens, and {what} takes {content:,} with "
+                f"this tokenizer: leave out what is shorter than {content:,}."
+            )
+        count, text = length + 1 - content, data.val_tokens
+        start = 0 if random is None else int(random.integers(len(text) - count + 1))
+        filler, places = text[start : start + count].tolist(), [*place(count), count]
+        prompt = filler[: places[0]]
+        for statement, begin, end in zip(statements, places, places[1:], strict=False):
+            prompt += [*statement, *filler[begin:end]]
+        return Trial(labels, prompt + questions[0].query, [question.answer for question in questions])
 
 
 def judge(subject: Subject, trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -113,17 +144,6 @@ def judge(subject: Subject, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         margin, exact = float(np.mean(others)) - own, bool(scored[0][:, 1].all())
         judged.append({**trial.labels, "margin": margin, "right": own < min(others), "exact": exact})
     return judged
-
-
-def judge_or_fail(subject: Subject, trials: Sequence[Trial]) -> tuple[list[dict[str, Any]], str]:
-    """The results of `judge`, or an empty list and the reason why it failed."""
-    length, model = trials[0].labels["length"], subject.model
-    # A prompt's keys and values in fp32, and their copy for its candidates; at most those of multi-head attention.
-    cache = 2 * 4 * len(model.blocks) * 2 * model.hidden_size * length
-    judged, failed = try_length(subject, length, lambda: judge(subject, trials), cache)
-    if judged is not None and not np.isfinite([trial["margin"] for trial in judged]).all():
-        return [], "its losses are not finite"
-    return judged or [], failed
 
 
 def nats_and_choice(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
@@ -169,9 +189,3 @@ def wilson(right: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
 def generator(seed: int, *names: str | int) -> np.random.Generator:
     """The random generator of one trial, which depends only on the evaluator's seed and the trial's names."""
     return np.random.Generator(np.random.PCG64(stream(seed, *names)))
-
-
-def take_filler(text: np.ndarray, count: int, random: np.random.Generator | None) -> list[int]:
-    """`count` consecutive tokens of `text` [N]: from a place drawn by `random`, or the first ones."""
-    start = 0 if random is None else int(random.integers(len(text) - count + 1))
-    return text[start : start + count].tolist()

@@ -3,6 +3,7 @@
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -12,7 +13,7 @@ from newllm.data import Dataset
 from newllm.data.passkey_rows import encode_questions
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import check_lengths, require_positive
-from newllm.evaluation.retrieval import Retrieval, Trial, generator, summarize, take_filler
+from newllm.evaluation.retrieval import Retrieval, Trial, generator, summarize
 from newllm.evaluation.subject import Table
 from newllm.model import LanguageModel
 from newllm.suggest import did_you_mean
@@ -32,29 +33,18 @@ class Puzzle:
 
 
 def needle(random: np.random.Generator, keys: int, length: int) -> Puzzle:
-    """``<<K:7>>``, asked for by ``<<K:``; the candidates are all ten digits, of which the text contains one."""
+    """``<<K:7>>``, questions for by ``<<K:``; the candidates are all ten digits, of which the text contains one."""
     digits = random.permutation(10)
     key = random.choice(_LETTERS)
     return Puzzle([f"<<{key}:{digits[0]}>>"], f"<<{key}:", [str(digit) for digit in digits])
 
 
-def multi_key_needle(random: np.random.Generator, keys: int, length: int) -> Puzzle:
-    """`keys` needles with different letters and digits; the candidates are their digits."""
-    return _chains(random, keys, hops=0)
+def chains(random: np.random.Generator, keys: int, length: int, hops: int) -> Puzzle:
+    """`keys` chains ``<<A:7>>`` … ``<<B:A>>`` … ``<<C:B>>`` of so many hops, here 2; the candidates are their digits.
 
-
-def one_hop(random: np.random.Generator, keys: int, length: int) -> Puzzle:
-    """`keys` chains ``<<A:7>>`` … ``<<B:A>>``, asked for by ``<<value of B:``; the candidates are their digits."""
-    return _chains(random, keys, hops=1)
-
-
-def two_hops(random: np.random.Generator, keys: int, length: int) -> Puzzle:
-    """`keys` chains ``<<A:7>>`` … ``<<B:A>>`` … ``<<C:B>>``, asked for by ``<<value of C:``."""
-    return _chains(random, keys, hops=2)
-
-
-def _chains(random: np.random.Generator, keys: int, hops: int) -> Puzzle:
-    """Chains are interleaved at random, each in order; the query asks for the first one."""
+    Chains are interleaved at random, each in order. The query asks for the first one: by ``<<value of C:``, or by
+    ``<<A:`` without a hop.
+    """
     links = random.permutation(_LETTERS)[: keys * (hops + 1)].reshape(keys, hops + 1).tolist()
     digits = [str(digit) for digit in random.permutation(10)[:keys]]
     left = [
@@ -62,12 +52,12 @@ def _chains(random: np.random.Generator, keys: int, hops: int) -> Puzzle:
         for chain, digit in zip(links, digits, strict=True)
     ]
     turns = random.permutation(np.repeat(np.arange(keys), hops + 1))
-    asked = links[0][-1]
-    return Puzzle([left[chain].pop(0) for chain in turns], f"<<value of {asked}:" if hops else f"<<{asked}:", digits)
+    last = links[0][-1]
+    return Puzzle([left[chain].pop(0) for chain in turns], f"<<value of {last}:" if hops else f"<<{last}:", digits)
 
 
 def frequent_word(random: np.random.Generator, keys: int, length: int) -> Puzzle:
-    """``<<A>>`` … ``<<C>>`` …, one word per 8 tokens of the row, asked for by ``<<most frequent:``.
+    """``<<A>>`` … ``<<C>>`` …, one word per 8 tokens of the row, questions for by ``<<most frequent:``.
 
     One of the `keys` letters is at least twice as frequent as the others on average; the candidates are these letters.
     """
@@ -80,7 +70,11 @@ def frequent_word(random: np.random.Generator, keys: int, length: int) -> Puzzle
 
 
 TASKS: dict[str, Callable[[np.random.Generator, int, int], Puzzle]] = {
-    task.__name__: task for task in (needle, multi_key_needle, one_hop, two_hops, frequent_word)
+    "needle": needle,
+    "multi_key_needle": partial(chains, hops=0),
+    "one_hop": partial(chains, hops=1),
+    "two_hops": partial(chains, hops=2),
+    "frequent_word": frequent_word,
 }
 
 
@@ -130,22 +124,16 @@ class Ruler(Retrieval):
                 yield [self._trial(task, data, length, number) for number in range(self.trials)]
 
     def _trial(self, task: str, data: Dataset, length: int, number: int) -> Trial:
-        """The prompt and the longest candidate have length + 1 tokens, of which a model reads `length`."""
         random = generator(self.seed, "ruler", task, length, number)
         puzzle = TASKS[task](random, self.keys, length)
-        answers = encode_questions(data.tokenizer, puzzle.query, *puzzle.answers)
-        query = answers[0].query
+        questions = encode_questions(data.tokenizer, puzzle.query, *puzzle.answers)
         statements = [data.tokenizer.encode(statement) for statement in puzzle.statements]
-        room = length + 1 - max(len(candidate.answer) for candidate in answers) - len(query) - sum(map(len, statements))
-        if room < 1:
-            raise self.too_short(length, length + 1 - room, task)
-        words = take_filler(data.val_tokens, room, random)
-        places = np.sort(random.integers(1, room + 1, size=len(statements)))  # a token of filler comes first
-        prompt = words[: places[0]]
-        for statement, start, end in zip(statements, places, [*places[1:], room], strict=True):
-            prompt += [*statement, *words[start:end]]
-        labels = {"task": task, "length": length, "chance": 1 / len(answers)}
-        return Trial(labels, prompt + query, [candidate.answer for candidate in answers])
+        labels = {"task": task, "length": length, "chance": 1 / len(questions)}
+
+        def place(count: int) -> list[int]:
+            return sorted(random.integers(1, count + 1, size=len(statements)).tolist())  # a token of filler comes first
+
+        return self.trial(labels, data, statements, questions, task, place, random)
 
     def report(self, judged: list[dict[str, Any]], seq_len: int) -> tuple[dict[str, float], Table, list[str | Table]]:
         columns = ("task", "length", "accuracy", "chance", "trials", "margin", "low", "high")

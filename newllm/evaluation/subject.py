@@ -3,17 +3,18 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from newllm.build import build
 from newllm.data.dataset import Dataset, Rows
 from newllm.errors import RunError
-from newllm.evaluation.diagnosis import diagnose
+from newllm.evaluation.diagnosis import judge
 from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
 from newllm.training.cross_entropy import IGNORED, token_losses
@@ -37,7 +38,8 @@ class Findings:
 class Subject:
     """A model with its evaluation data. Results that several evaluators need are computed once.
 
-    read: the data as training read it, after a stage before training; None: computed when needed.
+    training_data: the data as training reads it, if the stages before training made it; else the model makes it of
+    `data` when needed.
     """
 
     model: LanguageModel
@@ -46,9 +48,8 @@ class Subject:
     autocast: Callable[[], AbstractContextManager]
     batch_size: int
     config: DictConfig
-    read: Dataset | None = None
+    training_data: Dataset | None = None
     _cast: LanguageModel | None = field(default=None, init=False, repr=False)
-    _scored: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -81,24 +82,31 @@ class Subject:
             self._cast = self._cast or cast_products(self.model, torch.get_autocast_dtype(device))
             yield self._cast
 
+    def as_trained(self) -> Dataset:
+        """The data as training reads it."""
+        if self.training_data is None:
+            with self.autocast():
+                bf16 = torch.is_autocast_enabled(self.device.type)
+            self.training_data = self.model.with_stage_inputs(self.data, self.device, "bf16" if bf16 else "fp32")
+        return self.training_data
+
     @property
     def rows(self) -> Rows:
-        """The validation rows for `reading`."""
+        """The validation rows as training reads them, for `reading`."""
         return self.as_trained().val
 
     @contextmanager
     def reading(self) -> Iterator[LanguageModel]:
-        """Like `computing`, but the model reads text as in training. Inputs must come from `rows`."""
+        """Like `computing`, but the model takes `rows`."""
         with self.computing() as model:
             yield model.model_for_rows(self.as_trained())
 
-    def as_trained(self) -> Dataset:
-        """The data as training read it."""
-        if self.read is None:
-            with self.autocast():
-                bf16 = torch.is_autocast_enabled(self.device.type)
-            self.read = self.model.with_stage_inputs(self.data, self.device, "bf16" if bf16 else "fp32")
-        return self.read
+    def observe(self, see: Callable[[int, dict[str, Tensor]], None], batches: int, batch_size: int) -> None:
+        """Read the first validation rows, calling ``see(layer, tensors)`` for each batch and layer."""
+        with torch.inference_mode(), observing(self.model, see):
+            for inputs, _ in self.batches(size=batch_size, limit=batches * batch_size):
+                with self.autocast():
+                    self.model.hidden(inputs)
 
     def losses_of(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Nats of each label [B, T] in fp32, 0 where the label is -100.
@@ -108,26 +116,25 @@ class Subject:
         with self.computing() as model:
             return _losses(model, inputs, labels)
 
-    def _score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self._scored is None:
-            self.model.eval()
-            losses, labels = [], []
-            for batch_inputs, batch_labels in self.batches(self.rows):
-                with self.reading() as model:
-                    losses.append(_losses(model, batch_inputs, batch_labels).cpu().numpy())
-                labels.append(batch_labels.cpu().numpy().astype(np.int32))
-            all_labels = np.concatenate(labels)
-            self._scored = np.concatenate(losses), all_labels != IGNORED, all_labels
-        return self._scored
-
     def token_losses(self) -> tuple[np.ndarray, np.ndarray]:
         """Nats float32 [N, T] of the validation labels, and a bool mask [N, T] of the scored ones."""
-        return self._score()[:2]
+        return self._scored[:2]
 
     def scored_bytes(self) -> int:
         """UTF-8 bytes of the scored validation labels."""
-        _, mask, labels = self._score()
+        _, mask, labels = self._scored
         return int(self.data.tokenizer.token_bytes[labels[mask]].sum())
+
+    @cached_property
+    def _scored(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.model.eval()
+        losses, labels = [], []
+        for batch_inputs, batch_labels in self.batches(self.rows):
+            with self.reading() as model:
+                losses.append(_losses(model, batch_inputs, batch_labels).cpu().numpy())
+            labels.append(batch_labels.cpu().numpy().astype(np.int32))
+        all_labels = np.concatenate(labels)
+        return np.concatenate(losses), all_labels != IGNORED, all_labels
 
     def bits_per_byte(self) -> float:
         """Sum of the nats of all scored labels / ln 2 / their UTF-8 bytes."""
@@ -139,11 +146,9 @@ class Subject:
 
         bytes_per_token: of the text behind the perplexity; None takes that of the validation rows.
         """
-        node = OmegaConf.select(self.config, "eval.loss")
-        options = {k: node[k] for k in ("verdicts", "reference") if k in node} if node else {}
         if bytes_per_token is None:
             bytes_per_token = self.scored_bytes() / max(int(self.token_losses()[1].sum()), 1)
-        return diagnose(ppl, bytes_per_token, **options)
+        return judge(self.config.get("eval") or {}, bytes_per_token, ppl)
 
 
 def _losses(model: LanguageModel, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -151,6 +156,21 @@ def _losses(model: LanguageModel, inputs: Tensor, labels: Tensor) -> Tensor:
     losses = torch.zeros(labels.shape, device=labels.device)
     losses[scored] = token_losses(model.hidden(inputs)[scored], model.head_weight, labels[scored])
     return losses
+
+
+@contextmanager
+def observing(model: LanguageModel, see: Callable[[int, dict[str, Tensor]], None]) -> Iterator[None]:
+    """Within the context, every forward pass calls ``see(layer, tensors)`` once per layer, with what its attention
+    shows: queries, keys and others."""
+    attentions: list[Any] = [block.attention for block in model.blocks]
+    before = [attention.observer for attention in attentions]
+    try:
+        for layer, attention in enumerate(attentions):
+            attention.observer = partial(see, layer)
+        yield
+    finally:
+        for attention, observer in zip(attentions, before, strict=True):
+            attention.observer = observer
 
 
 def evaluate(nodes: Mapping[str, Any] | None, subject: Subject) -> Iterator[Findings]:

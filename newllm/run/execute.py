@@ -21,9 +21,9 @@ from newllm.config.groups import group_of
 from newllm.config.values import check_values
 from newllm.console import Console
 from newllm.errors import ConfigError, NewllmError, RunError
-from newllm.evaluation import Findings, evaluate
+from newllm.evaluation import Findings, evaluate, judge
 from newllm.run.follower import follow
-from newllm.run.prepare import counts, judge, parameters, prepare, subject
+from newllm.run.prepare import counts, parameters, prepare, subject
 from newllm.run.stage import StageResult, run_stages
 from newllm.runtime import Place
 from newllm.store.environment import Settled, describe, settled

@@ -1,8 +1,6 @@
 """The parts of a run: made from its configuration, all of them checked, before anything is written."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -11,7 +9,7 @@ from newllm.build import build
 from newllm.config import run_directory
 from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
-from newllm.evaluation import Subject, diagnose
+from newllm.evaluation import Subject, judge
 from newllm.model import LanguageModel, build_model
 from newllm.precision import autocast, resolve
 from newllm.run.stage import build_stages
@@ -88,10 +86,3 @@ def subject(run: Run, read: Dataset | None = None) -> Subject:
 def counts(run: Run) -> dict[str, float]:
     """Metrics that are known without training: sizes of the model and of the data."""
     return {**parameters(run.model), **run.data.counts}
-
-
-def judge(evaluators: Mapping[str, Any] | DictConfig, bytes_per_token: float, ppl: float) -> str:
-    """The verdict on a perplexity by the table of eval.loss, where that is among the evaluators."""
-    node = evaluators.get("loss") or {}
-    table = {key: node[key] for key in ("verdicts", "reference") if key in node}
-    return diagnose(ppl, bytes_per_token, **table)

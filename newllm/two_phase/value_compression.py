@@ -14,7 +14,7 @@ from newllm.checks import above, at_least
 from newllm.config import signature
 from newllm.data import Dataset
 from newllm.errors import ConfigError, RunError
-from newllm.evaluation.observe import observing
+from newllm.evaluation.subject import observing
 from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.run.stage import Stage, StageResult

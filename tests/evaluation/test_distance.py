@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from newllm.evaluation.distance import Distance
-from tests.support.retrieval import asked, copier, slow_nats, uniform
+from tests.support.retrieval import copying_subject, slow_nats, trials_by_length, uniform_subject
 
 MARKER = re.compile(rb"<<PASS:[-\d]+>>")
 
 
 def test_the_key_stands_so_many_tokens_before_the_query(monkeypatch, subject):
     evaluator = Distance(length="8x", distances=["1x", 40, "4x", "8x"], trials=3)
-    (trials,) = asked(monkeypatch, evaluator, subject).values()
+    (trials,) = trials_by_length(evaluator, subject).values()
     prompts = [bytes(trial.prompt) for trial in trials]
     assert {len(trial.prompt) + len(one) for trial in trials for one in trial.candidates} == {257}
     query = 257 - len("0-0-0-0-0>>") - len("<<PASS:")
@@ -28,7 +28,7 @@ def test_the_key_stands_so_many_tokens_before_the_query(monkeypatch, subject):
 
 def test_numbers_are_those_of_full_logits(monkeypatch, subject):
     evaluator = Distance(length=160, distances=[40, 120], trials=3)
-    (trials,) = asked(monkeypatch, evaluator, subject).values()
+    (trials,) = trials_by_length(evaluator, subject).values()
     found = evaluator(subject)
     nats = np.array([[slow_nats(subject, trial.prompt, one) for one in trial.candidates] for trial in trials])
     margins = (nats[:, 1] - nats[:, 0]).reshape(2, 3)
@@ -39,9 +39,9 @@ def test_numbers_are_those_of_full_logits(monkeypatch, subject):
 
 
 def test_copying_finds_all_and_knowing_nothing_none():
-    subject = copier()
+    subject = copying_subject()
     found = Distance(trials=2)(subject).metrics
     assert [found[f"distance/accuracy@{at}"] for at in (32, 64, 96, 128, 160, 192, 256, 384, 512)] == [1] * 9
-    assert subject.model.lengths == [512, 64]
-    nothing = Distance(length="4x", distances=["1x"], trials=2)(uniform()).metrics
+    assert subject.model.adapted == [512, 64]
+    nothing = Distance(length="4x", distances=["1x"], trials=2)(uniform_subject()).metrics
     assert nothing == {"distance/accuracy@32": 0, "distance/margin@32": 0}

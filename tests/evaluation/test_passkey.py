@@ -14,7 +14,7 @@ from newllm.evaluation import retrieval
 from newllm.evaluation.passkey import Passkey
 from newllm.evaluation.retrieval import Trial, judge, wilson
 from tests.support.evaluation_subject import Data, make_subject
-from tests.support.retrieval import asked, copier, decoded, slow_nats, uniform
+from tests.support.retrieval import copying_subject, greedy_tokens, slow_nats, trials_by_length, uniform_subject
 
 KEY = re.compile(rb"<<PASS:(\d(?:-\d)*)>>")
 
@@ -39,7 +39,7 @@ def text_of(subject, ids) -> bytes:
 def test_rows_have_their_length_and_the_true_key_once(monkeypatch, subject, prepare, filler):
     subject = prepare(subject)
     evaluator = Passkey(lengths=["2x", 100], depths=[0, 0.5, 1], trials=4, filler=filler)
-    found = asked(monkeypatch, evaluator, subject)
+    found = trials_by_length(evaluator, subject)
     assert list(found) == [64, 100]
     for length, trials in found.items():
         assert len(trials) == 12
@@ -57,7 +57,7 @@ def test_rows_have_their_length_and_the_true_key_once(monkeypatch, subject, prep
 def test_digits_are_tokens_and_both_markers_are_the_same_tokens(monkeypatch, subject):
     subject = with_bpe(subject)
     digits = {subject.data.tokenizer.encode(str(digit))[0] for digit in range(10)}
-    for trial in asked(monkeypatch, Passkey(lengths=[90]), subject)[90]:
+    for trial in trials_by_length(Passkey(lengths=[90]), subject)[90]:
         true, wrong = trial.candidates
         assert set(true[:9:2]) | set(wrong[:9:2]) <= digits
         marker = [*trial.prompt[-(len(trial.prompt) - _query(trial.prompt, subject)) :], *true]
@@ -73,7 +73,7 @@ def _count(ids, part):
 
 
 def test_depth_is_the_share_of_the_filler_before_the_key(monkeypatch, subject):
-    trials = asked(monkeypatch, Passkey(lengths=[201], depths=[0, 0.25, 0.9, 1], trials=1), subject)[201]
+    trials = trials_by_length(Passkey(lengths=[201], depths=[0, 0.25, 0.9, 1], trials=1), subject)[201]
     room = 201 + 1 - 18 - 18  # marker and query with key have 18 bytes each
     places = [text_of(subject, trial.prompt).index(b"<<PASS:") for trial in trials]
     assert places == [1, room // 4, int(0.9 * room), room]
@@ -81,7 +81,7 @@ def test_depth_is_the_share_of_the_filler_before_the_key(monkeypatch, subject):
 
 def test_filler_is_validation_text_from_places_of_each_trials_own(monkeypatch, subject):
     def fillers(kind):
-        trials = asked(monkeypatch, Passkey(lengths=[128], filler=kind), subject)[128]
+        trials = trials_by_length(Passkey(lengths=[128], filler=kind), subject)[128]
         return {KEY.sub(b"", text_of(subject, trial.prompt)).removesuffix(b"<<PASS:") for trial in trials}
 
     text = bytes(subject.data.val_tokens[:-1].tolist())
@@ -92,7 +92,7 @@ def test_filler_is_validation_text_from_places_of_each_trials_own(monkeypatch, s
 
 def test_trials_depend_on_the_evaluators_seed_and_not_on_the_runs(monkeypatch):
     def trials(seed, subject):
-        return asked(monkeypatch, Passkey(lengths=["2x"], seed=seed), subject)
+        return trials_by_length(Passkey(lengths=["2x"], seed=seed), subject)
 
     other = make_subject("alibi", "mla")
     other.config.trainer.seed = 77
@@ -107,7 +107,7 @@ def test_margins_are_those_of_full_logits(monkeypatch, attention):
     """Scored from the key's first token to its last; the row of 200 tokens by way of a cache, the short one not."""
     subject = make_subject("rope", attention)
     evaluator = Passkey(lengths=[64, 200], depths=[0.2, 0.8], trials=2)
-    found = asked(monkeypatch, evaluator, subject)
+    found = trials_by_length(evaluator, subject)
     metrics = evaluator(subject).metrics
     for length, trials in found.items():
         nats = np.array([[slow_nats(subject, trial.prompt, one) for one in trial.candidates] for trial in trials])
@@ -121,25 +121,25 @@ def test_margins_are_those_of_full_logits(monkeypatch, attention):
 def test_exact_is_what_greedy_decoding_gives(subject):
     """Of a key that the model itself has decoded, and of one that differs in its last token."""
     prompt = list(b"def wrap(text, width=70, **kwargs): <<PASS:")
-    key = decoded(subject, prompt, 6)
+    key = greedy_tokens(subject, prompt, 6)
     other = [*key[:-1], (key[-1] + 1) % 256]
     judged = judge(subject, [Trial({}, prompt, [key, other]), Trial({}, prompt, [other, key])])
     assert [one["exact"] for one in judged] == [True, False]
 
 
 def test_a_model_that_copies_finds_every_key():
-    subject = copier()
+    subject = copying_subject()
     found = Passkey(lengths=["1x", "4x"], trials=2)(subject)
     for length in (64, 256):
         assert found.metrics[f"passkey/accuracy@{length}"] == 1
         assert found.metrics[f"passkey/exact@{length}"] == 1
         assert found.metrics[f"passkey/margin@{length}"] > 3
-    assert subject.model.lengths == [64, 64, 256, 64]  # adapted to each length, and back
+    assert subject.model.adapted == [64, 64, 256, 64]  # adapted to each length, and back
     assert "Above chance (95 % interval above 0.5) at 64, 256 tokens" in found.body
 
 
 def test_a_model_that_knows_nothing_has_no_margin():
-    found = Passkey(lengths=["2x"], trials=2)(uniform())
+    found = Passkey(lengths=["2x"], trials=2)(uniform_subject())
     assert found.metrics == {"passkey/accuracy@64": 0, "passkey/margin@64": 0, "passkey/exact@64": 0}
     assert "Nowhere above chance" in found.body
 

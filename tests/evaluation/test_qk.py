@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from newllm.evaluation.observe import observing
+from newllm.evaluation.subject import observing
 from newllm.evaluation.qk import QueryKey, Statistics, band_rows, massive
 from tests.support.evaluation_subject import make_subject
 

@@ -7,13 +7,13 @@ import pytest
 
 from newllm.evaluation.retrieval import generator
 from newllm.evaluation.ruler import TASKS, Ruler
-from tests.support.retrieval import asked, copier, slow_nats, uniform
+from tests.support.retrieval import copying_subject, slow_nats, trials_by_length, uniform_subject
 
 SAID = re.compile(rb"<<(\w):(\w)>>")
 
 
 def trials_of(monkeypatch, task, subject, length=160, **options):
-    return asked(monkeypatch, Ruler(lengths=[length], tasks=[task], **options), subject)[length]
+    return trials_by_length(Ruler(lengths=[length], tasks=[task], **options), subject)[length]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -79,7 +79,7 @@ def test_texts_repeat_to_the_byte():
 @pytest.mark.parametrize("task", TASKS)
 def test_numbers_are_those_of_full_logits(monkeypatch, subject, task):
     evaluator = Ruler(lengths=[150], tasks=[task], trials=3)
-    trials = asked(monkeypatch, evaluator, subject)[150]
+    trials = trials_by_length(evaluator, subject)[150]
     found = evaluator(subject)
     nats = [[slow_nats(subject, trial.prompt, one) for one in trial.candidates] for trial in trials]
     (row,) = found.tables["ruler"]
@@ -91,11 +91,11 @@ def test_numbers_are_those_of_full_logits(monkeypatch, subject, task):
 
 def test_copying_finds_keys_and_knowing_nothing_finds_none():
     tasks = ["needle", "multi_key_needle"]
-    subject = copier()
+    subject = copying_subject()
     found = Ruler(lengths=[64, "3x"], tasks=tasks, trials=6)(subject)
     assert found.metrics == {f"ruler/{task}@{length}": 1 for task in tasks for length in (64, 192)}
-    assert subject.model.lengths == [64, 64, 192, 64] * 2
-    nothing = Ruler(lengths=[128], trials=2)(uniform())
+    assert subject.model.adapted == [64, 64, 192, 64] * 2
+    nothing = Ruler(lengths=[128], trials=2)(uniform_subject())
     assert set(nothing.metrics.values()) == {0}
     assert {row["margin"] for row in nothing.tables["ruler"]} == {0}
 

@@ -4,8 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from newllm.evaluation.kneser_ney import KneserNey, discounts
-from newllm.evaluation.trigram import Trigram
+from newllm.evaluation.trigram import KneserNey, Trigram, discounts
 
 
 def fitted(subject, pieces=1):

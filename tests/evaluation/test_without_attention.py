@@ -26,7 +26,7 @@ from tests.support.evaluation_subject import make_subject, slow_losses
 def subject() -> Subject:
     subject = make_subject()
     subject.model = ContextToken(2, 24, 2, 16, tokens=257, seq_len=32, seed=1).eval()
-    subject.read = subject.data  # rows of tokens, as if no first phase had made contexts
+    subject.training_data = subject.data  # rows of tokens, as if no first phase had made contexts
     return subject
 
 

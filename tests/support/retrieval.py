@@ -1,4 +1,4 @@
-"""Models that retrieve perfectly or not at all, and the trials that an evaluator asks."""
+"""Models that retrieve perfectly or not at all, and the trials of an evaluator."""
 
 from types import SimpleNamespace
 
@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from newllm.evaluation import retrieval
-from newllm.evaluation.retrieval import Trial
+from newllm.evaluation.retrieval import Retrieval, Trial
 from newllm.evaluation.subject import Subject
 from tests.support.evaluation_subject import make_subject
 
-LAST = 24  # positions at the end of a row for which Copier has an opinion
+LAST = 24  # positions at the end of a row for which Copier predicts a token
 
 
 class Copier(nn.Module):
@@ -24,8 +23,8 @@ class Copier(nn.Module):
         super().__init__()
         self.head_weight = nn.Parameter(torch.eye(self.vocab_size))
         self.blocks = nn.ModuleList([nn.Linear(1, 1)])
-        self.lengths: list[int] = []  # that the encoding was adapted to
-        self.position = SimpleNamespace(adapt=self.lengths.append, limit=None)
+        self.adapted: list[int] = []  # lengths that the encoding was adapted to
+        self.position = SimpleNamespace(adapt=self.adapted.append, limit=None)
 
     def hidden(self, ids: Tensor, cache: "Ids | None" = None) -> Tensor:
         """[B, T, V]: 10 for the predicted token, 0 for the others; before the row's end nothing is predicted."""
@@ -66,31 +65,25 @@ class Ids:
         return Ids(self.ids[rows])
 
 
-def copier() -> Subject:
+def copying_subject() -> Subject:
     subject = make_subject()
     subject.model = Copier()  # type: ignore[assignment]
     return subject
 
 
-def uniform() -> Subject:
+def uniform_subject() -> Subject:
     """All tokens are equally likely."""
     subject = make_subject()
     torch.nn.init.zeros_(subject.model.head.weight)
     return subject
 
 
-def asked(monkeypatch, evaluator, subject) -> dict[int, list[Trial]]:
-    """length -> all trials that the evaluator asks of it."""
-    found: dict[int, list[Trial]] = {}
-
-    def note(_, trials):
-        found.setdefault(trials[0].labels["length"], []).extend(trials)
-        return [{**trial.labels, "margin": 0.0, "right": False, "exact": False} for trial in trials], ""
-
-    with monkeypatch.context() as patch:
-        patch.setattr(retrieval, "judge_or_fail", note)
-        evaluator(subject)
-    return found
+def trials_by_length(evaluator: Retrieval, subject: Subject) -> dict[int, list[Trial]]:
+    """Length -> all trials of the evaluator."""
+    trials: dict[int, list[Trial]] = {}
+    for group in evaluator.rounds(subject.data, subject.model, evaluator.row_lengths(subject.model)):
+        trials.setdefault(group[0].labels["length"], []).extend(group)
+    return trials
 
 
 @torch.no_grad()
@@ -102,8 +95,8 @@ def slow_nats(subject: Subject, prompt: list[int], answer: list[int]) -> float:
 
 
 @torch.no_grad()
-def decoded(subject: Subject, prompt: list[int], count: int) -> list[int]:
-    """So many tokens after the prompt, the likeliest one each time."""
+def greedy_tokens(subject: Subject, prompt: list[int], count: int) -> list[int]:
+    """The `count` tokens that greedy decoding gives after the prompt."""
     row = list(prompt)
     for _ in range(count):
         row.append(int(subject.model(torch.tensor([row]))[0, -1].argmax()))
