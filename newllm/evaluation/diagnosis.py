@@ -49,6 +49,6 @@ def diagnose(
 
 
 def judge(evaluators: Mapping[str, Any], bytes_per_token: float, ppl: float) -> str:
-    """The verdict on a perplexity by the table of eval.loss if it is among the evaluators' nodes, else by `VERDICTS`."""
+    """The verdict on a perplexity by the table of eval.loss, if that is among the evaluators' nodes, or by default."""
     node = evaluators.get("loss") or {}
     return diagnose(ppl, bytes_per_token, **{key: node[key] for key in ("verdicts", "reference") if key in node})

@@ -71,7 +71,7 @@ class Retrieval(ABC):
         judged, failures, model = [], [], subject.model
         for trials in self.rounds(subject.data, model, self.row_lengths(model)):
             length = trials[0].labels["length"]
-            # A prompt's keys and values in fp32, and their copy for its candidates; at most those of multi-head attention.
+            # Keys and values of a prompt in fp32 and their copy for its candidates, at most as in multi-head attention.
             cache = 2 * 4 * len(model.blocks) * 2 * model.hidden_size * length
             results, failed = try_length(subject, length, partial(judge, subject, trials), cache)
             if results and not np.isfinite([trial["margin"] for trial in results]).all():
@@ -112,7 +112,8 @@ class Retrieval(ABC):
         the part of the validation text that is the filler; None takes its beginning.
         """
         length = labels["length"]
-        content = sum(map(len, statements)) + len(questions[0].query) + max(len(question.answer) for question in questions)
+        query, candidates = questions[0].query, [question.answer for question in questions]
+        content = sum(map(len, statements)) + len(query) + max(map(len, candidates))
         if content > length:
             raise ConfigError(
                 f"eval.{self.name}.{self.option} asks for rows of {length:,} tokens, and {what} takes {content:,} with "
@@ -124,7 +125,7 @@ class Retrieval(ABC):
         prompt = filler[: places[0]]
         for statement, begin, end in zip(statements, places, places[1:], strict=False):
             prompt += [*statement, *filler[begin:end]]
-        return Trial(labels, prompt + questions[0].query, [question.answer for question in questions])
+        return Trial(labels, prompt + query, candidates)
 
 
 def judge(subject: Subject, trials: Sequence[Trial]) -> list[dict[str, Any]]:

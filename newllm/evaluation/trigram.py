@@ -1,4 +1,4 @@
-"""A baseline that a model should beat: a trigram model of the same rows with interpolated modified Kneser-Ney smoothing."""
+"""A baseline that a model should beat: a trigram model of the same rows with Kneser-Ney smoothing."""
 
 import math
 

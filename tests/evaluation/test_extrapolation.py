@@ -14,7 +14,7 @@ import newllm
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation import limits
 from newllm.evaluation.extrapolation import Extrapolation
-from newllm.evaluation.limits import longest_row, parse_lengths, row_bytes
+from newllm.evaluation.limits import check_lengths, longest_row, parse_lengths, row_bytes
 from newllm.evaluation.subject import Findings, Subject
 from newllm.model import build_model
 from newllm.run.execute import run
@@ -282,7 +282,7 @@ def test_lengths_are_tokens_or_multiples():
     assert parse_lengths(["4x", 100, "1x", "0.5x", 128], 128, "o") == [64, 100, 128, 512]
     for wrong in ("x4", "4", "2048 tokens", "-1x"):
         with pytest.raises(ConfigError, match="o must be tokens or multiples"):
-            parse_lengths([wrong], 128, "o")
+            check_lengths([wrong], "o")
     for short in (1, -5, 0, "0.01x"):
         with pytest.raises(ConfigError, match=r"o must be 2 tokens or more each"):
             parse_lengths([short], 128, "o")

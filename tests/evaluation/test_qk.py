@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from newllm.evaluation.subject import observing
 from newllm.evaluation.qk import QueryKey, Statistics, band_rows, massive
+from newllm.evaluation.subject import observing
 from tests.support.evaluation_subject import make_subject
 
 
