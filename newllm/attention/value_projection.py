@@ -1,7 +1,7 @@
-"""Multi-head attention that caches less than the values: V-DProj (github.com/rato-tokyo/new-llm, December 2025).
+"""Multi-head attention with a smaller cache for values: V-DProj (github.com/rato-tokyo/new-llm, December 2025).
 
-Two ways, both with q and k as multi-head attention has them: `CompressedValues` squeezes V of full width through a
-narrow layer and back, `NarrowValues` has narrow values from the start.
+Queries and keys are those of multi-head attention. `CompressedValues` passes values of full width through a narrow
+layer and restores them; `NarrowValues` projects to narrow values directly.
 """
 
 from typing import Any
@@ -23,15 +23,15 @@ class CompressedValues(Attention):
 
         q, k, v = W_qkv x          c = W_c v + b_c          v' = W_r c + b_r          out = W_o [A_h v'_h]_h
 
-    where v is that of all heads together, H * D wide. Training and decoding both attend to the restored v', so v itself
-    is only the input of the code; `auxiliary` pulls the two together.
+    where v holds the values of all heads, H * D wide. Training and decoding both attend to the restored v'; v is only
+    the input of the code, and the auxiliary loss draws the two together.
 
-    The cache holds k and c: ``H D + value_dim`` numbers per token and layer. A step of decoding restores nothing:
-    the rows of A sum to 1, so ``A_h (c W_r,h + b_r,h) = (A_h c) W_r,h + b_r,h``. Many new tokens at once restore v'
-    of all cached ones for the layer at work, where that takes fewer multiplications (`absorbs`).
+    The cache holds k and c: ``H D + value_dim`` numbers per token and layer. A decoding step restores no values: the
+    rows of A sum to 1, so ``A_h (c W_r,h + b_r,h) = (A_h c) W_r,h + b_r,h``. For many new tokens, restoring v' of all
+    cached tokens takes fewer multiplications (see `absorbs`).
 
-    value_dim: width of c; None is five eighths of H * D, as published (320 of 512). reconstruction_weight: what
-    training adds to the loss is this times the mean over layers of MSE(v', v), v not detached.
+    value_dim: width of c; None is five eighths of H * D, as published (320 of 512). reconstruction_weight: training
+    adds to the loss this times the mean over layers of MSE(v', v), with v not detached.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class CompressedValues(Attention):
     ):
         super().__init__(kernel, hidden_size=hidden_size, heads=heads, head_dim=head_dim)
         width = heads * head_dim
-        self.value_dim = _narrow(heads, head_dim) if value_dim is None else value_dim
+        self.value_dim = _default_value_dim(heads, head_dim) if value_dim is None else value_dim
         if not 0 < self.value_dim <= width:
             raise ConfigError(
                 f"attention.value_dim must be from 1 to the width of the values, {width}, as in "
-                f"attention.value_dim={_narrow(heads, head_dim)}; got {value_dim}."
+                f"attention.value_dim={_default_value_dim(heads, head_dim)}; got {value_dim}."
             )
         at_least("attention.reconstruction_weight", reconstruction_weight, 0, 0.1)
         self.reconstruction_weight = reconstruction_weight
@@ -74,18 +74,19 @@ class CompressedValues(Attention):
         scale = self.head_dim**-0.5
         restored = self.restore(code) if cache is None else None  # [B, T, H D]
         if self.observer is not None:
-            shown = {"q_before": q_before, "k_before": k_before, "q": q, "k": k, "latent": code}
-            self.observer(shown if restored is None else {**shown, "value": v, "restored": restored})
-        if cache is None:
-            assert restored is not None
-            self._learn(restored, v)
+            observed = {"q_before": q_before, "k_before": k_before, "q": q, "k": k, "latent": code}
+            self.observer(observed if restored is None else {**observed, "value": v, "restored": restored})
+        if restored is not None:
+            wanted = self.training and self.reconstruction_weight > 0
+            self._error = reconstruction_error(restored, v) if wanted else None
             return self._output(self.attend(q, k, self._per_head(restored), encoding, scale))
-        k, held = cache.append(k, code[:, None])  # [B, H, S, D], [B, 1, S, value_dim]
+        assert cache is not None
+        k, codes = cache.append(k, code[:, None])  # [B, H, S, D], [B, 1, S, value_dim]
         queries, length = x.shape[1], cache.length
         if queries == length or not self.absorbs(queries):
-            v = self._per_head(self.restore(held[:, 0]))
+            v = self._per_head(self.restore(codes[:, 0]))
             return self._output(self.attend_cached(q, k, v, length, encoding, scale))
-        context = self.attend_cached(q, k, held, length, encoding, scale)  # [B, H, T, value_dim]
+        context = self.attend_cached(q, k, codes, length, encoding, scale)  # [B, H, T, value_dim]
         per_head = self.restore.weight.unflatten(0, (self.heads, -1))  # [H, D, value_dim]
         out = torch.matmul(context, per_head.mT)
         if self.restore.bias is not None:
@@ -104,10 +105,6 @@ class CompressedValues(Attention):
         error, self._error = self._error, None
         return None if error is None else self.reconstruction_weight * error
 
-    def _learn(self, restored: Tensor, v: Tensor) -> None:
-        wanted = self.training and self.reconstruction_weight > 0
-        self._error = reconstruction_error(restored, v) if wanted else None
-
     def _per_head(self, v: Tensor) -> Tensor:
         """[B, S, H D] -> [B, H, S, D]."""
         return v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -118,19 +115,19 @@ class CompressedValues(Attention):
         return projected
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the error of the last forward pass: a tensor with a history cannot be copied."""
+        """Leaves out the error of the last forward pass, since a tensor with a gradient history cannot be copied."""
         return {**self.__dict__, "_error": None}
 
 
 class NarrowValues(Attention):
-    """Heads of D-wide queries and keys whose values are value_dim / H wide (the new V-DProj).
+    """Heads with queries and keys of width D and values of width value_dim / H (the new V-DProj).
 
         q, k = W_q x, W_k x (H * D each)          v = W_v x (value_dim)          out = W_o [A_h v_h]_h
 
-    The published layer has a matrix for each of q, k and v; here they are one, its rows in order q | k | v.
+    The published layer has separate matrices for q, k and v; here they are one matrix with rows q | k | v.
     Cache per token and layer: ``H D + value_dim`` numbers.
 
-    value_dim: width of the values of all heads; None is five eighths of H * D, as published (320 of 512).
+    value_dim: total width of the values of all heads; None is five eighths of H * D, as published (320 of 512).
     """
 
     def __init__(
@@ -144,7 +141,7 @@ class NarrowValues(Attention):
         head_dim: int,
     ):
         super().__init__(kernel, hidden_size=hidden_size, heads=heads, head_dim=head_dim)
-        self.value_dim = _narrow(heads, head_dim) if value_dim is None else value_dim
+        self.value_dim = _default_value_dim(heads, head_dim) if value_dim is None else value_dim
         if self.value_dim <= 0 or self.value_dim % heads:
             near = max(1, round(self.value_dim / heads)) * heads
             raise ConfigError(
@@ -169,6 +166,6 @@ def reconstruction_error(restored: Tensor, value: Tensor) -> Tensor:
     return F.mse_loss(restored.float(), value.float(), reduction="none").mean(dim=(1, 2))
 
 
-def _narrow(heads: int, head_dim: int) -> int:
-    """Five eighths of the width, the same for every head."""
+def _default_value_dim(heads: int, head_dim: int) -> int:
+    """The default value_dim: five eighths of H * D, rounded down to the same width for every head."""
     return heads * max(1, head_dim * 5 // 8)
