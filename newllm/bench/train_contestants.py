@@ -20,7 +20,7 @@ from newllm.model import LanguageModel, build_model
 from newllm.precision import Precision, autocast
 from newllm.run.prepare import prepare
 from newllm.runtime import keep_freed_memory
-from newllm.training.compilation import settle
+from newllm.training.compilation import compile_if_worthwhile
 from newllm.training.step import Step
 
 
@@ -31,7 +31,7 @@ def ours(overrides: list[str], compiled: bool = False) -> Callable[[], object]:
     step = Step(p.model, p.optim, p.device, p.precision)
     supply = _batches(p.data.train, cfg.trainer.batch_size)
     reasons: list[str] = []
-    if compiled and not settle(True, step, next(supply), 1, p.runtime, reasons.append):
+    if compiled and not compile_if_worthwhile(True, step, next(supply), 1, p.runtime, reasons.append):
         raise RuntimeError(*reasons)
     return _waiting(lambda: step([next(supply)], rate=p.optim.lr), p.device)
 

@@ -17,7 +17,7 @@ from newllm.pack.packed_step import PackedStep, StepRequest
 from newllm.pack.stacked_model import stack
 from newllm.run.prepare import prepare
 from newllm.store.run_directory import RunDirectory
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 from newllm.training.step import Step, cut
 
 ROUNDS = 5

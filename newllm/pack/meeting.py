@@ -9,7 +9,7 @@ from types import FrameType
 from omegaconf import DictConfig
 
 from newllm.pack.packed_step import PackedStep, StepRequest
-from newllm.run.execute import run
+from newllm.run.execute import execute
 from newllm.training.signals import Interrupted, Signals, handling
 from newllm.training.step import Numbers, Piece, Step
 
@@ -33,7 +33,7 @@ def run_packed(
         meeting.await_turn(number)
         try:
             signals[number].check()
-            ends[number] = run(configs[number], signals[number], _Seat(meeting, number, len(configs) - 1))
+            ends[number] = execute(configs[number], signals[number], _Seat(meeting, number, len(configs) - 1))
         except Interrupted as stop:  # before it has begun: it stays queued
             ends[number] = stop.exit_status
         except BaseException as error:

@@ -15,11 +15,9 @@ from pathlib import Path
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
-from newllm.config import run_directory
 from newllm.errors import NewllmError
 from newllm.run.prepare import prepare
 from newllm.runtime import Place
-from newllm.store.environment import settled
 from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_training
 from newllm.training.distributed import FOREVER, GRACE, Group, launched_store
@@ -51,13 +49,12 @@ def follow(cfg: DictConfig, place: Place) -> int:
 
 
 def _follow(cfg: DictConfig, place: Place, store: dist.Store) -> None:
-    directory = RunDirectory(run_directory(cfg))
-    earlier = settled(directory.environment_file) if directory.last_checkpoint.exists() else None
-    run = prepare(cfg, threads=earlier.threads if earlier else None)
+    run = prepare(cfg)
     run.model.train()
     step = Step(run.model, run.optim, run.device, run.precision, run.runtime.fused)
-    if directory.last_checkpoint.exists():  # none is written before the first step, which waits for this process
-        load_training(directory.last_checkpoint, run.model, step.optimizer, {})
+    checkpoint = run.directory.last_checkpoint
+    if checkpoint.exists():  # none is written before the first step, which waits for this process
+        load_training(checkpoint, run.model, step.optimizer, {})
     store.set(f"ready/{place.rank}", "")
     group = Group(store, place, run.device, run.trainer.batch_size)
     step.distribute()

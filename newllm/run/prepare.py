@@ -1,5 +1,6 @@
-"""The parts of a run: made from its configuration, all of them checked, before anything is written."""
+"""Builds and checks the parts of a run from its configuration, before anything is written."""
 
+import time
 from functools import partial
 
 import torch
@@ -14,42 +15,46 @@ from newllm.model import LanguageModel, build_model
 from newllm.precision import autocast, resolve
 from newllm.run.stage import build_stages
 from newllm.runtime import Place, Runtime
+from newllm.store.environment import settled
 from newllm.store.run_directory import RunDirectory
-from newllm.training.context import Run
 from newllm.training.distributed import device_of
 from newllm.training.optimizer import AdamW
+from newllm.training.run_context import Run
 from newllm.training.trainer import Trainer
 
 
 def parameters(model: LanguageModel) -> dict[str, float]:
-    """How many parameters there are, how many of them are trained, and how many the model's `reported_parts` have."""
+    """Numbers of parameters: all, the trainable ones, and those of each of the model's `reported_parts`."""
     counts: dict[str, float] = {
-        "params/total": sum(one.numel() for one in model.parameters()),
-        "params/trainable": sum(one.numel() for one in model.parameters() if one.requires_grad),
+        "params/total": sum(p.numel() for p in model.parameters()),
+        "params/trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
     for name in model.reported_parts:
-        counts[f"params/{name}"] = sum(one.numel() for one in model.get_submodule(name).parameters())
+        counts[f"params/{name}"] = sum(p.numel() for p in model.get_submodule(name).parameters())
     return counts
 
 
-def prepare(cfg: DictConfig, *, threads: int | None = None, trained_length: int | None = None) -> Run:
-    """Model and data of a configuration. Everything that can be wrong without reading text is checked before it.
+def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
+    """Build model and data of a configuration. What can be checked without reading text is checked before it is read.
 
-    threads: what runtime.threads=auto comes to.
-    trained_length: of a finished run, tokens of the rows that its model has been trained on; the stages before training
-    are then nobody's concern. None: this run is to be trained, on rows of data.seq_len.
+    trained_length: of a finished run, tokens of the rows that its model was trained on; its stages before training are
+    not built. None: the run is to be trained, on rows of data.seq_len.
     """
+    started = time.monotonic()
+    directory = RunDirectory(run_directory(cfg))
+    resuming = trained_length is None and directory.last_checkpoint.exists()
+    earlier = settled(directory.environment_file) if resuming else None
     runtime: Runtime = build(cfg.runtime)
     trainer: Trainer = build(cfg.trainer)
     optim: AdamW = build(cfg.optim)
     evaluators = [build(node) for node in cfg.eval.values()]
     notes = []
-    if threads not in (None, runtime.threads) and cfg.runtime.threads == "auto":
+    if earlier and earlier.threads != runtime.threads and cfg.runtime.threads == "auto":
         notes.append(
-            f"this run goes on with {threads} threads, as it began: runtime.threads=auto is {runtime.threads} now, "
-            "and another number of threads can change the last bits"
+            f"this run goes on with {earlier.threads} threads, as it began: runtime.threads=auto is {runtime.threads} "
+            "now, and another number of threads can change the last bits"
         )
-        runtime.threads = threads
+        runtime.threads = earlier.threads
     place = Place.of_run(trainer.devices)
     device = device_of(runtime.device(), place)
     if device.type == "cuda":
@@ -59,30 +64,30 @@ def prepare(cfg: DictConfig, *, threads: int | None = None, trained_length: int 
     with torch.device("meta"):
         shape = build_model(cfg, tokens=cfg.model.vocab_size or 64, seq_len=trained_length)
     shape.check_config(cfg, trained=trained_length is not None)
-    build(cfg.logger, directory=run_directory(cfg))
+    build(cfg.logger, directory=directory.path)
 
     data = shape.arrange_rows(prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime))
     model = build_model(cfg, data.tokenizer.vocab_size, trained_length).to(device)
     for stage in stages.values():
         stage.check(cfg, model, data)
     for evaluator in evaluators:
-        if hasattr(evaluator, "check"):  # of what this text and this model can be asked
+        if hasattr(evaluator, "check"):  # its options against this text and this model
             evaluator.check(data, model)
     precision = resolve(trainer.precision, device)
     data.notes += notes
     if trainer.precision not in ("auto", precision):
         data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
     verdict = partial(judge, cfg.eval, data.counts["data/bytes_per_token"])
-    directory = RunDirectory(run_directory(cfg))
-    return Run(cfg, directory, runtime, trainer, optim, device, precision, data, model, verdict, stages, place)
+    parts = (runtime, trainer, optim, device, precision, data, model)
+    return Run(cfg, directory, *parts, verdict, stages, place, earlier, started)
 
 
 def subject(run: Run, read: Dataset | None = None) -> Subject:
-    """The model and its data, as evaluators see them. read: the data as a stage before training has left it."""
+    """The model and its data, as evaluators see them. read: the data that a stage before training has left."""
     compute = partial(autocast, run.device, run.precision)
     return Subject(run.model, run.data, run.device, compute, run.trainer.batch_size, run.cfg, read)
 
 
 def counts(run: Run) -> dict[str, float]:
-    """Metrics that are known without training: sizes of the model and of the data."""
+    """The metrics that are known without training: sizes of model and data."""
     return {**parameters(run.model), **run.data.counts}

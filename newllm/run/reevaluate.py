@@ -28,7 +28,7 @@ from newllm.store.csv_text import as_csv, same
 from newllm.store.environment import describe, settled
 from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_weights, weight_shapes
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 from newllm.training.signals import Signals
 
 # Training measures these too, in other batches than eval.loss, so that the last bits may differ.

@@ -14,7 +14,7 @@ from newllm.config.values import signature_of
 from newllm.data import Dataset
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 
 
 @dataclass

@@ -5,7 +5,7 @@ progress); `best.safetensors` holds the weights only.
 """
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,75 @@ from torch import Tensor, nn
 
 from newllm.errors import ConfigError, RunError
 from newllm.store.atomic import replacing
-from newllm.training.progress import Progress
 
 HEADER = "newllm"
+
+
+@dataclass
+class Progress:
+    """Together with a checkpoint's tensors, everything that a resumed run needs to produce the same numbers.
+
+    Sums are Python floats added in the order of the steps, so the point of interruption does not matter.
+    """
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # epochs done, validation included
+    epoch_step: int = 0  # steps done in the current epoch
+    epoch_loss: float = 0.0  # sum of nats over the epoch's scored tokens so far
+    epoch_tokens: int = 0
+    logged_loss: float = 0.0  # the same sum since the last line of metrics.jsonl
+    logged_tokens: int = 0
+    trained_tokens: int = 0  # tokens seen in total
+    best_loss: float | None = None
+    best_epoch: int | None = None
+    bad_epochs: int = 0  # epochs since the best one
+    last_loss: float | None = None  # training loss last written to metrics.jsonl
+    finished: bool = False
+    metrics_bytes: int = 0  # length of metrics.jsonl
+    peak_bytes: int | None = None  # memory of a training step, measured once
+    seconds: float = 0.0  # of training, over all attempts
+    history: list[dict[str, Any]] = field(default_factory=list)  # the lines of the finished epochs
+
+    def count_step(self, tokens: int) -> None:
+        """Count an optimizer step on `tokens` tokens; its loss is added later, when it is known."""
+        self.step += 1
+        self.epoch_step += 1
+        self.trained_tokens += tokens
+
+    def add(self, loss: float, scored: int) -> None:
+        """Add the mean loss over `scored` tokens of the next step in order."""
+        self.epoch_loss += loss * scored
+        self.epoch_tokens += scored
+        self.logged_loss += loss * scored
+        self.logged_tokens += scored
+
+    def take_logged(self) -> float:
+        """Mean loss since the last call."""
+        self.last_loss = self.logged_loss / max(self.logged_tokens, 1)
+        self.logged_loss, self.logged_tokens = 0.0, 0
+        return self.last_loss
+
+    def add_validation(self, val_loss: float) -> bool:
+        """Count an epoch that ended with this validation loss; returns whether it is the best so far."""
+        self.epoch += 1
+        if self.best_loss is None or val_loss < self.best_loss:
+            self.best_loss, self.best_epoch, self.bad_epochs = val_loss, self.epoch, 0
+            return True
+        self.bad_epochs += 1
+        return False
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether `patience` epochs (None: no limit) have passed without a better one."""
+        return patience is not None and self.bad_epochs >= patience
+
+    def epoch_mean(self) -> float:
+        """Mean loss of the current epoch so far."""
+        return self.epoch_loss / max(self.epoch_tokens, 1)
+
+    def end_epoch(self, line: dict[str, Any]) -> None:
+        """Keep the `line` of the epoch that has ended and begin another."""
+        self.history.append(line)
+        self.epoch_step, self.epoch_loss, self.epoch_tokens = 0, 0.0, 0
 
 
 def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
@@ -72,8 +138,7 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    known = {f.name for f in fields(Progress)}
-    return Progress(**{key: value for key, value in header["progress"].items() if key in known})
+    return Progress(**header["progress"])
 
 
 def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -28,7 +28,7 @@ _WORK = 3e13  # operations (6 per parameter and token) that every machine finish
 _ROUNDS = 3
 
 
-def settle(
+def compile_if_worthwhile(
     wanted: bool | Literal["auto"], step: Step, piece: Piece, steps: int, runtime: Any, say: Callable[[str], None]
 ) -> bool:
     """Compile the model of `step` if that is wanted or pays; returns whether it is compiled.

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.runtime import Place
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 from newllm.training.signals import STOPPING
 
 GRACE = 5.0  # seconds to wait for a clean end before killing
@@ -116,17 +116,17 @@ class Group:
 
 
 @contextmanager
-def team(run: Run, fail: Callable[[str], None]) -> Iterator["Team | None"]:
+def team(run: Run) -> Iterator["Team | None"]:
     """The other ranks of a run whose configuration is in its directory; None if there are none.
 
     They end with the block. If one ends earlier, the block fails with a RunError that says so. If the block cannot
-    fail because a kernel waits for the lost rank, `fail` is called with that sentence and the process exits.
+    fail because a kernel waits for the lost rank, status.json and stderr get that sentence and the process exits.
     """
     place = run.place
     if place.size == 1:
         yield None
         return
-    others = Team(run, fail)
+    others = Team(run)
     try:
         if not place.launched:
             others.start()
@@ -148,10 +148,9 @@ def team(run: Run, fail: Callable[[str], None]) -> Iterator["Team | None"]:
 class Team:
     """Rank 0's view of the other ranks."""
 
-    def __init__(self, run: Run, fail: Callable[[str], None]) -> None:
+    def __init__(self, run: Run) -> None:
         self.run, self.place = run, run.place
         self.lost, self.reason = threading.Event(), ""  # set if a rank started by this process ends too early
-        self._fail = fail
         self._group: Group | None = None
         self._ending, self._ended = False, threading.Event()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -238,7 +237,8 @@ class Team:
         self.reason = self.reason or self._reason(rank, status)
         self.lost.set()
         if not self._ended.wait(GRACE):
-            self._fail(self.reason)
+            self.run.directory.end_attempt("failed", error=self.reason)
+            print(f"newllm: {self.reason}", file=sys.stderr, flush=True)
             os._exit(1)
 
     def _reason(self, rank: int, status: int) -> str:

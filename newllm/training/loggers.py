@@ -1,6 +1,6 @@
-"""Loggers that receive metrics in addition to metrics.jsonl. A logger that fails is switched off; the run goes on."""
+"""Loggers, which receive the metrics in addition to metrics.jsonl."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,27 +48,3 @@ class TensorBoard:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-class Guarded:
-    """Wraps a logger: its first failure is reported and ends the logging, not the run."""
-
-    def __init__(self, logger: Logger, tell: Callable[[str], None]) -> None:
-        self._logger: Logger | None = logger
-        self._tell = tell
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._try(lambda logger: logger.log(step, metrics))
-
-    def close(self) -> None:
-        self._try(lambda logger: logger.close())
-
-    def _try(self, act: Callable[[Logger], None]) -> None:
-        if self._logger is None:
-            return
-        try:
-            act(self._logger)
-        except Exception as error:
-            name = type(self._logger).__name__
-            self._logger = None
-            self._tell(f"The logger {name} failed ({error}) and is off for the rest of the run.")

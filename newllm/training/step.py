@@ -30,6 +30,15 @@ def cut(rows: Rows, indices: np.ndarray, pieces: int) -> list[Piece]:
     return [rows.batch(part) for part in np.array_split(indices, pieces) if len(part)]
 
 
+def read_and_clear(steps: list[Numbers]) -> list[tuple[float, float, int]]:
+    """The numbers of these steps, in order, as Python numbers; empties the list. Waits for the device, once for all."""
+    if not steps:
+        return []
+    losses, norms, scored = zip(*steps, strict=True)
+    steps.clear()
+    return list(zip(torch.stack(losses).tolist(), torch.stack(norms).tolist(), scored, strict=True))
+
+
 def count_scored(pieces: list[Piece]) -> int:
     """Number of scored labels of a batch, counted on the CPU."""
     return sum(int(np.count_nonzero(labels.numpy() != IGNORED)) for _, labels in pieces)

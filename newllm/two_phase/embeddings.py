@@ -26,7 +26,7 @@ from newllm.run.execute import run as train
 from newllm.run.stage import Stage, StageResult
 from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_part
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 from newllm.training.signals import Interrupted
 
 HEAD_DIM = 64  # of the small transformer if its width is a multiple of this; otherwise it has one head

@@ -8,7 +8,7 @@ from typing import Any
 from newllm.data import Dataset
 from newllm.run.stage import StageResult
 from newllm.store.run_directory import RunDirectory
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 
 CLOCK = ("time/", "speed/")  # prefixes of the values that differ between attempts
 Line = dict[str, Any]  # of metrics.jsonl; "phase" names the first phase

@@ -25,10 +25,9 @@ from newllm.precision import Precision, autocast
 from newllm.run.stage import Stage, StageResult
 from newllm.seeding import stream
 from newllm.store.atomic import write_json
-from newllm.training.checkpoint import load_training, load_weights, save_training
-from newllm.training.context import Run
+from newllm.training.checkpoint import Progress, load_training, load_weights, save_training
 from newllm.training.optimizer import AdamW
-from newllm.training.progress import Progress
+from newllm.training.run_context import Run
 from newllm.two_phase import phase_cache
 from newllm.two_phase.first_phase import Line, finish_phase, seconds_of_last, update_progress, write_lines
 from newllm.two_phase.objectives import Objective
@@ -259,7 +258,7 @@ class FixedPoint(Stage):
             progress.history.append(line)
             save_training(state, iteration.recurrence, iteration.optimizer, progress, {})
             write_lines(run.directory, progress.history)
-            run.logger.log(progress.epoch, values)
+            run.log(progress.epoch, values)
             run.console.line(_iteration_line(progress.history))
         update_progress(run, _NAME, progress.epoch, self.iterations, progress.history)
         return progress

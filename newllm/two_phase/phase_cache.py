@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from newllm.config.identity import canonical, differences
 from newllm.errors import ConfigError
 from newllm.store.atomic import write_json
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 
 RULE = 3  # increased when a code change alters the results of an unchanged configuration
 _WITHOUT_EFFECT = {"_target_", "folder", "freeze_embedding", "require_convergence"}  # on the result of the phase

@@ -18,12 +18,11 @@ from newllm.evaluation.subject import observing
 from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.run.stage import Stage, StageResult
-from newllm.training.checkpoint import load_training, load_weights, save_training, save_weights
-from newllm.training.context import Run
+from newllm.training.checkpoint import Progress, load_training, load_weights, save_training, save_weights
 from newllm.training.cross_entropy import IGNORED
 from newllm.training.optimizer import AdamW
-from newllm.training.progress import Pending, Progress
-from newllm.training.step import Step, cut
+from newllm.training.run_context import Run
+from newllm.training.step import Numbers, Step, cut, read_and_clear
 from newllm.two_phase.first_phase import Line, finish_phase, update_progress, write_lines
 
 _NAME = "reconstruction"
@@ -114,7 +113,8 @@ class _Training:
         self.about = {"data": run.data.fingerprint, "signature": signature(run.cfg), "precision": run.precision}
         checkpoints = run.directory.last_checkpoint.parent
         self.file, self.best = checkpoints / "phase1.safetensors", checkpoints / "phase1_best.safetensors"
-        self.progress, self._pending = Progress(), Pending()
+        self.progress = Progress()
+        self._pending: list[Numbers] = []
         if self.file.exists():
             self.progress = load_training(self.file, pairs, self.step.optimizer, self.about)
         self._began = self._saved = time.monotonic()
@@ -146,7 +146,7 @@ class _Training:
             self._stop_if_asked()
             indices = order[step * size : (step + 1) * size]
             self._pending.append(self.step(cut(rows, indices, run.trainer.accumulate), self.phase.lr))
-            progress.stepped(len(indices) * rows.seq_len)
+            progress.count_step(len(indices) * rows.seq_len)
             if progress.step % run.trainer.log_every == 0:
                 self._fetch_losses()
                 bar(progress.step, progress.take_logged(), progress.trained_tokens / max(self._seconds(), 1e-9))
@@ -154,15 +154,15 @@ class _Training:
                 self._save()
         self._fetch_losses()
         error = self._finite(self._validation_error())
-        if progress.judge(error):
+        if progress.add_validation(error):
             save_weights(self.best, self.pairs, {**self.about, "epoch": progress.epoch})
         values = {"phase1/loss": progress.epoch_mean(), "phase1/val_loss": error, "time/seconds": self._seconds()}
         line: Line = {"phase": _NAME, "epoch": progress.epoch, **values}
-        progress.next_epoch(line)
-        progress.finished = progress.lost_patience(self.phase.patience) or progress.epoch == self.phase.epochs
+        progress.end_epoch(line)
+        progress.finished = progress.out_of_patience(self.phase.patience) or progress.epoch == self.phase.epochs
         self._save()
         write_lines(run.directory, progress.history)
-        run.logger.log(progress.step, values)
+        run.log(progress.step, values)
         run.console.line(_epoch_line(line, time.monotonic() - began))
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class _Training:
 
     def _fetch_losses(self) -> None:
         """Add the losses of all steps since the last call; they stay on the device until then."""
-        for loss, _, scored in self._pending.fetch():
+        for loss, _, scored in read_and_clear(self._pending):
             self.progress.add(self._finite(loss), scored)
 
     def _finite(self, error: float) -> float:

@@ -68,7 +68,7 @@ def test_the_own_evaluation_is_reproduced_to_the_last_bit(
     from newllm.training.loop import Loop
 
     # Makes the first epoch the best, so that best and last weights differ.
-    monkeypatch.setattr(Loop, "_validation_loss", lambda loop, rows: 5.0 + loop.progress.epoch)
+    monkeypatch.setattr(Loop, "_validation_loss", lambda loop: 5.0 + loop.progress.epoch)
     directory = trained(tmp_path / "run", *overrides)
     before = contents(directory)
     assert results(directory)["val/best_epoch"] == 1

@@ -13,7 +13,7 @@ from newllm.model import build_model
 from newllm.run.stage import Stage
 from newllm.runtime import Runtime
 from newllm.store.run_directory import RunDirectory
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 from newllm.two_phase.first_phase import timeless
 
 SMALL = [

@@ -9,7 +9,7 @@ from newllm.data.dataset import Rows
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel
 from newllm.run.stage import Stage, StageResult
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 
 
 class FewerRows(Stage):

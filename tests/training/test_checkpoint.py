@@ -6,8 +6,7 @@ from torch import nn
 
 from newllm.errors import ConfigError, RunError
 from newllm.training import checkpoint
-from newllm.training.checkpoint import load_training, load_weights, save_training, save_weights
-from newllm.training.progress import Progress
+from newllm.training.checkpoint import Progress, load_training, load_weights, save_training, save_weights
 
 ABOUT = {"data": "d", "signature": "s"}
 

@@ -11,8 +11,8 @@ from newllm.model import build_model
 from newllm.run.prepare import prepare
 from newllm.runtime import Runtime
 from newllm.training import compilation
-from newllm.training.compilation import pays, settle
-from newllm.training.context import Run
+from newllm.training.compilation import compile_if_worthwhile, pays
+from newllm.training.run_context import Run
 from newllm.training.step import Piece, Step
 from tests.support.training_runs import small_cfg
 
@@ -43,7 +43,7 @@ def losses(step: Step, batches: list[Piece]) -> list[float]:
 def test_a_compiled_model_trains_to_the_same_losses(prepared, batches, tmp_path):
     said: list[str] = []
     step = fresh(prepared)
-    assert settle(True, step, batches[0], 100, Runtime(cache_dir=str(tmp_path)), said.append)
+    assert compile_if_worthwhile(True, step, batches[0], 100, Runtime(cache_dir=str(tmp_path)), said.append)
     assert step.batch_loss.compiled is not None
     assert not said
     torch.testing.assert_close(losses(step, batches), losses(fresh(prepared), batches), rtol=0, atol=1e-5)
@@ -68,7 +68,7 @@ def test_short_runs_are_left_as_they_are_without_a_measurement(
 ):
     monkeypatch.setattr(compilation, "_WORK", least)
     step = fresh(prepared)
-    assert not settle("auto", step, batches[0], 10_000, Runtime(cache_dir=str(tmp_path)), print)
+    assert not compile_if_worthwhile("auto", step, batches[0], 10_000, Runtime(cache_dir=str(tmp_path)), print)
     assert not no_compiler
     assert not list(tmp_path.iterdir())
 
@@ -90,7 +90,7 @@ def test_a_long_run_measures_once_and_takes_what_pays(
     weights = [p.detach().clone() for p in fresh(prepared).parameters]
     for attempt in range(2):
         step = fresh(prepared)
-        assert settle("auto", step, batches[0], 1000, runtime, said.append) is chosen
+        assert compile_if_worthwhile("auto", step, batches[0], 1000, runtime, said.append) is chosen
         assert (step.batch_loss.compiled is not None) is chosen
         assert all(torch.equal(a, b) and b.grad is None for a, b in zip(weights, step.parameters, strict=True))
         assert len(said) == 1, attempt
@@ -112,6 +112,6 @@ def test_where_the_compiler_fails_one_line_says_so(prepared, batches, tmp_path, 
     monkeypatch.setattr(torch, "compile", broken)
     said: list[str] = []
     step = fresh(prepared)
-    assert not settle(True, step, batches[0], 100, Runtime(cache_dir=str(tmp_path)), said.append)
+    assert not compile_if_worthwhile(True, step, batches[0], 100, Runtime(cache_dir=str(tmp_path)), said.append)
     assert said == ["torch.compile does not work here, so the model runs uncompiled: no working C++ compiler found"]
     assert losses(step, batches) == losses(fresh(prepared), batches)

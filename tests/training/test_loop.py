@@ -141,7 +141,7 @@ def test_patience_stops_after_so_many_epochs_without_a_better_loss(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr(Loop, "_validation_loss", lambda self, rows: next(losses))
+    monkeypatch.setattr(Loop, "_validation_loss", lambda self: next(losses))
     do_run(tmp_path / "run", "trainer.patience=2", "epochs=9", "eval=[]")
     epochs = [line for line in load_run(tmp_path / "run").metrics if "val/loss" in line]
     assert [line["val/loss"] for line in epochs] == [3.0, 2.0, 2.5, 2.1]
@@ -158,7 +158,7 @@ def test_the_chosen_weights_are_evaluated(
 ) -> None:
     real = Loop._validation_loss
     monkeypatch.setattr(  # the second epoch is made to look worse than it is
-        Loop, "_validation_loss", lambda self, rows: real(self, rows) + 9 * self.progress.epoch
+        Loop, "_validation_loss", lambda self: real(self) + 9 * self.progress.epoch
     )
     do_run(tmp_path / "run", f"trainer.eval_weights={weights}")
     epochs = [line for line in load_run(tmp_path / "run").metrics if "val/loss" in line]
@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_at_its_step(
         return real(self, pieces, rate)
 
     monkeypatch.setattr(Step, "__call__", broken)
-    with pytest.raises(RunError, match="broke at step 7"):
+    with pytest.raises(RunError, match="diverged at step 7"):
         do_run(tmp_path / "run", "trainer.log_every=5")
     status = state(tmp_path / "run")
     assert status["state"] == "failed"

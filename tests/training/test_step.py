@@ -13,10 +13,10 @@ import newllm
 from newllm.model import Transformer, build_model
 from newllm.precision import Precision
 from newllm.run.prepare import prepare
-from newllm.training.context import Run
 from newllm.training.cross_entropy import linear_cross_entropy
 from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
+from newllm.training.run_context import Run
 from newllm.training.step import Step
 from tests.support.training_runs import small_cfg
 

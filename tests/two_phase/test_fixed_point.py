@@ -14,7 +14,7 @@ import torch
 
 from newllm.errors import ConfigError, RunError
 from newllm.run.stage import StageResult
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 from newllm.training.signals import Interrupted, Signals
 from newllm.two_phase import fixed_point
 from newllm.two_phase.first_phase import timeless

@@ -16,7 +16,7 @@ from newllm.evaluation.reconstruction import Reconstruction as Evaluator
 from newllm.run import execute
 from newllm.run.prepare import prepare
 from newllm.run.stage import StageResult
-from newllm.training.context import Run
+from newllm.training.run_context import Run
 from newllm.two_phase import value_compression
 from newllm.two_phase.first_phase import timeless
 from tests.support.phases import phase_and_run, small_cfg, timeless_lines

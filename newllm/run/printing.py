@@ -1,4 +1,4 @@
-"""Console output of a run: header, epoch table and summary."""
+"""What a run prints before training and after evaluation: its settings, and a summary of its results."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,9 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.groups import parts_of, stages
 from newllm.console import Console, number
-from newllm.training.context import Run
-
-EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}   {'time':>8}"
+from newllm.run.prepare import parameters
+from newllm.training.run_context import Run
 
 # Rows of the summary table; those that were not measured are left out.
 SUMMARY = [
@@ -21,8 +20,8 @@ SUMMARY = [
 ]  # fmt: skip
 
 
-def header(run: Run, parameters: Mapping[str, float]) -> None:
-    """Print the main settings, the sizes of model (`params/…`) and data, and the number of steps."""
+def header(run: Run) -> None:
+    """Print the main settings, the sizes of model and data, and the number of steps."""
     cfg, data, trainer, console, threads = run.cfg, run.data, run.trainer, run.console, run.runtime.threads
     steps = trainer.steps(len(data.train), data.train.seq_len)[1]
     counts = data.counts
@@ -55,16 +54,6 @@ def header(run: Run, parameters: Mapping[str, float]) -> None:
     console.settings({name: value for name, value in pairs.items() if value})
     for note in data.notes:
         console.line(f"Note: {note}", style="yellow")
-
-
-def epoch_line(values: Mapping[str, Any], judge: Callable[[float], str], seconds: float | None) -> str:
-    """One line of the epoch table; `*` marks the best epoch so far."""
-    mark = "*" if values["val/best"] else " "
-    time = f"{seconds:7.1f}s" if seconds is not None else " " * 8
-    return (
-        f"{values['epoch']:>5}{values['train/ppl']:>12,.1f}{values['val/loss']:>10.4f}"
-        f"{values['val/ppl']:>12,.1f} {mark} {time}   {judge(values['val/ppl'])}"
-    )
 
 
 def summary(console: Console, results: Mapping[str, float], judge: Callable[[float], str], directory: str) -> None:

@@ -1,6 +1,7 @@
-"""The context of one run, shared by its stages, training loop and evaluators."""
+"""The context of one run: what its stages, training loop and evaluators work with."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,8 +13,9 @@ from newllm.data import Dataset
 from newllm.model import LanguageModel
 from newllm.precision import Precision
 from newllm.runtime import Place, Runtime
+from newllm.store.environment import Settled
 from newllm.store.run_directory import RunDirectory
-from newllm.training.loggers import Logger, NoLogger
+from newllm.training.loggers import Logger
 from newllm.training.optimizer import AdamW
 from newllm.training.signals import Signals
 from newllm.training.step import Numbers, Piece, Step
@@ -32,7 +34,8 @@ class StepMaker(Protocol):
 class Run:
     """One run. `newllm.run.prepare` builds and checks all of it before anything is written.
 
-    judge: gives the verdict on a perplexity. packed: makes the training steps if the run is part of a pack.
+    judge: gives the verdict on a perplexity. stages: group -> stage before training. earlier: what an earlier attempt
+    has fixed. started: by time.monotonic. packed: makes the training steps if the run is part of a pack.
     """
 
     cfg: DictConfig
@@ -47,7 +50,20 @@ class Run:
     judge: Callable[[float], str]
     stages: Any = None
     place: Place = field(default_factory=Place)
-    logger: Logger = field(default_factory=NoLogger)
+    earlier: Settled | None = None
+    started: float = field(default_factory=time.monotonic)
+    logger: Logger | None = None
     console: Console = field(default_factory=lambda: Console(bar=False))
     signals: Signals = field(default_factory=Signals)
     packed: StepMaker | None = None
+
+    def log(self, step: int, metrics: Mapping[str, float], *, close: bool = False) -> None:
+        """Send metrics to the logger, and `close` it. A logger that fails is switched off, and the run goes on."""
+        try:
+            if self.logger is not None:
+                self.logger.log(step, metrics)
+                if close:
+                    self.logger.close()
+        except Exception as error:
+            name, self.logger = type(self.logger).__name__, None
+            self.console.line(f"The logger {name} failed ({error}) and is off for the rest of the run.")
