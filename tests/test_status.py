@@ -20,7 +20,7 @@ def sweep(tmp_path: Path) -> Path:
     """A run in each state."""
     folder = tmp_path / "sweep"
     make_run(folder, "tiny-rope-s1-0000000a", "done")
-    make_run(folder, "tiny-rope-s2-0000000b", "failed", error="Training broke at step 7.").log_file.write_text(
+    make_run(folder, "tiny-rope-s2-0000000b", "failed", error="Training diverged at step 7.").log_file.write_text(
         "step 7\n"
     )
     make_run(folder, "tiny-alibi-s1-0000000c", "running", progress={"step": 1234, "steps": 5000})
@@ -40,7 +40,7 @@ def test_the_table_shows_every_run_and_what_to_type_next(sweep: Path, capsys: py
         ["rope-s1", "done", "98.76"],
     ]
     assert "4 runs: 1 failed, 1 interrupted, 1 queued, 1 done" in out
-    assert "rope-s2: Training broke at step 7." in out
+    assert "rope-s2: Training diverged at step 7." in out
     assert "The launcher is gone" in out
     assert f"newllm status {sweep} --retry all" in out
 

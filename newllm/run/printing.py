@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.groups import parts_of, stages
 from newllm.console import Console, number
+from newllm.model import LanguageModel
 from newllm.run.prepare import parameters
 from newllm.training.run_context import Run
 
@@ -38,7 +39,7 @@ def header(run: Run) -> None:
     machine = str(run.device) if trainer.devices == 1 else f"{trainer.devices} processes on {run.device.type}"
     pairs = {
         "experiment": str(choices.get("experiment") or ""),
-        "model": f"{choices.model}, {_parameters(parameters)}  {_options(cfg.model)}",
+        "model": f"{choices.model}, {_parameters(run.model)}  {_options(cfg.model)}",
         "pos_encoding": _chosen(cfg, "pos_encoding"),
         "attention": _chosen(cfg, "attention"),
         "data": f"{choices.data}, {rows}",
@@ -68,8 +69,9 @@ def summary(console: Console, results: Mapping[str, float], judge: Callable[[flo
     console.line(f'Next: python -m newllm.generate {directory} "def "')
 
 
-def _parameters(counts: Mapping[str, float]) -> str:
+def _parameters(model: LanguageModel) -> str:
     """The number of parameters, split up if they are not all trained together."""
+    counts = parameters(model)
     total, trained = counts["params/total"], counts["params/trainable"]
     parts = [f"{trained:,.0f} trained"] if trained != total else []
     components = (name for name in counts if name not in ("params/total", "params/trainable"))

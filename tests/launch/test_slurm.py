@@ -127,7 +127,7 @@ def test_a_failed_run_fails_its_job_and_not_its_neighbour(tmp_path: Path, frozen
     broken, sound = frozen("lr=1e30"), frozen("seed=1")
     assert Slurm(time_min=10, signal_delay_s=30, runs_per_job=2).start(tmp_path, [broken, sound], Policy()) == 1
     assert status(broken)["state"] == "failed"
-    assert status(broken)["error"].startswith("Training broke at step")
+    assert status(broken)["error"].startswith("Training diverged at step")
     assert status(sound)["state"] == "done"
     job = status(broken)["slurm"]
     wait_for(lambda: job_states([job])[job] == "FAILED (NonZeroExitCode)")

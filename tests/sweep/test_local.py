@@ -16,9 +16,9 @@ from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, launches
 from newllm.sweep.local import Local
 from newllm.sweep.workers import work
-from tests.support.frozen_runs import freeze, repeatable, state
+from tests.support.small_runs import freeze_small_run, read_status, timeless_results
 
-SLOW = {"_target_": "tests.support.frozen_runs.Slow"}
+SLOW = {"_target_": "tests.support.small_runs.SlowLogger"}
 LAUNCH = """
 import sys
 from pathlib import Path
@@ -42,7 +42,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
     def do(seed: int) -> Path:
         run = folder / str(seed)
         if not run.exists():
-            assert work(freeze(run, seed)) == 0
+            assert work(freeze_small_run(run, seed)) == 0
         return run
 
     return do
@@ -77,20 +77,24 @@ def test_runs_equal_those_of_this_process_and_bad_ones_cost_themselves_alone(
     tmp_path: Path, undisturbed: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "a sweep's folder"
-    good = [freeze(sweep / f"tiny-s{seed}-0000000{seed}", seed) for seed in (1, 2)]
-    killed = freeze(sweep / "tiny-s3-00000003", 3, logger={"_target_": "tests.support.frozen_runs.Killed"})
-    broken = freeze(sweep / "tiny-s4-00000004", 4, eval={"broken": {"_target_": "tests.support.frozen_runs.Broken"}})
+    good = [freeze_small_run(sweep / f"tiny-s{seed}-0000000{seed}", seed) for seed in (1, 2)]
+    killed = freeze_small_run(
+        sweep / "tiny-s3-00000003", 3, logger={"_target_": "tests.support.small_runs.KillingLogger"}
+    )
+    broken = freeze_small_run(
+        sweep / "tiny-s4-00000004", 4, eval={"broken": {"_target_": "tests.support.small_runs.BrokenEvaluator"}}
+    )
     assert Local(slots=2).start(sweep, [killed, broken, *good], Policy()) == 1
 
     for seed, run in enumerate(good, 1):
-        assert state(run)["state"] == "done"
-        assert repeatable(run) == repeatable(undisturbed(seed))
+        assert read_status(run)["state"] == "done"
+        assert timeless_results(run) == timeless_results(undisturbed(seed))
         assert not (run / "stderr.log").exists()
-    assert state(killed)["state"] == "failed"
-    assert "killed by SIGKILL, as the system does when memory runs out" in state(killed)["error"]
-    assert state(broken)["state"] == "failed"
-    assert state(broken)["error"] == "KeyError: 'head_dim'"
-    assert 'raise KeyError("head_dim")' in state(broken)["traceback"]
+    assert read_status(killed)["state"] == "failed"
+    assert "killed by SIGKILL, as the system does when memory runs out" in read_status(killed)["error"]
+    assert read_status(broken)["state"] == "failed"
+    assert read_status(broken)["error"] == "KeyError: 'head_dim'"
+    assert 'raise KeyError("head_dim")' in read_status(broken)["traceback"]
 
     (launch,) = launches(sweep)
     assert not launch["alive"]
@@ -104,25 +108,25 @@ def test_runs_equal_those_of_this_process_and_bad_ones_cost_themselves_alone(
 def test_a_killed_launcher_leaves_nothing_behind_and_a_second_start_makes_good(
     tmp_path: Path, undisturbed: Callable[[int], Path]
 ) -> None:
-    runs = [freeze(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2, 3)]
+    runs = [freeze_small_run(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2, 3)]
     launcher = subprocess.Popen([sys.executable, "-c", LAUNCH, str(tmp_path), *map(str, runs)])
     until(lambda: in_training(runs[0]) and in_training(runs[1]))
     forking = forking_process(launcher.pid)
     assert len(list(Path(f"/proc/{forking}/task").iterdir())) == 1  # threads would not survive a fork
-    workers = [state(run)["pid"] for run in runs[:2]]
+    workers = [read_status(run)["pid"] for run in runs[:2]]
     launcher.kill()
     launcher.wait()
     for pid in (forking, *workers):
         until(lambda pid=pid: not _alive(pid))
-    assert [state(run)["state"] for run in runs] == ["interrupted", "interrupted", "queued"]
-    assert all(state(run)["progress"]["step"] >= 3 for run in runs[:2])
+    assert [read_status(run)["state"] for run in runs] == ["interrupted", "interrupted", "queued"]
+    assert all(read_status(run)["progress"]["step"] >= 3 for run in runs[:2])
 
     for run in runs[:2]:
         RunDirectory(run).freeze(RunDirectory(run).config())
     assert Local(slots=2).start(tmp_path, runs, Policy()) == 0
     for seed, run in enumerate(runs, 1):
-        assert repeatable(run) == repeatable(undisturbed(seed))
-        assert state(run)["attempt"] == (2 if seed < 3 else 1)
+        assert timeless_results(run) == timeless_results(undisturbed(seed))
+        assert read_status(run)["attempt"] == (2 if seed < 3 else 1)
 
 
 def test_ctrl_c_lets_runs_save_also_in_a_background_job_under_nohup(tmp_path: Path) -> None:
@@ -130,7 +134,7 @@ def test_ctrl_c_lets_runs_save_also_in_a_background_job_under_nohup(tmp_path: Pa
         for signum in (signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
 
-    runs = [freeze(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2, 3)]
+    runs = [freeze_small_run(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2, 3)]
     command = [sys.executable, "-c", LAUNCH, str(tmp_path), *map(str, runs)]
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=ignore_signals)
     until(lambda: in_training(runs[0]) and in_training(runs[1]))
@@ -138,7 +142,7 @@ def test_ctrl_c_lets_runs_save_also_in_a_background_job_under_nohup(tmp_path: Pa
     launcher.send_signal(signal.SIGINT)
     printed, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 130
-    assert [state(run)["state"] for run in runs] == ["interrupted", "interrupted", "queued"]
+    assert [read_status(run)["state"] for run in runs] == ["interrupted", "interrupted", "queued"]
     assert all((run / "checkpoints" / "last.safetensors").exists() for run in runs[:2])
     assert "SIGINT: no more runs start, 2 save and end." in printed
     assert "0 done, 2 interrupted, 1 queued." in printed
@@ -148,7 +152,7 @@ def test_ctrl_c_lets_runs_save_also_in_a_background_job_under_nohup(tmp_path: Pa
 def test_without_the_process_that_forks_runs_go_on_in_a_new_one(
     tmp_path: Path, undisturbed: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [freeze(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2)]
+    runs = [freeze_small_run(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2)]
 
     def interfere() -> None:
         until(lambda: all(map(in_training, runs)))
@@ -161,18 +165,18 @@ def test_without_the_process_that_forks_runs_go_on_in_a_new_one(
     assert status == 0
     assert "The process that executes the runs was killed by SIGKILL" in capfd.readouterr().out
     for seed, run in enumerate(runs, 1):
-        assert state(run)["attempt"] == 2
-        assert repeatable(run) == repeatable(undisturbed(seed))
+        assert read_status(run)["attempt"] == 2
+        assert timeless_results(run) == timeless_results(undisturbed(seed))
 
 
 def test_a_sweep_that_cannot_begin_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = freeze(tmp_path / "s1", 1)
+    run = freeze_small_run(tmp_path / "s1", 1)
     monkeypatch.setattr("newllm.sweep.local.snapshot", lambda sweep: tmp_path / "nothing")
     (tmp_path / "nothing" / "newllm").mkdir(parents=True)
     (tmp_path / "nothing" / "newllm" / "__init__.py").write_text("raise ImportError('no such machine')")
     with pytest.raises(RunError, match="ImportError: no such machine"):
         Local().start(tmp_path, [run], Policy())
-    assert state(run)["state"] == "queued"
+    assert read_status(run)["state"] == "queued"
 
 
 def _alive(pid: int) -> bool:

@@ -17,7 +17,7 @@ from newllm.store.run_directory import RunDirectory, State
 from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
 from newllm.sweep.workers import ask_to_end, work
-from tests.support.frozen_runs import SMALL, repeatable, state
+from tests.support.small_runs import SMALL_RUN, read_status, timeless_results
 
 FEW = ["samples=80", "eval=[position]"]  # nine steps in an epoch
 LINES = {"a": ["seed=1", "theta=100"], "b": ["seed=2", "lr=1e-2"], "c": ["seed=3"]}
@@ -26,7 +26,7 @@ LINES = {"a": ["seed=1", "theta=100"], "b": ["seed=2", "lr=1e-2"], "c": ["seed=3
 def freeze(folder: Path, *shared: str, lines: dict[str, list[str]] = LINES) -> list[Path]:
     runs = [folder / name for name in lines]
     for run, line in zip(runs, lines.values(), strict=True):
-        RunDirectory(run).freeze(effective(newllm.compose([*SMALL, *FEW, *shared, *line])))
+        RunDirectory(run).freeze(effective(newllm.compose([*SMALL_RUN, *FEW, *shared, *line])))
     return runs
 
 
@@ -44,12 +44,12 @@ def assert_equal(run: Path, other: Path) -> None:
 
 
 def _lines(run: Path) -> list[dict]:
-    lines, results = repeatable(run)
+    lines, results = timeless_results(run)
     return [*lines, results]
 
 
 def states(runs: list[Path]) -> list[State]:
-    return [state(run)["state"] for run in runs]
+    return [read_status(run)["state"] for run in runs]
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
@@ -70,7 +70,7 @@ def test_packed_runs_end_with_the_results_of_the_same_runs_alone(tmp_path: Path,
     assert work(*runs) == 0
     for run, other in zip(runs, alone, strict=True):
         assert_equal(run, other)
-        assert state(run)["state"] == "done"
+        assert read_status(run)["state"] == "done"
         assert "Trains together with 2 other runs" in (run / "train.log").read_text()
     before = [(run / "results.json").stat().st_mtime_ns for run in runs]
     assert work(*runs) == 0
@@ -88,8 +88,8 @@ def test_a_run_that_stops_early_or_breaks_leaves_the_others_to_go_on(tmp_path: P
         assert_equal(run, other)
     assert "Stopped early" in (runs[1] / "train.log").read_text()
     assert "Stopped early" not in (runs[0] / "train.log").read_text()
-    assert state(runs[2])["error"] == state(own[2])["error"]
-    assert "Training broke at step" in state(runs[2])["error"]
+    assert read_status(runs[2])["error"] == read_status(own[2])["error"]
+    assert "Training diverged at step" in read_status(runs[2])["error"]
 
 
 def test_a_signal_stops_all_and_they_go_on_alone_or_packed(
@@ -100,7 +100,7 @@ def test_a_signal_stops_all_and_they_go_on_alone_or_packed(
         at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert work(*runs) == 128 + signal.SIGTERM
     assert states(runs) == ["interrupted"] * 3
-    assert {state(run)["progress"]["step"] for run in runs} == {7}  # the first two are each run's own
+    assert {read_status(run)["progress"]["step"] for run in runs} == {7}  # the first two are each run's own
     assert work(runs[0]) == 0
     assert work(*runs[1:]) == 0
     for run, other in zip(runs, alone, strict=True):
@@ -161,8 +161,8 @@ def test_runs_that_differ_in_shape_are_refused_together(tmp_path: Path) -> None:
     runs = freeze(tmp_path, lines={"a": ["batch_size=8"], "b": ["batch_size=4"]})
     assert work(*runs) == 2
     for run in runs:
-        assert state(run)["state"] == "failed"
-        assert "pack=2: the runs differ in trainer.batch_size (8, 4)" in state(run)["error"]
+        assert read_status(run)["state"] == "failed"
+        assert "pack=2: the runs differ in trainer.batch_size (8, 4)" in read_status(run)["error"]
 
 
 def test_packs_are_timed_on_the_runs_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +185,6 @@ def test_the_local_launcher_packs_what_it_can(
     said = capfd.readouterr().out
     assert "4 runs, 3 at once, in packs of up to 3 that train together" in said
     assert "1 run trains alone, since no other shares its trainer.epochs." in said
-    pids = [state(run)["pid"] for run in runs]
+    pids = [read_status(run)["pid"] for run in runs]
     assert len(set(pids[:3])) == 1
     assert pids[3] != pids[0]

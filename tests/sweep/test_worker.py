@@ -5,66 +5,66 @@ import pytest
 from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.workers import sentence, work
-from tests.support.frozen_runs import freeze, state
+from tests.support.small_runs import freeze_small_run, read_status
 
 
 def test_a_frozen_run_is_done_once_and_keeps_its_configuration(tmp_path: Path) -> None:
-    run = freeze(tmp_path / "run", 1)
+    run = freeze_small_run(tmp_path / "run", 1)
     frozen = RunDirectory(run).config()
     assert work(run) == 0
-    assert state(run)["state"] == "done"
+    assert read_status(run)["state"] == "done"
     assert RunDirectory(run).config() == frozen
     log = (run / "train.log").read_text()
     assert work(run) == 0
     assert (run / "train.log").read_text() == log
-    assert state(run)["attempt"] == 1
+    assert read_status(run)["attempt"] == 1
 
 
 def test_a_refused_run_says_why_and_has_another_exit_status(tmp_path: Path) -> None:
-    run = freeze(tmp_path / "run", 1)
+    run = freeze_small_run(tmp_path / "run", 1)
     config = RunDirectory(run).config()
     RunDirectory(run).freeze(config | {"runtime": config["runtime"] | {"device": "cuda:7"}})
     assert work(run) == 2
-    assert state(run)["state"] == "failed"
-    assert "runtime.device=cuda:7 is not on this machine" in state(run)["error"]
-    assert state(run)["traceback"] is None
+    assert read_status(run)["state"] == "failed"
+    assert "runtime.device=cuda:7 is not on this machine" in read_status(run)["error"]
+    assert read_status(run)["traceback"] is None
 
 
 def test_an_unexpected_exception_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(cfg: object) -> int:
         raise ZeroDivisionError("division by zero")
 
-    run = freeze(tmp_path / "run", 1)
+    run = freeze_small_run(tmp_path / "run", 1)
     monkeypatch.setattr("newllm.run.execute.run", broken)
     assert work(run) == 1
-    assert state(run)["state"] == "failed"
-    assert state(run)["error"] == "ZeroDivisionError: division by zero"
-    assert 'raise ZeroDivisionError("division by zero")' in state(run)["traceback"]
-    assert state(run)["finished"]
+    assert read_status(run)["state"] == "failed"
+    assert read_status(run)["error"] == "ZeroDivisionError: division by zero"
+    assert 'raise ZeroDivisionError("division by zero")' in read_status(run)["traceback"]
+    assert read_status(run)["finished"]
 
 
 def test_an_unwritten_failure_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(cfg: object) -> int:
         raise RunError("no space left for the token store")
 
-    run = freeze(tmp_path / "run", 1)
+    run = freeze_small_run(tmp_path / "run", 1)
     monkeypatch.setattr("newllm.run.execute.run", broken)
     assert work(run) == 1
-    assert (state(run)["error"], state(run)["traceback"]) == ("no space left for the token store", None)
+    assert (read_status(run)["error"], read_status(run)["traceback"]) == ("no space left for the token store", None)
 
 
 def test_a_run_in_other_hands_is_left_as_it_is(tmp_path: Path) -> None:
-    run = freeze(tmp_path / "run", 1)
+    run = freeze_small_run(tmp_path / "run", 1)
     with RunDirectory(run).locked() as held:
         held.begin_attempt()
-        before = state(run)
+        before = read_status(run)
         assert work(run) == 2
-        assert state(run) == before
+        assert read_status(run) == before
 
 
 def test_a_directory_without_a_frozen_run_is_refused(tmp_path: Path) -> None:
     assert work(tmp_path / "nothing") == 2
-    assert "holds no frozen run" in state(tmp_path / "nothing")["error"]
+    assert "holds no frozen run" in read_status(tmp_path / "nothing")["error"]
 
 
 def test_errors_become_one_sentence() -> None:

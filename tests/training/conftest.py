@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.training_runs import small_cfg
+from tests.support.small_runs import small_config
 
 
 @pytest.fixture
@@ -12,6 +12,6 @@ def do_run() -> Callable[..., int]:
     from newllm.run.execute import run
 
     def do(directory: Path, *overrides: str) -> int:
-        return run(small_cfg(directory, *overrides))
+        return run(small_config(directory, *overrides))
 
     return do

@@ -11,7 +11,7 @@ from newllm.errors import RunError
 from newllm.run.execute import run
 from newllm.run.prepare import prepare
 from newllm.training import causality
-from tests.support.training_runs import small_cfg, state
+from tests.support.small_runs import read_status, small_config
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def transposed_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_causal_model_has_no_leak_at_all(tmp_path: Path, precision: str) -> None:
-    prepared = prepare(small_cfg(tmp_path / "run"))
+    prepared = prepare(small_config(tmp_path / "run"))
     row = prepared.data.val.batch([0])[0][0]
     assert causality.check(prepared.model, row, precision) == 0
 
@@ -47,14 +47,14 @@ def test_a_causal_model_has_no_leak_at_all(tmp_path: Path, precision: str) -> No
 def test_a_leaking_model_is_not_trained(tmp_path: Path, precision: str) -> None:
     directory = tmp_path / "run"
     with pytest.raises(RunError, match=r"sees the future: changing token \d+ of 32 changed an output before it"):
-        run(small_cfg(directory, f"precision={precision}"))
-    assert state(directory)["state"] == "failed"
-    assert "sees the future" in state(directory)["error"]
+        run(small_config(directory, f"precision={precision}"))
+    assert read_status(directory)["state"] == "failed"
+    assert "sees the future" in read_status(directory)["error"]
     assert not (directory / "checkpoints").exists()
 
 
 def test_a_faint_leak_is_found_whatever_the_scale_of_the_outputs(tmp_path: Path) -> None:
-    prepared = prepare(small_cfg(tmp_path / "run"))
+    prepared = prepare(small_config(tmp_path / "run"))
     row = prepared.data.val.batch([0])[0][0]
     block = prepared.model.blocks[0]
     for scale in (1e-3, 1.0, 1e3):

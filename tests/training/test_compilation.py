@@ -14,7 +14,7 @@ from newllm.training import compilation
 from newllm.training.compilation import compile_if_worthwhile, pays
 from newllm.training.run_context import Run
 from newllm.training.step import Piece, Step
-from tests.support.training_runs import small_cfg
+from tests.support.small_runs import small_config
 
 needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants g++ on CPU")
 
@@ -22,7 +22,7 @@ needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     overrides = ["precision=fp32", "model.num_layers=1", "pos_encoding=alibi"]
-    return prepare(small_cfg(tmp_path_factory.mktemp("compile") / "run", *overrides))
+    return prepare(small_config(tmp_path_factory.mktemp("compile") / "run", *overrides))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from newllm.runtime import Place, Runtime
 from newllm.training.distributed import Team, device_of
 from newllm.training.loop import Loop
 from newllm.training.step import Step
-from tests.support.training_runs import SMALL, repeatable, small_cfg, state
+from tests.support.small_runs import SMALL_RUN, read_status, small_config, timeless_results
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -29,7 +29,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 STUCK = """
 import os, signal, sys, time
 sys.path[:0] = [{tests!r}]
-from tests.support.training_runs import small_cfg
+from tests.support.small_runs import small_config
 from newllm.run.execute import run
 from newllm.training.distributed import Team
 from newllm.training.step import Step
@@ -47,7 +47,7 @@ Team.join, Step.__call__ = joining, stuck
 child = os.fork()
 if child == 0:
     os.setsid()
-    os._exit(run(small_cfg({directory!r}, "trainer.devices=2")))
+    os._exit(run(small_config({directory!r}, "trainer.devices=2")))
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
@@ -66,11 +66,11 @@ if os.environ.get("RANK") == "1":
 def test_two_processes_give_the_result_of_one(tmp_path: Path, do_run: Callable[..., int]) -> None:
     """With batches in pieces, rows that are scored in part, and a last batch that has no row for the second process."""
     overrides = ["facts=reversal", "precision=fp32", "trainer.accumulate=2"]
-    rows = len(prepare(small_cfg(tmp_path / "data", *overrides)).data.train)
+    rows = len(prepare(small_config(tmp_path / "data", *overrides)).data.train)
     size = next(size for size in range(6, 16) if rows % size == 1)
     for devices in (1, 2):
         assert do_run(tmp_path / str(devices), *overrides, f"batch_size={size}", f"trainer.devices={devices}") == 0
-    (one, one_results), (two, two_results) = repeatable(tmp_path / "1"), repeatable(tmp_path / "2")
+    (one, one_results), (two, two_results) = timeless_results(tmp_path / "1"), timeless_results(tmp_path / "2")
     assert len(one) == len(two) > 20
     for ours, theirs in zip(two, one, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
@@ -95,11 +95,11 @@ def test_three_processes_stopped_and_resumed_equal_uninterrupted_ones(
     with monkeypatch.context() as patch:
         patch.setattr(Step, "__call__", signalling)
         assert do_run(tmp_path / "stopped", *overrides) == 128 + signal.SIGTERM
-    assert state(tmp_path / "stopped")["state"] == "interrupted"
-    assert state(tmp_path / "stopped")["progress"]["step"] == 7
+    assert read_status(tmp_path / "stopped")["state"] == "interrupted"
+    assert read_status(tmp_path / "stopped")["progress"]["step"] == 7
     assert do_run(tmp_path / "stopped", *overrides) == 0
     assert do_run(tmp_path / "whole", *overrides) == 0
-    assert repeatable(tmp_path / "stopped") == repeatable(tmp_path / "whole")
+    assert timeless_results(tmp_path / "stopped") == timeless_results(tmp_path / "whole")
     stopped, whole = (load_file(tmp_path / name / "checkpoints/last.safetensors") for name in ("stopped", "whole"))
     assert stopped.keys() == whole.keys()
     assert not [name for name, tensor in whole.items() if not torch.equal(tensor, stopped[name])]
@@ -128,9 +128,9 @@ def test_a_lost_process_fails_the_run_with_its_reason(
     monkeypatch.setattr(owner, name, killing)
     with pytest.raises(RunError, match=r"Process 2 of this run's 2 was killed by SIGKILL.*goes on from the last"):
         do_run(tmp_path / "run", "trainer.devices=2")
-    assert state(tmp_path / "run")["state"] == "failed"
-    assert "killed by SIGKILL" in state(tmp_path / "run")["error"]
-    assert state(tmp_path / "run")["traceback"] is None  # the sentence says it all
+    assert read_status(tmp_path / "run")["state"] == "failed"
+    assert "killed by SIGKILL" in read_status(tmp_path / "run")["error"]
+    assert read_status(tmp_path / "run")["traceback"] is None  # the sentence says it all
 
 
 def test_a_process_that_fails_to_prepare_ends_the_run_with_its_reason(
@@ -141,7 +141,7 @@ def test_a_process_that_fails_to_prepare_ends_the_run_with_its_reason(
     monkeypatch.syspath_prepend(str(tmp_path / "own"))
     with pytest.raises(RunError, match=r"Process 2 of this run's 2 failed: no space for this"):
         do_run(tmp_path / "run", "trainer.devices=2")
-    assert state(tmp_path / "run")["state"] == "failed"
+    assert read_status(tmp_path / "run")["state"] == "failed"
 
 
 def test_a_run_that_waits_in_vain_for_a_lost_process_ends_with_its_reason(tmp_path: Path) -> None:
@@ -151,11 +151,11 @@ def test_a_run_that_waits_in_vain_for_a_lost_process_ends_with_its_reason(tmp_pa
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("newllm: Process 2 of this run's 2 was killed by SIGKILL")
-    assert state(tmp_path / "run")["state"] == "failed"
+    assert read_status(tmp_path / "run")["state"] == "failed"
 
 
 def test_ctrl_c_to_all_processes_saves_and_a_killed_run_leaves_none_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "newllm.train", *SMALL, "epochs=400", "trainer.devices=2"]
+    command = [sys.executable, "-m", "newllm.train", *SMALL_RUN, "epochs=400", "trainer.devices=2"]
     command.append(f"hydra.run.dir={tmp_path / 'run'}")
     log = tmp_path / "run" / "metrics.jsonl"
 
@@ -190,7 +190,7 @@ def test_ctrl_c_to_all_processes_saves_and_a_killed_run_leaves_none_behind(tmp_p
     assert process.returncode == 130, output
     assert "Stopped by SIGINT. The same command goes on" in output
     assert "Traceback" not in output
-    assert state(tmp_path / "run")["state"] == "interrupted"
+    assert read_status(tmp_path / "run")["state"] == "interrupted"
     assert group_ends(process)
 
     process = started(5)
@@ -219,7 +219,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     """`newllm train` in two processes, as torchrun starts it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*command, "-m", "newllm.train", *SMALL, *words], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
+        [*command, "-m", "newllm.train", *SMALL_RUN, *words], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
         timeout=120,
     )  # fmt: skip
 
@@ -230,7 +230,7 @@ def test_torchrun_gives_the_result_of_devices(tmp_path: Path, do_run: Callable[.
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("Best: epoch") == 1
     assert do_run(tmp_path / "devices", "trainer.devices=2") == 0
-    assert repeatable(tmp_path / "torchrun") == repeatable(tmp_path / "devices")
+    assert timeless_results(tmp_path / "torchrun") == timeless_results(tmp_path / "devices")
     again = torchrun(f"hydra.run.dir={tmp_path / 'torchrun'}")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("This run is done") == 1

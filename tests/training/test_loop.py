@@ -19,7 +19,7 @@ from newllm.training.cross_entropy import linear_cross_entropy
 from newllm.training.loop import Loop
 from newllm.training.step import Step
 from newllm.training.trainer import Trainer
-from tests.support.training_runs import repeatable, small_cfg, state
+from tests.support.small_runs import read_status, small_config, timeless_results
 
 
 def test_without_shuffling_rows_are_trained_on_in_their_order_in_every_epoch() -> None:
@@ -32,9 +32,9 @@ def test_without_shuffling_rows_are_trained_on_in_their_order_in_every_epoch() -
 def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not(tmp_path: Path, do_run: Callable[..., int]) -> None:
     for name in ("one", "two"):
         assert do_run(tmp_path / name) == 0
-    assert repeatable(tmp_path / "one") == repeatable(tmp_path / "two")
+    assert timeless_results(tmp_path / "one") == timeless_results(tmp_path / "two")
     do_run(tmp_path / "other", "seed=43")
-    assert repeatable(tmp_path / "one") != repeatable(tmp_path / "other")
+    assert timeless_results(tmp_path / "one") != timeless_results(tmp_path / "other")
 
 
 def test_two_encodings_with_one_seed_train_on_the_same_batches(
@@ -70,11 +70,11 @@ def test_the_run_directory_is_complete_and_can_be_read_back(tmp_path: Path, do_r
         "checkpoints/last.safetensors", "checkpoints/best.safetensors",
     }  # fmt: skip
     assert not [name for name in files if "tmp" in name or name.endswith((".pkl", ".pt", ".pth"))]
-    assert state(directory)["state"] == "done"
-    assert state(directory)["progress"]["step"] == state(directory)["progress"]["steps"]
+    assert read_status(directory)["state"] == "done"
+    assert read_status(directory)["progress"]["step"] == read_status(directory)["progress"]["steps"]
 
     loaded = load_run(directory)
-    prepared = prepare(small_cfg(tmp_path / "again"))
+    prepared = prepare(small_config(tmp_path / "again"))
     inputs, labels = prepared.data.val.batch(np.arange(len(prepared.data.val)))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=prepared.precision == "bf16"):
         loss = linear_cross_entropy(
@@ -113,7 +113,7 @@ def test_the_status_says_how_training_goes(
     assert reports[0]["loss"] == losses[0]
     assert reports[0]["tokens_per_second"] > 0
     assert reports[0]["seconds_left"] > reports[-1]["seconds_left"] == 0
-    assert state(tmp_path / "run")["progress"]["loss"] == losses[-1]
+    assert read_status(tmp_path / "run")["progress"]["loss"] == losses[-1]
 
 
 def test_the_log_has_no_control_characters(tmp_path: Path, do_run: Callable[..., int], capfd) -> None:
@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_at_its_step(
     monkeypatch.setattr(Step, "__call__", broken)
     with pytest.raises(RunError, match="diverged at step 7"):
         do_run(tmp_path / "run", "trainer.log_every=5")
-    status = state(tmp_path / "run")
+    status = read_status(tmp_path / "run")
     assert status["state"] == "failed"
     assert "step 7" in status["error"]
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        run(small_cfg(tmp_path / "run", *overrides))
+        run(small_config(tmp_path / "run", *overrides))
     assert not (tmp_path / "run").exists()
 
 

@@ -19,14 +19,14 @@ from newllm.store.run_directory import RunDirectory
 from newllm.training.loop import Loop
 from newllm.training.signals import Interrupted
 from newllm.training.step import Step
-from tests.support.training_runs import SMALL, repeatable, state
+from tests.support.small_runs import SMALL_RUN, read_status, timeless_results
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ["facts=reversal", "samples=240", "epochs=3", "runtime.checkpoint_steps=3", "trainer.log_every=2"]
 
 
 def start(directory: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "newllm.train", *SMALL, *RUN, f"hydra.run.dir={directory}"]
+    command = [sys.executable, "-m", "newllm.train", *SMALL_RUN, *RUN, f"hydra.run.dir={directory}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -47,17 +47,17 @@ def wait_for_lines(process: subprocess.Popen[str], directory: Path, lines: int) 
 def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path, do_run: Callable[..., int]) -> None:
     do_run(tmp_path / "whole", *RUN)
     directory = tmp_path / "killed"
-    total = len(repeatable(tmp_path / "whole")[0])
+    total = len(timeless_results(tmp_path / "whole")[0])
     for lines in sorted(random.sample(range(3, total - 8), 2)):
         process = start(directory)
         wait_for_lines(process, directory, lines)
         process.kill()
         process.communicate()
-        assert state(directory)["state"] == "running"  # kill -9 leaves no chance to say otherwise
+        assert read_status(directory)["state"] == "running"  # kill -9 leaves no chance to say otherwise
     assert do_run(directory, *RUN) == 0
     assert "Attempt 3: goes on after step" in (directory / "train.log").read_text()
-    assert repeatable(directory) == repeatable(tmp_path / "whole")
-    assert state(directory)["state"] == "done"
+    assert timeless_results(directory) == timeless_results(tmp_path / "whole")
+    assert read_status(directory)["state"] == "done"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_equal_results(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, signalling)
         assert do_run(tmp_path / "stopped") == 128 + signum
-    status = state(tmp_path / "stopped")
+    status = read_status(tmp_path / "stopped")
     assert status["state"] == "interrupted"
     steps = status["progress"]["steps"]
     assert status["progress"]["step"] == {"step": 7, "validation": steps // 2, "evaluation": steps}[place]
@@ -98,7 +98,7 @@ def test_a_signal_saves_and_the_same_command_goes_on_to_equal_results(
 
     assert do_run(tmp_path / "stopped") == 0
     do_run(tmp_path / "whole")
-    assert repeatable(tmp_path / "stopped") == repeatable(tmp_path / "whole")
+    assert timeless_results(tmp_path / "stopped") == timeless_results(tmp_path / "whole")
 
 
 def test_a_second_ctrl_c_ends_at_once_and_the_run_still_resumes(
@@ -116,7 +116,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_run_still_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(Step, "__call__", impatient)
         assert do_run(tmp_path / "run", "runtime.checkpoint_steps=4") == 130
-    assert state(tmp_path / "run")["state"] == "interrupted"
+    assert read_status(tmp_path / "run")["state"] == "interrupted"
     assert do_run(tmp_path / "run", "runtime.checkpoint_steps=4") == 0
     assert "goes on after step 8 of" in (tmp_path / "run" / "train.log").read_text()
 
@@ -135,11 +135,11 @@ def test_a_full_disk_fails_the_run_and_the_last_checkpoint_stays(
         patch.setattr(RunDirectory, "append_metrics", full)
         with pytest.raises(RunError, match=r"disk .* is full; the last checkpoint is whole"):
             do_run(tmp_path / "run", "runtime.checkpoint_steps=4")
-    assert state(tmp_path / "run")["state"] == "failed"
+    assert read_status(tmp_path / "run")["state"] == "failed"
     assert do_run(tmp_path / "run", "runtime.checkpoint_steps=4") == 0
     assert "goes on after step 8 of" in (tmp_path / "run" / "train.log").read_text()
     do_run(tmp_path / "whole")
-    assert repeatable(tmp_path / "run") == repeatable(tmp_path / "whole")
+    assert timeless_results(tmp_path / "run") == timeless_results(tmp_path / "whole")
 
 
 def test_a_resumed_run_keeps_the_number_of_threads_it_began_with(
@@ -181,12 +181,12 @@ def test_what_went_wrong_unexpectedly_is_kept_until_the_next_attempt(
         patch.setattr(sys.modules["newllm.run.execute"], "evaluate", broken)
         with pytest.raises(ZeroDivisionError):
             do_run(tmp_path / "run")
-    status = state(tmp_path / "run")
+    status = read_status(tmp_path / "run")
     assert (status["state"], status["error"]) == ("failed", "one by none")
     assert "in broken" in status["traceback"]
     assert status["traceback"].rstrip().endswith("ZeroDivisionError: one by none")
     assert do_run(tmp_path / "run") == 0
-    assert state(tmp_path / "run")["traceback"] is None
+    assert read_status(tmp_path / "run")["traceback"] is None
 
 
 def test_a_directory_in_use_is_left_alone(tmp_path: Path, do_run: Callable[..., int]) -> None:

@@ -18,7 +18,7 @@ from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
 from newllm.training.run_context import Run
 from newllm.training.step import Step
-from tests.support.training_runs import small_cfg
+from tests.support.small_runs import small_config
 
 STEPS, ROWS = 10, 8
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return prepare(small_cfg(tmp_path_factory.mktemp("step") / "run", "precision=fp32"))
+    return prepare(small_config(tmp_path_factory.mktemp("step") / "run", "precision=fp32"))
 
 
 @pytest.fixture(scope="module")

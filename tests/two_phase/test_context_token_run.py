@@ -34,7 +34,7 @@ from newllm.two_phase import fixed_point
 from newllm.two_phase.embeddings import Corpus
 from newllm.two_phase.fixed_point import FixedPoint
 from newllm.two_phase.stored_contexts import ContextReader, ContextRows
-from tests.support.training_runs import repeatable, state
+from tests.support.small_runs import read_status, timeless_results
 
 OVERRIDES = [
     "model=context_token_tiny", "model.layers=2", "model.context_dim=16", "model.embed_dim=12",
@@ -53,7 +53,7 @@ def composed_cfg() -> DictConfig:
     return newllm.compose(OVERRIDES)
 
 
-def small_cfg(directory: Path, **changes: Any) -> DictConfig:
+def small_config(directory: Path, **changes: Any) -> DictConfig:
     """A small run whose first phase is kept next to it. changes: ``trainer__epochs=1`` sets trainer.epochs."""
     cfg = copy.deepcopy(composed_cfg())
     changes = {
@@ -70,7 +70,7 @@ def small_cfg(directory: Path, **changes: Any) -> DictConfig:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """The small run, without interruption."""
     directory = tmp_path_factory.mktemp("finished") / "run"
-    assert run(small_cfg(directory)) == 0
+    assert run(small_config(directory)) == 0
     return RunDirectory(directory)
 
 
@@ -100,7 +100,7 @@ def test_lines_and_results_of_both_phases(finished: RunDirectory) -> None:
 def test_each_phase_trains_its_own_part(finished: RunDirectory) -> None:
     trained = load_file(finished.last_checkpoint)
     best = load_file(finished.best_checkpoint)
-    fresh = dict(newllm.build_model(small_cfg(finished.path), 512).named_parameters())
+    fresh = dict(newllm.build_model(small_config(finished.path), 512).named_parameters())
     assert best.keys() == {f"model.{name}" for name in fresh}  # the model's own names
     first = load_file(finished.path.parent / "run-phase1" / "state.safetensors")
     for name, weight in fresh.items():
@@ -114,7 +114,7 @@ def test_each_phase_trains_its_own_part(finished: RunDirectory) -> None:
 
 def test_the_true_recurrence_gives_the_perplexity_of_the_results(finished: RunDirectory) -> None:
     loaded = newllm.load_run(finished.path)
-    text = torch.from_numpy(prepare(small_cfg(finished.path)).data.stream("val").astype(np.int64))
+    text = torch.from_numpy(prepare(small_config(finished.path)).data.stream("val").astype(np.int64))
     with torch.no_grad():
         logits = loaded.model(text[None, :-1], cache=loaded.model.new_cache(capacity=len(text)))[0]
     loss = torch.nn.functional.cross_entropy(logits, text[1:]).item()
@@ -167,12 +167,12 @@ def test_a_run_killed_at_every_boundary_equals_an_uninterrupted_one(tmp_path: Pa
         if not child:
             with pytest.MonkeyPatch.context() as patch:
                 _kill_at(*place)(patch)
-                run(small_cfg(directory))
+                run(small_config(directory))
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, place
-        assert state(directory)["state"] == "running"
-    assert run(small_cfg(directory)) == 0
-    assert repeatable(directory) == repeatable(finished.path)
+        assert read_status(directory)["state"] == "running"
+    assert run(small_config(directory)) == 0
+    assert timeless_results(directory) == timeless_results(finished.path)
     for name in ("phase1", "effective_rank", "position"):
         kept = [[line.split(",")[:4] for line in (one.tables / f"{name}.csv").read_text().splitlines()]
                 for one in (finished, RunDirectory(directory))]  # fmt: skip
@@ -189,8 +189,8 @@ def test_a_signal_interrupts_the_first_phase(tmp_path: Path, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr(fixed_point, "write_lines", signalling)
-        assert run(small_cfg(tmp_path / "run")) == 128 + signal.SIGTERM
-    status = state(tmp_path / "run")
+        assert run(small_config(tmp_path / "run")) == 128 + signal.SIGTERM
+    status = read_status(tmp_path / "run")
     assert status["state"] == "interrupted"
     assert (status["progress"]["phase"], status["progress"]["steps"]) == ("fixed_point", 12)
     assert status["stage_seconds"] > 0
@@ -211,8 +211,8 @@ def test_embeddings_are_loaded_once_and_then_read_from_the_checkpoint(
     monkeypatch.setattr(Corpus, "matrix", matrix)
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["newllm.run.execute"], "evaluate", stopping)
-        assert run(small_cfg(tmp_path / "run", embeddings=CORPUS)) == 128 + signal.SIGTERM
-    assert run(small_cfg(tmp_path / "run", embeddings=CORPUS)) == 0
+        assert run(small_config(tmp_path / "run", embeddings=CORPUS)) == 128 + signal.SIGTERM
+    assert run(small_config(tmp_path / "run", embeddings=CORPUS)) == 0
     assert len(matrices) == 1
     assert torch.equal(newllm.load_run(tmp_path / "run").model.embed.weight, matrices[0])
 
@@ -220,9 +220,9 @@ def test_embeddings_are_loaded_once_and_then_read_from_the_checkpoint(
 def test_without_convergence_the_run_ends_until_told_to_continue(tmp_path: Path) -> None:
     strict = {"phase1__iterations": 3, "phase1__least": 2, "phase1__threshold": 1e-9, "trainer__epochs": 1}
     with pytest.raises(ConfigError, match=r"phase1\.require_convergence=false"):
-        run(small_cfg(tmp_path / "run", **strict))
-    assert state(tmp_path / "run")["state"] == "failed"
-    assert run(small_cfg(tmp_path / "run", **strict, phase1__require_convergence=False)) == 0  # it is the same run
+        run(small_config(tmp_path / "run", **strict))
+    assert read_status(tmp_path / "run")["state"] == "failed"
+    assert run(small_config(tmp_path / "run", **strict, phase1__require_convergence=False)) == 0  # it is the same run
     assert "Phase 1 has been done before" in (tmp_path / "run" / "train.log").read_text()
     assert RunDirectory(tmp_path / "run").results()["phase1/reached"] == 0
 
@@ -241,7 +241,7 @@ def test_without_convergence_the_run_ends_until_told_to_continue(tmp_path: Path)
     ],
 )
 def test_settings_that_this_model_cannot_use_are_refused(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
-    cfg = small_cfg(tmp_path / "run", **changes)
+    cfg = small_config(tmp_path / "run", **changes)
     if "phase1" in changes:
         cfg.phase1 = {}
     with pytest.raises(ConfigError, match=re.escape(key)):
@@ -283,7 +283,7 @@ def test_attention_and_encoding_must_suit_the_model(overrides: list[str], key: s
 
 
 def test_stored_contexts_give_the_states_of_the_model_and_only_the_token_block_learns(finished: RunDirectory) -> None:
-    p = prepare(small_cfg(finished.path))
+    p = prepare(small_config(finished.path))
     subject = evaluation_subject(p)
     assert isinstance(subject.rows, ContextRows)
     view = p.model.model_for_rows(subject.as_trained())
@@ -297,7 +297,7 @@ def test_stored_contexts_give_the_states_of_the_model_and_only_the_token_block_l
 
 def test_planning_with_other_runs(tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{}, {"trainer__seed": 43}, {"phase1__folder": "elsewhere"}, {"phase1__lr": -1.0}]
-    configs = [effective(small_cfg(tmp_path / "run", **one)) for one in changes]
+    configs = [effective(small_config(tmp_path / "run", **one)) for one in changes]
     build_all(parts(configs[:3]))
     assert signature(configs[0]) == signature(configs[2]) != signature(configs[1])
     assert "phase1=published trains alone" in str(unpackable(configs[:2]))
