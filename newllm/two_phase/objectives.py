@@ -218,7 +218,7 @@ def unif(weight: float = 0.9) -> Objective:
         n = len(x)
         if n == 1:
             return x.sum() * 0
-        rows = _log_sum_exp(F.normalize(x, dim=1), 4.0, own=False)  # -2 ‖z - z'‖² = 4 cos - 4
+        rows: Tensor = _LogSumExp.apply(F.normalize(x, dim=1), 4.0, False)  # -2 ‖z - z'‖² = 4 cos - 4
         return rows.logsumexp(0) - 4 - math.log(n * (n - 1))
 
     # Jensen: ln mean exp(-2 d²) >= -2 mean d²; mean d² = 2 - 2 mean cos, and Σ_{i≠j} cos = ‖Σz‖² - n >= -n.
@@ -237,7 +237,8 @@ def infonce(weight: float = 0.9, temperature: float = 0.1) -> Objective:
     def diversity(x: Tensor) -> Tensor:
         z = F.normalize(x, dim=1)
         own = z.square().sum(dim=1) / temperature  # 1 / τ; 0 for a context that is 0
-        return (_log_sum_exp(z, 1 / temperature, own=True) - own).mean()
+        rows: Tensor = _LogSumExp.apply(z, 1 / temperature, True)
+        return (rows - own).mean()
 
     def least(n: int, width: int) -> float:
         # ln(1 + Σ_j exp((cos_ij - 1) / τ)) is convex in the cosines, whose mean is at least -1 / (n - 1) (see unif).
@@ -296,14 +297,10 @@ def _freedom(n: int) -> int:
     return max(n - 1, 1)
 
 
-def _log_sum_exp(z: Tensor, scale: float, own: bool) -> Tensor:
-    """ln Σ_j exp(scale · z_i·z_j) [n] for the rows i of z [n, C]. own: include j = i."""
-    result: Tensor = _LogSumExp.apply(z, scale, own)
-    return result
-
-
 class _LogSumExp(torch.autograd.Function):
-    """The gradient of row i is scale · Σ_j p_ij z_j for z_i and scale · p_ij z_i for each z_j; p: softmax of the row.
+    """ln Σ_j exp(scale · z_i·z_j) [n] for the rows i of z [n, C]; j = i is left out unless `own`.
+
+    The gradient of row i is scale · Σ_j p_ij z_j for z_i and scale · p_ij z_i for each z_j; p: softmax of the row.
 
     The n² products are computed in blocks of rows, and again in the backward pass, so memory is linear in n.
     """
