@@ -26,54 +26,56 @@ def _run(argv: list[str]) -> int:
     if not argv or any(word in ("-h", "--help") for word in argv):
         print(_help())
         return 0
-    from newllm.report.options import read
+    from newllm.report.options import read_options
 
-    options = read(argv)
-    from newllm.report.page import write
-    from newllm.report.sections import sections
+    options = read_options(argv)
+    from newllm.report.page import write_report
+    from newllm.report.sections import make_sections
     from newllm.report.study import read_study
 
     study = read_study(options)
-    every = sections(study)
-    _print(study, every, write(study, every))
+    sections = make_sections(study)
+    _print_summary(study, sections, write_report(study, sections))
     return 0
 
 
-def _print(found: "Study", made: "Sequence[Section]", written: Sequence[Path]) -> None:
-    """The main tables, the rule, the paths."""
+def _print_summary(study: "Study", sections: "Sequence[Section]", written: Sequence[Path]) -> None:
+    """The main tables, the rule for verdicts, the paths."""
     from newllm.console import Console
 
-    console, shown = Console(), {section.name: section for section in made}
-    for line in shown["results"].lines:
+    console, by_name = Console(), {section.name: section for section in sections}
+    for line in by_name["results"].lines:
         console.line(line)
-    for table in shown["results"].tables:
-        rows, left_out = _fitting(table)
+    for table in by_name["results"].tables:
+        rows, left_out = _fit_to_console(table)
         console.section(table.title, [rows, *left_out, *table.notes])
-    if "comparisons" in shown:
+    if "comparisons" in by_name:
         console.line()
-        for line in [found.options.rule.words, *shown["comparisons"].lines]:
+        for line in [study.options.rule.words, *by_name["comparisons"].lines]:
             console.line(line)
-    unfinished = found.frame["state"][found.frame["state"] != "done"].value_counts()
+    unfinished = study.frame["state"][study.frame["state"] != "done"].value_counts()
     if len(unfinished):
         console.line(f"Without results: {', '.join(f'{count} {state}' for state, count in unfinished.items())}.")
     console.line()
     if written[0].suffix == ".html":
         console.line(f"Page: {written[0]}", style="bold")
-    console.line(f"{len(written)} files in {found.options.folder}")
+    console.line(f"{len(written)} files in {study.options.folder}")
 
 
-def _fitting(table: "Table") -> tuple[list[dict[str, str]], list[str]]:
-    """The first rows with as many of the metrics as fit, and what was left out; the best is marked by a star."""
+def _fit_to_console(table: "Table") -> tuple[list[dict[str, str]], list[str]]:
+    """The first rows with as many metrics as fit, and notes on what was left out. A star marks the best mean."""
     rows = [{name: f"{cell.text} *" if cell.bold else cell.text for name, cell in row.items()} for row in table.rows]
-    width = {name: max(len(text) for text in (name, *(row[name] for row in rows))) + 3 for name in table.columns}
+    columns: list[str] = []
+    left_out: list[str] = []
+    width = 0
     metrics = [name for name in table.columns if "/" in name and not name.startswith("Δ")]
-    free = WIDTH - sum(width[name] for name in table.columns if name not in metrics)
-    fits = [name for i, name in enumerate(metrics) if i == 0 or sum(width[one] for one in metrics[: i + 1]) <= free]
+    for name in sorted(table.columns, key=lambda name: name in metrics[1:]):  # the first metric is always shown
+        width += max(len(text) for text in (name, *(row[name] for row in rows))) + 3
+        (left_out if name in metrics[1:] and (left_out or width > WIDTH) else columns).append(name)
     notes = [f"… and {len(rows) - MOST_ROWS:,} more groups, in the files."] if len(rows) > MOST_ROWS else []
-    if len(fits) < len(metrics):
-        notes.append(f"Also in the files: {', '.join(name for name in metrics if name not in fits)}.")
-    shown = [name for name in table.columns if name in fits or name not in metrics]
-    return [{name: row[name] for name in shown} for row in rows[:MOST_ROWS]], notes
+    if left_out:
+        notes.append(f"Also in the files: {', '.join(left_out)}.")
+    return [{name: row[name] for name in table.columns if name in columns} for row in rows[:MOST_ROWS]], notes
 
 
 def _help() -> str:

@@ -1,4 +1,4 @@
-"""The scaling law: its fits as a table and on logarithmic axes, and the power law with a floor."""
+"""Scaling laws: the fits as a table and on logarithmic axes, and the power law with a floor."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import pandas as pd
 from newllm.analysis.scaling import Fit, Law, Saturation, laws, saturating
 from newllm.report.figures import Drawing, Panel, Series, plot
 from newllm.report.study import COLOUR_CYCLE, Section, Study
-from newllm.report.tables import Cell, Table, interval, number_cell, text_cell
+from newllm.report.tables import ABSENT, Cell, Table, blank_if_unknown, make_row, number_cell, text_cell
 
 ALPHA = "\u03b1"
 
@@ -18,40 +18,39 @@ def scaling_laws(study: Study) -> Section:
     found = laws(study.done, study.options.size, study.options.main_metric, study.options.confidence)
     if not found:
         return Section("scaling", "Scaling law")
-    tables, floors = [_powers(found)], None
+    tables, floors = [_power_laws(found)], None
     if study.options.law == "saturating":
         floors = [saturating(*zip(*law.runs, strict=True)) for law in found]
-        tables.append(_floors(found, floors))
+        tables.append(_laws_with_floor(found, floors))
     drawings = [_drawing(found[: study.options.curves], floors)] if study.figures else []
     return Section("scaling", "Scaling law", (), tables, drawings)
 
 
-def exponent(fitted: Fit) -> dict[str, Cell]:
+def exponent_cells(fit: Fit) -> dict[str, Cell]:
     """The exponent of a law and its interval."""
-    known = np.isfinite(fitted.low)
-    ends = {"low": fitted.low if known else "", "high": fitted.high if known else ""}
+    known = np.isfinite(fit.low)
+    ends = {"low": blank_if_unknown(fit.low), "high": blank_if_unknown(fit.high)}
+    interval = f"[{fit.low:.4f}, {fit.high:.4f}]" if known else ABSENT
     return {
-        ALPHA: number_cell(fitted.slope, "alpha", f"{fitted.slope:.4f}"),
-        f"{fitted.confidence:.0%} interval": Cell(
-            interval(fitted.low, fitted.high, ".4f"), None, ends, kind="" if known else "muted"
-        ),
+        ALPHA: number_cell(fit.slope, "alpha", f"{fit.slope:.4f}"),
+        f"{fit.confidence:.0%} interval": Cell(interval, None, ends, kind="" if known else "muted"),
     }
 
 
-def _powers(found: Sequence[Law]) -> Table:
+def _power_laws(found: Sequence[Law]) -> Table:
     rows = [
-        {
-            "runs": text_cell(law.label, "runs"),
-            **exponent(law.fit),
+        make_row({
+            "runs": law.label,
+            **exponent_cells(law.fit),
             "R²": number_cell(law.fit.r2, "r2", f"{law.fit.r2:.4f}"),
             "A": number_cell(law.fit.factor, "factor", f"{law.fit.factor:.4g}"),
-            "sizes": number_cell(len(law.points), "sizes"),
-            "n": number_cell(law.fit.n, "n"),
+            "sizes": len(law.points),
+            "n": law.fit.n,
             "p of misfit": number_cell(law.misfit, "misfit", f"{law.misfit:.2g}"),
             "note": text_cell(law.note, "note", kind="long"),
-        }
+        })
         for law in found
-    ]
+    ]  # fmt: skip
     notes = [f"Ordinary least squares of ln {found[0].metric} on ln {found[0].size} over all runs of a curve."]
     if any(np.isfinite(law.misfit) for law in found):
         notes.append(
@@ -68,23 +67,23 @@ def _powers(found: Sequence[Law]) -> Table:
     return Table("scaling", f"{found[0].metric} = A · ({found[0].size})^{ALPHA}", rows, notes, hints)
 
 
-def _floors(found: Sequence[Law], floors: Sequence[Saturation]) -> Table:
+def _laws_with_floor(found: Sequence[Law], floors: Sequence[Saturation]) -> Table:
     rows = []
-    for law, one in zip(found, floors, strict=True):
-        preferred = ("with a floor" if one.preferred else "power law") if np.isfinite(one.aic) else ""
-        rows.append({
-            "runs": text_cell(law.label, "runs"),
-            "floor": number_cell(one.floor, "floor", f"{one.floor:.4g}" if one.floor > 1e-3 else "0"),
-            "a": number_cell(one.slope, "slope", f"{one.slope:.4f}"),
-            "A": number_cell(one.factor, "factor", f"{one.factor:.4g}"),
-            "R²": number_cell(one.r2, "r2", f"{one.r2:.5f}"),
-            "AIC": number_cell(one.aic, "aic", f"{one.aic:.2f}"),
-            "AIC of the power law": number_cell(one.aic_power, "aic power", f"{one.aic_power:.2f}"),
-            "preferred": text_cell(preferred, "preferred"),
-        })  # fmt: skip
+    for law, fit in zip(found, floors, strict=True):
+        preferred = ("with a floor" if fit.preferred else "power law") if np.isfinite(fit.aic) else ""
+        rows.append(make_row({
+            "runs": law.label,
+            "floor": number_cell(fit.floor, "floor", f"{fit.floor:.4g}" if fit.floor > 1e-3 else "0"),
+            "a": number_cell(fit.slope, "slope", f"{fit.slope:.4f}"),
+            "A": number_cell(fit.factor, "factor", f"{fit.factor:.4g}"),
+            "R²": number_cell(fit.r2, "r2", f"{fit.r2:.5f}"),
+            "AIC": number_cell(fit.aic, "aic", f"{fit.aic:.2f}"),
+            "AIC of the power law": number_cell(fit.aic_power, "aic power", f"{fit.aic_power:.2f}"),
+            "preferred": preferred,
+        }))  # fmt: skip
     notes = [
         f"Least squares of {found[0].metric} itself over all runs of a curve, for both laws; the lower AIC is "
-        "preferred. A curve of fewer than four sizes has none.",
+        "preferred. A curve of fewer than four sizes has no such fit.",
     ]
     hints = {"floor": "y at infinite size", "a": "exponent, below 0"}
     return Table("scaling-floor", f"{found[0].metric} = floor + A · ({found[0].size})^a", rows, notes, hints)

@@ -10,7 +10,7 @@ from newllm.report.figures import Drawing, Panel, heat_maps
 from newllm.report.result_tables import comparison_table, verdict_kind
 from newllm.report.series import BAND, GEOMETRIC, Numbered, numbered_metrics, over_numbers, read_tables
 from newllm.report.study import Part, Section, Study
-from newllm.report.tables import PLUS_MINUS, Cell, Table, mean_cell, number_cell, text_cell
+from newllm.report.tables import PLUS_MINUS, Cell, Table, make_row, mean_cell, number_cell
 from newllm.report.wavelengths import wavelengths
 
 SLICES, TAIL, WINDOW = (rf"extrapolation/{name}@(\d+)" for name in ("ppl", "tail_ppl", "sliding_ppl"))
@@ -31,7 +31,7 @@ _TITLES = {
     "passkey/accuracy": ("Passkey by length: accuracy", "Chance is 0.5."),
     "distance/accuracy": ("Retrieval by distance: accuracy", "Chance is 0.5."),
 }  # fmt: skip
-# Metrics that are judged together: Holm's correction runs over all comparisons of a line.
+# Metrics that are compared together: Holm's correction is over all comparisons of a family.
 _FAMILIES = ((SLICES, TAIL, WINDOW), (r"passkey/accuracy@(\d+)",), (r"distance/accuracy@(\d+)",), (RULER,))
 
 
@@ -39,11 +39,11 @@ def by_length(study: Study) -> Section:
     """A table per measure, groups by lengths, with the verdict against the baseline; the ruler; the figures."""
     tables = []
     for part in study.parts:
-        for found in _families(part):
-            judged = part.compare([metric for at in found for _, metric in at])
-            for at in found:
-                if at and (name := at[0][1].rpartition("@")[0]) in _TITLES:
-                    tables.append(_by_length(part, name, at, judged))
+        for family in _families(part):
+            comparisons = part.compare([metric for numbered in family for _, metric in numbered])
+            for numbered in family:
+                if numbered and numbered[0][1].rpartition("@")[0] in _TITLES:
+                    tables.append(_groups_by_length(part, numbered, comparisons))
         tables += _ruler(part)
     figures = (_curves, _loss_by_position, _spectra, _retrieval, _passkey_maps)
     return study.figure_section("length", "Long context", *figures, tables=tables)
@@ -53,12 +53,12 @@ def comparisons(study: Study) -> Section:
     """All comparisons at all lengths in full."""
     tables = []
     for part in study.parts:
-        families = [[metric for at in found for _, metric in at] for found in _families(part)]
-        if found := [one for metrics in families for one in part.compare(metrics)]:
-            title = part.named(f"Comparisons with {found[0].baseline} at each length")
+        families = [[metric for numbered in family for _, metric in numbered] for family in _families(part)]
+        if every := [one for metrics in families for one in part.compare(metrics)]:
+            title = f"Comparisons with {every[0].baseline} at each length"
             together = "Perplexities are corrected together, passkey, distance and ruler each by themselves."
             notes = [study.options.rule.words, together]
-            tables.append(comparison_table(f"length-comparisons{part.mark}", title, part, found, notes))
+            tables.append(comparison_table("length-comparisons", title, part, every, notes))
     return Section("length-comparisons", "Long context: all comparisons", (), tables)
 
 
@@ -66,22 +66,23 @@ def _families(part: Part) -> list[list[Numbered]]:
     return [[numbered_metrics(part, pattern) for pattern in family] for family in _FAMILIES]
 
 
-def _by_length(part: Part, name: str, at: Numbered, judged: list[Comparison]) -> Table:
+def _groups_by_length(part: Part, numbered: Numbered, comparisons: list[Comparison]) -> Table:
+    name = numbered[0][1].rpartition("@")[0]
     title, meaning = _TITLES[name]
-    compared = {(one.candidate, one.metric): one for one in judged}
+    compared = {(one.candidate, one.metric): one for one in comparisons}
     rows = []
     for group in part.groups:
-        cells = {f"{n:,.0f}": _at_length(group, metric, compared.get((group.label, metric))) for n, metric in at}
+        cells = {f"{n:,.0f}": _at_length(group, metric, compared.get((group.label, metric))) for n, metric in numbered}
         if any(cell.value is not None for cell in cells.values()):
-            rows.append({"group": text_cell(group.label, "group"), **cells})
+            rows.append(make_row({"group": group.label, **cells}))
     notes = [meaning]
     if part.baseline:
         notes.append(
             f"The baseline {part.baseline.label} with its mean ± sample standard deviation; the others with their "
             f"difference to it and its {part.options.confidence:.0%} interval, paired by seed. "
-            f"Holm's correction is over {len(judged)} comparisons."
+            f"Holm's correction is over {len(comparisons)} comparisons."
         )
-    hints = {f"{number:,.0f}": metric for number, metric in at}
+    hints = {f"{number:,.0f}": metric for number, metric in numbered}
     return Table(f"{name.replace('/', '-')}{part.mark}", part.named(title), rows, notes, hints)
 
 
@@ -91,32 +92,30 @@ def _at_length(group: Group, metric: str, one: Comparison | None) -> Cell:
     if one is None:
         return mean
 
-    def said(value: float) -> str:
+    def text(value: float) -> str:
         return f"{100 * value:+.1f}" if one.scale == "log" else f"{value:+.3f}"
 
     verdict = f" {one.verdict}" if one.verdict not in ("not shown", "one seed") else ""
-    interval = f" [{said(one.low)}, {said(one.high)}]" if isfinite(one.low) else ""
-    text = f"{said(one.difference)}{' %' if one.scale == 'log' else ''}{interval}{verdict}"
-    exact = {**mean.exact, f"{metric} difference": one.difference, f"{metric} low": one.low,
-             f"{metric} high": one.high, f"{metric} p holm": one.p_holm, f"{metric} verdict": one.verdict}  # fmt: skip
-    return Cell(text, mean.value, exact, kind=verdict_kind(one), hint=f"{mean.text}; {one.why}")
+    interval = f" [{text(one.low)}, {text(one.high)}]" if isfinite(one.low) else ""
+    shown = f"{text(one.difference)}{' %' if one.scale == 'log' else ''}{interval}{verdict}"
+    csv = {**mean.csv, f"{metric} difference": one.difference, f"{metric} low": one.low,
+           f"{metric} high": one.high, f"{metric} p holm": one.p_holm, f"{metric} verdict": one.verdict}  # fmt: skip
+    return Cell(shown, mean.value, csv, kind=verdict_kind(one), hint=f"{mean.text}; {one.why}")
 
 
 def _ruler(part: Part) -> list[Table]:
     """Accuracy of each group and task at each length, with the task's chance."""
-    found = numbered_metrics(part, RULER)
-    lengths = sorted({length for length, _ in found})
+    numbered = numbered_metrics(part, RULER)
+    lengths = sorted({length for length, _ in numbered})
     tables = (table for group in part.groups for table in read_tables(group, "ruler", ("task", "chance")))
-    chance = dict(next(tables).itertuples(index=False)) if found else {}
+    chance = dict(next(tables, pd.DataFrame()).itertuples(index=False)) if numbered else {}
     rows = []
-    for task in dict.fromkeys(metric.removeprefix("ruler/").rpartition("@")[0] for _, metric in found):
+    for task in dict.fromkeys(metric.removeprefix("ruler/").rpartition("@")[0] for _, metric in numbered):
         for group in part.groups:
             cells = {f"{length:,.0f}": mean_cell(group, f"ruler/{task}@{length:.0f}") for length in lengths}
             if any(cell.value is not None for cell in cells.values()):
-                known = chance.get(task)
-                shown = number_cell(known, "chance", None if known is None else f"{known:.3g}")
-                named = {"group": text_cell(group.label, "group"), "task": text_cell(task, "task"), "chance": shown}
-                rows.append({**named, **cells})
+                by_chance = number_cell(chance.get(task), "chance", f"{chance.get(task, 0):.3g}")
+                rows.append(make_row({"group": group.label, "task": task, "chance": by_chance, **cells}))
     note = f"Share of trials in which the right candidate is the likeliest; {PLUS_MINUS.lower()}."
     hints = {f"{length:,.0f}": "accuracy in rows of this many tokens" for length in lengths}
     return [Table(f"ruler{part.mark}", part.named("Small retrieval tasks"), rows, [note], hints)] if rows else []

@@ -1,6 +1,5 @@
-"""What the command line of `newllm report` asks for: folders, and options checked against their types."""
+"""The command line of `newllm report`: folders, and options checked against their types."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
 FORMATS = ("csv", "md", "tex", "html", "svg", "png")
-_OPTION = re.compile(r"([\w.]+)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def defaults() -> dict[str, Any]:
     return dict(yaml.safe_load((shipped() / "report.yaml").read_text(encoding="utf-8")))
 
 
-def read(argv: Sequence[str]) -> Options:
+def read_options(argv: Sequence[str]) -> Options:
     """Words with an ``=`` that are no folders are options, the others are folders.
 
     Raises ConfigError for an unknown option or a value of the wrong type.
@@ -77,15 +75,20 @@ def read(argv: Sequence[str]) -> Options:
     folders, node, of_rule = [], defaults(), {}
     lists = [name for name, value in node.items() if isinstance(value, list) or name == "by"]
     for word in argv:
-        option = _OPTION.fullmatch(word)
-        if option is None or Path(word).is_dir():
+        name, equals, text = word.partition("=")
+        if not equals or Path(word).is_dir():
             folders.append(word)
             continue
-        name, value = option[1], _value(word, option[2])
+        try:
+            value = OmegaConf.from_dotlist([f"value={text}"])["value"]
+        except Exception:  # several libraries raise their own error for text that is no YAML
+            expected = "expected key=value, lists in brackets as in by=[model]"
+            raise ConfigError(f"{word!r} can't be read; {expected}.") from None
+        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if name.startswith("verdict."):
             of_rule[name.removeprefix("verdict.")] = value
-        elif name == "baseline" and isinstance(value, list):
-            node[name] = f"[{','.join(map(str, value))}]"
+        elif name == "baseline":
+            node[name] = text if value is not None else None  # find() reads its brackets
         else:
             node[name] = [value] if name in lists and isinstance(value, str) else value
     if not folders:
@@ -93,12 +96,3 @@ def read(argv: Sequence[str]) -> Options:
     typed = fitted(node, of="a report")
     del typed["_target_"]
     return Options(**typed, folders=folders, rule=rule(typed["verdict"], **of_rule))
-
-
-def _value(word: str, text: str) -> Any:
-    """What stands behind the ``=``, as YAML reads it: numbers, null, lists in brackets, else words."""
-    try:
-        value = OmegaConf.select(OmegaConf.create(f"value: {text}" if text else "value: null"), "value")
-    except Exception:  # of several libraries, all saying that this is no YAML
-        raise ConfigError(f"{word!r} can't be read; expected key=value, lists in brackets as in by=[model].") from None
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

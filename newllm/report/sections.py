@@ -17,7 +17,7 @@ FIGURES: list[tuple[str, str, DrawFigures]] = [  # name and title of a section, 
 ]
 
 
-def sections(study: Study) -> list[Section]:
+def make_sections(study: Study) -> list[Section]:
     """All sections that have something to show."""
     with styled():
         every = [

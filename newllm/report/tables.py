@@ -1,8 +1,9 @@
-"""Tables: what is shown, what sorts, and what goes into the CSV file in full precision; and their files."""
+"""Tables: the text that is shown, the value that sorts, and what the CSV file holds in full precision; their files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from numbers import Real
 from typing import Any
 
 from newllm.analysis.run_groups import Group
@@ -23,14 +24,14 @@ _LATEX = str.maketrans({
 
 @dataclass(frozen=True)
 class Cell:
-    """`text` is shown; `value` sorts; `exact` (CSV column -> value) goes into the CSV file.
+    """`text` is shown, `value` sorts, and `csv` (column -> value) goes into the CSV file.
 
-    kind: what the page makes of it beyond text: "better", "worse", "open" (of a verdict), "muted", "long", "swatch-3".
+    kind: its look on the page: "better", "worse" or "open" for a verdict, "muted", "long", or "swatch-3".
     """
 
     text: str
     value: float | str | None = None
-    exact: Mapping[str, Any] = field(default_factory=dict)
+    csv: Mapping[str, Any] = field(default_factory=dict)
     bold: bool = False
     kind: str = ""
     hint: str = ""
@@ -57,24 +58,31 @@ class Table:
         return not any(isinstance(row[column].value, str) for row in self.rows)
 
 
-def text_cell(text: Any, column: str = "", **more: Any) -> Cell:
+def make_row(values: Mapping[str, Any]) -> Row:
+    """Makes a cell of each number and text, with the column's name in the CSV file too. Cells stay as they are."""
+    row = {}
+    for column, value in values.items():
+        make = number_cell if isinstance(value, Real) else text_cell
+        row[column] = value if isinstance(value, Cell) else make(value, column)
+    return row
+
+
+def text_cell(text: Any, column: str = "", **look: Any) -> Cell:
     """A cell of text; `column` is its name in the CSV file."""
-    shown = ABSENT if text is None or text == "" else str(text)
-    more.setdefault("kind", "muted" if shown == ABSENT else "")
-    return Cell(shown, shown, {column: text} if column else {}, **more)
+    absent = text is None or text == ""
+    shown = ABSENT if absent else str(text)
+    return Cell(shown, shown, {column: text} if column else {}, **{"kind": "muted" if absent else "", **look})
 
 
-def number_cell(value: Any, column: str = "", text: str | None = None, **more: Any) -> Cell:
-    """A cell of one number; a dash where it is absent or not finite."""
-    exact = {column: value} if column else {}
+def number_cell(value: Any, column: str, text: str | None = None) -> Cell:
+    """A cell of one number, shown as `text`; a dash where it is missing or not finite."""
     if value is None or not isfinite(value):
-        return Cell(ABSENT, None, exact, kind="muted")
-    return Cell(number(value) if text is None else text, float(value), exact, **more)
+        return Cell(ABSENT, None, {column: value}, kind="muted")
+    return Cell(number(value) if text is None else text, float(value), {column: value})
 
 
-def interval(low: float, high: float, form: str) -> str:
-    """`[-0.51, -0.49]`; a dash where it is not known."""
-    return f"[{low:{form}}, {high:{form}}]" if isfinite(low) else ABSENT
+def percent_cell(ratio: float, column: str) -> Cell:
+    return number_cell(ratio, column, percent(ratio))
 
 
 def mean_cell(group: Group, metric: str) -> Cell:
@@ -98,15 +106,19 @@ def percent(ratio: float) -> str:
     return f"{100 * ratio:+.{2 if abs(ratio) < 0.01 else 1}f} %" if isfinite(ratio) else ABSENT
 
 
+def blank_if_unknown(value: float) -> float | str:
+    """An empty cell of the CSV file in place of NaN and infinity."""
+    return value if isfinite(value) else ""
+
+
 def to_csv(table: Table) -> str:
     """One line per row; the columns are those that the cells name, in order of appearance."""
-    return as_csv(
-        [{key: value for cell in row.values() for key, value in cell.exact.items()} for row in table.rows], "\n"
-    )
+    rows = [{key: value for cell in row.values() for key, value in cell.csv.items()} for row in table.rows]
+    return as_csv(rows, newline="\n")
 
 
 def to_markdown(table: Table) -> str:
-    """A pipe table with its title and notes."""
+    """A Markdown table with its title and notes."""
 
     def shown(cell: Cell) -> str:
         text = cell.text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
@@ -123,7 +135,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A table environment in the manner of booktabs; needs \usepackage{booktabs}."""
+    r"""A table environment in the style of booktabs; needs \usepackage{booktabs}."""
 
     def shown(cell: Cell) -> str:
         text = cell.text.translate(_LATEX)

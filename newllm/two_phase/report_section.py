@@ -11,7 +11,7 @@ from newllm.analysis.run_groups import Group
 from newllm.analysis.scaling import Law, fit, laws
 from newllm.analysis.statistics import sample_std
 from newllm.report.figures import DASHED, Drawing, Panel, colour, curve, of_group, plot
-from newllm.report.laws import ALPHA, exponent
+from newllm.report.laws import ALPHA, exponent_cells
 from newllm.report.series import read_tables
 from newllm.report.study import Part, Section, Study
 from newllm.report.tables import Cell, Row, Table, number_cell, percent, spread, text_cell
@@ -125,7 +125,7 @@ def _shape_table(study: Study) -> Table | None:
         rows.append(
             _shape_row(
                 shape if times[shape] == 1 else f"{shape} ({law.label})",
-                exponent(law.fit),
+                exponent_cells(law.fit),
                 number_cell(ppl, "best val/ppl", spread(ppl, sample_std(law.at(size, law.metric)))),
                 float(accuracies.mean()) if len(accuracies) else np.nan,
                 size,
@@ -139,7 +139,7 @@ def _shape_table(study: Study) -> Table | None:
     for lines in published.values():
         best = min(lines, key=lambda line: float(line[PPL]))
         tokens, perplexities = ([float(line[name]) for line in lines] for name in (TOKENS, PPL))
-        law_cells = exponent(fit(tokens, perplexities, confidence))  # its interval, if all points were published
+        law_cells = exponent_cells(fit(tokens, perplexities, confidence))  # its interval, if all points were published
         law_cells[ALPHA] = number_cell(float(best["slope"]), "alpha", best["slope"])
         rows.append(
             _shape_row(

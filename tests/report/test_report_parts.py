@@ -9,7 +9,7 @@ import pytest
 from newllm.analysis.frame import load_runs
 from newllm.analysis.labels import flatten
 from newllm.report.figures import Series, short
-from newllm.report.page import encode, to_json
+from newllm.report.page import encode_runs, to_json
 from newllm.report.tables import Cell, Table, percent, spread, to_csv, to_latex, to_markdown
 from newllm.report.tradeoffs import pareto_front
 
@@ -85,7 +85,7 @@ def test_the_front_holds_what_nothing_undercuts() -> None:
 def test_runs_come_back_from_their_json(sweep: Path, tmp_path: Path) -> None:
     frame = load_runs(sweep)
     metrics = ["val/ppl", "params/total"]
-    data = json.loads(to_json(encode(frame, frame["run"], metrics, sweep / "report" / "report.html")))
+    data = json.loads(to_json(encode_runs(frame, frame["run"], metrics, sweep / "report" / "report.html")))
     assert data["count"] == len(frame)
     for row in range(len(frame)):
         config = dict(data["common"])
