@@ -30,11 +30,11 @@ def cancel(sweep: Path, runs: Sequence[Path]) -> bool:
     names, all_runs = {run.name for run in runs}, read_states(sweep)
     chosen = [run for run in all_runs if run.name in names]
     reached: list[bool] = []
-    told: set[str] = set()  # names of runs whose launcher or SLURM job is told to end
+    stopping: set[str] = set()  # names of runs whose launcher or SLURM job is being stopped
     for launch in launches(sweep) if len(chosen) == len(all_runs) else ():
         if not launch["alive"] or launch.get("backend") != "local":
             continue
-        told |= set(launch.get("runs", []))
+        stopping |= set(launch.get("runs", []))
         if launch["host"] == platform.node():
             print(f"Asking the launcher, process {launch['pid']}, to stop; its running runs save and end.")
             reached.append(_signal(launch["pid"], signal.SIGINT))
@@ -44,7 +44,7 @@ def cancel(sweep: Path, runs: Sequence[Path]) -> bool:
 
     other_jobs = {run.slurm for run in all_runs if run.attended and run.name not in names}
     jobs = {run.name: run.slurm for run in chosen if run.slurm and run.attended and run.slurm not in other_jobs}
-    told |= {*jobs}
+    stopping |= {*jobs}
     if jobs:
         reached.append(_cancel_jobs(list(dict.fromkeys(jobs.values()))))
 
@@ -53,11 +53,11 @@ def cancel(sweep: Path, runs: Sequence[Path]) -> bool:
     for run in chosen:
         if run.state == "queued" and _withdraw(RunDirectory(run.path)):
             withdrawn += 1
-        elif run.state == "queued" or (run.state == "running" and run.name not in told):
+        elif run.state == "queued" or (run.state == "running" and run.name not in stopping):
             reached.append(_stop_run(run, shared=runs_of_process[run.host, run.pid] > 1))
     if withdrawn:
         print(f"{plural(withdrawn, 'run')} will not be started.")
-    if not told and not any(run.state in ("queued", "running") for run in chosen):
+    if not stopping and not any(run.state in ("queued", "running") for run in chosen):
         print(f"Nothing to cancel in {sweep}: no run is queued or running.")
     return all(reached)
 

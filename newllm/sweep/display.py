@@ -200,7 +200,8 @@ def aligned(rows: Sequence[Mapping[str, str]], left: Collection[str]) -> list[st
         cells = [column, *(row.get(column, "") for row in rows)]
         if any(cells[1:]):
             widths = [cell_len(cell) for cell in cells]
-            pads = [" " * (max(widths) - width) for width in widths]
+            widest = max(widths)
+            pads = [" " * (widest - width) for width in widths]
             before, after = (cells, pads) if column in left else (pads, cells)
             columns.append([a + b for a, b in zip(before, after, strict=True)])
     return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]

@@ -23,7 +23,7 @@ def runs(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_elsewhere_each_start_and_end_is_a_line_and_a_summary_follows(
+def test_without_a_terminal_each_start_and_end_is_a_line_and_a_summary_follows(
     runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     display = Display(runs[0].parent, runs)
@@ -60,11 +60,11 @@ def test_a_terminal_shows_how_far_each_run_is(runs: list[Path], monkeypatch: pyt
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("newllm.sweep.display.REFRESH_SECONDS", 0.0)
     display = Display(runs[0].parent, runs)
     with display.shown(2):
         display.tick()  # nothing is running yet
         display.started(runs[0])
-        display._last_shown = 0.0
         progress = {"step": 1250, "steps": 5000, "epoch": 0, "loss": 4.5678, "tokens_per_second": 34567.8}
         RunDirectory(runs[0]).update_status(state="running", progress=progress)
         display.tick()
@@ -74,7 +74,7 @@ def test_a_terminal_shows_how_far_each_run_is(runs: list[Path], monkeypatch: pyt
 
 
 def test_ten_thousand_queued_runs_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = [tmp_path / f"tiny-rope-s{i}-{i:08x}" for i in range(10_000)]  # not one of them is there
+    paths = [tmp_path / f"tiny-rope-s{i}-{i:08x}" for i in range(10_000)]  # none of them exists
     monkeypatch.setattr(sys, "stdout", Terminal())
     read: list[Path] = []
     monkeypatch.setattr(RunDirectory, "status", lambda self: read.append(self.path) or {})
@@ -85,7 +85,7 @@ def test_ten_thousand_queued_runs_are_not_read(tmp_path: Path, monkeypatch: pyte
     assert set(read) == {paths[0]}
 
 
-def test_a_closed_terminal_ends_no_sweep(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_terminal_does_not_end_the_sweep(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     class Closed(Terminal):
         def write(self, text: str) -> int:
             raise OSError(5, "Input/output error")
