@@ -5,12 +5,15 @@ A message is one sentence: what was wrong, what was expected, what to type inste
 
 import argparse
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn
+
+from newllm.suggest import did_you_mean
 
 
 class NewllmError(Exception):
@@ -30,10 +33,14 @@ class RunError(NewllmError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ConfigErrors; its `prog` is the command as one types it."""
+    """An argument parser whose errors are ConfigErrors; its `prog` is the command as the user types it."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; {self.prog} --help shows the usage.")
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        words = re.split(r"[\s=/:]+", message)
+        unknown = next((word for word in words if word.startswith("--") and word not in flags), None)
+        advice = did_you_mean(unknown, flags) if unknown else f"{self.prog} --help shows the usage"
+        raise ConfigError(f"{message}; {advice}.")
 
 
 def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None, usage: str | None = None) -> int:

@@ -1,19 +1,39 @@
 """`python -m newllm.train key=value …`: compose a configuration, validate it, run it; with -m, several of them."""
 
-import argparse
-import re
+import json
 import sys
-from typing import NoReturn
+from textwrap import shorten
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from newllm.config.catalog import shipped
-from newllm.config.compose import catalog_for, compose, search_path, version_base
+from newllm.config.catalog import Catalog, shipped
+from newllm.config.compose import catalog_for, compose, version_base
 from newllm.config.overrides import parse
-from newllm.errors import ConfigError, run_command
+from newllm.errors import ConfigError, Parser, run_command
 from newllm.runtime import Place
 from newllm.suggest import did_you_mean
+
+USAGE = """\
+Train a small language model, evaluate it, and leave a run directory.
+
+  newllm train [CHOICE=NAME …] [AXIS=VALUE …] [GROUP.OPTION=VALUE …] [flags]     (or python -m newllm.train …)
+
+Examples
+  newllm train                                                  the default run, minutes on a laptop's CPU
+  newllm train pos_encoding=alibi attention=mla kv_dim=64       other choices, another axis value
+  newllm train data=text data.path=FILE_OR_FOLDER               your own text
+  newllm train -m pos_encoding=rope,alibi seeds=3               a sweep: six runs; with dry_run=true, their plan
+  newllm train attention=mla --cfg job                          show the configuration, run nothing"""
+
+FLAGS = """\
+Flags
+  -m, --multirun        sweep over a=1,2 or a=range(1,4)
+  --cfg job             print the configuration and stop; --resolve fills in references, --package GROUP shows a part
+  --config-dir FOLDER   add YAML files of your own, laid out like conf/
+  hydra.run.dir=FOLDER  where the run lands (default: outputs/runs/NAME-SIGNATURE); the same command resumes it
+  HYDRA_FULL_ERROR=1    (environment) show tracebacks"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,11 +42,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    args = _Parser().parse_intermixed_args(argv)
+    parser = Parser(prog="newllm train", add_help=False, allow_abbrev=False)  # with the flags of Hydra's own programs
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    args = parser.parse_intermixed_args(argv)
     if args.help:
-        from newllm.config.help import page
-
-        print(page(catalog_for(args.config_dir)))
+        print(_help(catalog_for(args.config_dir)))
         return 0
     if args.shell_completion:
         return _hand_to_hydra(argv)
@@ -37,8 +64,9 @@ def _main(argv: list[str]) -> int:
     if args.cfg in ("hydra", "all"):
         flags = ["--cfg", args.cfg, *(["--package", args.package] if args.package else [])]
     if flags:
-        overrides = parse(args.overrides, catalog_for(args.config_dir), sweep=args.multirun).for_hydra()
-        return _hand_to_hydra([*flags, *search_path(args.config_dir), *overrides])
+        catalog = catalog_for(args.config_dir)
+        overrides = parse(args.overrides, catalog, sweep=args.multirun).for_hydra()
+        return _hand_to_hydra([*flags, *catalog.search_path, *overrides])
     place = Place.from_environment()
     if not args.cfg and (args.multirun or given & {"hydra/launcher", "dry_run"}):
         from newllm.sweep.command import run_sweep
@@ -61,27 +89,25 @@ def _main(argv: list[str]) -> int:
     return run(cfg)
 
 
-class _Parser(argparse.ArgumentParser):
-    """The flags of Hydra's own programs that serve here too."""
+def _help(catalog: Catalog) -> str:
+    """Usage, every choice with its description (the default marked ``*``), every axis with its default."""
 
-    def __init__(self) -> None:
-        super().__init__(add_help=False, allow_abbrev=False)
-        self.add_argument("overrides", nargs="*")
-        self.add_argument("--help", "-h", action="store_true")
-        self.add_argument("--multirun", "-m", action="store_true")
-        self.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
-        self.add_argument("--resolve", action="store_true")
-        self.add_argument("--package", "-p")
-        self.add_argument("--config-dir", "-cd")
-        self.add_argument("--shell-completion", "-sc", action="store_true")
+    def keys(defaults: dict[str, Any]) -> list[str]:
+        typed = {key: value if isinstance(value, str) else json.dumps(value) for key, value in defaults.items()}
+        return [f"  {f'{key}={value}':<20} {catalog.comments.get(key, '')}".rstrip() for key, value in typed.items()]
 
-    def error(self, message: str) -> NoReturn:
-        unknown = next((word for word in re.split(r"[\s=/:]+", message) if word.startswith("-")), "")
-        if unknown in ("--config-path", "--config-name"):
-            raise ConfigError(f"{unknown} is not supported; --config-dir FOLDER adds YAML files of your own.")
-        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        known = not unknown.startswith("--") or unknown in flags
-        raise ConfigError(f"{message}; {'--help shows the usage' if known else did_you_mean(unknown, flags)}.")
+    lines = [USAGE, "", "Choices"]
+    for group, names in catalog.groups.items():
+        default = catalog.defaults.get(group)
+        lines.append(f"  {group}=")
+        for name in names:
+            mark = "*" if name == default or (isinstance(default, list) and name in default) else " "
+            description = shorten(catalog.describe(group, name), 100, placeholder=" …", break_on_hyphens=False)
+            lines.append(f"   {mark} {name:<18} {description}".rstrip())
+    lines += ["", "Axes (root keys that choices refer to)", *keys(catalog.axes)]
+    lines += ["", "Sweeps (with -m; not part of a run)", *keys(catalog.sweep_options)]
+    lines.append(f"  {'hydra/launcher=local':<20} where runs execute: {', '.join(catalog.launchers)}")
+    return "\n".join([*lines, "", FLAGS])
 
 
 def _show(cfg: DictConfig, package: str | None, resolve: bool) -> str:
@@ -97,19 +123,17 @@ def _show(cfg: DictConfig, package: str | None, resolve: bool) -> str:
     return OmegaConf.to_yaml(node) if OmegaConf.is_config(node) else f"{node}\n"
 
 
-def _run(cfg: DictConfig) -> int:
-    """What Hydra's main asks for and our launchers, which run frozen directories, never call."""
-    raise AssertionError
-
-
 def _hand_to_hydra(argv: list[str]) -> int:
-    """Hydra's own main on our folder of YAML files; it reads sys.argv and ends with sys.exit."""
+    """Hydra's own main with the YAML files of newllm; it reads sys.argv and ends with sys.exit."""
     import hydra
+
+    def task(cfg: DictConfig) -> None:
+        raise AssertionError("the launchers of newllm run frozen directories and never call the task")
 
     own = sys.argv
     sys.argv = [own[0] if own[0].endswith("newllm") else "newllm", *argv]
     try:
-        hydra.main(str(shipped()), "train", **version_base())(_run)()
+        hydra.main(str(shipped()), "train", **version_base())(task)()
         return 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from newllm.config.catalog import Catalog, references
+from newllm.config.catalog import references
 from newllm.config.overrides import Overrides
 from newllm.errors import ConfigError
 
@@ -22,15 +22,21 @@ def axes(plain: Plain) -> list[str]:
     return [key for key, value in plain.items() if not isinstance(value, dict) and key not in OWN_KEYS]
 
 
+def referenced(plain: Plain, value: Any) -> dict[str, Any]:
+    """The root keys, with their values, that a value refers to, directly or through another root key."""
+    found: dict[str, Any] = {}
+    fresh = references(value)
+    while fresh:
+        known = {name: plain[name] for name in fresh if name in plain}
+        found |= known
+        fresh = references(known) - {*found}
+    return found
+
+
 def used_axes(plain: Plain) -> list[str]:
     """The axes that some node refers to, directly or through another axis."""
-    everything = axes(plain)
-    found: set[str] = set()
-    fresh = references(nodes(plain))
-    while fresh:
-        found |= fresh
-        fresh = references([plain[name] for name in fresh if name in everything]) - found
-    return [name for name in everything if name in found]
+    used = referenced(plain, nodes(plain))
+    return [name for name in axes(plain) if name in used]
 
 
 def unused(plain: Plain, given: Overrides) -> list[str]:
@@ -42,12 +48,12 @@ def unused(plain: Plain, given: Overrides) -> list[str]:
 def refuse_unused(config: Plain, given: Overrides) -> None:
     """Raises ConfigError if an axis was given that the chosen groups do not use."""
     for axis in unused(config, given):
-        raise why_unused(axis, config["choices"], given.catalog, given)
+        raise why_unused(axis, config["choices"], given)
 
 
-def why_unused(axis: str, choices: Mapping[str, Any], catalog: Catalog, given: Overrides) -> ConfigError:
+def why_unused(axis: str, choices: Mapping[str, Any], given: Overrides) -> ConfigError:
     """The error for an unused axis: where it would have an effect, and what this run has there."""
-    users = catalog.users(axis)
+    users = given.catalog.users(axis)
     for group, options in users.items():
         chosen = choices.get(group)
         if chosen in options or (isinstance(chosen, list) and set(chosen) & set(options)):

@@ -14,19 +14,17 @@ from omegaconf import OmegaConf
 
 from newllm.errors import ConfigError
 
-REFERENCE = re.compile(r"\$\{\s*(\w+)\s*\}")
-_ROOT = re.compile(r"\$\{\s*(\w+)")  # the first name of any reference, as in ${model.bias}
+REFERENCE = re.compile(r"\$\{\s*(\w+)\s*\}")  # to a root key, as in ${theta}
+_ROOT = re.compile(r"\$\{\s*(\w+)\b(?![\w.]*:)")  # to a root key or inside it, as in ${model.bias}
 
 
 def shipped() -> Path:
-    """The folder conf/: beside the package in a checkout, inside it in a wheel."""
+    """The folder conf/: next to the package in a checkout, inside it in a wheel."""
     package = Path(__file__).resolve().parents[1]
-    found = [folder for folder in (package / "conf", package.parent / "conf") if (folder / "train.yaml").is_file()]
-    if not found:
-        raise ConfigError(
-            f"no conf/train.yaml in {package} or beside it; expected the YAML files that newllm ships with."
-        )
-    return found[0]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"no conf/train.yaml in {package} or next to it; expected the YAML files that newllm ships with.")
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,14 @@ class Catalog:
         """The options of hydra/launcher."""
         return sorted({file.stem for folder in self.folders for file in folder.glob("hydra/launcher/*.yaml")})
 
+    @property
+    def search_path(self) -> list[str]:
+        """The override that adds the user's folder to Hydra's search path."""
+        return [f"hydra.searchpath=['file://{folder}']" for folder in self.folders[:-1]]
+
     @cached_property
     def comments(self) -> dict[str, str]:
-        """Root axis or option of the sweep -> the comment beside it in train.yaml."""
+        """Root axis or option of the sweep -> its comment in train.yaml."""
         text = (self.folders[-1] / "train.yaml").read_text()
         return {name: comment.strip() for name, comment in re.findall(r"^ *(\w+):[^#\n]*#(.*)$", text, re.MULTILINE)}
 
@@ -110,13 +113,13 @@ class Catalog:
         return references(content).union(*inherited)
 
 
-def references(content: Any, parts: bool = False) -> set[str]:
-    """The root keys that a plain, unresolved container refers to; `parts`: also by a key inside them."""
+def references(content: Any) -> set[str]:
+    """The root keys that a plain, unresolved container refers to."""
     if isinstance(content, str):
-        return set((_ROOT if parts else REFERENCE).findall(content)) if "${" in content else set()
+        return set(_ROOT.findall(content)) if "${" in content else set()
     if isinstance(content, dict):
         content = content.values()
-    return set().union(*(references(one, parts) for one in content)) if isinstance(content, Iterable) else set()
+    return set().union(*map(references, content)) if isinstance(content, Iterable) else set()
 
 
 def plain(content: Any, resolve: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""compose(): from overrides to a configuration; used by commands, notebooks and tests alike.
+"""From overrides to configurations, one by one or many at once; used by commands, notebooks and tests alike.
 
 Hydra composes the choices; newllm sets the values afterwards, so that runs with equal choices are composed only once.
 Names are checked here against the YAML files, without importing torch; newllm.config.values checks values.
@@ -12,9 +12,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from newllm.config.axes import nodes, refuse_unused
+from newllm.config.axes import nodes, referenced, refuse_unused, unused, used_axes
 from newllm.config.catalog import REFERENCE, Catalog, plain, references, shipped
 from newllm.config.groups import group_of, read
+from newllm.config.identity import resolved, sorted_keys
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import no_option, signature_of
 from newllm.errors import ConfigError
@@ -61,12 +62,52 @@ def compose(
     Raises ConfigError: one sentence on what was wrong, what was expected and what to type instead.
     """
     given = parse(overrides, catalog_for(config_dir))
-    composed = with_values(composed_choices(given, config_dir), given)
-    own = {"choices": composed.choices, "overrides": given.of_run(), "run_dir": composed.run_dir}
-    config = {**composed.run, **own, **own_groups(given.catalog)}
+    composed = with_values(composed_choices(given), given)
+    about = {"choices": composed.choices, "overrides": given.of_run(), "run_dir": composed.run_dir}
+    config = {**composed.run, **about, **_user_groups(given.catalog)}
     if not unused_axes:
         refuse_unused(config, given)
     return OmegaConf.create(config, flags={"struct": True})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of many: its overrides, its effective configuration, and the given axes that have no effect on it."""
+
+    lines: tuple[str, ...]
+    config: dict[str, Any]
+    unused: tuple[str, ...]
+
+
+def compose_many(jobs: Sequence[Sequence[str]], *, config_dir: str | Path | None = None) -> list[Job]:
+    """The runs that these lists of overrides describe, each equal to `effective(compose(overrides))`.
+
+    Takes seconds for thousands: Hydra runs once for each set of choices. An axis that a run does not use is left out of
+    its overrides. Runs share equal nodes. Raises ConfigError for wrong names; values are not checked here.
+    """
+    catalog = catalog_for(config_dir)
+    user_groups = _user_groups(catalog)
+    by_choices: dict[tuple[str, ...], tuple[Composed, dict[str, Any]]] = {}  # compositions, and their resolved nodes
+    composed_jobs = []
+    for lines in jobs:
+        given = parse(lines, catalog)
+        choices = tuple(given.choices())
+        if choices not in by_choices:
+            by_choices[choices] = composed_choices(given), {}
+        composed, resolved_nodes = by_choices[choices]
+        run = with_values(composed, given).run
+        config: dict[str, Any] = {}
+        for name in (*used_axes(run), *nodes(run)):
+            context = referenced(run, run[name])
+            content = repr((name, run[name], context))
+            if content not in resolved_nodes:
+                resolved_nodes[content] = sorted_keys(resolved({**context, name: run[name]})[name])
+            config[name] = resolved_nodes[content]
+        idle = tuple(unused(run, given))
+        kept = [line for line in given.of_run() if line.partition("=")[0] not in idle]
+        config |= {**user_groups, "choices": composed.choices, "overrides": kept}
+        composed_jobs.append(Job(tuple(o.input_line or "" for o in given.parsed), dict(sorted(config.items())), idle))
+    return composed_jobs
 
 
 def catalog_for(config_dir: str | Path | None = None) -> Catalog:
@@ -76,49 +117,42 @@ def catalog_for(config_dir: str | Path | None = None) -> Catalog:
     return Catalog((Path(config_dir).resolve(), shipped()) if config_dir else (shipped(),))
 
 
-def own_groups(catalog: Catalog) -> dict[str, Any]:
-    """The key `groups` of a configuration with the entries of the user's groups.yaml; {} without one."""
-    own = {name: facts for folder in catalog.folders[:-1] for name, facts in read(folder).items()}
-    return {"groups": own} if own else {}
+def _user_groups(catalog: Catalog) -> dict[str, Any]:
+    """The key `groups` of a configuration, with the entries of the user's groups.yaml; {} without one."""
+    entries = {name: entry for folder in catalog.folders[:-1] for name, entry in read(folder).items()}
+    return {"groups": entries} if entries else {}
 
 
-def search_path(config_dir: str | Path | None) -> list[str]:
-    """The override that adds the user's folder to Hydra's search path."""
-    return [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
-
-
-def composed_choices(given: Overrides, config_dir: str | Path | None = None) -> Composed:
+def composed_choices(given: Overrides) -> Composed:
     """The choices in `given` composed by Hydra; values are not set yet."""
-    cfg, catalog = _by_hydra([*search_path(config_dir), *given.choices()]), given.catalog
+    catalog = given.catalog
+    cfg = _by_hydra([*catalog.search_path, *given.choices()])
     chosen, launcher = plain(cfg.hydra.runtime.choices, resolve=True), plain(cfg.hydra.launcher, resolve=True)
-    run_dir, sweep_dir = cfg.hydra.run.dir, cfg.hydra.sweep.dir
+    run_dir = cfg.hydra.run.dir if "hydra.run.dir" in given.keys else None
+    sweep_dir = cfg.hydra.sweep.dir
     with open_dict(cfg):
         del cfg["hydra"]
     tree = {**plain(cfg), "hydra": {"launcher": launcher}}
     known = {*catalog.axes, *catalog.groups, *references(tree), "sweep", "hydra"}
-    for key in tree:
-        if key not in known:
-            raise _unknown_root(key, tree, catalog)
+    if unknown := [key for key in tree if key not in known]:
+        raise _unknown_root(unknown[0], tree, catalog)
     choices = {group: option for group, option in chosen.items() if not group.startswith("hydra/")}
+    for group in catalog.lists:  # Hydra does not record them
+        # An experiment may set options of a choice that the command line has left out.
+        options = {
+            name: node
+            for name, node in (tree.get(group) or {}).items()
+            if "_target_" in node or name not in catalog.groups[group]
+        }
+        tree[group], choices[group] = options, [name for name, node in options.items() if "_target_" in node]
+    for group in given.keys:
+        if group in catalog.groups and isinstance(tree.get(group), dict) and group not in catalog.lists:
+            tree[group] = tree[group] if "_target_" in tree[group] else {}
+    composed = Composed(tree, dict(sorted(choices.items())), run_dir, sweep_dir)
     for group in catalog.groups:
-        node = tree.get(group)
-        if not isinstance(node, dict):
-            continue
-        if (
-            group in catalog.lists
-        ):  # Hydra does not record them; an experiment may set options of a choice that is left out
-            node = {name: one for name, one in node.items() if "_target_" in one or name not in catalog.groups[group]}
-            choices[group] = [name for name, one in node.items() if "_target_" in one]
-        elif "_target_" not in node and group in given.keys:
-            node = {}
-        tree[group] = node
-    composed = Composed(
-        tree, dict(sorted(choices.items())), run_dir if "hydra.run.dir" in given.keys else None, sweep_dir
-    )
-    for group in catalog.groups:
-        for name, one in (tree.get(group) or {}).items():
-            if "_target_" not in (one if group in catalog.lists else tree[group]):
-                _value_at(f"{group}.{name}", composed, catalog)
+        for name, node in (tree.get(group) or {}).items():
+            if "_target_" not in (node if group in catalog.lists else tree[group]):
+                _value_at(f"{group}.{name}", composed, catalog)  # raises ConfigError
     return composed
 
 
@@ -149,9 +183,7 @@ def _with(node: Any, path: Sequence[str], value: Any, root: Plain) -> Any:
         inner = node if isinstance(node, dict) else {}
         return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value, root)}
     if isinstance(node, dict) and isinstance(value, dict):
-        for key, one in value.items():
-            node = {**node, key: _with(node.get(key), (), one, root)}
-        return node
+        return {**node, **{key: _with(node.get(key), (), part, root) for key, part in value.items()}}
     axis = REFERENCE.fullmatch(node) if isinstance(node, str) else None
     former = root.get(axis[1]) if axis else node
     # Equal numbers give equal configurations: 10000 becomes 1e4 if the default is a float.
@@ -168,7 +200,6 @@ def _value_at(key: str, composed: Composed, catalog: Catalog) -> Any:
     Raises ConfigError if `key` is neither an axis nor an option of a chosen group.
     """
     node: Any = composed.tree
-    path = ""
     root, *rest = key.split(".")
     chosen: Any = composed.choices.get(root)
     if root not in node and root not in catalog.groups:
@@ -184,7 +215,8 @@ def _value_at(key: str, composed: Composed, catalog: Catalog) -> Any:
     if root in catalog.groups and root not in catalog.lists and "_target_" not in (node.get(root) or {}):
         has = f"{root}={chosen} has no options" if chosen else f"no {root} is chosen"
         raise ConfigError(f"{key}: {has}; choose another {root} or leave it out.")
-    for part in key.split("."):
+    path = ""
+    for part in (root, *rest):
         if not isinstance(node, dict):
             return None
         if part not in node:
@@ -203,8 +235,8 @@ def _refuse_option(name: str, node: Plain, path: str, choice: Any) -> None:
         if signature.open or name in signature.options:
             return
         known = list(signature.options)
-    of, handed = f"{path}={choice}" if choice else path, group_of(path.partition(".")[0]).handed
-    raise no_option(f"{path}.{name}", of, known, handed)
+    owner, handed = f"{path}={choice}" if choice else path, group_of(path.partition(".")[0]).handed
+    raise no_option(f"{path}.{name}", owner, known, handed)
 
 
 def _unknown_root(key: str, tree: Plain, catalog: Catalog) -> ConfigError:
@@ -230,23 +262,17 @@ def _by_hydra(lines: Sequence[str]) -> DictConfig:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    outer, GlobalHydra.instance().hydra = (
-        GlobalHydra.instance().hydra,
-        None,
-    )  # set if a Hydra program calls this function
+    state = GlobalHydra.instance()
+    outer, state.hydra = state.hydra, None  # set if a Hydra program calls this function
     try:
         with hydra.initialize_config_dir(str(shipped()), job_name="train", **version_base()):
             return hydra.compose("train", list(lines), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(_one_sentence(error)) from error
+        # Hydra's message as one sentence, without its advice to use +, and with the underlying cause.
+        cause = error.__cause__ or error.__context__
+        message = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause else [])]
+        end = next((i for i, line in enumerate(message) if line.startswith("Config search path")), len(message))
+        kept = [line.strip().rstrip(".:;") for line in message[:end] if line.strip() and "To append" not in line]
+        raise ConfigError("the configuration can't be composed: " + "; ".join(kept) + ".") from error
     finally:
         GlobalHydra.instance().hydra = outer
-
-
-def _one_sentence(error: BaseException) -> str:
-    """Hydra's message as one sentence, without its advice to use +, and with the underlying cause."""
-    cause = error.__cause__ or error.__context__
-    lines = [*str(error).splitlines(), *(str(cause).splitlines()[:1] if cause else [])]
-    end = next((i for i, line in enumerate(lines) if line.startswith("Config search path")), len(lines))
-    kept = [line.strip().rstrip(".:;") for line in lines[:end] if line.strip() and "To append" not in line]
-    return "the configuration can't be composed: " + "; ".join(kept) + "."

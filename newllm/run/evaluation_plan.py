@@ -193,7 +193,7 @@ def _with_overrides(
 @cache
 def _composed(lines: tuple[str, ...], config_dir: str | Path | None) -> Composed:
     """The composition of some choices. Cached, since the runs of a sweep share them."""
-    return composed_choices(parse(lines, catalog_for(config_dir)), config_dir)
+    return composed_choices(parse(lines, catalog_for(config_dir)))
 
 
 def _with_references(stored: Any, node: Any, config: Mapping[str, Any], axes: set[str]) -> Any:

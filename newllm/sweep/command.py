@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from newllm.build import build
 from newllm.config.axes import why_unused
-from newllm.config.compose import catalog_for, composed_choices, with_values
+from newllm.config.compose import Job, catalog_for, compose_many, composed_choices, with_values
 from newllm.config.grid import combinations
-from newllm.config.many import Job, compose_many
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import fitted
 from newllm.errors import ConfigError
@@ -119,7 +118,7 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
     for lines in _by_experiment(given):
         swept = parse(lines, catalog, sweep=several)
         single = parse([o.input_line or "" for o in swept.parsed if not o.is_sweep_override()], catalog)
-        composed = with_values(composed_choices(single, config_dir), single)
+        composed = with_values(composed_choices(single), single)
         settings: Sweep = build(composed.tree["sweep"])
         if several and composed.run_dir:
             raise ConfigError("hydra.run.dir is the directory of one run; that of a sweep is hydra.sweep.dir=FOLDER.")
@@ -130,7 +129,7 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
         runs += compose_many(jobs, config_dir=config_dir)
     unused_by_all = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
     if unused_by_all:
-        raise why_unused(min(unused_by_all), runs[0].config["choices"], catalog, given)
+        raise why_unused(min(unused_by_all), runs[0].config["choices"], given)
     folder = Path(composed.sweep_dir)
     if not several:
         folder = Path(composed.run_dir).parent if composed.run_dir else Path("outputs/runs")

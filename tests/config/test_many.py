@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from newllm.config import compose, effective, signature, slug
-from newllm.config.compose import catalog_for
+from newllm.config.compose import catalog_for, compose_many
 from newllm.config.grid import combinations
-from newllm.config.many import compose_many
 from newllm.config.overrides import parse
 from newllm.errors import ConfigError
 

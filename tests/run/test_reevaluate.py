@@ -263,7 +263,7 @@ def test_a_text_that_has_changed_since_training_is_refused(tmp_path: Path, capsy
         (["pos_encoding=learned"], "these settings make another model"),
         (["pos_encoding=alibbi"], "did you mean pos_encoding=alibi?"),
         (["rerun=maybe"], "expected true or false"),
-        (["--rerun"], "newllm evaluate --help shows the usage"),
+        (["--rerun"], "unrecognized arguments: --rerun"),
         (["nowhere"], "nowhere: no such folder"),
     ],
 )

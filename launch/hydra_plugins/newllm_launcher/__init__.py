@@ -41,8 +41,8 @@ class Adapter(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch; a run that is done already is not run again. The runs' value is their validation loss."""
         from newllm.build import build
+        from newllm.config.compose import compose_many
         from newllm.config.identity import signature
-        from newllm.config.many import compose_many
         from newllm.sweep.plan import plan
 
         settings = build(self.config.sweep)
