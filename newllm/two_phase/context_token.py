@@ -160,7 +160,7 @@ class ContextBlock(Recurrence):
 
     def __init__(self, layers: int, width: int, inputs: int):
         super().__init__()
-        self.layers, self.width, self.inputs = layers, width, inputs
+        self.layers, self.width = layers, width
         self.blocks = nn.ModuleList(ContextLayer(width, inputs) for _ in range(layers))
 
     def project(self, inputs: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class DProj(Recurrence):
 
     def __init__(self, width: int, inputs: int):
         super().__init__()
-        self.width, self.inputs = width, inputs
+        self.width = width
         self.of_state = linear(width, width)
         self.of_inputs = linear(inputs, width, bias=True)
         self.norm = nn.LayerNorm(width)

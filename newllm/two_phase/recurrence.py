@@ -26,7 +26,6 @@ class Recurrence(nn.Module):
 
     layers: int
     width: int  # C
-    inputs: int  # I, the size of u_t
 
     def project(self, inputs: Tensor) -> Tensor:
         """The share [.., layers, C] of the inputs [.., I] in each layer."""
@@ -54,28 +53,25 @@ def scan(recurrence: Recurrence, inputs: Tensor, start: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sequential(
-    recurrence: Recurrence, inputs: Inputs, count: int, start: Tensor, tolerance: float | None = None
-) -> Iterator[Piece]:
+def sequential(recurrence: Recurrence, inputs: Inputs, count: int, start: Tensor) -> Iterator[Piece]:
     """The true recurrence over one long stream of `count` tokens from the context `start` [C].
 
     Gives what `scan` of the whole stream would, many times as fast if the recurrence forgets. The stream is cut into
     segments that run side by side (multiple shooting, Bock & Plitt 1984). Each starts from the context that some tokens
     before it give when run from zeros. Then the start of every segment is compared with the end of the previous one.
-    Segments whose starts differ by more than `tolerance` anywhere are run again from that end, until all agree. If the
+    Segments whose starts differ from it are run again from that end, until all agree: up to twice the difference that
+    rounding alone makes between two passes from the same start, 8e-6 in fp32 and 1/16 under bf16 autocast. If the
     recurrence does not forget, or most starts are wrong, it runs token by token.
 
     With S segments of T tokens that start w tokens early, and a product of r rows that costs 9 + r (its weights are
     read, then used), the minimum of (T + w)(9 + S) is at T = sqrt(S T w) / 3.
 
     Pieces come in any order, and a corrected piece may follow for the same tokens. inputs: called by range, so that the
-    whole stream need not be in memory. tolerance: None: twice the difference that rounding alone makes between two
-    passes from the same start, 8e-6 in fp32 and 1/16 under bf16 autocast.
+    whole stream need not be in memory.
     """
-    if tolerance is None:
-        device = start.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else start.dtype
-        tolerance = _TOLERANCES.get(dtype, 128 * torch.finfo(dtype).eps)  # of contexts of variance 1
+    device = start.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else start.dtype
+    tolerance = _TOLERANCES.get(dtype, 128 * torch.finfo(dtype).eps)  # of contexts of variance 1
     # Twice as many tokens as forgetting takes, so that most starts agree at once.
     warm_up = 2 * _tokens_to_forget(recurrence, inputs, count, start, tolerance)
     length = max(-(-count // _SEGMENTS), math.isqrt(count * warm_up) // 3, warm_up, 1)
