@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import newllm
-from newllm.generate import generate, main
+from newllm.generate import main
 from newllm.model import decoder
-from newllm.model.decoder import Decoder
+from newllm.model.decoder import Decoder, generate
 from newllm.run.load import LoadedRun
 
 PROMPT = "def main(self"
@@ -105,7 +105,7 @@ def test_the_command_stops_at_end_of_text(
     run_directory: Path, trained: LoadedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     name = trained.tokenizer.encode(" name")
-    monkeypatch.setattr(newllm.generate, "_choose", lambda *_: next(tokens))
+    monkeypatch.setattr(decoder, "_choose", lambda *_: next(tokens))
     tokens = iter([*name, trained.tokenizer.eot_id, *name])
     assert main([str(run_directory), PROMPT]) == 0
     assert capsys.readouterr().out == f"{PROMPT} name\n"

@@ -26,7 +26,8 @@ from newllm.bench.harness import Result, Setup, alternate, discarding
 from newllm.config import compose
 from newllm.data.facts import ReversalFacts
 from newllm.evaluation.limits import row_bytes
-from newllm.evaluation.reversal import Sequence, answer, score
+from newllm.evaluation.reversal import answer
+from newllm.evaluation.scoring import score
 from newllm.evaluation.subject import Subject
 from newllm.model import Transformer, build_model
 from newllm.precision import autocast
@@ -136,10 +137,10 @@ def _long(result: Result, subject: Subject, inputs: Tensor, labels: Tensor, roun
 
 def _facts(result: Result, subject: Subject, rounds: int, shape: str) -> None:
     questions = [*ReversalFacts().forward, *ReversalFacts().backward]
-    sequences = [answer(subject, q.prompt, name, [0]) for q in questions for name in (q.answer, *q.wrong)]
+    answers = [answer(subject, q.prompt, name, [0]) for q in questions for name in (q.answer, *q.wrong)]
     contestants: dict[str, Callable[[], list[np.ndarray]]] = {
-        "newllm": partial(score, subject, sequences),
-        "padded": partial(_padded, subject, sequences),
+        "newllm": partial(score, subject, answers, subject.model.seq_len + 1),
+        "padded": partial(_padded, subject, answers),
     }
     pairs = zip(contestants["newllm"](), contestants["padded"](), strict=True)
     result.metrics["difference/reversal"] = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
@@ -150,7 +151,7 @@ def _facts(result: Result, subject: Subject, rounds: int, shape: str) -> None:
         ["newllm", f"{statistics.median(seconds['newllm']):.2f}", f"{result.metrics['ratio/reversal']:.2f} x"],
         ["padded rows, all logits", f"{statistics.median(seconds['padded']):.2f}", ""],
     ]
-    title = f"{len(questions)} questions, {len(sequences)} answers: {shape}"
+    title = f"{len(questions)} questions, {len(answers)} answers: {shape}"
     result.table(title, ["scoring", "seconds", "faster"], rows)
 
 
@@ -163,17 +164,18 @@ def _all_logits(subject: Subject, inputs: Tensor, labels: Tensor) -> Tensor:
     return losses.view_as(labels)
 
 
-def _padded(subject: Subject, sequences: list[Sequence]) -> list[np.ndarray]:
-    """Nats of the scored tokens: batches in the order of the questions, all rows as long as the longest."""
-    width = max(len(one.ids) for one in sequences) - 1
-    found = []
-    for start in range(0, len(sequences), subject.batch_size):
-        batch = sequences[start : start + subject.batch_size]
+def _padded(subject: Subject, answers: list[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+    """Nats of the answers: batches in the order of the questions, all rows as long as the longest."""
+    width = max(len(prompt) + len(name) for prompt, name in answers) - 1
+    nats = []
+    for start in range(0, len(answers), subject.batch_size):
+        batch = answers[start : start + subject.batch_size]
         inputs = torch.zeros(len(batch), width, dtype=torch.int64)
         labels = torch.full_like(inputs, -100)
-        for row, one in enumerate(batch):
-            inputs[row, : len(one.ids) - 1] = torch.tensor(one.ids[:-1])
-            labels[row, one.start - 1 : len(one.ids) - 1] = torch.tensor(one.ids[one.start :])
+        for row, (prompt, name) in enumerate(batch):
+            ids = [*prompt, *name]
+            inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+            labels[row, len(prompt) - 1 : len(ids) - 1] = torch.tensor(name)
         losses = _all_logits(subject, inputs.to(subject.device), labels.to(subject.device)).cpu().double()
-        found += [losses[row][labels[row] != -100].numpy() for row in range(len(batch))]
-    return found
+        nats += [losses[row][labels[row] != -100].numpy() for row in range(len(batch))]
+    return nats

@@ -135,12 +135,11 @@ def judge(subject: Subject, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     those of the right one; right, whether the right one has fewer nats per token than every other; exact, whether each
     of its tokens is the model's first choice.
     """
-    prompts = [trial.prompt for trial in trials for _ in trial.candidates]
-    candidates = [candidate for trial in trials for candidate in trial.candidates]
-    found = iter(score(subject, prompts, candidates, nats_and_choice))
+    pairs = [(trial.prompt, candidate) for trial in trials for candidate in trial.candidates]
+    results = iter(score(subject, pairs, measure=nats_and_choice))
     judged = []
     for trial in trials:
-        scored = [next(found) for _ in trial.candidates]  # for each candidate [tokens, 2]
+        scored = [next(results) for _ in trial.candidates]  # for each candidate [tokens, 2]
         own, *others = (float(candidate[:, 0].mean()) for candidate in scored)
         margin, exact = float(np.mean(others)) - own, bool(scored[0][:, 1].all())
         judged.append({**trial.labels, "margin": margin, "right": own < min(others), "exact": exact})

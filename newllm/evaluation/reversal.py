@@ -1,24 +1,15 @@
 """The Reversal Curse: does a model that has read "A is B" know that B is A? (Berglund et al. 2023, arXiv 2309.12288)"""
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from newllm.data.facts import Question, ReversalFacts
-from newllm.evaluation import scoring
+from newllm.evaluation.scoring import score
 from newllm.evaluation.subject import Findings, Subject, Table
 
 _PUBLISHED_TOKENS = 63  # longest sentence under scoring=sentence
-
-
-@dataclass
-class Sequence:
-    """Token ids; those from `start` (at least 1) on are scored."""
-
-    ids: list[int]
-    start: int
 
 
 class Reversal:
@@ -50,11 +41,13 @@ class Reversal:
         if form == "facts":
             form = trained.backward_form if trained is not None else "well_formed"
         facts = ReversalFacts(backward=form)
+        eot = subject.data.tokenizer.eot_id
+        start = [eot] if self.scoring == "answer" and eot is not None else []
         metrics: dict[str, float] = {}
         table: Table = [{"kind": fact.kind, "forward": fact.sentence} for fact in facts.forward]
         for direction, questions in (("forward", facts.forward), ("backward", facts.backward)):
-            metrics[f"reversal/{direction}_ppl"] = self._perplexity(subject, questions)
-            rows = compare(subject, questions, self._start(subject))
+            metrics[f"reversal/{direction}_ppl"] = self._perplexity(subject, questions, start)
+            rows = compare(subject, questions, start)
             for what in ("margin", "accuracy"):
                 metrics[f"reversal/{direction}_{what}"] = float(np.nanmean([row[what] for row in rows]))
             for line, question, row in zip(table, questions, rows, strict=True):
@@ -80,21 +73,19 @@ class Reversal:
         ]
         return Findings("Reversal Curse", metrics, {"reversal": table}, body)
 
-    def _start(self, subject: Subject) -> list[int]:
-        eot = subject.data.tokenizer.eot_id
-        return [eot] if self.scoring == "answer" and eot is not None else []
-
-    def _perplexity(self, subject: Subject, questions: list[Question]) -> float:
+    def _perplexity(self, subject: Subject, questions: list[Question], start: list[int]) -> float:
+        longest = subject.model.seq_len + 1
         if self.scoring == "answer":
-            sequences = [answer(subject, q.prompt, q.answer, self._start(subject)) for q in questions]
-            return _exp(np.concatenate(score(subject, sequences)).mean())
+            answers = [answer(subject, question.prompt, question.answer, start) for question in questions]
+            return float(np.exp(np.concatenate(score(subject, answers, longest)).mean()))
         encode = subject.data.tokenizer.encode
-        sentences = [Sequence(encode(q.sentence)[:_PUBLISHED_TOKENS], start=1) for q in questions]
-        return _exp(np.mean([nats.mean() for nats in score(subject, sentences)]))
+        sentences = [encode(question.sentence)[:_PUBLISHED_TOKENS] for question in questions]
+        nats = score(subject, [(ids[:1], ids[1:]) for ids in sentences], longest)
+        return float(np.exp(np.mean([sentence.mean() for sentence in nats])))
 
 
-def answer(subject: Subject, prompt: str, name: str, start: list[int]) -> Sequence:
-    """`start`, prompt and name, scored from the first id that differs from those of the prompt alone.
+def answer(subject: Subject, prompt: str, name: str, start: list[int]) -> tuple[list[int], list[int]]:
+    """Token ids of `start` and the prompt, and of the name: from the first id that differs from the prompt's own.
 
     That is the name's first token if no token spans the space before it, as in every byte-level BPE.
     """
@@ -104,38 +95,22 @@ def answer(subject: Subject, prompt: str, name: str, start: list[int]) -> Sequen
         if id_ != prompt_id:
             break
         shared += 1
-    return Sequence(start + ids, max(1, len(start) + shared))
+    ids, end = start + ids, max(1, len(start) + shared)
+    return ids[:end], ids[end:]
 
 
 def compare(subject: Subject, questions: list[Question], start: list[int]) -> Table:
     """Per question: perplexity of the answer, its margin over the wrong names, and the share of them that it beats."""
-    names = [(question.answer, *question.wrong) for question in questions]
-    sequences = [
-        answer(subject, q.prompt, name, start) for q, group in zip(questions, names, strict=True) for name in group
-    ]
-    log_p = iter([-nats.mean() for nats in score(subject, sequences)])
+    answers = [answer(subject, q.prompt, name, start) for q in questions for name in (q.answer, *q.wrong)]
+    log_p = iter([-nats.mean() for nats in score(subject, answers, subject.model.seq_len + 1)])
     rows: Table = []
-    for group in names:
-        right, *wrong = (next(log_p) for _ in group)
+    for question in questions:
+        right, wrong = next(log_p), [next(log_p) for _ in question.wrong]
         rows.append(
             {
-                "ppl": _exp(-right),
+                "ppl": float(np.exp(-right)),
                 "margin": float(right - np.mean(wrong)) if wrong else math.nan,
                 "accuracy": float(np.mean([right > other for other in wrong])) if wrong else math.nan,
             }
         )
     return rows
-
-
-def score(subject: Subject, sequences: list[Sequence]) -> list[np.ndarray]:
-    """Nats (fp64) of the scored tokens of each sequence; one longer than the training rows loses its beginning."""
-    longest = subject.model.seq_len + 1
-    cut = [max(0, len(one.ids) - longest) for one in sequences]
-    starts = [max(1, one.start - lost) for one, lost in zip(sequences, cut, strict=True)]
-    kept = [one.ids[lost:] for one, lost in zip(sequences, cut, strict=True)]
-    prompts = [ids[:start] for ids, start in zip(kept, starts, strict=True)]
-    return scoring.score(subject, prompts, [ids[start:] for ids, start in zip(kept, starts, strict=True)])
-
-
-def _exp(nats: float) -> float:
-    return float(np.exp(nats))

@@ -17,17 +17,22 @@ _WORTH_A_CACHE = 100  # saved tokens from which on a cache is faster
 
 
 def score(
-    subject: Subject, prompts: Sequence[Ids], continuations: Sequence[Ids], measure: Measure | None = None
+    subject: Subject, pairs: Sequence[tuple[Ids, Ids]], longest: int | None = None, measure: Measure = token_losses
 ) -> list[np.ndarray]:
     """Nats (fp64) of every token of each continuation after its prompt, or the results of `measure`.
 
-    Raises RunError if a prompt is empty, since nothing predicts a row's first token. A prompt with several
+    pairs: prompts and continuations. longest: tokens of a row; a longer one loses its beginning. A prompt with several
     continuations is read only once, with its keys and values in a cache, if that halves the tokens to read or saves a
-    hundred.
+    hundred. Raises RunError if a prompt is empty, since nothing predicts a row's first token.
     """
-    measure = measure or token_losses
-    if len(prompts) != len(continuations) or not all(prompts) or not all(continuations):
-        raise RunError("score() needs as many continuations as prompts, each of one token or more")
+    if not all(prompt and continuation for prompt, continuation in pairs):
+        raise RunError("score() needs prompts and continuations of one token or more")
+    prompts, continuations = [], []
+    for prompt, continuation in pairs:
+        ids = [*prompt, *continuation][-longest if longest else 0 :]
+        start = max(1, len(ids) - len(continuation))
+        prompts.append(ids[:start])
+        continuations.append(ids[start:])
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
         by_prompt.setdefault(tuple(prompt), []).append(index)
@@ -40,13 +45,13 @@ def score(
         else:
             whole_rows += indices
 
-    found: list[np.ndarray] = [np.empty(0)] * len(prompts)
+    results: list[np.ndarray] = [np.empty(0)] * len(prompts)
 
     def keep(batch: list[int], measured: Tensor) -> None:
         """Split the results for all scored tokens of a batch by continuation."""
         ends = np.cumsum([len(continuations[index]) for index in batch])[:-1]
         for index, part in zip(batch, np.split(measured.cpu().double().numpy(), ends), strict=True):
-            found[index] = part
+            results[index] = part
 
     rows = {index: [*prompts[index], *continuations[index]] for index in whole_rows}
     for batch in _batches({index: len(row) - 1 for index, row in rows.items()}, subject.tokens):
@@ -79,7 +84,7 @@ def score(
                         following = model.hidden(inputs, cache.select(in_cache, length + inputs.shape[1]))
                         hidden = torch.cat((hidden, following), dim=1)  # [B, W, hidden]
                     keep(batch, measure(hidden[scored], model.head_weight, labels[scored]))
-    return found
+    return results
 
 
 def _batches(lengths: dict[int, int], tokens: int) -> Iterator[list[int]]:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from newllm.data.facts import ReversalFacts
-from newllm.evaluation.reversal import Reversal, Sequence, score
+from newllm.evaluation.reversal import Reversal
+from newllm.evaluation.scoring import score
 
 
 @torch.no_grad()
@@ -64,15 +65,15 @@ def test_without_trained_facts_it_is_a_control(long_subject):
     assert "literal" in body[2]
 
 
-def test_company_in_a_batch_changes_nothing(long_subject):
+def test_batches_change_nothing(long_subject):
     texts = ["The capital of France is Paris", "Bill Gates founded Microsoft", "a b"]
-    together = score(long_subject, [Sequence(list(text.encode()), 1) for text in texts])
+    together = score(long_subject, [(list(text[:1].encode()), list(text[1:].encode())) for text in texts])
     for text, nats in zip(texts, together, strict=True):
         np.testing.assert_allclose(nats, nats_of(long_subject, text), atol=1e-5)
 
 
 def test_long_prompts_lose_their_beginning(subject):
     ids = list(b"The author of The Great Gatsby was F. Scott Fitzgerald")
-    (nats,) = score(subject, [Sequence(ids, len(ids) - 5)])
+    (nats,) = score(subject, [(ids[:-5], ids[-5:])], longest=33)
     tail = nats_of(subject, bytes(ids[-33:]).decode())
     np.testing.assert_allclose(nats, tail[-5:], atol=1e-5)

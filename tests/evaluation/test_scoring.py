@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from newllm.errors import RunError
-from newllm.evaluation import scoring
 from newllm.evaluation import subject as subject_module
 from newllm.evaluation.scoring import score
+from newllm.training.cross_entropy import token_losses
 from tests.support.evaluation_subject import make_subject
 
 PROMPT = list(b"The capital of France is")
@@ -17,13 +17,13 @@ SHORT = list(b"Q: ")
 
 
 @torch.no_grad()
-def one_by_one(subject, prompts, continuations):
-    found = []
-    for prompt, continuation in zip(prompts, continuations, strict=True):
+def one_by_one(subject, pairs):
+    nats = []
+    for prompt, continuation in pairs:
         ids = torch.tensor([[*prompt, *continuation]])
         log_p = torch.log_softmax(subject.model(ids).double(), dim=-1)[0, :-1]
-        found.append(-log_p.gather(1, ids[0, 1:, None]).squeeze(1)[len(prompt) - 1 :].numpy())
-    return found
+        nats.append(-log_p.gather(1, ids[0, 1:, None]).squeeze(1)[len(prompt) - 1 :].numpy())
+    return nats
 
 
 @pytest.mark.parametrize("attention", ["mha", "mla"])
@@ -34,29 +34,27 @@ def test_shared_prompts_and_batches_change_nothing(monkeypatch, attention, token
     subject = make_subject("alibi", attention, batch_size=1)
     prompts = [PROMPT] * 5 + [OTHER] * 5 + [SHORT] * 2 + [[7], list(b"x" * 60)]
     continuations = [*NAMES, *NAMES, *NAMES[:2], *NAMES[:2]]
-    for found, wanted in zip(
-        score(subject, prompts, continuations), one_by_one(subject, prompts, continuations), strict=True
-    ):
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    pairs = [*zip(prompts, continuations, strict=True)]
+    for nats, expected in zip(score(subject, pairs), one_by_one(subject, pairs), strict=True):
+        np.testing.assert_allclose(nats, expected, atol=1e-5)
 
 
 def test_logits_are_made_of_the_scored_tokens_only_and_prompts_read_once(monkeypatch, subject):
     rows, read = [], []
-    real, hidden = scoring.token_losses, subject.model.hidden
+    hidden = subject.model.hidden
 
     def losses(states, *rest):
         rows.append(len(states))
-        return real(states, *rest)
+        return token_losses(states, *rest)
 
     def seen(ids, cache=None):
         read.append(ids.numel())
         return hidden(ids, cache)
 
-    monkeypatch.setattr(scoring, "token_losses", losses)
-    monkeypatch.setattr(subject_module, "token_losses", losses)
     monkeypatch.setattr(subject.model, "hidden", seen)
     names = NAMES[:4]
-    score(subject, [PROMPT] * 4 + [SHORT], [*names, NAMES[0]])
+    pairs = [*((PROMPT, name) for name in names), (SHORT, NAMES[0])]
+    score(subject, pairs, measure=losses)
     assert sum(rows) == sum(map(len, names)) + len(NAMES[0])
     assert max(read) == len(PROMPT)
     assert sum(read) < 2 * len(PROMPT) + len(SHORT) + len(NAMES[0])
@@ -81,7 +79,7 @@ def test_losses_are_taken_of_labelled_positions_alone(monkeypatch, subject):
     assert seen[0] < labels.numel()
 
 
-@pytest.mark.parametrize(("prompts", "continuations"), [([[]], [[1]]), ([[1]], [[]]), ([[1], [2]], [[3]])])
-def test_what_cannot_be_scored_is_refused(subject, prompts, continuations):
-    with pytest.raises(RunError, match="each of one token or more"):
-        score(subject, prompts, continuations)
+@pytest.mark.parametrize("pair", [([], [1]), ([1], [])])
+def test_an_empty_prompt_or_continuation_is_refused(subject, pair):
+    with pytest.raises(RunError, match="one token or more"):
+        score(subject, [pair])

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from newllm.errors import ConfigError
-from newllm.evaluation import scoring
 from newllm.evaluation.distance import Distance
 from newllm.evaluation.extrapolation import Extrapolation
 from newllm.evaluation.kv_cache import KVCache
@@ -17,6 +16,7 @@ from newllm.evaluation.qk import QueryKey
 from newllm.evaluation.rank import EffectiveRank
 from newllm.evaluation.reversal import Reversal
 from newllm.evaluation.ruler import Ruler
+from newllm.evaluation.scoring import score
 from newllm.evaluation.subject import Subject
 from newllm.two_phase.context_token import ContextToken
 from tests.support.evaluation_subject import make_subject, slow_losses
@@ -70,7 +70,7 @@ def test_continuations_behind_a_shared_prompt(subject: Subject) -> None:
     """Read from the state after the prompt, they are as likely as in whole rows."""
     prompt = list(b"the quick brown fox jumps over ")
     continuations = [list(b"the lazy dog"), list(b"a"), list(b"it all, and")]
-    found = scoring.score(subject, [prompt] * 3, continuations)
+    found = score(subject, [(prompt, continuation) for continuation in continuations])
     for nats, continuation in zip(found, continuations, strict=True):
         row = torch.tensor([prompt + continuation])
         expected = -subject.model(row).log_softmax(-1)[0, len(prompt) - 1 : -1]

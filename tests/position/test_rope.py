@@ -9,7 +9,7 @@ import torch
 
 import newllm
 from newllm.errors import ConfigError
-from newllm.generate import generate
+from newllm.model.decoder import generate
 from newllm.position import Rope, RopeEvq, frequencies
 from newllm.position.rope import turn
 from newllm.training.optimizer import AdamW

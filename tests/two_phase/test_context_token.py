@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import newllm
 from newllm.errors import ConfigError
-from newllm.generate import generate
 from newllm.model.cast import cast_products
+from newllm.model.decoder import generate
 from newllm.two_phase.context_token import ContextToken
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
