@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from pathlib import Path
+from datetime import timedelta
 
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
@@ -20,13 +20,15 @@ from newllm.run.prepare import prepare
 from newllm.runtime import Place
 from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_training
-from newllm.training.distributed import FOREVER, GRACE, Group, launched_store
+from newllm.training.distributed import GRACE, form_group, launched_store, next_order
 from newllm.training.signals import STOPPING
 from newllm.training.step import Step, cut
 
+FOREVER = timedelta(days=365)  # preparation, validation and stages of rank 0 have no time limit
+
 
 def follow(cfg: DictConfig, place: Place) -> int:
-    """Make the steps that rank 0 orders, until it orders none; returns the exit status."""
+    """Make the steps that rank 0 orders, until training ends; returns the exit status."""
     for signum in STOPPING:  # launchers send them to all processes, and rank 0 alone decides
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
@@ -34,21 +36,21 @@ def follow(cfg: DictConfig, place: Place) -> int:
     try:
         store.wait(["train"], FOREVER)  # until rank 0 has prepared the data
         if store.get("train") == b"yes":
-            _follow(cfg, place, store)
+            _make_steps(cfg, place, store)
     except BaseException as error:
         message = str(error).strip().partition("\n")[0] or type(error).__name__
-        with suppress(RuntimeError):
+        with suppress(dist.DistError):
             store.set(f"error/{place.rank}", message)
             # If another rank has ended, this error only follows from it: rank 0 has to notice that one first.
             time.sleep(1.0)
-            store.check(["train"])  # fails if rank 0 is the one that has ended
-            if not isinstance(error, NewllmError):
+            running = store.get("train") == b"yes"  # fails if rank 0 is the one that has ended
+            if running and not isinstance(error, NewllmError):
                 traceback.print_exception(error)
         return 1
     return 0
 
 
-def _follow(cfg: DictConfig, place: Place, store: dist.Store) -> None:
+def _make_steps(cfg: DictConfig, place: Place, store: dist.Store) -> None:
     run = prepare(cfg)
     run.model.train()
     step = Step(run.model, run.optim, run.device, run.precision, run.runtime.fused)
@@ -56,27 +58,28 @@ def _follow(cfg: DictConfig, place: Place, store: dist.Store) -> None:
     if checkpoint.exists():  # none is written before the first step, which waits for this process
         load_training(checkpoint, run.model, step.optimizer, {})
     store.set(f"ready/{place.rank}", "")
-    group = Group(store, place, run.device, run.trainer.batch_size)
+    form_group(store, place, run.device)
     step.distribute()
-    while (order := group.take()) is not None:
+    orders = store.clone()  # a connection of its own, since waiting blocks it
+    orders.set_timeout(FOREVER)
+    while (order := next_order(orders, place.rank)) is not None:
         indices, rate = order
         step(cut(run.data.train, indices, run.trainer.accumulate), rate)
     dist.destroy_process_group()
 
 
-def main(directory: Path) -> int:
+def main(directory: str) -> int:
     """Follow the rank 0 that has started this process, and end when its pipe to stdin closes, however it ended."""
 
     def end_with_rank_0() -> None:
         sys.stdin.read()
-        time.sleep(GRACE)  # for a good end; a kernel that waits for rank 0 would never return
+        time.sleep(GRACE)  # for a clean end; a kernel that waits for rank 0 would never return
         os._exit(1)
 
     threading.Thread(target=end_with_rank_0, daemon=True).start()
-    cfg = OmegaConf.create(RunDirectory(directory).config())
-    cfg.run_dir = str(directory)
+    cfg = OmegaConf.create({**RunDirectory(directory).config(), "run_dir": directory})
     return follow(cfg, Place.from_environment())
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1]))

@@ -1,9 +1,11 @@
 """Training one run in several processes: ranks started by torchrun or srun, or `trainer.devices` local ones.
 
 Only rank 0 writes, logs, validates and handles signals. The other ranks (newllm.run.follower) prepare the same run and
-wait for the rows and the learning rate of each step. Gradients go through torch's process group: nccl between GPUs,
-gloo between processes on CPUs. If no launcher has started the other ranks, rank 0 starts them with the variables that
-torchrun would set.
+make the steps that rank 0 orders through torch's store, the server at MASTER_ADDR:MASTER_PORT. Gradients go through
+torch's process group: nccl between GPUs, gloo between processes on CPUs. If no launcher has started the other ranks,
+rank 0 starts them with the variables that torchrun would set.
+
+Keys of the store: train (yes or no), ready/RANK, error/RANK, and the queues orders/RANK.
 """
 
 import os
@@ -15,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from functools import cache
 
 import numpy as np
@@ -28,9 +29,8 @@ from newllm.training.run_context import Run
 from newllm.training.signals import STOPPING
 
 GRACE = 5.0  # seconds to wait for a clean end before killing
-FOREVER = timedelta(days=365)  # validation and stages before training have no time limit
+READY_SECONDS = 600.0  # for a rank to get ready, in addition to three times what rank 0 took
 _AGAIN = "the same command goes on from the last checkpoint"
-Order = tuple[np.ndarray, float] | None  # rows and rate of the next step; None: training has ended
 
 
 def device_of(device: torch.device, place: Place) -> torch.device:
@@ -78,41 +78,20 @@ def leading(place: Place) -> Iterator[None]:
         store.set("train", "no")
 
 
-class Group:
-    """torch's process group of a run, and a second one for the orders of rank 0.
+def form_group(store: dist.Store, place: Place, device: torch.device) -> None:
+    """Form torch's process group. Every rank calls this."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback and place.local_size == place.size:  # do not depend on how this machine's name resolves
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    gpu = device if device.type == "cuda" else None
+    backend = "nccl" if gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, device_id=gpu)
 
-    rows: the largest number of rows in a step.
-    """
 
-    def __init__(self, store: dist.Store, place: Place, device: torch.device, rows: int) -> None:
-        loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-        if loopback and place.local_size == place.size:  # do not depend on how this machine's name resolves
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-        gpu = device if device.type == "cuda" else None
-        backend = "nccl" if gpu else "gloo"
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, device_id=gpu)
-        self._orders = dist.new_group(backend="gloo", timeout=FOREVER)
-        self._order = torch.zeros(2 + rows, dtype=torch.float64)  # number of rows (-1: training has ended), rate, rows
-        self._sent: dist.Work | None = None
-
-    def give(self, order: Order) -> None:
-        """Send an order to the other ranks without waiting for its arrival. Only rank 0 calls this."""
-        if self._sent is not None:
-            self._sent.wait()
-        self._order[0] = -1
-        if order is not None:
-            rows, rate = order
-            self._order[0], self._order[1] = len(rows), rate
-            self._order[2 : 2 + len(rows)] = torch.from_numpy(rows)
-        self._sent = dist.broadcast(self._order, src=0, group=self._orders, async_op=True)
-        if order is None:
-            self._sent.wait()
-
-    def take(self) -> Order:
-        """Wait for the next order of rank 0."""
-        dist.broadcast(self._order, src=0, group=self._orders)
-        count = int(self._order[0])
-        return None if count < 0 else (self._order[2 : 2 + count].long().numpy(), float(self._order[1]))
+def next_order(store: dist.Store, rank: int) -> tuple[np.ndarray, float] | None:
+    """Wait for rank 0's next order to `rank`: rows and learning rate of a step. None: training has ended."""
+    order = np.frombuffer(store.queue_pop(f"orders/{rank}"))
+    return (order[1:].astype(np.int64), float(order[0])) if len(order) else None
 
 
 @contextmanager
@@ -149,9 +128,8 @@ class Team:
     """Rank 0's view of the other ranks."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.place = run, run.place
+        self.run, self.place, self.ranks = run, run.place, range(1, run.place.size)
         self.lost, self.reason = threading.Event(), ""  # set if a rank started by this process ends too early
-        self._group: Group | None = None
         self._ending, self._ended = False, threading.Event()
         self._processes: list[subprocess.Popen[bytes]] = []
         if self.place.launched:
@@ -162,41 +140,49 @@ class Team:
 
     def start(self) -> None:
         """Start the other ranks, which read the run's configuration from its directory."""
-        ranks = self.place.size
         variables = {
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
+            "WORLD_SIZE": str(self.place.size),
+            "LOCAL_WORLD_SIZE": str(self.place.size),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self._store.port),  # type: ignore[attr-defined]
-            "OMP_NUM_THREADS": str(max(1, self.run.runtime.threads // ranks)),
+            "OMP_NUM_THREADS": str(max(1, self.run.runtime.threads // self.place.size)),
             # They import modules from the same places as this process, including `.` and the user's folders.
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         }
         command = [sys.executable, "-P", "-W", "ignore", "-m", "newllm.run.follower", str(self.run.directory.path)]
-        for rank in range(1, ranks):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with _signals_held():  # the child inherits the mask and unblocks the signals once it ignores them
-                process = subprocess.Popen(
-                    command, env={**os.environ, **variables, **own}, stdin=subprocess.PIPE, stdout=2
-                )
+        for rank in self.ranks:
+            environment = {**os.environ, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # The child inherits the blocked signals and unblocks them once it ignores them.
+            unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            try:
+                process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=2)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             self._processes.append(process)
             threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
 
     def join(self) -> None:
-        """Wait until all ranks are ready, then form the process group."""
-        others = range(1, self.place.size)
-        while not self._store.check([f"ready/{rank}" for rank in others]):
+        """Wait until all ranks are ready, then form the process group. Raises RunError if one fails or never is."""
+        patience = READY_SECONDS + 3 * (time.monotonic() - self.run.started)
+        deadline = time.monotonic() + patience
+        while waiting := [rank for rank in self.ranks if not self._store.check([f"ready/{rank}"])]:
             self.check()
-            if failed := [reason for rank in others if (reason := self._failure(self._store, rank))]:
+            if failed := [reason for rank in waiting if (reason := self._failure(self._store, rank))]:
                 raise RunError(failed[0])
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{self._name(waiting[0])} was not ready after {patience / 60:.0f} minutes; look for its end in "
+                    f"the output of its launcher; {_AGAIN}"
+                )
             time.sleep(0.05)
-        self._group = Group(self._store, self.place, self.run.device, self.run.trainer.batch_size)
+        form_group(self._store, self.place, self.run.device)
 
     def train_on(self, indices: np.ndarray, rate: float) -> None:
-        """Send the next step, which this process makes too, to the other ranks: rows of the training data, rate."""
+        """Order the next step, which this process makes too: rows of the training data, learning rate."""
         self.check()
-        assert self._group is not None
-        self._group.give((indices, rate))
+        order = np.concatenate(([rate], indices)).astype(np.float64).tobytes()
+        for rank in self.ranks:
+            self._store.queue_push(f"orders/{rank}", order)
 
     def check(self) -> None:
         """Raise RunError if a rank has ended."""
@@ -204,14 +190,15 @@ class Team:
             raise RunError(self.reason)
 
     def end(self) -> None:
-        """End the other ranks: by an order if all are alive, else by SIGKILL. They hold no state worth saving."""
+        """End the other ranks: by an order if all are ready and alive, else by SIGKILL. They hold no state to save."""
         self._ending = True
-        last_order = threading.Thread(target=self._order_the_end, daemon=True)
-        last_order.start()
-        last_order.join(GRACE)
         try:
-            for process in self._processes:
-                if self._group is None or self.lost.is_set() or last_order.is_alive():
+            with suppress(dist.DistError):  # the launcher has ended its store
+                self._store.set("train", "no")
+                for rank in self.ranks:
+                    self._store.queue_push(f"orders/{rank}", b"")
+            if self.lost.is_set() or not dist.is_initialized():
+                for process in self._processes:
                     process.kill()
             if dist.is_initialized():
                 dist.destroy_process_group()
@@ -224,32 +211,24 @@ class Team:
                 process.wait()
             self._ended.set()
 
-    def _order_the_end(self) -> None:
-        if self._group is not None and not self.lost.is_set():
-            with suppress(RuntimeError):  # a rank has just ended
-                self._group.give(None)
-
     def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
         """Wait for a rank to end (runs in a thread)."""
         status = process.wait()
         if self._ending:
             return
-        self.reason = self.reason or self._reason(rank, status)
+        name = self._name(rank)
+        if status < 0:
+            memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
+            reason = f"{name} was killed by {signal.Signals(-status).name}{memory}; {_AGAIN}"
+        else:  # needs a connection of its own, since the main thread may be blocked in the other one
+            store = dist.TCPStore("127.0.0.1", self._store.port, is_master=False)  # type: ignore[attr-defined]
+            reason = self._failure(store, rank) or f"{name} ended by itself with exit status {status}; {_AGAIN}"
+        self.reason = self.reason or reason
         self.lost.set()
         if not self._ended.wait(GRACE):
             self.run.directory.end_attempt("failed", error=self.reason)
             print(f"newllm: {self.reason}", file=sys.stderr, flush=True)
             os._exit(1)
-
-    def _reason(self, rank: int, status: int) -> str:
-        """Why a rank has ended, as a sentence for the user."""
-        name = self._name(rank)
-        if status < 0:
-            memory = ", as the system does when memory runs out" if status == -signal.SIGKILL else ""
-            return f"{name} was killed by {signal.Signals(-status).name}{memory}; {_AGAIN}"
-        # Needs its own connection, since the main thread may be blocked in the other one.
-        store = dist.TCPStore("127.0.0.1", self._store.port, is_master=False)  # type: ignore[attr-defined]
-        return self._failure(store, rank) or f"{name} ended by itself with exit status {status}; {_AGAIN}"
 
     def _failure(self, store: dist.Store, rank: int) -> str:
         """The error that a rank has reported, or an empty string."""
@@ -258,12 +237,3 @@ class Team:
 
     def _name(self, rank: int) -> str:
         return f"Process {rank + 1} of this run's {self.place.size}"
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

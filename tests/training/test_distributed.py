@@ -7,15 +7,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from newllm import train
 from newllm.errors import ConfigError, RunError
 from newllm.run.prepare import prepare
 from newllm.runtime import Place, Runtime
+from newllm.training import distributed
 from newllm.training.distributed import Team, device_of
 from newllm.training.loop import Loop
 from newllm.training.step import Step
@@ -142,6 +146,19 @@ def test_a_process_that_fails_to_prepare_ends_the_run_with_its_reason(
     with pytest.raises(RunError, match=r"Process 2 of this run's 2 failed: no space for this"):
         do_run(tmp_path / "run", "trainer.devices=2")
     assert read_status(tmp_path / "run")["state"] == "failed"
+
+
+def test_a_launched_process_that_never_gets_ready_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it is killed while it prepares, and its launcher lets the others live."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setattr(distributed, "launched_store", lambda: store)
+    monkeypatch.setattr(distributed, "READY_SECONDS", 0.0)
+    run: Any = SimpleNamespace(place=Place(0, 2, 0, 1, launched=True), started=time.monotonic())
+    others = Team(run)
+    with pytest.raises(RunError, match=r"Process 2 of this run's 2 was not ready"):
+        others.join()
+    others.end()
+    assert store.get("train") == b"no"
 
 
 def test_a_run_that_waits_in_vain_for_a_lost_process_ends_with_its_reason(tmp_path: Path) -> None:
