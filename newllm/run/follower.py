@@ -20,7 +20,7 @@ from newllm.run.prepare import prepare
 from newllm.runtime import Place
 from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_training
-from newllm.training.distributed import GRACE, form_group, launched_store, next_order
+from newllm.training.distributed import GRACE, form_group, launched_store, next_order, open_store
 from newllm.training.signals import STOPPING
 from newllm.training.step import Step, cut
 
@@ -60,7 +60,7 @@ def _make_steps(cfg: DictConfig, place: Place, store: dist.Store) -> None:
     store.set(f"ready/{place.rank}", "")
     form_group(store, place, run.device)
     step.distribute()
-    orders = store.clone()  # a connection of its own, since waiting blocks it
+    orders = open_store()  # a connection of its own, since waiting blocks it
     orders.set_timeout(FOREVER)
     while (order := next_order(orders, place.rank)) is not None:
         indices, rate = order

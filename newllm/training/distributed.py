@@ -58,11 +58,13 @@ def device_of(device: torch.device, place: Place) -> torch.device:
     return torch.device("cuda", place.local_rank)
 
 
-@cache
-def launched_store() -> dist.Store:
-    """The store at MASTER_ADDR:MASTER_PORT, which every launched rank opens at its start."""
+def open_store() -> dist.Store:
+    """A new connection to the store at MASTER_ADDR:MASTER_PORT."""
     store, _, _ = next(dist.rendezvous("env://"))
     return store
+
+
+launched_store = cache(open_store)  # the connection that every launched rank opens at its start
 
 
 @contextmanager
