@@ -92,20 +92,9 @@ def launches(sweep: Path) -> list[dict[str, Any]]:
     return found
 
 
-def earlier_threads(sweep: Path) -> dict[str, int]:
-    """Name of a run -> threads that its first local launch gave it."""
-    threads: dict[str, int] = {}
-    for launch in launches(sweep):
-        if launch.get("backend") == "local" and isinstance(launch.get("threads"), int):
-            threads = dict.fromkeys(launch.get("runs", ()), launch["threads"]) | threads
-    return threads
-
-
-@contextmanager
-def choosing(sweep: Path) -> Iterator[None]:
-    """Lock the sweep folder, creating it if needed, while runs are chosen and queued, so that two launchers do not take
-    the same run."""
+def choosing(sweep: Path) -> FileLock:
+    """The lock on the sweep folder, which is created if needed, for the time in which runs are chosen and queued: two
+    launchers must not take the same run."""
     lock = sweep / _LOCK
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        yield
+    return FileLock(lock)

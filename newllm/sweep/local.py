@@ -86,21 +86,21 @@ class Local:
         left, deaths, status = list(runs), 0, 0
         while left:
             process, self._process = self._process or _process_for(sweep), None
-            with _forward_signals(process) as passed:
+            with _forward_signals(process) as received:
                 try:
                     status = process.request("launch", sweep, left, policy, self.options)
                     break
                 except EOFError:
-                    how = process.ended()
+                    pass
                 finally:
-                    process.close()
-            if passed:  # before it had started
-                return 128 + passed[0]
+                    end = process.close()
+            if received:  # before the process had handlers for them
+                return 128 + received[0]
             before, left = len(left), _queue_again(left)
             deaths = 1 if len(left) < before else deaths + 1
             if deaths == DEATHS:
-                raise RunError(f"The process that executes the runs {how}, {DEATHS} times in a row.")
-            print(f"The process that executes the runs {how}; they continue in a new one.", flush=True)
+                raise RunError(f"The process that executes the runs {end}, {DEATHS} times in a row.")
+            print(f"The process that executes the runs {end}; they continue in a new one.", flush=True)
         return status or int(not all(RunDirectory(run).is_done() for run in runs))
 
 
@@ -138,11 +138,9 @@ class _Process:
             raise RunError(f"The process that executes the runs can't start: {answer}.")
         return answer
 
-    def close(self) -> None:
+    def close(self) -> str:
+        """Let the process end; returns how it ended."""
         self._pipe.close()
-        self.python.wait()
-
-    def ended(self) -> str:
         status = self.python.wait()
         return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
@@ -167,7 +165,7 @@ def _process_for(sweep: Path) -> _Process:
 def _forward_signals(process: _Process) -> Iterator[list[int]]:
     """Forward SIGINT, SIGTERM and SIGHUP to the process within this block; yields the list of signals so far.
 
-    Under nohup, SIGHUP stays ignored.
+    Ignored signals stay ignored, as SIGHUP under nohup.
     """
     received: list[int] = []
 
@@ -178,10 +176,8 @@ def _forward_signals(process: _Process) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    signums = [
-        signum for signum in STOP_SIGNALS if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN
-    ]
-    before = {signum: signal.signal(signum, forward) for signum in signums}
+    handled = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, forward) for signum in handled}
     try:
         yield received
     finally:

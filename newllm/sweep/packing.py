@@ -62,7 +62,7 @@ def pack(
     Args:
         size: runs in a pack; "auto": the size with the most training steps per second, by measurement.
         grant: the resources of a worker. slots: concurrent workers; "auto" keeps all of them busy.
-        threads: name of a run -> threads that it used before; packed runs must have the same.
+        threads: name of a run to resume -> threads that it began with; packed runs must have the same.
         measure: measures packs of these sizes; without sizes, it only raises if the runs cannot be packed.
 
     Raises ConfigError if a size is given and the models of the runs cannot be packed.
@@ -70,39 +70,42 @@ def pack(
     if size in (None, 1) or len(runs) < 2:
         return Packing([[run] for run in runs])
     configs: dict[Path, Config] = {}
+    groups: dict[str, list[Path]] = {}  # by what packed runs must have in common
     for run in runs:
+        common = str(run)
         with suppress(ConfigError):  # starting the run will report why it cannot be read
             if "trainer" in (config := RunDirectory(run).config()):
                 configs[run] = config
-    groups: dict[str, list[Path]] = {}
-    for run in runs:
-        mark = f"{key(configs[run])} {threads.get(run.name)}" if run in configs else str(run)
-        groups.setdefault(mark, []).append(run)
-    fit = {mark: group for mark, group in groups.items() if len(group) > 1 and not hindrance(configs[group[0]])}
+                common = f"{key(config)} {threads.get(run.name, grant.threads)}"
+        groups.setdefault(common, []).append(run)
+    packable = {
+        common: group for common, group in groups.items() if len(group) > 1 and not hindrance(configs[group[0]])
+    }
     notes: list[str] = []
-    if fit:
-        mark, largest = max(fit.items(), key=lambda item: len(item[1]))
+    together = 1
+    if packable:
+        common, largest = max(packable.items(), key=lambda item: len(item[1]))
         if size == "auto":
-            size, note = _best_size(sweep, mark, largest, grant, slots, measure)
+            together, note = _best_size(sweep, common, largest, grant, slots, measure)
             notes.append(note)
-        else:
+        elif size is not None:
+            together = size
             try:
                 measure(largest[:2], [], grant)
             except ConfigError as error:
                 raise ConfigError(f"pack={size}: {error}") from None
-    together = size if isinstance(size, int) else 1
     packs = []
-    for mark, group in groups.items():  # as few packs as possible, of about equal size
-        number = -(-len(group) // (together if mark in fit else 1))
+    for common, group in groups.items():  # as few packs as possible, of about equal size
+        number = -(-len(group) // (together if common in packable else 1))
         packs += [group[i * len(group) // number : (i + 1) * len(group) // number] for i in range(number)]
     order = {run: number for number, run in enumerate(runs)}
     packs.sort(key=lambda pack: order[pack[0]])
-    alone = [group[0] for mark, group in groups.items() if mark not in fit and group[0] in configs]
+    alone = [group[0] for common, group in groups.items() if common not in packable and group[0] in configs]
     if together > 1 and alone:
-        other = next(configs[group[0]] for group in fit.values())
-        keys = ", ".join(differing([configs[alone[0]], other])) or "the number of threads it began with"
-        some = "1 run trains" if len(alone) == 1 else f"{len(alone)} runs train"
-        notes.append(f"{some} alone, since no other shares {'its' if len(alone) == 1 else 'their'} {keys}.")
+        packed = configs[next(iter(packable.values()))[0]]
+        keys = ", ".join(differing([configs[alone[0]], packed])) or "the number of threads it began with"
+        some, its = ("1 run trains", "its") if len(alone) == 1 else (f"{len(alone)} runs train", "their")
+        notes.append(f"{some} alone, since no other shares {its} {keys}.")
     return Packing(packs, notes)
 
 
@@ -113,13 +116,13 @@ def require_packable(configs: Sequence[Config], size: Pack) -> None:
 
 
 def _best_size(
-    sweep: Path, mark: str, group: Sequence[Path], grant: Grant, slots: int, measure: Measure
+    sweep: Path, common: str, group: Sequence[Path], grant: Grant, slots: int, measure: Measure
 ) -> tuple[int, str]:
     """The size with the most training steps per second, and a line that says so."""
     sizes = [size for size in SIZES if size <= max(1, len(group) // slots)]
     if len(sizes) == 1:
         return 1, "pack=auto: there are too few runs to keep every slot busy with packs, so each run trains alone."
-    name = hashlib.sha256(f"{mark} {grant} {sizes}".encode()).hexdigest()[:8]
+    name = hashlib.sha256(f"{common} {grant} {sizes}".encode()).hexdigest()[:8]
     known: dict[str, list[float]] = {}
     with suppress(OSError, ValueError):
         known = dict(json.loads((sweep / FILE).read_text(encoding="utf-8")))

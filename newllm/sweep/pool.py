@@ -15,10 +15,11 @@ from types import FrameType
 from typing import Any
 
 from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.store.environment import settled
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import build_all
 from newllm.sweep.display import Display
-from newllm.sweep.launches import Policy, earlier_threads, recorded
+from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.packing import pack
 from newllm.sweep.slots import Demand, Grant, Slots, available_cores, demand, visible_gpus
 from newllm.sweep.state import after_worker, before_worker, write_state
@@ -58,9 +59,8 @@ def import_everything() -> None:
 
 def _launch(sweep: Path, runs: Sequence[Path], policy: Policy, options: Mapping[str, Any]) -> int:
     """The part of `Local.start` that happens in this process."""
-    threads = earlier_threads(sweep) if options["threads"] == "auto" else {}
     slots = partial(Slots, available_cores(), visible_gpus(), **options)
-    return execute(sweep, runs, policy, slots, threads, recorded(sweep, "local", options, policy, runs))
+    return execute(sweep, runs, policy, slots, recorded(sweep, "local", options, policy, runs))
 
 
 def execute(
@@ -68,15 +68,11 @@ def execute(
     runs: Sequence[Path],
     policy: Policy,
     slots_for: Callable[[int], Slots],
-    threads: Mapping[str, int],
-    launch: AbstractContextManager[Callable[..., None]],
+    launch: AbstractContextManager[object],
 ) -> int:
     """Execute the frozen runs, in packs if the policy says so; returns the exit status of `Pool.run`.
 
-    Args:
-        slots_for: makes the slots for a number of workers.
-        threads: name of a run -> threads that it used before.
-        launch: a context to work in; its value is called with the `threads` that a run gets.
+    slots_for: makes the slots for a number of workers. launch: a context to work in.
     """
     pool: Pool | None = None
 
@@ -89,17 +85,27 @@ def execute(
     for signum in STOP_SIGNALS:
         signal.signal(signum, stop)
     try:
-        with launch as record:
+        with launch:
+            threads = earlier_threads(runs)
             slots = slots_for(len(runs))
             packing = pack(sweep, runs, policy.pack, Grant(slots.threads, gpus=slots.gpus[:1]), slots.count, threads)
             slots = slots_for(len(packing.packs))
-            record(threads=slots.threads)
             display = Display(sweep, runs)
             pool = Pool(packing.packs, slots, workers, policy, display, threads)
             with display.shown(slots.count, packing.size, packing.notes):
                 return pool.run()
     except _StoppedEarly as early:
         return early.code
+
+
+def earlier_threads(runs: Sequence[Path]) -> dict[str, int]:
+    """Name of a run to resume -> threads that it began with. Another number could change the last bits of its loss."""
+    threads = {}
+    for run in map(RunDirectory, runs):
+        with suppress(ConfigError):  # starting the run will report what cannot be read
+            if run.last_checkpoint.exists() and (earlier := settled(run.environment_file)):
+                threads[run.path.name] = earlier.threads
+    return threads
 
 
 class _StoppedEarly(SystemExit):
@@ -126,7 +132,7 @@ class Pool:
     ) -> None:
         self._queue = deque([RunDirectory(run) for run in pack] for pack in packs)
         self._slots, self._workers, self._policy, self._display = slots, workers, policy, display
-        self._threads = threads  # name of a run -> threads that it used before
+        self._threads = threads  # name of a run to resume -> threads that it began with
         self._running: dict[int, tuple[list[RunDirectory], Grant]] = {}  # process id of the worker -> its runs
         self._states: dict[Path, str] = {}  # of runs that are over
         self._attempts: Counter[Path] = Counter()

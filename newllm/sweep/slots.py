@@ -43,7 +43,7 @@ class Grant:
 def demand(config: Mapping[str, Any], gpus: bool, earlier_threads: int | None = None) -> Demand:
     """The demand of a run with this effective configuration on a machine with or without `gpus`.
 
-    earlier_threads: those that it used before, in case its configuration gives no number.
+    earlier_threads: those that it began with, in case its configuration gives no number.
     Raises ConfigError if the run names a GPU, since the launcher assigns them.
     """
     runtime, trainer = config.get("runtime") or {}, config.get("trainer") or {}

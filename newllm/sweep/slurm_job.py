@@ -117,9 +117,8 @@ def main(argv: list[str]) -> int:
     task = json.loads(argv[0])
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or available_cores())
     slots = partial(Slots, cores, visible_gpus(), jobs_per_gpu=task["jobs_per_gpu"])
-    unrecorded = nullcontext(lambda **changes: None)
     runs = [Path(run) for run in task["runs"]]
-    return execute(Path(task["sweep"]), runs, Policy(**task["policy"]), slots, {}, unrecorded)
+    return execute(Path(task["sweep"]), runs, Policy(**task["policy"]), slots, launch=nullcontext())
 
 
 if __name__ == "__main__":

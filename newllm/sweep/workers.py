@@ -175,10 +175,16 @@ def work(*paths: str | os.PathLike[str]) -> int:
             ends = [run(cfg) for cfg in configs]
     except (Exception, SystemExit) as error:
         ends = [error] * len(directories)
-    statuses = [
-        end if isinstance(end, int) else _write_failure(directory, end)
-        for directory, end in zip(directories, ends, strict=True)
-    ]
+    statuses = []
+    for directory, end in zip(directories, ends, strict=True):
+        if isinstance(end, BaseException):
+            expected = isinstance(end, NewllmError)
+            trace = None if expected else "".join(traceback.format_exception(end))
+            with suppress(NewllmError, OSError), directory.locked():
+                directory.update_status(traceback=trace)
+                directory.end_attempt("failed", error=str(end) if expected else sentence(end))
+            end = end.exit_status if isinstance(end, NewllmError) else 1
+        statuses.append(end)
     return 1 if 1 in statuses else next(filter(None, statuses), 0)
 
 
@@ -192,15 +198,10 @@ def _work_packed(directories: Sequence[RunDirectory], configs: Sequence["DictCon
             return True
         return False
 
-    def discard_requests() -> None:
-        for number in range(len(directories)):
-            cancelled(number)
-
     require_compatible([directory.config() for directory in directories], len(directories))
-    discard_requests()  # of an earlier attempt
-    ends = run_packed(configs, cancelled)
-    discard_requests()  # that came too late
-    return ends
+    for number in range(len(directories)):
+        cancelled(number)  # discards what came too late for an earlier attempt
+    return run_packed(configs, cancelled)
 
 
 def ask_to_end(directory: RunDirectory) -> None:
@@ -215,15 +216,6 @@ def _frozen_config(directory: RunDirectory) -> "DictConfig":
     if not config:
         raise ConfigError(f"{directory.path} holds no frozen run, since it has no config.yaml; plan the sweep again")
     return OmegaConf.create({**config, "run_dir": str(directory.path)})
-
-
-def _write_failure(directory: RunDirectory, error: BaseException) -> int:
-    """Write the error into status.json, with the traceback if it was unexpected; returns the exit status."""
-    expected = isinstance(error, NewllmError)
-    with suppress(NewllmError, OSError), directory.locked():
-        directory.update_status(traceback=None if expected else "".join(traceback.format_exception(error)))
-        directory.end_attempt("failed", error=str(error) if expected else sentence(error))
-    return error.exit_status if isinstance(error, NewllmError) else 1
 
 
 def sentence(error: BaseException) -> str:

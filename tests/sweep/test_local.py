@@ -22,10 +22,11 @@ SLOW = {"_target_": "tests.support.small_runs.SlowLogger"}
 LAUNCH = """
 import sys
 from pathlib import Path
+from newllm.errors import run_command
 from newllm.sweep.local import Local
 from newllm.sweep.launches import Policy
 sweep, *runs = map(Path, sys.argv[1:])
-sys.exit(Local(slots=2).start(sweep, runs, Policy()))
+sys.exit(run_command(lambda argv: Local(slots=2).start(sweep, runs, Policy()), None))
 """
 
 

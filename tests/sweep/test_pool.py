@@ -10,7 +10,7 @@ import pytest
 from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy
-from newllm.sweep.pool import Pool
+from newllm.sweep.pool import Pool, earlier_threads
 from newllm.sweep.slots import Slots
 
 KILLED = -signal.SIGKILL
@@ -233,12 +233,20 @@ def test_a_run_that_cannot_be_read_fails_alone(tmp_path: Path) -> None:
     assert sweep.state("a") == "failed"
 
 
-def test_runs_keep_the_threads_that_they_began_with(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, "a", "b")
+def test_resumed_runs_keep_the_threads_that_they_began_with(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "resumed", "configured", "new", "unreadable")
     RunDirectory(sweep.runs[1]).freeze({"runtime": {"threads": 2}, "trainer": {}})
-    room = Slots(cores=4, gpus=(), runs=2)
-    assert Pool([[run] for run in sweep.runs], room, sweep.workers, Policy(), sweep.notes, {"a": 1, "b": 1}).run() == 0
-    assert [environment["OMP_NUM_THREADS"] for environment in sweep.workers.environments] == ["1", "2"]
+    for run in (*sweep.runs[:2], sweep.runs[3]):
+        directory = RunDirectory(run)
+        directory.write_environment({"threads": 1, "compiled": False, "precision": "fp32"})
+        directory.last_checkpoint.parent.mkdir()
+        directory.last_checkpoint.touch()
+    directory.environment_file.write_text("{")
+    threads = earlier_threads(sweep.runs)
+    assert threads == {"resumed": 1, "configured": 1}
+    slots = Slots(cores=8, gpus=(), runs=2)
+    assert Pool([[run] for run in sweep.runs], slots, sweep.workers, Policy(), sweep.notes, threads).run() == 0
+    assert [environment["OMP_NUM_THREADS"] for environment in sweep.workers.environments] == ["1", "2", "4", "4"]
 
 
 def test_a_pack_is_started_at_once_and_each_of_its_runs_ends_by_itself(tmp_path: Path) -> None:
