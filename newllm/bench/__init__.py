@@ -2,9 +2,9 @@
 
 A bench is a module of this package with
 
-    DEFAULTS: list[str]              overrides of the configuration of the run it measures; [] if it measures none
+    DEFAULTS: list[str]              overrides of the run that it measures; [] if it measures no run
     measure(overrides, *, option=…)  -> Result. The keyword-only parameters are the options of the command, and their
-                                     defaults show their types; `overrides` is ready for `compose`
+                                     defaults show their types; `overrides` are ready for `compose`
 """
 
 import inspect
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(name: str, words: Sequence[str]) -> Result:
-    """What the bench `name` finds with these words, each an option of the bench or an override of a run.
+    """Run the bench `name`. Each word is an option of the bench or an override of the run that it measures.
 
     Raises ConfigError for an unknown bench or option.
     """
@@ -53,23 +53,22 @@ def measure(name: str, words: Sequence[str]) -> Result:
 def parse(
     words: Sequence[str], measure: Callable[..., Result], defaults: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """(options by name, overrides of a run's configuration), each with its defaults unless a word sets it.
+    """(options of the bench by name, overrides of the run), with the defaults of both unless a word replaces them.
 
-    A bench without `defaults` measures no run, so it takes no other words.
+    A bench without `defaults` measures no run and takes no overrides.
     """
-    parameters = inspect.signature(measure).parameters
     options = options_of(measure)
     overrides: list[str] = []
     for word in words:
         key, _, text = word.partition("=")
         if key in options:
-            options[key] = _value(key, text, parameters[key])
+            options[key] = _value(key, text, inspect.signature(measure).parameters[key])
         elif defaults:
             overrides.append(word)
         else:
             raise ConfigError(f"this bench has no option {key!r}; {did_you_mean(key, options)}.")
-    given = {_key(word) for word in overrides}
-    return options, [word for word in defaults if _key(word) not in given] + overrides
+    replaced = {word.partition("=")[0].lstrip("+~") for word in overrides}
+    return options, [word for word in defaults if word.partition("=")[0] not in replaced] + overrides
 
 
 def options_of(measure: Callable[..., Result]) -> dict[str, Any]:
@@ -78,61 +77,58 @@ def options_of(measure: Callable[..., Result]) -> dict[str, Any]:
     return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
 
 
-def typed(default: Any) -> str:
-    """A default as one types it."""
+def _value(key: str, text: str, parameter: inspect.Parameter) -> Any:
+    """An option's value in the annotated type; a tuple of numbers is written with commas."""
+    default, is_tuple = parameter.default, isinstance(parameter.default, tuple)
+    try:
+        value = yaml.safe_load(f"[{text.strip('[]')}]" if is_tuple else text)
+        value = tuple(convert(one, int) for one in value) if is_tuple else convert(value, parameter.annotation)
+        if any(type(one) is int and one < 1 for one in (value if is_tuple else [value])):
+            raise ValueError("expected more than 0")
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{key}={text}: {error}, as in {key}={_as_typed(default)}.") from None
+    return value
+
+
+def _as_typed(default: Any) -> str:
+    """A default as users type it."""
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def _value(key: str, text: str, parameter: inspect.Parameter) -> Any:
-    """The value of an option: of the type that is annotated, a tuple of numbers with commas between them."""
-    several = isinstance(parameter.default, tuple)
-    try:
-        value = yaml.safe_load(f"[{text.strip('[]')}]" if several else text)
-        value = [convert(one, int) for one in value] if several else convert(value, parameter.annotation)
-        if any(type(one) is int and one < 1 for one in (value if several else [value])):
-            raise ValueError("expected more than 0")
-    except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{key}={text}: {error}, as in {key}={typed(parameter.default)}.") from None
-    return tuple(value) if several else value
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
-
-
 def _bench(name: str) -> Any:
     if name not in BENCHES:
-        raise ConfigError(f"{name!r} is no bench; {did_you_mean(name, [*BENCHES, 'gate'], prefix='newllm bench ')}.")
+        meant = did_you_mean(name, [*BENCHES, "gate"], prefix="newllm bench ")
+        raise ConfigError(f"there is no bench {name!r}; {meant}.")
     return import_module(f"newllm.bench.{BENCHES[name][0]}")
 
 
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        listed = [f"  {name:<10} {purpose}" for name, (_, purpose) in BENCHES.items()]
-        usage = "newllm bench NAME [option=value …] [key=value of a run …] [out=FILE.json]"
-        print("\n".join([usage, "", *listed, f"  {'gate':<10} {GATE}"]))
+        print("newllm bench NAME [option=value …] [key=value of a run …] [out=FILE.json]\n")
+        for name, purpose in [*((name, purpose) for name, (_, purpose) in BENCHES.items()), ("gate", GATE)]:
+            print(f"  {name:<10} {purpose}")
         return 0
     name, *words = argv
     if name == "gate":
         return int(import_module("newllm.bench.gate").main(words))
     bench = _bench(name)
     if any(word in ("-h", "--help") for word in words):
-        options = " ".join(f"{key}={typed(value)}" for key, value in options_of(bench.measure).items())
+        options = " ".join(f"{key}={_as_typed(value)}" for key, value in options_of(bench.measure).items())
         print(f"newllm bench {name} [option=value …] [out=FILE.json]\n\n{bench.__doc__.strip()}\n\nOptions: {options}")
         if bench.DEFAULTS:
             print(f"Run: {' '.join(bench.DEFAULTS)}, or any other key=value of newllm train")
         return 0
-    out = [Path(word.removeprefix("out=")) for word in words if word.startswith("out=")]
-    for file in out:
+    files = [Path(word.removeprefix("out=")) for word in words if word.startswith("out=")]
+    for file in files:
         if not file.parent.is_dir() or file.suffix not in (".json", ".md"):
             raise ConfigError(
-                f"out={file} is no JSON or Markdown file in a folder that exists; type out={name}.json or {name}.md."
+                f"out={file} is not a JSON or Markdown file in an existing folder; type out={name}.json or {name}.md."
             )
     result = measure(name, [word for word in words if not word.startswith("out=")])
     print(result.markdown())
-    for file in out:
+    for file in files:
         result.write(file, name)
         print(f"Written to {file}")
     return 0

@@ -1,12 +1,12 @@
-"""Attention kernels, forward and backward, under each kind of bias, taking turns in one process.
+"""Attention kernels, forward and backward, with each kind of bias. Contestants take turns in one process.
 
-Random q, k, v [batch, heads, T, width]. What newllm trains with stands beside torch's fused causal attention, which
-has no bias at all, and beside the T x T masks that others hand to it for ALiBi and for learned biases. Temporary memory
-is what a call adds to its inputs, at its peak: output, gradients, masks and saved tensors; kernels' own scratch memory
-is not seen on a CPU.
+Random q, k, v [batch, heads, T, width]. The kernels that newllm trains with are compared with torch's fused causal
+attention, which has no bias at all, and with the T x T masks that others pass to it for ALiBi and for learned biases.
+Temporary memory is the peak of what a call adds to its inputs: output, gradients, masks and saved tensors; on a CPU
+the scratch memory of kernels is not counted.
 
   lengths   tokens T                rounds   turns of each contestant
-  batch, heads, width               sizes; MLA's keys have `rotary` dims more than its values
+  batch, heads, width               sizes; MLA's keys have `rotary` more dims than its values
 """
 
 import statistics
@@ -20,7 +20,7 @@ from torch import Tensor
 from newllm.attention.kernels import attend
 from newllm.bench.harness import Result, alternate
 from newllm.position.alibi import geometric_slopes
-from newllm.position.bias import Bias, LinearBias, MatrixBias
+from newllm.position.bias import LinearBias, MatrixBias
 from newllm.precision import native_bf16
 from newllm.runtime import Runtime
 from newllm.training.memory import peak_bytes
@@ -38,6 +38,7 @@ LABELS = {
     "mla": "newllm, MLA, no bias",
     "mla_alibi": "newllm, MLA, ALiBi",
 }
+Kernels = dict[str, tuple[Callable[[], Tensor], list[Tensor]]]  # the forward pass, and what gradients are taken of
 MASKS = {"alibi": "mask", "alibi_heads": "mask", "learned": "learned_mask"}
 
 
@@ -51,7 +52,7 @@ def measure(
     width: int = 64,
     rotary: int = 16,
 ) -> Result:
-    """seconds/<contestant>/<dtype>/<T> of every round; temporary_bytes/<contestant>/<dtype>/<T>;
+    """seconds/<contestant>/<dtype>/<T> and temporary_bytes/<contestant>/<dtype>/<T>;
 
     ratio/causal/<contestant>/<dtype>/<T>: how many times faster than torch's causal attention without a bias;
     ratio/mask/<contestant>/<dtype>/<T>: than torch's attention with the bias as a T x T mask.
@@ -60,7 +61,7 @@ def measure(
     runtime.apply()
     device = runtime.device()
     result = Result({"device": str(device), "threads": runtime.threads, "batch": batch, "heads": heads, "width": width})
-    result.notes.append(f"Medians of {rounds} rounds; in brackets, times the first row's (MLA: its own first row's).")
+    result.notes.append(f"Medians of {rounds} rounds; in brackets, the time over the first row's (MLA: its own first).")
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if not native_bf16(device):
         del dtypes["bf16"]
@@ -69,51 +70,40 @@ def measure(
         times = {name: [label] for name, label in LABELS.items()}
         memory = {name: [label] for name, label in LABELS.items()}
         for length in lengths:
-            contestants = _contestants(device, dtype, (batch, heads, length, width), rotary)
+            kernels, gradient, mask = _kernels(device, dtype, (batch, heads, length, width), rotary)
+
+            def forward_and_backward(name: str, kernels: Kernels = kernels, gradient: Tensor = gradient) -> None:
+                forward, inputs = kernels[name]
+                torch.autograd.grad(forward(), inputs, gradient)
+                if gradient.is_cuda:
+                    torch.cuda.synchronize()
+
+            contestants = {name: partial(forward_and_backward, name) for name in kernels}
             seconds = alternate(contestants, rounds, calls=max(1, 2048 // length))
             for name, taken in seconds.items():
-                setting = f"{name}/{dtype_name}/{length}"
-                result.metrics[f"seconds/{setting}"] = taken
-                reference = seconds["mla_causal" if name.startswith("mla") else "causal"]
-                result.ratio(f"ratio/causal/{setting}", reference, taken)
+                key = f"{name}/{dtype_name}/{length}"
+                result.metrics[f"seconds/{key}"] = taken
+                result.ratio(f"ratio/causal/{key}", seconds["mla_causal" if "mla" in name else "causal"], taken)
                 if name in MASKS:
-                    result.ratio(f"ratio/mask/{setting}", seconds[MASKS[name]], taken)
-                added = result.metrics[f"temporary_bytes/{setting}"] = contestants[name].temporary_bytes(device)
-                share = 1 / result.metrics[f"ratio/causal/{setting}"]
-                times[name].append(f"{1e3 * statistics.median(taken):.1f} ({share:.2f} x)")
+                    result.ratio(f"ratio/mask/{key}", seconds[MASKS[name]], taken)
+                permanent = [*kernels[name][1], gradient]
+                resident = [*permanent, mask] if name == "mask" else permanent  # the mask serves every call
+                added = peak_bytes(contestants[name], resident, device) - sum(tensor.nbytes for tensor in permanent)
+                result.metrics[f"temporary_bytes/{key}"] = added
+                relative = 1 / result.metrics[f"ratio/causal/{key}"]
+                times[name].append(f"{1e3 * statistics.median(taken):.1f} ({relative:.2f} x)")
                 memory[name].append(f"{added / 1e6:,.1f}")
         shape = f"{batch} x {heads} x T x {width}, {dtype_name}, {device}, {runtime.threads} threads"
         columns = ["kernel", *(f"T = {length}" for length in lengths)]
-        result.table(f"ms forward and backward: {shape}", columns, [*times.values()])
-        result.table(f"MB of temporary memory: {shape}", columns, [*memory.values()])
+        result.table(f"ms forward and backward: {shape}", columns, times.values())
+        result.table(f"MB of temporary memory: {shape}", columns, memory.values())
     return result
 
 
-class Contestant:
-    """Forward and backward of one kernel.
-
-    inputs: what gradients are taken of. held: a tensor that serves every call and counts as temporary: a mask.
-    """
-
-    def __init__(
-        self, forward: Callable[[], Tensor], inputs: list[Tensor], gradient: Tensor, held: Tensor | None = None
-    ) -> None:
-        self.forward, self.inputs, self.gradient, self.held = forward, inputs, gradient, held
-
-    def __call__(self) -> None:
-        torch.autograd.grad(self.forward(), self.inputs, self.gradient)
-        if self.gradient.is_cuda:
-            torch.cuda.synchronize()
-
-    def temporary_bytes(self, device: torch.device) -> int:
-        given = [*self.inputs, self.gradient]
-        resident = given if self.held is None else [*given, self.held]
-        return peak_bytes(self, resident, device) - sum(tensor.nbytes for tensor in given)
-
-
-def _contestants(
+def _kernels(
     device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int], rotary: int
-) -> dict[str, Contestant]:
+) -> tuple[Kernels, Tensor, Tensor]:
+    """The kernels, the gradient of their output, and the mask of the contestant "mask"."""
     batch, heads, length, width = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -131,34 +121,32 @@ def _contestants(
     learned = MatrixBias(lambda i, j: table[:, (i[:, None] - j[None, :]).clamp(min=0)], (table,))
     positions = torch.arange(length, device=device)
     future = positions[None, :] > positions[:, None]
-    mask = per_head.matrix(positions, positions).masked_fill(future, float("-inf")).to(dtype)[None]
 
-    def ours(bias: Bias | None) -> Callable[[], Tensor]:
-        return partial(attend, q, k, v, bias, scale)
-
-    def ours_mla(bias: Bias | None) -> Callable[[], Tensor]:
-        return partial(attend, wide_q, wide_k, v, bias, wide_scale)
+    def as_mask(bias: LinearBias | MatrixBias) -> Tensor:
+        return bias.matrix(positions, positions).masked_fill(future, float("-inf")).to(dtype)[None]
 
     def padded() -> Tensor:
         out = F.scaled_dot_product_attention(wide_q, wide_k, F.pad(v, (0, rotary)), is_causal=True, scale=wide_scale)
         return out[..., :width]
 
     def learned_mask() -> Tensor:
-        mask = learned.matrix(positions, positions).masked_fill(future, float("-inf")).to(dtype)[None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=as_mask(learned), scale=scale)
 
+    mask = as_mask(per_head)
     causal = partial(F.scaled_dot_product_attention, q, k, v, is_causal=True, scale=scale)
     masked = partial(F.scaled_dot_product_attention, q, k, v, attn_mask=mask, scale=scale)
+    ours, ours_mla = partial(attend, q, k, v, scale=scale), partial(attend, wide_q, wide_k, v, scale=wide_scale)
     qkv, wide = [q, k, v], [wide_q, wide_k, v]
-    return {
-        "causal": Contestant(causal, qkv, gradient),
-        "none": Contestant(ours(None), qkv, gradient),
-        "alibi": Contestant(ours(uniform), qkv, gradient),
-        "alibi_heads": Contestant(ours(per_head), qkv, gradient),
-        "learned": Contestant(ours(learned), [*qkv, table], gradient),
-        "mask": Contestant(masked, qkv, gradient, held=mask),
-        "learned_mask": Contestant(learned_mask, [*qkv, table], gradient),
-        "mla_causal": Contestant(padded, wide, gradient),
-        "mla": Contestant(ours_mla(None), wide, gradient),
-        "mla_alibi": Contestant(ours_mla(per_head), wide, gradient),
+    kernels: Kernels = {
+        "causal": (causal, qkv),
+        "none": (partial(ours, bias=None), qkv),
+        "alibi": (partial(ours, bias=uniform), qkv),
+        "alibi_heads": (partial(ours, bias=per_head), qkv),
+        "learned": (partial(ours, bias=learned), [*qkv, table]),
+        "mask": (masked, qkv),
+        "learned_mask": (learned_mask, [*qkv, table]),
+        "mla_causal": (padded, wide),
+        "mla": (partial(ours_mla, bias=None), wide),
+        "mla_alibi": (partial(ours_mla, bias=per_head), wide),
     }
+    return kernels, gradient, mask

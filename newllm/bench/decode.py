@@ -1,25 +1,30 @@
-"""Decoding, one token after another, against the tokens that the cache holds; contestants take turns in one process.
+"""Decoding, one token after another, by the number of tokens in the cache. Contestants take turns in one process.
 
-Multi-head attention (RoPE, and ALiBi) and absorbed MLA (ALiBi) in the shape of one model, with new weights: the time
-of a step does not depend on them, nor on the tokens. The peer is transformers' model with its DynamicCache, in the
-dtype of our arithmetic.
+Multi-head attention (RoPE, and ALiBi) and absorbed MLA (ALiBi) in one model's shape, with new weights: the time of a
+step depends neither on them nor on the tokens. The peer is transformers' model with its DynamicCache, in the dtype of
+our arithmetic.
 
-  contexts  tokens in the cache       rounds   turns of each contestant     tokens   decoded in a turn
-  kv_dim    MLA's latent width        batch    rows side by side            peer     transformers as well
+  contexts  tokens in the cache       rounds   turns of each contestant     tokens   decoded per turn
+  kv_dim    MLA's latent width        batch    rows decoded together        peer     measure transformers too
 """
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
-from newllm.bench.harness import Result, Setup, alternate
-from newllm.bench.hf_reference import peer as peer_of
+from newllm.attention import Cache
+from newllm.bench.harness import Result, alternate, setup_metrics
+from newllm.bench.hf_reference import peer as reference_model
+from newllm.build import build
 from newllm.config import compose
 from newllm.model import build_model
 from newllm.model.decoder import Decoder
+from newllm.precision import Precision, resolve
 
 DEFAULTS = ["model=pythia_70m", "seq_len=128"]
 LABELS = {
@@ -40,104 +45,91 @@ def measure(
     tokens: int = 4,
     peer: bool = True,
 ) -> Result:
-    """For each context length N: seconds/<contestant>/N of every round (a step of the batch),
+    """For each context length N: seconds/<contestant>/N (per step of the batch),
     decode/tokens_per_second/<contestant>/N, cache/bytes/<contestant>/N, ratio/mla_over_mha/N and
     ratio/transformers/N (our mha against transformers'); cache/ratio: mha's bytes over mla's."""
-    nodes = {
+    variants = {
         "mha": ["pos_encoding=rope", "attention=mha"],
         "mha_alibi": ["pos_encoding=alibi", "attention=mha"],
         "mla": ["pos_encoding=alibi", "attention=mla", f"kv_dim={kv_dim}"],
     }
-    setup = Setup([*overrides, *nodes["mha"]])
+    cfg = compose([*overrides, *variants["mha"]])
+    runtime = build(cfg.runtime)
+    runtime.apply()
+    device = runtime.device()
+    precision = resolve(cfg.trainer.precision, device)
     contexts = tuple(sorted(contexts))
-    room = contexts[-1] + len(contexts) * (rounds * tokens + 1)
-    contestants: dict[str, Contestant] = {}
-    for name, words in nodes.items():
-        model = build_model(compose([*overrides, *words])).to(setup.device).eval()
-        decoder = Decoder(model, room, setup.precision)
-        contestants[name] = Contestant(decoder, decoder.cache, batch, model.vocab_size)
+    capacity = contexts[-1] + len(contexts) * (rounds * tokens + 1)
+    readers: dict[str, Callable[[Tensor], Tensor]] = {}  # ids [B, T] -> logits [B, V] of the next token
+    caches: dict[str, Callable[[], tuple[int, int]]] = {}  # tokens and bytes
+    for name, words in variants.items():
+        model = build_model(compose([*overrides, *words])).to(device).eval()
+        readers[name] = decoder = Decoder(model, capacity, precision)
+        caches[name] = partial(_cached, decoder.cache)
     if peer:
-        contestants["transformers"] = _peer(setup, batch)
+        readers["transformers"], caches["transformers"] = _transformers(cfg, device, precision)
+    last: dict[str, Tensor] = {}  # the ids that greedy decoding reads next
 
-    result = Result(
-        {**setup.metrics, "batch": batch, "kv_dim": kv_dim, "rounds": rounds, "tokens": tokens, "contexts": contexts},
-        notes=[f"Medians of {rounds} rounds of {tokens} tokens. Weights are cast once, not at each token."],
-    )
+    def read(name: str, ids: Tensor | None = None) -> None:
+        last[name] = readers[name](last[name] if ids is None else ids).argmax(-1, keepdim=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    sizes = {"batch": batch, "kv_dim": kv_dim, "rounds": rounds, "tokens": tokens, "contexts": contexts}
+    result = Result({**setup_metrics(cfg, precision, device, runtime), **sizes})
+    result.notes.append(f"Medians of {rounds} rounds of {tokens} tokens. Weights are cast once, not at each token.")
     metrics = result.metrics
-    tables: tuple[list[list[str]], ...] = ([], [], [])
     for context in contexts:
-        for name, contestant in contestants.items():
-            contestant.fill(context, setup.device)
-            metrics[f"cache/bytes/{name}/{context}"] = round(
-                contestant.cache.nbytes / contestant.cache.length * context
-            )
-        seconds = alternate(contestants, rounds, tokens)
+        for name, cache in caches.items():
+            if (cached := cache()[0]) < context:
+                ids = torch.arange(cached, context, device=device) % model.vocab_size
+                read(name, ids.expand(batch, -1))
+            cached, nbytes = cache()
+            metrics[f"cache/bytes/{name}/{context}"] = round(nbytes / cached * context)
+        seconds = alternate({name: partial(read, name) for name in readers}, rounds, tokens)
         result.ratio(f"ratio/mla_over_mha/{context}", seconds["mha"], seconds["mla"])
         if peer:
             result.ratio(f"ratio/transformers/{context}", seconds["transformers"], seconds["mha"])
-        for table in tables:
-            table.append([f"{context:,}"])
         for name, times in seconds.items():
-            middle = statistics.median(times)
             metrics[f"seconds/{name}/{context}"] = times
-            metrics[f"decode/tokens_per_second/{name}/{context}"] = batch / middle
-            against = f" ({metrics[f'ratio/mla_over_mha/{context}']:.2f} x mha's speed)" if name == "mla" else ""
-            size = metrics[f"cache/bytes/{name}/{context}"]
-            cells = f"{1e3 * middle:.1f}{against}", f"{batch / middle:.1f}", f"{size / 1e6:.2f}"
-            for table, cell in zip(tables, cells, strict=True):
-                table[-1].append(cell)
+            metrics[f"decode/tokens_per_second/{name}/{context}"] = batch / statistics.median(times)
     metrics["cache/ratio"] = metrics[f"cache/bytes/mha/{contexts[-1]}"] / metrics[f"cache/bytes/mla/{contexts[-1]}"]
-    titles = (
-        f"ms per token: {setup.cfg.choices.model}, batch {batch}, {setup.machine}",
-        "tokens per second",
-        "MB in the cache",
-    )
-    for title, rows in zip(titles, tables, strict=True):
-        result.table(title, ["context", *(LABELS[name] for name in contestants)], rows)
+
+    def milliseconds(name: str, context: int) -> str:
+        against = f" ({metrics[f'ratio/mla_over_mha/{context}']:.2f} x mha's speed)" if name == "mla" else ""
+        return f"{1e3 * statistics.median(metrics[f'seconds/{name}/{context}']):.1f}{against}"
+
+    cells: dict[str, Callable[[str, int], str]] = {
+        f"ms per token: {cfg.choices.model}, batch {batch}, {result.setup}": milliseconds,
+        "tokens per second": lambda name, context: f"{metrics[f'decode/tokens_per_second/{name}/{context}']:.1f}",
+        "MB in the cache": lambda name, context: f"{metrics[f'cache/bytes/{name}/{context}'] / 1e6:.2f}",
+    }
+    for title, cell in cells.items():
+        rows = [[f"{context:,}", *(cell(name, context) for name in readers)] for context in contexts]
+        result.table(title, ["context", *(LABELS[name] for name in readers)], rows)
     return result
 
 
-class Contestant:
-    """Decodes greedily. read: logits [B, V] after ids [B, T]. cache: has `length` (tokens) and `nbytes`."""
-
-    def __init__(self, read: Callable[[Tensor], Tensor], cache: Any, batch: int, vocab_size: int) -> None:
-        self.read, self.cache, self.batch, self.vocab_size = read, cache, batch, vocab_size
-
-    def fill(self, length: int, device: torch.device) -> None:
-        """Read on until the cache holds `length` tokens."""
-        if length > self.cache.length:
-            ids = torch.arange(self.cache.length, length, device=device) % self.vocab_size
-            self.step = self.read(ids.expand(self.batch, -1)).argmax(-1, keepdim=True)
-
-    def __call__(self) -> None:
-        """One step."""
-        self.step = self.read(self.step).argmax(-1, keepdim=True)
-        if self.step.is_cuda:
-            torch.cuda.synchronize(self.step.device)
+def _cached(cache: Cache) -> tuple[int, int]:
+    return cache.length, cache.nbytes
 
 
-def _peer(setup: Setup, batch: int) -> Contestant:
-    """transformers' model, its weights in the dtype of the arithmetic."""
+def _transformers(
+    cfg: DictConfig, device: torch.device, precision: Precision
+) -> tuple[Callable[[Tensor], Tensor], Callable[[], tuple[int, int]]]:
+    """A reader of transformers' model, and the tokens and bytes of its cache."""
     from transformers import DynamicCache
 
-    class Cache(DynamicCache):
-        @property
-        def length(self) -> int:
-            return int(self.get_seq_length())
-
-        @property
-        def nbytes(self) -> int:
-            layers: list[Any] = self.layers
-            return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
-
-    cache = Cache()
-    dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float32
-    vocab_size = int(setup.cfg.model.vocab_size)
-    model: Callable[..., Any] = peer_of(setup.cfg, vocab_size).to(setup.device, dtype).eval()
+    cache: Any = DynamicCache()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model: Callable[..., Any] = reference_model(cfg, int(cfg.model.vocab_size)).to(device, dtype).eval()
 
     @torch.inference_mode()
     def read(ids: Tensor) -> Tensor:
         logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return logits[:, -1].float()
 
-    return Contestant(read, cache, batch, vocab_size)
+    def cached() -> tuple[int, int]:
+        return int(cache.get_seq_length()), sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+    return read, cached

@@ -1,15 +1,14 @@
 """`newllm bench gate [FILE=docs/speed/gate.yaml]`: short measurements against lower bounds of ratios.
 
-FILE holds a list: `bench`, its `words`, and for each metric the bound `at_least` with the reason, `why`. Ratios only:
-seconds differ between machines, while a ratio of two things measured in turns hardly does. Exit status 1 if one falls
-below its bound.
+FILE holds a list of checks: `bench`, its `words`, and `bounds`, which give `at_least` and the reason `why` for each
+metric. Only ratios, since seconds differ between machines, while the ratio of two things measured in turns hardly
+does. The exit status is 1 if a ratio is below its bound.
 """
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from newllm.bench import measure
 from newllm.bench.harness import Result
@@ -18,26 +17,40 @@ from newllm.errors import ConfigError, RunError
 FILE = "docs/speed/gate.yaml"
 
 
-class Bound(NamedTuple):
-    metric: str
+class Bound(BaseModel):
     at_least: float
     why: str
 
 
-class Check(NamedTuple):
-    """A measurement and what it must reach."""
-
+class Check(BaseModel):
     bench: str
     words: list[str]
-    bounds: list[Bound]
+    bounds: dict[str, Bound]  # by metric
 
 
 def main(argv: list[str]) -> int:
-    """Measure and compare; returns 0. Raises RunError naming what fell below its bound."""
+    """Measure all checks and print a table of the bounds. Raises RunError if a ratio is below its bound."""
     if len(argv) > 1 or any(word.startswith("-") for word in argv):
         print((__doc__ or "").strip())
         return 0 if argv[0] in ("-h", "--help") else 2
-    failed = run(read(Path(argv[0] if argv else FILE)), measure)
+    rows, failed = [], []
+    for check in read(Path(argv[0] if argv else FILE)):
+        command = " ".join(["newllm bench", check.bench, *check.words])
+        print(command, flush=True)
+        metrics = measure(check.bench, check.words).metrics
+        for metric, bound in check.bounds.items():
+            value, at_least = metrics.get(metric), bound.at_least
+            if not isinstance(value, int | float):
+                raise ConfigError(
+                    f"{command} has not measured {metric} on this machine; remove the bound, or give words that "
+                    "measure it."
+                )
+            rows.append([metric, f"{value:.2f}", f"{at_least:.2f}", "yes" if value >= at_least else "NO"])
+            if value < at_least:
+                failed.append(f"{metric} is {value:.2f}, and the bound is {at_least:.2f} ({bound.why})")
+    result = Result({})
+    result.table("Ratios and their bounds", ["metric", "measured", "at least", "reached"], rows)
+    print(result.markdown())
     if failed:
         raise RunError(
             f"slower than it was: {'; '.join(failed)}. Measure on an idle machine to be sure; if the change is meant, "
@@ -47,37 +60,12 @@ def main(argv: list[str]) -> int:
 
 
 def read(file: Path) -> list[Check]:
-    """The checks of a file. Raises ConfigError if it does not have the form that the module describes."""
+    """The checks of a file. Raises ConfigError if it cannot be read or has another form."""
     try:
-        checks = []
-        for node in yaml.safe_load(file.read_text(encoding="utf-8")):
-            bounds = [Bound(name, float(one["at_least"]), str(one["why"])) for name, one in node["bounds"].items()]
-            checks.append(Check(str(node["bench"]), [*map(str, node["words"])], bounds))
-        return checks
+        return TypeAdapter(list[Check]).validate_python(yaml.safe_load(file.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); give the file of the bounds.") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
+    except (yaml.YAMLError, ValidationError):
         raise ConfigError(
-            f"{file} is no list of checks, each with bench, words and bounds: {{metric: {{at_least: 1.2, why: …}}}}."
+            f"{file} is not a list of checks, each with bench, words and bounds: {{metric: {{at_least: 1.2, why: …}}}}."
         ) from None
-
-
-def run(checks: Sequence[Check], measure: Callable[[str, list[str]], Result]) -> list[str]:
-    """Print a table of all bounds; returns a phrase for each that is not reached."""
-    rows, failed = [], []
-    for bench, words, bounds in checks:
-        print("newllm bench", bench, *words, flush=True)
-        found: dict[str, Any] = measure(bench, words).metrics
-        for metric, at_least, why in bounds:
-            if not isinstance(value := found.get(metric), int | float):
-                raise ConfigError(
-                    f"newllm bench {bench} {' '.join(words)} has measured no {metric} on this machine; take the bound "
-                    "out, or give words that measure it."
-                )
-            rows.append([metric, f"{value:.2f}", f"{at_least:.2f}", "yes" if value >= at_least else "NO"])
-            if value < at_least:
-                failed.append(f"{metric} is {value:.2f}, and the bound is {at_least:.2f} ({why})")
-    result = Result({})
-    result.table("Ratios and their bounds", ["metric", "measured", "at least", "reached"], rows)
-    print(result.markdown())
-    return failed

@@ -2,12 +2,12 @@
 
 packs    runs in a pack                batches   rows of a batch
 lengths  tokens of a row               rounds    turns of each contestant
-steps    steps of each run in a turn
+steps    steps of each run per turn
 """
 
 import statistics
 
-from newllm.bench.harness import Result, alternate
+from newllm.bench.harness import Result, alternate, setup_metrics
 from newllm.config import compose
 from newllm.pack.measure import stepper
 from newllm.run.prepare import prepare
@@ -24,31 +24,28 @@ def measure(
     rounds: int = 5,
     steps: int = 4,
 ) -> Result:
-    """ratio/pack<K>/<batch>x<length>: how many times as many steps of runs a second packs of K make as single runs
-    do; seconds/pack<K>/<batch>x<length>: of a step of one run."""
+    """ratio/pack<K>/<batch>x<length>: steps of single runs per second in packs of K, relative to runs alone;
+    seconds/pack<K>/<batch>x<length>: per step of one run."""
     result = Result({"packs": packs, "rounds": rounds, "steps": steps})
     rows = []
     for length in lengths:
         for batch in batches:
-            shape = f"{batch}x{length}"
             words = [*overrides, f"batch_size={batch}", f"seq_len={length}"]
             configs = [compose([*words, f"seed={seed}"]) for seed in range(1, max(packs) + 1)]
-            prepared = prepare(configs[0])
-            contestants = {str(size): stepper(configs[:size], prepared) for size in (1, *packs)}
-            seconds = {
-                int(size): [time / int(size) for time in times]
-                for size, times in alternate(contestants, rounds, steps).items()
-            }
-            result.metrics |= {f"seconds/pack{size}/{shape}": times for size, times in seconds.items()}
-            row = [f"{batch} x {length}", f"{1e3 * statistics.median(seconds[1]):.1f}"]
-            for size in packs:
-                result.ratio(f"ratio/pack{size}/{shape}", seconds[1], seconds[size])
-                row.append(f"{result.metrics[f'ratio/pack{size}/{shape}']:.2f} x")
+            run = prepare(configs[0])
+            result.metrics |= setup_metrics(run.cfg, run.precision, run.device, run.runtime)
+            contestants = {f"pack{size}": stepper(configs[:size], run) for size in (1, *packs)}
+            seconds = alternate(contestants, rounds, steps)
+            per_run = {size: [time / size for time in seconds[f"pack{size}"]] for size in (1, *packs)}
+            row = [f"{batch} x {length}", f"{1e3 * statistics.median(per_run[1]):.1f}"]
+            for size, times in per_run.items():
+                name = f"pack{size}/{batch}x{length}"
+                result.metrics[f"seconds/{name}"] = times
+                if size > 1:
+                    result.ratio(f"ratio/{name}", per_run[1], times)
+                    row.append(f"{result.metrics[f'ratio/{name}']:.2f} x")
             rows.append(row)
-    precision, device, threads = prepared.precision, str(prepared.device), prepared.runtime.threads
-    model = configs[0].choices.model
-    result.metrics |= {"model": model, "precision": precision, "device": device, "threads": threads}
     columns = ["batch x tokens", "ms of a step alone", *(f"packs of {size}" for size in packs)]
-    result.table(f"{model}, {precision}, {device}, {threads} thread(s)", columns, rows)
-    result.notes.append("Steps of runs per second in packs, relative to one by one; medians of the rounds.")
+    result.table(f"{result.metrics['model']}, {result.setup}", columns, rows)
+    result.notes.append("Steps of single runs per second in packs, relative to one by one; medians of the rounds.")
     return result

@@ -1,30 +1,34 @@
-"""Our training step against transformers' model of the same shape, in a process each, taking turns.
+"""A training step of newllm against one of transformers' model of the same shape. Each contestant has its own process.
 
-All train on the same batches of real text with AdamW (fused), clipping and a backward pass, each set up as its users
-run it: newllm as `newllm train` does, transformers as a plain script. The roofline is the time of the model's matrix
-products alone, forward and both backward, in that precision. With runtime.keep_memory=false newllm has the allocator
-of its peers, which shows what the arithmetic alone wins.
+All train on the same batches of real text with fused AdamW and clipping, each set up as its users run it: newllm as
+`newllm train` does, transformers as a plain script. The roofline is the time of the model's matrix products alone,
+forward and backward, in the same precision. With runtime.keep_memory=false newllm has the allocator of its peers,
+which shows what the arithmetic alone gains.
 
-  rounds    turns of each contestant          steps   training steps in a turn
-  compiled  also under torch.compile (compilation takes minutes)
-  memory    instead of all this: peak memory of a step, against logits of the whole batch in fp32
+  rounds    turns of each contestant          steps   training steps per turn
+  compiled  measure torch.compile too (compilation takes minutes)
+  memory    measure only the peak memory of a step, against logits of the whole batch in fp32
 """
 
+import itertools
 import statistics
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
+from torch import Tensor, nn
 
-from newllm.bench import train_contestants
-from newllm.bench.harness import Result, Setup
-from newllm.bench.hf_reference import peer_name
-from newllm.bench.processes import Build, alternate_in_processes
+from newllm.bench.harness import Build, Result, alternate_in_processes, setup_metrics, spread
+from newllm.bench.hf_reference import peer, peer_name
 from newllm.config import compose
-from newllm.precision import autocast
+from newllm.data import Rows
+from newllm.precision import Precision, autocast
 from newllm.run.prepare import prepare
+from newllm.runtime import keep_freed_memory
+from newllm.training.compilation import settle
 from newllm.training.memory import peak_bytes
 from newllm.training.step import Step
 
@@ -41,30 +45,26 @@ COMPILED = ["newllm_compiled", "transformers_compiled"]  # left out on a machine
 
 
 def measure(
-    overrides: list[str],
-    *,
-    rounds: int = 7,
-    steps: int = 3,
-    compiled: bool = True,
-    memory: bool = False,
+    overrides: list[str], *, rounds: int = 7, steps: int = 3, compiled: bool = True, memory: bool = False
 ) -> Result:
-    """ratio/<contestant>: its time divided by newllm's (median), …/min, …/max; roofline/share; seconds/<contestant> of
-    every round. With `memory`: memory/peak_bytes, memory/plain_bytes and ratio/memory."""
+    """ratio/<contestant>: its time divided by newllm's; roofline/share; seconds/<contestant>.
+
+    With `memory`: memory/peak_bytes, memory/plain_bytes, memory/held_bytes and ratio/memory.
+    """
     overrides = _as_pythia(overrides)
+    cfg = compose(overrides)
     if memory:
-        return _step_memory(compose(overrides))
-    peer = peer_name(compose(overrides))
-    setup = Setup(overrides)
-    setup.data()  # tokenized once, before several processes want it
-    size, length = setup.cfg.trainer.batch_size, setup.cfg.data.seq_len
-    sizes = {"batch_size": size, "seq_len": length, "rounds": rounds, "steps": steps}
-    result = Result(
-        {"peer": peer, **setup.metrics, **sizes},
-        notes=[f"Peer: {peer}. Medians of {rounds} rounds of {steps} steps (least … greatest)."],
-    )
-    seconds, left_out = alternate_in_processes(
-        _contestants(overrides, setup.precision, compiled), rounds, steps, optional=COMPILED
-    )
+        return _step_memory(cfg)
+    reference = peer_name(cfg)
+    run = prepare(cfg)  # tokenizes the text once, before several processes need it
+    batch, length = cfg.trainer.batch_size, cfg.data.seq_len
+    setup = setup_metrics(cfg, run.precision, run.device, run.runtime)
+    sizes = {"batch_size": batch, "seq_len": length, "rounds": rounds, "steps": steps}
+    result = Result({"peer": reference, **setup, **sizes})
+    result.notes.append(f"Peer: {reference}. Medians of {rounds} rounds of {steps} steps (min … max).")
+
+    contestants = _contestants(overrides, run.precision, compiled)
+    seconds, left_out = alternate_in_processes(contestants, rounds, steps, optional=COMPILED)
     result.notes += [f"{LABELS[name]}, is left out: {reason}" for name, reason in left_out.items()]
     rows = []
     for name in (name for name in LABELS if name in seconds):
@@ -75,19 +75,17 @@ def measure(
             faster = f"{100 * result.metrics['roofline/share']:.0f} % reached"
         elif name != "newllm":
             faster = result.ratio(f"ratio/{name}", times, seconds["newllm"])
-        middle = statistics.median(times)
-        milliseconds = f"{1e3 * middle:.1f} ({1e3 * min(times):.1f} … {1e3 * max(times):.1f})"
-        rows.append([LABELS[name], milliseconds, f"{size * length / middle:,.0f}", faster])
-    if all(name in seconds for name in COMPILED):
+        rows.append([LABELS[name], spread(times, 1e3), f"{batch * length / statistics.median(times):,.0f}", faster])
+    if not {*COMPILED} - {*seconds}:
         ours, theirs = (seconds[name] for name in COMPILED)
         result.ratio("ratio/transformers_compiled/newllm_compiled", theirs, ours)
-    title = f"{setup.cfg.choices.model}, {size} x {length} tokens, {setup.machine}: each as its users run it"
+    title = f"{cfg.choices.model}, {batch} x {length} tokens, {result.setup}: each as its users run it"
     result.table(title, ["contestant", "ms a step", "tokens/s", "newllm is faster"], rows)
     return result
 
 
 def _as_pythia(overrides: list[str]) -> list[str]:
-    """Pythia rotates a quarter of each head's dims, which is an option of newllm's encoding and not of its model."""
+    """Pythia rotates a quarter of each head's dims; in newllm this is an option of the encoding, not of the model."""
     given = {word.partition("=")[0] for word in overrides}
     if given & {"rotary_pct", "pos_encoding.rotary_pct", "pos_encoding"} or "model=pythia_70m" not in overrides:
         return overrides
@@ -95,54 +93,150 @@ def _as_pythia(overrides: list[str]) -> list[str]:
 
 
 def _contestants(overrides: list[str], precision: str, compiled: bool) -> dict[str, Build]:
-    ours, theirs = partial(train_contestants.ours, overrides), partial(train_contestants.theirs, overrides)
-    found: dict[str, Build] = {"newllm": ours, "transformers_eager": theirs}
+    ours, theirs = partial(newllm_step, overrides), partial(transformers_step, overrides)
+    contestants: dict[str, Build] = {"newllm": ours, "transformers_eager": theirs}
     if compiled:
-        found["newllm_compiled"] = partial(ours, compiled=True)
-        found["transformers_compiled"] = partial(theirs, compiled=True)
-    if precision == "bf16":  # what newllm's choice of precision wins for those who would not choose it
-        found["transformers_eager_fp32"] = partial(theirs, precision="fp32")
-    return found | {"matmuls": partial(train_contestants.matmuls, overrides)}
+        contestants["newllm_compiled"] = partial(ours, compiled=True)
+        contestants["transformers_compiled"] = partial(theirs, compiled=True)
+    if precision == "bf16":  # what newllm's choice of precision gains for those who would not choose it
+        contestants["transformers_eager_fp32"] = partial(theirs, precision="fp32")
+    return contestants | {"matmuls": partial(matrix_products, overrides)}
+
+
+# --- the contestants: each function is called in a process of its own and returns what is timed there ---------------
+
+
+def newllm_step(overrides: list[str], compiled: bool = False) -> Callable[[], object]:
+    """The step of `newllm train`, plain or compiled."""
+    run = prepare(compose(overrides))
+    step = Step(run.model, run.optim, run.device, run.precision)
+    batches = _batches(run.data.train, run.trainer.batch_size)
+    reasons: list[str] = []
+    if compiled and not settle(True, step, next(batches), 1, run.runtime, reasons.append):
+        raise RuntimeError(*reasons)
+    return _synchronized(lambda: step([next(batches)], rate=run.optim.lr), run.device)
+
+
+def transformers_step(
+    overrides: list[str], precision: Precision | None = None, compiled: bool = False
+) -> Callable[[], object]:
+    """A step as users of transformers write it: the model's own loss, clipping, fused AdamW, the system's allocator.
+
+    precision: None is the one that newllm uses.
+    """
+    others = [word for word in overrides if not word.startswith("runtime.keep_memory=")]
+    run = prepare(compose([*others, "runtime.keep_memory=false"]))
+    optim, device, precision = run.optim, run.device, precision or run.precision
+    model = peer(run.cfg, run.model.vocab_size).to(device).train()
+    batches = _batches(run.data.train, run.trainer.batch_size)
+    del run  # with our model
+    module = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+    )
+
+    def step() -> None:
+        ids = next(batches)[0].to(device)
+        with autocast(device, precision):
+            loss = module(input_ids=ids, labels=ids).loss
+        loss.backward()
+        if optim.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return _synchronized(step, device)
+
+
+def matrix_products(overrides: list[str]) -> Callable[[], object]:
+    """The roofline: ``x W^T``, ``g W``, ``g^T x`` of every linear layer and the head, and nothing else.
+
+    Freed memory is kept, so that no page fault is timed.
+    """
+    run = prepare(compose(overrides))
+    keep_freed_memory()
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    weights = [layer.weight for layer in run.model.modules() if isinstance(layer, nn.Linear)]
+    if run.model.head is None:  # tied: the head is the embedding's matrix
+        weights.append(run.model.head_weight)
+    shapes = [(weight.shape[0], weight.shape[1]) for weight in weights]  # (outputs, inputs)
+    tokens = run.trainer.batch_size * run.cfg.data.seq_len
+    operands = {
+        (outputs, inputs): [
+            torch.ones(*size, dtype=dtype, device=run.device)
+            for size in ((tokens, inputs), (outputs, inputs), (tokens, outputs))
+        ]
+        for outputs, inputs in set(shapes)
+    }
+
+    def products() -> None:
+        for shape in shapes:
+            x, weight, gradient = operands[shape]
+            x @ weight.T
+            gradient @ weight
+            gradient.T @ x
+
+    return _synchronized(products, run.device)
+
+
+def _batches(rows: Rows, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels [size, T], batch after batch, endlessly."""
+    starts = range(0, len(rows) - size + 1, size)
+    return itertools.cycle([rows.batch(np.arange(start, start + size)) for start in starts])
+
+
+def _synchronized(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """`call`, and wait for the device."""
+
+    def run() -> None:
+        call()
+        torch.cuda.synchronize(device)
+
+    return run if device.type == "cuda" else call
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
 
 
 def _step_memory(cfg: DictConfig) -> Result:
     """memory/peak_bytes of our step, memory/plain_bytes of the same model's with ``F.cross_entropy(logits.float())``,
-    ratio/memory: how many times less ours takes. Parameters, gradients and optimizer state are in all of them."""
-    p = prepare(cfg)
-    size = cfg.trainer.batch_size
-    inputs, labels = p.data.train.batch(torch.arange(size).numpy())
-    step = Step(p.model, p.optim, p.device, p.precision)
-    ids, targets = inputs.to(p.device), labels.to(p.device)
+    ratio/memory: how many times less ours takes. Parameters, gradients and optimizer state are part of both."""
+    run = prepare(cfg)
+    batch = next(_batches(run.data.train, cfg.trainer.batch_size))
+    step = Step(run.model, run.optim, run.device, run.precision)
+    ids, labels = (tensor.to(run.device) for tensor in batch)
 
     def ours() -> None:
-        step([(inputs, labels)], rate=p.optim.lr)
+        step([batch], rate=run.optim.lr)
 
     def plain() -> None:
-        with autocast(p.device, p.precision):
-            logits = p.model(ids)
-        F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()).backward()
+        with autocast(run.device, run.precision):
+            logits = run.model(ids)
+        F.cross_entropy(logits.float().flatten(0, 1), labels.flatten()).backward()
         del logits
-        torch.nn.utils.clip_grad_norm_(step.parameters, step.clip)
+        nn.utils.clip_grad_norm_(step.parameters, step.clip)
         step.optimizer.step()
         step.optimizer.zero_grad(set_to_none=True)
 
-    ours()  # makes the optimizer's state
+    ours()  # creates the optimizer's state
     held = sum(tensor.untyped_storage().nbytes() for tensor in step.tensors())
-    peak, peak_plain = (peak_bytes(call, step.tensors(), p.device) for call in (ours, plain))
-    about: dict[str, Any] = {"model": cfg.choices.model, "precision": p.precision, "device": str(p.device)}
-    about |= {"batch_size": size, "seq_len": cfg.data.seq_len, "ratio/memory": peak_plain / peak}
-    found = {"memory/peak_bytes": peak, "memory/plain_bytes": peak_plain, "memory/held_bytes": held}
-    result = Result({**about, **found})
-    title = f"Peak memory of a step: {cfg.choices.model}, {size} x {cfg.data.seq_len} tokens, "
-    title += f"vocabulary {p.model.vocab_size:,}, {p.precision}"
+    peak, plain_peak = (peak_bytes(call, step.tensors(), run.device) for call in (ours, plain))
+    size, length = cfg.trainer.batch_size, cfg.data.seq_len
+    metrics = {
+        **setup_metrics(cfg, run.precision, run.device, run.runtime), "batch_size": size, "seq_len": length,
+        "memory/peak_bytes": peak, "memory/plain_bytes": plain_peak, "memory/held_bytes": held,
+        "ratio/memory": plain_peak / peak,
+    }  # fmt: skip
+    result = Result(metrics)
+    shape = f"{cfg.choices.model}, {size} x {length} tokens, vocabulary {run.model.vocab_size:,}, {run.precision}"
     rows = [
-        ["newllm", f"{peak / 1e9:.2f}", f"{peak_plain / peak:.2f} x less"],
-        ["the same model, all logits in fp32", f"{peak_plain / 1e9:.2f}", ""],
+        ["newllm", f"{peak / 1e9:.2f}", f"{plain_peak / peak:.2f} x less"],
+        ["the same model, all logits in fp32", f"{plain_peak / 1e9:.2f}", ""],
         ["parameters and optimizer state alone", f"{held / 1e9:.2f}", ""],
     ]
-    result.table(title, ["step", "GB at its peak", "newllm"], rows)
+    result.table(f"Peak memory of a step: {shape}", ["step", "GB at its peak", "newllm"], rows)
     result.notes.append(
-        "Most bytes of tensors alive at one time, parameters and optimizer state among them; "
-        "kernels' own scratch memory is not seen on a CPU."
+        "Largest number of bytes of tensors alive at once, parameters and optimizer state included; on a CPU the "
+        "scratch memory of kernels is not counted."
     )
     return result

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def peak_bytes(step: Callable[[], None], resident: Iterable[Tensor], device: torch.device) -> int:
+def peak_bytes(step: Callable[[], object], resident: Iterable[Tensor], device: torch.device) -> int:
     """Largest number of bytes alive at once during `step`, counting the `resident` tensors alive before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

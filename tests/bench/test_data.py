@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from newllm.bench import data
-from newllm.errors import RunError
+from newllm.errors import NewllmError
 
 
 def test_newllm_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,18 +21,19 @@ def test_newllm_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ratios_compare_text_to_tokens_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = {
+    turns = {
         "newllm": {"build": 2.0, "total": 2.0, "peak": 100},
         "datasets": {"load": 1.0, "map": 7.0, "rows": 4.0, "total": 12.0, "peak": 900},
     }
-    monkeypatch.setattr(data, "_run", lambda name, *_: figures[name])
-    metrics = data.measure([], sizes=(1, 2), rounds=3, peer=True, tokenizer="given").metrics
+    monkeypatch.setattr(data, "_run", lambda name, *_: turns[name])
+    metrics = data.measure([], sizes=(1, 2), rounds=3, peer=True, tokenizer="any").metrics
     assert metrics["ratio/datasets_map"] == metrics["ratio/datasets_map/2mb"] == 4.0
     assert metrics["ratio/datasets_rows"] == metrics["ratio/datasets_rows/1mb/max"] == 6.0
     assert metrics["mb_per_second/newllm/2mb"] == 1.0
     assert metrics["peak_bytes/datasets/1mb"] == 900
 
 
-def test_a_contestant_that_fails_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="the contestant someone has failed: KeyError"):
-        data._run("someone", tmp_path / "text.jsonl", "tokenizer", str(tmp_path))
+def test_a_contestant_that_fails_gives_the_reason(tmp_path: Path) -> None:
+    tokenizer = str(tmp_path / "no_tokenizer")
+    with pytest.raises(NewllmError, match="no_tokenizer"):
+        data._run("newllm", tmp_path / "text.jsonl", tokenizer, str(tmp_path))

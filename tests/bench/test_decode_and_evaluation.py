@@ -7,7 +7,7 @@ from newllm.bench import measure
 SMALL = ["model=tiny", "model.hidden_size=64", "model.heads=2", "model.num_layers=1", "model.mlp_size=64"]
 
 
-def test_decode_fills_the_cache_and_counts_its_bytes():
+def test_decoding_fills_the_cache_and_counts_its_bytes():
     words = ["contexts=24,40", "rounds=1", "tokens=1", "kv_dim=32", "precision=fp32", "model.vocab_size=128"]
     result = measure("decode", [*SMALL, *words])
     metrics = result.metrics
@@ -24,7 +24,7 @@ def test_decode_fills_the_cache_and_counts_its_bytes():
     assert [len(rows) for _, _, rows in result.tables] == [2, 2, 2]
 
 
-def test_evaluate_gives_the_plain_numbers_with_less():
+def test_evaluation_gives_the_numbers_of_plain_code_with_less_memory():
     words = ["data.vocab_size=512", "model.vocab_size=8192", "length=1024", "rounds=1", "precision=fp32"]
     metrics = measure("evaluate", [*SMALL, *words]).metrics
     assert 0 < metrics["difference/long"] < 1e-5

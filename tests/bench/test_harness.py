@@ -1,16 +1,17 @@
-"""Turns, ratios, and contestants in processes of their own."""
+"""The harness of all benches: turns, ratios, contestants in processes of their own, and written results."""
 
+import json
 import multiprocessing
 import os
 import signal
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from newllm.bench.harness import Result, alternate, turns
-from newllm.bench.processes import alternate_in_processes
+from newllm.bench.harness import Result, alternate, alternate_in_processes, in_turns
 from newllm.errors import ConfigError, RunError
 
 
@@ -24,11 +25,12 @@ def test_every_contestant_has_its_calls_in_every_round_in_changing_order() -> No
     assert [Counter(played) for played in rounds] == [Counter({"a": 2, "b": 2, "c": 2})] * 4
 
 
-def test_neighbours_change_sides_and_everybody_comes_first() -> None:
-    orders = turns(["a", "b", "c"], 6)
-    assert orders[:2] == [["a", "b", "c"], ["c", "b", "a"]]
-    assert {order[0] for order in orders} == {"a", "b", "c"}
-    assert len(turns(["a", "b"], 5)) == 5
+def test_every_second_round_is_reversed_and_every_contestant_comes_first() -> None:
+    order: list[str] = []
+    assert in_turns("abc", 6, order.append) == {name: [None] * 6 for name in "abc"}
+    rounds = ["".join(order[i : i + 3]) for i in range(0, 18, 3)]
+    assert rounds[:2] == ["abc", "cba"]
+    assert {names[0] for names in rounds} == {"a", "b", "c"}
 
 
 def test_ratio_is_of_the_rounds_and_not_of_the_medians() -> None:
@@ -37,8 +39,8 @@ def test_ratio_is_of_the_rounds_and_not_of_the_medians() -> None:
     assert result.metrics == {"ratio/peer": 2.0, "ratio/peer/min": 1.0, "ratio/peer/max": 3.0}
 
 
-def counting(file: str, name: str) -> Callable[[], None]:
-    """Notes every call with the process that makes it."""
+def log_calls(file: str, name: str) -> Callable[[], None]:
+    """Builds a contestant that logs its name and process at every call."""
 
     def call() -> None:
         with open(file, "a") as log:
@@ -47,48 +49,73 @@ def counting(file: str, name: str) -> Callable[[], None]:
     return call
 
 
-def dying(after: int, how: signal.Signals) -> Callable[[], None]:
-    calls = iter(range(1, after + 2))
+def kill_itself_after(calls: int) -> Callable[[], None]:
+    counter = iter(range(calls))
 
     def call() -> None:
-        if next(calls) > after:
-            os.kill(os.getpid(), how)
+        if next(counter, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     return call
 
 
-def failing(error: Exception) -> Callable[[], None]:
+def fail(error: Exception) -> Callable[[], None]:
     raise error
 
 
-def test_each_has_a_process_of_its_own_and_they_take_turns(tmp_path) -> None:
+def test_each_contestant_has_its_own_process_and_they_take_turns(tmp_path: Path) -> None:
     log = tmp_path / "calls"
-    contestants = {name: partial(counting, str(log), name) for name in "ab"}
+    contestants = {name: partial(log_calls, str(log), name) for name in "ab"}
     seconds, left_out = alternate_in_processes(contestants, rounds=2, calls=2)
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
     assert left_out == {}
     lines = [line.split() for line in log.read_text().splitlines()]
-    assert sorted(name for name, _ in lines[:2]) == ["a", "b"]  # building makes a call
+    assert sorted(name for name, _ in lines[:2]) == ["a", "b"]  # building includes a call
     assert [name for name, _ in lines[2:]] == ["a"] * 3 + ["b"] * 6 + ["a"] * 3  # an untimed call in each turn
     owners = dict(map(tuple, lines))
     assert len({*owners.values(), str(os.getpid())}) == 3
 
 
-def test_a_contestant_that_dies_ends_the_bench_with_a_sentence() -> None:
-    contestants = {"a": partial(dying, 99, signal.SIGTERM), "b": partial(dying, 2, signal.SIGKILL)}
-    with pytest.raises(RunError, match=r"the process of b was killed, as .* memory runs out"):
+def test_a_killed_contestant_ends_the_bench_with_an_error_that_names_it() -> None:
+    contestants = {"a": partial(kill_itself_after, 99), "b": partial(kill_itself_after, 2)}
+    with pytest.raises(RunError, match=r"process of b .*memory"):
         alternate_in_processes(contestants, rounds=2, calls=1)
     assert not multiprocessing.active_children()
 
 
 def test_only_an_optional_contestant_is_left_out() -> None:
-    broken = partial(failing, RuntimeError("no C++ compiler found\nand much more"))
-    contestants = {"a": partial(dying, 99, signal.SIGTERM), "b": broken}
+    broken = partial(fail, RuntimeError("no C++ compiler found\nand much more"))
+    contestants = {"a": partial(kill_itself_after, 99), "b": broken}
     seconds, left_out = alternate_in_processes(contestants, rounds=1, calls=1, optional=["b"])
     assert left_out == {"b": "b failed: no C++ compiler found"}
     assert seconds.keys() == {"a"}
-    with pytest.raises(RunError, match="b failed: no C"):
+    with pytest.raises(RunError, match="b failed"):
         alternate_in_processes({"b": broken}, rounds=1, calls=1)
-    unusable = partial(failing, ConfigError("the tokenizer is not there."))
-    with pytest.raises(ConfigError, match="the tokenizer is not there"):
-        alternate_in_processes({"b": unusable}, rounds=1, calls=1, optional=["b"])
+    misconfigured = partial(fail, ConfigError("the tokenizer is missing."))
+    with pytest.raises(ConfigError, match="tokenizer"):
+        alternate_in_processes({"b": misconfigured}, rounds=1, calls=1, optional=["b"])
+
+
+def test_figures_are_written_with_their_machine_and_tables_as_markdown(tmp_path: Path) -> None:
+    table = ("A step", ["contestant", "ms"], [["newllm | ours", "1.5"], ["other", "12.5"]])
+    result = Result({"ratio/peer": 2.0, "seconds/newllm": [0.1]}, [table], ["Medians."])
+    result.write(tmp_path / "train.json", "train")
+    written = json.loads((tmp_path / "train.json").read_text())
+    assert (written["bench"], written["ratio/peer"], written["seconds/newllm"]) == ("train", 2.0, [0.1])
+    keys = {"cpu", "cores", "threads", "memory_gib", "native_bf16", "python", "packages", "commit", "date"}
+    assert keys <= written["machine"].keys()
+    assert {"torch", "transformers"} <= written["machine"]["packages"].keys()
+
+    result.write(tmp_path / "train.md", "train")
+    lines = (tmp_path / "train.md").read_text().splitlines()
+    assert lines[:6] == [
+        "A step",
+        "",
+        "| contestant     |   ms |",
+        "| -------------- | ---: |",
+        "| newllm \\| ours |  1.5 |",
+        "| other          | 12.5 |",
+    ]
+    assert "Medians." in lines
+    assert written["machine"]["cpu"] in lines[-1]
+    assert f"torch {written['machine']['packages']['torch']}" in lines[-1]
