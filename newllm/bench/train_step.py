@@ -28,7 +28,7 @@ from newllm.data import Rows
 from newllm.precision import Precision, autocast
 from newllm.run.prepare import prepare
 from newllm.runtime import keep_freed_memory
-from newllm.training.compilation import settle
+from newllm.training.compilation import compile_if_worthwhile
 from newllm.training.memory import peak_bytes
 from newllm.training.step import Step
 
@@ -112,7 +112,7 @@ def newllm_step(overrides: list[str], compiled: bool = False) -> Callable[[], ob
     step = Step(run.model, run.optim, run.device, run.precision)
     batches = _batches(run.data.train, run.trainer.batch_size)
     reasons: list[str] = []
-    if compiled and not settle(True, step, next(batches), 1, run.runtime, reasons.append):
+    if compiled and not compile_if_worthwhile(True, step, next(batches), 1, run.runtime, reasons.append):
         raise RuntimeError(*reasons)
     return _synchronized(lambda: step([next(batches)], rate=run.optim.lr), run.device)
 
