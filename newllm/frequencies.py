@@ -43,7 +43,7 @@ def spectra(overrides: Sequence[str], lengths: Sequence[int] = (), config_dir: s
 
     Builds the encodings as their models would, but no model. Raises ConfigError if none of them rotates.
     """
-    from newllm.analysis.labels import labels, nodes_of, settings_of
+    from newllm.analysis.labels import name_groups, nodes_of, settings_of
     from newllm.sweep.command import read
 
     different: dict[str, Mapping[str, Any]] = {}
@@ -54,7 +54,8 @@ def spectra(overrides: Sequence[str], lengths: Sequence[int] = (), config_dir: s
         )
     configs = list(different.values())
     results = []
-    for name, config in zip(labels(configs, [settings_of(nodes) for nodes in nodes_of(configs)]), configs, strict=True):
+    names, _ = name_groups(configs, [settings_of(nodes) for nodes in nodes_of(configs)])
+    for name, config in zip(names, configs, strict=True):
         encoding, seq_len = _encoding(config), config["data"]["seq_len"]
         for length in lengths or [seq_len]:
             encoding.adapt(length)

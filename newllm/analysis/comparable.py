@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from newllm.analysis.labels import SEPARATOR, canonical, flat_node, say
+from newllm.analysis.labels import SEPARATOR, canonical, flat_node, places_of, value_text
 
 TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.tokenizer_bytes")
 BUDGET = ("data.seq_len", "data.samples", "data.tokens", "data.documents")
@@ -16,11 +16,11 @@ TOKENS, BYTES, WEIGHTING = "data/val_tokens", "data/bytes_per_token", "eval.loss
 
 
 @dataclass(frozen=True)
-class Part:
+class ComparableRuns:
     """Finished runs whose perplexities compare.
 
-    title: what sets the part apart from the others; reason: why there are several parts. Both are empty for the only
-    part there is. runs: rows of the table.
+    title: what sets them apart from the others; reason: why there are several such sets. Both are empty for the only
+    one. runs: rows of the table.
     """
 
     title: str
@@ -28,8 +28,8 @@ class Part:
     runs: pd.DataFrame
 
 
-def comparable(frame: pd.DataFrame) -> list[Part]:
-    """The finished runs of `frame`, split by tokenizer and validation set; the largest part first.
+def split_comparable(frame: pd.DataFrame) -> list[ComparableRuns]:
+    """The finished runs of `frame`, split by tokenizer and validation set; the largest set first.
 
     The validation text is identified by the data node and by two numbers that the run measured on it: the tokens
     scored (`data/val_tokens`) and the bytes they stand for (`data/bytes_per_token`), which differ where another
@@ -39,16 +39,14 @@ def comparable(frame: pd.DataFrame) -> list[Part]:
     done = frame[frame["state"] == "done"]
     measured = [done[name] if name in done else [None] * len(done) for name in (TOKENS, BYTES)]
     identities = [_identity(config, *numbers) for config, *numbers in zip(done["config"], *measured, strict=True)]
-    members: dict[str, list[int]] = {}
-    for place, identity in enumerate(identities):
-        members.setdefault(canonical(identity), []).append(place)
-    ordered = sorted(members.values(), key=len, reverse=True)
-    firsts = [identities[places[0]] for places in ordered]
-    differing = [key for key in dict.fromkeys(key for one in firsts for key in one)
-                 if len({canonical(one.get(key)) for one in firsts}) > 1]  # fmt: skip
-    reason = _reason(differing)
+    sets = sorted(places_of(map(canonical, identities)).values(), key=len, reverse=True)
+    firsts = [identities[places[0]] for places in sets]
+    keys = dict.fromkeys(key for one in firsts for key in one)
+    different = [key for key in keys if len({canonical(one.get(key)) for one in firsts}) > 1]
+    reason = _reason(different)
     return [
-        Part(_title(first, differing), reason, done.iloc[places]) for first, places in zip(firsts, ordered, strict=True)
+        ComparableRuns(_title(first, different), reason, done.iloc[places])
+        for first, places in zip(firsts, sets, strict=True)
     ]
 
 
@@ -79,30 +77,28 @@ def _identity(config: Mapping[str, Any], tokens: float | None, bytes_per_token: 
     }
 
 
-def _title(identity: Mapping[str, Any], differing: list[str]) -> str:
+def _title(identity: Mapping[str, Any], different: list[str]) -> str:
     words = []
-    for key in differing:
+    for key in different:
         value = identity.get(key)
         if key == TOKENS:
-            words.append(f"{value:,.0f} validation tokens" if value is not None else "unknown validation tokens")
-        elif key == BYTES and TOKENS not in differing:
-            words.append(f"{value:.4f} bytes per validation token" if value is not None else "unknown bytes per token")
-        elif key not in (BYTES, "data._target_") and (value is not None or key in BUDGET):
-            words.append(f"{key.removeprefix('data.')} {say(value)}")
+            words.append("unknown validation tokens" if value is None else f"{value:,.0f} validation tokens")
+        elif key == BYTES:
+            if TOKENS not in different:
+                words.append("unknown bytes per token" if value is None else f"{value:.4f} bytes per validation token")
         elif key == "data._target_":
             words.append(str(value).rpartition(".")[2])
+        elif value is not None or key in BUDGET:
+            words.append(f"{key.removeprefix('data.')} {value_text(value)}")
     return SEPARATOR.join(words)
 
 
-def _reason(differing: list[str]) -> str:
+def _reason(different: list[str]) -> str:
     causes = {
-        "tokenizer": any(key in TOKENIZER for key in differing),
-        "validation set": any(key not in (*TOKENIZER, WEIGHTING) for key in differing),
-        "weighting of the validation loss": WEIGHTING in differing,
+        "tokenizer": any(key in TOKENIZER for key in different),
+        "validation set": any(key not in (*TOKENIZER, WEIGHTING) for key in different),
+        "weighting of the validation loss": WEIGHTING in different,
     }
     named = " and ".join(cause for cause, holds in causes.items() if holds)
-    if not named:
-        return ""
-    return (
-        f"These runs do not have the same {named}, so their perplexities do not compare: each has a table of its own."
-    )
+    sentence = "These runs do not have the same {}, so their perplexities do not compare: each has a table of its own."
+    return sentence.format(named) if named else ""

@@ -1,6 +1,6 @@
 """Each group against a baseline: differences paired by seed, their interval, test and verdict.
 
-The rules for verdicts are presets in conf/report/verdict/.
+`decide` gives the verdicts. What the rules ask for is here too; their presets are in conf/report/verdict/.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import yaml
 
 from newllm.analysis import statistics
 from newllm.analysis.metrics import Scale, lower_is_better, scale_of
-from newllm.analysis.run_groups import Group, find
+from newllm.analysis.run_groups import Group
 from newllm.build import build
 from newllm.checks import above, at_least
 from newllm.config.catalog import shipped
@@ -40,8 +40,8 @@ class Comparison:
     spread: sample standard deviation of the paired differences, on the scale (of logarithms for "log").
     t, p: paired t-test on the scale, n - 1 degrees of freedom. p_holm: corrected for all comparisons made together.
     agree: seeds whose difference has the sign of the mean difference.
-    seeds_needed: for 80 % power at the observed effect; None where that cannot be said.
-    verdict, why: by the rule.
+    seeds_needed: for 80 % power at the observed effect; None where it is unknown.
+    verdict, why: by `decide`.
     """
 
     candidate: str
@@ -61,28 +61,47 @@ class Comparison:
     spread: float
     t: float
     p: float
-    p_holm: float
     agree: int
     seeds_needed: int | None
-    verdict: Verdict
-    why: str
+    p_holm: float = nan
+    verdict: Verdict = "not shown"
+    why: str = ""
 
 
 class Rule(Protocol):
-    """A rule for verdicts; it sees a comparison of at least two paired seeds, with Holm's correction."""
+    """When a difference counts as real. `words` is the rule as a sentence, to stand below a table."""
+
+    least_seeds: int
 
     @property
-    def words(self) -> str:
-        """The rule as a sentence, to stand below a table."""
+    def words(self) -> str: ...
+
+    def is_real(self, comparison: Comparison) -> tuple[bool, str]:
+        """The answer and its reason, for a comparison with Holm's correction over at least `least_seeds` seeds."""
         ...
 
-    def shown(self, one: Comparison) -> tuple[bool, str]:
-        """Is the difference shown to be real, and why (or why not)?"""
-        ...
+
+def decide(comparison: Comparison, rule: Rule) -> tuple[Verdict, str]:
+    """The verdict on a comparison, and why. One seed never gives one, whatever the rule."""
+    n = comparison.n
+    if n == 0:
+        return "not shown", "no seed is in both groups"
+    if n == 1:
+        return "one seed", "one paired seed says nothing about other seeds"
+    if not isfinite(comparison.difference):
+        return "not shown", "the difference is not finite"
+    if n < rule.least_seeds:
+        return "not shown", f"{n} paired seeds, and the rule asks for {rule.least_seeds}"
+    real, why = rule.is_real(comparison)
+    if not real:
+        return "not shown", why
+    if comparison.lower_is_better is None:
+        return "differs", why
+    return ("better" if (comparison.difference < 0) == comparison.lower_is_better else "worse"), why
 
 
 class Interval:
-    """A difference counts when its paired t-test, corrected for the number of comparisons, stays below `alpha`."""
+    """A difference is real if its paired t-test, corrected for the number of comparisons, stays below `alpha`."""
 
     def __init__(self, alpha: float = 0.05, least_seeds: int = 3) -> None:
         if not 0 < alpha < 1:
@@ -97,14 +116,13 @@ class Interval:
             f"comparisons shown, has p < {self.alpha:g}, and at least {self.least_seeds} seeds are paired."
         )
 
-    def shown(self, one: Comparison) -> tuple[bool, str]:
-        if one.n < self.least_seeds:
-            return False, f"{one.n} paired seeds, and the rule asks for {self.least_seeds}"
-        if one.p_holm < self.alpha:
-            return True, f"corrected p = {_p(one.p_holm)} < {self.alpha:g} over {one.n} seeds"
-        alone, needed = f" ({_p(one.p)} alone)" if one.p < self.alpha else "", one.seeds_needed
-        more = f"; an effect of this size needs about {needed:,} seeds" if needed and needed > one.n else ""
-        return False, f"corrected p = {_p(one.p_holm)}{alone} over {one.n} seeds{more}"
+    def is_real(self, comparison: Comparison) -> tuple[bool, str]:
+        n, corrected, needed = comparison.n, _p(comparison.p_holm), comparison.seeds_needed
+        if comparison.p_holm < self.alpha:
+            return True, f"corrected p = {corrected} < {self.alpha:g} over {n} seeds"
+        alone = f" ({_p(comparison.p)} alone)" if comparison.p < self.alpha else ""
+        more = f"; an effect of this size needs about {needed:,} seeds" if needed and needed > n else ""
+        return False, f"corrected p = {corrected}{alone} over {n} seeds{more}"
 
 
 class Published:
@@ -125,18 +143,17 @@ class Published:
             f"and at least {self.least_seeds} seeds are paired. It does not correct for the number of comparisons."
         )
 
-    def shown(self, one: Comparison) -> tuple[bool, str]:
-        if one.n < self.least_seeds:
-            return False, f"{one.n} paired seeds, and the rule asks for {self.least_seeds}"
-        gap = one.candidate_mean - one.baseline_mean
-        if (gap > 0) != (one.difference > 0):
+    def is_real(self, comparison: Comparison) -> tuple[bool, str]:
+        n, agree = comparison.n, comparison.agree
+        gap = comparison.candidate_mean - comparison.baseline_mean
+        if (gap > 0) != (comparison.difference > 0):
             return False, "the means and the paired differences do not point the same way"
-        gap, spread = abs(gap), max(one.candidate_std, one.baseline_std)
+        gap, spread = abs(gap), max(comparison.candidate_std, comparison.baseline_std)
         if gap == 0 or spread > self.spread * gap:
             return False, f"the spread {spread:.3g} is not small against the gap {gap:.3g}"
-        if one.agree < self.share * one.n - 1e-9 * one.n:  # 2 of 3 is two thirds, also when typed 0.6667
-            return False, f"only {one.agree} of {one.n} seeds agree"
-        return True, f"spread {spread:.3g} against a gap of {gap:.3g}; {one.agree} of {one.n} seeds agree"
+        if agree < self.share * n - 1e-9 * n:  # 2 of 3 is two thirds, also when typed as 0.6667
+            return False, f"only {agree} of {n} seeds agree"
+        return True, f"spread {spread:.3g} against a gap of {gap:.3g}; {agree} of {n} seeds agree"
 
 
 def presets() -> list[str]:
@@ -144,7 +161,7 @@ def presets() -> list[str]:
     return sorted(file.stem for file in (shipped() / "report" / "verdict").glob("*.yaml"))
 
 
-def rule(preset: str = "interval", **options: Any) -> Rule:
+def make_rule(preset: str = "interval", **options: Any) -> Rule:
     """The rule of a preset, with `options` (``alpha=0.01``) in place of its own.
 
     Raises ConfigError for an unknown preset or option, and for a value of the wrong type.
@@ -152,39 +169,35 @@ def rule(preset: str = "interval", **options: Any) -> Rule:
     if preset not in presets():
         raise ConfigError(f"verdict={preset} is no rule; {did_you_mean(preset, presets(), prefix='verdict=')}.")
     text = (shipped() / "report" / "verdict" / f"{preset}.yaml").read_text(encoding="utf-8")
-    built: Rule = build(fitted({**yaml.safe_load(text), **options}, "verdict", of=preset))
-    return built
+    rule: Rule = build(fitted({**yaml.safe_load(text), **options}, "verdict", of=preset))
+    return rule
 
 
 def compare(
-    among: Sequence[Group],
-    baseline: Group | str,
-    metrics: str | Sequence[str],
+    groups: Sequence[Group],
+    baseline: Group,
+    metrics: Sequence[str],
     rule: Rule,
     confidence: float = 0.95,
     interval: statistics.IntervalKind = "t",
 ) -> list[Comparison]:
-    """Every other group against `baseline` (a group or what `run_groups.find` understands), on every metric.
+    """Every other group against `baseline` on every metric; a metric that one of the two lacks is passed over.
 
-    Holm's correction runs over all of these together. A metric that one of the two groups lacks is passed over.
+    Holm's correction runs over all of these together.
     """
-    base = find(among, baseline) if isinstance(baseline, str) else baseline
-    names = [metrics] if isinstance(metrics, str) else metrics
-    pairs = [(metric, group) for metric in names for group in among if group is not base]
-    raw = [one for metric, group in pairs if (one := _compared(group, base, metric, confidence, interval))]
-    corrected = statistics.holm([one.p for one in raw])
-    found = []
-    for one, p_holm in zip(raw, corrected.tolist(), strict=True):
-        whole = replace(one, p_holm=p_holm)
-        verdict, why = _judge(whole, rule)
-        found.append(replace(whole, verdict=verdict, why=why))
-    return found
+    pairs = [(metric, group) for metric in metrics for group in groups if group is not baseline]
+    every = [one for metric, group in pairs if (one := _pair(group, baseline, metric, confidence, interval))]
+    corrected = statistics.holm([one.p for one in every]).tolist()
+    every = [replace(one, p_holm=p) for one, p in zip(every, corrected, strict=True)]
+    verdicts = [decide(one, rule) for one in every]
+    return [replace(one, verdict=verdict, why=why) for one, (verdict, why) in zip(every, verdicts, strict=True)]
 
 
-def _compared(
-    group: Group, base: Group, metric: str, confidence: float, interval: statistics.IntervalKind
+def _pair(
+    group: Group, baseline: Group, metric: str, confidence: float, interval: statistics.IntervalKind
 ) -> Comparison | None:
-    ours, theirs = group.by_seed(metric), base.by_seed(metric)
+    """The comparison without its correction and its verdict; None where one of the two has no such metric."""
+    ours, theirs = group.by_seed(metric), baseline.by_seed(metric)
     if not ours or not theirs:
         return None
     seeds = [seed for seed in ours if seed in theirs]
@@ -192,11 +205,16 @@ def _compared(
     scale = scale_of(metric)
     if scale == "log" and (np.r_[a, b] <= 0).any():
         scale = "difference"  # no logarithm of zero
-    found = statistics.describe(_on_scale(a, scale) - _on_scale(b, scale), confidence, interval)
-    back = _ratio_less_one if scale == "log" else float
+    sample = statistics.describe(_on_scale(a, scale) - _on_scale(b, scale), confidence, interval)
+
+    def from_scale(value: float) -> float:
+        if scale == "difference":
+            return value
+        return inf if value > 700 else expm1(value)  # a larger ratio would overflow
+
     return Comparison(
         candidate=group.label,
-        baseline=base.label,
+        baseline=baseline.label,
         metric=metric,
         scale=scale,
         lower_is_better=lower_is_better(metric),
@@ -206,39 +224,22 @@ def _compared(
         candidate_std=statistics.sample_std(a),
         baseline_mean=float(b.mean()) if seeds else nan,
         baseline_std=statistics.sample_std(b),
-        difference=back(found.mean),
-        low=back(found.low),
-        high=back(found.high),
-        spread=found.std,
-        t=found.t,
-        p=found.p,
-        p_holm=nan,
-        agree=found.agree,
-        seeds_needed=statistics.seeds_needed(found.mean, found.std),
-        verdict="not shown",
-        why="",
+        difference=from_scale(sample.mean),
+        low=from_scale(sample.low),
+        high=from_scale(sample.high),
+        spread=sample.std,
+        t=sample.t,
+        p=sample.p,
+        agree=sample.agree,
+        seeds_needed=statistics.seeds_needed(sample.mean, sample.std),
     )
 
 
-def _judge(one: Comparison, rule: Rule) -> tuple[Verdict, str]:
-    """The verdict on a comparison and its reason. One seed never gives one, whatever the rule."""
-    if one.n == 0:
-        return "not shown", "no seed is in both groups"
-    if one.n == 1:
-        return "one seed", "one paired seed says nothing about other seeds"
-    if not isfinite(one.difference):
-        return "not shown", "the difference is not finite"
-    shown, why = rule.shown(one)
-    if not shown:
-        return "not shown", why
-    if one.lower_is_better is None:
-        return "differs", why
-    return ("better" if (one.difference < 0) == one.lower_is_better else "worse"), why
-
-
 def repeat_noise(frame: pd.DataFrame, metric: str) -> statistics.Repeats:
-    """How far apart finished runs of equal signature (so of one seed) are, as from two sweeps or two machines, on the
-    metric's scale. A difference between groups that is smaller may be one of machines, not of models."""
+    """How far apart finished runs of one signature (so of one seed) are on the metric's scale, as from two machines.
+
+    A smaller difference between groups may come from machines, not from models.
+    """
     done = frame[frame["state"] == "done"]
     if metric not in done:
         return statistics.repeat_spread([])
@@ -248,10 +249,6 @@ def repeat_noise(frame: pd.DataFrame, metric: str) -> statistics.Repeats:
 
 def _on_scale(values: np.ndarray, scale: Scale) -> np.ndarray:
     return values if scale == "difference" else np.log(np.where(values > 0, values, nan))
-
-
-def _ratio_less_one(log_ratio: float) -> float:
-    return expm1(log_ratio) if not log_ratio > 700 else inf
 
 
 def _p(p: float) -> str:

@@ -1,8 +1,8 @@
-"""Settings of runs as flat keys (``attention.kv_dim``), and short labels made of those in which runs differ."""
+"""Settings of runs as flat keys (``attention.kv_dim``), and short labels from those in which runs differ."""
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,17 @@ def nodes_of(configs: Iterable[Mapping[str, Any]]) -> list[Nodes]:
     Choices and root axes are left out, since the nodes hold what they set. Of the evaluators only those stay that have
     different options among these runs: calling one more evaluator does not make another run.
     """
-    counting = [identity.counting(config) for config in configs]
-    options: dict[str, set[str]] = {}
-    found = [{name: json.dumps(node, sort_keys=True, default=str) for name, node in one.items()} for one in counting]
-    for text in dict.fromkeys(nodes.get("eval", "{}") for nodes in found):
-        for name, value in json.loads(text).items():
-            options.setdefault(name, set()).add(canonical(value))
-    same = {name for name, values in options.items() if len(values) == 1}
-
-    @cache
-    def reduced(text: str) -> str:
-        return json.dumps({name: value for name, value in json.loads(text).items() if name not in same})
-
-    return [{name: reduced(text) if name == "eval" else text for name, text in nodes.items()} for nodes in found]
+    every = [
+        {name: json.dumps(node, sort_keys=True, default=str) for name, node in identity.counting(config).items()}
+        for config in configs
+    ]
+    evaluators = {text: json.loads(text) for text in dict.fromkeys(nodes.get("eval", "{}") for nodes in every)}
+    different = differing([*evaluators.values()])
+    kept = {
+        text: json.dumps({name: options for name, options in node.items() if name in different})
+        for text, node in evaluators.items()
+    }
+    return [{**nodes, "eval": kept[nodes["eval"]]} if "eval" in nodes else nodes for nodes in every]
 
 
 def settings_of(nodes: Nodes) -> Flat:
@@ -88,16 +86,23 @@ def canonical(value: Any) -> str:
     return json.dumps(identity.canonical(value), sort_keys=True, default=str)
 
 
-def varying(flats: Sequence[Flat]) -> list[str]:
-    """The keys whose values differ among `flats`, or that only some of them have; seeds are left out."""
-    keys = dict.fromkeys(key for flat in flats for key in flat if not _is_seed(key))
-    return [key for key in keys if len({canonical(flat[key]) if key in flat else "" for flat in flats}) > 1]
+def differing(settings: Sequence[Mapping[str, Any]], missing_differs: bool = False) -> list[str]:
+    """The keys that have several values, without seeds; with `missing_differs`, a missing key is a value too."""
+    keys = dict.fromkeys(key for one in settings for key in one if not _is_seed(key))
+    differ = []
+    for key in keys:
+        values = {canonical(one[key]) if key in one else "" for one in settings if missing_differs or key in one}
+        if len(values) > 1:
+            differ.append(key)
+    return differ
 
 
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys with at least two values among those that have them."""
-    keys = dict.fromkeys(key for one in settings for key in one)
-    return [key for key in keys if len({canonical(one[key]) for one in settings if key in one}) > 1]
+def places_of(values: Iterable[Hashable]) -> dict[Hashable, list[int]]:
+    """The places of each distinct value."""
+    places: dict[Hashable, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, []).append(place)
+    return places
 
 
 def _is_seed(key: str) -> bool:
@@ -118,46 +123,38 @@ def axes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if not isinstance(v, Mapping) and k not in ("overrides", "seed")}
 
 
-def differing_choices(chosen: Sequence[Mapping[str, str]]) -> list[str]:
-    names = dict.fromkeys([*NAMED_BY_VALUE, *(name for one in chosen for name in one)])
-    return [name for name in names if len({one.get(name) for one in chosen}) > 1]
-
-
-def differing_axes(axes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Axes with at least two values among the configurations that use them, in the order of train.yaml."""
-    found = differing(axes)
-    order = _axis_order()
-    return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
-
-
 @cache
 def _axis_order() -> list[str]:
     return list(Catalog((shipped(),)).axes)
 
 
-def labels(configs: Sequence[Mapping[str, Any]], flats: Sequence[Flat]) -> list[str]:
-    """A label for each of some different configurations, such as ``alibi · mla · kv_dim 64``.
+def name_groups(configs: Sequence[Mapping[str, Any]], flats: Sequence[Flat]) -> tuple[list[str], list[dict[str, Any]]]:
+    """A label for each of some different configurations, such as ``alibi · mla · kv_dim 64``, and what sets it apart.
 
-    It has every choice in which any two differ, and every axis that has several values among those that use it. Where
-    two labels come out equal, the options in which these two differ are added.
+    flats: the flat settings of each. A label has every choice in which any two differ, and every axis that has several
+    values among those that use it; where two labels come out equal, the options in which these two differ are added.
+    What sets a configuration apart are its values of all these choices and axes, and of the options with several
+    values, except those that an axis of the same name supplies.
     """
-    chosen, axes = [choices_of(config) for config in configs], [axes_of(config) for config in configs]
-    names = differing_choices(chosen)
-    parts = [[say_choice(name, one[name]) for name in names if _has_name(name, one.get(name))] for one in chosen]
-    for name in differing_axes(axes):
-        for part, used in zip(parts, axes, strict=True):
-            if used.get(name) is not None:
-                part.append(f"{name} {say(used[name])}")
-    equal: dict[tuple[str, ...], list[int]] = {}
-    for place, part in enumerate(parts):
-        equal.setdefault(tuple(part), []).append(place)
-    for places in equal.values():
+    choices, axes = [choices_of(config) for config in configs], [axes_of(config) for config in configs]
+    choice_names = dict.fromkeys([*NAMED_BY_VALUE, *(name for one in choices for name in one)])
+    choice_keys = [name for name in choice_names if len({one.get(name) for one in choices}) > 1]
+    order = {name: place for place, name in enumerate(_axis_order())}
+    axis_keys = sorted(differing(axes), key=lambda name: order.get(name, len(order)))
+    option_keys = [key for key in differing(flats) if key.rpartition(".")[2] not in ("_target_", *axis_keys)]
+    apart, parts = [], []
+    for choice, axis, flat in zip(choices, axes, flats, strict=True):
+        sources = ((choice, choice_keys), (axis, axis_keys), (flat, option_keys))
+        apart.append({key: source.get(key) for source, keys in sources for key in keys})
+        parts.append([_choice_text(name, choice[name]) for name in choice_keys if _has_name(name, choice.get(name))])
+        parts[-1] += [f"{name} {value_text(axis[name])}" for name in axis_keys if axis.get(name) is not None]
+    for places in places_of(map(tuple, parts)).values():
         if len(places) > 1:
             _add_options([parts[place] for place in places], [flats[place] for place in places])
     if len(parts) == 1 and not parts[0]:
-        parts = [[chosen[0][name] for name in NAMED_BY_VALUE if _has_name(name, chosen[0].get(name))][:2]]
-    rest = "as trained" if "evaluated" in names else "the others"
-    return _unique([SEPARATOR.join(part) or rest for part in parts])
+        parts = [[choices[0][name] for name in NAMED_BY_VALUE if _has_name(name, choices[0].get(name))][:2]]
+    rest = "as trained" if "evaluated" in choice_keys else "the others"
+    return _number_equal([SEPARATOR.join(part) or rest for part in parts]), apart
 
 
 def labels_by(by: Sequence[str], values: Sequence[Sequence[Any]], choices: Sequence[str]) -> list[str]:
@@ -167,21 +164,21 @@ def labels_by(by: Sequence[str], values: Sequence[Sequence[Any]], choices: Seque
     def part(key: str, value: Any) -> str:
         if value is None:
             return "as trained" if key == "evaluated" else f"no {short[key]}"
-        return say_choice(key, value) if key in (*choices, "evaluated") else f"{short[key]} {say(value)}"
+        return _choice_text(key, value) if key in (*choices, "evaluated") else f"{short[key]} {value_text(value)}"
 
-    return _unique([SEPARATOR.join(map(part, by, row)) for row in values])
+    return _number_equal([SEPARATOR.join(map(part, by, row)) for row in values])
 
 
-def say_choice(group: str, choice: Any) -> str:
+def _choice_text(group: str, choice: Any) -> str:
     return str(choice) if group in NAMED_BY_VALUE else f"{group} {choice}"
 
 
-def say(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A setting as one would type it: 10000 for 1e4, [0,2] for a list."""
     if isinstance(value, Mapping):
-        return ",".join(f"{key} {say(item)}" for key, item in value.items()) or "none"
+        return ",".join(f"{key} {value_text(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(say, value))}]"
+        return f"[{','.join(map(value_text, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -202,13 +199,13 @@ def _has_name(group: str, choice: str | None) -> bool:
 
 def _add_options(parts: Sequence[list[str]], flats: Sequence[Flat]) -> None:
     """Tell equal labels apart by options; by the class behind a node only where no other option differs."""
-    keys = varying(flats)
+    keys = differing(flats, missing_differs=True)
     short = short_keys([key for key in keys if not key.endswith("_target_")] or keys)
     for part, flat in zip(parts, flats, strict=True):
-        part += [f"{name} {say(flat[key])}" if key in flat else f"no {name}" for key, name in short.items()]
+        part += [f"{name} {value_text(flat[key])}" if key in flat else f"no {name}" for key, name in short.items()]
 
 
-def _unique(texts: list[str]) -> list[str]:
+def _number_equal(texts: list[str]) -> list[str]:
     """Number equal texts, so that a label always means one group."""
     times, seen, named = Counter(texts), Counter[str](), []
     for text in texts:

@@ -12,18 +12,15 @@ import yaml
 
 from newllm.analysis.labels import (
     SEPARATOR,
-    Flat,
     axes_of,
     canonical,
     choices_of,
-    differing,
-    differing_axes,
-    differing_choices,
     flatten,
     identity_of,
-    labels,
     labels_by,
+    name_groups,
     nodes_of,
+    places_of,
     settings_of,
 )
 from newllm.analysis.metrics import scale_of
@@ -97,30 +94,24 @@ def groups(frame: pd.DataFrame, by: Sequence[str] | None = None, without: Sequen
     if not len(done):
         return []
     configs = frame["config"].iloc[done].tolist()
-    if by and any("evaluated" in config["choices"] for config in configs):
-        by = list(dict.fromkeys([*by, "evaluated"]))
-    nodes = nodes_of(configs)
     if by:
+        if any("evaluated" in config["choices"] for config in configs):
+            by = list(dict.fromkeys([*by, "evaluated"]))
         _check_keys(configs, by)
-        marks = [tuple(canonical(value_of(config, key)) for key in by) for config in configs]
+        values = [[value_of(config, key) for key in by] for config in configs]
+        members = [*places_of(tuple(map(canonical, row)) for row in values).values()]
+        rows = [values[places[0]] for places in members]
+        names = labels_by(by, rows, list(choices_of(configs[0])))
+        settings = [dict(zip(by, row, strict=True)) for row in rows]
     else:
-        marks = [identity_of(one, tuple(without)) for one in nodes]
-    members: dict[tuple[str, ...], list[int]] = {}
-    for place, mark in enumerate(marks):
-        members.setdefault(mark, []).append(place)
-    first = [places[0] for places in members.values()]
-    if by:
-        values = [[value_of(configs[place], key) for key in by] for place in first]
-        known = [dict(zip(by, row, strict=True)) for row in values]
-        names = labels_by(by, values, list(choices_of(configs[0])))
-    else:
-        axes = {key.rpartition(".")[2] for key in without}
-        some = [{k: v for k, v in configs[place].items() if k not in axes} for place in first]
+        nodes, axes = nodes_of(configs), {key.rpartition(".")[2] for key in without}
+        members = [*places_of(identity_of(one, tuple(without)) for one in nodes).values()]
+        first = [places[0] for places in members]
+        some = [{key: value for key, value in configs[place].items() if key not in axes} for place in first]
         flats = [{k: v for k, v in settings_of(nodes[place]).items() if k not in without} for place in first]
-        known, names = _differing(some, flats), labels(some, flats)
-    made = zip(names, known, members.values(), strict=True)
-    found = [Group(name, settings, frame, done[places]) for name, settings, places in made]
-    return sorted(found, key=lambda group: [_order(value) for value in _sorted_by(group)])
+        names, settings = name_groups(some, flats)
+    labelled = zip(names, settings, members, strict=True)
+    return sorted((Group(name, own, frame, done[places]) for name, own, places in labelled), key=_sort_key)
 
 
 def find(among: Sequence[Group], wanted: str) -> Group:
@@ -191,18 +182,6 @@ def _check_keys(configs: Sequence[Config], by: Sequence[str]) -> None:
             raise ConfigError(f"by={key} is no choice, axis or setting of these runs; {hint}")
 
 
-def _differing(configs: Sequence[Config], flats: Sequence[Flat]) -> list[dict[str, Any]]:
-    """For each configuration: choices, axes and settings with several values among those that have them.
-
-    A setting that an axis of its name supplies is not repeated.
-    """
-    chosen, axes = [choices_of(config) for config in configs], [axes_of(config) for config in configs]
-    unsaid = {"_target_", "seed", *differing(axes)}
-    options = [key for key in differing(flats) if key.rpartition(".")[2] not in unsaid]
-    sides = [(chosen, differing_choices(chosen)), (axes, differing_axes(axes)), (flats, options)]
-    return [{key: side[i].get(key) for side, keys in sides for key in keys} for i in range(len(configs))]
-
-
 def _mean(values: Sequence[float], metric: str) -> float:
     if min(values) == max(values):
         return values[0]
@@ -211,12 +190,12 @@ def _mean(values: Sequence[float], metric: str) -> float:
     return float(np.mean(values))
 
 
-def _sorted_by(group: Group) -> list[Any]:
-    """A run comes before its evaluations under other settings."""
-    return [*{**group.settings, "evaluated": group.settings.get("evaluated") or ""}.values()]
+def _sort_key(group: Group) -> list[tuple[int, float, str]]:
+    """Numbers by size, then words, then missing values. A run comes before its evaluations under other settings."""
 
+    def rank(value: Any) -> tuple[int, float, str]:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return (0, float(value), "")
+        return (1, 0.0, str(value)) if value is not None else (2, 0.0, "")
 
-def _order(value: Any) -> tuple[int, float, str]:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return (0, float(value), "")
-    return (1, 0.0, str(value)) if value is not None else (2, 0.0, "")
+    return [rank(value) for value in {**group.settings, "evaluated": group.settings.get("evaluated") or ""}.values()]

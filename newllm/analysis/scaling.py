@@ -8,7 +8,7 @@ from math import exp, inf, log, nan, sqrt
 import numpy as np
 import pandas as pd
 
-from newllm.analysis.comparable import comparable, tokenizer_of
+from newllm.analysis.comparable import split_comparable, tokenizer_of
 from newllm.analysis.frame import metric_names
 from newllm.analysis.run_groups import Group, groups, value_of
 from newllm.analysis.statistics import Numbers
@@ -214,7 +214,7 @@ def _law(curve: Group, size: str, metric: str, confidence: float) -> Law | None:
     if len(sizes) < LEAST_SIZES:
         return None
     points = tuple((float(one), float(np.exp(np.log(y[x == one]).mean()))) for one in sizes)
-    parts = comparable(curve.runs)
+    parts = split_comparable(curve.runs)
     note = f"The sizes are not validated on the same text ({parts[0].title}; …)." if len(parts) > 1 else ""
     runs = tuple(sorted(zip(x.tolist(), y.tolist(), strict=True)))
     return Law(curve.label, size, metric, fit(x, y, confidence), points, runs, lack_of_fit(x, y), note, curve)

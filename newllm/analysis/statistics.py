@@ -1,9 +1,10 @@
 """Statistics of small samples: paired differences, intervals, corrections, power. Plain functions on numbers.
 
-Nothing here warns or raises for small or odd samples. What a sample cannot tell is NaN (None for a number of seeds).
-Values that are not finite are left out before anything is computed.
+Nothing here warns or raises for small or odd samples: what a sample cannot tell is NaN (None for a number of seeds).
+Values that are not finite are left out first.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import copysign, inf, isfinite, isnan, nan, sqrt
@@ -16,6 +17,7 @@ Numbers = Sequence[float] | np.ndarray
 
 RESAMPLES = 10_000
 BOOTSTRAP_SEED = 0
+MOST_SEEDS = 2**26  # that seeds_needed looks at
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Sample:
 
 @np.errstate(over="ignore", invalid="ignore")
 def describe(values: Numbers, confidence: float = 0.95, interval: IntervalKind = "t") -> Sample:
-    """Mean, spread, interval and t-test of `values`; of differences by seed, this is the paired t-test.
+    """Mean, spread, interval and t-test of `values`; for differences by seed, this is the paired t-test.
 
     One value has neither interval nor test. Values that are all equal have an interval of zero width, and p = 0, or
     p = 1 if all are zero.
     """
+    from scipy.special import stdtr, stdtrit
+
     x = _finite(values)
     n = len(x)
     mean = float(x.mean()) if n else nan
@@ -50,8 +54,16 @@ def describe(values: Numbers, confidence: float = 0.95, interval: IntervalKind =
     agree = int((np.sign(x) == np.sign(mean)).sum()) if n else 0
     if n < 2:
         return Sample(n, mean, std, nan, nan, nan, nan, agree)
-    t, p = _t_test(mean, std, n)
-    low, high = interval_of_mean(x, confidence) if interval == "t" else bootstrap_interval(x, confidence)
+    if std == 0:
+        t, p = (copysign(inf, mean), 0.0) if mean else (nan, 1.0)
+    else:
+        t = mean / (std / sqrt(n))
+        p = float(2 * stdtr(n - 1, -abs(t)))
+    if interval == "bootstrap":
+        low, high = bootstrap_interval(x, confidence)
+    else:
+        half = float(stdtrit(n - 1, (1 + confidence) / 2)) * std / sqrt(n)
+        low, high = mean - half, mean + half
     return Sample(n, mean, std, low, high, t, p, agree)
 
 
@@ -61,17 +73,6 @@ def sample_std(values: Numbers) -> float:
     if len(x) < 2:
         return nan
     return 0.0 if np.ptp(x) <= 8 * np.finfo(float).eps * np.abs(x).max() else float(x.std(ddof=1))
-
-
-def interval_of_mean(values: Numbers, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean by Student's t; (NaN, NaN) for fewer than two values."""
-    from scipy.special import stdtrit
-
-    x = _finite(values)
-    if len(x) < 2:
-        return nan, nan
-    half = float(stdtrit(len(x) - 1, (1 + confidence) / 2)) * sample_std(x) / sqrt(len(x))
-    return float(x.mean()) - half, float(x.mean()) + half
 
 
 def bootstrap_interval(
@@ -117,25 +118,18 @@ def holm(p_values: Numbers) -> np.ndarray:
 
 
 def seeds_needed(mean: float, std: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
-    """Fewest seeds with which a two-sided paired t-test finds this effect with probability `power`; at least 2.
+    """The fewest seeds with which a two-sided paired t-test finds this effect with probability `power`; at least 2.
 
     mean, std: of the differences by seed, taken as the truth. Exact, by the noncentral t distribution. None where the
-    effect is zero or its spread unknown, and where more than a hundred million seeds would be needed.
+    effect is zero or its spread unknown, and where more than MOST_SEEDS would be needed.
     """
     if not (isfinite(mean) and isfinite(std)) or mean == 0:
         return None
     if std == 0:
         return 2
-    effect = abs(mean) / std
-    low, high = 1, 2  # `low` is too few; power grows with n
-    while power_of(effect, high, alpha) < power:
-        low, high = high, 2 * high
-        if high > 100_000_000:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power_of(effect, middle, alpha) >= power else (middle, high)
-    return high
+    numbers = range(2, MOST_SEEDS + 1)
+    place = bisect_left(numbers, power, key=lambda n: power_of(abs(mean) / std, n, alpha))  # power grows with n
+    return numbers[place] if place < len(numbers) else None
 
 
 def power_of(effect: float, n: int, alpha: float = 0.05) -> float:
@@ -169,15 +163,6 @@ def repeat_spread(groups: Iterable[Numbers]) -> Repeats:
     freedom = sum(len(x) - 1 for x in kept)
     squares = sum(sample_std(x) ** 2 * (len(x) - 1) for x in kept)
     return Repeats(sqrt(squares / freedom) if freedom else nan, len(kept), sum(map(len, kept)), freedom)
-
-
-def _t_test(mean: float, std: float, n: int) -> tuple[float, float]:
-    from scipy.special import stdtr
-
-    if std == 0:
-        return (copysign(inf, mean), 0.0) if mean else (nan, 1.0)
-    t = mean / (std / sqrt(n))
-    return t, float(2 * stdtr(n - 1, -abs(t)))
 
 
 def _finite(values: Numbers) -> np.ndarray:

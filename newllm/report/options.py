@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from omegaconf import OmegaConf
 
-from newllm.analysis.comparison import Rule, rule
+from newllm.analysis.comparison import Rule, make_rule
 from newllm.config.catalog import shipped
 from newllm.config.values import fitted
 from newllm.errors import ConfigError
@@ -95,4 +95,4 @@ def read_options(argv: Sequence[str]) -> Options:
         raise ConfigError("no folder of runs is given; type newllm report DIR, as in newllm report outputs/sweeps.")
     typed = fitted(node, of="a report")
     del typed["_target_"]
-    return Options(**typed, folders=folders, rule=rule(typed["verdict"], **of_rule))
+    return Options(**typed, folders=folders, rule=make_rule(typed["verdict"], **of_rule))

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from math import expm1, isclose, isfinite
 
-from newllm.analysis.agreement import against, agreement
+from newllm.analysis.agreement import pair_runs, summarize
 from newllm.analysis.comparison import Comparison, repeat_noise
 from newllm.analysis.frame import load_runs
-from newllm.analysis.labels import say
+from newllm.analysis.labels import value_text
 from newllm.analysis.metrics import lower_is_better, scale_of
 from newllm.analysis.published import beside_published
 from newllm.analysis.run_groups import Group
@@ -73,7 +73,9 @@ def _groups_table(part: Part) -> Table:
     swatches = {one.group: f"swatch-{one.index % len(COLOURS)}" for one in part.drawn} if len(part.drawn) > 1 else {}
     rows = []
     for group in part.groups:
-        settings = {key: v if v is None or isinstance(v, int | float) else say(v) for key, v in group.settings.items()}
+        settings = {
+            key: v if v is None or isinstance(v, int | float) else value_text(v) for key, v in group.settings.items()
+        }
         runs, seeds = len(group.positions), group.runs["seed"].nunique()
         text = f"{seeds}" if runs == seeds else f"{seeds} ({runs} runs)"
         means = {metric: _mean(group, metric, group in best[metric]) for metric in options.metrics}
@@ -232,7 +234,7 @@ def other_results(study: Study) -> Section:
     folder, title = study.options.against, "Another result set"
     if folder is None:
         return Section("agreement", title)
-    pairs = against(study.done, load_runs(folder))
+    pairs = pair_runs(study.done, load_runs(folder))
     pairs = pairs[~pairs["metric"].str.startswith(_MACHINE)]
     if pairs.empty:
         return Section("agreement", title, [f"No run of {folder} has the configuration and seed of a run here."])
@@ -246,7 +248,7 @@ def other_results(study: Study) -> Section:
             "mean difference": percent_cell(one.mean, "mean difference"),
             "largest difference": percent_cell(one.largest, "largest difference"),
         })
-        for one in agreement(pairs).itertuples()
+        for one in summarize(pairs).itertuples()
     ]  # fmt: skip
     names = dict(zip(study.done["path"], study.done["run"], strict=True))
     main = pairs[pairs["metric"].isin(study.options.metrics)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from newllm.analysis.comparable import comparable
+from newllm.analysis.comparable import split_comparable
 from newllm.analysis.comparison import Comparison, compare
 from newllm.analysis.frame import load_runs, metric_names
 from newllm.analysis.metrics import lower_is_better
@@ -161,7 +161,7 @@ def read_study(options: Options) -> Study:
     if done.empty:
         raise ConfigError(_nothing_done(options, frame))
     options = _with_known_metrics(options, done)
-    split = comparable(frame)
+    split = split_comparable(frame)
     parts = []
     for number, runs in enumerate(split, 1):
         members, baseline = groups(runs.runs, by=options.by), None

@@ -1,13 +1,21 @@
 """Points with intervals: quality against cache bytes, the metric over each swept axis, the reversal measures."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from newllm.analysis.labels import SEPARATOR, Flat, axes_of, canonical, choices_of, say, short_keys, varying
+from newllm.analysis.labels import (
+    SEPARATOR,
+    axes_of,
+    canonical,
+    choices_of,
+    differing,
+    places_of,
+    short_keys,
+    value_text,
+)
 from newllm.analysis.metrics import lower_is_better
 from newllm.analysis.run_groups import Group
 from newllm.report.figures import DASHED, MUTED, Drawing, Panel, Series, plot
@@ -65,73 +73,63 @@ def reversal(part: Part) -> list[Drawing]:
     return part.figure("reversal", "Facts forward and backward", panels, caption, width=4.2 + 2.2 * measured)
 
 
-@dataclass(frozen=True)
-class SweptAxis:
-    """A key that was swept: its value in each group, and what else sets that group apart, as text."""
-
-    key: str
-    name: str
-    values: list[Any]
-    rest: list[str]
-
-
 def metric_by_axis(part: Part) -> list[Drawing]:
     """A figure per swept axis: over numbers a line for all that is equal otherwise, over words points of the groups."""
-    drawings = []
-    for place, axis in enumerate(_swept_axes(part.groups)):
-        series = _lines_over_numbers(axis, part, part.first_index + COLOUR_CYCLE * (place + 100))
+    drawings, keys = [], _swept_keys(part.groups)
+    for place, (key, name) in enumerate(short_keys(keys).items()):
+        values = {group: group.settings.get(key) for group in part.groups}
+        rest = {group: canonical([group.settings.get(k) for k in keys if k != key]) for group in part.groups}
+        series = []
+        if all(
+            isinstance(value, int | float) and not isinstance(value, bool)
+            for value in values.values()
+            if value is not None
+        ):
+            first_index = part.first_index + COLOUR_CYCLE * (place + 100)
+            series = _lines_over_numbers(part, name, values, rest, first_index)
         if series:
             numbers = sorted({x for one in series for x in one.x})
             even = len(numbers) > 2 and np.ptp(np.diff(numbers)) < 1e-6 * abs(numbers[-1])
             log = min(numbers) > 0 and max(numbers) / min(numbers) >= 2 and not even
-            panel = Panel(series, axis.name, part.metric, log_x=log)
+            panel = Panel(series, name, part.metric, log_x=log)
         else:
-            values = dict(zip(part.groups, axis.values, strict=True))
-            word_of = {one: say(values[one.group]) for one in part.drawn if values[one.group] is not None}
+            word_of = {one: value_text(values[one.group]) for one in part.drawn if values[one.group] is not None}
             words = list(dict.fromkeys(word_of.values()))
             if len(words) < 2:
                 continue
             for one, word in word_of.items():
                 column = one.group.by_seeds([part.metric]).set_axis([words.index(word)], axis=1)
                 series.append(one.series(column))
-            panel = Panel(series, axis.name, part.metric, points=True, words=words)
-        name = f"axis-{axis.key.replace('/', '-').replace('.', '-')}"
-        drawings += part.figure(name, f"{part.metric} by {axis.name}", [panel], BARS, height=3.6)
+            panel = Panel(series, name, part.metric, points=True, words=words)
+        file = f"axis-{key.replace('/', '-').replace('.', '-')}"
+        drawings += part.figure(file, f"{part.metric} by {name}", [panel], BARS, height=3.6)
     return drawings
 
 
-def _swept_axes(groups: Sequence[Group]) -> list[SweptAxis]:
+def _swept_keys(groups: Sequence[Group]) -> list[str]:
     """The choices and axes that differ, and those options that differ where choices and axes are equal."""
     settings = [group.settings for group in groups]
     named = {*choices_of(groups[0].config), *(key for group in groups for key in axes_of(group.config))}
-    different = varying(settings)
-    keys = [key for key in different if key in named]
-    equal: dict[str, list[Flat]] = {}
-    for one in settings:
-        equal.setdefault(canonical([one.get(key) for key in keys]), []).append(one)
-    keys += dict.fromkeys(
-        key for some in equal.values() for key in varying(some) if key in different and key not in named
-    )
-    names, axes = short_keys(keys), []
-    for key in keys:
-        rest = [canonical([one.get(other) for other in keys if other != key]) for one in settings]
-        axes.append(SweptAxis(key, names[key], [one.get(key) for one in settings], rest))
+    keys = differing(settings, missing_differs=True)
+    axes, options = [key for key in keys if key in named], [key for key in keys if key not in named]
+    for places in places_of(canonical([one.get(key) for key in axes]) for one in settings).values():
+        differ = differing([settings[place] for place in places], missing_differs=True)
+        axes += [key for key in differ if key in options and key not in axes]
     return axes
 
 
-def _lines_over_numbers(axis: SweptAxis, part: Part, first_index: int) -> list[Series]:
-    """A line for each rest that has at least two of the axis's values; none where the values are words."""
-    values = [value for value in axis.values if value is not None]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return []
-    by_rest: dict[str, dict[float, Group]] = {}
-    for group, value, rest in zip(part.groups, axis.values, axis.rest, strict=True):
+def _lines_over_numbers(
+    part: Part, name: str, values: Mapping[Group, float | None], rest: Mapping[Group, str], first_index: int
+) -> list[Series]:
+    """A line for each rest that has at least two of the values."""
+    lines: dict[str, dict[float, Group]] = {}
+    for group, value in values.items():
         if value is not None:
-            by_rest.setdefault(rest, {})[float(value)] = group
-    lines = [line for line in by_rest.values() if len(line) > 1][: part.options.curves]
+            lines.setdefault(rest[group], {})[float(value)] = group
     series = []
-    for index, line in enumerate(lines, first_index):
-        words = [word for word in line[min(line)].label.split(SEPARATOR) if not word.startswith(f"{axis.name} ")]
+    long_lines = [line for line in lines.values() if len(line) > 1][: part.options.curves]
+    for index, line in enumerate(long_lines, first_index):
+        words = [word for word in line[min(line)].label.split(SEPARATOR) if not word.startswith(f"{name} ")]
         table = pd.DataFrame({value: group.by_seed(part.metric) for value, group in line.items()})
         series.append(Series.over_seeds(index, SEPARATOR.join(words) or "all", table))
     return series

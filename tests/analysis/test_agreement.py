@@ -2,7 +2,7 @@ from math import isnan
 
 import pytest
 
-from newllm.analysis.agreement import against, agreement
+from newllm.analysis.agreement import pair_runs, summarize
 from newllm.analysis.frame import load_runs
 from newllm.analysis.published import beside_published
 from newllm.analysis.run_groups import groups
@@ -39,12 +39,12 @@ def test_the_same_configurations_on_another_machine(tmp_path):
     folder(tmp_path / "a", config("pos_encoding=alibi"), {"val/ppl": 1.0})
     folder(tmp_path / "b", config("pos_encoding=nope"), {"val/ppl": 1.0})
     folder(tmp_path / "b", config(seed=3), {"val/ppl": 1.0}, state="failed")
-    pairs = against(load_runs(tmp_path / "a"), load_runs(tmp_path / "b"))
+    pairs = pair_runs(load_runs(tmp_path / "a"), load_runs(tmp_path / "b"))
     ppl = pairs[pairs["metric"] == "val/ppl"]
     assert ppl[["seed", "a", "b"]].to_numpy().tolist() == [[1, 100.0, 102.0], [2, 200.0, 204.0]]
     assert ppl["difference"].tolist() == pytest.approx([0.02, 0.02])
     assert (tmp_path / "b").as_posix() in ppl["run_b"].iloc[0]
-    summed = {one.metric: one for one in agreement(pairs).itertuples()}
+    summed = {one.metric: one for one in summarize(pairs).itertuples()}
     assert (summed["val/ppl"].runs, summed["val/ppl"].equal) == (2, 0)
     assert summed["val/ppl"].mean == summed["val/ppl"].largest == pytest.approx(0.02)
     assert (summed["params/total"].equal, summed["params/total"].largest) == (2, 0.0)
@@ -54,12 +54,12 @@ def test_the_same_configurations_on_another_machine(tmp_path):
 def test_repeats_in_one_set_count_with_their_mean():
     a = table([([], 1, {"val/ppl": 100.0}), ([], 1, {"val/ppl": 120.0}), (["lr=0.1"], 1, {"val/ppl": 1.0})])
     b = table([([], 1, {"val/ppl": 99.0})])
-    pair = against(a, b).set_index("metric").loc["val/ppl"]
+    pair = pair_runs(a, b).set_index("metric").loc["val/ppl"]
     assert (pair["a"], pair["b"], pair["difference"]) == (110.0, 99.0, pytest.approx(-0.1))
 
 
 def test_a_difference_from_zero_has_no_ratio():
     frames = [table([([], 1, {"val/gap": value, "val/down": -value})]) for value in (0.0, 2.0)]
-    summed = agreement(against(*frames)).set_index("metric")
+    summed = summarize(pair_runs(*frames)).set_index("metric")
     assert isnan(summed.loc["val/gap", "mean"])
     assert isnan(summed.loc["val/gap", "largest"])

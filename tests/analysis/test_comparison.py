@@ -3,9 +3,9 @@ from math import inf, isnan, log
 import numpy as np
 import pytest
 
-from newllm.analysis.comparison import Interval, Published, compare, presets, repeat_noise, rule
+from newllm.analysis.comparison import Interval, Published, compare, make_rule, presets, repeat_noise
 from newllm.analysis.metrics import lower_is_better, scale_of
-from newllm.analysis.run_groups import groups
+from newllm.analysis.run_groups import find, groups
 from newllm.errors import ConfigError
 from tests.support.published_pairs import GEO_16K, HYBRID_16K, SEEDS
 from tests.support.run_folders import table
@@ -14,7 +14,7 @@ METRIC = "extrapolation/ppl@16384"
 CHOICES = {"rope": ["pos_encoding=rope"], "alibi": ["pos_encoding=alibi"], "nope": ["pos_encoding=nope"]}
 
 
-def made(metric=METRIC, **by_label):
+def groups_with(metric=METRIC, **by_label):
     """Groups from label=[value of seed 1, of seed 2, …] or label={seed: value}."""
     runs = []
     for label, values in by_label.items():
@@ -23,9 +23,14 @@ def made(metric=METRIC, **by_label):
     return groups(table(runs))
 
 
+def compare_with_rope(members, rule=None, metrics=(METRIC,), **options):
+    return compare(members, find(members, "rope"), metrics, rule or Interval(), **options)
+
+
 def compared(rule=None, metric=METRIC, **by_label):
-    found = compare(made(metric, **by_label), "rope", metric, rule or Interval())
-    return found[0] if len(found) == 1 else found
+    """The comparison with rope; a list where there are several."""
+    comparisons = compare_with_rope(groups_with(metric, **by_label), rule, [metric])
+    return comparisons[0] if len(comparisons) == 1 else comparisons
 
 
 def test_ten_published_pairs():
@@ -62,13 +67,13 @@ def test_better_and_worse():
 
 def test_holm_runs_over_all_comparisons_made_together():
     values = {"rope": [100, 110, 120], "alibi": [95, 104, 116], "nope": [130, 140, 158]}
-    found = made(**values)
-    alone = compare([g for g in found if g.label != "nope"], "rope", METRIC, Interval())[0]
-    together = compare(found, "rope", METRIC, Interval())
+    members = groups_with(**values)
+    alone = compare_with_rope([group for group in members if group.label != "nope"])[0]
+    together = compare_with_rope(members)
     smaller, larger = sorted(one.p for one in together)
     assert sorted(one.p_holm for one in together) == pytest.approx([2 * smaller, max(2 * smaller, larger)])
     assert alone.p_holm == alone.p
-    both = compare(found, "rope", [METRIC, "data/val_tokens"], Interval())
+    both = compare_with_rope(members, metrics=[METRIC, "data/val_tokens"])
     assert len(both) == 4
     assert min(one.p_holm for one in both if one.metric == METRIC) > 2 * smaller
 
@@ -96,7 +101,7 @@ def test_unpaired_seeds_are_left_out_and_counted():
 
 def test_two_seeds_are_too_few_for_the_shipped_rules():
     for preset in presets():
-        one = compared(rule(preset), rope=[100, 100.001], alibi=[50, 50])
+        one = compared(make_rule(preset), rope=[100, 100.001], alibi=[50, 50])
         assert (one.verdict, one.why) == ("not shown", "2 paired seeds, and the rule asks for 3")
 
 
@@ -109,34 +114,34 @@ def test_a_number_that_no_seed_changes_differs_for_certain():
 
 def test_the_published_rule():
     """Mean better, spread small against the gap, at least two thirds of the seeds."""
-    some = rule("published")
+    some = make_rule("published")
     assert compared(some, rope=[100, 101, 102], alibi=[90, 91, 103]).verdict == "not shown"  # wide
     two_of_three = compared(some, rope=[100, 101, 99], alibi=[95, 95, 99.5])
     assert (two_of_three.agree, two_of_three.verdict) == (2, "better")
     assert compared(rope=[100, 101, 99], alibi=[95, 95, 99.5]).verdict == "not shown"  # by the default rule
-    half = compared(rule("published", spread=10.0), rope=[100, 101, 99, 100], alibi=[99, 100, 100.2, 100.2])
+    half = compared(make_rule("published", spread=10.0), rope=[100, 101, 99, 100], alibi=[99, 100, 100.2, 100.2])
     assert (half.agree, half.verdict) == (2, "not shown")
     assert "only 2 of 4 seeds agree" in half.why
 
 
 def test_rules_are_options_in_yaml():
     assert presets() == ["interval", "published"]
-    strict = rule("interval", alpha=0.001)
+    strict = make_rule("interval", alpha=0.001)
     values = {"rope": [100, 110, 120], "alibi": [92, 99, 110]}
     assert compared(**values).verdict == "better"
     assert compared(strict, **values).verdict == "not shown"
     assert "p < 0.001" in strict.words
-    assert "67%" in rule("published").words
+    assert "67%" in make_rule("published").words
 
 
 def test_the_bootstrap_interval_when_asked():
-    found = made(rope=GEO_16K, alibi=HYBRID_16K)
-    student = compare(found, "rope", METRIC, Interval())[0]
-    boot = compare(found, "rope", METRIC, Interval(), interval="bootstrap", confidence=0.95)[0]
+    members = groups_with(rope=GEO_16K, alibi=HYBRID_16K)
+    student = compare_with_rope(members)[0]
+    boot = compare_with_rope(members, interval="bootstrap", confidence=0.95)[0]
     assert (boot.low, boot.high) != (student.low, student.high)
     assert boot.low < boot.difference < boot.high
     assert boot.p == student.p
-    assert compare(found, "rope", METRIC, Interval(), confidence=0.5)[0].high < student.high
+    assert compare_with_rope(members, confidence=0.5)[0].high < student.high
 
 
 def test_values_without_a_logarithm_are_compared_as_they_are():

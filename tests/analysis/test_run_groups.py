@@ -1,6 +1,6 @@
 import pytest
 
-from newllm.analysis.comparable import comparable
+from newllm.analysis.comparable import split_comparable
 from newllm.analysis.frame import load_runs
 from newllm.analysis.labels import identity_of, nodes_of
 from newllm.analysis.run_groups import find, groups
@@ -153,7 +153,7 @@ def test_finding_a_baseline():
 
 def parts(*runs):
     frame = table((overrides, 1, results) for overrides, results in runs)
-    return comparable(frame)
+    return split_comparable(frame)
 
 
 def test_one_validation_set_is_one_table():

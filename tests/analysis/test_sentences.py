@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from newllm.analysis.comparison import rule
+from newllm.analysis.comparison import make_rule
 from newllm.analysis.run_groups import find, groups
 from newllm.analysis.scaling import laws
 from newllm.errors import ConfigError
@@ -34,13 +34,16 @@ def baseline(wanted: str) -> Callable[[], object]:
         (lambda: laws(frame(), "data/train_token"), "size=data/train_token is no metric of these runs; did you mean"),
         (lambda: laws(frame(), "width"), "size=width is no metric, axis or setting of these runs"),
         (lambda: laws(frame(), metric="val/pl"), "val/pl is no metric of these runs; did you mean val/ppl"),
-        (lambda: rule("intervall"), "verdict=intervall is no rule; did you mean verdict=interval"),
-        (lambda: rule("interval", alfa=0.1), "verdict.alfa is not an option of interval; did you mean verdict.alpha"),
-        (lambda: rule("interval", alpha="low"), "verdict.alpha=low: expected a number"),
-        (lambda: rule("interval", alpha=2), "alpha must be between 0 and 1"),
-        (lambda: rule("published", share=0), "share must be above 0"),
-        (lambda: rule("published", spread=0), "spread must be greater than 0"),
-        (lambda: rule("published", least_seeds=1), "least_seeds must be 2 or greater"),
+        (lambda: make_rule("intervall"), "verdict=intervall is no rule; did you mean verdict=interval"),
+        (
+            lambda: make_rule("interval", alfa=0.1),
+            "verdict.alfa is not an option of interval; did you mean",
+        ),
+        (lambda: make_rule("interval", alpha="low"), "verdict.alpha=low: expected a number"),
+        (lambda: make_rule("interval", alpha=2), "alpha must be between 0 and 1"),
+        (lambda: make_rule("published", share=0), "share must be above 0"),
+        (lambda: make_rule("published", spread=0), "spread must be greater than 0"),
+        (lambda: make_rule("published", least_seeds=1), "least_seeds must be 2 or greater"),
     ],
 )
 def test_a_wrong_name_gets_a_sentence(wrong: Callable[[], object], said: str) -> None:

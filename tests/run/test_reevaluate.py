@@ -181,7 +181,7 @@ def test_other_settings_get_a_folder_of_their_own(run: Path, capsys: pytest.Capt
 def test_tables_and_reports_keep_a_run_and_its_evaluations_apart(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from newllm.analysis.comparable import comparable
+    from newllm.analysis.comparable import split_comparable
     from newllm.analysis.run_groups import groups
     from newllm.status import main as status
 
@@ -195,7 +195,7 @@ def test_tables_and_reports_keep_a_run_and_its_evaluations_apart(
     frame = load_runs(tmp_path)
     assert frame["evaluated_from"].fillna("").tolist() == ["", "run-s1", "run-s1", "", "run-s2"]
     assert frame["sweep"].unique().tolist() == [str(tmp_path)]
-    (part,) = comparable(frame)
+    (part,) = split_comparable(frame)
     found = {group.label: group for group in groups(part.runs)}
     assert {*found} == {
         "rope · theta 10000", "rope · evaluated theta=100 · theta 100",
