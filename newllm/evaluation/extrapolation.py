@@ -107,12 +107,15 @@ class Extrapolation:
         failures = []
         seconds: dict[int, float] = defaultdict(float)  # shown but not stored, since tables are reproducible to the bit
         losses: np.ndarray | None = None
-        for before, part in zip([None, *parts], parts, strict=False):
+        before = parts[0]
+        for part in parts:
             began = time.perf_counter()
-            if losses is not None and before is not None and part.is_within(before):
+            same = before.length == part.length and np.array_equal(before.starts, part.starts)
+            if losses is not None and same and before.scored >= part.scored:
                 losses, failed = losses[:, -part.scored :], ""
             else:
                 losses, failed = try_length(subject, part.length, partial(_losses, subject, part))
+            before = part
             if losses is not None and not np.isfinite(losses).all():
                 losses, failed = None, "its loss is not finite"
             if failed:
@@ -127,11 +130,8 @@ class Extrapolation:
         if len(failures) == len(parts):
             raise RunError(f"{_OPTION} has measured nothing: {failures[0]}.")
 
-        metrics = {
-            f"extrapolation/{_METRICS[row['protocol']]}@{row['length']}": row["ppl"]
-            for row in rows
-            if not row["failed"]
-        }
+        measured = [row for row in rows if not row["failed"]]
+        metrics = {f"extrapolation/{_METRICS[row['protocol']]}@{row['length']}": row["ppl"] for row in measured}
         body = _screen(rows, {part.protocol: part for part in parts}, seconds, subject) if rows else []
         if bins:
             longest = bins[-1]["length"]
@@ -174,11 +174,6 @@ class Part:
     length: int  # length - 1 inputs and as many targets
     scored: int  # number of targets at the end of each window that are scored
 
-    def is_within(self, other: "Part") -> bool:
-        """Whether the losses of this part are among those of the other."""
-        same = self.length == other.length and np.array_equal(self.starts, other.starts)
-        return same and self.scored <= other.scored
-
 
 def _losses(subject: Subject, part: Part) -> np.ndarray:
     """Nats fp32 [N, scored] of the scored targets of all windows."""
@@ -195,14 +190,8 @@ def _numbers(subject: Subject, part: Part, losses: np.ndarray) -> dict[str, Any]
     targets = subject.data.val_tokens[part.starts[:, None] + np.arange(part.length - part.scored, part.length)]
     text_bytes = int(subject.data.tokenizer.token_bytes[targets].sum())
     bits_per_byte = loss * losses.size / math.log(2) / max(text_bytes, 1)
-    return {
-        "tokens": losses.size,
-        "loss": loss,
-        "se": se,
-        "ppl": math.exp(loss),
-        "bytes": text_bytes,
-        "bits_per_byte": bits_per_byte,
-    }
+    sizes = {"tokens": losses.size, "loss": loss, "se": se, "ppl": math.exp(loss)}
+    return {**sizes, "bytes": text_bytes, "bits_per_byte": bits_per_byte}
 
 
 def _mean(losses: np.ndarray) -> tuple[float, float | None]:

@@ -42,7 +42,9 @@ class Loss:
     def __call__(self, subject: Subject) -> Findings:
         losses, mask = subject.token_losses()
         tokens = int(mask.sum())
-        loss = mean_loss(losses, mask, self.batch_size if self.weighting == "batch_mean" else None)
+        step = len(losses) if self.weighting == "token" else self.batch_size  # rows whose mean is taken as one
+        batches = [losses[i : i + step][mask[i : i + step]] for i in range(0, len(losses), step)]
+        loss = float(np.mean([batch.mean(dtype=np.float64) for batch in batches]))
         ppl, bits = float(np.exp(loss)), subject.bits_per_byte()
         bytes_per_token = subject.scored_bytes() / tokens
         how = "token-weighted" if self.weighting == "token" else f"mean over batches of {self.batch_size}, as published"
@@ -54,11 +56,3 @@ class Loss:
         ]
         metrics = {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits}
         return Findings("Validation", metrics, body=body)
-
-
-def mean_loss(losses: np.ndarray, mask: np.ndarray, batch_size: int | None = None) -> float:
-    """Mean of the losses [N, T] where mask [N, T]; with a `batch_size`, mean of the means of batches of rows."""
-    if batch_size is None:
-        return float(losses[mask].mean(dtype=np.float64))
-    starts = range(0, len(losses), batch_size)
-    return float(np.mean([losses[i : i + batch_size][mask[i : i + batch_size]].mean(dtype=np.float64) for i in starts]))

@@ -43,7 +43,7 @@ class QueryKey:
 
     def __call__(self, subject: Subject) -> Findings:
         pairs = [rotary_pairs(block) for block in subject.model.blocks]
-        layers: list[dict[str, Statistics]] = [{} for _ in pairs]
+        layers: list[dict[str, Statistics]] = [{} for _ in pairs]  # for each layer by tensor
 
         def see(layer: int, tensors: dict[str, Tensor]) -> None:
             for name in tensors.keys() & TENSORS:
@@ -80,9 +80,13 @@ class QueryKey:
         pairs: Table = []
         for layer, tensors in enumerate(layers):
             for name in ("q", "k"):
-                place = {"layer": layer, "tensor": name}
-                rows += [{**place, **row} for row in band_rows(tensors[name])]
-                pairs += [{**place, **row} for row in pair_rows(tensors[name])]
+                place: dict[str, Any] = {"layer": layer, "tensor": name}
+                stats = tensors[name]
+                rows += [{**place, **row} for row in band_rows(stats)]
+                for (a, b, frequency), most, total in zip(stats.pairs, stats.pair_max, stats.pair_sum, strict=True):
+                    sizes = {"max": float(most), "mean": float(total) / stats.count}
+                    waves = {"inv_freq": frequency, "wavelength": 2 * math.pi / frequency}
+                    pairs.append({**place, "dims": f"{a}+{b}", **waves, **sizes})
         findings.tables["qk_bands"] = rows
         if pairs:
             findings.tables["qk_pairs"] = pairs
@@ -90,17 +94,16 @@ class QueryKey:
         summary: Table = []
         for cut, prefix in (("frequency", "qk/bands"), ("published halves", "qk/published")):
             for name in ("q", "k"):
-                largest: dict[str, float] = {}
-                for row in rows:
-                    if row["cut"] == cut and row["tensor"] == name:
-                        largest[row["band"]] = max(largest.get(row["band"], 0.0), row["max"])
-                for band, value in largest.items():
-                    findings.metrics[f"{prefix}/{name}_{band.replace('-', '_')}_max"] = value
-                if "low" in largest and largest.get("high"):
-                    ratio = findings.metrics[f"{prefix}/{name}_low_over_high"] = largest["low"] / largest["high"]
-                    largest["low/high"] = ratio
-                shown = {band: largest.get(band) for band in ("high", "low", "pass-through", "low/high")}
-                summary.append({"bands": cut, "tensor": name, **shown})
+                line: dict[str, Any] = {"bands": cut, "tensor": name}
+                for band in ("high", "low", "pass-through"):
+                    chosen = [row for row in rows if (row["cut"], row["tensor"], row["band"]) == (cut, name, band)]
+                    line[band] = max((row["max"] for row in chosen), default=None)
+                    if chosen:
+                        findings.metrics[f"{prefix}/{name}_{band.replace('-', '_')}_max"] = line[band]
+                line["low/high"] = None
+                if line["high"] and line["low"] is not None:
+                    line["low/high"] = findings.metrics[f"{prefix}/{name}_low_over_high"] = line["low"] / line["high"]
+                summary.append(line)
         findings.body += [
             "Largest value by band (frequency: norm of a rotary pair; published halves: |x| over dims)",
             summary,
@@ -217,17 +220,3 @@ def band_rows(stats: Statistics) -> Table:
             largest = float(stats.dim_max[dims].max())
             rows.append({"cut": cut, "band": band, "dims": len(dims), "max": largest, "mean": None})
     return rows
-
-
-def pair_rows(stats: Statistics) -> Table:
-    """A line for each rotary pair of one tensor."""
-    return [
-        {
-            "dims": f"{a}+{b}",
-            "inv_freq": frequency,
-            "wavelength": 2 * math.pi / frequency,
-            "max": float(stats.pair_max[index]),
-            "mean": float(stats.pair_sum[index]) / stats.count,
-        }
-        for index, (a, b, frequency) in enumerate(stats.pairs)
-    ]

@@ -40,10 +40,10 @@ def needle(random: np.random.Generator, keys: int, length: int) -> Puzzle:
 
 
 def chains(random: np.random.Generator, keys: int, length: int, hops: int) -> Puzzle:
-    """`keys` chains ``<<A:7>>`` … ``<<B:A>>`` … ``<<C:B>>`` of so many hops, here 2; the candidates are their digits.
+    """`keys` chains, with two hops ``<<A:7>>`` … ``<<B:A>>`` … ``<<C:B>>``; the candidates are their digits.
 
-    Chains are interleaved at random, each in order. The query asks for the first one: by ``<<value of C:``, or by
-    ``<<A:`` without a hop.
+    Chains are interleaved at random, each in its own order. The query is that of the first chain: ``<<value of C:``, or
+    ``<<A:`` if there are no hops.
     """
     links = random.permutation(_LETTERS)[: keys * (hops + 1)].reshape(keys, hops + 1).tolist()
     digits = [str(digit) for digit in random.permutation(10)[:keys]]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from newllm.errors import RunError
 from newllm.evaluation.subject import Subject
@@ -53,12 +54,11 @@ def score(
         for index, part in zip(batch, np.split(measured.cpu().double().numpy(), ends), strict=True):
             results[index] = part
 
-    rows = {index: [*prompts[index], *continuations[index]] for index in whole_rows}
-    for batch in _batches({index: len(row) - 1 for index, row in rows.items()}, subject.tokens):
-        inputs = _padded([rows[index][:-1] for index in batch], 0).to(subject.device)
-        labels = _padded([rows[index][1:] for index in batch], IGNORED)
-        for row, index in enumerate(batch):
-            labels[row, : len(prompts[index]) - 1] = IGNORED
+    lengths = {index: len(prompts[index]) + len(continuations[index]) - 1 for index in whole_rows}
+    for batch in _batches(lengths, subject.tokens):
+        inputs = _padded([prompts[index] + continuations[index][:-1] for index in batch], 0).to(subject.device)
+        unscored = ([IGNORED] * (len(prompts[index]) - 1) for index in batch)
+        labels = _padded([ids + continuations[index] for ids, index in zip(unscored, batch, strict=True)], IGNORED)
         labels = labels.to(subject.device)
         scored = labels != IGNORED
         with subject.computing() as model:
@@ -96,9 +96,6 @@ def _batches(lengths: dict[int, int], tokens: int) -> Iterator[list[int]]:
         left = left[most:]
 
 
-def _padded(rows: list[Ids], value: int) -> Tensor:
+def _padded(rows: list[list[int]], value: int) -> Tensor:
     """[N, longest row]; padded at the end, which earlier tokens of a causal model do not see."""
-    padded = torch.full((len(rows), max(map(len, rows))), value)
-    for row, ids in zip(padded, rows, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
-    return padded
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
