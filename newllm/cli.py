@@ -10,8 +10,8 @@ from newllm.suggest import did_you_mean
 
 VERBS = {
     "train": "train a model and evaluate it; with -m, sweep",
-    "evaluate": "other evaluations of finished runs, also under other settings; or their own once more",
-    "status": "the runs of a sweep as they are; their logs; cancel, retry",
+    "evaluate": "evaluate finished runs again, with other evaluators or settings",
+    "status": "the runs of a sweep and their logs; cancel, retry",
     "report": "tables, figures and verdicts of finished runs, as files and as a page",
     "generate": "continue a text with a finished run",
     "frequencies": "rotary spectra of configurations as a table and a picture; trains nothing",
@@ -49,7 +49,7 @@ def _usage() -> str:
 
 
 def _complete(argv: list[str]) -> int:
-    """Shell completion: verbs by ourselves, what follows `newllm train` by Hydra, which knows nothing of verbs."""
+    """Shell completion of verbs, and through Hydra of what follows `newllm train`."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split(" ")
     if any("query" in word for word in argv) and len(words) <= 2:

@@ -1,4 +1,4 @@
-"""What the user sees, and the same as plain text in train.log."""
+"""Output for the user, on the terminal and as plain text in train.log."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ class Console:
     """Prints to stdout and, once `open_log` has been called, to a log file as well.
 
     On a terminal: colours (unless NO_COLOR is set) and a progress bar. Elsewhere: the same lines without
-    control characters. Lines printed before the log file is open go into it when it is.
+    control characters. Lines printed before the log file is open are written when it opens.
     """
 
     def __init__(self, bar: bool = True) -> None:
@@ -48,7 +48,7 @@ class Console:
             self._log = None
 
     def log_only(self, text: str) -> None:
-        """For the log file and not for the eye."""
+        """Write to the log file only."""
         if self._log is not None:
             self._write(Text(text))
 

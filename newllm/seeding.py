@@ -1,4 +1,4 @@
-"""Named random streams: one seed, many independent uses, none of which can disturb another."""
+"""Named random streams: independent seeds for each use of randomness, derived from one seed."""
 
 import hashlib
 

@@ -1,11 +1,11 @@
-"""What a mistyped name was meant to be."""
+"""Suggestions for a mistyped name."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name closest to `word`, or None when none is close enough to be worth saying."""
+    """The name closest to `word`, or None if none is close."""
     names = sorted(set(names))
     inside = [name for name in names if len(word) > 2 and (name.startswith(word) or word.startswith(name))]
     close = get_close_matches(word, names, n=1, cutoff=0.6) or inside
@@ -13,7 +13,7 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of an error sentence: ``did you mean theta? (theta, slope)``, the list of what there is in any case."""
+    """The end of an error sentence: ``did you mean theta? (there are: theta, slope)``; the names are always listed."""
     names = list(names)
     close = nearest(word, names)
     listed = ", ".join(names) if names else "nothing"

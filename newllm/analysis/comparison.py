@@ -18,7 +18,7 @@ from newllm.analysis.run_groups import Group
 from newllm.build import build
 from newllm.checks import above, at_least
 from newllm.config.catalog import shipped
-from newllm.config.values import fitted
+from newllm.config.values import convert_options
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
@@ -169,7 +169,7 @@ def make_rule(preset: str = "interval", **options: Any) -> Rule:
     if preset not in presets():
         raise ConfigError(f"verdict={preset} is no rule; {did_you_mean(preset, presets(), prefix='verdict=')}.")
     text = (shipped() / "report" / "verdict" / f"{preset}.yaml").read_text(encoding="utf-8")
-    rule: Rule = build(fitted({**yaml.safe_load(text), **options}, "verdict", of=preset))
+    rule: Rule = build(convert_options({**yaml.safe_load(text), **options}, "verdict", owner=preset))
     return rule
 
 

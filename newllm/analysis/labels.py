@@ -30,7 +30,7 @@ def nodes_of(configs: Iterable[Mapping[str, Any]]) -> list[Nodes]:
     different options among these runs: calling one more evaluator does not make another run.
     """
     every = [
-        {name: json.dumps(node, sort_keys=True, default=str) for name, node in identity.counting(config).items()}
+        {name: json.dumps(node, sort_keys=True, default=str) for name, node in identity.relevant_nodes(config).items()}
         for config in configs
     ]
     evaluators = {text: json.loads(text) for text in dict.fromkeys(nodes.get("eval", "{}") for nodes in every)}

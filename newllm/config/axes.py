@@ -45,13 +45,13 @@ def unused(plain: Plain, given: Overrides) -> list[str]:
     return [key for key in dict.fromkeys(given.keys) if key in idle]
 
 
-def refuse_unused(config: Plain, given: Overrides) -> None:
+def refuse_unused_axes(config: Plain, given: Overrides) -> None:
     """Raises ConfigError if an axis was given that the chosen groups do not use."""
     for axis in unused(config, given):
-        raise why_unused(axis, config["choices"], given)
+        raise unused_axis_error(axis, config["choices"], given)
 
 
-def why_unused(axis: str, choices: Mapping[str, Any], given: Overrides) -> ConfigError:
+def unused_axis_error(axis: str, choices: Mapping[str, Any], given: Overrides) -> ConfigError:
     """The error for an unused axis: where it would have an effect, and what this run has there."""
     users = given.catalog.users(axis)
     for group, options in users.items():

@@ -12,12 +12,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from newllm.config.axes import nodes, referenced, refuse_unused, unused, used_axes
+from newllm.config.axes import nodes, referenced, refuse_unused_axes, unused, used_axes
 from newllm.config.catalog import REFERENCE, Catalog, plain, references, shipped
 from newllm.config.groups import group_of, read
 from newllm.config.identity import resolved, sorted_keys
 from newllm.config.overrides import Overrides, parse
-from newllm.config.values import no_option, signature_of
+from newllm.config.values import signature_of, unknown_option
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean, nearest
 
@@ -66,7 +66,7 @@ def compose(
     about = {"choices": composed.choices, "overrides": given.of_run(), "run_dir": composed.run_dir}
     config = {**composed.run, **about, **_user_groups(given.catalog)}
     if not unused_axes:
-        refuse_unused(config, given)
+        refuse_unused_axes(config, given)
     return OmegaConf.create(config, flags={"struct": True})
 
 
@@ -236,7 +236,7 @@ def _refuse_option(name: str, node: Plain, path: str, choice: Any) -> None:
             return
         known = list(signature.options)
     owner, handed = f"{path}={choice}" if choice else path, group_of(path.partition(".")[0]).handed
-    raise no_option(f"{path}.{name}", owner, known, handed)
+    raise unknown_option(f"{path}.{name}", owner, known, handed)
 
 
 def _unknown_root(key: str, tree: Plain, catalog: Catalog) -> ConfigError:

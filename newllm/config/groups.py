@@ -15,7 +15,7 @@ from newllm.suggest import did_you_mean
 
 @dataclass(frozen=True)
 class Group:
-    """One line of the table."""
+    """One entry of conf/groups.yaml."""
 
     name: str
     numbers: bool = True
@@ -34,11 +34,11 @@ class Group:
 
 def groups(config: Mapping[str, Any] | None = None) -> dict[str, Group]:
     """Name -> properties of the shipped groups and of the user's own, which a configuration keeps under `groups`."""
-    own = config.get("groups") if config is not None else None
-    if not own:
+    entries = config.get("groups") if config is not None else None
+    if not entries:
         return _shipped()
-    entries = plain(own) if isinstance(own, DictConfig) else own
-    return _shipped() | {name: _group(name, facts) for name, facts in entries.items()}
+    entries = plain(entries) if isinstance(entries, DictConfig) else entries
+    return _shipped() | {name: _group(name, entry) for name, entry in entries.items()}
 
 
 def group_of(name: str, config: Mapping[str, Any] | None = None) -> Group:
@@ -62,23 +62,21 @@ def read(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     content = plain(OmegaConf.load(file))
-    for name, facts in content.items():
+    for name, entry in content.items():
         try:
-            _group(name, facts)
+            _group(name, entry)
         except TypeError as error:
             columns = [column.name for column in fields(Group)][1:]
-            wrong = next((key for key in facts or {} if key not in columns), str(error))
+            wrong = next((key for key in entry or {} if key not in columns), str(error))
             raise ConfigError(f"{file}: {name}.{wrong}: {did_you_mean(str(wrong), columns)}.") from None
-    return {name: facts or {} for name, facts in content.items()}
+    return {name: entry or {} for name, entry in content.items()}
 
 
 @cache
 def _shipped() -> dict[str, Group]:
-    return {name: _group(name, facts) for name, facts in read(shipped()).items()}
+    return {name: _group(name, entry) for name, entry in read(shipped()).items()}
 
 
-def _group(name: str, facts: Mapping[str, Any] | None) -> Group:
-    given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in (facts or {}).items()
-    }
-    return Group(name, **given)
+def _group(name: str, entry: dict[str, Any] | None) -> Group:
+    columns: dict[str, Any] = entry or {}
+    return Group(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in columns.items()})

@@ -49,14 +49,18 @@ def signature(cfg: DictConfig | Mapping[str, Any], fingerprint: Callable[[str], 
     count by their names.
     """
     content = _plain(cfg)
-    whole = counting(content)
+    relevant = relevant_nodes(content)
     for group in groups(content).values():
-        node = whole.get(group.name, {})
+        node = relevant.get(group.name, {})
         for option, kind in group.paths.items():
             if isinstance(path := node.get(option), str):
-                mark = (fingerprint or path_fingerprint)(path) if kind == "files" else _folder(path)
-                node = whole[group.name] = {**node, option: mark}
-    text = json.dumps([SCHEMA, canonical(whole)], sort_keys=True, separators=(",", ":"))
+                folder = Path(path).expanduser()
+                if kind == "files":
+                    mark = (fingerprint or path_fingerprint)(path)
+                else:  # the name of an existing folder, wherever it is; other values unchanged
+                    mark = folder.resolve().name if folder.is_dir() else path
+                node = relevant[group.name] = {**node, option: mark}
+    text = json.dumps([SCHEMA, canonical(relevant)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -71,9 +75,9 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     chosen = [config["choices"].get(group) for group in named]
     parts = [_safe(str(option)) for option in chosen if option and option != "none"]
     seed = f"-s{config['seed']}" if "seed" in config else ""
-    given = dict.fromkeys(str(line).partition("=")[0] for line in config["overrides"])
-    axes = [key for key in given if key in config and not isinstance(config[key], dict) and key != "seed"]
-    options = [key for key in given if "." in key and group_of(key.partition(".")[0], config).numbers]
+    keys = dict.fromkeys(str(line).partition("=")[0] for line in config["overrides"])
+    axes = [key for key in keys if key in config and not isinstance(config[key], dict) and key != "seed"]
+    options = [key for key in keys if "." in key and group_of(key.partition(".")[0], config).numbers]
     for key in (*axes, *options):
         part = _safe(key.rpartition(".")[2] + _word(_at(config, key)))
         if len("-".join([*parts, part])) + len(seed) <= 80 and part not in parts:
@@ -106,23 +110,24 @@ def differences(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, 
 
 def changed(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Key -> value in a, value in b (or `ABSENT`), for every difference that may change a number."""
-    one, two = _flat(counting(_plain(a))), _flat(counting(_plain(b)))
+    one, two = _flat(relevant_nodes(_plain(a))), _flat(relevant_nodes(_plain(b)))
     keys = [key for key in sorted({*one, *two}) if canonical(one.get(key, ())) != canonical(two.get(key, ()))]
     return {key: (one.get(key, ABSENT), two.get(key, ABSENT)) for key in keys}
 
 
-def counting(config: Mapping[str, Any]) -> dict[str, Any]:
+def relevant_nodes(config: Mapping[str, Any]) -> dict[str, Any]:
     """The nodes of an effective configuration that may change a number, without options that cannot.
 
     Groups without a choice are left out.
     """
     known = groups(config)
-    never = {"choices", "groups", *(group.name for group in known.values() if not group.numbers)}
-    found = {str(key): node for key, node in config.items() if isinstance(node, Mapping) and node and key not in never}
-    for group in known.values():
-        if group.idle and group.name in found:
-            found[group.name] = {key: value for key, value in found[group.name].items() if key not in group.idle}
-    return found
+    left_out = {"choices", "groups", *(group.name for group in known.values() if not group.numbers)}
+    relevant: dict[str, Any] = {}
+    for key, node in config.items():
+        if isinstance(node, Mapping) and node and key not in left_out:
+            idle = known[key].idle if key in known else ()
+            relevant[str(key)] = {option: value for option, value in node.items() if option not in idle}
+    return relevant
 
 
 def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -130,14 +135,6 @@ def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(cfg, DictConfig):
         return dict(cfg)
     return effective(cfg) if "run_dir" in cfg else resolved(cfg)
-
-
-def _at(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, or None."""
-    value: Any = config
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def canonical(value: Any) -> Any:
@@ -151,11 +148,12 @@ def canonical(value: Any) -> Any:
     return [canonical(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _folder(value: Any) -> Any:
-    """The name of an existing folder, without its path; other values unchanged."""
-    if not isinstance(value, str) or not Path(value).expanduser().is_dir():
-        return value
-    return Path(value).expanduser().resolve().name
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, or None."""
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _word(value: Any) -> str:
@@ -187,11 +185,11 @@ def files_below(path: Path) -> list[Path]:
     """The file itself, or all files in a folder and its subfolders, sorted by name, without hidden ones."""
     if path.is_file():
         return [path]
-    found = []
+    files: list[Path] = []
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(files, key=lambda file: file.relative_to(path).as_posix())
 
 
 def path_fingerprint(path: str | Path, *, with_times: bool = False) -> str:

@@ -62,21 +62,20 @@ def signature_of(target: str) -> Signature:
 
 def resolve(target: str) -> Any:
     """The object that a `_target_` names. Raises ConfigError, with the nearest name, if it does not exist."""
-    found, place = None, ""
+    value, parent = None, ""
     for part in target.split("."):
-        path = f"{place}.{part}" if place else part
+        path = f"{parent}.{part}" if parent else part
         try:
-            found = getattr(found, part) if hasattr(found, part) else import_module(path)
+            value = getattr(value, part) if hasattr(value, part) else import_module(path)
         except ModuleNotFoundError as error:
             if error.name and not f"{path}.".startswith(f"{error.name}."):  # a module that this one imports is missing
                 raise ConfigError(f"_target_={target}: {path} can't be imported ({error}).") from error
-            names = list(getattr(found, "__all__", [name for name in dir(found) if not name.startswith("_")]))
-            names += [module.name for module in iter_modules(getattr(found, "__path__", []))]
-            there = f"no {part} in {place}" if place else f"no {part}"
-            meant = did_you_mean(part, names if place else [])
-            raise ConfigError(f"_target_={target}: there is {there}; {meant}.") from None
-        place = path
-    return found
+            names = list(getattr(value, "__all__", [name for name in dir(value) if not name.startswith("_")]))
+            names += [module.name for module in iter_modules(getattr(value, "__path__", []))]
+            where, names = (f" in {parent}", names) if parent else ("", [])
+            raise ConfigError(f"_target_={target}: there is no {part}{where}; {did_you_mean(part, names)}.") from None
+        parent = path
+    return value
 
 
 # --- values and types -----------------------------------------------------------------------------------------------
@@ -150,41 +149,43 @@ def _hint(value: Any, annotation: Any) -> str:
 # --- nodes and configurations ---------------------------------------------------------------------------------------
 
 
-def fitted(
-    node: Mapping[Any, Any], path: str = "", of: str = "", axes: Mapping[str, str] | None = None
+def convert_options(
+    node: Mapping[Any, Any], path: str = "", owner: str = "", axes: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """A plain node with its options converted to the types of its target; nested nodes are left to their own targets.
 
-    path: the node's path (`attention`) and of: its choice (`attention=mla`), for error messages, which otherwise name
-    the target. axes: option -> root key that supplies its value. Raises ConfigError.
+    path: of the node (`attention`), and owner: its choice (`attention=mla`), for error messages, which name the target
+    without them. axes: option -> root key that supplies its value. Raises ConfigError.
     """
     target = str(node["_target_"])
     signature, prefix = signature_of(target), f"{path}." if path else ""
-    found = dict(node)
+    converted = dict(node)
     for name in node:
         if name != "_target_" and name not in signature.options and not signature.open:
-            raise no_option(f"{prefix}{name}", of or path or target, list(signature.options), signature.handed)
+            raise unknown_option(f"{prefix}{name}", owner or path or target, list(signature.options), signature.handed)
     for name, parameter in signature.options.items():
         key, axis = f"{prefix}{name}", (axes or {}).get(name)
         if node.get(name, "???") != "???":
             try:
-                found[name] = convert(node[name], parameter.annotation)
+                converted[name] = convert(node[name], parameter.annotation)
             except ValueError as error:
-                typed, use = (axis, f" for {key}") if axis else (key, "")
-                raise ConfigError(f"{typed}={_shown(node[name])}: {error}{use}.") from None
+                typed, where = (axis, f" for {key}") if axis else (key, "")
+                raise ConfigError(f"{typed}={_shown(node[name])}: {error}{where}.") from None
         elif parameter.default is REQUIRED:
             wanted = expected(parameter.annotation)
             raise ConfigError(f"{key} is required and has no value: type {key}=VALUE, {wanted}.")
-    return found
+    return converted
 
 
-def no_option(key: str, of: str, known: Sequence[str], handed: Sequence[str]) -> ConfigError:
-    """The error for an option that `of` does not have, or that code passes."""
-    if (name := key.rpartition(".")[2]) in handed:
+def unknown_option(key: str, owner: str, known: Sequence[str], handed: Sequence[str]) -> ConfigError:
+    """The error for an option that `owner` does not have, or that code passes."""
+    name = key.rpartition(".")[2]
+    if name in handed:
         return ConfigError(f"{key} follows from other settings and can't be set; leave it out.")
     if not known:
-        return ConfigError(f"{key}: {of} has no options; leave it out.")
-    return ConfigError(f"{key} is not an option of {of}; {did_you_mean(name, known, prefix=key.removesuffix(name))}.")
+        return ConfigError(f"{key}: {owner} has no options; leave it out.")
+    meant = did_you_mean(name, known, prefix=key.removesuffix(name))
+    return ConfigError(f"{key} is not an option of {owner}; {meant}.")
 
 
 def check_values(cfg: DictConfig) -> DictConfig:
@@ -201,7 +202,7 @@ def check_values(cfg: DictConfig) -> DictConfig:
             raise ConfigError(f"{path} can't be resolved: {str(error).splitlines()[0]}.") from error
         whole = {name: REFERENCE.fullmatch(value) for name, value in plain(node).items() if isinstance(value, str)}
         axes = {name: reference[1] for name, reference in whole.items() if reference}
-        for name, value in fitted(values, path, f"{path}={choice}" if choice else path, axes).items():
+        for name, value in convert_options(values, path, f"{path}={choice}" if choice else path, axes).items():
             if repr(value) != repr(values[name]):
                 place, key = (cfg, axes[name]) if name in axes else (node, name)
                 place[key] = value

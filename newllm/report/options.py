@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from newllm.analysis.comparison import Rule, make_rule
 from newllm.config.catalog import shipped
-from newllm.config.values import fitted
+from newllm.config.values import convert_options
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
@@ -93,6 +93,6 @@ def read_options(argv: Sequence[str]) -> Options:
             node[name] = [value] if name in lists and isinstance(value, str) else value
     if not folders:
         raise ConfigError("no folder of runs is given; type newllm report DIR, as in newllm report outputs/sweeps.")
-    typed = fitted(node, of="a report")
+    typed = convert_options(node, owner="a report")
     del typed["_target_"]
     return Options(**typed, folders=folders, rule=make_rule(typed["verdict"], **of_rule))

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from newllm.config.axes import refuse_unused
+from newllm.config.axes import refuse_unused_axes
 from newllm.config.catalog import REFERENCE, references
 from newllm.config.compose import Composed, catalog_for, composed_choices, with_values
 from newllm.config.groups import groups
@@ -178,7 +178,7 @@ def _with_overrides(
     choices = {**choices, **{name: after.choices[name] for name in typed}}
     tree = with_values(replace(after, tree=tree, choices=choices), given).run
     tree |= {"choices": choices, "overrides": given.of_run()}
-    refuse_unused(tree, given)
+    refuse_unused_axes(tree, given)
 
     # Axes that nothing follows any more are left out.
     unused = references([before.tree.get(name) for name in concerned]) - references([tree[name] for name in concerned])

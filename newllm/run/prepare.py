@@ -15,7 +15,7 @@ from newllm.model import LanguageModel, build_model
 from newllm.precision import autocast, resolve
 from newllm.run.stage import build_stages
 from newllm.runtime import Place, Runtime
-from newllm.store.environment import settled
+from newllm.store.environment import numeric_settings
 from newllm.store.run_directory import RunDirectory
 from newllm.training.distributed import device_of
 from newllm.training.optimizer import AdamW
@@ -43,7 +43,7 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     started = time.monotonic()
     directory = RunDirectory(run_directory(cfg))
     resuming = trained_length is None and directory.last_checkpoint.exists()
-    earlier = settled(directory.environment_file) if resuming else None
+    earlier = numeric_settings(directory.environment_file) if resuming else None
     runtime: Runtime = build(cfg.runtime)
     trainer: Trainer = build(cfg.trainer)
     optim: AdamW = build(cfg.optim)

@@ -24,8 +24,8 @@ from newllm.model import build_model
 from newllm.run.evaluation_plan import EvaluationPlan, plan_evaluation
 from newllm.run.prepare import counts, prepare, subject
 from newllm.store.atomic import json_line, write_text
-from newllm.store.csv_text import as_csv, same
-from newllm.store.environment import describe, settled
+from newllm.store.csv_text import as_csv, equal_csv
+from newllm.store.environment import describe, numeric_settings
 from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_weights, weight_shapes
 from newllm.training.run_context import Run
@@ -138,7 +138,7 @@ def _prepare(plan: EvaluationPlan) -> Run:
     other_data = any(key.startswith("data.") for key in plan.changes)
     if other_data and cfg.data.tokenizer == "auto":
         cfg.data.tokenizer = str(directory.tokenizer)
-    auto = settled(directory.environment_file)  # what "auto" was in training
+    auto = numeric_settings(directory.environment_file)  # what "auto" was in training
     if auto and cfg.runtime.threads == "auto":
         cfg.runtime.threads = auto.threads
     if auto and cfg.trainer.precision == "auto":
@@ -185,7 +185,7 @@ def _compare(
         file = directory.tables / f"{name}.csv"
         outcome = "new"
         if file.exists():
-            outcome = "equal" if same(file.read_text(encoding="utf-8"), as_csv(rows)) else "different"
+            outcome = "equal" if equal_csv(file.read_text(encoding="utf-8"), as_csv(rows)) else "different"
         compared[outcome].append({"name": f"tables/{name}.csv", "stored": "other cells", "now": "other cells"})
     return compared
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, even in a power cut; and locks that end with the process."""
+"""Files that are written whole or not at all, even in a power cut; and whether a lock is held."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes the place of `path` when the block has succeeded.
+    """Yields a temporary path in the same folder, which replaces `path` when the block has succeeded.
 
     If `durable`, the file's contents reach the disk before its name does, and the folder is synchronised
-    afterwards. If the block fails, the temporary file goes and what was at `path` stays.
+    afterwards. If the block fails, the temporary file is deleted and `path` stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -31,7 +31,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def is_held(lock: Path) -> bool:
-    """Does a living process hold this lock file?"""
+    """True if a living process holds this lock file."""
     probe = FileLock(lock)
     try:
         probe.acquire(timeout=0)

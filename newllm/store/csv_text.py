@@ -1,4 +1,4 @@
-"""Tables of results as CSV text, and whether two of them are equal."""
+"""Tables of results as CSV text, and a comparison of two of them."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Rows = Sequence[dict[str, Any]]
-MEASURED = ("seconds", "peak_bytes")  # ends of names of columns that differ from pass to pass
+MEASURED = ("seconds", "peak_bytes")  # suffixes of columns that differ from one evaluation to the next
 
 
 def as_csv(rows: Rows, newline: str = "\r\n") -> str:
@@ -20,15 +20,11 @@ def as_csv(rows: Rows, newline: str = "\r\n") -> str:
     return text.getvalue()
 
 
-def read_csv(text: str) -> list[dict[str, str]]:
-    """The rows, every cell as text."""
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+def equal_csv(a: str, b: str) -> bool:
+    """True if all cells of two CSV texts are equal, except for measured times and memory."""
 
+    def repeatable(text: str) -> list[dict[str, str]]:
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        return [{key: cell for key, cell in row.items() if not key.endswith(MEASURED)} for row in rows]
 
-def same(one: str, other: str) -> bool:
-    """Are all cells of two CSV texts equal, except for measured times and memory?"""
-    return [_repeatable(row) for row in read_csv(one)] == [_repeatable(row) for row in read_csv(other)]
-
-
-def _repeatable(row: dict[str, str]) -> dict[str, str]:
-    return {key: cell for key, cell in row.items() if not key.endswith(MEASURED)}
+    return repeatable(a) == repeatable(b)

@@ -1,4 +1,4 @@
-"""What a run ran on: command line, version of the code, packages, machine."""
+"""The environment of a run: command line, version of the code, packages, machine."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from newllm.errors import ConfigError
 
-CODE = "_code.json"  # in a copy of the package: what it was copied from
+CODE = "_code.json"  # in a copy of the package: the git state of its source
 
 PACKAGES = [
     "newllm", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "tokenizers", "transformers", "datasets",
@@ -39,32 +39,32 @@ def describe(*, device: str, threads: int, precision: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Settled:
-    """What the latest attempt of a run fixed for the next ones, since it changes the last bits of numbers."""
+class NumericSettings:
+    """Settings of a run's latest attempt that the next ones keep, since they change the last bits of numbers."""
 
     threads: int
     compiled: bool
     precision: Literal["fp32", "bf16"]
 
 
-def settled(file: Path) -> Settled | None:
-    """Read from an environment.json; None if there is none. Raises ConfigError if it does not say."""
+def numeric_settings(file: Path) -> NumericSettings | None:
+    """The settings in an environment.json; None if there is no such file. Raises ConfigError if it lacks them."""
     if not file.exists():
         return None
     try:
-        noted = json.loads(file.read_text(encoding="utf-8"))
-        return Settled(int(noted["threads"]), bool(noted["compiled"]), noted["precision"])
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return NumericSettings(int(values["threads"]), bool(values["compiled"]), values["precision"])
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{file} does not say with how many threads and in which precision this run began, or whether compiled "
-            f"({error}); delete that file to go on as a new run would"
+            f"{file} lacks the threads, the precision or the compilation with which this run began ({error}); delete "
+            "the file to continue with the settings of a new run"
         ) from None
 
 
 def git_state(folder: Path) -> dict[str, str | None] | None:
-    """Commit of the checkout the code lies in, and a hash of what was changed since; None outside a checkout.
+    """Commit of the checkout that the code is in, and a hash of uncommitted changes; None outside a checkout.
 
-    A copy that a sweep made of the code says what it was copied from, and the hash of its own files.
+    For the copy of the code in a sweep's folder: those of its source, and a hash of its files.
     """
     if (folder / CODE).exists():
         return dict(json.loads((folder / CODE).read_text(encoding="utf-8")))

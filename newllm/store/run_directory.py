@@ -1,4 +1,4 @@
-"""The directory of one run: its files, who may write to it, and how far it has got.
+"""The directory of one run: its files, its lock and its state.
 
 config.yaml       the resolved effective configuration
 environment.json  command line, code version, packages, machine of the latest attempt
@@ -9,8 +9,8 @@ tables/*.csv      per-layer, per-position, … results
 train.log         what the console showed
 tokenizer/        the tokenizer, so that the run can be read without its data
 checkpoints/      last.safetensors (resumable), best.safetensors (weights)
-evaluations.jsonl a line per later evaluation whose results are among those above
-evaluations/      a folder per evaluation under other settings, with files of the same names but the weights
+evaluations.jsonl a line per later evaluation that added to results.json and tables/
+evaluations/      a folder per evaluation with other settings: the same files without checkpoints
 """
 
 import json
@@ -34,18 +34,18 @@ from newllm.store.csv_text import Rows, as_csv
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml, where it was built in, is ten times as fast
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml, if available, is ten times as fast
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_LOCK_PATIENCE = 0.2  # seconds: in_use() holds the lock for an instant, which must not stop a run that starts
+_LOCK_PATIENCE = 0.2  # seconds; in_use() holds the lock for an instant, which must not stop a run from starting
 
 
 def _inside(name: str) -> "cached_property[Path]":
-    """A path in the run directory, made on first use: of ten thousand runs, a command reads two files each."""
+    """A path in the run directory, built on first use: commands that read ten thousand runs need two of each."""
     return cached_property(lambda directory: directory.path / name)
 
 
 class RunDirectory:
-    """Paths and files of one run. Reading needs nothing; writing is for the holder of `locked()`."""
+    """Paths and files of one run. Anyone may read; only the holder of `locked()` writes."""
 
     config_file = _inside("config.yaml")
     environment_file = _inside("environment.json")
@@ -65,13 +65,13 @@ class RunDirectory:
 
     @property
     def trained(self) -> "RunDirectory":
-        """The run that has the weights: in the folder of an evaluation the run that was evaluated, else this one."""
+        """The run that has the weights: the evaluated run if this is the folder of an evaluation, else this one."""
         origin = evaluated_run(self.path)
         return self if origin is None else RunDirectory(origin)
 
     @contextmanager
     def locked(self, patience: float = _LOCK_PATIENCE) -> Iterator["RunDirectory"]:
-        """Hold the directory, which is made if needed, for this process alone. The lock ends with the process.
+        """Create the directory if needed and lock it for this process. The lock ends with the process.
 
         Raises ConfigError if another process holds it for longer than `patience` seconds.
         """
@@ -79,7 +79,8 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"The run directory {self.path} cannot be made ({error.strerror}); choose another with hydra.run.dir=…"
+                f"The run directory {self.path} cannot be created ({error.strerror}); choose another with "
+                "hydra.run.dir=…"
             ) from None
         lock = FileLock(self.path / ".lock")
         try:
@@ -88,8 +89,8 @@ class RunDirectory:
             holder = self.status() if self.status_file.exists() else {}
             who = f"process {holder['pid']} on {holder['host']}" if holder.get("pid") else "another process"
             raise ConfigError(
-                f"The run directory {self.path} is in use by {who}; wait for it, or give this run a directory of "
-                "its own with hydra.run.dir=…"
+                f"The run directory {self.path} is in use by {who}; wait for it, or choose another directory "
+                "with hydra.run.dir=…"
             ) from None
         try:
             yield self
@@ -97,7 +98,7 @@ class RunDirectory:
             lock.release()
 
     def config(self) -> dict[str, Any]:
-        """The effective configuration that was stored, {} if there is none yet."""
+        """The stored effective configuration, {} if there is none yet."""
         if not self.config_file.exists():
             return {}
         try:
@@ -108,7 +109,7 @@ class RunDirectory:
                 f"{self.config_file} cannot be read ({first}); delete {self.path} to train afresh"
             ) from None
         if not isinstance(config, dict):
-            raise ConfigError(f"{self.config_file} holds no configuration; delete the directory to train afresh")
+            raise ConfigError(f"{self.config_file} is not a configuration; delete {self.path} to train afresh")
         return config
 
     def write_config(self, config: Mapping[str, Any], durable: bool = True) -> None:
@@ -118,15 +119,15 @@ class RunDirectory:
     def freeze(self, config: Mapping[str, Any]) -> None:
         """Queue the run: a worker needs only its effective configuration and the state `queued`.
 
-        What an earlier attempt left stays, so that the next one goes on from there. Not synchronised to the disk,
-        since planning the sweep again restores it.
+        Files of an earlier attempt stay, so that the next one continues there. Not synchronised to the disk, since
+        planning the sweep again restores it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config, durable=False)
         self.update_status(durable=False, state="queued", error=None, traceback=None, slurm=None)
 
     def clear(self) -> None:
-        """Delete what attempts have left (results, metrics, tables, log, checkpoints, evaluations), to train afresh."""
+        """Delete results, metrics, tables, log, checkpoints and evaluations, to train afresh."""
         records = (self.results_file, self.metrics_file, self.status_file, self.environment_file, self.evaluations_file)
         for file in (*records, self.log_file):
             file.unlink(missing_ok=True)
@@ -134,11 +135,11 @@ class RunDirectory:
             shutil.rmtree(folder, ignore_errors=True)
 
     def in_use(self) -> bool:
-        """Does a living process hold the directory?"""
+        """True if a living process holds the directory."""
         return (self.path / ".lock").exists() and is_held(self.path / ".lock")
 
     def observed(self) -> State:
-        """The actual state: a run that says `running` while no process holds it was interrupted."""
+        """The actual state: a run whose status is `running`, but that no process holds, was interrupted."""
         state = self.status().get("state", "queued")
         return "interrupted" if state == "running" and not self.in_use() else state
 
@@ -146,7 +147,7 @@ class RunDirectory:
         write_json(self.environment_file, dict(environment))
 
     def environment(self) -> dict[str, Any]:
-        """What the latest attempt noted of code and machine, {} if nothing."""
+        """The contents of environment.json, {} if there is none yet."""
         return _read_json(self.environment_file)
 
     def status(self) -> dict[str, Any]:
@@ -159,8 +160,8 @@ class RunDirectory:
 
     def begin_attempt(self) -> int:
         """Record that this process has begun to work on the run; returns the attempt's number, from 1."""
-        for left in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
-            left.unlink()
+        for temporary in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            temporary.unlink()
         attempt = int(self.status().get("attempt", 0)) + 1
         here: dict[str, Any] = {"host": platform.node(), "pid": os.getpid(), "started": _now(), "finished": None}
         self.update_status(state="running", attempt=attempt, **here, error=None, traceback=None)
@@ -181,11 +182,11 @@ class RunDirectory:
             return file.tell()
 
     def truncate_metrics(self, length: int) -> None:
-        """Drop what follows the first `length` bytes: lines of steps that will be made again."""
+        """Keep the first `length` bytes: the steps of the lines after them will be repeated."""
         with self.metrics_file.open("ab") as file:
             if file.tell() < length:
                 raise RunError(
-                    f"{self.metrics_file} is shorter than its checkpoint says; delete {self.path} and train afresh"
+                    f"{self.metrics_file} is shorter than its checkpoint requires; delete {self.path} to train afresh"
                 )
             file.truncate(length)
 
@@ -200,7 +201,7 @@ class RunDirectory:
         write_json(self.results_file, dict(results))
 
     def is_done(self) -> bool:
-        """Has it ended, with results?"""
+        """True if the run has ended and has results."""
         return self.status().get("state") == "done" and self.results_file.exists()
 
     def write_table(self, name: str, rows: Rows) -> None:
@@ -209,13 +210,13 @@ class RunDirectory:
         write_text(self.tables / f"{name}.csv", as_csv(rows))
 
     def evaluated(self) -> list[dict[str, Any]]:
-        """The lines of evaluations.jsonl: evaluations after the run's own, oldest first."""
+        """The lines of evaluations.jsonl: later evaluations of the run, oldest first."""
         return _read_lines(self.evaluations_file)
 
 
 def find_runs(path: Paths) -> list[Path]:
-    """The run directories (folders with a config.yaml) at or below `path`, in order of name, each once; after each run
-    the folders of its evaluations.
+    """The run directories (folders with a config.yaml) at or below `path`, sorted by name, each once; each run is
+    followed by the folders of its evaluations.
 
     Does not search inside run directories, nor in folders whose name begins with a dot. Raises ConfigError for a path
     that does not exist.
@@ -225,7 +226,7 @@ def find_runs(path: Paths) -> list[Path]:
         if not root.is_dir():
             raise ConfigError(f"{root}: no such folder; expected a run directory or a folder of runs, as outputs/runs")
         real = root.resolve()
-        for folder in _walk(root):  # follows no links, so only the links that lead to `root` have to be resolved
+        for folder in _walk(root):  # follows no links, so only `root` has to be resolved
             found.setdefault(real / folder.relative_to(root), folder)
     return list(found.values())
 
@@ -241,7 +242,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def evaluated_run(path: Path) -> Path | None:
-    """The run directory that `path` holds an evaluation of, None if it holds none."""
+    """The run whose evaluation is in the folder `path`, None if `path` is no folder of an evaluation."""
     folder = path.absolute().parent
     return folder.parent if folder.name == "evaluations" and (folder.parent / "config.yaml").exists() else None
 
@@ -252,7 +253,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); delete the directory to train afresh") from None
+        raise ConfigError(f"{path} cannot be read ({error}); delete {path.parent} to train afresh") from None
     return dict(values)
 
 

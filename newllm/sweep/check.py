@@ -42,7 +42,7 @@ def build_all(nodes: Iterable[Part]) -> None:
     from omegaconf import OmegaConf
 
     from newllm.build import build
-    from newllm.config.values import check_values, fitted
+    from newllm.config.values import check_values, convert_options
     from newllm.run.stage import build_stage
 
     known = groups()
@@ -53,7 +53,7 @@ def build_all(nodes: Iterable[Part]) -> None:
         elif "_target_" not in node:
             build_stage(path, node, seed=0)
         else:
-            node = fitted(node, path)
+            node = convert_options(node, path)
             if path in known and not known[path].numbers:
                 continue  # depends on the machine and the directory of the run
             part = build(node)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from newllm.build import build
-from newllm.config.axes import why_unused
+from newllm.config.axes import unused_axis_error
 from newllm.config.compose import Job, catalog_for, compose_many, composed_choices, with_values
 from newllm.config.grid import combinations
 from newllm.config.overrides import Overrides, parse
-from newllm.config.values import fitted
+from newllm.config.values import convert_options
 from newllm.errors import ConfigError
 from newllm.sweep.launches import Policy, choosing
 from newllm.sweep.local import warm_up
@@ -82,7 +82,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
     if request.settings.dry_run:
         show(request.plan(), whole=True)
         return 0
-    launcher = build(fitted(request.launcher, "hydra.launcher"))
+    launcher = build(convert_options(request.launcher, "hydra.launcher"))
     with _clean_up_if_refused(request.folder), choosing(request.folder):
         planned = request.plan()
         require_packable([run.config for run in planned.runs], request.settings.policy.pack)
@@ -129,7 +129,7 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
         runs += compose_many(jobs, config_dir=config_dir)
     unused_by_all = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
     if unused_by_all:
-        raise why_unused(min(unused_by_all), runs[0].config["choices"], given)
+        raise unused_axis_error(min(unused_by_all), runs[0].config["choices"], given)
     folder = Path(composed.sweep_dir)
     if not several:
         folder = Path(composed.run_dir).parent if composed.run_dir else Path("outputs/runs")

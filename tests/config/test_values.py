@@ -11,7 +11,7 @@ from newllm.config import compose, effective
 from newllm.config.catalog import plain, shipped
 from newllm.config.compose import catalog_for
 from newllm.config.groups import group_of
-from newllm.config.values import REQUIRED, check_values, convert, expected, fitted, signature_of
+from newllm.config.values import REQUIRED, check_values, convert, convert_options, expected, signature_of
 from newllm.errors import ConfigError
 
 SOURCE = """
@@ -66,7 +66,7 @@ def test_options_stand_before_the_star_and_what_is_handed_over_after_it(module: 
     assert signature_of(f"{module}.scale").options["by"].annotation == int | None
     assert signature_of(f"{module}.Anything").open
     assert not signature_of(f"{module}.Empty").options
-    assert fitted({"_target_": f"{module}.Hidden", "thing": 3})["thing"] == 3
+    assert convert_options({"_target_": f"{module}.Hidden", "thing": 3})["thing"] == 3
 
 
 def test_build_hands_over_what_the_signature_names(module: str) -> None:
@@ -102,7 +102,7 @@ def test_a_target_that_does_not_exist_gets_the_nearest_name(target: str, said: s
 )
 def test_sentences_about_a_node(module: str, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as error:
-        fitted({"_target_": f"{module}.Plain", **options}, "part", of="part=mine")
+        convert_options({"_target_": f"{module}.Plain", **options}, "part", owner="part=mine")
     assert said in str(error.value)
 
 
@@ -209,7 +209,7 @@ def test_every_yaml_lists_all_options_of_its_target_in_their_types(group: str, n
     cfg = compose([f"{group}={name}", *(["model=context_token"] if without else [])])
     for path, node in nodes(effective(cfg)[group], group) if cfg[group] else []:
         assert {*node} - {"_target_"} == {*signature_of(node["_target_"]).options}, path
-        assert fitted(node, path).keys() == node.keys()
+        assert convert_options(node, path).keys() == node.keys()
 
 
 OTHERS = ["hydra/launcher/local", "hydra/launcher/slurm", "report/verdict/interval", "report/verdict/published"]
