@@ -13,7 +13,7 @@ from newllm.data import Dataset
 from newllm.model import LanguageModel
 from newllm.precision import Precision
 from newllm.runtime import Place, Runtime
-from newllm.store.environment import Settled
+from newllm.store.environment import NumericSettings
 from newllm.store.run_directory import RunDirectory
 from newllm.training.loggers import Logger
 from newllm.training.optimizer import AdamW
@@ -50,7 +50,7 @@ class Run:
     judge: Callable[[float], str]
     stages: Any = None
     place: Place = field(default_factory=Place)
-    earlier: Settled | None = None
+    earlier: NumericSettings | None = None
     started: float = field(default_factory=time.monotonic)
     logger: Logger | None = None
     console: Console = field(default_factory=lambda: Console(bar=False))
