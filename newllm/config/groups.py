@@ -78,5 +78,5 @@ def _shipped() -> dict[str, Group]:
 
 
 def _group(name: str, entry: dict[str, Any] | None) -> Group:
-    columns: dict[str, Any] = entry or {}
-    return Group(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in columns.items()})
+    columns: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in (entry or {}).items()}
+    return Group(name, **columns)

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from newllm.errors import ConfigError, NewllmError, RunError
-from newllm.store.environment import settled
+from newllm.store.environment import numeric_settings
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import build_all
 from newllm.sweep.display import Display
@@ -103,7 +103,7 @@ def earlier_threads(runs: Sequence[Path]) -> dict[str, int]:
     threads = {}
     for run in map(RunDirectory, runs):
         with suppress(ConfigError):  # starting the run will report what cannot be read
-            if run.last_checkpoint.exists() and (earlier := settled(run.environment_file)):
+            if run.last_checkpoint.exists() and (earlier := numeric_settings(run.environment_file)):
                 threads[run.path.name] = earlier.threads
     return threads
 
