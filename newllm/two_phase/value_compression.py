@@ -16,13 +16,13 @@ from newllm.data import Dataset
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation.subject import observing
 from newllm.model import LanguageModel
-from newllm.precision import Precision, autocast
+from newllm.precision import autocast
 from newllm.run.stage import Stage, StageResult
 from newllm.training.checkpoint import Progress, load_training, load_weights, save_training, save_weights
 from newllm.training.cross_entropy import IGNORED
 from newllm.training.optimizer import AdamW
 from newllm.training.run_context import Run
-from newllm.training.step import Numbers, Step, cut, read_and_clear
+from newllm.training.step import BatchLoss, Numbers, Step, cut, read_and_clear
 from newllm.two_phase.first_phase import Line, finish_phase, update_progress, write_lines
 
 _NAME = "reconstruction"
@@ -70,8 +70,8 @@ class Reconstruction(Stage):
         trainable = [p for p in run.model.parameters() if p.requires_grad]
         run.model.requires_grad_(False)
         pairs.requires_grad_(True)
-        training = _Training(self, run, pairs)
         try:
+            training = _Training(self, run, pairs)
             training.train()
         finally:
             for parameter in trainable:
@@ -207,12 +207,8 @@ class _Training:
         return self.progress.seconds + time.monotonic() - self._began
 
 
-class _Loss(nn.Module):
+class _Loss(BatchLoss):
     """Mean over rows and layers of MSE(v', v), weighted by the piece's share of the scored tokens."""
-
-    def __init__(self, model: LanguageModel, device: torch.device, precision: Precision) -> None:
-        super().__init__()
-        self.model, self.device, self.precision = model, device, precision
 
     def forward(self, inputs: Tensor, labels: Tensor, total: float) -> Tensor:
         with autocast(self.device, self.precision):
