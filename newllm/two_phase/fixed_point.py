@@ -28,14 +28,13 @@ from newllm.store.atomic import write_json
 from newllm.training.checkpoint import Progress, load_training, load_weights, save_training
 from newllm.training.optimizer import AdamW
 from newllm.training.run_context import Run
-from newllm.two_phase import phase_cache
+from newllm.two_phase import phase_folder
 from newllm.two_phase.first_phase import Line, finish_phase, seconds_of_last, update_progress, write_lines
 from newllm.two_phase.objectives import Objective
 from newllm.two_phase.recurrence import Piece, Recurrence
 from newllm.two_phase.stored_contexts import (
     Text,
     append,
-    open_contexts,
     parallel_contexts,
     previous_contexts,
     true_contexts,
@@ -43,10 +42,7 @@ from newllm.two_phase.stored_contexts import (
     write_contexts,
 )  # fmt: skip
 
-Side = Literal["train", "val"]
-
 _NAME = "fixed_point"
-_STATE, _OUTCOME = "state.safetensors", "outcome.json"
 _HEADING = f"{'iteration':>9}  {'loss':>9}  {'bound':>9}  {'of bound':>8}  {'converged':>9}  {'time':>7}"
 
 
@@ -153,17 +149,16 @@ class FixedPoint(Stage):
         tokens = data.stream("train")
         if len(tokens) < 2:
             raise ConfigError(f"{phase} needs a training text of at least 2 tokens; this one has {len(tokens)}.")
-        for side in _texts_to_store(model):
+        for side in phase_folder.texts_to_store(model):
             data.stream(side)  # raises ConfigError if its rows are scattered
         if self.folder is not None:
-            phase_cache.check_folder(self.folder, phase_cache.content_of_options(cfg))
+            phase_folder.check(self.folder, phase_folder.content_of_options(cfg))
 
     def run(self, run: Run) -> StageResult:
-        texts = _texts_to_store(run.model)
-        content = phase_cache.content_of(run, texts or ["train"], same_machine=self.folder is None)
+        content = phase_folder.content_of(run, same_machine=self.folder is None)
         folder = self.folder or cache_folder(run.runtime) / "phase1" / key_of(**content)
         with locked(folder, "first phase"):
-            phase_cache.claim_folder(folder, content)
+            phase_folder.claim(folder, content)
             try:
                 progress = self._load_or_train(run, folder)
             except OSError as error:
@@ -173,8 +168,8 @@ class FixedPoint(Stage):
                         "goes on from the last iteration."
                     ) from error
                 raise
-            metrics = json.loads((folder / _OUTCOME).read_text(encoding="utf-8"))
-            stored = _stored_contexts(run, folder)
+            metrics = json.loads((folder / phase_folder.OUTCOME).read_text(encoding="utf-8"))
+            stored = phase_folder.stored_contexts(run, folder)
         if self.freeze_embedding:
             for name in ("embed", "embed_norm"):
                 run.model.get_submodule(name).requires_grad_(False)
@@ -205,9 +200,10 @@ class FixedPoint(Stage):
         Trains what is not done yet. An epoch of the returned Progress is an iteration.
         """
         recurrence: Recurrence = run.model.recurrence  # type: ignore[assignment]
-        state, outcome = folder / _STATE, folder / _OUTCOME
+        state, outcome = folder / phase_folder.STATE, folder / phase_folder.OUTCOME
         run.console.line()
-        whole = state.exists() and len(_stored_contexts(run, folder)) == len(_texts_to_store(run.model))
+        stored = phase_folder.stored_contexts(run, folder)
+        whole = state.exists() and len(stored) == len(phase_folder.texts_to_store(run.model))
         if outcome.exists() and not whole:  # a file was deleted, and the iteration's contexts are gone
             outcome.unlink()
             state.unlink(missing_ok=True)
@@ -227,7 +223,7 @@ class FixedPoint(Stage):
 
     def _iterate(self, run: Run, iteration: "Iteration") -> Progress:
         """Run the remaining iterations. Each writes its contexts, then the checkpoint, then its line."""
-        progress, state, began = Progress(), iteration.folder / _STATE, time.monotonic()
+        progress, state, began = Progress(), iteration.folder / phase_folder.STATE, time.monotonic()
         if state.exists():
             progress = load_training(state, iteration.recurrence, iteration.optimizer, {})
             began -= progress.seconds
@@ -270,8 +266,8 @@ class FixedPoint(Stage):
     def _store(self, run: Run, iteration: "Iteration", progress: Progress) -> None:
         """Store the contexts that the second phase reads, then the metrics; remove the iteration's contexts."""
         began, previous = time.monotonic(), iteration.contexts(progress.epoch)
-        stored = _stored_contexts(run, iteration.folder)
-        for side, name in _texts_to_store(run.model).items():
+        stored = phase_folder.stored_contexts(run, iteration.folder)
+        for side, name in phase_folder.texts_to_store(run.model).items():
             if side in stored:
                 continue
             text, since = Text(run.model, run.data.stream(side), run.device), time.monotonic()
@@ -279,7 +275,7 @@ class FixedPoint(Stage):
                 pieces = parallel_contexts(iteration.recurrence, text, previous, self.batch_tokens, run.precision)
             else:
                 pieces = true_contexts(iteration.recurrence, text, run.precision)
-            path, shape = _contexts_file(run, iteration.folder, side)
+            path, shape = phase_folder.contexts_file(run, iteration.folder, side)
             write_contexts(path, shape, _until_stopped(run, pieces), run.precision)
             size, seconds = path.stat().st_size / 2**20, time.monotonic() - since
             run.console.line(
@@ -296,27 +292,8 @@ class FixedPoint(Stage):
             "context/rank_share@train": rank / previous.shape[1],
             "speed/phase1_seconds": progress.seconds + time.monotonic() - began,
         }
-        write_json(iteration.folder / _OUTCOME, metrics)
+        write_json(iteration.folder / phase_folder.OUTCOME, metrics)
         iteration.remove_contexts()
-
-
-def _texts_to_store(model: nn.Module) -> dict[Side, str]:
-    """The texts whose contexts the second phase reads, with their names; none if the model runs its recurrence."""
-    return {"train": "training", "val": "validation"} if hasattr(model, "read") else {}
-
-
-def _contexts_file(run: Run, folder: Path, side: Side) -> tuple[Path, tuple[int, int, int]]:
-    """The file of a text's contexts, and their shape [N, L, C]."""
-    recurrence: Any = run.model.recurrence
-    return folder / f"contexts.{side}.bin", (len(run.data.stream(side)), recurrence.layers, recurrence.width)
-
-
-def _stored_contexts(run: Run, folder: Path) -> dict[Side, Tensor]:
-    """The contexts [N, L, C] on disk, by text."""
-    opened = {
-        side: open_contexts(*_contexts_file(run, folder, side), run.precision) for side in _texts_to_store(run.model)
-    }
-    return {side: contexts for side, contexts in opened.items() if contexts is not None}
 
 
 def _until_stopped(run: Run, pieces: Iterator[Piece]) -> Iterator[Piece]:

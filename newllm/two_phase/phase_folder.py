@@ -1,4 +1,6 @@
-"""The folder of a fixed-point phase, in the cache or named by phase1.folder; runs with the same first phase share it.
+"""The folder of a fixed-point phase: its identity and its files. Runs with the same first phase share it.
+
+It is in the cache, or named by phase1.folder.
 
 meta.json             all that determines the result: options, digests of the texts and embeddings, arithmetic
 state.safetensors     progress, weights, optimizer state
@@ -9,24 +11,27 @@ outcome.json          metrics; written last
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 from newllm.config.identity import canonical, differences
 from newllm.errors import ConfigError
 from newllm.store.atomic import write_json
 from newllm.training.run_context import Run
+from newllm.two_phase.stored_contexts import open_contexts
 
 RULE = 3  # increased when a code change alters the results of an unchanged configuration
 _WITHOUT_EFFECT = {"_target_", "folder", "freeze_embedding", "require_convergence"}  # on the result of the phase
 _PORTION = 1 << 22  # tokens
 
+STATE, OUTCOME = "state.safetensors", "outcome.json"
 Content = dict[str, Any]
+Side = Literal["train", "val"]
 
 
 def content_of_options(cfg: DictConfig) -> Content:
@@ -37,14 +42,15 @@ def content_of_options(cfg: DictConfig) -> Content:
     return dict(json.loads(json.dumps(canonical(content))))
 
 
-def content_of(run: Run, texts: Iterable[Literal["train", "val"]], same_machine: bool) -> Content:
-    """Everything that determines the result. texts: "train" and, if its contexts are stored, "val"."""
+def content_of(run: Run, same_machine: bool) -> Content:
+    """Everything that determines the result. same_machine: including device and thread count."""
     content = content_of_options(run.cfg)
-    for name in texts:
-        tokens, digest = run.data.stream(name), hashlib.sha256()
+    sides: list[Side] = [*texts_to_store(run.model)] or ["train"]
+    for side in sides:
+        tokens, digest = run.data.stream(side), hashlib.sha256()
         for start in range(0, len(tokens), _PORTION):
             digest.update(np.asarray(tokens[start : start + _PORTION], dtype="<u4").tobytes())
-        content[name] = {"tokens": len(tokens), "sha256": digest.hexdigest()}
+        content[side] = {"tokens": len(tokens), "sha256": digest.hexdigest()}
     weights = run.model.embed.weight.detach().cpu().contiguous().numpy()
     content["embeddings"] = {"sha256": hashlib.sha256(weights.data.cast("B")).hexdigest()}
     content["arithmetic"] = {"precision": run.precision}
@@ -54,7 +60,7 @@ def content_of(run: Run, texts: Iterable[Literal["train", "val"]], same_machine:
     return content
 
 
-def check_folder(folder: Path, content: Content) -> None:
+def check(folder: Path, content: Content) -> None:
     """Raises ConfigError if `folder` holds a first phase with different content, or other files.
 
     Compares only the parts that `content` has.
@@ -80,11 +86,29 @@ def check_folder(folder: Path, content: Content) -> None:
         )
 
 
-def claim_folder(folder: Path, content: Content) -> None:
+def claim(folder: Path, content: Content) -> None:
     """Create `folder` for this content, and remove temporary files of killed processes. The caller holds its lock."""
-    check_folder(folder, content)
+    check(folder, content)
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink()
     if not (folder / "meta.json").exists():
         write_json(folder / "meta.json", content)
+
+
+def texts_to_store(model: nn.Module) -> dict[Side, str]:
+    """The texts whose contexts the second phase reads, with their names; none if the model runs its recurrence."""
+    return {"train": "training", "val": "validation"} if hasattr(model, "read") else {}
+
+
+def contexts_file(run: Run, folder: Path, side: Side) -> tuple[Path, tuple[int, int, int]]:
+    """The file of a text's contexts, and their shape [N, L, C]."""
+    recurrence: Any = run.model.recurrence
+    return folder / f"contexts.{side}.bin", (len(run.data.stream(side)), recurrence.layers, recurrence.width)
+
+
+def stored_contexts(run: Run, folder: Path) -> dict[Side, Tensor]:
+    """The contexts [N, L, C] on disk, by text."""
+    files = {side: contexts_file(run, folder, side) for side in texts_to_store(run.model)}
+    opened = {side: open_contexts(*file, run.precision) for side, file in files.items()}
+    return {side: contexts for side, contexts in opened.items() if contexts is not None}
