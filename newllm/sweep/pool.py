@@ -21,7 +21,7 @@ from newllm.sweep.check import build_all
 from newllm.sweep.display import Display
 from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.packing import pack
-from newllm.sweep.slots import Demand, Grant, Slots, available_cores, demand, visible_gpus
+from newllm.sweep.slots import Grant, Slots, available_cores, visible_gpus
 from newllm.sweep.state import after_worker, before_worker, write_state
 from newllm.sweep.workers import STOP_SIGNALS, Workers, in_child
 
@@ -88,7 +88,9 @@ def execute(
         with launch:
             threads = earlier_threads(runs)
             slots = slots_for(len(runs))
-            packing = pack(sweep, runs, policy.pack, Grant(slots.threads, gpus=slots.gpus[:1]), slots.count, threads)
+            packing = pack(
+                sweep, runs, policy.pack, Grant(slots.threads, gpus=slots.gpus[:1] or None), slots.count, threads
+            )
             slots = slots_for(len(packing.packs))
             display = Display(sweep, runs)
             pool = Pool(packing.packs, slots, workers, policy, display, threads)
@@ -183,11 +185,17 @@ class Pool:
             if not self._canary_done and len(runs) > 1:  # the canary goes alone
                 self._queue.appendleft(runs[1:])
                 runs = runs[:1]
-            demands = [(run, want) for run in runs if (want := self._demand(run))]
-            if not demands:
+            runs = [run for run in runs if self._is_queued(run)]
+            if not runs:
                 continue
-            runs = [run for run, _ in demands]
-            grant = self._slots.take(demands[0][1])  # packed runs have equal demands
+            try:
+                first = runs[0]  # packed runs need equal resources
+                grant = self._slots.take(first.config(), self._threads.get(first.path.name))
+            except ConfigError as error:
+                write_state(first, "failed", str(error))
+                self._close(first, "failed", str(error))
+                self._queue.appendleft(runs[1:])
+                continue
             if grant is None:
                 self._queue.appendleft(runs)
                 return
@@ -203,17 +211,12 @@ class Pool:
                 self._attempts[run.path] += 1
                 self._display.started(run.path)
 
-    def _demand(self, run: RunDirectory) -> Demand | None:
-        """The resources that a run needs; None, after noting its state, if it is not to be started any more."""
+    def _is_queued(self, run: RunDirectory) -> bool:
+        """Whether a run is still to be started; notes the state of one that is not."""
         state, error = before_worker(run)
-        if state == "queued":
-            try:
-                return demand(run.config(), bool(self._slots.gpus), self._threads.get(run.path.name))
-            except ConfigError as refusal:
-                state, error = "failed", str(refusal)
-                write_state(run, "failed", error)
-        self._close(run, state, error)
-        return None
+        if state != "queued":
+            self._close(run, state, error)
+        return state == "queued"
 
     def _end(self, run: RunDirectory, status: int) -> None:
         """The worker of a run has ended: queue the run again if the policy allows, else note its state."""

@@ -12,52 +12,23 @@ from newllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Demand:
-    """The resources that one run asks for.
+class Grant:
+    """The resources given to one run.
 
     Args:
-        devices: processes of the run; on a GPU machine, each has its own GPU.
-        threads: CPU threads of all its processes together; None: the launcher decides.
+        threads: CPU threads of all its processes together.
+        units: slots that it takes.
+        gpus: its GPUs by their CUDA names; None: CUDA decides.
     """
-
-    gpu: bool = False
-    devices: int = 1
-    threads: int | None = None
-
-
-@dataclass(frozen=True)
-class Grant:
-    """The resources given to one run: GPUs by their CUDA names, or units of CPU cores."""
 
     threads: int
     units: int = 0
-    gpus: tuple[str, ...] = ()
-    hide_gpus: bool = False
+    gpus: tuple[str, ...] | None = None
 
     def environment(self) -> dict[str, str]:
         """The environment variables that limit a worker to its grant."""
-        shown = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus or self.hide_gpus else {}
-        return {"OMP_NUM_THREADS": str(self.threads), **shown}
-
-
-def demand(config: Mapping[str, Any], gpus: bool, earlier_threads: int | None = None) -> Demand:
-    """The demand of a run with this effective configuration on a machine with or without `gpus`.
-
-    earlier_threads: those that it began with, in case its configuration gives no number.
-    Raises ConfigError if the run names a GPU, since the launcher assigns them.
-    """
-    runtime, trainer = config.get("runtime") or {}, config.get("trainer") or {}
-    device, threads, devices = runtime.get("device", "auto"), runtime.get("threads", "auto"), trainer.get("devices", 1)
-    if gpus and str(device).startswith("cuda:") and device != "cuda:0":
-        raise ConfigError(
-            f"runtime.device={device} names one GPU, while a launcher gives each run its own; leave runtime.device out "
-            f"and type CUDA_VISIBLE_DEVICES={str(device)[5:]} before the command to use that one only"
-        )
-    return Demand(
-        gpu=gpus and (device == "auto" or str(device).startswith("cuda")),
-        devices=devices if isinstance(devices, int) and devices > 0 else 1,
-        threads=threads if isinstance(threads, int) else earlier_threads,
-    )
+        visible = {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
+        return {"OMP_NUM_THREADS": str(self.threads), **visible}
 
 
 class Slots:
@@ -96,24 +67,37 @@ class Slots:
         """Whether nothing is free."""
         return self._units == 0
 
-    def take(self, want: Demand) -> Grant | None:
-        """Resources for one run; None while not enough is free. A run that asks for more than the machine has gets
-        all of it."""
-        number = min(want.devices, len(self.gpus)) if want.gpu else 0
-        threads = want.threads or (self.threads * want.devices if want.gpu else max(self.threads, want.devices))
-        units = min(number or -(-max(threads, want.devices) // self.threads), self.count)
+    def take(self, config: Mapping[str, Any], earlier_threads: int | None = None) -> Grant | None:
+        """Resources for a run with this effective configuration; None while not enough is free.
+
+        A run that needs more than the machine has gets all of it. earlier_threads: those that the run began with.
+        Raises ConfigError if the run names a GPU, since the launcher assigns them.
+        """
+        runtime = {"device": "auto", "threads": "auto", **(config.get("runtime") or {})}
+        device, threads = str(runtime["device"]), runtime["threads"]
+        if self.gpus and device.startswith("cuda:") and device != "cuda:0":
+            raise ConfigError(
+                f"runtime.device={device} names one GPU, while a launcher gives each run its own; leave runtime.device "
+                f"out and type CUDA_VISIBLE_DEVICES={device[5:]} before the command to use that one only"
+            )
+        processes = int((config.get("trainer") or {}).get("devices") or 1)
+        on_gpus = bool(self.gpus) and (device == "auto" or device.startswith("cuda"))
+        number = min(processes, len(self.gpus)) if on_gpus else 0
+        threads = threads if isinstance(threads, int) else earlier_threads
+        threads = threads or (self.threads * processes if on_gpus else max(self.threads, processes))
+        units = min(number or -(-max(threads, processes) // self.threads), self.count)
         free = sorted((gpu for gpu in self.gpus if self._shares[gpu]), key=lambda gpu: -self._shares[gpu])
         if units > self._units or len(free) < number:
             return None
         self._units -= units
         for gpu in free[:number]:
             self._shares[gpu] -= 1
-        return Grant(threads, units, tuple(free[:number]), hide_gpus=bool(self.gpus) and not want.gpu)
+        return Grant(threads, units, tuple(free[:number]) if self.gpus else None)
 
     def give(self, grant: Grant) -> None:
         """Return the resources of a run that has ended."""
         self._units += grant.units
-        for gpu in grant.gpus:
+        for gpu in grant.gpus or ():
             self._shares[gpu] += 1
 
 

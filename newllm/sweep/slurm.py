@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,16 +126,17 @@ class Slurm:
             **{key: options[key] for key in ("partition", "account", "qos", "signal_delay_s")},
         )
 
-        def submit(array: Array, after: Sequence[str]) -> str:
-            gpus, cpus = resources(array.devices, options["gpus"], options["cpus"])
+        def submit(tasks: Sequence[Sequence[Path]], devices: int, after: Sequence[str]) -> str:
+            """Submit one array: the runs of each task, and how many processes each run has; returns its id."""
+            gpus, cpus = resources(devices, options["gpus"], options["cpus"])
             executor.update_parameters(
                 gpus_per_node=gpus,
                 cpus_per_task=cpus,
                 srun_args=[f"--cpus-per-task={cpus}"],  # srun does not inherit it from sbatch
-                array_parallelism=array.cap,
+                array_parallelism=min(options["max_running"] or len(tasks), len(tasks)),
                 dependency=",".join(after) or None,
             )
-            tasks = [
+            callables = [
                 Task(
                     sweep=str(sweep.resolve()),
                     name=name,
@@ -144,56 +145,39 @@ class Slurm:
                     jobs_per_gpu=options["jobs_per_gpu"],
                     requeues=options["max_requeues"],
                 )
-                for task in array.tasks
+                for task in tasks
             ]
-            ids = _sbatch(executor, tasks)
-            for task, job in zip(array.tasks, ids, strict=True):
+            ids = _sbatch(executor, callables)
+            for task, job in zip(tasks, ids, strict=True):
                 for run in task:
                     with suppress(ConfigError), RunDirectory(run).locked() as directory:  # else the job has begun
                         directory.update_status(durable=False, slurm=job)
             return ids[0].split("_")[0]
 
         devices = {run: int((RunDirectory(run).config().get("trainer") or {}).get("devices") or 1) for run in runs}
-        canary = None
+        canary = previous = None
         if policy.canary and len(runs) > 1:
-            canary = submit(Array([[runs[0]]], devices.pop(runs[0]), cap=1), [])
+            canary = submit([[runs[0]]], devices.pop(runs[0]), [])
             yield canary
-        together = max(options["runs_per_job"], policy.pack if isinstance(policy.pack, int) else 1)
-        for lane in lanes(devices, together, _largest_array(), options["max_running"]):
-            previous = None
-            for array in lane:
-                after = [f"afterok:{canary}"] * bool(canary) + [f"afterany:{previous}"] * bool(previous)
-                previous = submit(array, after)
-                yield previous
+        runs_per_job = max(options["runs_per_job"], policy.pack if isinstance(policy.pack, int) else 1)
+        for need, tasks in arrays(devices, runs_per_job, _largest_array()):
+            after = [f"afterok:{canary}"] if canary else []
+            if options["max_running"] and previous:  # the arrays run one after another
+                after.append(f"afterany:{previous}")
+            previous = submit(tasks, need, after)
+            yield previous
 
 
-@dataclass(frozen=True)
-class Array:
-    """One array to submit: the runs of each task, the processes of each run, and how many tasks may run at once."""
+def arrays(devices: Mapping[Path, int], runs_per_job: int, largest: int) -> list[tuple[int, list[list[Path]]]]:
+    """Job arrays of at most `largest` tasks for runs that need these numbers of `devices`.
 
-    tasks: list[list[Path]]
-    devices: int
-    cap: int
-
-
-def lanes(devices: Mapping[Path, int], runs_per_job: int, largest: int, max_running: int | None) -> list[list[Array]]:
-    """The arrays for runs that need these numbers of `devices`, with at most `max_running` concurrent tasks in total.
-
-    Lanes run in parallel with a share of `max_running` each; within a lane, each array waits for the end of the one
-    before. Arrays of runs with equal `devices` have about equal sizes, so that they end at about the same time.
+    Each array is the number of devices that its runs need, and the runs of each task.
     """
-    pieces: list[tuple[int, list[list[Path]]]] = []
+    found = []
     for need in dict.fromkeys(devices.values()):
         runs = [run for run, its_need in devices.items() if its_need == need]
         tasks = [runs[i : i + runs_per_job] for i in range(0, len(runs), runs_per_job)]
-        number = -(-len(tasks) // largest)
-        pieces += [(need, tasks[len(tasks) * i // number : len(tasks) * (i + 1) // number]) for i in range(number)]
-    number = min(len(pieces), max_running or len(pieces))
-    found: list[list[Array]] = [[] for _ in range(number)]
-    for i, (need, tasks) in enumerate(pieces):
-        lane = i % number
-        share = len(tasks) if max_running is None else max_running // number + (lane < max_running % number)
-        found[lane].append(Array(tasks, need, min(share, len(tasks))))
+        found += [(need, tasks[i : i + largest]) for i in range(0, len(tasks), largest)]
     return found
 
 

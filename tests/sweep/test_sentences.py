@@ -10,7 +10,7 @@ from newllm.sweep.command import Sweep
 from newllm.sweep.local import Local
 from newllm.sweep.plan import plan
 from newllm.sweep.run_names import choose, sweeps_in
-from newllm.sweep.slots import demand
+from newllm.sweep.slots import Slots
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import job_states
 
@@ -46,7 +46,7 @@ RUNS = [Path(f"tiny-{pe}-s{seed}-{i:08x}") for i, (pe, seed) in enumerate([("rop
             "only=[3]: there is no run 3; the plan numbers them 0 to -1.",
         ),
         (
-            lambda: demand({"runtime": {"device": "cuda:1"}}, gpus=True),
+            lambda: Slots(1, ("0",), 1).take({"runtime": {"device": "cuda:1"}}),
             ConfigError,
             "runtime.device=cuda:1 names one GPU, while a launcher gives each run its own; leave runtime.device out "
             "and type CUDA_VISIBLE_DEVICES=1 before the command to use that one only",

@@ -11,7 +11,7 @@ from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep import slurm
 from newllm.sweep.launches import Policy, launches
-from newllm.sweep.slurm import Array, Slurm, follow, lanes, resources, settle
+from newllm.sweep.slurm import Slurm, arrays, follow, resources, settle
 from newllm.sweep.slurm_job import Task
 from newllm.sweep.slurm_states import job_states
 from tests.support.sweep_folders import make_run
@@ -31,37 +31,23 @@ def program(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def run_paths(number: int) -> list[Path]:
-    return [Path(f"s{seed}") for seed in range(number)]
-
-
-@pytest.mark.parametrize("runs", [1, 4, 5, 41])
-@pytest.mark.parametrize("runs_per_job", [1, 3])
-@pytest.mark.parametrize("max_running", [None, 1, 2, 7])
-def test_arrays_hold_each_run_once_below_the_largest_size_and_the_cap(
-    runs: int, runs_per_job: int, max_running: int | None
+@pytest.mark.parametrize(
+    ("runs", "runs_per_job", "sizes"), [(1, 1, [1]), (5, 1, [4, 1]), (8, 1, [4, 4]), (41, 3, [4] * 3 + [2])]
+)
+def test_arrays_hold_each_run_once_and_are_below_the_largest_size(
+    runs: int, runs_per_job: int, sizes: list[int]
 ) -> None:
-    found = lanes(dict.fromkeys(run_paths(runs), 1), runs_per_job, largest=4, max_running=max_running)
-    arrays = [array for lane in found for array in lane]
-    assert sorted(run for array in arrays for task in array.tasks for run in task) == sorted(run_paths(runs))
-    assert all(len(array.tasks) <= 4 for array in arrays)
-    assert all(len(task) <= runs_per_job for array in arrays for task in array.tasks)
-    assert all(array.cap >= 1 for array in arrays)
-    if max_running:
-        assert sum(max(array.cap for array in lane) for lane in found) <= max_running
-
-
-def test_arrays_of_about_equal_size_share_the_cap() -> None:
-    found = lanes(dict.fromkeys(run_paths(9), 1), 1, largest=4, max_running=5)
-    assert [[(len(array.tasks), array.cap) for array in lane] for lane in found] == [[(3, 2)], [(3, 2)], [(3, 1)]]
-    waiting = lanes(dict.fromkeys(run_paths(9), 1), 1, largest=4, max_running=2)
-    assert [[(len(array.tasks), array.cap) for array in lane] for lane in waiting] == [[(3, 1), (3, 1)], [(3, 1)]]
+    paths = [Path(f"s{seed}") for seed in range(runs)]
+    found = arrays(dict.fromkeys(paths, 1), runs_per_job, largest=4)
+    assert [len(tasks) for _, tasks in found] == sizes
+    assert [run for _, tasks in found for task in tasks for run in task] == paths
+    assert all(len(task) <= runs_per_job for _, tasks in found for task in tasks)
 
 
 def test_runs_that_need_more_devices_get_arrays_of_their_own() -> None:
-    one, two, three, four = run_paths(4)
-    found = lanes({one: 1, two: 2, three: 1, four: 2}, 2, largest=100, max_running=None)
-    assert found == [[Array([[one, three]], devices=1, cap=1)], [Array([[two, four]], devices=2, cap=1)]]
+    one, two, three, four = map(Path, ("s1", "s2", "s3", "s4"))
+    found = arrays({one: 1, two: 2, three: 1, four: 2}, 2, largest=100)
+    assert found == [(1, [[one, three]]), (2, [[two, four]])]
     assert resources(devices=4, gpus=1, cpus=8) == (4, 8)
     assert resources(devices=2, gpus=None, cpus=3) == (None, 6)
 
@@ -209,7 +195,7 @@ def test_a_cluster_that_refuses_the_second_array_keeps_the_first(
     )
     with pytest.raises(ConfigError, match=r"refused the jobs: QOSMax.*; the runs stay queued.* before, 5, continue\.$"):
         launcher.start(tmp_path / "sweep", runs, Policy())
-    assert [RunDirectory(run).status().get("slurm") for run in runs] == ["5", None, None]
+    assert [RunDirectory(run).status().get("slurm") for run in runs] == ["5_0", "5_1", None]
     assert [RunDirectory(run).status()["state"] for run in runs] == ["queued"] * 3
     assert [record["slurm_jobs"] for record in launches(tmp_path / "sweep")] == [["5"]]
     job = (tmp_path / "first" / "job.sh").read_text().splitlines()
