@@ -38,11 +38,14 @@ def linear_cross_entropy(
     With no scored row the loss is 0. backward() can run once. outermost: the caller promises that backward() starts at
     this loss or at a sum of such losses, so the gradients need no scaling by the incoming gradient.
     """
+    if total is None:
+        divisor = (labels != IGNORED).sum().clamp(min=1).float()  # stays on the device: no synchronisation
+    else:
+        divisor = torch.tensor(float(total or 1), device=labels.device)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, total, chunk, outermost)
+        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, divisor, chunk, outermost)
         return loss
-    losses = token_losses(hidden, weight, labels, chunk=chunk)
-    return losses.sum() / _divisor(labels, total)
+    return token_losses(hidden, weight, labels, chunk=chunk).sum() / divisor
 
 
 @torch.no_grad()
@@ -65,12 +68,6 @@ def _gemm_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def _divisor(labels: Tensor, total: float | None) -> Tensor:
-    if total is not None:
-        return torch.tensor(float(total or 1), device=labels.device)
-    return (labels != IGNORED).sum().clamp(min=1).float()  # stays on the device: no synchronisation
-
-
 def _chunks(labels: Tensor, chunk: int) -> list[tuple[slice, Tensor, Tensor]]:
     """For each chunk: its rows, their labels with 0 for ignored ones, and 1.0 for each scored row."""
     scored = labels != IGNORED
@@ -88,7 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
-        total: float | None,
+        divisor: Tensor,
         chunk: int,
         outermost: bool,
     ) -> Tensor:
@@ -99,20 +96,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wants_hidden else None
         fresh = torch.empty_like if len(labels) else torch.zeros_like
         d_weight = fresh(weight, dtype=torch.float32) if wants_weight else None
-        divisor = _divisor(labels, total)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        step = _CPU_WORDS if head.device.type == "cpu" else len(head)  # small enough to stay in a CPU's cache
 
         with torch.autocast(hidden.device.type, enabled=False):
             for rows, label, scored in _chunks(labels, chunk):
                 part = hidden[rows].to(dtype)  # (chunk, D)
                 logits = part @ head.T  # (chunk, V)
                 loss += _to_gradient(logits, label, scored, scored / divisor)
-                for words in _words(head):
+                for start in range(0, len(head), step):
+                    words = slice(start, start + step)
                     gradient = logits[:, words]
                     if d_hidden is not None:
                         d_hidden[rows] += gradient @ head[words]
-                    if d_weight is not None:
-                        _add_product(d_weight[words], gradient, part, first=rows.start == 0)
+                    if d_weight is None:
+                        continue
+                    if rows.start == 0:  # the first chunk; nothing has been added up before it
+                        d_weight[words] = gradient.T @ part
+                    elif gradient.dtype == d_weight.dtype:
+                        d_weight[words].addmm_(gradient.T, part)
+                    else:
+                        d_weight[words].add_(gradient.T @ part)
 
         ctx.outermost = outermost
         ctx.gradients = (
@@ -167,19 +171,3 @@ def _exponentials(logits: Tensor, in_place: bool = False) -> tuple[Tensor, Tenso
 
 def _block(logits: Tensor) -> int:
     return _CPU_BLOCK if logits.device.type == "cpu" else len(logits)
-
-
-def _words(weight: Tensor) -> list[slice]:
-    """Slices of the vocabulary for the gradient products: on CPUs small enough to stay in cache."""
-    size = _CPU_WORDS if weight.device.type == "cpu" else len(weight)
-    return [slice(start, start + size) for start in range(0, len(weight), size)]
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """total (V, D) fp32 += left.T (V, chunk) @ right (chunk, D); `first` overwrites total instead."""
-    if first:
-        total.copy_(left.T @ right)
-    elif left.dtype == total.dtype:
-        total.addmm_(left.T, right)
-    else:
-        total.add_(left.T @ right)

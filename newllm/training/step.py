@@ -69,19 +69,17 @@ class BatchLoss(nn.Module):
 
         auxiliary: [b], the model's auxiliary loss of each row.
         """
-        loss = self._of_tokens(hidden, labels, total)
+        head = self.model.head_weight
+        if self.fused:
+            hidden = hidden.flatten(0, 1)
+            loss = linear_cross_entropy(hidden, head, labels.flatten(), total=total, outermost=True)
+        else:
+            logits = F.linear(hidden, head).flatten(0, 1).float()
+            loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / (total or 1)
         if auxiliary is None:
             return loss
         added = auxiliary.mean() * ((labels != IGNORED).sum() / (total or 1))
         return loss + (added - added.detach())
-
-    def _of_tokens(self, hidden: Tensor, labels: Tensor, total: float) -> Tensor:
-        if not self.fused:
-            logits = F.linear(hidden, self.model.head_weight).flatten(0, 1).float()
-            return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / (total or 1)
-        return linear_cross_entropy(
-            hidden.flatten(0, 1), self.model.head_weight, labels.flatten(), total=total, outermost=True
-        )
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -139,49 +137,38 @@ class Step:
         device) and the number of scored tokens, all of the whole batch.
         """
         scored = count_scored(pieces)
-        loss = torch.zeros((), device=self.device)
-        for number, piece in enumerate(pieces, 1):
-            loss += self._backward(piece, scored, last=number == len(pieces))
+        total = torch.zeros((), device=self.device)
+        for number, (inputs, labels) in enumerate(pieces, 1):
+            if self.ranks > 1:
+                own_inputs, own_labels = (part.tensor_split(self.ranks)[self.rank] for part in (inputs, labels))
+                if len(own_inputs):
+                    inputs, labels = own_inputs, own_labels
+                else:  # no row is left for this rank: one without labels has no effect
+                    inputs, labels = inputs[:1], torch.full_like(labels[:1], IGNORED)
+            skip_sync = self.ranks > 1 and number < len(pieces)  # the last piece synchronizes the gradients
+            with self.loss.no_sync() if skip_sync else nullcontext():  # type: ignore[operator]
+                # DDP averages over ranks; dividing the total by `ranks` makes that a sum.
+                loss = self.loss(self.to_device(inputs), self.to_device(labels), scored / self.ranks)
+                loss.backward()
+            total += loss.detach()
         if self.ranks > 1:
-            dist.all_reduce(loss)
-            loss /= self.ranks
-        return loss, self.update(rate), scored
+            dist.all_reduce(total)
+            total /= self.ranks
+        return total, self.update(rate), scored
 
     def update(self, rate: float) -> Tensor:
         """Clip the gradients and make a step of AdamW; returns the gradient norm before clipping."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if self.clip < math.inf:
-            self._clip(norm)
+        if self.clip < math.inf and self.optimizer.defaults["fused"]:
+            # The attribute that torch's GradScaler sets: the kernel divides the gradients by it, in its own pass.
+            self.optimizer.grad_scale = (norm / self.clip).clamp(min=1.0)  # type: ignore[attr-defined]
+        elif self.clip < math.inf:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
-
-    def _backward(self, piece: Piece, scored: int, last: bool) -> Tensor:
-        """Add the gradients of this rank's part of a piece; the last piece synchronizes them across ranks."""
-        inputs, labels = self._share(*piece)
-        skip_sync = isinstance(self.loss, DistributedDataParallel) and not last
-        with self.loss.no_sync() if skip_sync else nullcontext():  # type: ignore[operator]
-            # DDP averages over ranks; dividing the total by `ranks` makes that a sum.
-            loss: Tensor = self.loss(self.to_device(inputs), self.to_device(labels), scored / self.ranks)
-            loss.backward()
-        return loss.detach()
-
-    def _share(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """This rank's rows of a piece. If there are none, a row without labels, which has no effect."""
-        if self.ranks == 1:
-            return inputs, labels
-        own_inputs, own_labels = (tensor.tensor_split(self.ranks)[self.rank] for tensor in (inputs, labels))
-        return (own_inputs, own_labels) if len(own_inputs) else (inputs[:1], torch.full_like(labels[:1], IGNORED))
-
-    def _clip(self, norm: Tensor) -> None:
-        """Scale the gradient down to the norm `clip`; the fused optimizer does so in its own pass."""
-        if self.optimizer.defaults["fused"]:
-            # The attribute that torch's GradScaler sets: the kernel divides the gradients by it.
-            self.optimizer.grad_scale = (norm / self.clip).clamp(min=1.0)  # type: ignore[attr-defined]
-        else:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
 
     def tensors(self) -> list[Tensor]:
         """The tensors alive between two steps: parameters, buffers and the optimizer's state."""
