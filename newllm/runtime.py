@@ -37,21 +37,21 @@ class Place:
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:
             return cls()
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        return cls(rank, size, int(os.environ.get("LOCAL_RANK", rank)), here, launched=True)
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        return cls(rank, size, int(os.environ.get("LOCAL_RANK", rank)), local_size, launched=True)
 
     @classmethod
     def of_run(cls, devices: int) -> "Place":
         """The place in a run with trainer.devices=`devices`. Raises ConfigError if another number has been launched."""
-        launched = cls.from_environment()
-        if not launched.launched:
+        place = cls.from_environment()
+        if not place.launched:
             return cls(0, devices, 0, devices)
-        if launched.size != devices:
+        if place.size != devices:
             raise ConfigError(
-                f"WORLD_SIZE says that {launched.size} processes have been started for this run, and "
+                f"WORLD_SIZE says that {place.size} processes have been started for this run, and "
                 f"trainer.devices={devices}; leave trainer.devices out, or start {devices}."
             )
-        return launched
+        return place
 
 
 class Runtime:
@@ -167,7 +167,7 @@ def keep_freed_memory() -> None:
 
 
 def _available_threads() -> int:
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked) * Place.from_environment().local_size
+    variable = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if variable.isdigit() and int(variable) > 0:
+        return int(variable) * Place.from_environment().local_size
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

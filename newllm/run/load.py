@@ -1,4 +1,4 @@
-"""load_run(): a finished or running run, from a notebook or another command."""
+"""load_run(): read a finished or running run, in a notebook or another command."""
 
 import os
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from newllm.training.checkpoint import load_weights
 
 @dataclass
 class LoadedRun:
-    """What a run directory holds; model and tokenizer are read when first asked for.
+    """The contents of a run directory; model and tokenizer are read on first use.
 
-    Of an evaluation under other settings, `config` and `results` are its own; the weights are the run's.
+    For an evaluation under other settings, `config` and `results` are those of the evaluation, the weights the run's.
     """
 
     directory: RunDirectory
@@ -46,7 +46,7 @@ class LoadedRun:
 
 
 def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] = "best") -> LoadedRun:
-    """The run in the directory `path`, or one of its evaluations; `weights` says which checkpoint its model comes from.
+    """Load the run in the directory `path`, or one of its evaluations, with the best or the last weights.
 
     Raises ConfigError if there is no run.
     """

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from newllm.config.groups import parts_of, stages
 from newllm.console import Console, number
@@ -24,10 +24,8 @@ SUMMARY = [
 def header(run: Run) -> None:
     """Print the main settings, the sizes of model and data, and the number of steps."""
     cfg, data, trainer, console, threads = run.cfg, run.data, run.trainer, run.console, run.runtime.threads
-    steps = trainer.steps(len(data.train), data.train.seq_len)[1]
-    counts = data.counts
-    length = cfg.data.seq_len
-    rows = f"{counts['data/train_rows']:,.0f} rows of {length} for training"
+    counts, choices = data.counts, cfg.choices
+    rows = f"{counts['data/train_rows']:,.0f} rows of {cfg.data.seq_len} for training"
     if counts.get("data/fact_rows"):
         rows += f" ({counts['data/fact_rows']:,.0f} of them facts)"
     if counts.get("data/passkey_rows"):
@@ -35,7 +33,7 @@ def header(run: Run) -> None:
     rows += f", {counts['data/val_rows']:,.0f} for validation, from {counts['data/documents']:,.0f} documents"
     tokens = f"{counts['data/train_tokens']:,.0f} scored in an epoch, {counts['data/val_tokens']:,.0f} in validation"
     budget = f"{trainer.epochs} epochs" if trainer.epochs else f"{trainer.tokens:,} tokens"
-    choices = cfg.choices
+    steps = trainer.steps(len(data.train), data.train.seq_len)[1]
     machine = str(run.device) if trainer.devices == 1 else f"{trainer.devices} processes on {run.device.type}"
     pairs = {
         "experiment": str(choices.get("experiment") or ""),
@@ -84,16 +82,12 @@ def _chosen(cfg: DictConfig, group: str) -> str:
     return f"{cfg.choices.get(group)}  {_options(cfg[group])}" if cfg.get(group) else ""
 
 
-def _options(node: DictConfig | None) -> str:
+def _options(node: Mapping[Any, Any] | None) -> str:
     """`name=value` of the node's options, including those of nested nodes."""
-    return " ".join(_flat(OmegaConf.to_container(node, resolve=True) if node else {}))
-
-
-def _flat(node: Any) -> list[str]:
     words: list[str] = []
-    for key, value in node.items():
-        if isinstance(value, dict):
-            words += _flat(value)
+    for key, value in (node or {}).items():
+        if isinstance(value, Mapping):
+            words += filter(None, [_options(value)])
         elif key != "_target_" and value is not None:
             words.append(f"{key}={str(value).replace(' ', '')}")
-    return words
+    return " ".join(words)

@@ -1,4 +1,4 @@
-"""What a run does before training: stages, which conf/groups.yaml names and the configuration chooses."""
+"""Stages: what a run does before training. conf/groups.yaml names their groups, the configuration chooses."""
 
 import time
 from abc import ABC, abstractmethod
@@ -19,10 +19,10 @@ from newllm.training.run_context import Run
 
 @dataclass
 class StageResult:
-    """What a stage leaves, beside the weights in the model.
+    """The results of a stage, besides the weights in the model.
 
-    metrics: for results.json. data: what training and evaluation read from now on (`LanguageModel.reader` takes its
-    rows); None: what they read before. metrics_bytes: of the lines that it has put first in metrics.jsonl.
+    metrics: for results.json. data: what training and evaluation read from now on (`LanguageModel.model_for_rows` reads
+    its rows); None: what they read before. metrics_bytes: length of its lines at the beginning of metrics.jsonl.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -31,34 +31,36 @@ class StageResult:
 
 
 class Stage(ABC):
-    """Something done before training. Built from the node of its group; the run's seed and the nodes of the groups that
-    are parts of it are handed over."""
+    """Something done before training.
+
+    Built from the node of its group, and the run's seed and the nodes of its parts if the constructor asks for them.
+    """
 
     @abstractmethod
     def check(self, cfg: DictConfig, model: LanguageModel, data: Dataset) -> None:
-        """Raise ConfigError if the stage cannot work on this model or this text. Nothing has been written yet."""
+        """Raise ConfigError if the stage cannot work on this model or text. Nothing has been written yet."""
 
     @abstractmethod
     def run(self, run: Run) -> StageResult:
-        """Do the stage, resume it, or take its stored result: the same bits in all three cases.
+        """Do the stage, resume it, or load its stored result: the same bits in all three cases.
 
-        Asks `run.signals` between portions of work. Writes its own tables and console lines.
+        Calls `run.signals.check` between portions of work. Writes its own tables and console lines.
         """
 
 
 def build_stages(cfg: DictConfig) -> dict[str, Stage]:
-    """Group -> the stage that `cfg` chooses there, in their order.
+    """Group -> the stage that `cfg` chooses, in the order in which they run.
 
-    Raises ConfigError, also for settings of the run that rule a stage out.
+    Raises ConfigError if a stage cannot be built, or cannot be combined with other settings of the run.
     """
-    found = {}
+    built = {}
     for group in stages(cfg):
         names = [group, *parts_of(group, cfg)]
         nodes: Any = {name: OmegaConf.to_container(cfg[name], resolve=True) if cfg.get(name) else {} for name in names}
         stage = build_stage(group, nodes, cfg.trainer.seed)
         if stage is None:
             continue
-        found[group] = stage
+        built[group] = stage
         chosen = f"{group}={(cfg.get('choices') or {}).get(group) or type(stage).__name__}"
         if cfg.trainer.devices > 1:
             raise ConfigError(
@@ -70,26 +72,26 @@ def build_stages(cfg: DictConfig) -> dict[str, Stage]:
                 f"a run with {chosen} isn't compiled, since it trains parts of the model by themselves; leave "
                 "runtime.compile=true out."
             )
-    return found
+    return built
 
 
 def build_stage(group: str, nodes: Mapping[str, Mapping[str, Any]], seed: int) -> Stage | None:
-    """The stage of a group's node in `nodes`, which holds those of its parts too; None where it is empty.
+    """Build the stage of a group from `nodes`, its own and those of its parts; None if its own is empty.
 
-    Raises ConfigError for a part that the chosen stage has no use for.
+    Raises ConfigError for a part that the stage does not take.
     """
     parts = {name: node for name, node in nodes.items() if name != group}
-    given = [name for name, node in parts.items() if node]
+    chosen_parts = [name for name, node in parts.items() if node]
     if not nodes[group]:
-        if given:
-            suggested = group_of(group).suggest
+        if chosen_parts:
+            part, suggested = chosen_parts[0], group_of(group).suggest
             raise ConfigError(
-                f"{given[0]} is a part of {group}, and this run has {group}=none; type {given[0]}=none, or choose a "
+                f"{part} is a part of {group}, and this run has {group}=none; type {part}=none, or choose a "
                 f"{group}{f', as in {group}={suggested}' if suggested else ''}."
             )
         return None
     handed = signature_of(str(nodes[group]["_target_"])).handed
-    for part in given:
+    for part in chosen_parts:
         if part not in handed:
             raise ConfigError(f"this {group} has no use for {part}; type {part}=none.")
     stage: Stage = build(nodes[group], **parts, seed=seed)
@@ -97,15 +99,18 @@ def build_stage(group: str, nodes: Mapping[str, Mapping[str, Any]], seed: int) -
 
 
 def run_stages(run: Run) -> StageResult:
-    """Do all stages of a run, or take what earlier attempts have left of them; returns what they leave together."""
+    """Do all stages of a run, or load what earlier attempts have stored; returns their results together.
+
+    Their seconds, over all attempts, are in status.json.
+    """
     began, before = time.monotonic(), float(run.directory.status().get("stage_seconds") or 0.0)
-    left = StageResult()
+    together = StageResult()
     try:
         for stage in run.stages.values():
             result = stage.run(run)
-            left.metrics |= result.metrics
-            left.data = result.data or left.data
-            left.metrics_bytes = max(left.metrics_bytes, result.metrics_bytes)
+            together.metrics |= result.metrics
+            together.data = result.data or together.data
+            together.metrics_bytes = max(together.metrics_bytes, result.metrics_bytes)
     finally:
         run.directory.update_status(stage_seconds=before + time.monotonic() - began)
-    return left
+    return together

@@ -27,14 +27,19 @@ def check(model: LanguageModel, row: Tensor, precision: Precision) -> float:
         RunError: the model sees the future. The message gives the position and the measured changes.
     """
     (length,) = row.shape
+
+    def outputs(tokens: Tensor) -> Tensor:
+        with autocast(row.device, precision):
+            return model.hidden(tokens[None])[0].float()  # (T, hidden)
+
     training = model.training
     model.eval()
-    before = _outputs(model, row, precision)
+    before = outputs(row)
     worst = 0.0
     for t in sorted({t for t in (1, length // 3, length // 2, length - 2, length - 1) if 0 < t < length}):
-        changed = row.clone()
-        changed[t] = _another_token(row, t, model.vocab_size)
-        change = (_outputs(model, changed, precision) - before).abs().amax(dim=-1)  # (T,)
+        changed, others = row.clone(), row[row != row[t]]
+        changed[t] = others[0] if len(others) else (row[t] + 1) % model.vocab_size  # a token of the text, if it has two
+        change = (outputs(changed) - before).abs().amax(dim=-1)  # (T,)
         leak = change[:t].max().item()
         later = change[t + 1 :].max().item() if t + 1 < length else 0.0
         effect = later or change[t].item()
@@ -48,14 +53,3 @@ def check(model: LanguageModel, row: Tensor, precision: Precision) -> float:
             )
     model.train(training)
     return worst
-
-
-def _outputs(model: LanguageModel, row: Tensor, precision: Precision) -> Tensor:
-    with autocast(row.device, precision):
-        return model.hidden(row[None])[0].float()  # (T, hidden)
-
-
-def _another_token(row: Tensor, t: int, vocab_size: int) -> int:
-    """A token of the same text that differs from token t."""
-    others = row[row != row[t]]
-    return int(others[0]) if len(others) else (int(row[t]) + 1) % vocab_size

@@ -12,7 +12,7 @@ STOPPING = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop. A BaseException, so that no `except Exception` swallows it."""
+    """A signal has stopped the run. A BaseException, so that no `except Exception` swallows it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"Stopped by {signal.Signals(signum).name}")
@@ -27,12 +27,12 @@ class Signals:
     """
 
     def __init__(self) -> None:
+        self.received: int | None = None
         self._deferring = False
-        self._received: int | None = None
 
     @contextmanager
     def installed(self) -> Iterator["Signals"]:
-        """Handle the signals within this block. No-op outside the main thread, where Python allows no handlers."""
+        """Handle the signals within this block."""
         with handling(self.handle):
             yield self
 
@@ -46,31 +46,27 @@ class Signals:
             self._deferring = False
         self.check()
 
-    @property
-    def received(self) -> bool:
-        return self._received is not None
-
     def check(self) -> None:
         """Raise Interrupted if a signal has been received."""
-        if self._received is not None:
-            signum, self._received = self._received, None
+        if self.received is not None:
+            signum, self.received = self.received, None
             raise Interrupted(signum)
 
     def note(self, signum: int) -> None:
         """Make the next `check()` raise."""
-        self._received = self._received or signum
+        self.received = self.received or signum
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        again = self._received is not None and signum == signal.SIGINT
-        if not self._deferring or again:
+        second_ctrl_c = self.received is not None and signum == signal.SIGINT
+        if not self._deferring or second_ctrl_c:
             raise Interrupted(signum)
         self.note(signum)
 
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Install `handler` for the stopping signals within this block. No-op outside the main thread."""
+    """Install `handler` for the stopping signals within this block. No-op outside the main thread, as Python requires."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -13,7 +13,7 @@ class Trainer:
     """Length of training, batches, devices and precision.
 
     Args:
-        seed: of the order of the rows.
+        seed: seed of the order of the rows.
         epochs: passes over the training rows; None if `tokens` is given.
         batch_size: rows in one optimizer step.
         shuffle: draw a new permutation of the rows for each epoch; False: rows follow one another as in the text, so
@@ -45,20 +45,16 @@ class Trainer:
         log_every: int = 20,
     ) -> None:
         if (epochs is None) == (tokens is None):
-            both = f"epochs={epochs} and trainer.tokens={tokens} were given"
-            given = "neither was given" if epochs is None else both
             raise ConfigError(
-                f"training takes either epochs or a budget of tokens, and {given}; try epochs=2, or "
-                "trainer.tokens=5e6 epochs=null"
+                f"training takes either epochs or a budget of tokens; epochs={epochs} and trainer.tokens={tokens} were "
+                "given, try epochs=2, or trainer.tokens=5e6 epochs=null"
             )
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        for name, value in {
+            "epochs": epochs, "batch_size": batch_size, "trainer.tokens": tokens, "trainer.accumulate": accumulate,
+            "trainer.devices": devices, "trainer.patience": patience, "trainer.log_every": log_every,
+        }.items():  # fmt: skip
             if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1; {value} was given, try {name}=8")
-        options = {"tokens": tokens, "accumulate": accumulate, "devices": devices, "patience": patience}
-        options["log_every"] = log_every
-        for name, value in options.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"trainer.{name} must be at least 1; {value} was given, try trainer.{name}=1")
+                raise ConfigError(f"{name} must be at least 1; {value} was given, try {name}=1")
         if accumulate > batch_size:
             raise ConfigError(
                 f"trainer.accumulate={accumulate} would cut batches of {batch_size} rows into more pieces than "
@@ -66,7 +62,7 @@ class Trainer:
             )
         if devices > batch_size:
             raise ConfigError(
-                f"trainer.devices={devices} would share batches of {batch_size} rows among more processes than rows; "
+                f"trainer.devices={devices} would divide batches of {batch_size} rows among more processes than rows; "
                 f"try trainer.devices={batch_size}, or a larger batch_size"
             )
         if accumulate * devices > batch_size:

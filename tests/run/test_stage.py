@@ -1,4 +1,4 @@
-"""Stages before training: a user's own is known by groups.yaml, checked before anything is written, does its part."""
+"""Stages before training: a user's own stage is found through groups.yaml, checked before anything is written, and run."""
 
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,15 @@ def configuration(folder: Path, rows: int = 3, **changes: Any) -> DictConfig:
     return cfg
 
 
-def test_it_is_built_by_its_group_and_training_reads_what_it_leaves(tmp_path: Path) -> None:
+def test_a_stage_runs_and_training_reads_its_data(tmp_path: Path) -> None:
     assert run(configuration(tmp_path)) == 0
     results = RunDirectory(tmp_path).results()
     assert (results["fewer/rows"], results["fewer/seed"], results["train/steps"]) == (3, 42, 3)
     assert RunDirectory(tmp_path).status()["stage_seconds"] >= 0
 
 
-def test_it_refuses_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"type fewer\.rows="):
+def test_a_stage_is_checked_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"fewer\.rows="):
         run(configuration(tmp_path / "run", rows=1000))
     assert not (tmp_path / "run").exists()
 
@@ -45,17 +45,17 @@ def test_it_refuses_before_anything_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"trainer__devices": 2}, r"leave trainer\.devices out"),
-        ({"runtime__compile": True}, r"leave runtime\.compile=true out"),
-        ({"flavour": {"_target_": "tests.support.stages.FewerRows"}}, "type flavour=none"),
+        ({"trainer__devices": 2}, r"trainer\.devices"),
+        ({"runtime__compile": True}, r"runtime\.compile=true"),
+        ({"flavour": {"_target_": "tests.support.stages.FewerRows"}}, "flavour=none"),
     ],
 )
-def test_settings_that_rule_it_out(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+def test_settings_that_rule_out_a_stage(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         build_stages(configuration(tmp_path, **changes))
 
 
-def test_the_table_says_that_it_trains_alone(tmp_path: Path) -> None:
+def test_a_run_with_a_stage_is_not_packed(tmp_path: Path) -> None:
     configs = [OmegaConf.to_container(configuration(tmp_path / name), resolve=True) for name in "ab"]
     assert "trains alone" in str(unpackable(configs))  # type: ignore[arg-type]
     assert [name for name, group in groups().items() if group.stage] == ["embeddings", "phase1"]

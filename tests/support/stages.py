@@ -1,4 +1,4 @@
-"""A stage of one's own, as a user would write it."""
+"""A stage as a user would write it."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from newllm.training.run_context import Run
 
 
 class FewerRows(Stage):
-    """Training goes through the first `rows` of its rows only."""
+    """Trains on the first `rows` training rows only."""
 
     def __init__(self, rows: int, *, seed: int) -> None:
         self.rows, self.seed = rows, seed

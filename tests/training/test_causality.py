@@ -36,7 +36,7 @@ def transposed_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_causal_model_has_no_leak_at_all(tmp_path: Path, precision: str) -> None:
+def test_a_causal_model_has_no_leak(tmp_path: Path, precision: str) -> None:
     prepared = prepare(small_config(tmp_path / "run"))
     row = prepared.data.val.batch([0])[0][0]
     assert causality.check(prepared.model, row, precision) == 0
@@ -46,14 +46,14 @@ def test_a_causal_model_has_no_leak_at_all(tmp_path: Path, precision: str) -> No
 @pytest.mark.usefixtures("transposed_mask")
 def test_a_leaking_model_is_not_trained(tmp_path: Path, precision: str) -> None:
     directory = tmp_path / "run"
-    with pytest.raises(RunError, match=r"sees the future: changing token \d+ of 32 changed an output before it"):
+    with pytest.raises(RunError, match="sees the future"):
         run(small_config(directory, f"precision={precision}"))
     assert read_status(directory)["state"] == "failed"
     assert "sees the future" in read_status(directory)["error"]
     assert not (directory / "checkpoints").exists()
 
 
-def test_a_faint_leak_is_found_whatever_the_scale_of_the_outputs(tmp_path: Path) -> None:
+def test_a_faint_leak_is_found_at_any_scale_of_the_outputs(tmp_path: Path) -> None:
     prepared = prepare(small_config(tmp_path / "run"))
     row = prepared.data.val.batch([0])[0][0]
     block = prepared.model.blocks[0]

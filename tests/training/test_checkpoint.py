@@ -26,7 +26,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def test_training_goes_on_to_the_bit_random_numbers_included(tmp_path: Path) -> None:
+def test_resumed_training_is_bit_identical_random_numbers_included(tmp_path: Path) -> None:
     model, optimizer = trained(3)
     progress = Progress(step=3, epoch_loss=0.1 + 0.2, history=[{"epoch": 1, "val/loss": 1 / 3}])
     save_training(tmp_path / "last.safetensors", model, optimizer, progress, ABOUT)
@@ -50,7 +50,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # files may not grow beyond 64 bytes
     try:
-        with pytest.raises(RunError, match="the one before it is untouched"):
+        with pytest.raises(RunError, match="could not be written"):
             save_training(path, model, optimizer, Progress(step=2), ABOUT)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -59,7 +59,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert load_training(path, *trained(0), ABOUT).step == 1
 
 
-def test_a_save_that_is_broken_off_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half_written(tensors, path, metadata) -> None:
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
@@ -70,7 +70,7 @@ def test_a_save_that_is_broken_off_leaves_no_trace(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unreadable_and_unfitting_checkpoints_are_told_apart(tmp_path: Path) -> None:
+def test_each_kind_of_bad_checkpoint_has_its_error(tmp_path: Path) -> None:
     path = tmp_path / "last.safetensors"
     model, optimizer = trained(1)
     save_training(path, model, optimizer, Progress(), ABOUT)

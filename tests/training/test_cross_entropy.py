@@ -34,7 +34,7 @@ def test_loss_and_gradients_equal_cross_entropy(batch, chunk: int, scale: float)
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_pieces_with_the_batchs_total_add_up_to_the_batch(batch) -> None:
+def test_pieces_divided_by_the_total_of_the_batch_add_up_to_it(batch) -> None:
     hidden, weight, labels = batch
     whole = gradients(linear_cross_entropy(hidden, weight, labels), weight)[0]
     scored = int((labels != -100).sum())
@@ -64,7 +64,7 @@ def test_token_losses_without_gradients(batch) -> None:
         )
 
 
-def test_nothing_scored_is_zero_and_gives_no_gradient(batch) -> None:
+def test_without_scored_rows_loss_and_gradients_are_zero(batch) -> None:
     hidden, weight, labels = batch
     loss = linear_cross_entropy(hidden, weight, torch.full_like(labels, -100))
     assert loss.item() == 0

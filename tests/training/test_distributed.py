@@ -67,7 +67,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
-def test_two_processes_give_the_result_of_one(tmp_path: Path, do_run: Callable[..., int]) -> None:
+def test_two_processes_reproduce_the_result_of_one(tmp_path: Path, do_run: Callable[..., int]) -> None:
     """With batches in pieces, rows that are scored in part, and a last batch that has no row for the second process."""
     overrides = ["facts=reversal", "precision=fp32", "trainer.accumulate=2"]
     rows = len(prepare(small_config(tmp_path / "data", *overrides)).data.train)
@@ -82,7 +82,7 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path, do_run: Callable[.
     assert (tmp_path / "2" / "train.log").read_text().count("Best: epoch") == 1
 
 
-def test_three_processes_stopped_and_resumed_equal_uninterrupted_ones(
+def test_a_run_of_three_processes_resumes_to_the_bit(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit, moments included. With three it matters where in DDP's buckets a gradient stands, and with MLA
@@ -161,7 +161,7 @@ def test_a_launched_process_that_never_gets_ready_fails_the_run(monkeypatch: pyt
     assert store.get("train") == b"no"
 
 
-def test_a_run_that_waits_in_vain_for_a_lost_process_ends_with_its_reason(tmp_path: Path) -> None:
+def test_a_run_stuck_waiting_for_a_lost_process_ends_with_its_reason(tmp_path: Path) -> None:
     script = STUCK.format(tests=str(Path(__file__).parent), directory=str(tmp_path / "run"))
     done = subprocess.run(
         [sys.executable, "-c", script], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -177,7 +177,7 @@ def test_ctrl_c_to_all_processes_saves_and_a_killed_run_leaves_none_behind(tmp_p
     log = tmp_path / "run" / "metrics.jsonl"
 
     def started(more: int) -> subprocess.Popen[str]:
-        """The run in a process group of its own, after so many more lines of metrics."""
+        """The run in a process group of its own, once metrics.jsonl has `more` lines more."""
         lines = (log.read_bytes().count(b"\n") if log.exists() else 0) + more
         process = subprocess.Popen(
             command, env=ENVIRONMENT, cwd=ROOT, start_new_session=True, text=True, stderr=subprocess.STDOUT,
@@ -218,7 +218,7 @@ def test_ctrl_c_to_all_processes_saves_and_a_killed_run_leaves_none_behind(tmp_p
     assert group_ends(process)
 
 
-def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_of(torch.device("cuda"), Place(1, 2, 1, 2)) == torch.device("cuda", 1)
     assert device_of(torch.device("cuda"), Place(3, 4, 1, 2, launched=True)) == torch.device("cuda", 1)
@@ -241,7 +241,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_torchrun_gives_the_result_of_devices(tmp_path: Path, do_run: Callable[..., int]) -> None:
+def test_torchrun_reproduces_the_result_of_trainer_devices(tmp_path: Path, do_run: Callable[..., int]) -> None:
     """To the bit, since trainer.devices starts the same processes; then the run is done, and all processes end."""
     first = torchrun(f"hydra.run.dir={tmp_path / 'torchrun'}")
     assert first.returncode == 0, first.stderr
@@ -253,7 +253,7 @@ def test_torchrun_gives_the_result_of_devices(tmp_path: Path, do_run: Callable[.
     assert again.stdout.count("This run is done") == 1
 
 
-def test_a_number_of_devices_that_torchrun_did_not_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_devices_must_equal_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert Place.of_run(2) == Place(0, 2, 0, 2, launched=True)
@@ -264,7 +264,7 @@ def test_a_number_of_devices_that_torchrun_did_not_start_is_refused(monkeypatch:
 
 
 def test_tasks_of_a_slurm_step_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torchrun's variables for whoever reads them; a job of one task is a run of one process."""
+    """They get torchrun's variables; a job of one task is a run of one process."""
     slurm = {"JOB_ID": "7", "JOB_NODELIST": "n[3-4]", "JOB_NUM_NODES": "2", "PROCID": "3", "LOCALID": "1"}
     environment = {f"SLURM_{name}": value for name, value in slurm.items()} | {"OMP_NUM_THREADS": "3"}
     monkeypatch.setattr(os, "environ", environment)

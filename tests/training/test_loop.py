@@ -22,7 +22,7 @@ from newllm.training.trainer import Trainer
 from tests.support.small_runs import read_status, small_config, timeless_results
 
 
-def test_without_shuffling_rows_are_trained_on_in_their_order_in_every_epoch() -> None:
+def test_without_shuffling_every_epoch_keeps_the_order_of_the_rows() -> None:
     data: Any = SimpleNamespace(train=range(5), order=lambda seed, epoch: np.array([3, 0, 4, 1, 2]))
     plain = Trainer(seed=1, epochs=2, batch_size=2, shuffle=False)
     assert [plain.order(data, epoch).tolist() for epoch in (0, 1)] == [[0, 1, 2, 3, 4]] * 2
@@ -43,12 +43,12 @@ def test_two_encodings_with_one_seed_train_on_the_same_batches(
     """Every batch that reaches the step, facts included, hashed in order: whatever encoding or attention takes it."""
     step, digests = Step.__call__, {}
 
-    def watched(self: Step, pieces: list, rate: float) -> tuple:
+    def recording(self: Step, pieces: list, rate: float) -> tuple:
         for tensor in (tensor for piece in pieces for tensor in piece):
             digests[name].update(tensor.numpy().tobytes())
         return step(self, pieces, rate)
 
-    monkeypatch.setattr(Step, "__call__", watched)
+    monkeypatch.setattr(Step, "__call__", recording)
     for name, overrides in {
         "rope": ["pos_encoding=rope"],
         "alibi on mla": ["pos_encoding=alibi", "attention=mla", "kv_dim=8"],
@@ -86,7 +86,7 @@ def test_the_run_directory_is_complete_and_can_be_read_back(tmp_path: Path, do_r
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("def run():")) == "def run():"
 
 
-def test_metrics_hold_every_step_and_every_epoch(tmp_path: Path, do_run: Callable[..., int]) -> None:
+def test_metrics_have_a_line_per_logged_step_and_per_epoch(tmp_path: Path, do_run: Callable[..., int]) -> None:
     do_run(tmp_path / "run", "trainer.log_every=4")
     lines = load_run(tmp_path / "run").metrics
     steps = [line["step"] for line in lines if "train/lr" in line]
@@ -97,16 +97,16 @@ def test_metrics_hold_every_step_and_every_epoch(tmp_path: Path, do_run: Callabl
     assert epochs[1]["train/loss"] < epochs[0]["train/loss"]
 
 
-def test_the_status_says_how_training_goes(
+def test_status_json_has_the_progress_of_training(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, reports = RunDirectory.update_status, []
 
-    def watched(self: RunDirectory, **changes) -> None:
+    def recording(self: RunDirectory, **changes) -> None:
         reports.extend([changes["progress"]] if "progress" in changes else [])
         real(self, **changes)
 
-    monkeypatch.setattr(RunDirectory, "update_status", watched)
+    monkeypatch.setattr(RunDirectory, "update_status", recording)
     do_run(tmp_path / "run", "trainer.log_every=3")
     losses = [line["train/loss"] for line in load_run(tmp_path / "run").metrics if "train/lr" in line]
     assert reports[0]["step"] == 3  # at once, and not only after some seconds
@@ -137,7 +137,7 @@ def test_pieces_of_a_batch_make_the_same_steps(tmp_path: Path, do_run: Callable[
         assert one["train/grad_norm"] == pytest.approx(two["train/grad_norm"], rel=1e-3)
 
 
-def test_patience_stops_after_so_many_epochs_without_a_better_loss(
+def test_patience_stops_training_when_the_loss_stays_worse(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
@@ -157,7 +157,7 @@ def test_the_chosen_weights_are_evaluated(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
     real = Loop._validation_loss
-    monkeypatch.setattr(  # the second epoch is made to look worse than it is
+    monkeypatch.setattr(  # make the second epoch look worse than it is
         Loop, "_validation_loss", lambda self: real(self) + 9 * self.progress.epoch
     )
     do_run(tmp_path / "run", f"trainer.eval_weights={weights}")
@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_at_its_step(
     assert "step 7" in status["error"]
 
 
-def test_a_budget_of_tokens_takes_the_steps_it_needs(tmp_path: Path, do_run: Callable[..., int]) -> None:
+def test_a_budget_of_tokens_ends_training_after_enough_steps(tmp_path: Path, do_run: Callable[..., int]) -> None:
     do_run(tmp_path / "run", "trainer.tokens=2000", "epochs=null")
     lines = [line for line in load_run(tmp_path / "run").metrics if "train/tokens" in line]
     assert lines[-1]["train/tokens"] - 8 * 32 < 2000 <= lines[-1]["train/tokens"]
@@ -209,14 +209,14 @@ def test_steps_of_epochs_and_of_tokens() -> None:
         (["trainer.patience=0"], "trainer.patience must be at least 1"),
         (["trainer.accumulate=9"], "trainer.accumulate=9 would cut"),
         (["trainer.devices=0"], "trainer.devices must be at least 1"),
-        (["trainer.devices=9"], "trainer.devices=9 would share batches of 8 rows .* try trainer.devices=8"),
+        (["trainer.devices=9"], "trainer.devices=9 would divide batches of 8 rows .* try trainer.devices=8"),
         (["trainer.devices=3", "trainer.accumulate=4"], "into more pieces than rows; try trainer.accumulate=2"),
         (["lr=-1"], "optim.lr must be above 0"),
         (["runtime.device=tpu7"], "runtime.device=tpu7 is not on this machine"),
         (["model.hidden_size=30", "model.heads=4"], "not divisible"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_impossible_settings_are_refused_before_anything_is_written(
     tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -224,7 +224,9 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_done_run_shows_its_results_and_trains_no_more(tmp_path: Path, do_run: Callable[..., int], capfd) -> None:
+def test_a_done_run_shows_its_results_and_is_not_trained_again(
+    tmp_path: Path, do_run: Callable[..., int], capfd
+) -> None:
     directory = tmp_path / "run"
     do_run(directory)
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
@@ -249,10 +251,10 @@ def test_a_done_run_keeps_the_verdicts_of_its_configuration(tmp_path: Path, do_r
 def test_a_directory_of_another_configuration_is_refused(tmp_path: Path, do_run: Callable[..., int]) -> None:
     do_run(tmp_path / "run")
     before = (tmp_path / "run" / "config.yaml").read_bytes()
-    with pytest.raises(ConfigError, match=r"another configuration \(optim.lr: [\d.]+ != 0.1\).*hydra.run.dir"):
+    with pytest.raises(ConfigError, match=r"optim.lr: [\d.]+ != 0.1"):
         do_run(tmp_path / "run", "lr=0.1")
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
-    assert do_run(tmp_path / "run", "runtime.checkpoint_seconds=5") == 0  # the machine's settings are no difference
+    assert do_run(tmp_path / "run", "runtime.checkpoint_seconds=5") == 0  # settings of the machine may differ
 
 
 def test_a_failing_logger_does_not_end_the_run(
@@ -269,7 +271,7 @@ def test_a_failing_logger_does_not_end_the_run(
     assert log.count("the server has gone") == 1
 
 
-def test_environment_says_what_the_run_ran_on(tmp_path: Path, do_run: Callable[..., int]) -> None:
+def test_environment_json_describes_the_machine(tmp_path: Path, do_run: Callable[..., int]) -> None:
     do_run(tmp_path / "run")
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__

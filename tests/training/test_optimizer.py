@@ -27,7 +27,7 @@ def test_constant_schedule_and_final_share() -> None:
     assert cosine.rate(999, 1000) == pytest.approx(1e-4, rel=1e-3)
 
 
-def test_what_decays() -> None:
+def test_decay_applies_to_matrices_or_to_all() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
 
     def decay(which: str) -> dict[int, float]:

@@ -34,7 +34,7 @@ def batches(prepared: Run) -> list[tuple[Tensor, Tensor]]:
     return [prepared.data.train.batch(np.arange(i * ROWS, (i + 1) * ROWS)) for i in range(STEPS)]
 
 
-def fresh(prepared: Run) -> Transformer:
+def new_model(prepared: Run) -> Transformer:
     return build_model(prepared.cfg, prepared.data.tokenizer.vocab_size).train()
 
 
@@ -47,11 +47,11 @@ def weights(model: Transformer) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def by_step(
+def train_with_step(
     prepared: Run, batches: list[tuple[Tensor, Tensor]], clip: float | None, pieces: int = 1
 ) -> tuple[Tensor, list[float]]:
     """Weights after all the steps, and the norm of each step's gradient."""
-    model = fresh(prepared)
+    model = new_model(prepared)
     step = Step(model, optim(clip), CPU, "fp32")
     norms = []
     for inputs, labels in batches:
@@ -62,9 +62,11 @@ def by_step(
     return weights(model), norms
 
 
-def plainly(prepared: Run, batches: list[tuple[Tensor, Tensor]], clip: float) -> tuple[Tensor, list[float]]:
+def train_with_plain_torch(
+    prepared: Run, batches: list[tuple[Tensor, Tensor]], clip: float
+) -> tuple[Tensor, list[float]]:
     """The same with torch's own clipping and the optimizer that is not fused."""
-    model, options = fresh(prepared), optim(clip)
+    model, options = new_model(prepared), optim(clip)
     groups = options.optimizer(model).param_groups
     optimizer = torch.optim.AdamW(
         [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups],
@@ -84,12 +86,12 @@ def plainly(prepared: Run, batches: list[tuple[Tensor, Tensor]], clip: float) ->
 def test_clipping_inside_the_fused_optimizer_equals_plain_clipping(
     prepared: Run, batches: list[tuple[Tensor, Tensor]], where: str
 ) -> None:
-    unclipped, free = by_step(prepared, batches, clip=None)
-    clip = {"every": min(free) / 2, "some": float(np.median(free))}[where.split()[0]]
+    unclipped, unclipped_norms = train_with_step(prepared, batches, clip=None)
+    clip = {"every": min(unclipped_norms) / 2, "some": float(np.median(unclipped_norms))}[where.split()[0]]
     if where.endswith("step below"):
-        clip = 2 * max(free)
-    ours, norms = by_step(prepared, batches, clip)
-    expected, their_norms = plainly(prepared, batches, clip)
+        clip = 2 * max(unclipped_norms)
+    ours, norms = train_with_step(prepared, batches, clip)
+    expected, their_norms = train_with_plain_torch(prepared, batches, clip)
     above = sum(norm > clip for norm in norms)
     assert {"every step above the bound": above == STEPS, "every step below": above == 0}.get(where, 0 < above < STEPS)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
@@ -101,8 +103,8 @@ def test_clipping_inside_the_fused_optimizer_equals_plain_clipping(
 
 
 def test_two_pieces_of_a_batch_equal_the_whole(prepared: Run, batches: list[tuple[Tensor, Tensor]]) -> None:
-    whole, norms = by_step(prepared, batches, clip=1.0)
-    pieces, same_norms = by_step(prepared, batches, clip=1.0, pieces=2)
+    whole, norms = train_with_step(prepared, batches, clip=1.0)
+    pieces, same_norms = train_with_step(prepared, batches, clip=1.0, pieces=2)
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-6)
     assert norms == pytest.approx(same_norms, rel=1e-5)
 
@@ -112,19 +114,19 @@ def test_pieces_with_unequal_numbers_of_scored_labels_equal_the_whole(
 ) -> None:
     inputs, labels = batches[0][0], batches[0][1].clone()
     labels[: ROWS // 2, 5:] = -100  # a mean of the pieces' means would weigh these few labels like the many
-    found = []
+    results = []
     for pieces in (1, 2):
-        model = fresh(prepared)
+        model = new_model(prepared)
         step = Step(model, optim(1.0), CPU, "fp32")
         loss, _, scored = step(list(zip(inputs.chunk(pieces), labels.chunk(pieces), strict=True)), 1e-2)
         assert scored == int((labels != -100).sum())
-        found.append((loss.item(), weights(model)))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-6)
+        results.append((loss.item(), weights(model)))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=1e-6)
 
 
-def test_the_step_takes_the_rate_it_is_given(prepared: Run, batches: list[tuple[Tensor, Tensor]]) -> None:
-    model = fresh(prepared)
+def test_the_step_uses_the_given_rate(prepared: Run, batches: list[tuple[Tensor, Tensor]]) -> None:
+    model = new_model(prepared)
     before = weights(model)
     step = Step(model, optim(1.0), CPU, "fp32")
     step([batches[0]], 0.0)
@@ -144,7 +146,7 @@ def test_nothing_in_a_step_reads_a_number_off_the_device(prepared: Run, batches:
             self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
             return func(*args, **(kwargs or {}))
 
-    step = Step(fresh(prepared), optim(1.0), CPU, "bf16")
+    step = Step(new_model(prepared), optim(1.0), CPU, "bf16")
     step([batches[0]], 1e-2)
     with Reads() as reads:
         loss, _, _ = step([batches[1]], 1e-2)
@@ -162,10 +164,10 @@ def test_a_step_never_holds_the_logits_of_the_batch() -> None:
     model = build_model(cfg, tokens=50304).train()
     parameters = list(model.parameters())
 
-    def plainly() -> None:
+    def plain_pass() -> None:
         F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten()).backward()
 
-    plain = peak_bytes(plainly, parameters, CPU)
+    plain = peak_bytes(plain_pass, parameters, CPU)
     step = Step(model, optim(1.0), CPU, "fp32")
     step([(inputs, labels)], 1e-3)
     assert peak_bytes(lambda: step([(inputs, labels)], 1e-3), step.tensors(), CPU) < plain / 2
@@ -177,7 +179,7 @@ def test_the_fused_step_trains_as_the_plain_one_does(
 ) -> None:
     curves = []
     for fused in (True, False):
-        step = Step(fresh(prepared), optim(1.0), CPU, precision, fused)
+        step = Step(new_model(prepared), optim(1.0), CPU, precision, fused)
         curves.append([step([batch], 1e-2)[0].item() for batch in batches * 2])
     assert curves[0] == pytest.approx(curves[1], abs=tolerance)
     assert curves[0][-1] < curves[0][0] - 0.1  # it did train
