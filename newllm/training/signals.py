@@ -66,7 +66,7 @@ class Signals:
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Install `handler` for the stopping signals within this block. No-op outside the main thread, as Python requires."""
+    """Install `handler` for the stopping signals in this block. No-op outside the main thread, as Python requires."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

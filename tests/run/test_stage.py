@@ -1,4 +1,4 @@
-"""Stages before training: a user's own stage is found through groups.yaml, checked before anything is written, and run."""
+"""Stages before training: a user's own is found through groups.yaml, checked before anything is written, and run."""
 
 from pathlib import Path
 from typing import Any

@@ -133,7 +133,7 @@ def test_a_full_disk_fails_the_run_and_the_last_checkpoint_stays(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "append_metrics", full)
-        with pytest.raises(RunError, match="disk .* is full"):
+        with pytest.raises(RunError, match=r"disk .* is full"):
             do_run(tmp_path / "run", "runtime.checkpoint_steps=4")
     assert read_status(tmp_path / "run")["state"] == "failed"
     assert do_run(tmp_path / "run", "runtime.checkpoint_steps=4") == 0
