@@ -39,7 +39,7 @@ def prompt(trained: LoadedRun) -> list[int]:
     return trained.tokenizer.encode(PROMPT)
 
 
-def test_greedy_decoding_is_the_argmax_of_the_whole_forward(trained: LoadedRun, prompt: list[int]) -> None:
+def test_greedy_decoding_is_the_argmax_of_full_forward_passes(trained: LoadedRun, prompt: list[int]) -> None:
     ids = list(prompt)
     with torch.inference_mode():
         for _ in range(24):
@@ -48,7 +48,7 @@ def test_greedy_decoding_is_the_argmax_of_the_whole_forward(trained: LoadedRun, 
 
 
 @torch.inference_mode()
-def test_a_long_prompt_is_read_in_pieces_and_makes_the_logits_of_its_end_alone(
+def test_a_long_prompt_is_read_in_pieces_with_logits_for_its_last_token_only(
     trained: LoadedRun, prompt: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows side by side; the pieces' logits are those of the whole."""
@@ -68,7 +68,7 @@ def test_a_long_prompt_is_read_in_pieces_and_makes_the_logits_of_its_end_alone(
 
 
 @torch.inference_mode()
-def test_bf16_decoding_is_that_of_autocast(trained: LoadedRun, prompt: list[int]) -> None:
+def test_bf16_decoding_equals_autocast(trained: LoadedRun, prompt: list[int]) -> None:
     """Decoding in a run's precision: greedy tokens are those of the model under autocast with a cache."""
     cache, step, expected = trained.model.new_cache(), torch.tensor([prompt]), []
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -78,7 +78,7 @@ def test_bf16_decoding_is_that_of_autocast(trained: LoadedRun, prompt: list[int]
     assert list(generate(trained.model, prompt, 12, precision="bf16")) == expected
 
 
-def test_a_seed_repeats_its_text_and_another_gives_another(trained: LoadedRun, prompt: list[int]) -> None:
+def test_the_seed_decides_the_sampled_text(trained: LoadedRun, prompt: list[int]) -> None:
     def sampled(seed: int) -> list[int]:
         return list(generate(trained.model, prompt, 30, temperature=1.5, seed=seed))
 
@@ -86,14 +86,14 @@ def test_a_seed_repeats_its_text_and_another_gives_another(trained: LoadedRun, p
     assert sampled(1) != sampled(2)
 
 
-def test_a_tiny_nucleus_holds_the_likeliest_token_only(trained: LoadedRun, prompt: list[int]) -> None:
+def test_a_tiny_nucleus_contains_the_likeliest_token_only(trained: LoadedRun, prompt: list[int]) -> None:
     greedy = list(generate(trained.model, prompt, 20))
     assert list(generate(trained.model, prompt, 20, temperature=1.5, top_p=1e-6, seed=3)) == greedy
     assert list(generate(trained.model, prompt, 20, temperature=1e-320, seed=3)) == greedy
     assert list(generate(trained.model, prompt, 20, temperature=1.5, top_p=1.0, seed=3)) != greedy
 
 
-def test_it_ends_before_the_stop_token_and_not_without_one(trained: LoadedRun, prompt: list[int]) -> None:
+def test_generation_ends_before_the_stop_token(trained: LoadedRun, prompt: list[int]) -> None:
     free = list(generate(trained.model, prompt, 30, temperature=1.5, seed=5))
     assert len(free) == 30
     stop = free[12]
@@ -122,7 +122,7 @@ def test_the_command_prints_the_prompt_and_the_continuation(
     assert printed.err == ""
 
 
-def test_an_empty_prompt_begins_after_an_end_of_text(
+def test_an_empty_prompt_starts_after_an_end_of_text(
     run_directory: Path, trained: LoadedRun, capsys: pytest.CaptureFixture
 ) -> None:
     eot = trained.tokenizer.eot_id
@@ -144,7 +144,7 @@ def test_an_empty_prompt_begins_after_an_end_of_text(
         (["--beams", "4"], "unrecognized arguments: --beams 4"),
     ],
 )
-def test_bad_flags_are_answered_in_one_sentence_and_status_2(
+def test_wrong_flags_give_one_sentence_and_status_2(
     run_directory: Path, capsys: pytest.CaptureFixture, flags: list[str], message: str
 ) -> None:
     assert main([str(run_directory), PROMPT, *flags]) == 2
@@ -155,7 +155,7 @@ def test_bad_flags_are_answered_in_one_sentence_and_status_2(
     assert printed.err.count("\n") == 1
 
 
-def test_a_missing_run_is_answered_in_one_sentence_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_run_gives_one_sentence_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([str(tmp_path / "nowhere"), PROMPT]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -163,7 +163,7 @@ def test_a_missing_run_is_answered_in_one_sentence_and_status_2(tmp_path: Path, 
     assert printed.err.count("\n") == 1
 
 
-def test_a_run_without_weights_is_answered_in_one_sentence_and_status_2(
+def test_a_run_without_weights_gives_one_sentence_and_status_2(
     run_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "config.yaml").write_bytes((run_directory / "config.yaml").read_bytes())

@@ -181,7 +181,8 @@ def _with_overrides(
     refuse_unused_axes(tree, given)
 
     # Axes that nothing follows any more are left out.
-    unused = references([before.tree.get(name) for name in concerned]) - references([tree[name] for name in concerned])
+    old, new = (references([nodes.get(name) for name in concerned]) for nodes in (before.tree, tree))
+    unused = (old - new) & {*catalog.axes}
     config = effective(check_values(OmegaConf.create(tree)))
     config = {key: config.get(key, trained.get(key)) for key in sorted({*trained, *config} - unused)}
     for key in changed(trained, config):

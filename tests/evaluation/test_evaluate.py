@@ -8,11 +8,11 @@ from newllm.errors import ConfigError, RunError
 from newllm.evaluation import Findings, evaluate
 from tests.support.evaluation_subject import make_subject
 
-ELSEWHERE = ["effective_rank", "reconstruction"]  # for other models than a plain transformer
+FOR_OTHER_MODELS = ["effective_rank", "reconstruction"]  # not for a plain transformer
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "eval").glob("*.yaml"))
 
 
-class Answer:
+class ConstantEvaluator:
     def __init__(self, metric: str = "a/b"):
         self.metric = metric
 
@@ -21,16 +21,16 @@ class Answer:
         return Findings(self.metric, {self.metric: 42.0})
 
 
-def test_in_the_order_of_the_configuration_and_the_model_as_it_was(subject):
+def test_evaluators_run_in_order_and_the_mode_of_the_model_is_restored(subject):
     subject.model.train()
-    nodes = {name: {"_target_": f"{__name__}.Answer", "metric": f"{name}/x"} for name in ("z", "a", "m")}
-    assert [found.title for found in evaluate(nodes, subject)] == ["z/x", "a/x", "m/x"]
+    nodes = {name: {"_target_": f"{__name__}.ConstantEvaluator", "metric": f"{name}/x"} for name in ("z", "a", "m")}
+    assert [findings.title for findings in evaluate(nodes, subject)] == ["z/x", "a/x", "m/x"]
     assert subject.model.training
     assert [*evaluate({}, subject), *evaluate(None, subject)] == []
 
 
-def test_two_evaluators_may_not_report_one_name(subject):
-    nodes = {name: {"_target_": f"{__name__}.Answer"} for name in ("one", "two")}
+def test_two_evaluators_cannot_report_the_same_metric(subject):
+    nodes = {name: {"_target_": f"{__name__}.ConstantEvaluator"} for name in ("one", "two")}
     with pytest.raises(RunError, match=r"eval\.two reports a/b, which eval.one has reported"):
         list(evaluate(nodes, subject))
 
@@ -40,16 +40,16 @@ def test_every_shipped_evaluator_reports_finite_numbers(attention):
     subject = make_subject("rope", attention, batch_size=8)
     subject.model.seq_len = 128
     nodes = dict(newllm.compose([f"eval=[{','.join(SHIPPED)}]"]).eval)
-    for name in ELSEWHERE:
+    for name in FOR_OTHER_MODELS:
         with pytest.raises(ConfigError):
             build(nodes.pop(name)).check(subject.data, subject.model)
     for node in nodes.values():
         if "trials" in node:
             node.trials = 2
-    found = list(evaluate(nodes, subject))
-    assert len(found) == len(nodes)
-    assert sorted([*nodes, *ELSEWHERE]) == SHIPPED
-    for findings in found:
+    all_findings = list(evaluate(nodes, subject))
+    assert len(all_findings) == len(nodes)
+    assert sorted([*nodes, *FOR_OTHER_MODELS]) == SHIPPED
+    for findings in all_findings:
         assert findings.title
         assert findings.body
         assert findings.metrics

@@ -21,23 +21,23 @@ from newllm.run.execute import run
 from newllm.training.memory import peak_bytes
 from tests.support.evaluation_subject import make_subject
 
-LENGTHS = [32, 64, 128, 256]  # 1x, 2x, 4x, 8x of the stand-in
+LENGTHS = [32, 64, 128, 256]  # 1x, 2x, 4x, 8x of the subject's rows
 
 
 @torch.no_grad()
-def direct(subject: Subject, window: np.ndarray) -> np.ndarray:
+def direct_losses(subject: Subject, window: np.ndarray) -> np.ndarray:
     """Nats float64 [L - 1] of a window of L tokens: all logits at once and torch's cross-entropy."""
     ids = torch.from_numpy(np.asarray(window, dtype=np.int64))
     logits = subject.model(ids[None, :-1])[0].double()
     return torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").numpy()
 
 
-def table(found: Findings, protocol: str) -> dict[int, dict]:
-    return {row["length"]: row for row in found.tables["extrapolation"] if row["protocol"] == protocol}
+def lines_by_length(findings: Findings, protocol: str) -> dict[int, dict]:
+    return {row["length"]: row for row in findings.tables["extrapolation"] if row["protocol"] == protocol}
 
 
 class Recorder:
-    """Notes what a subject is given to read, and for which lengths its encoding is set."""
+    """Records the rows that a subject reads and the lengths that its encoding is adapted to."""
 
     def __init__(self, subject: Subject, monkeypatch: pytest.MonkeyPatch):
         self.rows: list[tuple[np.ndarray, np.ndarray]] = []
@@ -57,12 +57,12 @@ class Recorder:
 def test_slices_are_the_published_protocol(encoding, attention):
     subject = make_subject(encoding, attention)
     text = subject.data.val_tokens
-    found = Extrapolation()(subject)
-    lines = table(found, "slices")
+    findings = Extrapolation()(subject)
+    lines = lines_by_length(findings, "slices")
     assert list(lines) == LENGTHS
     for length in LENGTHS:
-        chunks = [direct(subject, text[i * length : (i + 1) * length]).mean() for i in range(10)]
-        assert found.metrics[f"extrapolation/ppl@{length}"] == pytest.approx(math.exp(np.mean(chunks)), rel=1e-6)
+        chunks = [direct_losses(subject, text[i * length : (i + 1) * length]).mean() for i in range(10)]
+        assert findings.metrics[f"extrapolation/ppl@{length}"] == pytest.approx(math.exp(np.mean(chunks)), rel=1e-6)
         line = lines[length]
         assert line["loss"] == pytest.approx(np.mean(chunks), abs=1e-6)
         assert line["se"] == pytest.approx(np.std(chunks, ddof=1) / math.sqrt(10), abs=1e-6)
@@ -72,7 +72,7 @@ def test_slices_are_the_published_protocol(encoding, attention):
         assert line["bits_per_byte"] == pytest.approx(np.mean(chunks) / math.log(2), abs=1e-6)
 
 
-def test_the_rows_read_are_those_of_the_text_to_the_byte(subject, monkeypatch):
+def test_the_windows_are_consecutive_slices_of_the_text(subject, monkeypatch):
     text, record = subject.data.val_tokens, Recorder(subject, monkeypatch)
     Extrapolation(lengths=[48, 128], chunks=7, tail=None, sliding=[])(subject)
     assert len(record.rows) == 14
@@ -85,18 +85,18 @@ def test_the_rows_read_are_those_of_the_text_to_the_byte(subject, monkeypatch):
 
 def test_tail_scores_the_same_targets_with_growing_context(subject, monkeypatch):
     text, record = subject.data.val_tokens, Recorder(subject, monkeypatch)
-    found = Extrapolation(chunks=5, tail=11, slices=False, positions=False, sliding=[])(subject)
+    findings = Extrapolation(chunks=5, tail=11, slices=False, positions=False, sliding=[])(subject)
     assert len(record.rows) == 5 * len(LENGTHS)
     for length in LENGTHS:
         windows = [text[end - length : end] for end in range(256, 256 * 6, 256)]
-        losses = np.concatenate([direct(subject, window)[-11:] for window in windows])
-        assert found.metrics[f"extrapolation/tail_ppl@{length}"] == pytest.approx(math.exp(losses.mean()), rel=1e-6)
-        assert table(found, "tail")[length]["tokens"] == 55
+        losses = np.concatenate([direct_losses(subject, window)[-11:] for window in windows])
+        assert findings.metrics[f"extrapolation/tail_ppl@{length}"] == pytest.approx(math.exp(losses.mean()), rel=1e-6)
+        assert lines_by_length(findings, "tail")[length]["tokens"] == 55
     targets = [labels[labels != -100] for _, labels in record.rows]
     assert {len(one) for one in targets} == {11}  # and nothing else has logits
     for place in range(5):
         assert len({targets[place + 5 * length].tobytes() for length in range(len(LENGTHS))}) == 1
-    assert set(found.metrics) == {f"extrapolation/tail_ppl@{length}" for length in LENGTHS}
+    assert set(findings.metrics) == {f"extrapolation/tail_ppl@{length}" for length in LENGTHS}
 
 
 def test_the_longest_windows_are_read_once_for_slices_and_tail(subject, monkeypatch):
@@ -109,10 +109,10 @@ def test_the_longest_windows_are_read_once_for_slices_and_tail(subject, monkeypa
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_scaling_without_a_factor_takes_that_of_each_length(half):
+def test_a_scaling_without_a_factor_adapts_to_each_length(half):
     """Also where weights are cast to bf16, in a copy of the model that shares the encoding's buffers."""
 
-    def measured(scaling: object) -> dict[str, float]:
+    def metrics_with(scaling: object) -> dict[str, float]:
         subject = make_subject()
         subject.config.pos_encoding.scaling = scaling
         subject.model = build_model(subject.config, tokens=257)
@@ -122,8 +122,8 @@ def test_a_scaling_without_a_factor_takes_that_of_each_length(half):
         assert subject.model.position.inv_freq[0] == (0.25 if isinstance(scaling, dict) else 1)  # as it was before
         return metrics
 
-    by_length, plain = measured("position_interpolation"), measured(None)
-    fixed = measured({"kind": "position_interpolation", "factor": 4})
+    by_length, plain = metrics_with("position_interpolation"), metrics_with(None)
+    fixed = metrics_with({"kind": "position_interpolation", "factor": 4})
     for name in ("ppl", "tail_ppl"):
         assert by_length[f"extrapolation/{name}@32"] == plain[f"extrapolation/{name}@32"]
         assert by_length[f"extrapolation/{name}@128"] == fixed[f"extrapolation/{name}@128"]
@@ -131,23 +131,23 @@ def test_a_scaling_without_a_factor_takes_that_of_each_length(half):
 
 
 def test_tail_is_at_most_half_of_the_shortest_length(subject):
-    found = Extrapolation()(subject)
-    assert {row["tokens"] for row in table(found, "tail").values()} == {10 * 16}
-    assert "the last 16 tokens" in "\n".join(line for line in found.body if isinstance(line, str))
+    findings = Extrapolation()(subject)
+    assert {row["tokens"] for row in lines_by_length(findings, "tail").values()} == {10 * 16}
+    assert "the last 16 tokens" in "\n".join(line for line in findings.body if isinstance(line, str))
 
 
 @pytest.mark.parametrize("stride", [None, 5])
-def test_sliding_windows_score_each_target_once_behind_enough_context(subject, monkeypatch, stride):
+def test_sliding_windows_score_each_target_once_with_enough_context(subject, monkeypatch, stride):
     text, record = subject.data.val_tokens, Recorder(subject, monkeypatch)
-    found = Extrapolation(chunks=3, slices=False, tail=None, positions=False, sliding=["1x", "2x"], stride=stride)(
+    findings = Extrapolation(chunks=3, slices=False, tail=None, positions=False, sliding=["1x", "2x"], stride=stride)(
         subject
     )
     read = 0
     for window in (32, 64):
         step = stride or window // 2
         starts = range(64 + step - window, 64 * 4 - window + 1, step)
-        losses = [direct(subject, text[start : start + window])[-step:] for start in starts]
-        assert found.metrics[f"extrapolation/sliding_ppl@{window}"] == pytest.approx(
+        losses = [direct_losses(subject, text[start : start + window])[-step:] for start in starts]
+        assert findings.metrics[f"extrapolation/sliding_ppl@{window}"] == pytest.approx(
             math.exp(np.mean(losses)), rel=1e-6
         )
         rows = record.rows[read : read + len(losses)]
@@ -160,17 +160,17 @@ def test_sliding_windows_score_each_target_once_behind_enough_context(subject, m
 
 
 def test_positions_recombine_to_the_slices_and_are_means_of_direct_losses(subject):
-    found = Extrapolation(lengths=["1x", 100], chunks=6)(subject)
+    findings = Extrapolation(lengths=["1x", 100], chunks=6)(subject)
     for length in (32, 100):
-        bins = [row for row in found.tables["extrapolation_positions"] if row["length"] == length]
+        bins = [row for row in findings.tables["extrapolation_positions"] if row["length"] == length]
         assert [(row["from"], row["to"]) for row in bins[:3]] == [(1, 2), (2, 4), (4, 8)]
         assert (bins[-1]["from"], bins[-1]["to"]) == ((16, 32) if length == 32 else (64, 100))
         tokens, loss = (np.array([row[column] for row in bins]) for column in ("tokens", "loss"))
-        line = table(found, "slices")[length]
+        line = lines_by_length(findings, "slices")[length]
         assert tokens.sum() == line["tokens"]
         assert (tokens * loss).sum() / tokens.sum() == pytest.approx(line["loss"], abs=1e-9)
         text = subject.data.val_tokens
-        losses = np.array([direct(subject, text[i * length : (i + 1) * length]) for i in range(6)])
+        losses = np.array([direct_losses(subject, text[i * length : (i + 1) * length]) for i in range(6)])
         for row in bins:
             each = losses[:, row["from"] - 1 : row["to"] - 1].mean(axis=1)  # target t has t tokens before it
             assert row["loss"] == pytest.approx(each.mean(), abs=1e-6)
@@ -179,9 +179,9 @@ def test_positions_recombine_to_the_slices_and_are_means_of_direct_losses(subjec
 
 
 def test_positions_alone_report_no_perplexity_at_lengths(subject):
-    found = Extrapolation(slices=False, tail=None, sliding=[])(subject)
-    assert list(found.tables) == ["extrapolation_positions"]
-    assert not found.metrics
+    findings = Extrapolation(slices=False, tail=None, sliding=[])(subject)
+    assert list(findings.tables) == ["extrapolation_positions"]
+    assert not findings.metrics
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("not enough memory: you tried to allocate"), MemoryError()])
@@ -196,43 +196,43 @@ def test_a_length_that_fails_leaves_the_numbers_of_the_others(subject, monkeypat
 
     monkeypatch.setattr(subject, "losses_of", fail)
     monkeypatch.setattr(subject.model.position, "adapt", adapted.append)
-    found = Extrapolation()(subject)
+    findings = Extrapolation()(subject)
     lost = {"extrapolation/ppl@256", "extrapolation/tail_ppl@256"}
-    assert found.metrics == {name: ppl for name, ppl in undisturbed.metrics.items() if name not in lost}
+    assert findings.metrics == {name: ppl for name, ppl in undisturbed.metrics.items() if name not in lost}
     for protocol in ("slices", "tail"):
-        line = table(found, protocol)[256]
+        line = lines_by_length(findings, protocol)[256]
         assert line["failed"] == (str(failure) or "MemoryError")
         assert "ppl" not in line
-        assert not table(found, protocol)[128]["failed"]
-    assert sum(isinstance(line, str) and line.startswith("FAILED: ") for line in found.body) == 2
+        assert not lines_by_length(findings, protocol)[128]["failed"]
+    assert sum(isinstance(line, str) and line.startswith("FAILED: ") for line in findings.body) == 2
     assert adapted[-1] == 32
-    assert max(row["length"] for row in found.tables["extrapolation_positions"]) == 128
+    assert max(row["length"] for row in findings.tables["extrapolation_positions"]) == 128
 
 
-def test_a_length_beyond_the_memory_at_hand_is_not_tried(subject, monkeypatch):
+def test_a_length_that_exceeds_free_memory_is_not_tried(subject, monkeypatch):
     free = row_bytes(subject.model, 130)
     monkeypatch.setattr(limits, "free_bytes", lambda device: free)
-    found = Extrapolation(sliding=[])(subject)
-    assert set(found.metrics) == {
+    findings = Extrapolation(sliding=[])(subject)
+    assert set(findings.metrics) == {
         f"extrapolation/{name}@{length}" for name in ("ppl", "tail_ppl") for length in LENGTHS[:3]
     }
-    assert "are free on cpu" in table(found, "slices")[256]["failed"]
+    assert "are free on cpu" in lines_by_length(findings, "slices")[256]["failed"]
 
 
-def test_a_loss_that_is_not_finite_is_a_failure_and_nothing_measured_an_error(subject):
+def test_losses_that_are_not_finite_fail_and_without_a_result_the_run_fails(subject):
     with torch.no_grad():
         subject.model.final_norm.weight.fill_(math.nan)
-    with pytest.raises(RunError, match=r"measured nothing: slices of 32 tokens: its loss is not finite"):
+    with pytest.raises(RunError, match="loss is not finite"):
         Extrapolation()(subject)
 
 
-def test_fewer_windows_than_asked_for_are_a_note(subject):
+def test_a_note_says_that_the_text_fills_fewer_windows(subject):
     Extrapolation(lengths=["1x", 1000], sliding=[]).check(subject.data, subject.model)
     assert subject.data.notes[0].endswith("there are 3 windows of 1,000")
-    assert table(Extrapolation(lengths=["1x", 1000])(subject), "tail")[32]["chunks"] == 3
+    assert lines_by_length(Extrapolation(lengths=["1x", 1000])(subject), "tail")[32]["chunks"] == 3
 
 
-def test_lengths_beyond_a_table_of_positions_are_refused(small_model, subject):
+def test_lengths_beyond_the_table_of_an_encoding_are_refused(small_model, subject):
     learned = small_model("learned", "mha", "seq_len=64")
     with pytest.raises(
         ConfigError, match=r"512 tokens, and pos_encoding has values for 64 positions: .*=\[64\], or train"
@@ -242,7 +242,7 @@ def test_lengths_beyond_a_table_of_positions_are_refused(small_model, subject):
     Extrapolation().check(subject.data, small_model("sinusoidal", "mha", "seq_len=64"))
 
 
-def test_lengths_beyond_the_memory_are_refused_with_the_longest_that_fits(subject, monkeypatch):
+def test_lengths_beyond_free_memory_are_refused_with_the_longest_that_fits(subject, monkeypatch):
     free = row_bytes(subject.model, 200)
     assert longest_row(subject.model, free) == 200
     monkeypatch.setattr(limits, "free_bytes", lambda device: free)
@@ -295,7 +295,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_a_run_leaves_metrics_and_tables(tmp_path: Path) -> None:
+def test_a_run_writes_metrics_and_tables(tmp_path: Path) -> None:
     words = ["eval.extrapolation.lengths=[1x,4x]", "eval.extrapolation.chunks=3", f"hydra.run.dir={tmp_path / 'run'}"]
     assert run(newllm.compose([*SMALL, *words])) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -310,7 +310,7 @@ def test_a_run_leaves_metrics_and_tables(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "tables" / "extrapolation_positions.csv").exists()
 
 
-def test_a_run_that_asks_for_too_much_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_run_with_lengths_beyond_its_text_writes_nothing(tmp_path: Path) -> None:
     cfg = newllm.compose([*SMALL, "eval.extrapolation.lengths=[1x,4096]", f"hydra.run.dir={tmp_path / 'run'}"])
     with pytest.raises(ConfigError, match=r"eval\.extrapolation\.lengths"):
         run(cfg)

@@ -14,7 +14,7 @@ from tests.support.evaluation_subject import make_subject
         ("rope", "mla", 16 + 8),  # and the rotary key
     ],
 )
-def test_bytes_are_those_of_the_numbers_kept(encoding, attention, numbers):
+def test_bytes_count_the_cached_numbers(encoding, attention, numbers):
     metrics = KVCache(tokens=9)(make_subject(encoding, attention)).metrics
     assert metrics["kv_cache/bytes_per_token"] == 2 * 4 * numbers  # two layers of fp32
     assert metrics["kv_cache/mha_bytes_per_token"] == 2 * 4 * 128
@@ -22,7 +22,7 @@ def test_bytes_are_those_of_the_numbers_kept(encoding, attention, numbers):
     assert metrics["kv_cache/max_logit_error"] < 1e-5
 
 
-def test_a_cache_that_is_wrong_shows(subject):
+def test_a_wrong_cache_shows_in_the_logit_error(subject):
     original = subject.model.blocks[1].attention.forward
 
     def forgetful(x, positions, encoding=None, cache=None):
@@ -42,7 +42,7 @@ def test_the_published_reductions_are_measured(subject, kv_dim, reduction):
 
 
 @pytest.mark.parametrize(("name", "width", "reduction"), [("dproj_pythia", 320, 0.375), ("dproj_pythia_256", 256, 0.5)])
-def test_narrow_states_are_measured_against_those_of_the_embeddings_width(subject, name, width, reduction):
+def test_narrow_states_are_compared_with_attention_as_wide_as_the_embeddings(subject, name, width, reduction):
     """What a recurrence carries is of one size, and no part of a token's bytes."""
     cfg = newllm.compose([f"model={name}", "rotary_pct=0.25", "model.num_layers=1", "model.vocab_size=320"])
     subject.config, subject.model = cfg, newllm.build_model(cfg)

@@ -16,8 +16,8 @@ def captured(subject, rows):
     return layers
 
 
-def test_sizes_are_per_batch_then_layers(subject):
-    found = QueryKey(batches=2, batch_size=5)(subject)
+def test_sizes_are_averaged_over_batches_then_layers(subject):
+    findings = QueryKey(batches=2, batch_size=5)(subject)
     layers = captured(subject, 10)
     means, stds, maxima = [], [], []
     for tensors in layers.values():
@@ -25,12 +25,12 @@ def test_sizes_are_per_batch_then_layers(subject):
         means.append(np.mean([half.abs().mean() for half in halves]))
         stds.append(np.mean([half.std(unbiased=True) for half in halves]))
         maxima.append(tensors["q"].abs().max())
-    assert found.metrics["qk/q_max"] == pytest.approx(float(max(maxima)), rel=1e-5)
-    assert found.metrics["qk/q_mean"] == pytest.approx(np.mean(means), rel=1e-5)
-    assert found.metrics["qk/q_std"] == pytest.approx(np.mean(stds), rel=1e-5)
+    assert findings.metrics["qk/q_max"] == pytest.approx(float(max(maxima)), rel=1e-5)
+    assert findings.metrics["qk/q_mean"] == pytest.approx(np.mean(means), rel=1e-5)
+    assert findings.metrics["qk/q_std"] == pytest.approx(np.mean(stds), rel=1e-5)
     before = max(float(tensors["k_before"].abs().max()) for tensors in layers.values())
-    assert found.metrics["qk/before/k_max"] == pytest.approx(before, rel=1e-5)
-    assert found.tables["qk_layers"][1]["q_max"] == pytest.approx(float(maxima[1]), rel=1e-5)
+    assert findings.metrics["qk/before/k_max"] == pytest.approx(before, rel=1e-5)
+    assert findings.tables["qk_layers"][1]["q_max"] == pytest.approx(float(maxima[1]), rel=1e-5)
 
 
 def test_observers_are_restored_even_after_an_error(subject):
@@ -68,7 +68,7 @@ def test_only_the_lowest_frequency_large_lands_in_the_low_band():
     assert rows["published halves", "low"]["max"] == pytest.approx(4)
 
 
-def test_bands_go_by_frequency_not_by_place():
+def test_bands_follow_the_frequency_not_the_dim():
     x = torch.full((1, 1, 2, 4), 0.1)
     x[..., 0] = 7.0
     rows = bands(x, pairs=[(0, 1, 0.01), (2, 3, 1.0)])  # interleaved, ascending
@@ -77,7 +77,7 @@ def test_bands_go_by_frequency_not_by_place():
     assert ("frequency", "pass-through") not in rows
 
 
-def test_frequency_bands_do_not_see_the_rotation(subject):
+def test_rotation_does_not_change_frequency_bands(subject):
     pairs = subject.model.blocks[0].encoding.pairs()
     tensors = captured(subject, 4)[0]
     before, after = bands(tensors["q_before"], pairs), bands(tensors["q"], pairs)
@@ -96,14 +96,14 @@ def test_frequency_bands_do_not_see_the_rotation(subject):
     ],
 )
 def test_every_dim_is_in_one_band(encoding, attention, rotary, passed):
-    found = QueryKey(batches=1)(make_subject(encoding, attention))
-    rows = [row for row in found.tables["qk_bands"] if row["layer"] == 0 and row["tensor"] == "k"]
+    findings = QueryKey(batches=1)(make_subject(encoding, attention))
+    rows = [row for row in findings.tables["qk_bands"] if row["layer"] == 0 and row["tensor"] == "k"]
     dims = {(row["cut"], row["band"]): row["dims"] for row in rows}
     assert dims.get(("frequency", "low"), 0) + dims.get(("frequency", "high"), 0) == rotary
     assert dims["frequency", "pass-through"] == passed
     assert sum(n for (cut, _), n in dims.items() if cut == "published halves") == rotary + passed
-    assert ("qk/bands/q_low_over_high" in found.metrics) == (rotary > 0)
-    assert ("qk/latent_max" in found.metrics) == (attention == "mla")
+    assert ("qk/bands/q_low_over_high" in findings.metrics) == (rotary > 0)
+    assert ("qk/latent_max" in findings.metrics) == (attention == "mla")
 
 
 def test_massive_dims_of_each_head():

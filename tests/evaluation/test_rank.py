@@ -18,13 +18,13 @@ def test_layers_against_their_own_forward_pass(subject):
     final = subject.model.final_norm(x).flatten(0, 1)
     sigma = np.linalg.svd(final.detach().double().numpy(), compute_uv=False)
     share = sigma / sigma.sum()
-    found = EffectiveRank(positions=positions)(subject)
-    assert found.metrics["rank/effective_rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-5)
-    assert found.metrics["rank/share"] == pytest.approx(found.metrics["rank/effective_rank"] / 64)
+    findings = EffectiveRank(positions=positions)(subject)
+    assert findings.metrics["rank/effective_rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-5)
+    assert findings.metrics["rank/share"] == pytest.approx(findings.metrics["rank/effective_rank"] / 64)
     assert not any(block._forward_hooks for block in subject.model.blocks)
 
 
-def test_says_how_many_positions_and_when_they_are_too_few(subject):
+def test_the_number_of_positions_is_shown_with_a_warning_if_too_few(subject):
     assert "biased down" in EffectiveRank(positions=200)(subject).body[-1]
     full = EffectiveRank()(subject).body
     assert "1,024 positions" in full[1]

@@ -61,7 +61,7 @@ from newllm.evaluation.trigram import Trigram
         (Trigram, {"max_tokens": 0}, "trigram.max_tokens"),
     ],
 )
-def test_an_option_out_of_its_domain_is_named(evaluator: Callable[..., Any], options: dict, key: str) -> None:
+def test_the_error_names_the_option(evaluator: Callable[..., Any], options: dict, key: str) -> None:
     with pytest.raises(ConfigError) as error:
         evaluator(**options)
     assert f"eval.{key}" in str(error.value)
@@ -118,9 +118,7 @@ SENTENCES = [
 
 
 @pytest.mark.parametrize(("evaluator", "sentence"), SENTENCES)
-def test_what_a_text_or_model_cannot_give_is_refused_before_training(
-    subject: Any, evaluator: Callable[[], Any], sentence: str
-) -> None:
+def test_sentences_of_check(subject: Any, evaluator: Callable[[], Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as error:
         evaluator().check(subject.data, subject.model)
     assert str(error.value) == sentence

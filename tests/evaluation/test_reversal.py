@@ -35,7 +35,7 @@ def test_published_scoring_is_the_mean_of_sentence_means(long_subject):
 
 
 def test_answers_are_scored_alone_and_against_wrong_names(long_subject):
-    found = Reversal()(long_subject)
+    findings = Reversal()(long_subject)
     eot = long_subject.data.tokenizer.eot_id
     facts = ReversalFacts(backward="well_formed")
 
@@ -43,21 +43,21 @@ def test_answers_are_scored_alone_and_against_wrong_names(long_subject):
         return nats_of(long_subject, f"{question.prompt} {name}", [eot])[len(question.prompt) :]
 
     right = [of_name(question, question.answer) for question in facts.backward]
-    assert found.metrics["reversal/backward_ppl"] == pytest.approx(math.exp(np.concatenate(right).mean()), rel=1e-5)
+    assert findings.metrics["reversal/backward_ppl"] == pytest.approx(math.exp(np.concatenate(right).mean()), rel=1e-5)
     margins, beaten = [], []
     for question, own in zip(facts.backward, right, strict=True):
         wrong = [of_name(question, name).mean() for name in question.wrong]
         margins.append(np.mean(wrong) - own.mean())
         beaten.append(np.mean([own.mean() < other for other in wrong]))
-    assert found.metrics["reversal/backward_margin"] == pytest.approx(np.mean(margins), abs=1e-5)
-    assert found.metrics["reversal/backward_accuracy"] == pytest.approx(np.mean(beaten))
-    assert len(found.tables["reversal"]) == 33
-    paris = found.tables["reversal"][0]
+    assert findings.metrics["reversal/backward_margin"] == pytest.approx(np.mean(margins), abs=1e-5)
+    assert findings.metrics["reversal/backward_accuracy"] == pytest.approx(np.mean(beaten))
+    assert len(findings.tables["reversal"]) == 33
+    paris = findings.tables["reversal"][0]
     assert paris["backward"] == "Paris is the capital of France"
     assert paris["backward_margin"] == pytest.approx(margins[0], abs=1e-5)
 
 
-def test_without_trained_facts_it_is_a_control(long_subject):
+def test_without_trained_facts_the_numbers_are_a_control(long_subject):
     assert Reversal()(long_subject).body[0].startswith("Untrained control")
     long_subject.data.facts = ReversalFacts(repeats=7, backward="literal")
     body = Reversal()(long_subject).body
@@ -65,7 +65,7 @@ def test_without_trained_facts_it_is_a_control(long_subject):
     assert "literal" in body[2]
 
 
-def test_batches_change_nothing(long_subject):
+def test_batches_do_not_change_the_nats(long_subject):
     texts = ["The capital of France is Paris", "Bill Gates founded Microsoft", "a b"]
     together = score(long_subject, [(list(text[:1].encode()), list(text[1:].encode())) for text in texts])
     for text, nats in zip(texts, together, strict=True):

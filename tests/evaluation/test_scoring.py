@@ -28,7 +28,7 @@ def one_by_one(subject, pairs):
 
 @pytest.mark.parametrize("attention", ["mha", "mla"])
 @pytest.mark.parametrize("tokens", [4096, 40])
-def test_shared_prompts_and_batches_change_nothing(monkeypatch, attention, tokens):
+def test_shared_prompts_and_batches_do_not_change_the_nats(monkeypatch, attention, tokens):
     """Two prompts of one length with five names each, one with two, and lone ones; also in batches of few tokens."""
     monkeypatch.setattr(subject_module, "TOKENS", tokens)
     subject = make_subject("alibi", attention, batch_size=1)
@@ -39,7 +39,7 @@ def test_shared_prompts_and_batches_change_nothing(monkeypatch, attention, token
         np.testing.assert_allclose(nats, expected, atol=1e-5)
 
 
-def test_logits_are_made_of_the_scored_tokens_only_and_prompts_read_once(monkeypatch, subject):
+def test_only_scored_tokens_get_logits_and_prompts_are_read_once(monkeypatch, subject):
     rows, read = [], []
     hidden = subject.model.hidden
 
@@ -60,7 +60,7 @@ def test_logits_are_made_of_the_scored_tokens_only_and_prompts_read_once(monkeyp
     assert sum(read) < 2 * len(PROMPT) + len(SHORT) + len(NAMES[0])
 
 
-def test_long_rows_come_in_smaller_batches(monkeypatch, subject):
+def test_long_rows_form_smaller_batches(monkeypatch, subject):
     monkeypatch.setattr(subject_module, "TOKENS", 0)
     subject.batch_size = 4  # as many tokens as four rows of training's have
     assert {len(inputs) for inputs, _ in list(subject.batches())[:-1]} == {4}
@@ -69,7 +69,7 @@ def test_long_rows_come_in_smaller_batches(monkeypatch, subject):
     assert [inputs.shape for inputs, _ in subject.batches()] == [(1, 128), (1, 128)]
 
 
-def test_losses_are_taken_of_labelled_positions_alone(monkeypatch, subject):
+def test_only_labelled_positions_get_logits(monkeypatch, subject):
     seen = []
     real = subject_module.token_losses
     monkeypatch.setattr(subject_module, "token_losses", lambda h, *rest: seen.append(len(h)) or real(h, *rest))

@@ -15,7 +15,7 @@ def fitted(subject, pieces=1):
     return model
 
 
-class Slow:
+class DictionaryKneserNey:
     """Kneser-Ney in dictionaries, straight from the formula."""
 
     def __init__(self, rows, vocab):
@@ -51,7 +51,7 @@ class Slow:
         return self.p(self.trigram, key, self.p(self.middle, key[1:], unigram))
 
 
-def test_sums_to_one_over_the_vocabulary(subject):
+def test_probabilities_sum_to_one(subject):
     model, vocab = fitted(subject), subject.model.vocab_size
     words = np.arange(vocab)
     for a, b in [(ord("e"), ord("l")), (ord(" "), ord(" ")), (ord("~"), ord("q")), (0, 1), (ord("\n"), 256)]:
@@ -59,36 +59,36 @@ def test_sums_to_one_over_the_vocabulary(subject):
         assert model.probability(b * vocab + words).sum() == pytest.approx(1, abs=1e-12)
 
 
-def test_equals_the_formula_in_dictionaries(subject):
+def test_probabilities_equal_the_formula_in_dictionaries(subject):
     train = subject.data.train
     train.inputs, train.labels = train.inputs[:60], train.labels[:60]
     train.labels[3, 4:20] = -100
     vocab = subject.model.vocab_size
-    fast, slow = fitted(subject), Slow(subject.data.train, vocab)
+    fast, slow = fitted(subject), DictionaryKneserNey(subject.data.train, vocab)
     for a, b, c in [(ord(x), ord(y), ord(z)) for x, y, z in ("sel", "the", " = ", "zzz", "e q", "def", "ef ")]:
         assert fast.probability(np.array([b * vocab + c]))[0] == pytest.approx(slow(b, c), rel=1e-12)
         key = np.array([(a * vocab + b) * vocab + c])
         assert fast.probability(key, order=3)[0] == pytest.approx(slow(a, b, c), rel=1e-12)
 
 
-def test_counting_in_pieces_changes_nothing(subject):
+def test_counting_in_chunks_does_not_change_the_losses(subject):
     one, five = fitted(subject), fitted(subject, pieces=5)
     rows = subject.data.val.inputs, subject.data.val.labels
     np.testing.assert_array_equal(one.losses(*rows), five.losses(*rows))
 
 
-def test_scores_the_labels_that_the_model_is_scored_on(subject):
-    found = Trigram()(subject)
+def test_the_trigram_scores_the_labels_of_the_model(subject):
+    findings = Trigram()(subject)
     mask = subject.token_losses()[1]
     losses = fitted(subject).losses(subject.data.val.inputs, subject.data.val.labels)
     assert losses.size == mask.sum()
     bits = losses.sum() / math.log(2) / subject.scored_bytes()
-    assert found.metrics["baseline/trigram_bits_per_byte"] == pytest.approx(bits)
-    assert found.metrics["baseline/trigram_ppl"] == pytest.approx(math.exp(losses.mean()))
+    assert findings.metrics["baseline/trigram_bits_per_byte"] == pytest.approx(bits)
+    assert findings.metrics["baseline/trigram_ppl"] == pytest.approx(math.exp(losses.mean()))
     assert 2 < bits < 5 < subject.bits_per_byte()  # it has learnt; a model with its initial weights has not
-    assert "DOES NOT BEAT" in found.body[1]
+    assert "DOES NOT BEAT" in findings.body[1]
 
 
-def test_says_when_it_counted_a_part(subject):
+def test_a_line_says_that_only_a_part_was_counted(subject):
     body = Trigram(max_tokens=32 * 50)(subject).body
     assert body[-1].startswith("The trigram counted 1,600 of the")

@@ -5,12 +5,12 @@ import pytest
 
 from newllm.evaluation.diagnosis import diagnose, rescale
 from newllm.evaluation.loss import Loss
-from tests.support.evaluation_subject import EOT, make_subject, slow_losses
+from tests.support.evaluation_subject import EOT, make_subject, reference_losses
 
 
-def test_losses_are_those_of_full_logits_and_computed_once(subject):
+def test_losses_equal_those_of_full_logits_and_are_computed_once(subject):
     losses, mask = subject.token_losses()
-    expected, scored = slow_losses(subject)
+    expected, scored = reference_losses(subject)
     np.testing.assert_array_equal(mask, scored)
     np.testing.assert_allclose(losses[mask], expected[scored], atol=2e-6)
     assert not mask[1, 5:9].any()
@@ -19,7 +19,7 @@ def test_losses_are_those_of_full_logits_and_computed_once(subject):
 
 
 def test_token_weighting_and_bits_per_byte(subject):
-    losses, mask = slow_losses(subject)
+    losses, mask = reference_losses(subject)
     metrics = Loss()(subject).metrics
     assert metrics["val/loss"] == pytest.approx(losses[mask].mean(), abs=1e-6)
     assert metrics["val/ppl"] == pytest.approx(math.exp(losses[mask].mean()), rel=1e-6)
@@ -28,7 +28,7 @@ def test_token_weighting_and_bits_per_byte(subject):
 
 
 def test_batch_mean_is_the_mean_of_batch_means(subject):
-    losses, mask = slow_losses(subject)
+    losses, mask = reference_losses(subject)
     means = [losses[i : i + 4][mask[i : i + 4]].mean() for i in range(0, len(losses), 4)]
     metrics = Loss(weighting="batch_mean", batch_size=4)(subject).metrics
     assert len(losses) % 4
@@ -52,7 +52,7 @@ def test_losses_do_not_depend_on_the_batch_size(subject):
         (math.inf, "diverged"),
     ],
 )
-def test_published_verdicts_hold_at_their_own_tokenizer(ppl, verdict):
+def test_verdicts_at_the_reference_bytes_per_token(ppl, verdict):
     assert diagnose(ppl, 4.4) == verdict
 
 
@@ -70,6 +70,6 @@ def test_verdicts_in_any_order():
     assert diagnose(2000, 4.4, {"b": 30, "a": 5}) == "above 30"
 
 
-def test_the_table_of_the_configuration_is_the_one_used(subject):
+def test_verdicts_come_from_the_configuration(subject):
     subject.config.eval.loss = {"verdicts": {"all the same": None}, "reference": 4.4}
     assert subject.diagnose(3.0) == "all the same"

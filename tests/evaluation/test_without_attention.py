@@ -19,7 +19,7 @@ from newllm.evaluation.ruler import Ruler
 from newllm.evaluation.scoring import score
 from newllm.evaluation.subject import Subject
 from newllm.two_phase.context_token import ContextToken
-from tests.support.evaluation_subject import make_subject, slow_losses
+from tests.support.evaluation_subject import make_subject, reference_losses
 
 
 @pytest.fixture
@@ -43,35 +43,35 @@ def subject() -> Subject:
     ],
     ids=lambda evaluator: type(evaluator).__name__,
 )
-def test_what_needs_hidden_states_only_works(subject: Subject, evaluator: Callable) -> None:
+def test_evaluators_that_need_hidden_states_only(subject: Subject, evaluator: Callable) -> None:
     if hasattr(evaluator, "check"):
         evaluator.check(subject.data, subject.model)
-    found = evaluator(subject)
-    assert found.metrics
-    assert all(math.isfinite(value) for value in found.metrics.values())
+    findings = evaluator(subject)
+    assert findings.metrics
+    assert all(math.isfinite(value) for value in findings.metrics.values())
 
 
 @pytest.mark.parametrize("evaluator", [QueryKey(), KVCache()])
-def test_what_looks_at_attention_is_refused(subject: Subject, evaluator: QueryKey | KVCache) -> None:
+def test_evaluators_of_attention_are_refused(subject: Subject, evaluator: QueryKey | KVCache) -> None:
     with pytest.raises(ConfigError, match=r"ContextToken has none; leave it out, as in eval=\[loss,accuracy\]"):
         evaluator.check(subject.data, subject.model)
     evaluator.check(subject.data, make_subject().model)
 
 
-def test_losses_are_those_of_all_logits(subject: Subject) -> None:
+def test_losses_equal_those_of_all_logits(subject: Subject) -> None:
     losses, mask = subject.token_losses()
-    expected, scored = slow_losses(subject)
+    expected, scored = reference_losses(subject)
     assert (mask == scored).all()
     torch.testing.assert_close(torch.tensor(losses).double(), torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_continuations_behind_a_shared_prompt(subject: Subject) -> None:
+def test_continuations_of_a_shared_prompt(subject: Subject) -> None:
     """Read from the state after the prompt, they are as likely as in whole rows."""
     prompt = list(b"the quick brown fox jumps over ")
     continuations = [list(b"the lazy dog"), list(b"a"), list(b"it all, and")]
-    found = score(subject, [(prompt, continuation) for continuation in continuations])
-    for nats, continuation in zip(found, continuations, strict=True):
+    findings = score(subject, [(prompt, continuation) for continuation in continuations])
+    for nats, continuation in zip(findings, continuations, strict=True):
         row = torch.tensor([prompt + continuation])
         expected = -subject.model(row).log_softmax(-1)[0, len(prompt) - 1 : -1]
         expected = expected.gather(1, row[0, len(prompt) :, None])[:, 0]

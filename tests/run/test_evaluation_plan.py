@@ -68,7 +68,7 @@ def test_named_evaluators_keep_their_options() -> None:
     assert list(config["eval"]) == ["loss", "position"]
 
 
-def test_files_of_the_users_are_needed_only_for_what_is_typed(tmp_path: Path) -> None:
+def test_yaml_files_of_the_user_are_read_only_for_typed_groups(tmp_path: Path) -> None:
     (tmp_path / "pos_encoding").mkdir()
     (tmp_path / "pos_encoding" / "mine.yaml").write_text("_target_: newllm.position.Alibi\nslope: 0.5\nlayers: all\n")
     run = stored("pos_encoding=mine", config_dir=tmp_path)

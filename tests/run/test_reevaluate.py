@@ -26,7 +26,7 @@ SMALL_RUN = [
 FEW_EVALUATORS = ["facts=none", "precision=fp32", "eval=[qk,loss,position]"]
 
 
-def trained(directory: Path, *overrides: str) -> Path:
+def train(directory: Path, *overrides: str) -> Path:
     from newllm.run.execute import run
 
     assert run(newllm.compose([*SMALL_RUN, *overrides, f"hydra.run.dir={directory}"])) == 0
@@ -37,7 +37,7 @@ def trained(directory: Path, *overrides: str) -> Path:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with few evaluators; read only."""
     directory = tmp_path_factory.mktemp("sweep") / "run-s42"
-    return trained(directory, *FEW_EVALUATORS)
+    return train(directory, *FEW_EVALUATORS)
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def results(folder: Path) -> dict[str, Any]:
         ["precision=fp32", "pos_encoding=alibi", "attention=mla", "eval=[loss,kv_cache,rank]"],
     ],
 )
-def test_the_own_evaluation_is_reproduced_to_the_last_bit(
+def test_the_evaluation_of_a_run_is_reproduced_to_the_last_bit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     from newllm.training.loop import Loop
 
     # Makes the first epoch the best, so that best and last weights differ.
     monkeypatch.setattr(Loop, "_validation_loss", lambda loop: 5.0 + loop.progress.epoch)
-    directory = trained(tmp_path / "run", *overrides)
+    directory = train(tmp_path / "run", *overrides)
     before = contents(directory)
     assert results(directory)["val/best_epoch"] == 1
     capsys.readouterr()
@@ -108,7 +108,7 @@ def test_new_metrics_and_tables_are_added_and_the_others_stay(run: Path, capsys:
     assert line["eval"]["rank"]["positions"] == 64
     assert (line["environment"]["threads"], line["environment"]["precision"]) == (1, "fp32")
     assert load_runs(run.parent)["rank/share"].tolist() == [after["rank/share"]]
-    trained(run, *FEW_EVALUATORS)  # the command that trained it still finds it done
+    train(run, *FEW_EVALUATORS)  # the command that trained it still finds it done
 
     capsys.readouterr()
     whole = contents(run)
@@ -132,7 +132,7 @@ def test_evaluator_options_that_change_a_stored_number_are_refused(
 
 def test_numbers_measured_in_training_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Training measures val/loss in other batches than eval.loss, so the last bits may differ."""
-    directory = trained(tmp_path / "run", "eval=[]", "facts=none", "precision=fp32")
+    directory = train(tmp_path / "run", "eval=[]", "facts=none", "precision=fp32")
     stored = results(directory)
     stored["val/loss"] += 1e-7
     (directory / "results.json").write_text(json.dumps(stored))
@@ -178,7 +178,7 @@ def test_other_settings_get_a_folder_of_their_own(run: Path, capsys: pytest.Capt
     assert all(bool((weights[name] == value).all()) for name, value in load_run(run).model.state_dict().items())
 
 
-def test_tables_and_reports_keep_a_run_and_its_evaluations_apart(
+def test_tables_and_reports_separate_a_run_from_its_evaluations(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from newllm.analysis.comparable import split_comparable
@@ -236,7 +236,7 @@ def test_a_text_that_has_changed_since_training_is_refused(tmp_path: Path, capsy
     text = tmp_path / "text.txt"
     source = (Path(os.__file__).parent / "ast.py").read_text()
     text.write_text(source)
-    directory = trained(tmp_path / "run", "data=text", f"data.path={text}", "samples=100", "facts=none", "eval=[loss]")
+    directory = train(tmp_path / "run", "data=text", f"data.path={text}", "samples=100", "facts=none", "eval=[loss]")
     assert main([str(directory)]) == 0
     text.write_text(source.replace("node", "nude"))
     before = contents(directory)

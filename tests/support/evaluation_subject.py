@@ -122,7 +122,7 @@ def make_subject(encoding: str = "rope", attention: str = "mha", batch_size: int
 
 
 @torch.no_grad()
-def slow_losses(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+def reference_losses(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
     """All logits at once and torch's cross-entropy: what Subject.token_losses must give."""
     inputs, labels = subject.data.val.batch(np.arange(len(subject.data.val)))
     logits = subject.model(inputs).double()

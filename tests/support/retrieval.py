@@ -87,7 +87,7 @@ def trials_by_length(evaluator: Retrieval, subject: Subject) -> dict[int, list[T
 
 
 @torch.no_grad()
-def slow_nats(subject: Subject, prompt: list[int], answer: list[int]) -> float:
+def reference_nats(subject: Subject, prompt: list[int], answer: list[int]) -> float:
     """Mean nats of the answer by torch's cross-entropy of all logits."""
     logits = subject.model(torch.tensor([prompt + answer]))[0].double()
     losses = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(prompt[1:] + answer), reduction="none")
