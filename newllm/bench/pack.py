@@ -31,10 +31,8 @@ def measure(
     for length in lengths:
         for batch in batches:
             words = [*overrides, f"batch_size={batch}", f"seq_len={length}"]
-            configs = [compose([*words, f"seed={seed}"]) for seed in range(1, max(packs) + 1)]
-            run = prepare(configs[0])
-            result.metrics |= setup_metrics(run.cfg, run.precision, run.device, run.runtime)
-            contestants = {f"pack{size}": stepper(configs[:size], run) for size in (1, *packs)}
+            runs = [prepare(compose([*words, f"seed={seed}"])) for seed in range(1, max(packs) + 1)]
+            contestants = {f"pack{size}": stepper(runs[:size]) for size in (1, *packs)}
             seconds = alternate(contestants, rounds, steps)
             per_run = {size: [time / size for time in seconds[f"pack{size}"]] for size in (1, *packs)}
             row = [f"{batch} x {length}", f"{1e3 * statistics.median(per_run[1]):.1f}"]
@@ -45,6 +43,7 @@ def measure(
                     result.ratio(f"ratio/{name}", per_run[1], times)
                     row.append(f"{result.metrics[f'ratio/{name}']:.2f} x")
             rows.append(row)
+    result.metrics |= setup_metrics(runs[0].cfg, runs[0].precision, runs[0].device, runs[0].runtime)
     columns = ["batch x tokens", "ms of a step alone", *(f"packs of {size}" for size in packs)]
     result.table(f"{result.metrics['model']}, {result.setup}", columns, rows)
     result.notes.append("Steps of single runs per second in packs, relative to one by one; medians of the rounds.")

@@ -1,4 +1,4 @@
-"""Which runs can be packed, from their configurations alone."""
+"""Which runs can be packed, judged from their configurations alone."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,37 +10,48 @@ from newllm.config.values import signature_of
 from newllm.errors import ConfigError
 
 MAY_DIFFER = "seeds, optim, model.init_std and real-valued options of pos_encoding"
-_LISTED = 4  # keys in a refusal
+_LISTED = 4  # keys in an error message
 
 Config = Mapping[str, Any]
-Fixed = dict[str, Any]
 
 
-def fixed(config: Config) -> Fixed:
-    """Dotted key -> value of all that packed runs must have in common, of an effective configuration."""
-    found: Fixed = {}
+def shared_values(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of everything that packed runs must have in common, of an effective configuration."""
+    shared: dict[str, Any] = {}
     for name, node in config.items():
-        free = group_of(str(name), config).pack
-        if isinstance(node, Mapping) and name not in ("choices", "groups") and free != "own":
-            _collect(node, str(name), found, free)
-    return found
+        pack = group_of(str(name), config).pack
+        if isinstance(node, Mapping) and name not in ("choices", "groups") and pack != "own":
+            _collect(node, str(name), shared, pack if isinstance(pack, tuple) else (), real=pack == "real")
+    return shared
+
+
+def _collect(node: Mapping[str, Any], path: str, shared: dict[str, Any], free: tuple[str, ...], real: bool) -> None:
+    """Add the options of a node, except those that may differ: seeds, `free` and, if `real`, real-valued ones."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            _collect(value, f"{path}.{name}", shared, (), real)
+        elif name != "seed" and name not in free and not (real and _is_real(value) and _takes_real(node, name)):
+            shared[f"{path}.{name}"] = value
 
 
 def key(config: Config) -> str:
-    """Equal texts, for runs that can be packed."""
-    return json.dumps(canonical(fixed(config)), sort_keys=True)
+    """A text that is equal for runs that can be packed."""
+    return _text(shared_values(config))
 
 
 def differing(configs: Sequence[Config]) -> dict[str, list[Any]]:
-    """Keys that would have to be equal and are not, each with its distinct values in order."""
-    all_fixed = [fixed(config) for config in configs]
-    keys = dict.fromkeys(key for one in all_fixed for key in one)
-    values = {key: _distinct(one.get(key, "absent") for one in all_fixed) for key in keys}
-    return {key: found for key, found in values.items() if len(found) > 1}
+    """The keys that prevent packing because their values differ, with the distinct values in order."""
+    shared = [shared_values(config) for config in configs]
+    different = {}
+    for key in dict.fromkeys(key for values in shared for key in values):
+        distinct = {_text(values.get(key, "absent")): values.get(key, "absent") for values in shared}
+        if len(distinct) > 1:
+            different[key] = list(distinct.values())
+    return different
 
 
 def hindrance(config: Config) -> str | None:
-    """Why a run can be in no pack, whatever the others are; None if it can."""
+    """Why a run cannot be part of any pack; None if it can."""
     if int(config["trainer"].get("devices", 1)) > 1:
         return "a packed run has one process, so leave trainer.devices at 1"
     for group in groups(config).values():
@@ -51,51 +62,40 @@ def hindrance(config: Config) -> str | None:
 
 
 def unpackable(configs: Sequence[Config]) -> str | None:
-    """Why no two of these runs can be packed; None if some can, or if there is but one."""
+    """Why no two of these runs can be packed; None if some can, or if there is only one run."""
     if len(configs) > 1 and all(map(hindrance, configs)):
         return hindrance(configs[0])
-    if len({key(config) for config in configs}) < len(configs) or len(configs) < 2:
+    if len(configs) < 2 or len({key(config) for config in configs}) < len(configs):
         return None
-    return _say(differing(configs))
+    return _explain(differing(configs))
 
 
 def require_compatible(configs: Sequence[Config], pack: int | str) -> None:
-    """ConfigError, with the keys that differ, unless all these runs can be packed together."""
-    why = unpackable(configs) or (_say(differing(configs)) if differing(configs) else None)
-    if why:
+    """Raises ConfigError with the keys that differ unless all these runs can be packed together."""
+    different = differing(configs)
+    if why := unpackable(configs) or (_explain(different) if different else None):
         raise ConfigError(f"pack={pack}: {why}.")
 
 
-def _say(found: Mapping[str, Sequence[Any]]) -> str:
-    listed = [f"{name} ({', '.join(map(str, values))})" for name, values in found.items()]
+def _explain(different: Mapping[str, Sequence[Any]]) -> str:
+    listed = [f"{name} ({', '.join(map(str, values))})" for name, values in different.items()]
     more = f" and {len(listed) - _LISTED} more keys" if len(listed) > _LISTED else ""
     return f"the runs differ in {', '.join(listed[:_LISTED])}{more}; only {MAY_DIFFER} may differ"
 
 
-def _collect(node: Mapping[str, Any], path: str, found: Fixed, free: str | tuple[str, ...]) -> None:
-    real = _real_options(node) if free == "real" else set()
-    own = free if isinstance(free, tuple) else ()
-    for name, value in node.items():
-        where = f"{path}.{name}"
-        if isinstance(value, Mapping):
-            _collect(value, where, found, free if free == "real" else ())
-        elif name != "seed" and name not in own and not (name in real and _is_real(value)):
-            found[where] = value
-
-
-def _real_options(node: Mapping[str, Any]) -> set[str]:
-    """Options that are declared to be real numbers, or lists of them; of a mapping that names no constructor, all."""
+def _takes_real(node: Mapping[str, Any], name: str) -> bool:
+    """Whether the constructor declares the option as a real number, or a list of them; True without a constructor."""
     if "_target_" not in node:
-        return set(node)
-    options = signature_of(str(node["_target_"])).options
-    return {name for name, option in options.items() if "float" in str(option.annotation)}
+        return True
+    option = signature_of(str(node["_target_"])).options.get(name)
+    return option is not None and "float" in str(option.annotation)
 
 
 def _is_real(value: Any) -> bool:
     if isinstance(value, list):
-        return bool(value) and all(_is_real(item) for item in value)
+        return bool(value) and all(map(_is_real, value))
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _distinct(values: Any) -> list[Any]:
-    return list({json.dumps(canonical(value), sort_keys=True): value for value in values}.values())
+def _text(value: Any) -> str:
+    return json.dumps(canonical(value), sort_keys=True)

@@ -6,7 +6,7 @@ import torch
 import newllm
 from newllm.data import Dataset
 from newllm.errors import ConfigError
-from newllm.pack import layers
+from newllm.pack import stacked_model
 from newllm.pack.packed_encoding import PackedEncoding, Rows
 from newllm.pack.packed_step import PackedStep
 from newllm.position import Rope
@@ -72,7 +72,7 @@ def test_packed_runs_equal_themselves_alone(case: str, data: Dataset) -> None:
 def test_batched_products_as_on_a_gpu_equal_single_ones(
     case: str, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "_one_by_one", lambda x: False)
+    monkeypatch.setattr(stacked_model, "_one_by_one", lambda x: False)
     compare(case, data, steps=6)
 
 

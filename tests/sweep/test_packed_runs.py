@@ -146,7 +146,7 @@ def _length(run: Path) -> int:
 
 def test_one_run_of_a_pack_can_be_cancelled(tmp_path: Path, alone: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     runs = freeze(tmp_path)
-    monkeypatch.setattr(meeting, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(meeting, "_POLL_SECONDS", 0.001)
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda: ask_to_end(RunDirectory(runs[1])))
         assert work(*runs) == 128 + signal.SIGTERM
