@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A SLURM of one machine, for tests and for trying things out: munged, slurmctld and slurmd with a
-# configuration, ports and folders of their own, so that it disturbs no other SLURM.
+# A SLURM of one machine, for tests and for trying things out: munged, slurmctld and slurmd with their own
+# configuration, ports and folders, so that they do not disturb any other SLURM.
 #
-#   eval "$(launch/slurm/one_machine.sh up DIR)"    start it, wait for it, point this shell at it
+#   eval "$(launch/slurm/one_machine.sh up DIR)"    start it and point this shell at it
 #   eval "$(launch/slurm/one_machine.sh env DIR)"   point another shell at it
-#   launch/slurm/one_machine.sh down DIR            cancel its jobs, end its daemons
+#   launch/slurm/one_machine.sh down DIR            cancel its jobs and end its daemons
 #
 # Needs root and, on Debian or Ubuntu:
 #   apt-get install --no-install-recommends slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
@@ -13,11 +13,11 @@ export PATH="$PATH:/usr/sbin:/sbin"
 
 fail() { echo "one_machine.sh: $1" >&2; exit "${2:-1}"; }
 
-usage="say what to do and where: one_machine.sh up|down|env DIR"
+usage="usage: one_machine.sh up|down|env DIR"
 [ $# -eq 2 ] || fail "$usage" 2
 verb=$1
 [ "$verb" = up ] && mkdir -p "$2"
-[ -d "$2" ] || fail "there is no folder $2; one_machine.sh up $2 makes it" 2
+[ -d "$2" ] || fail "there is no folder $2; one_machine.sh up $2 creates it" 2
 dir=$(cd "$2" && pwd)
 conf=$dir/slurm.conf
 
@@ -31,7 +31,7 @@ check() {
  slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins" 2
 }
 
-running() { # the process whose number is in $1 lives, and its program is $2
+running() { # whether the process whose id is in the file $1 is alive and executes the program $2
   [ -s "$1" ] && [ "$(cat "/proc/$(cat "$1")/comm" 2> /dev/null)" = "$2" ]
 }
 
@@ -55,7 +55,7 @@ SlurmctldPort=$(free_port)
 SlurmdPort=$(free_port)
 SlurmUser=root
 AuthType=auth/munge
-# A requeued job may start again once its credential has expired, which else takes two minutes.
+# A requeued job may start again once its credential has expired, which takes two minutes by default.
 AuthInfo=socket=$dir/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation=$dir/state
@@ -76,7 +76,7 @@ JobRequeue=1
 ReturnToService=2
 # Small, so that a sweep of a few runs already needs several arrays.
 MaxArraySize=2
-# Without accounting, a job that has ended can be asked about for so many seconds.
+# For how many seconds squeue shows a job that has ended; there is no accounting.
 MinJobAge=3600
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
@@ -91,7 +91,7 @@ up() {
   fi
   configure
   [ -s "$dir/munge.key" ] || (umask 077 && head -c 1024 /dev/urandom > "$dir/munge.key")
-  # --force: folders above DIR may be closed to other users, or be root's like /tmp.
+  # --force accepts parent folders of any owner and mode, such as /tmp.
   munged --force --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
     --log-file="$dir/log/munged.log" --seed-file="$dir/munged.seed" > "$dir/log/start.log" 2>&1 < /dev/null ||
     fail "munged did not start: $(tail -n 1 "$dir/log/start.log")"
@@ -119,7 +119,7 @@ down() {
   for daemon in slurmd slurmctld munged; do
     end "$dir/$daemon.pid" "$daemon"
   done
-  # What a job left behind: the keepers of its steps, known by their configuration.
+  # The slurmstepd processes that jobs left behind; their environment names this configuration.
   for process in /proc/[0-9]*; do
     if [ "$(cat "$process/comm" 2> /dev/null)" = slurmstepd ] &&
       { tr '\0' '\n' < "$process/environ" | grep -qxF "SLURM_CONF=$conf"; } 2> /dev/null; then

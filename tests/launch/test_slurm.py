@@ -1,4 +1,4 @@
-"""The SLURM launcher on a real SLURM of one machine, which launch/slurm/one_machine.sh starts and ends."""
+"""The SLURM launcher on a real SLURM of one machine, which launch/slurm/one_machine.sh starts and stops."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,16 +21,13 @@ from newllm.sweep.launches import Policy
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import job_states
 from newllm.train import main
+from tests.support.small_runs import SMALL_RUN, read_status, timeless_results
 
 pytestmark = pytest.mark.xdist_group("slurm")
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "slurm" / "one_machine.sh"
-SMALL = [
-    "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", "batch_size=8", "epochs=2",
-    "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=64",
-    "trainer.log_every=1", "runtime.threads=1", "eval=[loss]",
-]  # fmt: skip
+SMALL = [*SMALL_RUN, "eval=[loss]"]
 ENDLESS = ["epochs=100000"]
 
 
@@ -43,7 +39,7 @@ def cluster() -> Iterator[None]:
         pytest.skip(f"SLURM: {', '.join(missing)} not installed")
     if os.getuid() != 0:
         pytest.skip("SLURM: starting slurmd needs root")
-    folder = tempfile.mkdtemp(prefix="slurm-", dir="/tmp")  # short, as a socket's path must be
+    folder = tempfile.mkdtemp(prefix="slurm-", dir="/tmp")  # the path of a socket must be short
     try:
         started = subprocess.run([SCRIPT, "up", folder], capture_output=True, text=True)
         assert started.returncode == 0, started.stderr
@@ -76,8 +72,8 @@ def test_a_sweep_of_two_arrays_from_the_command_line(tmp_path: Path, capsys: pyt
         "hydra.launcher.max_running=2", f"hydra.sweep.dir={tmp_path}", *SMALL, "seed=1,2,3",
     ]  # fmt: skip
     assert main(command) == 0
-    jobs = [status(run)["slurm"] for run in runs_in(tmp_path)]
-    assert [status(run)["state"] for run in runs_in(tmp_path)] == ["done"] * 3
+    jobs = [read_status(run)["slurm"] for run in runs_in(tmp_path)]
+    assert [read_status(run)["state"] for run in runs_in(tmp_path)] == ["done"] * 3
     assert len(set(jobs)) == 3
     assert len({job.split("_")[0] for job in jobs}) == 2, "three tasks need two arrays where MaxArraySize is 2"
     assert "Submitted 3 runs as 2 jobs" in capsys.readouterr().out
@@ -86,70 +82,71 @@ def test_a_sweep_of_two_arrays_from_the_command_line(tmp_path: Path, capsys: pyt
     assert {state["source_sha256"] for state in code} == {snapshot.name}, "the jobs ran the snapshot"
 
 
-def test_a_run_requeued_in_mid_training_ends_with_the_uninterrupted_result(
+def test_a_run_requeued_during_training_ends_with_the_uninterrupted_result(
     tmp_path: Path, frozen: Callable[..., Path]
 ) -> None:
     longer = ["epochs=12", "runtime.checkpoint_steps=1000"]
     requeued = frozen(*longer)
     assert Slurm(time_min=10, signal_delay_s=30, wait=False).start(tmp_path, [requeued], Policy()) == 0
     wait_for(lambda: lines(requeued) > 30)
-    subprocess.run(["scancel", "--signal=USR2", status(requeued)["slurm"]], check=True)
-    wait_for(lambda: status(requeued)["attempt"] == 2)
-    step = status(requeued)["progress"]["step"]
-    wait_for(lambda: status(requeued)["state"] == "done")
+    subprocess.run(["scancel", "--signal=USR2", read_status(requeued)["slurm"]], check=True)
+    wait_for(lambda: read_status(requeued)["attempt"] == 2)
+    step = read_status(requeued)["progress"]["step"]
+    wait_for(lambda: read_status(requeued)["state"] == "done")
     assert "Attempt 2: goes on after step" in (requeued / "train.log").read_text()
-    assert 20 < step < status(requeued)["progress"]["steps"]
+    assert 20 < step < read_status(requeued)["progress"]["steps"]
 
     assert run(newllm.compose([*SMALL, *longer, f"hydra.run.dir={tmp_path / 'whole'}"])) == 0
-    assert repeatable(requeued) == repeatable(tmp_path / "whole")
+    assert timeless_results(requeued) == timeless_results(tmp_path / "whole")
 
 
-def test_a_job_cancelled_from_another_shell_leaves_its_runs_interrupted_with_slurms_word(
+def test_cancelling_from_another_shell_leaves_runs_interrupted_with_the_state_of_their_jobs(
     tmp_path: Path, frozen: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [frozen(f"seed={seed}", *ENDLESS) for seed in (1, 2)]
 
+    statuses: list[int] = []
+
     def cancel_once_running(seconds: float) -> None:
         sleep(seconds)
-        if lines(runs[0]) > 3:
-            assert status_main([str(tmp_path), "--cancel"]) == 0
+        if lines(runs[0]) > 3 and not statuses:
+            statuses.append(status_main([str(tmp_path), "--cancel"]))
 
     sleep = time.sleep
     monkeypatch.setattr("newllm.sweep.slurm.time.sleep", cancel_once_running)
     assert Slurm(time_min=10, signal_delay_s=30, max_running=1).start(tmp_path, runs, Policy()) == 1
-    assert [status(run)["state"] for run in runs] == ["interrupted", "interrupted"]
-    assert status(runs[0])["error"] == f"SLURM ended job {status(runs[0])['slurm']}: CANCELLED."
-    assert status(runs[1])["error"] == "Cancelled before it began."
+    assert statuses == [0]
+    assert [read_status(run)["state"] for run in runs] == ["interrupted", "interrupted"]
+    assert read_status(runs[0])["error"] == f"SLURM ended job {read_status(runs[0])['slurm']}: CANCELLED."
+    assert read_status(runs[1])["error"] == "Cancelled before it began."
     assert (runs[0] / "checkpoints" / "last.safetensors").exists()
 
 
-def test_a_failed_run_fails_its_job_and_not_its_neighbour(tmp_path: Path, frozen: Callable[..., Path]) -> None:
-    broken, sound = frozen("lr=1e30"), frozen("seed=1")
-    assert Slurm(time_min=10, signal_delay_s=30, runs_per_job=2).start(tmp_path, [broken, sound], Policy()) == 1
-    assert status(broken)["state"] == "failed"
-    assert status(broken)["error"].startswith("Training diverged at step")
-    assert status(sound)["state"] == "done"
-    job = status(broken)["slurm"]
+def test_a_failed_run_fails_its_job_but_not_the_other_run_of_the_job(
+    tmp_path: Path, frozen: Callable[..., Path]
+) -> None:
+    broken, good = frozen("lr=1e30"), frozen("seed=1")
+    assert Slurm(time_min=10, signal_delay_s=30, runs_per_job=2).start(tmp_path, [broken, good], Policy()) == 1
+    assert read_status(broken)["state"] == "failed"
+    assert read_status(broken)["error"].startswith("Training diverged at step")
+    assert read_status(good)["state"] == "done"
+    job = read_status(broken)["slurm"]
     wait_for(lambda: job_states([job])[job] == "FAILED (NonZeroExitCode)")
 
 
-def test_what_sbatch_refuses_is_one_sentence_and_the_runs_stay_queued(
+def test_a_refusal_of_sbatch_is_one_sentence_and_the_runs_stay_queued(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=nowhere", f"hydra.sweep.dir={tmp_path}", *SMALL]
     assert main([*command, "seed=1,2"]) == 2
-    said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith("newllm: sbatch refused the jobs: invalid partition specified: nowhere; ")
-    assert [status(run)["state"] for run in runs_in(tmp_path)] == ["queued", "queued"]
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("newllm: sbatch refused the jobs: invalid partition specified: nowhere; ")
+    assert [read_status(run)["state"] for run in runs_in(tmp_path)] == ["queued", "queued"]
 
 
 def runs_in(sweep: Path) -> list[Path]:
     return sorted(file.parent for file in sweep.glob("*/config.yaml"))
-
-
-def status(run: Path) -> dict[str, Any]:
-    return RunDirectory(run).status()
 
 
 def lines(run: Path) -> int:
@@ -160,12 +157,5 @@ def lines(run: Path) -> int:
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, "the condition did not come true"
         time.sleep(0.05)
-
-
-def repeatable(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl and results.json without what depends on the clock."""
-    values = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    values.append(json.loads((run / "results.json").read_text()))
-    return [{key: v for key, v in line.items() if not key.startswith(("time/", "speed/"))} for line in values]

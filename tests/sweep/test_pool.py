@@ -1,4 +1,4 @@
-"""The pool's decisions, with workers that are only pretended; its processes are tested in test_local.py."""
+"""The pool's decisions, with fake workers; test_local.py tests its processes."""
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy
 from newllm.sweep.pool import Pool, earlier_threads
 from newllm.sweep.slots import Slots
+from tests.support.sweep_folders import RecordingDisplay
 
 KILLED = -signal.SIGKILL
 
@@ -21,10 +22,11 @@ def finish(run: RunDirectory) -> None:
     run.end_attempt("done")
 
 
-class Pretended:
-    """Workers that end in the order of their start, each as its run's name says; those told to stop save and end.
+class FakeWorkers:
+    """Workers that end in the order of their start; those that get SIGTERM save and end.
 
-    ``fails``: failed. ``fails_once``: failed at first. ``refused``: exit status 2. ``killed``: SIGKILL. Else done.
+    The name of a run says how it ends: ``fails``, ``fails_once`` (the first time), ``refused`` (exit status 2) or
+    ``killed`` (by SIGKILL); any other run is done.
     """
 
     def __init__(self) -> None:
@@ -32,15 +34,15 @@ class Pretended:
         self.at_once = 0
         self.environments: list[Mapping[str, str]] = []
         self.on_start: dict[str, Callable[[], None]] = {}
-        self.refuses_after: int | None = None
+        self.max_starts: int | None = None
         self.packs: list[list[str]] = []
         self._just_started = False
         self._numbers = count(1)
         self._running: dict[int, tuple[list[RunDirectory], dict[int, bool]]] = {}
 
     def start(self, runs: Sequence[Path], environment: Mapping[str, str]) -> int:
-        if self.refuses_after is not None and len(self.started) >= self.refuses_after:
-            raise RunError("The process that starts runs has died 3 times")
+        if self.max_starts is not None and len(self.started) >= self.max_starts:
+            raise RunError("No process can be started")
         self._just_started = True
         self.packs.append([run.name for run in runs])
         self.started += self.packs[-1]
@@ -59,11 +61,11 @@ class Pretended:
         self._running[number][1][signum] = True
 
     def wait(self, seconds: float) -> list[tuple[int, int]]:
-        if self._just_started:  # time for the pool to see what signals have asked for
+        if self._just_started:  # time for the pool to handle signals
             self._just_started = False
             return []
-        told = [number for number, (_, signals) in self._running.items() if signals]
-        number = told[0] if told else next(iter(self._running))
+        signalled = [number for number, (_, signals) in self._running.items() if signals]
+        number = signalled[0] if signalled else next(iter(self._running))
         runs, signals = self._running.pop(number)
         if signal.SIGKILL in signals:
             return [(number, KILLED)]
@@ -88,34 +90,17 @@ class Pretended:
         return 0
 
 
-class Notes:
-    """A watcher that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def started(self, run: Path) -> None: ...
-
-    def ended(self, run: Path, fate: str, error: str | None, again: bool) -> None:
-        self.lines.append(f"{run.name} {fate}{' again' * again}{f': {error}' if error else ''}")
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-    def tick(self) -> None: ...
-
-
 class Sweep:
-    """Frozen runs, pretended workers and the pool between them."""
+    """Frozen runs, fake workers and the pool between them."""
 
     def __init__(self, folder: Path, *names: str, slots: int = 2, policy: Policy | None = None, pack: int = 1) -> None:
         self.runs = [folder / name for name in names]
         for run in self.runs:
             RunDirectory(run).freeze({"runtime": {"threads": "auto"}, "trainer": {}})
-        self.workers, self.notes = Pretended(), Notes()
-        room = Slots(cores=slots, gpus=(), runs=len(names), slots=slots)
+        self.workers, self.display = FakeWorkers(), RecordingDisplay()
+        machine = Slots(cores=slots, gpus=(), runs=len(names), slots=slots)
         packs = [self.runs[i : i + pack] for i in range(0, len(names), pack)]
-        self.pool = Pool(packs, room, self.workers, policy or Policy(), self.notes, threads={})
+        self.pool = Pool(packs, machine, self.workers, policy or Policy(), self.display, threads={})
 
     def state(self, name: str) -> str:
         return str(RunDirectory(self.runs[0].parent / name).status()["state"])
@@ -132,7 +117,7 @@ def test_all_runs_are_done_in_order_and_slots_are_never_exceeded(tmp_path: Path)
     assert sweep.states() == ["done"] * 7
 
 
-def test_a_failed_and_a_killed_run_cost_themselves_alone(tmp_path: Path) -> None:
+def test_a_failed_and_a_killed_run_do_not_affect_the_others(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "a", "fails", "killed", "b", "c")
     assert sweep.pool.run() == 1
     assert sweep.states() == ["done", "failed", "failed", "done", "done"]
@@ -145,7 +130,7 @@ def test_failed_runs_are_tried_again_but_not_those_that_were_refused(tmp_path: P
     counts = {name: sweep.workers.started.count(name) for name in ("fails", "fails_once", "refused", "killed", "a")}
     assert counts == {"fails": 3, "fails_once": 2, "refused": 1, "killed": 3, "a": 1}
     assert sweep.states() == ["failed", "done", "failed", "failed", "done"]
-    assert sweep.workers.started.index("a") < 5  # what has failed goes behind what has not run yet
+    assert sweep.workers.started.index("a") < 5  # failed runs go to the end of the queue
 
 
 def test_fail_fast_stops_starting_and_lets_the_others_save(tmp_path: Path) -> None:
@@ -179,17 +164,17 @@ def test_nothing_starts_after_a_dead_canary(tmp_path: Path) -> None:
 def test_runs_that_are_no_longer_queued_are_left_alone(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "a", "b", "c", "d", "e", slots=1)
 
-    def meanwhile() -> None:
+    def end_two_runs() -> None:
         RunDirectory(sweep.runs[1]).update_status(state="interrupted", error="Cancelled before it began.")
         finish(RunDirectory(sweep.runs[2]))
 
-    sweep.workers.on_start["a"] = meanwhile
+    sweep.workers.on_start["a"] = end_two_runs
     with RunDirectory(sweep.runs[3]).locked() as held:
         held.update_status(state="running")
         assert sweep.pool.run() == 1  # not all are done
     assert sweep.workers.started == ["a", "e"]
-    assert "b interrupted: Cancelled before it began." in sweep.notes.lines
-    assert "d elsewhere" in sweep.notes.lines
+    assert "b interrupted: Cancelled before it began." in sweep.display.lines
+    assert "d elsewhere" in sweep.display.lines
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -213,15 +198,15 @@ def test_a_second_ctrl_c_kills_and_a_repeated_sigterm_does_not(tmp_path: Path) -
         sweep.workers.on_start["b"] = twice
         assert sweep.pool.run() == 143
         assert sweep.states() == ["interrupted", "interrupted"]
-        assert [line for line in sweep.notes.lines if line.startswith("Killed")] == lines
+        assert [line for line in sweep.display.lines if line.startswith("Killed")] == lines
 
 
-def test_without_a_way_to_start_runs_the_rest_stays_queued(tmp_path: Path) -> None:
+def test_if_no_process_can_be_started_the_other_runs_stay_queued(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "a", "b", "c")
-    sweep.workers.refuses_after = 1
+    sweep.workers.max_starts = 1
     assert sweep.pool.run() == 1
     assert sweep.states() == ["interrupted", "queued", "queued"]
-    assert "The process that starts runs has died 3 times" in sweep.notes.lines
+    assert "No process can be started" in sweep.display.lines
 
 
 def test_a_run_that_cannot_be_read_fails_alone(tmp_path: Path) -> None:
@@ -245,18 +230,18 @@ def test_resumed_runs_keep_the_threads_that_they_began_with(tmp_path: Path) -> N
     threads = earlier_threads(sweep.runs)
     assert threads == {"resumed": 1, "configured": 1}
     slots = Slots(cores=8, gpus=(), runs=2)
-    assert Pool([[run] for run in sweep.runs], slots, sweep.workers, Policy(), sweep.notes, threads).run() == 0
+    assert Pool([[run] for run in sweep.runs], slots, sweep.workers, Policy(), sweep.display, threads).run() == 0
     assert [environment["OMP_NUM_THREADS"] for environment in sweep.workers.environments] == ["1", "2", "4", "4"]
 
 
-def test_a_pack_is_started_at_once_and_each_of_its_runs_ends_by_itself(tmp_path: Path) -> None:
+def test_a_pack_is_one_worker_and_each_of_its_runs_ends_by_itself(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "a", "fails_once", "b", "c", "d", slots=1, pack=3, policy=Policy(retries=1))
     assert sweep.pool.run() == 0
     assert sweep.workers.packs == [["a", "fails_once", "b"], ["c", "d"], ["fails_once"]]
     assert sweep.states() == ["done"] * 5
 
 
-def test_runs_of_a_killed_pack_have_failed_and_those_done_before_have_not(tmp_path: Path) -> None:
+def test_runs_of_a_killed_pack_fail_unless_they_were_done_before(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "a", "killed", "killed too", "b", pack=3)
     assert sweep.pool.run() == 1
     assert sweep.states() == ["done", "failed", "failed", "done"]

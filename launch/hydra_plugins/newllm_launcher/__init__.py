@@ -1,7 +1,7 @@
 """newllm's launchers as Hydra launchers: `hydra/launcher=local` and `hydra/launcher=slurm`.
 
-`newllm train -m` plans its sweep itself and calls `start`. A sweeper of somebody else's (`hydra/sweeper=…`) calls
-`launch` with the runs of one batch. Every Hydra program of the environment imports this module when it starts, so it
+`newllm train -m` plans its sweep itself and calls `start`. A sweeper of another package (`hydra/sweeper=…`) calls
+`launch` with one batch of runs. Every Hydra program of the environment imports this module when it starts, so it
 imports nothing heavy.
 """
 
@@ -21,11 +21,11 @@ from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
 from newllm.sweep.slurm import Slurm
 
-OBJECTIVE = "val/loss"  # what a sweeper that searches gets back of a run, to be minimised
+OBJECTIVE = "val/loss"  # what a sweeper that searches minimises
 
 
 class Adapter(Launcher):
-    """Hydra's contract for launchers, met by planning and freezing the batch that a sweeper hands over."""
+    """Implements Hydra's launcher interface: plans and freezes the batch of a sweeper, then starts it."""
 
     config: DictConfig
 
@@ -39,7 +39,7 @@ class Adapter(Launcher):
     def start(self, sweep: Path, runs: list[Path], policy: Policy) -> int: ...
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a batch; a run that is done already is not run again. The runs' value is their validation loss."""
+        """Execute a batch, except for runs that are done already. The value of a run is its validation loss."""
         from newllm.build import build
         from newllm.config.compose import compose_many
         from newllm.config.identity import signature
@@ -64,10 +64,10 @@ class Adapter(Launcher):
 
 def _result(lines: Sequence[str], config: Mapping[str, Any], directory: RunDirectory) -> JobReturn:
     done = directory.is_done()
-    said = directory.status().get("error") or f"it is {directory.observed()}"
+    reason = directory.status().get("error") or f"it is {directory.observed()}"
     result = JobReturn(overrides=list(lines), cfg=OmegaConf.create(dict(config)))
     result.status = JobStatus.COMPLETED if done else JobStatus.FAILED
-    result.return_value = directory.results()[OBJECTIVE] if done else RunError(f"{directory.path}: {said}")
+    result.return_value = directory.results()[OBJECTIVE] if done else RunError(f"{directory.path}: {reason}")
     return result
 
 

@@ -1,4 +1,4 @@
-"""What the SLURM launcher decides and understands, without a SLURM; the real one is in tests/launch."""
+"""The decisions of the SLURM launcher, without a SLURM; tests/launch has tests with a real one."""
 
 import signal
 from collections import deque
@@ -14,19 +14,19 @@ from newllm.sweep.launches import Policy, launches
 from newllm.sweep.slurm import Slurm, arrays, follow, resources, settle
 from newllm.sweep.slurm_job import Task
 from newllm.sweep.slurm_states import job_states
-from tests.support.sweep_folders import make_run
+from tests.support.sweep_folders import RecordingDisplay, make_run
 
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all of PATH: programs in it stand for SLURM's."""
+    """A folder that is the only one on PATH, for fake SLURM programs."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     return folder
 
 
-def program(folder: Path, name: str, text: str) -> None:
+def write_program(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(f"#!/bin/sh\n{text}\n")
     (folder / name).chmod(0o755)
 
@@ -53,27 +53,27 @@ def test_runs_that_need_more_devices_get_arrays_of_their_own() -> None:
 
 
 def test_states_of_jobs_come_from_squeue_and_then_from_sacct(commands: Path) -> None:
-    program(
+    write_program(
         commands,
         "squeue",
         "echo '7_0|RUNNING|None'; echo '7_3|PENDING|JobArrayTaskLimit'; echo '9|FAILED|NonZeroExitCode'",
     )
-    program(commands, "sacct", "echo 'JobID|State'; echo '7_[1-2%1]|CANCELLED by 1000'")
+    write_program(commands, "sacct", "echo 'JobID|State'; echo '7_[1-2%1]|CANCELLED by 1000'")
     assert job_states(["7_0", "7_1", "7_3", "8", "9"]) == {
         "7_0": "RUNNING", "7_1": "CANCELLED", "7_3": "PENDING (JobArrayTaskLimit)", "9": "FAILED (NonZeroExitCode)",
     }  # fmt: skip
 
 
 def test_jobs_that_slurm_has_forgotten_are_no_error_and_a_silent_slurm_is_one(commands: Path) -> None:
-    program(commands, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    write_program(commands, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert job_states(["1"]) == {}
-    program(commands, "squeue", "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
+    write_program(commands, "squeue", "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(RunError, match=r"^SLURM cannot be asked: Unable to contact slurm controller$"):
         job_states(["1"])
 
 
 @pytest.mark.parametrize(
-    ("state", "word", "after", "error"),
+    ("state", "job_state", "after", "error"),
     [
         ("running", "OUT_OF_MEMORY", "failed", "SLURM ended job 5_1: OUT_OF_MEMORY."),
         ("running", "TIMEOUT (TimeLimit)", "interrupted", "SLURM ended job 5_1: TIMEOUT (TimeLimit)."),
@@ -83,34 +83,16 @@ def test_jobs_that_slurm_has_forgotten_are_no_error_and_a_silent_slurm_is_one(co
         ("done", "COMPLETED", "done", None),
     ],
 )
-def test_a_run_whose_job_has_gone_gets_slurms_word(
-    tmp_path: Path, state: str, word: str | None, after: str, error: str | None
+def test_a_run_whose_job_has_ended_gets_the_state_of_the_job(
+    tmp_path: Path, state: str, job_state: str | None, after: str, error: str | None
 ) -> None:
     run = make_run(tmp_path, "run", state=state, slurm="5_1")
-    settle(run, {"5_1": word} if word else {})
+    settle(run, {"5_1": job_state} if job_state else {})
     assert run.status()["state"] == after
     assert (run.status()["error"] is None) if error is None else run.status()["error"].startswith(error)
 
 
-class Notes:
-    """A watcher that writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def started(self, run: Path) -> None:
-        self.told.append(f"started {run.name}")
-
-    def ended(self, run: Path, fate: str, error: str | None, again: bool) -> None:
-        self.told.append(f"{'again' if again else 'ended'} {run.name}: {fate}")
-
-    def note(self, text: str) -> None:
-        self.told.append(text)
-
-    def tick(self) -> None: ...
-
-
-def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(
+def test_following_survives_a_silent_slurm_and_reports_requeues_and_lost_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = make_run(tmp_path, "a", slurm="1_0"), make_run(tmp_path, "b", slurm="1_1")
@@ -132,20 +114,20 @@ def test_following_outlives_a_silent_slurm_and_tells_of_requeues_and_lost_jobs(
 
     monkeypatch.setattr(slurm, "job_states", ask)
     monkeypatch.setattr(slurm, "TICK", 0)
-    notes = Notes()
-    assert follow([a.path, b.path], notes) is False
-    assert notes.told == [
+    display = RecordingDisplay()
+    assert follow([a.path, b.path], display) is False
+    assert display.lines == [
         "SLURM is away; trying again.",
         "1 job PENDING (JobHeldUser): squeue(1) explains the reason.",
         "started a",
-        "again a: interrupted",
+        "a interrupted again",
         "started a",
-        "ended b: interrupted",
-        "ended a: done",
+        "b interrupted: SLURM ended job 1_1 before the run began: not known.",
+        "a done",
     ]
 
 
-def test_a_job_that_may_not_queue_again_says_why(tmp_path: Path) -> None:
+def test_a_job_that_may_not_be_requeued_says_why(tmp_path: Path) -> None:
     run = make_run(tmp_path, "run", state="interrupted", slurm="5")
     task = Task(str(tmp_path), "newllm", [str(run.path)], Policy(), jobs_per_gpu=1, requeues=1)
     before = signal.getsignal(signal.SIGUSR2)
@@ -169,7 +151,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, int], key: st
         Slurm(**options)
 
 
-def test_a_machine_without_slurm_is_told_so_and_the_run_stays_queued(tmp_path: Path, commands: Path) -> None:
+def test_without_slurm_the_launcher_refuses_and_the_run_stays_queued(tmp_path: Path, commands: Path) -> None:
     run = make_run(tmp_path, "run")
     with pytest.raises(ConfigError, match="sbatch"):
         Slurm().start(tmp_path, [run.path], Policy())
@@ -179,10 +161,10 @@ def test_a_machine_without_slurm_is_told_so_and_the_run_stays_queued(tmp_path: P
 def test_a_cluster_that_refuses_the_second_array_keeps_the_first(
     tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program(commands, "scontrol", "echo 'MaxArraySize            = 2'")
-    program(commands, "srun", "")
-    program(commands, "squeue", "")
-    program(
+    write_program(commands, "scontrol", "echo 'MaxArraySize            = 2'")
+    write_program(commands, "srun", "")
+    write_program(commands, "squeue", "")
+    write_program(
         commands,
         "sbatch",
         f"""if mkdir {tmp_path}/first 2> /dev/null; then cp "$1" {tmp_path}/first/job.sh; echo Submitted batch job 5
