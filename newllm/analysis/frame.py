@@ -43,8 +43,8 @@ def load_runs(path: Paths) -> pd.DataFrame:
     Raises ConfigError if `path` does not exist; a folder without runs gives an empty table.
     """
     # The runs of a sweep share most blocks of their config.yaml: each is parsed once, and kept in memory once.
-    parse = cache(lambda text: yaml.load(text, Loader=LOADER))
-    rows = [_row(folder, parse) for folder in find_runs(path)]
+    parse_yaml = cache(lambda text: yaml.load(text, Loader=LOADER))
+    rows = [_read_run(folder, parse_yaml) for folder in find_runs(path)]
     metrics = list(dict.fromkeys(name for _, _, results in rows for name in results))
     named = list(dict.fromkeys(name for _, named, _ in rows for name in named if name not in FIXED))
     columns: dict[str, Any] = {name: [fixed[name] for fixed, _, _ in rows] for name in FIXED if name not in WIDE}
@@ -60,8 +60,8 @@ def metric_names(frame: pd.DataFrame) -> list[str]:
     return [str(name) for name in frame if "/" in str(name)]
 
 
-def _row(folder: Path, parse: Parse) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-    """Fixed columns; choices and axes; metrics."""
+def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
+    """The row of a run: fixed columns; choices and axes; metrics."""
     origin = evaluated_run(folder) if folder.parent.name == "evaluations" else None
     sweep = folder.parent.parent.parent if origin else folder.parent
     fixed: dict[str, Any] = dict.fromkeys(FIXED)
@@ -70,34 +70,42 @@ def _row(folder: Path, parse: Parse) -> tuple[dict[str, Any], dict[str, Any], di
     named: dict[str, Any] = {}
     results: dict[str, float] = {}
     try:
-        config = _config(folder, parse)
+        config = _read_config(folder, parse_yaml)
         fixed |= {"config": config, "overrides": [str(line) for line in config.get("overrides") or []]}
         fixed |= {"seed": config["trainer"]["seed"], "signature": _signature(folder, config)}
-        fixed["config"] = config = _with_later_evaluators(folder, config)
+        if (folder / "evaluations.jsonl").exists():
+            fixed["config"] = config = _with_later_evaluators(folder, config)
         for group, choice in config["choices"].items():
             named[str(group)] = "+".join(map(str, choice)) if isinstance(choice, list) else choice
         for name, value in config.items():
             if not isinstance(value, dict) and name not in FIXED:
                 named[name] = tuple(value) if isinstance(value, list) else value  # a tuple can be grouped by
-        status = _json(folder / "status.json") if (folder / "status.json").exists() else {}
-        state = status.get("state", "queued")
-        fixed["state"] = RunDirectory(folder).observed() if state == "running" else str(state)
+        status = _mapping(folder / "status.json", json.loads, "JSON") if (folder / "status.json").exists() else {}
+        state = str(status.get("state", "queued"))
+        fixed["state"] = RunDirectory(folder).observed() if state == "running" else state
         fixed["error"] = status.get("error")
         if fixed["state"] == "done":
-            results = _numbers(folder / "results.json")
+            for name, value in _mapping(folder / "results.json", json.loads, "JSON").items():
+                if not isinstance(value, int | float | None):
+                    raise ConfigError(f"results.json has {name}={value!r}, which is not a number")
+                results[name] = float("nan") if value is None else float(value)  # NaN and infinity are stored as null
     except (ConfigError, OSError, OverflowError) as error:
         fixed |= {"state": "unreadable", "error": str(error)}
+        results = {}
     return fixed, named, results
 
 
-def _config(folder: Path, parse: Parse) -> dict[str, Any]:
-    text = _text(folder / "config.yaml")
-    try:
-        config = _by_blocks(text, parse) or yaml.load(text, Loader=LOADER)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"config.yaml is no YAML ({_first_line(error)})") from None
-    if not isinstance(config, dict):
-        raise ConfigError("config.yaml holds no configuration")
+def _read_config(folder: Path, parse_yaml: Parse) -> dict[str, Any]:
+    """The stored configuration. Raises ConfigError if another version of newllm wrote it."""
+
+    def parse(text: str) -> Any:
+        try:  # each outermost key by itself
+            blocks = [parse_yaml(block) for block in _TOP_LEVEL.split(text)]
+            return {key: value for block in blocks for key, value in (block or {}).items()}
+        except (yaml.YAMLError, AttributeError):  # the file has another layout
+            return yaml.load(text, Loader=LOADER)
+
+    config = _mapping(folder / "config.yaml", parse, "YAML")
     missing = [name for name in NEEDED if not isinstance(config.get(name), dict)]
     if not missing and type(config["trainer"].get("seed")) is not int:
         missing = ["trainer.seed"]
@@ -106,77 +114,43 @@ def _config(folder: Path, parse: Parse) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _by_blocks(text: str, parse: Parse) -> dict[Any, Any] | None:
-    """The configuration from its outermost keys, each parsed by itself; None where the file has another layout."""
-    config: dict[Any, Any] = {}
-    for block in _TOP_LEVEL.split(text):
-        try:
-            part = parse(block)
-        except yaml.YAMLError:
-            return None
-        if part is not None and not isinstance(part, dict):
-            return None
-        config |= part or {}
-    return config
-
-
 def _with_later_evaluators(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with the evaluators that evaluations after the run have added."""
-    if not (folder / "evaluations.jsonl").exists():
-        return config
-    added: dict[str, Any] = {}
-    for line in _text(folder / "evaluations.jsonl").splitlines():
-        try:
-            added |= json.loads(line)["eval"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"evaluations.jsonl has a line that is none ({_first_line(error)})") from None
-    whole = {**added, **config["eval"]}
-    names = list(dict.fromkeys([*(config["choices"].get("eval") or []), *whole]))
-    return {**config, "eval": whole, "choices": {**config["choices"], "eval": names}}
+
+    def parse(text: str) -> dict[str, Any]:
+        lines = [json.loads(line) for line in text.splitlines()]
+        return {name: options for line in lines for name, options in line["eval"].items()}
+
+    evaluators = {**_mapping(folder / "evaluations.jsonl", parse, "JSON"), **config["eval"]}
+    names = list(dict.fromkeys([*(config["choices"].get("eval") or []), *evaluators]))
+    return {**config, "eval": evaluators, "choices": {**config["choices"], "eval": names}}
 
 
 def _signature(folder: Path, config: Mapping[str, Any]) -> str:
-    """The signature in the folder's name if newllm chose that name, which holds also where the run's own text files
-    are out of reach; else that of the configuration.
+    """The signature in the folder's name if newllm chose that name, else that of the configuration.
 
-    The two must agree unless the signature depends on files.
+    The name's also holds where the run's own text files are out of reach. Raises ConfigError if the two differ, unless
+    the signature depends on such files.
     """
     named = _GENERATED_NAME.search(folder.name)
     if not named:
         return signature(config)
     local = config["data"].get("path") is not None or config["data"].get("tokenizer") != "auto"
     if not local and signature(config) != named[1]:
-        raise ConfigError("the configuration does not have the folder's signature: another version of newllm made it")
+        raise ConfigError("the configuration does not have the folder's signature: another version of newllm wrote it")
     return named[1]
 
 
-def _numbers(path: Path) -> dict[str, float]:
-    results = {}
-    for name, value in _json(path).items():
-        if value is not None and not isinstance(value, int | float):
-            raise ConfigError(f"results.json has {name}={value!r}, which is no number")
-        results[name] = float("nan") if value is None else float(value)  # NaN and infinity are written as null
-    return results
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _mapping(file: Path, parse: Parse, form: str) -> dict[Any, Any]:
+    """The mapping in a file. Raises ConfigError, with the reason, if it cannot be read."""
     try:
-        values = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path.name} is no JSON ({_first_line(error)})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path.name} holds no mapping")
-    return values
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
+        values = parse(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path.name} cannot be read ({error.strerror})") from None
+        raise ConfigError(f"{file.name} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path.name} is no text") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
+        raise ConfigError(f"{file.name} is not text") from None
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file.name} is not valid {form} ({' '.join(str(error).split())[:160]})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file.name} does not hold a mapping")
+    return values

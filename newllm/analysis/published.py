@@ -5,15 +5,15 @@ of neighbouring dims) hold the tables of github.com/rato-tokyo/new-llm, one seed
 `val/best_ppl` is the best epoch's; everything else in these is the last epoch's, as published.
 
 references/context_token.csv holds that repository's runs of the context/token model, with the best epoch's numbers;
-context_token_*.csv the courses of some of them in both phases, scaling.csv its scaling laws.
+context_token_*.csv the course of some of them in both phases, scaling.csv its scaling laws.
 
-references/rope_frequencies.csv holds those of github.com/misaya-yang/hybrid-rope: a line per run, of which several are
+references/rope_frequencies.csv holds those of github.com/misaya-yang/hybrid-rope: a line per run, several of them
 repeats or other seeds of one configuration, on several machines. references/evq.csv holds that repository's later
-tables, of models that are not ours.
+tables, of models that newllm does not have.
 
-Of the references in TABLES, a line is a run: its conditions, then results under our metric names. A condition is a
-column named after a group (its choice) or a setting (``pos_encoding.theta``); an empty cell asks for nothing. Lines of
-one `run` are one configuration. `status` says whether a number stands in a log or only in a document.
+In the references in TABLES a line is a run: its conditions, then results under our metric names. A condition is a
+column named after a group (its choice) or a setting (``pos_encoding.theta``); an empty cell sets no condition. Lines
+with the same `run` are one configuration. `status` says whether a number is in a log or only in a document.
 """
 
 import csv
@@ -38,11 +38,11 @@ TABLES = ("runs", "rope_frequencies", "context_token")
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published configuration. numbers: metric -> what each of its runs has, in the order of the table.
+class PublishedRun:
+    """A published configuration. numbers: metric -> the value of each of its runs, in the order of the table.
 
     experiment: the experiment of newllm with its conditions, "" for none. weighting: of `val/ppl`, "" for any.
-    weights: its numbers were measured on those of the "last" or the "best" epoch.
+    weights: its numbers were measured on the weights of the "last" or the "best" epoch.
     """
 
     run: str
@@ -52,7 +52,7 @@ class Published:
     conditions: Mapping[str, str]
     weighting: str
     weights: str
-    numbers: Mapping[str, list[float]]
+    numbers: dict[str, list[float]]
 
     @property
     def runs(self) -> int:
@@ -60,22 +60,20 @@ class Published:
 
 
 @cache
-def published() -> list[Published]:
+def published_runs() -> list[PublishedRun]:
     """The configurations in the references of TABLES."""
-    found: dict[str, Published] = {}
+    runs: dict[str, PublishedRun] = {}
     for line in (line for name in TABLES for line in reference_table(name)):
-        named = [name for name in line if "." in name or (name in groups() and name != "experiment")]
-        conditions = {name: line[name] for name in named if line[name] and "/" not in name}
-        first = found.setdefault(
-            line["run"],
-            Published(line["run"], line["source"], line["status"], line["experiment"], conditions,
-                      line.get("weighting", ""), line.get("weights") or "last", {}),
-        )  # fmt: skip
-        assert first.conditions == conditions, f"{line['run']} names two configurations"
-        for name, cell in line.items():
-            if "/" in name and cell:
-                first.numbers.setdefault(name, []).append(float(cell))  # type: ignore[attr-defined]
-    return list(found.values())
+        keys = [key for key in line if ("." in key or key in groups()) and "/" not in key and key != "experiment"]
+        conditions = {key: line[key] for key in keys if line[key]}
+        texts = (line["run"], line["source"], line["status"], line["experiment"])
+        new = PublishedRun(*texts, conditions, line.get("weighting", ""), line.get("weights") or "last", {})
+        run = runs.setdefault(line["run"], new)
+        assert run.conditions == conditions, f"{line['run']} names two configurations"
+        for metric, cell in line.items():
+            if "/" in metric and cell:
+                run.numbers.setdefault(metric, []).append(float(cell))
+    return list(runs.values())
 
 
 def reference_table(name: str) -> list[dict[str, str]]:
@@ -85,82 +83,77 @@ def reference_table(name: str) -> list[dict[str, str]]:
 
 
 def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Lines {run, metric, ours, published, std, runs, difference} for the published configurations that are the run's.
+    """Lines {run, metric, ours, published, std, runs, difference} for each published configuration equal to the run's.
 
     `config` is composed or effective, with its choices. `published` is the mean of `runs` published runs, `std` their
-    sample standard deviation (None for one); `difference` is ours / published - 1. A metric is compared only where it
+    sample standard deviation (NaN for one); `difference` is ours / published - 1. A metric is compared only where it
     was computed as published (weighting, weights, form of the reversal sentences); an evaluation under other settings
     than those of training is compared with nothing.
     """
-    known = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
-    if OmegaConf.select(known, "choices.evaluated"):
+    node = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
+    if OmegaConf.select(node, "choices.evaluated"):
         return []
-    return [
-        {"run": one.run, "metric": metric, "ours": ours, "published": fmean(numbers), "std": _std(numbers),
-         "runs": len(numbers), "difference": ours / fmean(numbers) - 1}
-        for one in published()
-        if all(_equal(cell, OmegaConf.select(known, _path(name))) for name, cell in one.conditions.items())
-        for metric, numbers in one.numbers.items()
-        if (ours := results.get(metric)) is not None and _computed_as_published(metric, one, known)
-    ]  # fmt: skip
+    lines = []
+    for one in published_runs():
+        paths = {key if "." in key else f"choices.{key}": cell for key, cell in one.conditions.items()}
+        if not all(_equal(cell, OmegaConf.select(node, path)) for path, cell in paths.items()):
+            continue
+        for metric, numbers in one.numbers.items():
+            if (ours := results.get(metric)) is not None and _computed_as_published(metric, one, node):
+                line = {"run": one.run, "metric": metric, "ours": ours, "published": fmean(numbers)}
+                difference = ours / fmean(numbers) - 1
+                lines.append({**line, "std": sample_std(numbers), "runs": len(numbers), "difference": difference})
+    return lines
 
 
 def for_console(lines: Iterable[Mapping[str, Any]]) -> list[str | list[dict[str, Any]]]:
     """The lines of `distance` as a section of the console: for each published run a sentence and a table."""
-    known = {one.run: one for one in published()}
-    by_run: dict[str, list[dict[str, Any]]] = {}
+    known = {one.run: one for one in published_runs()}
+    tables: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
-        shown = {"metric": line["metric"], "ours": line["ours"], "published": line["published"]}
+        row = {"metric": line["metric"], "ours": line["ours"], "published": line["published"]}
         if known[line["run"]].runs > 1:
-            shown["±"] = "" if line["std"] is None else f"{line['std']:.3g}"
-        by_run.setdefault(line["run"], []).append({**shown, "difference": f"{line['difference']:+.1%}"})
+            row["±"] = f"{line['std']:.3g}" if isfinite(line["std"]) else ""
+        tables.setdefault(line["run"], []).append({**row, "difference": f"{line['difference']:+.1%}"})
     body: list[str | list[dict[str, Any]]] = []
-    for run, table in by_run.items():
+    for run, table in tables.items():
         one = known[run]
         seeds = f"mean ± standard deviation of up to {one.runs} runs" if one.runs > 1 else "one seed"
         body += [f"{run}, {one.source} ({one.status}), {seeds}", table]
     return body
 
 
-def beside_published(among: Iterable["Group"]) -> list[dict[str, Any]]:
-    """The groups with the conditions of a published run: a line {group, run, metric, n, ours, std, published,
-    published_std, published_n, difference, source, status} for each metric.
+def compare_groups(groups: Iterable["Group"]) -> list[dict[str, Any]]:
+    """For each group with the conditions of a published run, a line {group, run, metric, n, ours, std, published,
+    published_std, published_n, difference, source, status} per metric.
 
     ours: mean over `n` seeds; std: their sample standard deviation. published, published_std: over `published_n` runs.
     difference: ours / published - 1. status: whether a log proves the number.
     """
-    known = {one.run: one for one in published()}
+    known = {one.run: one for one in published_runs()}
     corpora = {one.conditions.get("data", "") for one in known.values()}
-    found = []
-    for group in among:
+    lines = []
+    for group in groups:
         if group.config["choices"].get("data") not in corpora and "" not in corpora:
             continue
         metrics = {str(name) for name in group.frame if "/" in str(name)}
         values = {name: [*by_seed.values()] for name in metrics if (by_seed := group.by_seed(name))}
-        for line in distance(group.config, {name: float(np.mean(some)) for name, some in values.items()}):
-            some, one = values[line["metric"]], known[line["run"]]
-            found.append({
-                "group": group.label, **line, "n": len(some), "std": sample_std(some),
-                "published_std": float("nan") if line["std"] is None else line["std"], "published_n": line["runs"],
-                "source": one.source, "status": one.status,
+        for line in distance(group.config, {name: float(np.mean(numbers)) for name, numbers in values.items()}):
+            ours, run = values[line["metric"]], known[line["run"]]
+            lines.append({
+                **line, "group": group.label, "n": len(ours), "std": sample_std(ours), "published_std": line["std"],
+                "published_n": line["runs"], "source": run.source, "status": run.status,
             })  # fmt: skip
-    return found
-
-
-def _path(condition: str) -> str:
-    return condition if "." in condition else f"choices.{condition}"
-
-
-def _std(numbers: list[float]) -> float | None:
-    std = sample_std(numbers)
-    return std if isfinite(std) else None
+    return lines
 
 
 def _equal(cell: str, value: Any) -> bool:
+    """Is it the value in the cell of a reference? Mappings are written as key=value,key=value."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, resolve=True)
     if isinstance(value, Mapping):
-        return cell == ",".join(f"{key}={_plain(value[key])}" for key in sorted(value))
+        items = {key: f"{item:g}" if isinstance(item, int | float) else str(item) for key, item in value.items()}
+        return cell == ",".join(f"{key}={items[key]}" for key in sorted(items))
     if isinstance(value, bool):
         return cell == str(value).lower()
     try:
@@ -169,21 +162,17 @@ def _equal(cell: str, value: Any) -> bool:
         return cell == ("none" if value is None else str(value))
 
 
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def _computed_as_published(metric: str, line: Published, config: DictConfig) -> bool:
+def _computed_as_published(metric: str, run: PublishedRun, config: DictConfig) -> bool:
     """Was the published number measured with the same weights and formula?"""
     if metric.startswith(("params/", "data/", *(f"{stage}/" for stage in stages()), "val/best")):
         return True
     if metric.startswith("context/rank"):  # of frozen contexts, so the epoch does not matter
         node = OmegaConf.select(config, "eval.effective_rank") or {}
         return node.get("samples") == 10_000 and not node.get("centred") and not node.get("squared")
-    if OmegaConf.select(config, "trainer.eval_weights") != line.weights:
+    if OmegaConf.select(config, "trainer.eval_weights") != run.weights:
         return False
     if metric == "val/ppl":
-        return line.weighting in ("", OmegaConf.select(config, "eval.loss.weighting"))
+        return run.weighting in ("", OmegaConf.select(config, "eval.loss.weighting"))
     if metric.startswith("reversal/"):
         scoring, form = (OmegaConf.select(config, f"eval.reversal.{name}") for name in ("scoring", "backward"))
         form = OmegaConf.select(config, "facts.backward") if form == "facts" else form

@@ -19,8 +19,8 @@ LEAST_SIZES = 3  # any two points lie on a line
 LEAST_OF_SATURATION = 4  # any three points lie on a curve with three parameters
 
 _BUDGET = ("data.samples", "data.tokens", "data.documents", "data.val_fraction")
-# Settings that change a size; points that differ in them are on one curve.
-_TURNED = {
+# The settings that change a size: points that differ in them are on one curve.
+_SETTINGS_OF_SIZE = {
     "data/": (*_BUDGET, "trainer.tokens"),
     "train/": (*_BUDGET, "trainer.tokens", "trainer.epochs"),
     "params/": ("model.hidden_size", "model.num_layers", "model.heads", "model.mlp_size", "attention.kv_heads",
@@ -166,22 +166,24 @@ def _least_squares(u: np.ndarray, y: np.ndarray, floor: bool) -> tuple[float, fl
     """(floor, factor, slope, sum of squares) of the best y = floor + factor u^slope; without `floor` it is 0."""
     from scipy.optimize import minimize_scalar
 
-    def solved(steepness: float) -> tuple[float, float, float]:
+    def fit_linear(steepness: float) -> tuple[float, float, float]:
+        """(floor, factor, sum of squares) for a slope of -steepness."""
         power = u**-steepness
-        least, most = 0.0, float(power @ y / (power @ power))
+        bottom, factor = 0.0, float(power @ y / (power @ power))
         if floor:
             centred = power - power.mean()
-            factor = float(centred @ y / (centred @ centred))
-            if (rest := float(y.mean() - factor * power.mean())) > 0:
-                least, most = rest, factor
-        return least, most, float(((y - least - most * power) ** 2).sum())
+            free_factor = float(centred @ y / (centred @ centred))
+            free_floor = float(y.mean() - free_factor * power.mean())
+            if free_floor > 0:
+                bottom, factor = free_floor, free_factor
+        return bottom, factor, float(((y - bottom - factor * power) ** 2).sum())
 
     grid = np.geomspace(0.02, 4, 60)
-    start = int(np.argmin([solved(steepness)[2] for steepness in grid]))
-    bounds = grid[max(start - 1, 0)], grid[min(start + 1, len(grid) - 1)]
-    found = minimize_scalar(lambda s: solved(s)[2], bounds=bounds, method="bounded", options={"xatol": 1e-9})
-    least, factor, rss = solved(float(found.x))
-    return least, factor, -float(found.x), rss
+    best = int(np.argmin([fit_linear(steepness)[2] for steepness in grid]))
+    bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    search = minimize_scalar(lambda s: fit_linear(s)[2], bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    bottom, factor, rss = fit_linear(float(search.x))
+    return bottom, factor, -float(search.x), rss
 
 
 def laws(
@@ -199,25 +201,31 @@ def laws(
     done = frame[frame["state"] == "done"]
     if metric not in done:
         raise ConfigError(f"{metric} is no metric of these runs; {did_you_mean(metric, metric_names(done))}.")
-    found = []
+    free, found = _settings_of_size(done, size), []
     for _, rows in done.groupby(done["config"].map(tokenizer_of), sort=False):
-        for curve in groups(rows, without=_turned(done, size)):
-            law = _law(curve, size, metric, confidence)
-            if law is not None:
-                found.append(law)
+        for curve in groups(rows, without=free):
+            x, y = _positive(_sizes(curve, size), curve.values(metric))
+            sizes = np.unique(x)
+            if len(sizes) < LEAST_SIZES:
+                continue
+            points = tuple((float(one), float(np.exp(np.log(y[x == one]).mean()))) for one in sizes)
+            runs = tuple(sorted(zip(x.tolist(), y.tolist(), strict=True)))
+            parts = split_comparable(curve.runs)
+            note = f"The sizes are not validated on the same text ({parts[0].title}; …)." if len(parts) > 1 else ""
+            fitted = fit(x, y, confidence)
+            found.append(Law(curve.label, size, metric, fitted, points, runs, lack_of_fit(x, y), note, curve))
     return found
 
 
-def _law(curve: Group, size: str, metric: str, confidence: float) -> Law | None:
-    x, y = _positive(_sizes(curve, size), curve.values(metric))
-    sizes = np.unique(x)
-    if len(sizes) < LEAST_SIZES:
-        return None
-    points = tuple((float(one), float(np.exp(np.log(y[x == one]).mean()))) for one in sizes)
-    parts = split_comparable(curve.runs)
-    note = f"The sizes are not validated on the same text ({parts[0].title}; …)." if len(parts) > 1 else ""
-    runs = tuple(sorted(zip(x.tolist(), y.tolist(), strict=True)))
-    return Law(curve.label, size, metric, fit(x, y, confidence), points, runs, lack_of_fit(x, y), note, curve)
+def _settings_of_size(frame: pd.DataFrame, size: str) -> tuple[str, ...]:
+    """The settings that may differ between the points of a curve over `size`: those that change it, and itself."""
+    if "/" in size:
+        if size not in frame:
+            raise ConfigError(f"size={size} is no metric of these runs; {did_you_mean(size, metric_names(frame))}.")
+        return next((keys for prefix, keys in _SETTINGS_OF_SIZE.items() if size.startswith(prefix)), ())
+    if size not in frame and all(value_of(config, size) is None for config in frame["config"]):
+        raise ConfigError(f"size={size} is no metric, axis or setting of these runs; type size=data/train_tokens.")
+    return (size, *(f"{node}.{size}" for node in ("data", "model", "trainer", "optim", "attention", "pos_encoding")))
 
 
 def _sizes(curve: Group, size: str) -> np.ndarray:
@@ -233,14 +241,3 @@ def _positive(x: Numbers, y: Numbers) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     kept = np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)
     return a[kept], b[kept]
-
-
-def _turned(frame: pd.DataFrame, size: str) -> tuple[str, ...]:
-    """The settings that may differ between the points of a curve over `size`: those that change it, and itself."""
-    if "/" in size:
-        if size not in frame:
-            raise ConfigError(f"size={size} is no metric of these runs; {did_you_mean(size, metric_names(frame))}.")
-        return next((keys for prefix, keys in _TURNED.items() if size.startswith(prefix)), ())
-    if size not in frame and all(value_of(config, size) is None for config in frame["config"]):
-        raise ConfigError(f"size={size} is no metric, axis or setting of these runs; type size=data/train_tokens.")
-    return (size, *(f"{node}.{size}" for node in ("data", "model", "trainer", "optim", "attention", "pos_encoding")))

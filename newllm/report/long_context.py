@@ -1,17 +1,23 @@
 """Long context: what each group reaches at each length, which differences are real, retrieval, spectra."""
 
+from collections.abc import Mapping
 from math import isfinite
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from newllm.analysis.comparison import Comparison
 from newllm.analysis.run_groups import Group
+from newllm.errors import ConfigError
+from newllm.position.frequencies import wavelengths
+from newllm.position.frequencies.nodes import scale, spectrum
+from newllm.position.frequencies.spectrum import rotary_dims
 from newllm.report.figures import Drawing, Panel, heat_maps
 from newllm.report.result_tables import comparison_table, verdict_kind
 from newllm.report.series import BAND, GEOMETRIC, Numbered, numbered_metrics, over_numbers, read_tables
 from newllm.report.study import Part, Section, Study
 from newllm.report.tables import PLUS_MINUS, Cell, Table, make_row, mean_cell, number_cell
-from newllm.report.wavelengths import wavelengths
 
 SLICES, TAIL, WINDOW = (rf"extrapolation/{name}@(\d+)" for name in ("ppl", "tail_ppl", "sliding_ppl"))
 PROTOCOLS = {"Sequential slices": SLICES, "Same last tokens": TAIL, "Sliding window": WINDOW}
@@ -159,7 +165,7 @@ def _spectra(part: Part) -> list[Drawing]:
     if not metrics:
         return []
     longest, trained = int(metrics[-1][0]), part.trained_length
-    spectra = {one: waves for one in part.drawn if (waves := wavelengths(one.group.config, longest)) is not None}
+    spectra = {one: waves for one in part.drawn if (waves := wavelengths_of(one.group.config, longest)) is not None}
     if len({waves.tobytes() for waves in spectra.values()}) < 2:
         return []
     channels = [one.series([waves]) for one, waves in spectra.items()]
@@ -171,6 +177,28 @@ def _spectra(part: Part) -> list[Drawing]:
         f"at all are left out; scaled ones are those of inputs of {longest:,} tokens. {GEOMETRIC}"
     )
     return part.figure("spectra", "Spectra beside results", [left, right], caption, height=3.8)
+
+
+def wavelengths_of(config: Mapping[str, Any], length: int) -> np.ndarray | None:
+    """Tokens to a full turn of each rotary channel, fastest first, when inputs of `length` tokens are read.
+
+    Float64 [K], infinite where a pair does not turn; None for encodings without a node `frequencies`, which turn no
+    pairs. A learned tau counts with the value it starts at.
+    """
+    encoding = config["pos_encoding"]
+    parts = [encoding, *(encoding.get("parts") or {}).values()]
+    node = next((part for part in parts if "frequencies" in part), None)
+    if node is None:
+        return None
+    model, rope_dim = config["model"], config["attention"].get("rope_dim")  # the rotary key of latent attention
+    try:
+        head_dim, seq_len = int(rope_dim or model["hidden_size"] // model["heads"]), config["data"]["seq_len"]
+        dims = rotary_dims(head_dim, node.get("rotary_pct", 1.0))
+        trained = spectrum(node["frequencies"], dims, theta=node.get("theta"), head_dim=head_dim, seq_len=seq_len)
+        scaled, _ = scale(trained, node.get("scaling"), length=length, seq_len=seq_len)
+    except (ConfigError, KeyError, TypeError):
+        return None  # of another version of newllm
+    return wavelengths(scaled)
 
 
 def _retrieval(part: Part) -> list[Drawing]:

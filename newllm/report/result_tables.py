@@ -8,7 +8,7 @@ from newllm.analysis.comparison import Comparison, repeat_noise
 from newllm.analysis.frame import load_runs
 from newllm.analysis.labels import value_text
 from newllm.analysis.metrics import lower_is_better, scale_of
-from newllm.analysis.published import beside_published
+from newllm.analysis.published import compare_groups
 from newllm.analysis.run_groups import Group
 from newllm.analysis.statistics import sample_std
 from newllm.console import number
@@ -219,7 +219,7 @@ def published(study: Study) -> Section:
             "difference": percent_cell(one["difference"], "difference"),
             "source": f"{one['source']} ({one['status']})",
         })
-        for one in beside_published([group for part in study.parts for group in part.groups])
+        for one in compare_groups([group for part in study.parts for group in part.groups])
     ]  # fmt: skip
     note = (
         "Published numbers of several runs (seeds, repeats, machines) are their mean ± sample standard deviation. The "

@@ -4,7 +4,7 @@ import pytest
 
 from newllm.analysis.agreement import pair_runs, summarize
 from newllm.analysis.frame import load_runs
-from newllm.analysis.published import beside_published
+from newllm.analysis.published import compare_groups
 from newllm.analysis.run_groups import groups
 from tests.support.run_folders import config, folder, table
 
@@ -14,7 +14,7 @@ PUBLISHED = ["experiment=position_encoding", "pos_encoding=rope"]
 def test_a_group_stands_beside_the_published_run_of_its_conditions():
     runs = [(PUBLISHED, seed, {"val/ppl": ppl, "val/best_ppl": ppl}) for seed, ppl in ((1, 100.0), (2, 110.0))]
     runs += [(["pos_encoding=alibi"], 1, {"val/ppl": 100.0})]
-    found = {line["metric"]: line for line in beside_published(groups(table(runs)))}
+    found = {line["metric"]: line for line in compare_groups(groups(table(runs)))}
     assert {"val/ppl", "val/best_ppl"} == set(found)
     line = found["val/ppl"]
     assert (line["run"], line["n"], line["ours"], line["published"]) == ("rope25-5k", 2, 105.0, 110.4)
@@ -25,7 +25,7 @@ def test_a_group_stands_beside_the_published_run_of_its_conditions():
 
 
 def test_one_published_value_and_one_seed():
-    lines = beside_published(groups(table([(PUBLISHED, 42, {"val/best_ppl": 107.4})])))
+    lines = compare_groups(groups(table([(PUBLISHED, 42, {"val/best_ppl": 107.4})])))
     (line,) = (line for line in lines if line["run"] == "rope25-5k")
     assert (line["n"], line["difference"]) == (1, pytest.approx(0))
     assert isnan(line["std"])

@@ -85,7 +85,7 @@ def test_evaluators_of_later_are_in_the_configuration(tmp_path: Path):
     assert row["config"]["eval"] == {"loss": config("eval=[loss]")["eval"]["loss"], "rank": rank}
     assert row["signature"] == signature(config("eval=[loss]"))
     (path / "evaluations.jsonl").write_text("half a li")
-    assert "evaluations.jsonl has a line" in load_runs(tmp_path)["error"].iloc[0]
+    assert "evaluations.jsonl is not valid JSON" in load_runs(tmp_path)["error"].iloc[0]
 
 
 def test_unfinished_runs_are_rows_without_metrics(tmp_path: Path):
@@ -105,15 +105,15 @@ def test_unfinished_runs_are_rows_without_metrics(tmp_path: Path):
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
-        ("results.json", '{"val/ppl": 1', "results.json is no JSON"),
-        ("results.json", "[1, 2]", "results.json holds no mapping"),
-        ("results.json", '{"val/ppl": "high"}', "'high', which is no number"),
+        ("results.json", '{"val/ppl": 1', "results.json is not valid JSON"),
+        ("results.json", "[1, 2]", "results.json does not hold a mapping"),
+        ("results.json", '{"val/ppl": "high"}', "'high', which is not a number"),
         ("results.json", None, "results.json cannot be read"),
-        ("status.json", "", "status.json is no JSON"),
-        ("config.yaml", "a: [1, 2", "config.yaml is no YAML"),
-        ("config.yaml", "just text", "config.yaml holds no configuration"),
+        ("status.json", "", "status.json is not valid JSON"),
+        ("config.yaml", "a: [1, 2", "config.yaml is not valid YAML"),
+        ("config.yaml", "just text", "config.yaml does not hold a mapping"),
         ("config.yaml", "model: {}\ndata: {}", "config.yaml has no choices, pos_encoding"),
-        ("config.yaml", b"\xff\xfe\x00", "config.yaml is no text"),
+        ("config.yaml", b"\xff\xfe\x00", "config.yaml is not text"),
     ],
 )
 def test_a_corrupt_run_is_listed_with_the_reason(tmp_path: Path, file, content, reason):

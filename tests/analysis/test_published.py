@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import newllm
-from newllm.analysis.published import distance, for_console, published, reference_table
+from newllm.analysis.published import distance, for_console, published_runs, reference_table
 
 RESULTS = {
     "val/ppl": 108.5,
@@ -25,7 +25,7 @@ def compare(*overrides):
     return {(line["run"], line["metric"]): line for line in lines}
 
 
-OURS = [one for one in published() if one.experiment]
+OURS = [one for one in published_runs() if one.experiment]
 SET = ("rotary_pct", "theta", "slope", "kv_dim", "alpha", "p", "omf", "steepness", "midpoint")
 SHAPE = ("model.layers", "model.context_dim", "model.num_input_tokens", "data.documents")
 
@@ -55,7 +55,7 @@ def test_each_published_configuration_is_found_by_its_experiment(one):
 
 def test_runs_of_one_configuration_are_pooled():
     """geo_500k ran 22 times at 6e-4, on four machines; its mean over these stands beside ours."""
-    one = next(one for one in published() if one.run == "geo_500k")
+    one = next(one for one in published_runs() if one.run == "geo_500k")
     at_end = one.numbers["extrapolation/ppl@16384"]
     assert (one.runs, min(at_end), max(at_end)) == (22, 15.788, 21.327)
     results = {"extrapolation/ppl@16384": 20.0, "extrapolation/tail_ppl@16384": 20.0}

@@ -18,7 +18,7 @@ from newllm.config import compose, effective
 from newllm.config.compose import catalog_for
 from newllm.report.__main__ import main
 from newllm.report.figures import heat_maps, styled
-from newllm.report.wavelengths import wavelengths
+from newllm.report.long_context import wavelengths_of
 from tests.support.report_runs import make_run, make_runs, with_seed
 
 BASELINE = "rope · theta 625 · scaling null"
@@ -138,7 +138,7 @@ def test_spectra_are_those_of_the_encodings(name: str) -> None:
     cfg = compose([f"pos_encoding={name}", *small])
     position = newllm.build_model(cfg, tokens=300).position
     turning = next((one for one in position.modules() if isinstance(one, Rope)), None)
-    waves = wavelengths(effective(cfg), cfg.data.seq_len)
+    waves = wavelengths_of(effective(cfg), cfg.data.seq_len)
     if turning is None:
         assert waves is None
         return
@@ -150,13 +150,13 @@ def test_spectra_are_those_of_the_encodings(name: str) -> None:
 def test_a_scaled_spectrum_is_that_of_the_length() -> None:
     config = effective(compose(["pos_encoding.scaling={kind:position_interpolation}"]))
     plain = effective(compose([]))
-    assert wavelengths(config, 1024) == pytest.approx(8 * wavelengths(plain, 1024))
-    assert wavelengths(config, 128) == pytest.approx(wavelengths(plain, 128))
-    assert wavelengths(effective(compose(["pos_encoding=alibi"])), 128) is None
+    assert wavelengths_of(config, 1024) == pytest.approx(8 * wavelengths_of(plain, 1024))
+    assert wavelengths_of(config, 128) == pytest.approx(wavelengths_of(plain, 128))
+    assert wavelengths_of(effective(compose(["pos_encoding=alibi"])), 128) is None
 
 
 def test_spectra_need_no_torch() -> None:
-    code = "import sys, newllm.report.long_context, newllm.report.wavelengths\n"
+    code = "import sys, newllm.report.sections\n"
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
 
 
