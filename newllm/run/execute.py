@@ -30,7 +30,7 @@ from newllm.store.run_directory import RunDirectory
 from newllm.training import causality
 from newllm.training.checkpoint import Progress, load_weights
 from newllm.training.compilation import compile_if_worthwhile
-from newllm.training.distributed import leading, team
+from newllm.training.distributed import launched_store, team
 from newllm.training.loop import Loop
 from newllm.training.run_context import Run, StepMaker
 from newllm.training.signals import Interrupted, Signals
@@ -43,11 +43,15 @@ def run(cfg: DictConfig) -> int:
     The process's signals stop it. Raises what `execute` raises.
     """
     place = Place.from_environment()
+    if place.rank > 0:
+        return follow(cfg, place)
+    store = launched_store() if place.launched else None
     with Signals().installed() as signals:
-        if place.rank > 0:
-            return follow(cfg, place)
-        with leading(place):
+        try:
             return execute(cfg, signals)
+        finally:
+            if store is not None:
+                store.set("train", "no")  # ends launched ranks that still wait for training
 
 
 def execute(cfg: DictConfig, signals: Signals, packed: StepMaker | None = None) -> int:

@@ -67,19 +67,6 @@ def open_store() -> dist.Store:
 launched_store = cache(open_store)  # the connection that every launched rank opens at its start
 
 
-@contextmanager
-def leading(place: Place) -> Iterator[None]:
-    """Wraps rank 0's work: at its end, launched ranks that still wait for training are released."""
-    if not place.launched:
-        yield
-        return
-    store = launched_store()
-    try:
-        yield
-    finally:
-        store.set("train", "no")
-
-
 def form_group(store: dist.Store, place: Place, device: torch.device) -> None:
     """Form torch's process group. Every rank calls this."""
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)

@@ -55,24 +55,14 @@ class Trainer:
         }.items():  # fmt: skip
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1; {value} was given, try {name}=1")
-        if accumulate > batch_size:
-            raise ConfigError(
-                f"trainer.accumulate={accumulate} would cut batches of {batch_size} rows into more pieces than "
-                f"rows; try trainer.accumulate={batch_size}"
-            )
-        if devices > batch_size:
-            raise ConfigError(
-                f"trainer.devices={devices} would divide batches of {batch_size} rows among more processes than rows; "
-                f"try trainer.devices={batch_size}, or a larger batch_size"
-            )
         if accumulate * devices > batch_size:
+            fewer = f"accumulate={batch_size // devices}" if devices <= batch_size else f"devices={batch_size}"
             raise ConfigError(
-                f"trainer.accumulate={accumulate} on trainer.devices={devices} cuts batches of {batch_size} rows into "
-                f"more pieces than rows; try trainer.accumulate={batch_size // devices}"
+                f"trainer.accumulate={accumulate} on trainer.devices={devices} would cut batches of {batch_size} rows "
+                f"into more pieces than rows; try trainer.{fewer}, or a larger batch_size"
             )
         self.seed, self.epochs, self.tokens, self.batch_size = seed, epochs, tokens, batch_size
-        self.shuffle = shuffle
-        self.accumulate, self.devices, self.precision = accumulate, devices, precision
+        self.shuffle, self.accumulate, self.devices, self.precision = shuffle, accumulate, devices, precision
         self.patience, self.eval_weights, self.log_every = patience, eval_weights, log_every
 
     def order(self, data: Dataset, epoch: int) -> np.ndarray:
