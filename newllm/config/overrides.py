@@ -28,11 +28,11 @@ class Overrides:
     @property
     def values(self) -> "list[Override]":
         """The overrides that set a value of the run, the sweep or the launcher."""
-        return [o for o in self.parsed if o.key_or_group not in self.catalog.groups and not _is_hydra(o)]
+        return [override for override in self.parsed if self._is_value(override)]
 
     def choices(self) -> list[str]:
         """The overrides that Hydra composes: choices and Hydra's own keys."""
-        return [self._for_hydra(override) for override in self.parsed if override not in self.values]
+        return [self._for_hydra(override) for override in self.parsed if not self._is_value(override)]
 
     def of_run(self) -> list[str]:
         """The overrides of the run itself, as typed but without ``+``: none of Hydra, sweep or launcher."""
@@ -42,6 +42,9 @@ class Overrides:
     def for_hydra(self) -> list[str]:
         """All overrides, for a third-party sweeper: values as ``++key=value``, since newllm checks their names."""
         return [self._for_hydra(override) for override in self.parsed]
+
+    def _is_value(self, override: "Override") -> bool:
+        return override.key_or_group not in self.catalog.groups and not _is_hydra(override)
 
     def _for_hydra(self, override: "Override") -> str:
         line, key = override.input_line or "", override.key_or_group

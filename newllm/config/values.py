@@ -200,8 +200,11 @@ def check_values(cfg: DictConfig) -> DictConfig:
             values = plain(node, resolve=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{path} can't be resolved: {str(error).splitlines()[0]}.") from error
-        whole = {name: REFERENCE.fullmatch(value) for name, value in plain(node).items() if isinstance(value, str)}
-        axes = {name: reference[1] for name, reference in whole.items() if reference}
+        axes = {  # option -> axis that supplies its value
+            name: reference[1]
+            for name, value in plain(node).items()
+            if isinstance(value, str) and (reference := REFERENCE.fullmatch(value))
+        }
         for name, value in convert_options(values, path, f"{path}={choice}" if choice else path, axes).items():
             if repr(value) != repr(values[name]):
                 place, key = (cfg, axes[name]) if name in axes else (node, name)
@@ -209,21 +212,20 @@ def check_values(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def _targets(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+def _targets(parent: DictConfig | ListConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:
     """Path and node of every mapping with a `_target_`, at any depth."""
-    pending: list[tuple[str, Any, Any]] = [("", cfg, key) for key in cfg if key not in OWN_KEYS]
-    while pending:
-        path, parent, key = pending.pop(0)
-        if OmegaConf.is_missing(parent, key) or OmegaConf.is_interpolation(parent, key):
+    for key in range(len(parent)) if isinstance(parent, ListConfig) else parent:
+        if (
+            (not path and key in OWN_KEYS)
+            or OmegaConf.is_missing(parent, key)
+            or OmegaConf.is_interpolation(parent, key)
+        ):
             continue
-        node = parent[key]
-        path = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}".lstrip(".")
-        if isinstance(node, DictConfig):
-            if "_target_" in node:
-                yield path, node
-            pending = [(path, node, inner) for inner in node] + pending
-        elif isinstance(node, ListConfig):
-            pending = [(path, node, index) for index in range(len(node))] + pending
+        node, place = parent[key], f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}".lstrip(".")
+        if isinstance(node, DictConfig) and "_target_" in node:
+            yield place, node
+        if isinstance(node, DictConfig | ListConfig):
+            yield from _targets(node, place)
 
 
 def _check_parts(cfg: DictConfig) -> None:

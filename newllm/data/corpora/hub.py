@@ -6,7 +6,6 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from newllm.config.identity import path_fingerprint
 from newllm.data.corpora.corpus import Corpus, Piece
@@ -61,7 +60,15 @@ class Hub(Corpus):
         try:
             rows = datasets.load_dataset(self.name, self.config, split=split, revision=self.revision, streaming=True)
             for row in rows:
-                yield Piece(self._text_of(row))
+                value = row.get(self.column)
+                if isinstance(value, list) and all(isinstance(message, dict) for message in value):
+                    value = "\n".join(str(message.get("content", "")) for message in value)
+                if not isinstance(value, str):
+                    raise ConfigError(
+                        f"the data set {self.name} has no text in column {self.column!r} (found: {', '.join(row)}); "
+                        "type data.column=COLUMN"
+                    )
+                yield Piece(value)
         except ConfigError:
             raise
         except Exception as error:  # the client raises some twenty kinds from four libraries
@@ -72,34 +79,22 @@ class Hub(Corpus):
             ) from error
 
     def fingerprint(self) -> str:
-        local = path_fingerprint(Path(self.name), with_times=True) if self.name and Path(self.name).is_dir() else ""
+        files = path_fingerprint(self.name, with_times=True) if self.name and Path(self.name).is_dir() else ""
         splits = self.hub_split if self.val_hub_split is None else f"{self.hub_split}+{self.val_hub_split}"
-        return f"hub:{self.name}:{self.config}:{self.revision}:{splits}:{self.column}:{local}"
-
-    def _text_of(self, row: dict[str, Any]) -> str:
-        value = row.get(self.column)
-        if isinstance(value, str):
-            return value
-        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
-            return "\n".join(str(message.get("content", "")) for message in value)
-        raise ConfigError(
-            f"the data set {self.name} has no text in column {self.column!r} (found: {', '.join(row)}); "
-            "type data.column=COLUMN"
-        )
+        return f"hub:{self.name}:{self.config}:{self.revision}:{splits}:{self.column}:{files}"
 
 
 def require_hub(what: str) -> None:
     """Raises ConfigError at once, not after minutes of retries, if the hub cannot be reached."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    reason = "HF_HUB_OFFLINE is set"
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() not in ("1", "TRUE", "YES", "ON"):
-        try:
-            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5).close()
-            return
-        except urllib.error.HTTPError:
-            return  # it answered
-        except (OSError, ValueError) as error:
-            reason = str(getattr(error, "reason", error))
-    raise ConfigError(
-        f"the Hugging Face hub ({endpoint}) cannot be reached for the {what} ({reason}); {OFFLINE_CHOICES}"
-    )
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+            raise OSError("HF_HUB_OFFLINE is set")
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return  # the hub has answered
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ConfigError(
+            f"the Hugging Face hub ({endpoint}) cannot be reached for the {what} ({reason}); {OFFLINE_CHOICES}"
+        ) from None
