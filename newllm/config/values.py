@@ -4,7 +4,7 @@ This imports the classes that a configuration names, most of them with torch; co
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -212,9 +212,10 @@ def check_values(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def _targets(parent: DictConfig | ListConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+def _targets(parent: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
     """Path and node of every mapping with a `_target_`, at any depth."""
-    for key in range(len(parent)) if isinstance(parent, ListConfig) else parent:
+    keys: Iterable[Any] = range(len(parent)) if isinstance(parent, ListConfig) else parent
+    for key in keys:
         if (
             (not path and key in OWN_KEYS)
             or OmegaConf.is_missing(parent, key)
