@@ -24,14 +24,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from newllm.bench.harness import Result, alternate, setup_metrics
 from newllm.config import compose
-from newllm.data.facts import ReversalFacts
+from newllm.data.facts import IGNORED, ReversalFacts
 from newllm.evaluation.limits import row_bytes
 from newllm.evaluation.reversal import answer
 from newllm.evaluation.scoring import score
 from newllm.evaluation.subject import Subject
 from newllm.model import build_model
 from newllm.run.prepare import prepare, subject
-from newllm.training.cross_entropy import IGNORED
 from newllm.training.memory import peak_bytes
 
 DEFAULTS = ["model=pythia_70m", "pos_encoding=alibi", "samples=10"]

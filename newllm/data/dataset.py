@@ -13,7 +13,7 @@ from newllm.build import build
 from newllm.data.build_store import store_of
 from newllm.data.corpora.corpus import Corpus
 from newllm.data.disk_cache import cache_folder
-from newllm.data.facts import NOT_SCORED, ReversalFacts
+from newllm.data.facts import IGNORED, ReversalFacts
 from newllm.data.passkey_rows import PasskeyRows
 from newllm.data.split import check_lengths
 from newllm.data.token_store import Store
@@ -55,7 +55,7 @@ class Rows:
     @property
     def scored(self) -> int:
         """Number of labels scored in one pass over the rows."""
-        return len(self.starts) * self.seq_len + int((self.labels != NOT_SCORED).sum())
+        return len(self.starts) * self.seq_len + int((self.labels != IGNORED).sum())
 
     def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and labels, int64 [B, T], of the rows `indices` [B]. Labels of -100 are not scored."""

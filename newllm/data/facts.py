@@ -12,7 +12,7 @@ from newllm.data.tokenizer import Tokenizer
 from newllm.errors import ConfigError
 from newllm.seeding import stream
 
-NOT_SCORED = -100
+IGNORED = -100  # label of a token that no loss counts
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,6 @@ def _packed(
     ids = np.array([token for index in order for token in sentences[index] + separator], dtype=np.int64)
     rows = -(-(len(ids) - 1) // seq_len)
     inputs = np.full(rows * seq_len, ids[-1], dtype=np.int64)
-    labels = np.full(rows * seq_len, NOT_SCORED, dtype=np.int64)
+    labels = np.full(rows * seq_len, IGNORED, dtype=np.int64)
     inputs[: len(ids) - 1], labels[: len(ids) - 1] = ids[:-1], ids[1:]
     return inputs.reshape(rows, seq_len), labels.reshape(rows, seq_len), notes

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from newllm.data.facts import IGNORED
 from newllm.evaluation.subject import Findings, Subject
-from newllm.training.cross_entropy import CHUNK, IGNORED
+from newllm.training.cross_entropy import CHUNK
 
 
 class Accuracy:

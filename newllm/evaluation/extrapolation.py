@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from newllm.data.dataset import Dataset, Rows
+from newllm.data.facts import IGNORED
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation.limits import check_lengths, parse_lengths, require_positive, require_room, try_length
 from newllm.evaluation.subject import Findings, Subject, Table
 from newllm.model import LanguageModel
-from newllm.training.cross_entropy import IGNORED
 
 _OPTION = "eval.extrapolation"
 _METRICS = {"slices": "ppl", "tail": "tail_ppl", "sliding": "sliding_ppl"}

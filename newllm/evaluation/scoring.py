@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from newllm.data.facts import IGNORED
 from newllm.errors import RunError
 from newllm.evaluation.subject import Subject
-from newllm.training.cross_entropy import IGNORED, token_losses
+from newllm.training.cross_entropy import token_losses
 
 Ids = Sequence[int]
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]  # states [N, hidden], head [V, hidden], labels [N] -> [N, ...]

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from newllm.build import build
 from newllm.data.dataset import Dataset, Rows
+from newllm.data.facts import IGNORED
 from newllm.errors import RunError
 from newllm.evaluation.diagnosis import judge
 from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
-from newllm.training.cross_entropy import IGNORED, token_losses
+from newllm.training.cross_entropy import token_losses
 
 Table = list[dict[str, Any]]
 

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
+from newllm.data.facts import IGNORED
 from newllm.evaluation.limits import require_positive
 from newllm.evaluation.subject import Findings, Subject
-from newllm.training.cross_entropy import IGNORED
 
 _TOKENS = 2_000_000  # per chunk
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from newllm.config.axes import refuse_unused_axes
 from newllm.config.catalog import REFERENCE, references
 from newllm.config.compose import Composed, catalog_for, composed_choices, with_values
-from newllm.config.groups import groups
+from newllm.config.groups import group_of, groups
 from newllm.config.identity import canonical, changed, effective
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import check_values
@@ -157,32 +157,37 @@ def _with_overrides(
     if not trained["pos_encoding"] and "pos_encoding" in roots:
         raise ConfigError(f"model={choices['model']} has no pos_encoding; leave that out.")
 
-    # What the YAML files say of the groups that the overrides concern; an axis may concern every group.
+    # The YAML files are read for the groups that the overrides concern: all of them if an axis is among the overrides.
     axes = roots & {*catalog.axes}
-    concerned = {name for name in choices if choices[name] is not None and name != "experiment"}
-    concerned = concerned if axes else concerned & roots
+    concerned = {
+        name for name in choices if choices[name] is not None and name != "experiment" and (axes or name in roots)
+    }
     typed = {override.key_or_group: override for override in given.parsed if override.key_or_group in catalog.groups}
-    kept = {name: f"{name}={json.dumps(choices[name])}" for name in sorted(concerned)}
-    chosen = {**kept, **{name: override.input_line or "" for name, override in typed.items()}}
-    before, after = (_composed(tuple(lines.values()), config_dir) for lines in (kept, chosen))
+    stored_lines = {name: f"{name}={json.dumps(choices[name])}" for name in sorted(concerned)}
+    typed_lines = {name: override.input_line or "" for name, override in typed.items()}
+    before = _composed(tuple(stored_lines.values()), config_dir)
+    after = _composed(tuple({**stored_lines, **typed_lines}.values()), config_dir)
+    choices = {**choices, **{name: after.choices[name] for name in typed}}
 
     tree: dict[str, Any] = {**after.tree, **trained}
     for name in concerned:
+        node: Any = after.tree.get(name)
         if name == "eval":
-            tree[name] = {one: trained[name].get(one, after.tree[name].get(one)) for one in after.choices[name]}
+            tree[name] = {one: trained[name].get(one, node.get(one)) for one in choices[name]}
         elif name not in typed:
-            tree[name] = _with_references(trained[name], after.tree.get(name), trained, axes)
+            tree[name] = _with_references(trained[name], node, trained, axes)
         else:
-            fixed = {key.partition(".")[2] for key in FIXED_OPTIONS if key.startswith(f"{name}.")} & {*trained[name]}
-            tree[name] = {**after.tree[name], **{option: trained[name][option] for option in fixed}}
-    choices = {**choices, **{name: after.choices[name] for name in typed}}
+            fixed = {option: trained[name][option] for option in group_of(name).kept if option in trained[name]}
+            tree[name] = {**node, **fixed}
     tree = with_values(replace(after, tree=tree, choices=choices), given).run
     tree |= {"choices": choices, "overrides": given.of_run()}
     refuse_unused_axes(tree, given)
 
-    # Axes that nothing follows any more are left out.
-    old, new = (references([nodes.get(name) for name in concerned]) for nodes in (before.tree, tree))
-    unused = (old - new) & {*catalog.axes}
+    # Leave out axes that no option refers to any more, as theta after pos_encoding=alibi.
+    references_before, references_after = (
+        references([nodes.get(name) for name in concerned]) for nodes in (before.tree, tree)
+    )
+    unused = (references_before - references_after) & {*catalog.axes}
     config = effective(check_values(OmegaConf.create(tree)))
     config = {key: config.get(key, trained.get(key)) for key in sorted({*trained, *config} - unused)}
     for key in changed(trained, config):

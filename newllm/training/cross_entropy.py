@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from newllm.data.facts import IGNORED
+
 CHUNK = 1024  # rows of one GEMM; at V = 50k a chunk's bf16 logits take 100 MB
 _CPU_BLOCK = 16  # rows whose fp32 softmax stays in a CPU's cache: 3 MB at V = 50k
 _CPU_WORDS = 2048  # vocabulary entries in one gradient product; all 50k at once take a quarter longer
 _LOG2_E = 1 / math.log(2)
-IGNORED = -100
 
 
 def linear_cross_entropy(

@@ -16,10 +16,11 @@ import torch
 
 from newllm.config import signature
 from newllm.data import Dataset
+from newllm.data.facts import IGNORED
 from newllm.errors import RunError
 from newllm.precision import autocast
 from newllm.training.checkpoint import Progress, load_training, save_training, save_weights
-from newllm.training.cross_entropy import IGNORED, token_losses
+from newllm.training.cross_entropy import token_losses
 from newllm.training.distributed import Team
 from newllm.training.memory import peak_bytes
 from newllm.training.run_context import Run

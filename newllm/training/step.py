@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from newllm.data import Rows
+from newllm.data.facts import IGNORED
 from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
-from newllm.training.cross_entropy import IGNORED, linear_cross_entropy
+from newllm.training.cross_entropy import linear_cross_entropy
 from newllm.training.optimizer import AdamW
 
 Piece = tuple[Tensor, Tensor]  # inputs and labels, [b, T] each

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from newllm.data.dataset import Dataset, Rows
-from newllm.data.facts import NOT_SCORED
+from newllm.data.facts import IGNORED
 from newllm.model.language_model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.store.atomic import replacing
@@ -138,7 +138,7 @@ class StreamRows(Rows):
         positions, last = self.positions(indices), len(self.tokens) - 1
         inputs = self.tokens[np.minimum(positions, last)].astype(np.int64)
         labels = self.tokens[np.minimum(positions + 1, last)].astype(np.int64)
-        labels[positions >= last] = NOT_SCORED
+        labels[positions >= last] = IGNORED
         return inputs, labels
 
     def joined(self, most: int | None = None) -> Rows:

@@ -13,13 +13,13 @@ from newllm.attention.value_projection import CompressedValues, reconstruction_e
 from newllm.checks import above, at_least
 from newllm.config import signature
 from newllm.data import Dataset
+from newllm.data.facts import IGNORED
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation.subject import observing
 from newllm.model import LanguageModel
 from newllm.precision import autocast
 from newllm.run.stage import Stage, StageResult
 from newllm.training.checkpoint import Progress, load_training, load_weights, save_training, save_weights
-from newllm.training.cross_entropy import IGNORED
 from newllm.training.optimizer import AdamW
 from newllm.training.run_context import Run
 from newllm.training.step import BatchLoss, Numbers, Step, cut, read_and_clear
