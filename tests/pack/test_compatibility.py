@@ -23,13 +23,13 @@ def composed(*words: str) -> dict[str, Any]:
     return effective(newllm.compose([*SMALL, *words]))
 
 
-def of(*choices: str, **values: Any) -> dict[str, Any]:
+def config(*choices: str, **values: Any) -> dict[str, Any]:
     """The effective configuration of these choices, with `values` at dotted keys (a double underscore for a dot)."""
-    config = deepcopy(composed(*choices))
+    effective_config = deepcopy(composed(*choices))
     for path, value in values.items():
         group, name = path.split("__")
-        config[group][name] = value
-    return config
+        effective_config[group][name] = value
+    return effective_config
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def of(*choices: str, **values: Any) -> dict[str, Any]:
         {"optim__schedule": "constant"}, {"model__init_std": 0.1}, {"optim__clip": None}, {"logger__folder": "there"},
     ],
 )  # fmt: skip
-def test_what_leaves_the_shape_alone_may_differ(values: dict[str, Any]) -> None:
-    assert key(of()) == key(of(**values))
+def test_options_that_do_not_change_the_shape_may_differ(values: dict[str, Any]) -> None:
+    assert key(config()) == key(config(**values))
 
 
 @pytest.mark.parametrize(
@@ -52,99 +52,101 @@ def test_what_leaves_the_shape_alone_may_differ(values: dict[str, Any]) -> None:
         {"trainer__patience": 1}, {"runtime__threads": 2}, {"data__samples": 10},
     ],
 )  # fmt: skip
-def test_what_changes_shapes_data_or_kernels_may_not(values: dict[str, Any]) -> None:
-    assert key(of()) != key(of(**values))
+def test_options_that_change_shapes_data_or_kernels_may_not_differ(values: dict[str, Any]) -> None:
+    assert key(config()) != key(config(**values))
 
 
-def test_another_choice_is_another_shape() -> None:
-    assert key(of()) != key(of("pos_encoding=alibi"))
-    assert key(of()) != key(of("eval=[loss]"))
+def test_other_choices_may_not_differ() -> None:
+    assert key(config()) != key(config("pos_encoding=alibi"))
+    assert key(config()) != key(config("eval=[loss]"))
 
 
-def test_a_list_of_slopes_is_a_real_value_and_a_list_of_layers_is_none() -> None:
-    alibi = of("pos_encoding=alibi")
-    assert key(alibi) == key(of("pos_encoding=alibi", pos_encoding__slope=[0.5, 0.25]))
-    assert key(alibi) != key(of("pos_encoding=alibi", pos_encoding__slope="geometric"))
-    assert key(alibi) != key(of("pos_encoding=alibi", pos_encoding__layers=[1]))
+def test_lists_of_slopes_may_differ_and_lists_of_layers_may_not() -> None:
+    alibi = config("pos_encoding=alibi")
+    assert key(alibi) == key(config("pos_encoding=alibi", pos_encoding__slope=[0.5, 0.25]))
+    assert key(alibi) != key(config("pos_encoding=alibi", pos_encoding__slope="geometric"))
+    assert key(alibi) != key(config("pos_encoding=alibi", pos_encoding__layers=[1]))
 
 
-def test_a_refusal_names_what_differs_and_what_may() -> None:
-    runs = [of("attention=mla"), of("attention=mla", attention__kv_dim=128, trainer__seed=2)]
-    same = of("attention=mla", trainer__seed=3)
-    said = (
+def test_an_error_names_the_options_that_differ_and_those_that_may() -> None:
+    runs = [config("attention=mla"), config("attention=mla", attention__kv_dim=128, trainer__seed=2)]
+    same = config("attention=mla", trainer__seed=3)
+    message = (
         r"pack=2: the runs differ in attention.kv_dim \(64, 128\); only seeds, optim, model.init_std and real-valued "
         "options of pos_encoding may differ"
     )
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         require_packable(runs, 2)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         require_compatible(runs, 2)
     require_packable([*runs, same], 2)
     with pytest.raises(ConfigError, match=r"attention.kv_dim \(64, 128\)"):
         require_compatible([*runs, same], 3)
     require_packable(runs, None)
     assert "leave trainer.devices at 1" in str(
-        unpackable([of(trainer__devices=2), of(trainer__devices=2, trainer__seed=1)])
+        unpackable([config(trainer__devices=2), config(trainer__devices=2, trainer__seed=1)])
     )
 
 
-class Meter:
-    """Pretends to time packs."""
+class FakeMeasure:
+    """Returns given speeds of packs, or refuses to pack; counts its calls."""
 
-    def __init__(self, *speeds: float, refused: str | None = None) -> None:
-        self.speeds, self.refused, self.asked = speeds, refused, 0
+    def __init__(self, *speeds: float, refusal: str | None = None) -> None:
+        self.speeds, self.refusal, self.calls = speeds, refusal, 0
 
     def __call__(self, runs: Sequence[Path], sizes: Sequence[int], grant: Grant) -> list[float]:
-        self.asked += 1
-        if self.refused:
-            raise ConfigError(self.refused)
+        self.calls += 1
+        if self.refusal:
+            raise ConfigError(self.refusal)
         return list(self.speeds[: len(sizes)])
 
 
-def frozen(sweep: Path, *configs: dict[str, Any]) -> list[Path]:
+def freeze(sweep: Path, *configs: dict[str, Any]) -> list[Path]:
     runs = [sweep / str(number) for number in range(len(configs))]
-    for run, config in zip(runs, configs, strict=True):
-        RunDirectory(run).freeze(config)
+    for run, one in zip(runs, configs, strict=True):
+        RunDirectory(run).freeze(one)
     return runs
 
 
 def seeds(number: int) -> list[dict[str, Any]]:
-    return [of(trainer__seed=seed) for seed in range(number)]
+    return [config(trainer__seed=seed) for seed in range(number)]
 
 
 def test_runs_are_grouped_by_shape_in_packs_of_about_equal_size(tmp_path: Path) -> None:
-    others = [of(trainer__batch_size=4), of(attention__bias=True), of(attention__bias=True, optim__lr=1.0)]
-    runs = frozen(tmp_path, *seeds(5), *others)
-    found = pack(tmp_path, runs, 3, Grant(1), 1, {}, Meter())
-    assert [[int(run.name) for run in packed] for packed in found.packs] == [[0, 1], [2, 3, 4], [5], [6, 7]]
-    assert (found.size, found.notes) == (3, ["1 run trains alone, since no other shares its trainer.batch_size."])
-    assert [len(packed) for packed in pack(tmp_path, runs, None, Grant(1), 1, {}, Meter()).packs] == [1] * 8
-    begun = pack(tmp_path, runs[:3], 3, Grant(1), 1, {"0": 1, "1": 2, "2": 2}, Meter())  # with other threads
-    assert [len(packed) for packed in begun.packs] == [1, 2]
+    others = [config(trainer__batch_size=4), config(attention__bias=True), config(attention__bias=True, optim__lr=1.0)]
+    runs = freeze(tmp_path, *seeds(5), *others)
+    packing = pack(tmp_path, runs, 3, Grant(1), 1, {}, FakeMeasure())
+    assert [[int(run.name) for run in packed] for packed in packing.packs] == [[0, 1], [2, 3, 4], [5], [6, 7]]
+    assert (packing.size, packing.notes) == (3, ["1 run trains alone, since no other shares its trainer.batch_size."])
+    assert [len(packed) for packed in pack(tmp_path, runs, None, Grant(1), 1, {}, FakeMeasure()).packs] == [1] * 8
+    resumed = pack(
+        tmp_path, runs[:3], 3, Grant(1), 1, {"0": 1, "1": 2, "2": 2}, FakeMeasure()
+    )  # with different threads
+    assert [len(packed) for packed in resumed.packs] == [1, 2]
 
 
 def test_models_that_cannot_be_packed_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    runs = frozen(tmp_path, *seeds(2))
+    runs = freeze(tmp_path, *seeds(2))
     with pytest.raises(ConfigError, match="pack=2: the class Own"):
-        pack(tmp_path, runs, 2, Grant(1), 1, {}, Meter(refused="the class Own"))
+        pack(tmp_path, runs, 2, Grant(1), 1, {}, FakeMeasure(refusal="the class Own"))
 
 
-def test_auto_takes_what_is_measured_to_pay_and_remembers_it(tmp_path: Path) -> None:
-    runs = frozen(tmp_path, *seeds(8))
-    meter = Meter(10.0, 14.0, 18.0, 17.0)
+def test_auto_chooses_the_fastest_size_and_stores_the_measurement(tmp_path: Path) -> None:
+    runs = freeze(tmp_path, *seeds(8))
+    measure = FakeMeasure(10.0, 14.0, 18.0, 17.0)
     for _ in range(2):
-        found = pack(tmp_path, runs, "auto", Grant(1), 1, {}, meter)
-        assert [len(packed) for packed in found.packs] == [4, 4]
-        assert "packs of 4 make 1.80 x the steps per second" in found.notes[0]
-    assert meter.asked == 1
+        packing = pack(tmp_path, runs, "auto", Grant(1), 1, {}, measure)
+        assert [len(packed) for packed in packing.packs] == [4, 4]
+        assert "packs of 4 make 1.80 x the steps per second" in packing.notes[0]
+    assert measure.calls == 1
     assert (tmp_path / FILE).exists()
-    two_slots = pack(tmp_path, runs[:4], "auto", Grant(1), 2, {}, Meter(10.0, 14.0, 18.0))
+    two_slots = pack(tmp_path, runs[:4], "auto", Grant(1), 2, {}, FakeMeasure(10.0, 14.0, 18.0))
     assert [len(packed) for packed in two_slots.packs] == [2, 2]  # no slot stays empty
-    for meter, said in (
-        (Meter(10.0, 10.2, 9.0, 9.0), "does not pay"),
-        (Meter(refused="no."), "no.; each run trains alone"),
+    for measure, message in (
+        (FakeMeasure(10.0, 10.2, 9.0, 9.0), "does not pay"),
+        (FakeMeasure(refusal="no."), "no.; each run trains alone"),
     ):
         (tmp_path / FILE).unlink()
-        found = pack(tmp_path, runs, "auto", Grant(1), 1, {}, meter)
-        assert found.size == 1
-        assert said in found.notes[0]
+        packing = pack(tmp_path, runs, "auto", Grant(1), 1, {}, measure)
+        assert packing.size == 1
+        assert message in packing.notes[0]

@@ -1,4 +1,4 @@
-"""Packed steps against the same runs' own, on real text."""
+"""Packed steps against the steps of the same runs alone, on real text."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from newllm.pack.packed_encoding import PackedEncoding, Rows
 from newllm.pack.packed_step import PackedStep
 from newllm.position import Rope
 from newllm.run.prepare import prepare
-from tests.support.packs import SMALL, configs, make, numbers, wanted
+from tests.support.packs import SMALL, configs, losses_and_norms, make_steps, requests_at
 
 CASES = {
     "seeds": (["model=tiny"], [["seed=1"], ["seed=2"], ["seed=3"]]),
@@ -51,16 +51,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def compare(case: str, data: Dataset, steps: int) -> None:
     shared, runs = CASES[case]
     cfgs = configs(runs, *shared)
-    own, packed, packed_step = make(cfgs, data), make(cfgs, data), PackedStep()
-    for step in range(steps):
-        alone = numbers([one.alone() for one in wanted(own, cfgs, data, step)])
-        together = numbers(packed_step(wanted(packed, cfgs, data, step)))
-        torch.testing.assert_close(together[:, 0], alone[:, 0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(together[:, 1], alone[:, 1], rtol=1e-4, atol=0)
-    assert len(set(alone[:, 0].tolist())) == len(runs)  # the runs can be told apart
-    for one, other in zip(own, packed, strict=True):
+    steps_alone, steps_packed, packed_step = make_steps(cfgs, data), make_steps(cfgs, data), PackedStep()
+    for number in range(steps):
+        alone = losses_and_norms([request.alone() for request in requests_at(steps_alone, cfgs, data, number)])
+        packed = losses_and_norms(packed_step(requests_at(steps_packed, cfgs, data, number)))
+        torch.testing.assert_close(packed[:, 0], alone[:, 0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(packed[:, 1], alone[:, 1], rtol=1e-4, atol=0)
+    assert len(set(alone[:, 0].tolist())) == len(runs)  # the runs differ
+    for step, other in zip(steps_alone, steps_packed, strict=True):
         for name, parameter in other.model.named_parameters():
-            torch.testing.assert_close(parameter, one.model.get_parameter(name), rtol=0, atol=2e-5, msg=name)
+            torch.testing.assert_close(parameter, step.model.get_parameter(name), rtol=0, atol=2e-5, msg=name)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -82,28 +82,30 @@ def test_packed_runs_equal_themselves_alone_for_200_steps(case: str, data: Datas
     compare(case, data, steps=200)
 
 
-def test_runs_may_come_and_go_and_odd_batches_are_made_alone(data: Dataset) -> None:
+def test_runs_may_come_and_go_and_batches_of_other_shapes_are_trained_alone(data: Dataset) -> None:
     cfgs = configs([["seed=1"], ["seed=2"], ["seed=3"]])
-    both, packed_step = [make(cfgs, data), make(cfgs, data)], PackedStep()
-    for step, runs in enumerate(([0, 1], [0, 1, 2], [2], [0, 2])):
-        own, packed = ([wanted(steps, cfgs, data, step)[run] for run in runs] for steps in both)
-        if step == 1:  # run 2 is at the last rows of its epoch
-            for one in (own[2], packed[2]):
-                one.pieces[:] = [tuple(tensor[:5] for tensor in one.pieces[0])]
-        expected = numbers([one.alone() for one in own])
-        torch.testing.assert_close(numbers(packed_step(packed)), expected, rtol=1e-5, atol=1e-5)
+    steps_alone, steps_packed, packed_step = make_steps(cfgs, data), make_steps(cfgs, data), PackedStep()
+    for number, runs in enumerate(([0, 1], [0, 1, 2], [2], [0, 2])):
+        alone, packed = (
+            [requests_at(steps, cfgs, data, number)[run] for run in runs] for steps in (steps_alone, steps_packed)
+        )
+        if number == 1:  # run 2 is at the last rows of its epoch
+            for request in (alone[2], packed[2]):
+                request.pieces[:] = [tuple(tensor[:5] for tensor in request.pieces[0])]
+        expected = losses_and_norms([request.alone() for request in alone])
+        torch.testing.assert_close(losses_and_norms(packed_step(packed)), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_one_run_with_a_broken_weight_leaves_the_others_whole(data: Dataset) -> None:
+def test_a_run_with_a_broken_weight_does_not_affect_the_others(data: Dataset) -> None:
     cfgs = configs([["seed=1"], ["seed=2"]])
-    own, packed, packed_step = make(cfgs, data), make(cfgs, data), PackedStep()
+    steps_alone, steps_packed, packed_step = make_steps(cfgs, data), make_steps(cfgs, data), PackedStep()
     with torch.no_grad():
-        packed[1].model.blocks[0].mlp.down.weight.fill_(float("nan"))
-    for step in range(3):
-        alone = wanted(own, cfgs, data, step)[0].alone()
-        together = packed_step(wanted(packed, cfgs, data, step))
-        assert together[0][0].item() == pytest.approx(alone[0].item(), abs=1e-5)
-        assert together[1][0].isnan()
+        steps_packed[1].model.blocks[0].mlp.down.weight.fill_(float("nan"))
+    for number in range(3):
+        alone = requests_at(steps_alone, cfgs, data, number)[0].alone()
+        packed = packed_step(requests_at(steps_packed, cfgs, data, number))
+        assert packed[0][0].item() == pytest.approx(alone[0].item(), abs=1e-5)
+        assert packed[1][0].isnan()
 
 
 def test_equal_encodings_share_one_call_and_unequal_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,29 +116,29 @@ def test_equal_encodings_share_one_call_and_unequal_ones_do_not(monkeypatch: pyt
     expected = torch.cat([first.rotate(q[:8], q[:8], positions)[0], other.rotate(q[8:], q[8:], positions)[0]])
     real, calls = Rope.rotate, []
     monkeypatch.setattr(Rope, "rotate", lambda self, q, *rest: (calls.append(len(q)), real(self, q, *rest))[1])
-    turned, _ = PackedEncoding([first, same, other], Rows(each=4)).rotate(q, q, positions)
+    rotated, _ = PackedEncoding([first, same, other], Rows(each=4)).rotate(q, q, positions)
     assert calls == [8, 4]
-    assert torch.equal(turned, expected)
+    assert torch.equal(rotated, expected)
 
 
 @pytest.mark.parametrize(
-    ("attention", "said"),
+    ("attention", "message"),
     [
-        ("Tempered", r"the class Tempered \(model.blocks.0.attention\) has parameters of its own"),
-        ("Gathering", "so a part of them mixes the rows of a batch"),
+        ("Tempered", r"class Tempered \(model.blocks.0.attention\)"),
+        ("Gathering", "mixes the rows"),
     ],
 )
-def test_models_that_cannot_be_packed_are_refused_by_name(attention: str, said: str, data: Dataset) -> None:
+def test_models_that_cannot_be_packed_are_refused_with_the_reason(attention: str, message: str, data: Dataset) -> None:
     cfgs = configs(
         [["seed=1"], ["seed=2"]], f"attention._target_=tests.support.packs.{attention}", "model.init_std=0.3"
     )
-    steps = make(cfgs, data)
-    with pytest.raises(ConfigError, match=said):
-        PackedStep()(wanted(steps, cfgs, data, 0))
+    steps = make_steps(cfgs, data)
+    with pytest.raises(ConfigError, match=message):
+        PackedStep()(requests_at(steps, cfgs, data, 0))
 
 
-def test_models_of_different_shapes_are_refused_by_what_differs(data: Dataset) -> None:
-    for words, said in ((["model.mlp_size=96"], "out_features differs: 128, 192"), (["model.norm_eps=0.1"], "eps")):
+def test_models_of_different_shapes_are_refused_with_the_difference(data: Dataset) -> None:
+    for words, message in ((["model.mlp_size=96"], "out_features differs: 128, 192"), (["model.norm_eps=0.1"], "eps")):
         cfgs = configs([[], words])
-        with pytest.raises(ConfigError, match=said):
-            PackedStep()(wanted(make(cfgs, data), cfgs, data, 0))
+        with pytest.raises(ConfigError, match=message):
+            PackedStep()(requests_at(make_steps(cfgs, data), cfgs, data, 0))

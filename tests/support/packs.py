@@ -1,4 +1,4 @@
-"""Small runs that can be packed, on real text, and encodings and attentions as users write them."""
+"""Small runs that can be packed, on real text; an encoding and attentions as users write them."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ SMALL = [
 
 
 class Distances(PositionEncoding):
-    """A learned bias for each head and distance up to `reach`, `scale` times as strong."""
+    """A learned bias for each head and distance up to `reach`, multiplied by `scale`."""
 
     def __init__(self, reach: int = 4, scale: float = 1.0, *, heads: int, num_layers: int):
         super().__init__(num_layers=num_layers)
@@ -51,7 +51,7 @@ class Tempered(MultiHead):
 
 
 class Gathering(MultiHead):
-    """An attention that looks at all rows of its batch."""
+    """An attention that mixes the rows of its batch."""
 
     def forward(self, x, *args):
         return super().forward(x - x.mean(0, keepdim=True), *args)
@@ -61,7 +61,8 @@ def configs(runs: Sequence[Sequence[str]], *shared: str) -> list[DictConfig]:
     return [newllm.compose([*SMALL, *shared, *run]) for run in runs]
 
 
-def make(cfgs: Sequence[DictConfig], data: Dataset) -> list[Step]:
+def make_steps(cfgs: Sequence[DictConfig], data: Dataset) -> list[Step]:
+    """A step for a new model of each configuration."""
     models = [newllm.build_model(cfg, data.tokenizer.vocab_size).train() for cfg in cfgs]
     return [Step(model, optim(cfg), CPU, "fp32") for model, cfg in zip(models, cfgs, strict=True)]
 
@@ -71,15 +72,16 @@ def optim(cfg: DictConfig) -> AdamW:
     return AdamW(cfg.optim.lr, [0.9, 0.95], 1e-4, cfg.optim.weight_decay, clip=cfg.optim.clip)
 
 
-def wanted(steps: Sequence[Step], cfgs: Sequence[DictConfig], data: Dataset, step: int) -> list[StepRequest]:
-    """What the runs' loops ask for at this step, each in its own order of the rows."""
-    per_epoch = len(data.train) // ROWS
-    epoch, place = divmod(step, per_epoch)
-    orders = [data.order(cfg.trainer.seed, epoch)[place * ROWS : (place + 1) * ROWS] for cfg in cfgs]
-    pieces = [cut(data.train, order, cfg.trainer.accumulate) for order, cfg in zip(orders, cfgs, strict=True)]
-    return [StepRequest(*one) for one in zip(steps, pieces, [cfg.optim.lr for cfg in cfgs], strict=True)]
+def requests_at(steps: Sequence[Step], cfgs: Sequence[DictConfig], data: Dataset, number: int) -> list[StepRequest]:
+    """What the training loops of the runs request at step `number`, each in its own order of the rows."""
+    epoch, place = divmod(number, len(data.train) // ROWS)
+    requests = []
+    for step, cfg in zip(steps, cfgs, strict=True):
+        rows = data.order(cfg.trainer.seed, epoch)[place * ROWS : (place + 1) * ROWS]
+        requests.append(StepRequest(step, cut(data.train, rows, cfg.trainer.accumulate), cfg.optim.lr))
+    return requests
 
 
-def numbers(made: Sequence[Numbers]) -> Tensor:
-    """[runs, 2]: losses and norms."""
-    return torch.tensor([[loss.item(), norm.item()] for loss, norm, _ in made])
+def losses_and_norms(results: Sequence[Numbers]) -> Tensor:
+    """[runs, 2]"""
+    return torch.tensor([[loss.item(), norm.item()] for loss, norm, _ in results])
