@@ -89,8 +89,8 @@ def _draw_iterations(part: Part) -> list[Drawing]:
     for one, tables in runs.items():
         bound = np.mean([table["bound"].iloc[-1] for table in tables])
         if np.isfinite(bound):
-            line = figure.axes[0].axhline(bound, color=colour(one.index), linewidth=1, linestyle=DASHED)
-            of_group(one.index, line)
+            bound_line = figure.axes[0].axhline(bound, color=colour(one.index), linewidth=1, linestyle=DASHED)
+            of_group(one.index, bound_line)
         published_runs = {line["run"] for line in distance(one.group.config, {"val/best_ppl": 1.0})}
         published = [line for line in reference_table("context_token_phase1") if line["run"] in published_runs]
         for axes, column in zip(figure.axes, ("loss", "converged"), strict=True):
@@ -112,12 +112,12 @@ def _shape_table(study: Study) -> Table | None:
     None unless every scaling law is that of such a shape, with perplexity as a function of training tokens.
     """
     confidence = study.options.confidence
-    found = laws(study.done, study.options.size, study.options.main_metric, confidence)
-    if not found or any(_shape(law) is None or (law.size, law.metric) != (TOKENS, PPL) for law in found):
+    shape_laws = laws(study.done, study.options.size, study.options.main_metric, confidence)
+    if not shape_laws or any(_shape(law) is None or (law.size, law.metric) != (TOKENS, PPL) for law in shape_laws):
         return None
-    times = Counter(map(_shape, found))
+    times = Counter(map(_shape, shape_laws))
     rows = []
-    for law in found:
+    for law in shape_laws:
         size, ppl = min(law.points, key=lambda point: point[1])
         shape = _shape(law)
         accuracies = law.at(size, ACCURACY)

@@ -130,7 +130,7 @@ def test_nothing_sees_the_future(num_input_tokens):
         changed[:, t] = (changed[:, t] + 1) % 97
         after = model.hidden(changed)
         assert torch.equal(after[:, :t], before[:, :t])
-        assert (after[:, t:] - before[:, t:]).abs().amax(dim=-1).min() > 1e-4  # the past stays known
+        assert (after[:, t:] - before[:, t:]).abs().amax(dim=-1).min() > 1e-4  # it remembers the past
 
 
 @torch.no_grad()
@@ -182,9 +182,9 @@ def test_weights_cast_once_are_those_of_autocast():
     assert cast.embed.weight is model.embed.weight
     assert cast.context_block.blocks[0].of_context.weight.dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        here, there = model.new_cache(2), cast.new_cache(2)
+        cache, cast_cache = model.new_cache(2), cast.new_cache(2)
         for piece in ids.split([9, 1, 2], dim=1):
-            assert torch.equal(cast(piece, there), model(piece, here))
+            assert torch.equal(cast(piece, cast_cache), model(piece, cache))
 
 
 def test_generation_follows_the_greedy_path():

@@ -66,7 +66,7 @@ def test_initial_weights() -> None:
     assert all(torch.equal(weights[name], plain[name]) for name in body)
 
 
-def test_a_step_is_the_formula(model: DProjTransformer, ids: torch.Tensor) -> None:
+def test_a_step_follows_the_formula(model: DProjTransformer, ids: torch.Tensor) -> None:
     """p_t = LN(p_{t-1} + gelu(W [p_{t-1}; e_t] + b)), one matrix over both, from zero."""
     projection = model.projection
     weight = torch.cat([projection.of_state.weight, projection.of_inputs.weight], dim=1)  # [C, C + E]
@@ -98,7 +98,7 @@ def test_decoding_in_pieces_equals_the_whole_pass(chosen: list[str], ids: torch.
 
 
 @torch.no_grad()
-def test_chosen_rows_of_a_cache_take_their_states_along(model: DProjTransformer, ids: torch.Tensor) -> None:
+def test_selected_rows_of_a_cache_keep_their_states(model: DProjTransformer, ids: torch.Tensor) -> None:
     cache = model.new_cache(2, LENGTH)
     model(ids[:, :9], cache=cache)
     rows = torch.tensor([1, 0, 1])
@@ -156,7 +156,7 @@ RUN = [*DPROJ, *BODY, "phase1=oacd", "objective=oacd", "phase1.iterations=5", "p
 
 
 def trained(directory: Path, *overrides: str) -> DProjTransformer:
-    """The model of a small run on real text that is done."""
+    """The model of a finished small run on real text."""
     assert run(newllm.compose([*RUN, *overrides, f"hydra.run.dir={directory}"])) == 0
     model = load_run(directory).model
     assert isinstance(model, DProjTransformer)
@@ -164,7 +164,7 @@ def trained(directory: Path, *overrides: str) -> DProjTransformer:
 
 
 def test_two_phases(tmp_path: Path) -> None:
-    """The first one trains the projection, the second all but it; the embedding stays, unless it is to learn on."""
+    """Phase 1 trains the projection, phase 2 everything else; the embedding too, unless it is frozen."""
     published = trained(tmp_path / "published", "phase1.freeze_embedding=false")
     frozen = trained(tmp_path / "frozen")  # with the first phase that the other has left
     start = newllm.build_model(newllm.compose(RUN), tokens=frozen.vocab_size)

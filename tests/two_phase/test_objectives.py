@@ -1,4 +1,4 @@
-"""The objectives of a first phase: values, bounds, what they do to a cloud, and clouds that have no extent."""
+"""The objectives of a first phase: values, bounds, effect on a batch of contexts, degenerate batches."""
 
 import inspect
 import math
@@ -113,7 +113,7 @@ FORMULAS: dict[str, Callable[[np.ndarray], float]] = {
 
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("shape", [(60, 8), (6, 9)], ids=["tall", "wide"])
-def test_values_are_those_of_the_formulas(name: str, shape: tuple[int, int]) -> None:
+def test_values_follow_the_formulas(name: str, shape: tuple[int, int]) -> None:
     x = sphere(*shape, seed=3) * torch.linspace(0.3, 1.5, shape[1], dtype=torch.float64) + 0.2
     found = getattr(objectives, name)(weight=1.0)(x, torch.zeros_like(x))
     assert float(found) == pytest.approx(FORMULAS[name](x.numpy()), rel=1e-6, abs=1e-9)
@@ -152,14 +152,14 @@ def test_pairs_are_complete_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @each
-def test_the_weight_mixes_in_the_distance_to_the_pass_before(kind: Kind) -> None:
+def test_the_weight_mixes_diversity_and_distance_to_the_previous_pass(kind: Kind) -> None:
     out, previous = sphere(20, 6).requires_grad_(), sphere(20, 6, seed=1).requires_grad_()
     distance = ((out - previous) ** 2).mean()
     diversity = kind(weight=1.0)(out, previous)
     torch.testing.assert_close(kind(weight=0.3)(out, previous), 0.7 * distance + 0.3 * diversity)
     torch.testing.assert_close(kind(weight=0.0)(out, previous), distance)
     kind(weight=0.5)(out, previous).backward()
-    assert previous.grad is None  # the pass before is where contexts were, not where they are to be drawn
+    assert previous.grad is None  # previous contexts are constants
 
 
 def test_published_defaults() -> None:
@@ -185,7 +185,7 @@ def test_products_are_not_rounded_by_autocast() -> None:
 
 
 @each
-def test_no_contexts_of_that_norm_go_below_the_bound(kind: Kind) -> None:
+def test_no_loss_is_below_its_bound(kind: Kind) -> None:
     objective = kind(weight=1.0)
     clouds = [sphere(n, width, seed) for n, width in ((1, 4), (2, 4), (5, 3), (6, 20), (90, 5)) for seed in range(4)]
     for x in [*clouds, balanced(6), simplex(7)]:
@@ -232,7 +232,7 @@ def test_a_step_of_descent_raises_the_rank_of_a_collapsed_cloud(kind: Kind, seed
     [torch.ones(6, 4), torch.zeros(6, 4), torch.arange(4.0)[None], torch.ones(5, 1), torch.ones(1, 1)],
     ids=["equal", "zero", "single", "one dimension", "one number"],
 )
-def test_clouds_without_extent_have_finite_losses_and_gradients(kind: Kind, x: torch.Tensor) -> None:
+def test_degenerate_batches_have_finite_losses_and_gradients(kind: Kind, x: torch.Tensor) -> None:
     x = x.clone().requires_grad_()
     loss = kind(weight=0.9)(x, torch.ones_like(x))
     loss.backward()

@@ -1,4 +1,4 @@
-"""Reports of runs with a first phase: their table, figure, scaling laws beside the published shapes."""
+"""Reports of runs with a first phase: their table, figure, scaling laws next to the published shapes."""
 
 import csv
 import json
@@ -104,7 +104,7 @@ def test_loss_with_its_bound_and_convergence_are_drawn_by_iteration(report: Path
     assert all(mark in drawn for mark in ("group-0-", "group-7-"))  # of eight configurations
 
 
-def test_shapes_stand_above_the_published_ones(report: Path) -> None:
+def test_shapes_are_listed_above_the_published_ones(report: Path) -> None:
     found = lines(report / "scaling-shapes.csv")
     ours = {line["shape"]: line for line in found if line["whose"] == "these runs"}
     assert ours.keys() == SHAPES.keys()
@@ -122,13 +122,13 @@ def test_shapes_stand_above_the_published_ones(report: Path) -> None:
     assert published["1L/768/2tok"]["low"] == ""  # its other points were not published here
 
 
-def test_a_floor_is_offered_and_not_preferred_where_there_is_none(report: Path) -> None:
+def test_the_law_with_a_floor_is_not_preferred_without_a_floor(report: Path) -> None:
     found = lines(report / "scaling-floor.csv")
     assert {line["preferred"] for line in found} == {"power law"}
     assert all(float(line["aic power"]) < float(line["aic"]) for line in found)
 
 
-def test_runs_without_a_first_phase_have_no_such_section(tmp_path: Path) -> None:
+def test_runs_without_a_first_phase_have_no_section(tmp_path: Path) -> None:
     for seed in SEEDS:
         make_run(tmp_path, with_seed(effective(compose(["samples=600"])), seed))
     assert main([str(tmp_path), "formats=[csv]"]) == 0
