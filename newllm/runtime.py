@@ -32,8 +32,21 @@ class Place:
     @classmethod
     def from_environment(cls) -> "Place":
         """Read torchrun's variables RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, or those of SLURM's srun."""
-        if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            _export_slurm()
+        tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+        if "RANK" not in os.environ and tasks > 1:  # a task started by srun or submitit: set torchrun's variables
+            from submitit.slurm.slurm import SlurmJobEnvironment
+
+            task = SlurmJobEnvironment()
+            step = int(os.environ.get("SLURM_STEP_ID", 0))
+            variables = {
+                "RANK": task.global_rank,
+                "WORLD_SIZE": tasks,
+                "LOCAL_RANK": task.local_rank,
+                "LOCAL_WORLD_SIZE": tasks // task.num_nodes,
+                "MASTER_ADDR": task.hostnames[0],
+                "MASTER_PORT": 20000 + (int(task.raw_job_id) * 31 + step) % 40000,
+            }
+            os.environ.update({name: str(value) for name, value in variables.items()})
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:
             return cls()
@@ -135,23 +148,6 @@ class Runtime:
         if torch.cuda.is_available():
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def _export_slurm() -> None:
-    """Set torchrun's variables in a task of a SLURM step, as started by srun or submitit."""
-    from submitit.slurm.slurm import SlurmJobEnvironment
-
-    task, size = SlurmJobEnvironment(), int(os.environ["SLURM_STEP_NUM_TASKS"])
-    port = 20000 + (int(task.raw_job_id) * 31 + int(os.environ.get("SLURM_STEP_ID", 0))) % 40000
-    variables = {
-        "RANK": task.global_rank,
-        "WORLD_SIZE": size,
-        "LOCAL_RANK": task.local_rank,
-        "LOCAL_WORLD_SIZE": size // task.num_nodes,
-        "MASTER_ADDR": task.hostnames[0],
-        "MASTER_PORT": port,
-    }
-    os.environ.update({name: str(value) for name, value in variables.items()})
 
 
 def keep_freed_memory() -> None:

@@ -157,11 +157,12 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
             console.line(f"Trains together with {several}; the times are of all of them.")
         causality.check(run.model, run.data.val.batch(np.arange(1))[0][0].to(run.device), run.precision)
 
-        seconds_of_stages = float(directory.status().get("stage_seconds") or 0.0)
+        earlier_seconds = float(directory.status().get("stage_seconds") or 0.0)
         stages = run_stages(run)
         loop = Loop(run, others, stages.data, stages.metrics_bytes)
         if loop.resume():
             console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
+            earlier_seconds += loop.progress.seconds
         stage_alone = any(group_of(stage, run.cfg).pack == "alone" for stage in run.stages)
         if not (run.packed or run.trainer.devices > 1 or stage_alone):
             batch = run.trainer.order(loop.data, 0)[: run.trainer.batch_size]
@@ -173,7 +174,6 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
         loop.train()
 
     results = _evaluate(run, loop.progress, stages)
-    earlier_seconds = seconds_of_stages + loop.earlier_seconds
     results["speed/wall_seconds"] = earlier_seconds + time.monotonic() - run.started
     run.log(loop.progress.step, results, close=True)
     printing.summary(console, results, run.judge, str(directory.path))

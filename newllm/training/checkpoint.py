@@ -125,8 +125,8 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     for key, ours in about.items():
         if header.get(key) != ours:
             raise ConfigError(
-                f"{path} was written with another {key} ({header.get(key)}, now {ours}); give this run a directory "
-                "of its own with hydra.run.dir=…, or delete this one"
+                f"{path} was written with another {key} ({header.get(key)}, now {ours}); give this run another "
+                "directory with hydra.run.dir=…, or delete this one"
             )
     _fill(path, _weights(model), {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
     parameters = dict(model.named_parameters())
@@ -169,7 +169,7 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Non
         with replacing(path) as temporary:
             save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {HEADER: json.dumps(about)})
     except (OSError, SafetensorError) as error:
-        kept = "the one before it is untouched" if path.exists() else "there is none before it"
+        kept = "the previous one is untouched" if path.exists() else "there is no previous one"
         raise RunError(
             f"The checkpoint {path} could not be written ({error}), {kept}; make room and type the same command "
             "to go on"

@@ -45,7 +45,6 @@ class Loop:
         self.header = {"data": self.data.fingerprint, "signature": signature(run.cfg), "precision": run.precision}
         self.epoch_steps, self.steps = run.trainer.steps(len(self.data.train), self.data.train.seq_len)
         self.progress = Progress()
-        self.earlier_seconds = 0.0  # training time of earlier attempts
         self._pending: list[Numbers] = []  # results that stay on the device until they are needed
         self._began = self._saved = self._logged = self._epoch_began = time.monotonic()
         self._reported = -math.inf
@@ -60,7 +59,6 @@ class Loop:
             return False
         self.progress = load_training(directory.last_checkpoint, self.model, self.step.optimizer, self.header)
         directory.truncate_metrics(self.progress.metrics_bytes)
-        self.earlier_seconds = self.progress.seconds
         return True
 
     def train(self) -> None:
