@@ -32,7 +32,9 @@ def _run(argv: list[str]) -> int:
 
     run = load_run(options.run)
     if not run.directory.trained.best_checkpoint.exists():
-        raise ConfigError(f"{options.run} has no weights before its first epoch's end; type the command of that run.")
+        raise ConfigError(
+            f"{options.run} has no weights yet, since its first epoch has not ended; the command that started it resumes it."
+        )
     model, tokenizer = run.model, run.tokenizer
     precision = resolve(run.config.trainer.precision, model.embed.weight.device)
     prompt = tokenizer.encode(options.prompt)
@@ -45,8 +47,8 @@ def _run(argv: list[str]) -> int:
     count = options.max_new_tokens
     if model.position.limit is not None and len(prompt) + count > model.position.limit:
         count = model.position.limit - len(prompt)
-        end = f"this encoding ends at position {model.position.limit}"
-        print(f"newllm: {end}: {max(0, count)} new tokens", file=sys.stderr)
+        why = f"the encoding has values for {model.position.limit} positions"
+        print(f"newllm: {why}, so {max(0, count)} tokens are generated", file=sys.stderr)
     _print(options.prompt)
     written, ids = "", []
     sampling = (options.temperature, options.top_p, options.seed)

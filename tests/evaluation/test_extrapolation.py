@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import newllm
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation import limits
 from newllm.evaluation.extrapolation import Extrapolation
@@ -20,6 +19,7 @@ from newllm.model import build_model
 from newllm.run.execute import run
 from newllm.training.memory import peak_bytes
 from tests.support.evaluation_subject import make_subject
+from tests.support.small_runs import small_config
 
 LENGTHS = [32, 64, 128, 256]  # 1x, 2x, 4x, 8x of the subject's rows
 
@@ -288,16 +288,9 @@ def test_lengths_are_tokens_or_multiples():
             parse_lengths([short], 128, "o")
 
 
-SMALL = [
-    "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", "batch_size=8", "epochs=1",
-    "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=64", "runtime.threads=1",
-    "eval=[extrapolation]",
-]  # fmt: skip
-
-
 def test_a_run_writes_metrics_and_tables(tmp_path: Path) -> None:
-    words = ["eval.extrapolation.lengths=[1x,4x]", "eval.extrapolation.chunks=3", f"hydra.run.dir={tmp_path / 'run'}"]
-    assert run(newllm.compose([*SMALL, *words])) == 0
+    options = ["epochs=1", "eval=[extrapolation]", "eval.extrapolation.lengths=[1x,4x]", "eval.extrapolation.chunks=3"]
+    assert run(small_config(tmp_path / "run", *options)) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     names = {"ppl@32", "ppl@128", "tail_ppl@32", "tail_ppl@128", "sliding_ppl@32"}
     assert {name for name in results if name.startswith("extrapolation/")} == {f"extrapolation/{n}" for n in names}
@@ -311,7 +304,7 @@ def test_a_run_writes_metrics_and_tables(tmp_path: Path) -> None:
 
 
 def test_a_run_with_lengths_beyond_its_text_writes_nothing(tmp_path: Path) -> None:
-    cfg = newllm.compose([*SMALL, "eval.extrapolation.lengths=[1x,4096]", f"hydra.run.dir={tmp_path / 'run'}"])
+    cfg = small_config(tmp_path / "run", "eval=[extrapolation]", "eval.extrapolation.lengths=[1x,4096]")
     with pytest.raises(ConfigError, match=r"eval\.extrapolation\.lengths"):
         run(cfg)
     assert not (tmp_path / "run").exists()

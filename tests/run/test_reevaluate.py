@@ -17,19 +17,16 @@ from newllm.errors import ConfigError, RunError
 from newllm.evaluate import main
 from newllm.run.load import load_run
 from newllm.store.run_directory import RunDirectory
+from tests.support.small_runs import small_config
 
 ROOT = Path(__file__).parents[2]
-SMALL_RUN = [
-    "samples=160", "seq_len=32", "data.vocab_size=512", "batch_size=8", "epochs=2", "lr=0.003",
-    "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=64", "runtime.threads=1",
-]  # fmt: skip
-FEW_EVALUATORS = ["facts=none", "precision=fp32", "eval=[qk,loss,position]"]
+FEW_EVALUATORS = ["precision=fp32", "eval=[qk,loss,position]"]
 
 
 def train(directory: Path, *overrides: str) -> Path:
     from newllm.run.execute import run
 
-    assert run(newllm.compose([*SMALL_RUN, *overrides, f"hydra.run.dir={directory}"])) == 0
+    assert run(small_config(directory, "lr=0.003", *overrides)) == 0
     return directory
 
 
@@ -58,8 +55,13 @@ def results(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["precision=bf16", "trainer.eval_weights=last"],  # with facts, all default evaluators
-        ["precision=fp32", "pos_encoding=alibi", "attention=mla", "eval=[loss,kv_cache,rank]"],
+        [
+            "precision=bf16",
+            "trainer.eval_weights=last",
+            "facts=reversal",
+            "eval=[loss,position,reversal,qk,kv_cache,rank,trigram]",
+        ],
+        ["precision=fp32", "facts=reversal", "pos_encoding=alibi", "attention=mla", "eval=[loss,kv_cache,rank]"],
     ],
 )
 def test_the_evaluation_of_a_run_is_reproduced_to_the_last_bit(
@@ -132,7 +134,7 @@ def test_evaluator_options_that_change_a_stored_number_are_refused(
 
 def test_numbers_measured_in_training_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Training measures val/loss in other batches than eval.loss, so the last bits may differ."""
-    directory = train(tmp_path / "run", "eval=[]", "facts=none", "precision=fp32")
+    directory = train(tmp_path / "run", "eval=[]", "precision=fp32")
     stored = results(directory)
     stored["val/loss"] += 1e-7
     (directory / "results.json").write_text(json.dumps(stored))
@@ -236,7 +238,7 @@ def test_a_text_that_has_changed_since_training_is_refused(tmp_path: Path, capsy
     text = tmp_path / "text.txt"
     source = (Path(os.__file__).parent / "ast.py").read_text()
     text.write_text(source)
-    directory = train(tmp_path / "run", "data=text", f"data.path={text}", "samples=100", "facts=none", "eval=[loss]")
+    directory = train(tmp_path / "run", "data=text", f"data.path={text}", "samples=100", "eval=[loss]")
     assert main([str(directory)]) == 0
     text.write_text(source.replace("node", "nude"))
     before = contents(directory)
