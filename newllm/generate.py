@@ -33,7 +33,8 @@ def _run(argv: list[str]) -> int:
     run = load_run(options.run)
     if not run.directory.trained.best_checkpoint.exists():
         raise ConfigError(
-            f"{options.run} has no weights yet, since its first epoch has not ended; the command that started it resumes it."
+            f"{options.run} has no weights yet, since its first epoch has not ended; the command that started it "
+            "resumes it."
         )
     model, tokenizer = run.model, run.tokenizer
     precision = resolve(run.config.trainer.precision, model.embed.weight.device)
