@@ -2,7 +2,9 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,6 +144,19 @@ def test_weights_cast_once_give_the_numbers_of_autocast(model: DProjTransformer,
     assert cache.state is not None
     assert cache.state.dtype == torch.float32  # what is carried is not rounded
     assert (expected.float() - model(ids)).pow(2).mean().sqrt() < 0.03 * model(ids).std()
+
+
+@torch.no_grad()
+def test_compiling_does_not_unroll_the_recurrence(model: DProjTransformer, ids: torch.Tensor) -> None:
+    operations = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        operations.extend(node for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    compiled = torch.compile(model.hidden, backend=backend)
+    assert torch.equal(compiled(ids), model.hidden(ids))
+    assert 0 < len(operations) < 4 * LENGTH  # a step of the recurrence has more than four
 
 
 @pytest.mark.parametrize("option", ["embed_dim=0", "projection_std=-1", "projection_bias_std=-1", "hidden_size=30"])
