@@ -20,6 +20,7 @@ from newllm.store.atomic import write_json, write_text
 from newllm.store.environment import describe
 
 PACKAGES = ("newllm", "torch", "transformers", "datasets", "hydra-core")
+_PATIENCE = 5.0  # seconds in which a contestant's process may end by itself
 
 T = TypeVar("T")
 Build = Callable[[], Callable[[], object]]  # returns what is timed; pickled, so a module's function or a partial of it
@@ -98,8 +99,11 @@ def alternate_in_processes(
                 left_out[name] = str(error)
         return in_turns([name for name in contestants if name not in left_out], rounds, take_turn), left_out
     finally:
+        for pipe in pipes.values():
+            pipe.close()  # which ends a process that waits for its turn
         for process in processes:
-            process.kill()  # also one that is still compiling
+            process.join(_PATIENCE)
+            process.kill()  # one that is still compiling
             process.join()
 
 
