@@ -105,17 +105,15 @@ def test_cancelling_from_another_shell_leaves_runs_interrupted_with_the_state_of
 ) -> None:
     runs = [frozen(f"seed={seed}", *ENDLESS) for seed in (1, 2)]
 
-    statuses: list[int] = []
-
     def cancel_once_running(seconds: float) -> None:
         sleep(seconds)
-        if lines(runs[0]) > 3 and not statuses:
-            statuses.append(status_main([str(tmp_path), "--cancel"]))
+        if lines(runs[0]) > 3:
+            monkeypatch.setattr(time, "sleep", sleep)
+            assert status_main([str(tmp_path), "--cancel"]) == 0
 
     sleep = time.sleep
-    monkeypatch.setattr("newllm.sweep.slurm.time.sleep", cancel_once_running)
+    monkeypatch.setattr(time, "sleep", cancel_once_running)
     assert Slurm(time_min=10, signal_delay_s=30, max_running=1).start(tmp_path, runs, Policy()) == 1
-    assert statuses == [0]
     assert [read_status(run)["state"] for run in runs] == ["interrupted", "interrupted"]
     assert read_status(runs[0])["error"] == f"SLURM ended job {read_status(runs[0])['slurm']}: CANCELLED."
     assert read_status(runs[1])["error"] == "Cancelled before it began."

@@ -2,6 +2,8 @@
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import pytest
 from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy
-from newllm.sweep.pool import Pool, earlier_threads
+from newllm.sweep.pool import Pool, earlier_threads, execute
 from newllm.sweep.slots import Slots
+from newllm.sweep.workers import STOP_SIGNALS
 from tests.support.sweep_folders import RecordingDisplay
 
 KILLED = -signal.SIGKILL
@@ -185,6 +188,20 @@ def test_a_signal_lets_running_runs_save_and_leaves_the_rest_queued(
     sweep.workers.on_start["c"] = lambda: sweep.pool.stop(signum)
     assert sweep.pool.run() == status
     assert sweep.states() == ["done", "interrupted", "interrupted", "queued"]
+
+
+def test_a_signal_before_the_first_run_starts_leaves_all_runs_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(tmp_path, "a", "b")
+    monkeypatch.setattr("newllm.sweep.pool.pack", lambda *arguments: signal.raise_signal(signal.SIGTERM))
+    handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    try:
+        assert execute(tmp_path, sweep.runs, Policy(), partial(Slots, 1, ()), nullcontext()) == 143
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    assert sweep.states() == ["queued", "queued"]
 
 
 def test_a_second_ctrl_c_kills_and_a_repeated_sigterm_does_not(tmp_path: Path) -> None:

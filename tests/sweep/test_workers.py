@@ -1,10 +1,15 @@
+"""What a worker does with its runs, and how it takes signals; test_local.py kills workers of a launcher."""
+
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from newllm.errors import RunError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.workers import sentence, work
+from newllm.sweep.workers import Workers, sentence, work
 from tests.support.small_runs import freeze_small_run, read_status
 
 
@@ -73,3 +78,23 @@ def test_errors_become_one_sentence() -> None:
     assert sentence(AssertionError()) == "AssertionError"
     out = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert "a smaller batch_size" in sentence(out)
+
+
+def test_a_signal_that_arrives_while_a_worker_is_forked_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setsid = os.setsid
+
+    def slow_setsid() -> None:  # the first call of a worker
+        time.sleep(0.3)
+        setsid()
+
+    monkeypatch.setattr(os, "setsid", slow_setsid)
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: None)  # which the worker inherits
+    try:
+        workers = Workers()
+        pid = workers.start([tmp_path], {})
+        workers.signal(pid, signal.SIGTERM)
+        assert workers.wait(60.0) == [(pid, -signal.SIGTERM)]
+    finally:
+        signal.signal(signal.SIGTERM, before)
