@@ -116,8 +116,20 @@ down() {
       sleep 0.2
     done
   fi
+  local processes=() process
   for daemon in slurmd slurmctld munged; do
-    end "$dir/$daemon.pid" "$daemon"
+    if running "$dir/$daemon.pid" "$daemon"; then
+      process=$(cat "$dir/$daemon.pid")
+      kill "$process"
+      processes+=("$process")
+    fi
+  done
+  for process in "${processes[@]}"; do
+    for _ in $(seq 10); do
+      [ -d "/proc/$process" ] || continue 2
+      sleep 0.1
+    done
+    kill -KILL "$process" 2> /dev/null || true
   done
   # The slurmstepd processes that jobs left behind; their environment names this configuration.
   for process in /proc/[0-9]*; do
@@ -126,18 +138,6 @@ down() {
       kill -KILL "${process#/proc/}" 2> /dev/null || true
     fi
   done
-}
-
-end() {
-  running "$1" "$2" || return 0
-  local process
-  process=$(cat "$1")
-  kill "$process"
-  for _ in $(seq 10); do
-    [ -d "/proc/$process" ] || return 0
-    sleep 0.1
-  done
-  kill -KILL "$process" 2> /dev/null || true
 }
 
 environment() { printf 'export SLURM_CONF=%q\n' "$conf"; }
