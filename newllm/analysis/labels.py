@@ -80,7 +80,7 @@ def flatten(value: Any, prefix: str = "") -> Flat:
 
 
 def canonical(value: Any) -> str:
-    """The same text for equal values; 1e4 and 10000 are one number."""
+    """Equal texts for equal values; 1e4 and 10000 are one number."""
     if value is None or isinstance(value, str | int | float):
         return repr(identity.canonical(value))
     return json.dumps(identity.canonical(value), sort_keys=True, default=str)
@@ -129,12 +129,12 @@ def _axis_order() -> list[str]:
 
 
 def name_groups(configs: Sequence[Mapping[str, Any]], flats: Sequence[Flat]) -> tuple[list[str], list[dict[str, Any]]]:
-    """A label for each of some different configurations, such as ``alibi · mla · kv_dim 64``, and what sets it apart.
+    """A label for each configuration, such as ``alibi · mla · kv_dim 64``, and its values of the keys that differ.
 
-    flats: the flat settings of each. A label has every choice in which any two differ, and every axis that has several
-    values among those that use it; where two labels come out equal, the options in which these two differ are added.
-    What sets a configuration apart are its values of all these choices and axes, and of the options with several
-    values, except those that an axis of the same name supplies.
+    flats: the flat settings of each configuration. A label has every choice in which any two differ, and every axis
+    with several values among those that use it; equal labels get the options in which they differ as well. The keys
+    that differ are these choices and axes, and the options with several values, except options that an axis of the same
+    name sets.
     """
     choices, axes = [choices_of(config) for config in configs], [axes_of(config) for config in configs]
     choice_names = dict.fromkeys([*NAMED_BY_VALUE, *(name for one in choices for name in one)])
@@ -142,10 +142,10 @@ def name_groups(configs: Sequence[Mapping[str, Any]], flats: Sequence[Flat]) -> 
     order = {name: place for place, name in enumerate(_axis_order())}
     axis_keys = sorted(differing(axes), key=lambda name: order.get(name, len(order)))
     option_keys = [key for key in differing(flats) if key.rpartition(".")[2] not in ("_target_", *axis_keys)]
-    apart, parts = [], []
+    differences, parts = [], []
     for choice, axis, flat in zip(choices, axes, flats, strict=True):
         sources = ((choice, choice_keys), (axis, axis_keys), (flat, option_keys))
-        apart.append({key: source.get(key) for source, keys in sources for key in keys})
+        differences.append({key: source.get(key) for source, keys in sources for key in keys})
         parts.append([_choice_text(name, choice[name]) for name in choice_keys if _has_name(name, choice.get(name))])
         parts[-1] += [f"{name} {value_text(axis[name])}" for name in axis_keys if axis.get(name) is not None]
     for places in places_of(map(tuple, parts)).values():
@@ -154,11 +154,11 @@ def name_groups(configs: Sequence[Mapping[str, Any]], flats: Sequence[Flat]) -> 
     if len(parts) == 1 and not parts[0]:
         parts = [[choices[0][name] for name in NAMED_BY_VALUE if _has_name(name, choices[0].get(name))][:2]]
     rest = "as trained" if "evaluated" in choice_keys else "the others"
-    return _number_equal([SEPARATOR.join(part) or rest for part in parts]), apart
+    return _number_equal([SEPARATOR.join(part) or rest for part in parts]), differences
 
 
 def labels_by(by: Sequence[str], values: Sequence[Sequence[Any]], choices: Sequence[str]) -> list[str]:
-    """Labels of groups made by the keys `by`, from the values of each group; `choices`: which of the keys are."""
+    """Labels of groups by the keys `by`, from the values of each group. choices: the keys that are choices."""
     short = short_keys(by)
 
     def part(key: str, value: Any) -> str:
@@ -198,7 +198,7 @@ def _has_name(group: str, choice: str | None) -> bool:
 
 
 def _add_options(parts: Sequence[list[str]], flats: Sequence[Flat]) -> None:
-    """Tell equal labels apart by options; by the class behind a node only where no other option differs."""
+    """Add options to equal labels; the class of a node only where no other option differs."""
     keys = differing(flats, missing_differs=True)
     short = short_keys([key for key in keys if not key.endswith("_target_")] or keys)
     for part, flat in zip(parts, flats, strict=True):

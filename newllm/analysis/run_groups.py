@@ -65,11 +65,11 @@ class Group:
         A seed that ran several times counts once, with the mean of its runs (the geometric mean where the metric is
         compared by ratio).
         """
-        found: dict[int, list[float]] = {}
+        values: dict[int, list[float]] = {}
         for seed, value in zip(self.frame["seed"].take(self.positions), self.values(metric), strict=True):
             if np.isfinite(value):
-                found.setdefault(int(seed), []).append(float(value))
-        return {seed: _mean(values, metric) for seed, values in sorted(found.items())}
+                values.setdefault(int(seed), []).append(float(value))
+        return {seed: _mean(repeats, metric) for seed, repeats in sorted(values.items())}
 
     def by_seeds(self, metrics: Sequence[str]) -> pd.DataFrame:
         """A row per seed and a column per metric, NaN where a seed has none."""
@@ -107,36 +107,36 @@ def groups(frame: pd.DataFrame, by: Sequence[str] | None = None, without: Sequen
         nodes, axes = nodes_of(configs), {key.rpartition(".")[2] for key in without}
         members = [*places_of(identity_of(one, tuple(without)) for one in nodes).values()]
         first = [places[0] for places in members]
-        some = [{key: value for key, value in configs[place].items() if key not in axes} for place in first]
+        without_axes = [{k: v for k, v in configs[place].items() if k not in axes} for place in first]
         flats = [{k: v for k, v in settings_of(nodes[place]).items() if k not in without} for place in first]
-        names, settings = name_groups(some, flats)
+        names, settings = name_groups(without_axes, flats)
     labelled = zip(names, settings, members, strict=True)
     return sorted((Group(name, own, frame, done[places]) for name, own, places in labelled), key=_sort_key)
 
 
-def find(among: Sequence[Group], wanted: str) -> Group:
-    """The group that `wanted` means: a label or a part of one, or conditions, ``pos_encoding=rope`` or
+def find(groups: Sequence[Group], wanted: str) -> Group:
+    """The group with this label or part of a label, or with these settings, as in ``pos_encoding=rope`` or
     ``[pos_encoding=rope,attention=mha]``.
 
-    Raises ConfigError, with the labels there are, if no group or more than one fits.
+    Raises ConfigError, with the labels of the groups, if none or more than one fits.
     """
     text = wanted.strip().removeprefix("[").removesuffix("]").strip()
-    exact = [group for group in among if group.label.lower() == text.lower()]
+    exact = [group for group in groups if group.label.lower() == text.lower()]
     if exact:
         return exact[0]
     if "=" in text:
         conditions = [part.partition("=") for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
         pairs = [(key.strip(), value.strip()) for key, _, value in conditions]
-        found = [group for group in among if all(is_typed(value_of(group.config, k), v) for k, v in pairs)]
+        fitting = [group for group in groups if all(is_typed(value_of(group.config, k), v) for k, v in pairs)]
     else:
-        asked = {part.strip().lower() for part in text.split(SEPARATOR.strip())}
-        found = [group for group in among if asked <= set(group.label.lower().split(SEPARATOR))]
-    if len(found) == 1:
-        return found[0]
-    shown = [group.label for group in (found or among)]
+        words = {part.strip().lower() for part in text.split(SEPARATOR.strip())}
+        fitting = [group for group in groups if words <= set(group.label.lower().split(SEPARATOR))]
+    if len(fitting) == 1:
+        return fitting[0]
+    shown = [group.label for group in (fitting or groups)]
     listed = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
-    if found:
-        raise ConfigError(f"baseline={wanted} fits {len(found)} groups ({listed}); type more of one label.")
+    if fitting:
+        raise ConfigError(f"baseline={wanted} fits {len(fitting)} groups ({listed}); type more of one label.")
     close = nearest(text, shown)
     hint = f"did you mean {close}? (there are: {listed})" if close else f"expected one of: {listed}"
     raise ConfigError(f"baseline={wanted} is no group; {hint}.")
@@ -171,10 +171,9 @@ def _check_keys(configs: Sequence[Config], by: Sequence[str]) -> None:
     """Raises ConfigError for a key that no configuration has."""
     known = {name for config in configs for name in [*config["choices"], *axes_of(config), "seed"]}
     for key in by:
-        nodes = [config.get(key.partition(".")[0]) for config in configs]
-        if key not in known and not any(
-            isinstance(n, dict) and key in flatten(n, key.partition(".")[0]) for n in nodes
-        ):
+        name = key.partition(".")[0]
+        nodes = [config[name] for config in configs if isinstance(config.get(name), dict)]
+        if key not in known and not any(key in flatten(node, name) for node in nodes):
             shown = dict.fromkeys(name for config in configs for name in [*choices_of(config), *axes_of(config)])
             every = dict.fromkeys(key for one in nodes_of(configs) for key in settings_of(one))
             close = nearest(key, [*shown, *every])

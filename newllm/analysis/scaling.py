@@ -201,7 +201,7 @@ def laws(
     done = frame[frame["state"] == "done"]
     if metric not in done:
         raise ConfigError(f"{metric} is no metric of these runs; {did_you_mean(metric, metric_names(done))}.")
-    free, found = _settings_of_size(done, size), []
+    free, every = _settings_of_size(done, size), []
     for _, rows in done.groupby(done["config"].map(tokenizer_of), sort=False):
         for curve in groups(rows, without=free):
             x, y = _positive(_sizes(curve, size), curve.values(metric))
@@ -213,8 +213,8 @@ def laws(
             parts = split_comparable(curve.runs)
             note = f"The sizes are not validated on the same text ({parts[0].title}; …)." if len(parts) > 1 else ""
             fitted = fit(x, y, confidence)
-            found.append(Law(curve.label, size, metric, fitted, points, runs, lack_of_fit(x, y), note, curve))
-    return found
+            every.append(Law(curve.label, size, metric, fitted, points, runs, lack_of_fit(x, y), note, curve))
+    return every
 
 
 def _settings_of_size(frame: pd.DataFrame, size: str) -> tuple[str, ...]:

@@ -15,14 +15,14 @@ ALPHA = "\u03b1"
 
 def scaling_laws(study: Study) -> Section:
     """A law for each set of runs that has three sizes."""
-    found = laws(study.done, study.options.size, study.options.main_metric, study.options.confidence)
-    if not found:
+    curves = laws(study.done, study.options.size, study.options.main_metric, study.options.confidence)
+    if not curves:
         return Section("scaling", "Scaling law")
-    tables, floors = [_power_laws(found)], None
+    tables, floors = [_power_laws(curves)], None
     if study.options.law == "saturating":
-        floors = [saturating(*zip(*law.runs, strict=True)) for law in found]
-        tables.append(_laws_with_floor(found, floors))
-    drawings = [_drawing(found[: study.options.curves], floors)] if study.figures else []
+        floors = [saturating(*zip(*law.runs, strict=True)) for law in curves]
+        tables.append(_laws_with_floor(curves, floors))
+    drawings = [_drawing(curves[: study.options.curves], floors)] if study.figures else []
     return Section("scaling", "Scaling law", (), tables, drawings)
 
 
@@ -37,7 +37,7 @@ def exponent_cells(fit: Fit) -> dict[str, Cell]:
     }
 
 
-def _power_laws(found: Sequence[Law]) -> Table:
+def _power_laws(curves: Sequence[Law]) -> Table:
     rows = [
         make_row({
             "runs": law.label,
@@ -49,10 +49,10 @@ def _power_laws(found: Sequence[Law]) -> Table:
             "p of misfit": number_cell(law.misfit, "misfit", f"{law.misfit:.2g}"),
             "note": text_cell(law.note, "note", kind="long"),
         })
-        for law in found
+        for law in curves
     ]  # fmt: skip
-    notes = [f"Ordinary least squares of ln {found[0].metric} on ln {found[0].size} over all runs of a curve."]
-    if any(np.isfinite(law.misfit) for law in found):
+    notes = [f"Ordinary least squares of ln {curves[0].metric} on ln {curves[0].size} over all runs of a curve."]
+    if any(np.isfinite(law.misfit) for law in curves):
         notes.append(
             "p of misfit: the F-test of a line through the sizes' means, by the scatter of their runs. Where it is "
             f"small, these sizes follow no power law: {ALPHA} and its interval only say how steep the points are "
@@ -64,12 +64,12 @@ def _power_laws(found: Sequence[Law]) -> Table:
         "n": "runs fitted",
         "p of misfit": "below 0.05 the means do not lie on a line",
     }
-    return Table("scaling", f"{found[0].metric} = A · ({found[0].size})^{ALPHA}", rows, notes, hints)
+    return Table("scaling", f"{curves[0].metric} = A · ({curves[0].size})^{ALPHA}", rows, notes, hints)
 
 
-def _laws_with_floor(found: Sequence[Law], floors: Sequence[Saturation]) -> Table:
+def _laws_with_floor(curves: Sequence[Law], floors: Sequence[Saturation]) -> Table:
     rows = []
-    for law, fit in zip(found, floors, strict=True):
+    for law, fit in zip(curves, floors, strict=True):
         preferred = ("with a floor" if fit.preferred else "power law") if np.isfinite(fit.aic) else ""
         rows.append(make_row({
             "runs": law.label,
@@ -82,17 +82,17 @@ def _laws_with_floor(found: Sequence[Law], floors: Sequence[Saturation]) -> Tabl
             "preferred": preferred,
         }))  # fmt: skip
     notes = [
-        f"Least squares of {found[0].metric} itself over all runs of a curve, for both laws; the lower AIC is "
+        f"Least squares of {curves[0].metric} itself over all runs of a curve, for both laws; the lower AIC is "
         "preferred. A curve of fewer than four sizes has no such fit.",
     ]
     hints = {"floor": "y at infinite size", "a": "exponent, below 0"}
-    return Table("scaling-floor", f"{found[0].metric} = floor + A · ({found[0].size})^a", rows, notes, hints)
+    return Table("scaling-floor", f"{curves[0].metric} = floor + A · ({curves[0].size})^a", rows, notes, hints)
 
 
-def _drawing(found: Sequence[Law], floors: Sequence[Saturation] | None) -> Drawing:
+def _drawing(curves: Sequence[Law], floors: Sequence[Saturation] | None) -> Drawing:
     """Points and fits of each law; the curve with a floor where that is preferred."""
     series, fits = [], {}
-    for place, law in enumerate(found):
+    for place, law in enumerate(curves):
         index, size, metric = 99 * COLOUR_CYCLE + place, law.size, law.metric
         runs = pd.DataFrame(law.runs, columns=["size", "value"]).groupby("size")["value"]
         rows = pd.DataFrame({size: pd.Series(values.to_numpy()) for size, values in runs})

@@ -194,7 +194,7 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def _nearest_to_defaults(among: Sequence[Group]) -> Group:
+def _nearest_to_defaults(groups: Sequence[Group]) -> Group:
     catalog = Catalog((shipped(),))
     usual = {**catalog.axes, **catalog.defaults}
 
@@ -202,7 +202,7 @@ def _nearest_to_defaults(among: Sequence[Group]) -> Group:
         equal = sum(value_of(group.config, key) in (usual[key], None) for key in group.settings if key in usual)
         return "evaluated" not in group.config["choices"], equal, len(group.positions)
 
-    return max(among, key=likeness)
+    return max(groups, key=likeness)
 
 
 def _with_known_metrics(options: Options, done: pd.DataFrame) -> Options:

@@ -11,12 +11,12 @@ from tests.support.run_folders import config, folder, table
 PUBLISHED = ["experiment=position_encoding", "pos_encoding=rope"]
 
 
-def test_a_group_stands_beside_the_published_run_of_its_conditions():
+def test_a_group_is_compared_with_the_published_run_of_its_conditions():
     runs = [(PUBLISHED, seed, {"val/ppl": ppl, "val/best_ppl": ppl}) for seed, ppl in ((1, 100.0), (2, 110.0))]
     runs += [(["pos_encoding=alibi"], 1, {"val/ppl": 100.0})]
-    found = {line["metric"]: line for line in compare_groups(groups(table(runs)))}
-    assert {"val/ppl", "val/best_ppl"} == set(found)
-    line = found["val/ppl"]
+    by_metric = {line["metric"]: line for line in compare_groups(groups(table(runs)))}
+    assert {"val/ppl", "val/best_ppl"} == set(by_metric)
+    line = by_metric["val/ppl"]
     assert (line["run"], line["n"], line["ours"], line["published"]) == ("rope25-5k", 2, 105.0, 110.4)
     assert line["std"] == pytest.approx(50**0.5)
     assert line["difference"] == pytest.approx(105.0 / 110.4 - 1)

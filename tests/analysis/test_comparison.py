@@ -79,8 +79,8 @@ def test_holm_runs_over_all_comparisons_made_together():
 
 
 def test_one_seed_never_gives_a_verdict():
-    for some in (Interval(alpha=0.999, least_seeds=2), Published(least_seeds=2)):
-        one = compared(some, rope=[100], alibi=[1])
+    for rule in (Interval(alpha=0.999, least_seeds=2), Published(least_seeds=2)):
+        one = compared(rule, rope=[100], alibi=[1])
         assert (one.verdict, one.n) == ("one seed", 1)
         assert all(isnan(value) for value in (one.low, one.high, one.p, one.p_holm, one.candidate_std))
         assert one.difference == pytest.approx(-0.99)
@@ -105,7 +105,7 @@ def test_two_seeds_are_too_few_for_the_shipped_rules():
         assert (one.verdict, one.why) == ("not shown", "2 paired seeds, and the rule asks for 3")
 
 
-def test_a_number_that_no_seed_changes_differs_for_certain():
+def test_a_number_that_no_seed_changes_has_p_0():
     one = compared(metric="kv_cache/bytes_per_token", rope=[1024, 1024, 1024], alibi=[128, 128, 128])
     assert (one.verdict, one.p, one.t, one.low) == ("better", 0.0, -inf, one.high)
     same = compared(metric="kv_cache/bytes_per_token", rope=[1024, 1024, 1024], alibi=[1024, 1024, 1024])
@@ -114,9 +114,9 @@ def test_a_number_that_no_seed_changes_differs_for_certain():
 
 def test_the_published_rule():
     """Mean better, spread small against the gap, at least two thirds of the seeds."""
-    some = make_rule("published")
-    assert compared(some, rope=[100, 101, 102], alibi=[90, 91, 103]).verdict == "not shown"  # wide
-    two_of_three = compared(some, rope=[100, 101, 99], alibi=[95, 95, 99.5])
+    rule = make_rule("published")
+    assert compared(rule, rope=[100, 101, 102], alibi=[90, 91, 103]).verdict == "not shown"  # wide
+    two_of_three = compared(rule, rope=[100, 101, 99], alibi=[95, 95, 99.5])
     assert (two_of_three.agree, two_of_three.verdict) == (2, "better")
     assert compared(rope=[100, 101, 99], alibi=[95, 95, 99.5]).verdict == "not shown"  # by the default rule
     half = compared(make_rule("published", spread=10.0), rope=[100, 101, 99, 100], alibi=[99, 100, 100.2, 100.2])
@@ -134,7 +134,7 @@ def test_rules_are_options_in_yaml():
     assert "67%" in make_rule("published").words
 
 
-def test_the_bootstrap_interval_when_asked():
+def test_the_bootstrap_interval():
     members = groups_with(rope=GEO_16K, alibi=HYBRID_16K)
     student = compare_with_rope(members)[0]
     boot = compare_with_rope(members, interval="bootstrap", confidence=0.95)[0]
@@ -185,5 +185,5 @@ def test_noise_of_repeats():
         ("val/best_epoch", "difference", None),
     ],
 )
-def test_scale_and_direction_of_the_metrics_there_are(metric, scale, lower):
+def test_scale_and_direction_of_metrics(metric, scale, lower):
     assert (scale_of(metric), lower_is_better(metric)) == (scale, lower)

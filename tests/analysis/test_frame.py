@@ -17,12 +17,12 @@ from tests.support.run_folders import SCORED, config, folder
 
 
 def test_a_row_per_run_with_choices_axes_and_metrics(tmp_path: Path):
-    made = config("pos_encoding=alibi", "attention=mla", "kv_dim=128", "slope=[0.5,0.25,0.125,0.0625]", seed=3)
-    path = folder(tmp_path / "sweep", made, {"val/ppl": 150.25, "val/best_epoch": 2, "val/loss": None})
+    cfg = config("pos_encoding=alibi", "attention=mla", "kv_dim=128", "slope=[0.5,0.25,0.125,0.0625]", seed=3)
+    path = folder(tmp_path / "sweep", cfg, {"val/ppl": 150.25, "val/best_epoch": 2, "val/loss": None})
     row = load_runs(tmp_path).iloc[0]
     assert row[["run", "path", "state", "sweep"]].tolist() == [path.name, str(path), "done", str(path.parent)]
-    assert row["signature"] == signature(made)
-    assert row["config"] == made
+    assert row["signature"] == signature(cfg)
+    assert row["config"] == cfg
     assert (row["seed"], row["kv_dim"], row["slope"]) == (3, 128, (0.5, 0.25, 0.125, 0.0625))
     assert (row["pos_encoding"], row["attention"], row["model"]) == ("alibi", "mla", "tiny")
     assert row["eval"].startswith("loss+position+")
@@ -64,10 +64,10 @@ def test_runs_are_found_at_any_depth_but_not_inside_runs_or_hidden_folders(tmp_p
 def test_evaluations_under_other_settings_are_rows_after_their_run(tmp_path: Path):
     runs = [folder(tmp_path / "sweep", config(seed=seed), {"val/ppl": 100.0}) for seed in (1, 2)]
     for path, seed in zip(runs, (1, 2), strict=True):
-        made = config("pos_encoding.theta=100", seed=seed)
-        made["choices"]["evaluated"] = "theta=100"
-        folder(path / "evaluations", made, {"val/ppl": 120.0})
-        folder(path / "evaluations" / "deeper", made, {})
+        cfg = config("pos_encoding.theta=100", seed=seed)
+        cfg["choices"]["evaluated"] = "theta=100"
+        folder(path / "evaluations", cfg, {"val/ppl": 120.0})
+        folder(path / "evaluations" / "deeper", cfg, {})
     (runs[0] / "evaluations" / ".half.building").mkdir()
     frame = load_runs(tmp_path)
     assert frame["evaluated_from"].fillna("").tolist() == ["", runs[0].name, "", runs[1].name]
@@ -76,7 +76,7 @@ def test_evaluations_under_other_settings_are_rows_after_their_run(tmp_path: Pat
     assert frame["val/ppl"].tolist() == [100.0, 120.0, 100.0, 120.0]
 
 
-def test_evaluators_of_later_are_in_the_configuration(tmp_path: Path):
+def test_later_evaluators_are_in_the_configuration(tmp_path: Path):
     path = folder(tmp_path, config("eval=[loss]"), {"val/ppl": 100.0, "rank/share": 0.5})
     rank = config("eval=[rank]")["eval"]["rank"]
     (path / "evaluations.jsonl").write_text(json.dumps({"eval": {"rank": rank}}) + "\n")
@@ -141,29 +141,29 @@ def test_the_signature_holds_where_the_text_is_out_of_reach(tmp_path: Path):
     text = tmp_path / "texts" / "a.txt"
     text.parent.mkdir()
     text.write_text("some text")
-    made = config("data=text", f"data.path={text.parent}")
-    folder(tmp_path / "runs", made, {})
+    cfg = config("data=text", f"data.path={text.parent}")
+    folder(tmp_path / "runs", cfg, {})
     shutil.rmtree(text.parent)
-    assert load_runs(tmp_path / "runs")["signature"].iloc[0] != signature(made)
+    assert load_runs(tmp_path / "runs")["signature"].iloc[0] != signature(cfg)
     assert load_runs(tmp_path / "runs")["state"].iloc[0] == "done"
     named = tmp_path / "mine-20260101"  # a name of the user's, which looks like a signature
     os.rename(folder(tmp_path / "x", config(), {}), named)
     assert load_runs(named)["signature"].iloc[0] == signature(config())
 
 
-def test_configurations_in_any_layout_of_yaml_are_read_alike(tmp_path: Path):
-    made = config("pos_encoding.layers=[0,2]", "eval=[loss]")
-    path = folder(tmp_path, made, {})
+def test_any_layout_of_yaml_gives_the_same_configuration(tmp_path: Path):
+    cfg = config("pos_encoding.layers=[0,2]", "eval=[loss]")
+    path = folder(tmp_path, cfg, {})
     layouts = [
-        yaml.safe_dump(made, default_flow_style=True),
-        "# a comment\n---\n" + yaml.safe_dump(made, indent=4, width=20),
-        yaml.safe_dump(made, explicit_end=True),
-        yaml.safe_dump({**made, "other": made["data"]}),  # has an anchor and a reference to it
+        yaml.safe_dump(cfg, default_flow_style=True),
+        "# a comment\n---\n" + yaml.safe_dump(cfg, indent=4, width=20),
+        yaml.safe_dump(cfg, explicit_end=True),
+        yaml.safe_dump({**cfg, "other": cfg["data"]}),  # has an anchor and a reference to it
     ]
     for text in layouts:
         (path / "config.yaml").write_text(text)
-        found = load_runs(path)["config"].iloc[0]
-        assert {key: value for key, value in found.items() if key != "other"} == made
+        stored = load_runs(path)["config"].iloc[0]
+        assert {key: value for key, value in stored.items() if key != "other"} == cfg
 
 
 def test_runs_share_the_parts_of_their_configurations(tmp_path: Path):

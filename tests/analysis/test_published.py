@@ -86,8 +86,8 @@ def test_published_means_and_deviations_follow_from_the_runs():
     }  # fmt: skip
     for (run, machine), numbers in stated.items():
         some = [line for line in lines if (line["run"], line["machine"]) == (run, machine)]
-        found = [[float(line[f"extrapolation/ppl@{length}"]) for line in some] for length in (2048, 16384)]
-        got = [value for side in found for value in (fmean(side), pstdev(side))]
+        values = [[float(line[f"extrapolation/ppl@{length}"]) for line in some] for length in (2048, 16384)]
+        got = [value for side in values for value in (fmean(side), pstdev(side))]
         assert got == pytest.approx(list(numbers), abs=6e-4), (run, machine)
     ten = [line for line in reference_table("rope_frequencies") if line["experiment"] == "rope_frequencies_2x10"]
     geo = [float(line["extrapolation/ppl@16384"]) for line in ten if line["run"] == "geo_500k" and line["machine"]]
@@ -95,13 +95,13 @@ def test_published_means_and_deviations_follow_from_the_runs():
 
 
 def test_numbers_and_their_distance():
-    found = compare("experiment=rope_settings", "theta=5000")
-    assert {run for run, _ in found} == {"rope100-theta5000-5k"}
-    line = found["rope100-theta5000-5k", "val/ppl"]
+    lines = compare("experiment=rope_settings", "theta=5000")
+    assert {run for run, _ in lines} == {"rope100-theta5000-5k"}
+    line = lines["rope100-theta5000-5k", "val/ppl"]
     assert (line["ours"], line["published"]) == (108.5, 105.4)
     assert line["difference"] == pytest.approx(108.5 / 105.4 - 1)
-    assert found["rope100-theta5000-5k", "params/total"]["difference"] == 0
-    assert ("rope100-theta5000-5k", "val/bits_per_byte") not in found  # not published
+    assert lines["rope100-theta5000-5k", "params/total"]["difference"] == 0
+    assert ("rope100-theta5000-5k", "val/bits_per_byte") not in lines  # not published
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ def labels(*configurations, **options):
 
 
 def test_runs_equal_up_to_seed_and_what_changes_no_number_are_one_group():
-    found = grouped(
+    result = grouped(
         ["pos_encoding=alibi"], ["pos_encoding=alibi", "runtime.threads=1", "logger=tensorboard"], ["theta=1e4"]
     )
-    assert [(group.label, len(group.runs)) for group in found] == [("alibi", 6), ("rope", 3)]
-    assert found[0].by_seed("val/ppl") == {1: 100.0, 2: 100.0, 3: 100.0}
+    assert [(group.label, len(group.runs)) for group in result] == [("alibi", 6), ("rope", 3)]
+    assert result[0].by_seed("val/ppl") == {1: 100.0, 2: 100.0, 3: 100.0}
 
 
 def test_runs_with_a_first_phase_and_without_are_grouped_by_all_that_they_are(tmp_path):
@@ -41,15 +41,15 @@ def test_runs_with_a_first_phase_and_without_are_grouped_by_all_that_they_are(tm
     assert [len(group.runs) for group in groups(load_runs(tmp_path))] == [5] * 5
 
 
-def test_runs_are_told_apart_by_content_however_many_are_looked_at():
+def test_runs_are_distinguished_by_content():
     """Memory of nodes that are gone is used again: what is remembered of a node must not hang on where it lay."""
-    made = [{"model": {"width": n % 7}, **({"phase1": {"steps": n % 5}} if n % 3 else {})} for n in range(300)]
-    marks = [identity_of(nodes) for nodes in nodes_of({**config, "eval": {}, "choices": {}} for config in made)]
-    assert len(set(marks)) == len({repr(config) for config in made})
-    assert len({(mark, repr(config)) for mark, config in zip(marks, made, strict=True)}) == len(set(marks))
+    configs = [{"model": {"width": n % 7}, **({"phase1": {"steps": n % 5}} if n % 3 else {})} for n in range(300)]
+    marks = [identity_of(nodes) for nodes in nodes_of({**config, "eval": {}, "choices": {}} for config in configs)]
+    assert len(set(marks)) == len({repr(config) for config in configs})
+    assert len({(mark, repr(config)) for mark, config in zip(marks, configs, strict=True)}) == len(set(marks))
 
 
-def test_a_number_is_one_however_it_was_stored():
+def test_10000_and_1e4_are_one_number():
     frame = table([(["theta=1e4"], 1, {}), (["theta=1e4"], 2, {})])
     frame["config"].iloc[1]["pos_encoding"]["theta"] = 10000
     assert len(groups(frame)) == 1
@@ -57,8 +57,8 @@ def test_a_number_is_one_however_it_was_stored():
 
 def test_evaluators_make_no_groups_but_their_options_do():
     """Who evaluates some seeds once more still has one group; who asks them in two ways has two."""
-    found = grouped(["eval=[loss]"], ["eval=[loss,rank]"])
-    assert [(group.label, len(group.runs)) for group in found] == [("rope · mha", 6)]
+    result = grouped(["eval=[loss]"], ["eval=[loss,rank]"])
+    assert [(group.label, len(group.runs)) for group in result] == [("rope · mha", 6)]
     weighted = ["eval=[loss]", "eval.loss.weighting=batch_mean"]
     assert labels(["eval=[loss]"], ["eval=[rank,loss]"], weighted) == {"weighting token", "weighting batch_mean"}
 
@@ -73,11 +73,11 @@ def evaluated(seeds=(1, 2, 3)):
 
 
 def test_a_run_and_its_evaluations_under_other_settings_are_never_one_group():
-    found = groups(evaluated())
-    assert [group.label for group in found] == ["as trained", "evaluated theta=100"]
-    assert [[*group.runs["seed"]] for group in found] == [[1, 2, 3], [1, 2, 3]]
-    found = groups(evaluated(), by=["pos_encoding"])
-    assert [group.label for group in found] == ["rope · as trained", "rope · evaluated theta=100"]
+    result = groups(evaluated())
+    assert [group.label for group in result] == ["as trained", "evaluated theta=100"]
+    assert [[*group.runs["seed"]] for group in result] == [[1, 2, 3], [1, 2, 3]]
+    result = groups(evaluated(), by=["pos_encoding"])
+    assert [group.label for group in result] == ["rope · as trained", "rope · evaluated theta=100"]
 
 
 def test_labels_are_the_choices_that_differ():
@@ -88,31 +88,31 @@ def test_labels_are_the_choices_that_differ():
 
 
 def test_labels_name_an_axis_only_where_it_has_several_values():
-    found = labels(
+    result = labels(
         ["pos_encoding=rope", "theta=1e4"], ["pos_encoding=rope", "theta=5e5"], ["pos_encoding=alibi", "slope=0.125"]
     )
-    assert found == {"rope · theta 10000", "rope · theta 500000", "alibi"}
-    found = labels(["attention=mha"], ["attention=mla", "kv_dim=64"], ["attention=mla", "kv_dim=128"])
-    assert found == {"mha", "mla · kv_dim 64", "mla · kv_dim 128"}
+    assert result == {"rope · theta 10000", "rope · theta 500000", "alibi"}
+    result = labels(["attention=mha"], ["attention=mla", "kv_dim=64"], ["attention=mla", "kv_dim=128"])
+    assert result == {"mha", "mla · kv_dim 64", "mla · kv_dim 128"}
 
 
 def test_labels_name_options_where_nothing_else_tells_groups_apart():
-    found = labels(["optim.clip=0.5"], ["optim.clip=1.0"], ["pos_encoding=nope", "optim.clip=1.0"])
-    assert found == {"rope · clip 0.5", "rope · clip 1", "nope"}
-    found = labels(["pos_encoding.layers=[0,2]"], ["pos_encoding.layers=all"])
-    assert found == {"layers [0,2]", "layers all"}
+    result = labels(["optim.clip=0.5"], ["optim.clip=1.0"], ["pos_encoding=nope", "optim.clip=1.0"])
+    assert result == {"rope · clip 0.5", "rope · clip 1", "nope"}
+    result = labels(["pos_encoding.layers=[0,2]"], ["pos_encoding.layers=all"])
+    assert result == {"layers [0,2]", "layers all"}
 
 
 def test_settings_of_a_group_are_those_that_differ():
-    found = grouped(["theta=1e4"], ["theta=5e5"], ["pos_encoding=alibi", "optim.clip=0.5"])
-    assert [group.settings for group in found] == [
+    result = grouped(["theta=1e4"], ["theta=5e5"], ["pos_encoding=alibi", "optim.clip=0.5"])
+    assert [group.settings for group in result] == [
         {"pos_encoding": "alibi", "theta": None, "optim.clip": 0.5},
         {"pos_encoding": "rope", "theta": 1e4, "optim.clip": 1.0},
         {"pos_encoding": "rope", "theta": 5e5, "optim.clip": 1.0},
     ]
 
 
-def test_grouping_by_keys_of_ones_own():
+def test_grouping_by_chosen_keys():
     runs = [["attention=mha"], ["attention=mla", "kv_dim=64"], ["pos_encoding=alibi", "attention=mla", "kv_dim=128"]]
     assert labels(*runs, by=["attention"]) == {"mha", "mla"}
     assert labels(*runs, by=["attention", "kv_dim"]) == {"mha · no kv_dim", "mla · kv_dim 64", "mla · kv_dim 128"}
@@ -138,7 +138,7 @@ def test_only_finished_runs_are_grouped():
 
 
 def test_finding_a_baseline():
-    found = grouped(["theta=1e4"], ["theta=5e5"], ["pos_encoding=alibi"], ["pos_encoding=alibi", "attention=mla"])
+    result = grouped(["theta=1e4"], ["theta=5e5"], ["pos_encoding=alibi"], ["pos_encoding=alibi", "attention=mla"])
     texts = {
         "rope · mha · theta 500000": "rope · mha · theta 500000",
         "Rope · theta 10000": "rope · mha · theta 10000",
@@ -148,7 +148,7 @@ def test_finding_a_baseline():
         "attention.kv_dim=64": "alibi · mla",
     }
     for text, label in texts.items():
-        assert find(found, text).label == label, text
+        assert find(result, text).label == label, text
 
 
 def parts(*runs):
@@ -178,15 +178,15 @@ def test_passkeys_in_training_leave_the_validation_set_as_it_is():
         (["eval.loss.weighting=batch_mean"], {}, "weighting", "weighting batch_mean"),
     ],
 )
-def test_what_does_not_compare_is_parted_with_the_reason(overrides, results, what, title):
-    found = parts(([], {}), ([], {}), (overrides, results))
-    assert [len(part.runs) for part in found] == [2, 1]
-    assert all(what in part.reason for part in found)
-    assert title in found[1].title
-    assert found[0].title != found[1].title
+def test_runs_that_do_not_compare_are_split_with_the_reason(overrides, results, what, title):
+    result = parts(([], {}), ([], {}), (overrides, results))
+    assert [len(part.runs) for part in result] == [2, 1]
+    assert all(what in part.reason for part in result)
+    assert title in result[1].title
+    assert result[0].title != result[1].title
 
 
-def test_the_training_budget_parts_only_where_it_moves_the_validation_text():
+def test_the_training_budget_splits_runs_only_where_it_moves_the_validation_text():
     assert len(parts((["samples=6000"], {}), (["samples=7000"], {}))) == 1
     contiguous = ["data.split=contiguous"]
     assert len(parts(([*contiguous, "samples=6000"], {}), ([*contiguous, "samples=7000"], {}))) == 2
@@ -195,7 +195,7 @@ def test_the_training_budget_parts_only_where_it_moves_the_validation_text():
     assert len(parts((named, {}), (["data=ultrachat", "data.val_documents=[2000,2019]"], {}))) == 2
 
 
-def test_where_a_corpus_lies_does_not_matter(tmp_path):
+def test_the_folder_of_a_corpus_does_not_matter(tmp_path):
     texts = []
     for place in ("here", "there"):
         texts.append(tmp_path / place / "books")

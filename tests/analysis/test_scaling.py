@@ -29,13 +29,13 @@ def test_published_fits_come_out_to_four_digits(run):
     """As near as perplexities printed with one decimal can tell: that moves a slope in the fourth digit."""
     lines = published()[run]
     x, y = values(lines, "data/train_tokens", "val/ppl")
-    found, given = fit(x, y), {name: float(lines[0][name]) for name in ("slope", "r2", "factor")}
+    fitted, printed = fit(x, y), {name: float(lines[0][name]) for name in ("slope", "r2", "factor")}
     u = np.log(x) - np.log(x).mean()
     rounding = float((np.abs(u) / (u @ u) * 0.05 / y).sum())
-    assert found.slope == pytest.approx(given["slope"], abs=0.5e-4 + rounding)
-    assert found.r2 == pytest.approx(given["r2"], abs=1e-4)
-    assert float(f"{found.factor:.3g}") == given["factor"]
-    assert found.n == 4
+    assert fitted.slope == pytest.approx(printed["slope"], abs=0.5e-4 + rounding)
+    assert fitted.r2 == pytest.approx(printed["r2"], abs=1e-4)
+    assert float(f"{fitted.factor:.3g}") == printed["factor"]
+    assert fitted.n == 4
 
 
 def test_there_are_the_five_published_fits():
@@ -49,9 +49,9 @@ def test_earlier_published_fits_come_out_to_their_three_digits():
     earlier = {run: lines for run, lines in published().items() if run not in FIVE}
     assert earlier.keys() == {"all-layers-frozen", "all-layers-trained-embeddings"}
     for lines in earlier.values():
-        found = fit(*values(lines, "data/train_tokens", "val/ppl"))
-        assert round(found.slope, 3) == float(lines[0]["slope"])
-        assert not lines[0]["factor"] or float(f"{found.factor:.3g}") == float(lines[0]["factor"])
+        fitted = fit(*values(lines, "data/train_tokens", "val/ppl"))
+        assert round(fitted.slope, 3) == float(lines[0]["slope"])
+        assert not lines[0]["factor"] or float(f"{fitted.factor:.3g}") == float(lines[0]["factor"])
 
 
 @pytest.mark.parametrize("run", ["1L-256", "1L-320"])
@@ -59,12 +59,12 @@ def test_published_floors_come_out_to_every_digit(run):
     """By least squares of the perplexity over samples, chosen by AIC."""
     lines = published("saturating")[run]
     x, y = values(lines, "samples", "val/ppl")
-    found = saturating(x, y)
+    fitted = saturating(x, y)
     digits = {"floor": 1, "factor": 1, "slope": 4, "r2": 4, "aic": 2}
-    assert {name: round(getattr(found, name), most) for name, most in digits.items()} == {
+    assert {name: round(getattr(fitted, name), most) for name, most in digits.items()} == {
         name: float(lines[0][name]) for name in digits
     }
-    assert found.preferred
+    assert fitted.preferred
 
 
 def test_the_published_floor_of_the_cascade_is_that_of_a_search_stopped_at_its_bound():
@@ -72,22 +72,22 @@ def test_the_published_floor_of_the_cascade_is_that_of_a_search_stopped_at_its_b
     better: a floor of 99.3."""
     lines = published("saturating")["cascade-2x256"]
     x, y = values(lines, "samples", "val/ppl")
-    given = {name: float(lines[0][name]) for name in ("floor", "factor", "slope", "r2", "aic")}
+    printed = {name: float(lines[0][name]) for name in ("floor", "factor", "slope", "r2", "aic")}
     bounded, _ = curve_fit(lambda n, floor, factor, slope: floor + factor * n**slope, x, y, p0=[90, 5000, -0.7],
                            bounds=([0, 0, -2], [200, 1e4, 0]))  # fmt: skip
-    assert bounded == pytest.approx([given["floor"], given["factor"], given["slope"]], rel=6e-4)
+    assert bounded == pytest.approx([printed["floor"], printed["factor"], printed["slope"]], rel=6e-4)
     rss = float(((bounded[0] + bounded[1] * x ** bounded[2] - y) ** 2).sum())
-    assert 1 - rss / ((y - y.mean()) ** 2).sum() == pytest.approx(given["r2"], abs=1e-6)
-    assert aic(rss, len(x), 3) == pytest.approx(given["aic"], abs=5e-3)
+    assert 1 - rss / ((y - y.mean()) ** 2).sum() == pytest.approx(printed["r2"], abs=1e-6)
+    assert aic(rss, len(x), 3) == pytest.approx(printed["aic"], abs=5e-3)
     free = saturating(x, y)
-    assert free.aic < given["aic"] < free.aic_power == pytest.approx(26.65, abs=5e-3)
+    assert free.aic < printed["aic"] < free.aic_power == pytest.approx(26.65, abs=5e-3)
     assert (round(free.floor, 2), round(free.slope, 3)) == (99.25, -0.831)
 
 
 def test_a_floor_is_found_where_there_is_one_and_a_power_law_preferred_where_there_is_none():
     x = np.geomspace(1e5, 1e7, 8)
-    found = saturating(x, 40 + 9e4 * x**-0.6)
-    assert (found.floor, found.factor, found.slope) == pytest.approx((40, 9e4, -0.6), rel=1e-4)
+    fitted = saturating(x, 40 + 9e4 * x**-0.6)
+    assert (fitted.floor, fitted.factor, fitted.slope) == pytest.approx((40, 9e4, -0.6), rel=1e-4)
     wave = np.exp(0.02 * np.array([1, -1, -1, 1, 1, -1, -1, 1]))
     assert not saturating(x, 9e4 * x**-0.4 * wave).preferred
     assert isnan(saturating(x[:3], x[:3] ** -0.5).floor)
@@ -97,11 +97,11 @@ def test_fit_and_interval_are_those_of_scipy():
     rng = np.random.default_rng(0)
     x = np.repeat([1e5, 2e5, 4e5, 8e5], 3)
     y = 1e4 * x**-0.4 * np.exp(0.05 * rng.normal(size=12))
-    found, theirs = fit(x, y, confidence=0.9), stats.linregress(np.log(x), np.log(y))
-    assert (found.slope, found.intercept) == pytest.approx((theirs.slope, theirs.intercept))
-    assert found.r2 == pytest.approx(theirs.rvalue**2)
+    fitted, theirs = fit(x, y, confidence=0.9), stats.linregress(np.log(x), np.log(y))
+    assert (fitted.slope, fitted.intercept) == pytest.approx((theirs.slope, theirs.intercept))
+    assert fitted.r2 == pytest.approx(theirs.rvalue**2)
     half = stats.t.ppf(0.95, 10) * theirs.stderr
-    assert (found.low, found.high) == pytest.approx((theirs.slope - half, theirs.slope + half))
+    assert (fitted.low, fitted.high) == pytest.approx((theirs.slope - half, theirs.slope + half))
 
 
 def test_points_that_make_no_fit():

@@ -24,7 +24,7 @@ def baseline(wanted: str) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (lambda: groups(frame(), by=["atention"]), "by=atention is no choice, axis or setting of these runs; did you"),
         (lambda: groups(frame(), by=["optim.clp"]), "did you mean optim.clip"),
@@ -46,7 +46,7 @@ def baseline(wanted: str) -> Callable[[], object]:
         (lambda: make_rule("published", least_seeds=1), "least_seeds must be 2 or greater"),
     ],
 )
-def test_a_wrong_name_gets_a_sentence(wrong: Callable[[], object], said: str) -> None:
+def test_a_wrong_name_gets_a_sentence(wrong: Callable[[], object], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         wrong()
-    assert said in str(error.value)
+    assert message in str(error.value)

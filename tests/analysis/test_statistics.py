@@ -44,10 +44,10 @@ def test_ten_published_seeds():
 
 @pytest.mark.parametrize("values", [HYBRID_16K - GEO_16K, np.log(HYBRID_2K / GEO_2K), np.array([0.3, -0.1])])
 def test_the_paired_test_and_its_interval_are_those_of_scipy(values):
-    found, theirs = describe(values, confidence=0.9), stats.ttest_1samp(values, 0)
+    sample, theirs = describe(values, confidence=0.9), stats.ttest_1samp(values, 0)
     interval = theirs.confidence_interval(0.9)
-    assert (found.t, found.p) == pytest.approx((theirs.statistic, theirs.pvalue), rel=1e-12)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-12)
+    assert (sample.t, sample.p) == pytest.approx((theirs.statistic, theirs.pvalue), rel=1e-12)
+    assert (sample.low, sample.high) == pytest.approx((interval.low, interval.high), rel=1e-12)
 
 
 def test_three_seeds_on_three_machines():
@@ -75,7 +75,7 @@ def test_noise_of_published_repeats(machines, published, freedom):
     assert (within.groups, within.freedom) == (3, freedom)
 
 
-def test_runs_that_ran_once_say_nothing_of_noise():
+def test_single_runs_have_no_noise():
     alone = repeat_spread([[1.0], [2.0], [float("nan"), 3.0]])
     assert isnan(alone.std)
     assert (alone.groups, alone.values, alone.freedom) == (0, 0, 0)
@@ -83,10 +83,10 @@ def test_runs_that_ran_once_say_nothing_of_noise():
 
 def test_seeds_needed_for_the_published_effect():
     """With SD 0.13 about 32 by the normal approximation, as published; 34 by the exact t-test."""
-    found = describe(np.log(HYBRID_16K) - np.log(GEO_16K))
-    quick = ((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * found.std / found.mean) ** 2
+    sample = describe(np.log(HYBRID_16K) - np.log(GEO_16K))
+    quick = ((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * sample.std / sample.mean) ** 2
     assert round(quick) == 32
-    assert seeds_needed(found.mean, found.std) == 34
+    assert seeds_needed(sample.mean, sample.std) == 34
 
 
 @pytest.mark.parametrize(("effect", "n"), [(0.2, 12), (0.5, 34), (1.0, 10), (2.5, 4), (6.9, 2)])
@@ -146,8 +146,8 @@ def test_bootstrap_interval_is_that_of_scipy():
     skewed = np.array([0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.4, 3.0])
     low, high = bootstrap_interval(skewed)
     assert high - skewed.mean() > skewed.mean() - low  # unlike Student's, it leans to the long side
-    found = describe(values, interval="bootstrap")
-    assert (found.low, found.high) == bootstrap_interval(values)
+    sample = describe(values, interval="bootstrap")
+    assert (sample.low, sample.high) == bootstrap_interval(values)
 
 
 def test_small_and_odd_samples_are_defined_and_silent():

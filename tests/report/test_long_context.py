@@ -1,6 +1,5 @@
 """The long-context part of the report: verdicts at each length, curves, maps, spectra."""
 
-import csv
 import json
 import math
 import statistics
@@ -19,7 +18,7 @@ from newllm.config.compose import catalog_for
 from newllm.report.__main__ import main
 from newllm.report.figures import heat_maps, styled
 from newllm.report.long_context import wavelengths_of
-from tests.support.report_runs import make_run, make_runs, with_seed
+from tests.support.report_runs import make_run, make_runs, read_table, with_seed
 
 BASELINE = "rope · theta 625 · scaling null"
 
@@ -28,10 +27,10 @@ BASELINE = "rope · theta 625 · scaling null"
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five spectra and ALiBi, four seeds each; ALiBi's second seed has no results at the greatest length."""
     folder = tmp_path_factory.mktemp("long")
-    some = [["theta=625"], ["theta=31250"], ["pos_encoding=rope_hybrid", "theta=6250"],
+    configurations = [["theta=625"], ["theta=31250"], ["pos_encoding=rope_hybrid", "theta=6250"],
             ["pos_encoding=rope_evq", "theta=31250"], ["pos_encoding=alibi"],
             ["theta=625", "pos_encoding.scaling=yarn"]]  # fmt: skip
-    make_runs(folder, some, seeds=(1, 2, 3, 4), long=True)
+    make_runs(folder, configurations, seeds=(1, 2, 3, 4), long=True)
     (cut,) = folder.glob("*-alibi-*-s2-*")
     results = json.loads((cut / "results.json").read_text())
     del results["extrapolation/tail_ppl@1024"]
@@ -46,18 +45,15 @@ def report(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def lines(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def values(runs: Path, name: str, metric: str) -> dict[str, float]:
-    found = {path.name.split("-s")[1][0]: json.loads((path / "results.json").read_text()) for path in runs.glob(name)}
-    return {seed: results[metric] for seed, results in found.items() if metric in results}
+    results_of = {
+        path.name.split("-s")[1][0]: json.loads((path / "results.json").read_text()) for path in runs.glob(name)
+    }
+    return {seed: results[metric] for seed, results in results_of.items() if metric in results}
 
 
 def test_verdicts_at_each_length_are_paired_and_corrected_together(report: Path, runs: Path) -> None:
-    table = {line["group"]: line for line in lines(report / "extrapolation-tail_ppl.csv")}
+    table = {line["group"]: line for line in read_table(report / "extrapolation-tail_ppl.csv")}
     assert len(table) == 6
     metric = "extrapolation/tail_ppl@1024"
     alibi, hybrid = values(runs, "*-alibi-*", metric), values(runs, "*-rope_hybrid-*", metric)
@@ -75,7 +71,9 @@ def test_verdicts_at_each_length_are_paired_and_corrected_together(report: Path,
     assert line[f"{metric} verdict"] == "better"
     assert table[BASELINE][f"{metric} mean"]
     assert not table[BASELINE].get(f"{metric} verdict")
-    everything = [one for one in lines(report / "length-comparisons.csv") if one["metric"].startswith("extrapolation")]
+    everything = [
+        one for one in read_table(report / "length-comparisons.csv") if one["metric"].startswith("extrapolation")
+    ]
     assert {one["metric"].rpartition("@")[0] for one in everything} == {
         "extrapolation/ppl", "extrapolation/tail_ppl", "extrapolation/sliding_ppl"
     }  # fmt: skip
@@ -93,8 +91,8 @@ def test_every_figure_of_long_context_is_drawn(report: Path) -> None:
     assert "Chance is 50 %" in page.replace("&#37;", "%")
 
 
-def test_the_ruler_tells_chance_beside_accuracy(report: Path) -> None:
-    table = lines(report / "ruler.csv")
+def test_the_ruler_shows_chance_and_accuracy(report: Path) -> None:
+    table = read_table(report / "ruler.csv")
     assert {(line["task"], float(line["chance"])) for line in table} == {
         ("needle", 0.1), ("multi_key_needle", 0.25), ("two_hops", 0.25)
     }  # fmt: skip
@@ -102,7 +100,7 @@ def test_the_ruler_tells_chance_beside_accuracy(report: Path) -> None:
 
 
 def test_an_evaluation_with_other_options_is_a_group_of_its_own(report: Path) -> None:
-    labels = [line["group"] for line in lines(report / "extrapolation-ppl.csv")]
+    labels = [line["group"] for line in read_table(report / "extrapolation-ppl.csv")]
     assert len(labels) == len(set(labels)) == 6
     assert sum("yarn" in label for label in labels) == 1
 
@@ -160,11 +158,11 @@ def test_spectra_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
 
 
-def test_published_repeats_of_one_configuration_stand_beside_ours_as_one(tmp_path: Path) -> None:
+def test_published_repeats_of_one_configuration_are_averaged(tmp_path: Path) -> None:
     config = effective(compose(["experiment=rope_frequencies"]))
     make_run(tmp_path / "runs", with_seed(config, 1), tables=False)
     assert main([str(tmp_path / "runs"), f"out={tmp_path}", "formats=[csv]"]) == 0
-    table = {(line["published run"], line["metric"]): line for line in lines(tmp_path / "published.csv")}
+    table = {(line["published run"], line["metric"]): line for line in read_table(tmp_path / "published.csv")}
     line = table["geo_500k", "extrapolation/ppl@2048"]
     assert line["published runs"] == "22"
     assert float(line["published"]) == pytest.approx(6.86, abs=0.02)

@@ -1,6 +1,5 @@
 """The command: what it writes, and what bad input gets."""
 
-import csv
 import json
 import math
 import re
@@ -12,7 +11,7 @@ import pytest
 
 from newllm.config import compose, effective
 from newllm.report.__main__ import main
-from tests.support.report_runs import grid, make_run, make_runs, with_seed, write_status
+from tests.support.report_runs import grid, make_run, make_runs, read_table, with_seed, write_status
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +22,13 @@ def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def lines(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def ppl_by_seed(sweep: Path, name: str) -> dict[str, float]:
     runs = {path.name: json.loads((path / "results.json").read_text())["val/ppl"] for path in sweep.glob(name)}
     return {re.search(r"-s(\d+)-", run)[1]: ppl for run, ppl in runs.items()}  # type: ignore[index]
 
 
 def test_the_main_table_holds_means_deviations_and_paired_differences(report: Path, sweep: Path) -> None:
-    table = {line["group"]: line for line in lines(report / "main.csv")}
+    table = {line["group"]: line for line in read_table(report / "main.csv")}
     assert len(table) == 6
     alibi = ppl_by_seed(sweep, "*-alibi-mha-*")
     line = table["alibi · mha"]
@@ -55,7 +49,7 @@ def test_the_main_table_holds_means_deviations_and_paired_differences(report: Pa
 
 
 def test_the_best_mean_is_bold_in_every_format(report: Path) -> None:
-    table = lines(report / "main.csv")
+    table = read_table(report / "main.csv")
     best = min(table, key=lambda line: float(line["val/bits_per_byte mean"]))
     row = next(line for line in (report / "main.md").read_text().splitlines() if best["group"] in line)
     assert "**" in row
@@ -77,7 +71,7 @@ def test_every_figure_is_there_as_svg_and_png(report: Path) -> None:
 
 
 def test_runs_without_results_are_listed_with_their_reasons(report: Path) -> None:
-    table = {line["run"]: line for line in lines(report / "unfinished.csv")}
+    table = {line["run"]: line for line in read_table(report / "unfinished.csv")}
     assert {name: line["state"] for name, line in table.items()} == {
         "broke": "failed", "waits": "queued", "torn": "unreadable"
     }  # fmt: skip
@@ -101,13 +95,13 @@ def test_the_page_is_small(report: Path) -> None:
 def test_only_the_formats_asked_for(sweep: Path, tmp_path: Path) -> None:
     assert main([str(sweep), f"out={tmp_path}", "formats=[csv]", "metrics=[val/ppl]"]) == 0
     assert {path.suffix for path in tmp_path.iterdir()} == {".csv"}
-    assert "val/bits_per_byte mean" not in lines(tmp_path / "main.csv")[0]
+    assert "val/bits_per_byte mean" not in read_table(tmp_path / "main.csv")[0]
 
 
 def test_grouping_and_choosing_runs(sweep: Path, tmp_path: Path) -> None:
     chosen = ["by=pos_encoding", "where=[attention=mha,seed=1|2]", "formats=csv"]
     assert main([str(sweep), f"out={tmp_path}", *chosen]) == 0
-    table = {line["group"]: line for line in lines(tmp_path / "main.csv")}
+    table = {line["group"]: line for line in read_table(tmp_path / "main.csv")}
     assert {name: line["seeds"] for name, line in table.items()} == {"rope": "2", "alibi": "2", "nope": "2"}
     assert table["rope"]["runs"] == "4"
 
@@ -115,47 +109,47 @@ def test_grouping_and_choosing_runs(sweep: Path, tmp_path: Path) -> None:
 def test_one_seed_never_gives_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_runs(tmp_path, grid(pos_encoding=["rope", "nope"]), seeds=[1], tables=False)
     assert main([str(tmp_path), "formats=[csv,md]"]) == 0
-    line = next(line for line in lines(tmp_path / "report" / "main.csv") if line["group"] == "nope")
+    line = next(line for line in read_table(tmp_path / "report" / "main.csv") if line["group"] == "nope")
     assert line["verdict"] == "one seed"
     assert line["difference low"] == ""
     assert "no verdicts" in capsys.readouterr().out
 
 
-def test_what_does_not_compare_gets_tables_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_do_not_compare_get_separate_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_runs(tmp_path, grid(pos_encoding=["rope", "alibi"], **{"data.vocab_size": [1024, 2048]}), tables=False)
     assert main([str(tmp_path), "formats=[csv,html]"]) == 0
     report = tmp_path / "report"
-    assert [len(lines(report / f"main-{part}.csv")) for part in (1, 2)] == [2, 2]
+    assert [len(read_table(report / f"main-{part}.csv")) for part in (1, 2)] == [2, 2]
     assert "do not have the same tokenizer" in capsys.readouterr().out
 
 
 def test_sizes_give_a_scaling_law(tmp_path: Path) -> None:
     make_runs(tmp_path, grid(samples=[600, 1200, 2400, 4800]), tables=False, noise=0.001)
     assert main([str(tmp_path), "formats=[csv,svg]"]) == 0
-    (law,) = lines(tmp_path / "report" / "scaling.csv")
+    (law,) = read_table(tmp_path / "report" / "scaling.csv")
     assert float(law["alpha"]) == pytest.approx(-0.4, abs=0.005)  # as constructed
     assert (tmp_path / "report" / "scaling.svg").exists()
 
 
-def test_another_result_set_is_set_beside(sweep: Path, tmp_path: Path) -> None:
+def test_another_result_set_is_compared_run_by_run(sweep: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     make_runs(other, grid(pos_encoding=["rope", "alibi"]), seeds=(1, 2), shift=0.01, tables=False)
     assert main([str(sweep), f"against={other}", f"out={tmp_path / 'report'}", "formats=csv"]) == 0
-    table = {line["metric"]: line for line in lines(tmp_path / "report" / "agreement.csv")}
+    table = {line["metric"]: line for line in read_table(tmp_path / "report" / "agreement.csv")}
     assert table["val/ppl"]["runs"] == "4"
     assert float(table["val/ppl"]["mean difference"]) == pytest.approx(math.expm1(0.01), rel=1e-6)
 
 
-def test_two_sweeps_tell_the_noise_of_repeats(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_sweeps_show_the_noise_of_repeats(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_runs(tmp_path / "again", grid(pos_encoding=["rope"]), seeds=(1, 2), shift=0.01, tables=False)
     assert main([str(sweep), str(tmp_path / "again"), f"out={tmp_path / 'report'}", "formats=csv"]) == 0
     assert "2 configurations with one seed were run more than once (4 runs)" in capsys.readouterr().out
-    table = {line["group"]: line for line in lines(tmp_path / "report" / "main.csv")}
+    table = {line["group"]: line for line in read_table(tmp_path / "report" / "main.csv")}
     assert (table["rope · mha · theta 10000"]["seeds"], table["rope · mha · theta 10000"]["runs"]) == ("4", "6")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["baseline=ropee"], "baseline=ropee"),
         (["baseline=rope"], "fits"),
@@ -176,11 +170,11 @@ def test_two_sweeps_tell_the_noise_of_repeats(sweep: Path, tmp_path: Path, capsy
     ],
 )
 def test_bad_input_gets_a_sentence(
-    words: list[str], said: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(sweep), *words, f"out={tmp_path / 'report'}"]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "report").exists()
 
@@ -200,9 +194,9 @@ def test_without_folders_it_shows_its_options(capsys: pytest.CaptureFixture[str]
     assert main(["baseline=rope"]) == 2
 
 
-def test_published_tables_stand_beside_runs_of_their_conditions(tmp_path: Path) -> None:
+def test_runs_are_compared_with_published_runs_of_their_conditions(tmp_path: Path) -> None:
     protocol = effective(compose(["experiment=position_encoding", "pos_encoding=rope"]))
     make_run(tmp_path / "runs", with_seed(protocol, 42))
     assert main([str(tmp_path / "runs"), f"out={tmp_path}", "formats=[csv]"]) == 0
-    table = {(line["published run"], line["metric"]): line for line in lines(tmp_path / "published.csv")}
+    table = {(line["published run"], line["metric"]): line for line in read_table(tmp_path / "published.csv")}
     assert float(table["rope25-5k", "val/best_ppl"]["published"]) == 107.4

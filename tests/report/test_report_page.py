@@ -58,7 +58,7 @@ def all_of(page: Any, selector: str) -> list[Any]:
     return page.find_elements(By.CSS_SELECTOR, selector)
 
 
-def one(page: Any, selector: str) -> Any:
+def the_only(page: Any, selector: str) -> Any:
     (found,) = all_of(page, selector)
     return found
 
@@ -84,7 +84,7 @@ def test_a_table_sorts_by_numbers_both_ways(page: Any) -> None:
 
 
 def test_a_table_filters(page: Any) -> None:
-    one(page, "#table-main .filter").send_keys("mla kv_dim 64")
+    the_only(page, "#table-main .filter").send_keys("mla kv_dim 64")
     assert column(page, "#table-main", 1) == ["rope · mla · theta 10000 · kv_dim 64"]
 
 
@@ -104,29 +104,29 @@ def test_a_group_is_hidden_in_all_figures_at_once(page: Any) -> None:
 
 
 def test_runs_filter_sort_and_lead_to_their_configuration(page: Any) -> None:
-    one(page, "#run-filter").send_keys("rope mla kv_dim=128 seed=2")
-    assert one(page, "#run-count").text == "1 of 27 runs"
-    link = one(page, "#run-table tbody a")
+    the_only(page, "#run-filter").send_keys("rope mla kv_dim=128 seed=2")
+    assert the_only(page, "#run-count").text == "1 of 27 runs"
+    link = the_only(page, "#run-table tbody a")
     name = link.text
     click(page, link)
-    assert one(page, "#details-title").text == name
-    yaml = one(page, "#details pre").text
+    assert the_only(page, "#details-title").text == name
+    yaml = the_only(page, "#details pre").text
     assert "attention:\n  _target_: newllm.attention.Latent" in yaml
     assert "\nkv_dim: 128\n" in yaml
     assert "kv_dim: 128" in [marked.text.strip() for marked in all_of(page, "#details pre .own")]
-    assert "val/ppl" in one(page, "#details").text
-    assert name in one(page, "#details p a").get_attribute("href")
-    click(page, one(page, "#details button"))
-    assert not one(page, "#details").is_displayed()
+    assert "val/ppl" in the_only(page, "#details").text
+    assert name in the_only(page, "#details p a").get_attribute("href")
+    click(page, the_only(page, "#details button"))
+    assert not the_only(page, "#details").is_displayed()
 
 
 def test_two_runs_are_compared_by_their_differing_keys(page: Any) -> None:
-    one(page, "#run-filter").send_keys("mha seed=1 10000")
+    the_only(page, "#run-filter").send_keys("mha seed=1 10000")
     click(page, all_of(page, "#run-table tbody input")[0])
-    one(page, "#run-filter").clear()
-    one(page, "#run-filter").send_keys("nope seed=1")
+    the_only(page, "#run-filter").clear()
+    the_only(page, "#run-filter").send_keys("nope seed=1")
     click(page, all_of(page, "#run-table tbody input")[0])
-    click(page, one(page, "#compare"))
+    click(page, the_only(page, "#compare"))
     rows = {row.text.split(" ")[0]: row.text for row in all_of(page, "#details table:first-of-type tbody tr")}
     assert rows["choices.pos_encoding"] == "choices.pos_encoding rope nope"
     assert rows["pos_encoding.theta"].startswith("pos_encoding.theta 10000 ")
@@ -134,8 +134,8 @@ def test_two_runs_are_compared_by_their_differing_keys(page: Any) -> None:
     assert rows["val/ppl"].endswith("%")
 
 
-def test_an_address_leads_to_a_run(browser: Any, address: str) -> None:
+def test_a_link_opens_a_run(browser: Any, address: str) -> None:
     browser.get("about:blank")
     browser.get(f"{address}#run-3")
-    assert one(browser, "#details").is_displayed()
+    assert the_only(browser, "#details").is_displayed()
     assert browser.get_log("browser") == []

@@ -68,7 +68,7 @@ def test_latex_escapes_its_commands() -> None:
     assert r"\begin{tabular}{lr}" in text
 
 
-def test_means_over_seeds_leave_out_what_is_missing() -> None:
+def test_means_over_seeds_leave_out_missing_values() -> None:
     series = Series.over_seeds(0, "a", [{10: 1.0, 20: 2.0, 30: np.nan}, {10: 3.0, 30: np.inf}])
     assert series.x.tolist() == [10, 20]
     assert series.mean.tolist() == [2.0, 2.0]
@@ -77,7 +77,7 @@ def test_means_over_seeds_leave_out_what_is_missing() -> None:
     assert Series.over_seeds(0, "a", [{1: 2.0}, {1: 8.0}], log=True).mean.tolist() == pytest.approx([4.0])
 
 
-def test_the_front_holds_what_nothing_undercuts() -> None:
+def test_no_point_beats_one_on_the_pareto_front() -> None:
     cost, loss = np.array([1.0, 2, 2, 4, 8, 1]), np.array([9.0, 7, 8, 7, 5, np.nan])
     assert pareto_front(cost, loss) == [0, 1, 4]
 
@@ -100,6 +100,6 @@ def test_runs_come_back_from_their_json(sweep: Path, tmp_path: Path) -> None:
         assert ppl == (pytest.approx(frame["val/ppl"][row], rel=1e-5) if frame["state"][row] == "done" else None)
 
 
-def test_json_in_a_script_element_cannot_end_it() -> None:
+def test_json_cannot_end_its_script_element() -> None:
     assert "</script>" not in to_json({"a": "</script>"})
     assert json.loads(to_json({"a": "</script>"})) == {"a": "</script>"}

@@ -37,12 +37,12 @@ def make_runs(
 
     long: with what the evaluators of long context leave.
     """
-    made = []
+    paths = []
     for overrides in configurations:
         config = effective(newllm.compose([*SMALL, *overrides]))
         for seed in seeds:
-            made.append(make_run(folder, with_seed(config, seed), shift=shift, noise=noise, tables=tables, long=long))
-    return made
+            paths.append(make_run(folder, with_seed(config, seed), shift=shift, noise=noise, tables=tables, long=long))
+    return paths
 
 
 def grid(**axes: Sequence[object]) -> list[list[str]]:
@@ -91,6 +91,12 @@ def write_status(path: Path, state: str, **more: Any) -> None:
     times = {"started": "2026-01-01T10:00:00+00:00", "finished": "2026-01-01T10:01:00+00:00"}
     path.mkdir(parents=True, exist_ok=True)
     (path / "status.json").write_text(json.dumps({"state": state, "attempt": 1, "error": None, **times, **more}))
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _loss(config: Mapping[str, Any], shift: float, noise: float) -> float:

@@ -18,9 +18,9 @@ SCORED = {"data/val_tokens": 7680, "data/bytes_per_token": 3.16}
 
 def config(*overrides: str, seed: int = 1) -> dict[str, Any]:
     """The effective configuration of these overrides and this seed."""
-    made = copy.deepcopy(_composed(overrides))
-    made["seed"] = made["trainer"]["seed"] = seed
-    return made
+    cfg = copy.deepcopy(_composed(overrides))
+    cfg["seed"] = cfg["trainer"]["seed"] = seed
+    return cfg
 
 
 @cache
@@ -28,12 +28,12 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     return effective(newllm.compose(overrides))
 
 
-def folder(root: Path, made: Mapping[str, Any], results: Mapping[str, Any] | None, state: str = "done") -> Path:
+def folder(root: Path, cfg: Mapping[str, Any], results: Mapping[str, Any] | None, state: str = "done") -> Path:
     """A run directory under `root`, named as runs are; without results.json if `results` is None."""
-    choices = made["choices"]
-    path = root / f"{choices['model']}-{choices['pos_encoding']}-s{made['seed']}-{signature(made)}"
+    choices = cfg["choices"]
+    path = root / f"{choices['model']}-{choices['pos_encoding']}-s{cfg['seed']}-{signature(cfg)}"
     path.mkdir(parents=True)
-    (path / "config.yaml").write_text(yaml.safe_dump(dict(made), sort_keys=False))
+    (path / "config.yaml").write_text(yaml.safe_dump(dict(cfg), sort_keys=False))
     (path / "status.json").write_text(json.dumps({"state": state, "error": None}))
     if results is not None:
         (path / "results.json").write_text(json.dumps({**SCORED, **results}))
@@ -44,9 +44,9 @@ def table(runs: Iterable[tuple[Sequence[str], int, Mapping[str, float]]]) -> pd.
     """What load_runs would give for finished runs of (overrides, seed, results)."""
     rows = []
     for overrides, seed, results in runs:
-        made = config(*overrides, seed=seed)
+        cfg = config(*overrides, seed=seed)
         rows.append({
-            "run": f"run{len(rows)}", "path": f"sweep/run{len(rows)}", "state": "done", "signature": signature(made),
-            "seed": seed, "config": made, **SCORED, **results,
+            "run": f"run{len(rows)}", "path": f"sweep/run{len(rows)}", "state": "done", "signature": signature(cfg),
+            "seed": seed, "config": cfg, **SCORED, **results,
         })  # fmt: skip
     return pd.DataFrame(rows)
