@@ -52,7 +52,7 @@ def test_bad_input_ends_with_status_2_one_line_and_nothing_written(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_wrong_value_ends_so_too(
+def test_a_wrong_value_ends_with_status_2(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -143,8 +143,8 @@ def test_help_lists_every_choice_and_axis(capfd: pytest.CaptureFixture[str]) -> 
 
 
 @dataclass
-class Start:
-    """What a launcher was asked to do."""
+class Launch:
+    """The arguments of Local.start."""
 
     sweep: Path
     runs: list[Path]
@@ -152,13 +152,13 @@ class Start:
 
 
 @pytest.fixture
-def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Start]:
+def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     """A local launcher that finishes every run at once; one with seed 13 fails. The working directory is empty."""
     monkeypatch.chdir(tmp_path)
-    asked: list[Start] = []
+    calls: list[Launch] = []
 
     def start(self: Local, sweep: Path, runs: list[Path], policy: Policy) -> int:
-        asked.append(Start(sweep, list(runs), policy))
+        calls.append(Launch(sweep, list(runs), policy))
         for run in runs:
             failed = RunDirectory(run).config()["seed"] == 13
             RunDirectory(run).write_results({} if failed else {"val/loss": 3.0})
@@ -166,10 +166,10 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Start]:
         return int(any(RunDirectory(run).status()["state"] == "failed" for run in runs))
 
     monkeypatch.setattr(Local, "start", start)
-    return asked
+    return calls
 
 
-def test_a_sweep_hands_every_distinct_run_to_the_launcher_once(started: list[Start], tmp_path: Path) -> None:
+def test_a_sweep_hands_every_distinct_run_to_the_launcher_once(launches: list[Launch], tmp_path: Path) -> None:
     command = [
         "-m",
         "attention=mha,mla",
@@ -180,42 +180,42 @@ def test_a_sweep_hands_every_distinct_run_to_the_launcher_once(started: list[Sta
         "canary=true",
     ]
     assert train.main(command) == 0
-    ((start),) = started
-    assert (start.sweep, start.policy) == (Path("here"), Policy(retries=2, canary=True))
-    assert len(start.runs) == 6
-    assert all(run.parent == Path("here") and (run / "config.yaml").exists() for run in start.runs)
+    (launch,) = launches
+    assert (launch.sweep, launch.policy) == (Path("here"), Policy(retries=2, canary=True))
+    assert len(launch.runs) == 6
+    assert all(run.parent == Path("here") and (run / "config.yaml").exists() for run in launch.runs)
     assert not (tmp_path / "outputs").exists()
     assert train.main(command) == 0
-    assert len(started) == 1, "a second call has nothing to do"
+    assert len(launches) == 1, "a second call has nothing to do"
 
 
-def test_a_failed_run_gives_the_sweep_its_status_and_is_tried_again(started: list[Start]) -> None:
+def test_a_failed_run_gives_the_sweep_its_status_and_is_tried_again(launches: list[Launch]) -> None:
     assert train.main(["-m", "seed=1,13"]) == 1
     assert train.main(["-m", "seed=1,13", "rerun=none"]) == 1
     assert train.main(["-m", "seed=1,13"]) == 1
-    assert [len(start.runs) for start in started] == [2, 1]
+    assert [len(launch.runs) for launch in launches] == [2, 1]
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(
-    started: list[Start], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    launches: list[Launch], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main(["-m", "attention=mha,mla", "kv_dim=16,32", "dry_run=true"]) == 0
     output = capfd.readouterr().out
     assert "4 combinations are 3 distinct runs: 3 new; 3 to do" in output
     assert "3,737,856" in output
-    assert not started
+    assert not launches
     assert not any(tmp_path.iterdir())
 
 
-def test_one_run_can_be_launched_too(started: list[Start]) -> None:
+def test_one_run_can_be_launched_too(launches: list[Launch]) -> None:
     assert train.main(["hydra/launcher=local", "hydra.launcher.threads=1", "seed=7"]) == 0
-    ((run,),) = (start.runs for start in started)
+    ((run,),) = (launch.runs for launch in launches)
     assert run == run_directory(compose(["seed=7"]))
     assert train.main(["hydra/launcher=local", "seed=8", "hydra.run.dir=mine/this"]) == 0
-    assert started[-1].runs == [Path("mine/this")]
+    assert launches[-1].runs == [Path("mine/this")]
 
 
-def test_an_experiment_may_bring_its_grid(started: list[Start], tmp_path: Path) -> None:
+def test_an_experiment_may_bring_its_grid(launches: list[Launch], tmp_path: Path) -> None:
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
     (folder / "both.yaml").write_text(
@@ -223,7 +223,7 @@ def test_an_experiment_may_bring_its_grid(started: list[Start], tmp_path: Path) 
         "    - {attention: mla, kv_dim: [16, 32]}\n"
     )
     assert train.main(["-m", "--config-dir", str(tmp_path / "mine"), "experiment=both"]) == 0
-    assert len(started[0].runs) == 2 * (2 + 2)
+    assert len(launches[0].runs) == 2 * (2 + 2)
 
 
 @pytest.mark.parametrize(
@@ -245,11 +245,11 @@ def test_an_experiment_may_bring_its_grid(started: list[Start], tmp_path: Path) 
     ],
 )
 def test_a_sweep_with_a_mistake_starts_no_run(
-    argv: list[str], output: str, started: list[Start], capfd: pytest.CaptureFixture[str], tmp_path: Path
+    argv: list[str], output: str, launches: list[Launch], capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert train.main(["-m", *argv]) == 2
     assert output in capfd.readouterr().err
-    assert not started
+    assert not launches
     assert not any(tmp_path.iterdir())
 
 
@@ -267,13 +267,11 @@ def test_a_refused_sweep_leaves_what_others_have_put_there(tmp_path: Path, monke
     assert not Path("outputs/sweeps").exists()
 
 
-def test_a_sweeper_of_somebody_elses_gets_the_losses_back(
-    started: list[Start], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_third_party_sweeper_gets_the_losses(launches: list[Launch], capfd: pytest.CaptureFixture[str]) -> None:
     assert train.main(["-m", "hydra/sweeper=basic", "seed=1,2", "hydra.sweep.dir=here"]) == 0
-    assert [len(start.runs) for start in started] == [2]
+    assert [len(launch.runs) for launch in launches] == [2]
     assert train.main(["-m", "hydra/sweeper=basic", "seed=2,13", "hydra.sweep.dir=here"]) == 1
-    assert [len(start.runs) for start in started] == [2, 1]
+    assert [len(launch.runs) for launch in launches] == [2, 1]
 
 
 # --- the console script ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Composition: what a user types, what it becomes, and what is said when it can't be."""
+"""Composition: what a user types, what it becomes, and what is message when it can't be."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_axes_in_shared_base_files_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         ("pos_encodin=rope", "pos_encodin is unknown; did you mean pos_encoding?"),
         ("pos_encoding=alibbi", "did you mean pos_encoding=alibi? (there are: alibi,"),
@@ -118,13 +118,13 @@ def test_axes_in_shared_base_files_are_known() -> None:
         ("hydra/launcher=zzz", "expected one of: local, slurm"),
     ],
 )
-def test_bad_input_gets_one_sentence_with_the_way_out(typed: str, said: str) -> None:
+def test_bad_input_gets_one_sentence_with_advice(typed: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         compose([typed])
-    message = str(error.value)
-    assert said in message
-    assert "\n" not in message
-    assert message.endswith((".", "?"))
+    sentence = str(error.value)
+    assert message in sentence
+    assert "\n" not in sentence
+    assert sentence.endswith((".", "?"))
     assert error.value.exit_status == 2
 
 
@@ -149,7 +149,7 @@ def test_the_list_group_takes_a_list_one_or_none() -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an encoding whose class lies outside the package, and an experiment with an axis of its own."""
     (tmp_path / "my_encoding.py").write_text(
         "class Wave:\n    def __init__(self, tau: float, depth: int = 2, *, head_dim: int): ...\n"
@@ -164,24 +164,24 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "conf"
 
 
-def test_own_files_are_choices_like_the_shipped_ones(own: Path) -> None:
-    cfg = compose(["experiment=waves", "lr=0.25"], config_dir=own)
+def test_files_of_the_user_are_choices_like_the_shipped_ones(user_folder: Path) -> None:
+    cfg = compose(["experiment=waves", "lr=0.25"], config_dir=user_folder)
     assert cfg.choices.pos_encoding == "wave"
     assert cfg.choices.experiment == "waves"
     assert (cfg.pos_encoding.tau, cfg.optim.lr) == (3.0, 0.25)
-    assert compose(["experiment=waves", "tau=4"], config_dir=own).pos_encoding.tau == 4.0
+    assert compose(["experiment=waves", "tau=4"], config_dir=user_folder).pos_encoding.tau == 4.0
     with pytest.raises(ConfigError, match=r"did you mean pos_encoding=wave"):
-        compose(["pos_encoding=wav"], config_dir=own)
-    assert compose(["experiment=waves", "pos_encoding.depth=3"], config_dir=own).pos_encoding.depth == 3
+        compose(["pos_encoding=wav"], config_dir=user_folder)
+    assert compose(["experiment=waves", "pos_encoding.depth=3"], config_dir=user_folder).pos_encoding.depth == 3
     with pytest.raises(ConfigError, match=r"did you mean pos_encoding\.depth"):
-        compose(["experiment=waves", "pos_encoding.dept=2"], config_dir=own)
+        compose(["experiment=waves", "pos_encoding.dept=2"], config_dir=user_folder)
 
 
-def test_a_required_option_is_named(own: Path) -> None:
-    (own / "pos_encoding/wave.yaml").write_text("_target_: my_encoding.Wave\n")
+def test_a_required_option_is_named(user_folder: Path) -> None:
+    (user_folder / "pos_encoding/wave.yaml").write_text("_target_: my_encoding.Wave\n")
     with pytest.raises(ConfigError, match=r"pos_encoding.tau is required and has no value"):
-        check_values(compose(["pos_encoding=wave"], config_dir=own))
-    assert compose(["pos_encoding=wave", "pos_encoding.tau=2"], config_dir=own).pos_encoding.tau == 2
+        check_values(compose(["pos_encoding=wave"], config_dir=user_folder))
+    assert compose(["pos_encoding=wave", "pos_encoding.tau=2"], config_dir=user_folder).pos_encoding.tau == 2
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -301,10 +301,10 @@ def test_values_of_several_parts_are_set_whole_or_in_part() -> None:
     assert compose(["data=text", "data.path=42"]).data.path == "42"
 
 
-def test_a_misspelt_axis_in_an_experiment_of_the_users_is_refused(own: Path) -> None:
-    (own / "experiment/waves.yaml").write_text("# @package _global_\nthta: 3\n")
+def test_a_misspelt_axis_in_an_experiment_of_the_users_is_refused(user_folder: Path) -> None:
+    (user_folder / "experiment/waves.yaml").write_text("# @package _global_\nthta: 3\n")
     with pytest.raises(ConfigError, match="did you mean theta"):
-        compose(["experiment=waves"], config_dir=own)
+        compose(["experiment=waves"], config_dir=user_folder)
 
 
 def test_a_misspelt_evaluator_gets_its_name():

@@ -50,7 +50,7 @@ def test_zipped_keys_go_in_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "sweep", "said"),
+    ("overrides", "sweep", "message"),
     [
         ([], {"zips": [{"lr": [1e-3], "batch_size": [4, 8]}]}, "lr has 1, batch_size has 2"),
         (["lr=1"], {"zips": [{"lr": [1e-3], "batch_size": [4]}]}, "leave it out of the command line"),
@@ -65,7 +65,7 @@ def test_zipped_keys_go_in_step() -> None:
         (["hydra.sweep.dir=a,b"], {}, "one value for the whole sweep"),
     ],
 )
-def test_what_cannot_be_combined_is_said_in_a_sentence(overrides: list[str], sweep: dict, said: str) -> None:
+def test_what_cannot_be_combined_is_said_in_a_sentence(overrides: list[str], sweep: dict, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         runs(*overrides, **sweep)
-    assert said in str(error.value)
+    assert message in str(error.value)

@@ -18,7 +18,7 @@ def test_the_table_has_every_shipped_group() -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a group of the user's, of which one option says only where something is kept."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "warming.py").write_text("class Warmup:\n    def __init__(self, steps: int, folder: str | None): ...\n")
@@ -28,9 +28,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_run_carries_the_entries_of_a_users_groups(own: Path) -> None:
+def test_a_run_carries_the_entries_of_a_users_groups(user_folder: Path) -> None:
     run, elsewhere, other = (
-        effective(compose(["warmup=short", *more], config_dir=own))
+        effective(compose(["warmup=short", *more], config_dir=user_folder))
         for more in ([], ["warmup.folder=there"], ["warmup.steps=4"])
     )
     assert stages(run) == [*stages(), "warmup"]
@@ -40,8 +40,8 @@ def test_a_run_carries_the_entries_of_a_users_groups(own: Path) -> None:
     assert "groups" not in effective(compose())
 
 
-def test_a_misspelt_column_is_refused(own: Path) -> None:
-    (own / "groups.yaml").write_text("warmup:\n  stag: true\n")
+def test_a_misspelt_column_is_refused(user_folder: Path) -> None:
+    (user_folder / "groups.yaml").write_text("warmup:\n  stag: true\n")
     with pytest.raises(ConfigError, match=r"warmup\.stag: did you mean stage"):
-        compose(config_dir=own)
+        compose(config_dir=user_folder)
     assert "groups.yaml" in {file.name for file in shipped().iterdir()}

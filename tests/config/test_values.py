@@ -76,7 +76,7 @@ def test_build_hands_over_what_the_signature_names(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         ("newllm.position.Rop", "there is no Rop in newllm.position; did you mean Rope?"),
         ("newllm.positions.Rope", "there is no positions in newllm; did you mean position?"),
@@ -84,14 +84,14 @@ def test_build_hands_over_what_the_signature_names(module: str) -> None:
         ("newllm.position.Rope.turn", "there is no turn in newllm.position.Rope"),
     ],
 )
-def test_a_target_that_does_not_exist_gets_the_nearest_name(target: str, said: str) -> None:
+def test_a_target_that_does_not_exist_gets_the_nearest_name(target: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         signature_of(target)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({}, "part.path is required and has no value: type part.path=VALUE, text."),
         ({"path": "x", "mod": "fast"}, "part.mod is not an option of part=mine; did you mean part.mode?"),
@@ -100,14 +100,14 @@ def test_a_target_that_does_not_exist_gets_the_nearest_name(target: str, said: s
         ({"path": 1.5}, "part.path=1.5: expected text."),
     ],
 )
-def test_sentences_about_a_node(module: str, options: dict[str, Any], said: str) -> None:
+def test_sentences_about_a_node(module: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         convert_options({"_target_": f"{module}.Plain", **options}, "part", owner="part=mine")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         ("theta=abc", "theta=abc: expected a number or null for pos_encoding.theta."),
         ("theta=true", "theta=true: expected a number"),
@@ -121,10 +121,10 @@ def test_sentences_about_a_node(module: str, options: dict[str, Any], said: str)
         ("attention=none", "attention=none: model=tiny needs one; type attention=mha."),
     ],
 )
-def test_a_wrong_value_gets_one_sentence_with_the_way_out(typed: str, said: str) -> None:
+def test_a_wrong_value_gets_one_sentence_with_advice(typed: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_values(compose([typed]))
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -212,10 +212,10 @@ def test_every_yaml_lists_all_options_of_its_target_in_their_types(group: str, n
         assert convert_options(node, path).keys() == node.keys()
 
 
-OTHERS = ["hydra/launcher/local", "hydra/launcher/slurm", "report/verdict/interval", "report/verdict/published"]
+NOT_GROUPS = ["hydra/launcher/local", "hydra/launcher/slurm", "report/verdict/interval", "report/verdict/published"]
 
 
-@pytest.mark.parametrize("file", ["train.yaml", "report.yaml", *(f"{name}.yaml" for name in OTHERS)])
+@pytest.mark.parametrize("file", ["train.yaml", "report.yaml", *(f"{name}.yaml" for name in NOT_GROUPS)])
 def test_other_yaml_files_list_all_options_of_their_class(file: str) -> None:
     content = plain(OmegaConf.load(shipped() / file))
     node = content.get("sweep", content)

@@ -30,9 +30,9 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_batches")
 def test_ids_are_the_tokenizers_in_the_order_of_the_pieces(tokenizer: Tokenizer, texts: list[str]) -> None:
     pieces = [(f"side {i % 3}", Piece(text)) for i, text in enumerate([*texts, "", "é\n", "<|endoftext|>", "日本 🙂"])]
-    found = list(build_store._encoded(pieces, tokenizer, U16))
-    assert [(side, piece) for side, piece, _ in found] == pieces
-    for _, piece, ids in found:
+    encoded = list(build_store._encoded(pieces, tokenizer, U16))
+    assert [(side, piece) for side, piece, _ in encoded] == pieces
+    for _, piece, ids in encoded:
         assert ids.dtype == U16
         assert ids.tolist() == tokenizer.encode(piece.text)
 

@@ -20,14 +20,14 @@ STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
 def documents(data: TextFiles | Hub | Stdlib) -> list[str]:
-    found, parts = [], []
+    whole, parts = [], []
     for text, last in data.pieces():
         parts.append(text)
         if last:
-            found.append("".join(parts))
+            whole.append("".join(parts))
             parts = []
     assert not parts
-    return found
+    return whole
 
 
 def test_stdlib_leaves_tests_out() -> None:

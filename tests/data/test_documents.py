@@ -135,13 +135,13 @@ def test_a_row_longer_than_a_text_that_is_in_the_cache_already(load: Load) -> No
 def test_tokenizer_of_a_numbered_split_sees_no_validation_text(load: Load, texts: list[str], tmp_path: Path) -> None:
     """Other validation documents, the same tokenizer; and the number that train does not change it either."""
     path = tmp_path / "x.jsonl"
-    found = []
+    loaded = []
     for validating in (texts[10:12], texts[20:22]):
         lines = [*texts[:5], *validating, *texts[12:16]]
         write_jsonl(path, lines)
-        found += [load(path=path, val_documents=[5, 6], documents=n, cache=tmp_path / "cache") for n in (2, 5)]
-    assert len({data.tokenizer.backend.to_str() for data in found}) == 1
-    assert len({data.stream("val").tobytes() for data in found}) == 2
+        loaded += [load(path=path, val_documents=[5, 6], documents=n, cache=tmp_path / "cache") for n in (2, 5)]
+    assert len({data.tokenizer.backend.to_str() for data in loaded}) == 1
+    assert len({data.stream("val").tobytes() for data in loaded}) == 2
 
 
 def test_all_of_a_validation_split_validates_and_the_budget_is_of_training_rows(

@@ -59,8 +59,8 @@ def test_the_rows_depend_on_their_index_alone(load: Load) -> None:
     data, other = load(passkey=0.5, seed=1), load(passkey=0.5, seed=2)
     whole = data.train.arrays(np.arange(len(data.train)))
     some = np.array([7, 3, 11, 3])
-    for found, inputs in zip(other.train.arrays(some), whole, strict=True):
-        assert np.array_equal(found, inputs[some])
+    for batch, rows_of_all in zip(other.train.arrays(some), whole, strict=True):
+        assert np.array_equal(batch, rows_of_all[some])
     fewer, more = load(passkey=0.2), load(passkey=0.6)
     assert fewer.train.passkeys is not None
     assert more.train.passkeys is not None
@@ -70,7 +70,7 @@ def test_the_rows_depend_on_their_index_alone(load: Load) -> None:
 def test_a_share_outside_0_to_1_and_rows_without_room_are_refused(load: Load) -> None:
     with pytest.raises(ConfigError, match=r"data\.passkey must lie in \[0, 1\]"):
         load(passkey=1.2)
-    with pytest.raises(ConfigError, match=r"two markers of \d+ tokens .* type seq_len=\d+"):
+    with pytest.raises(ConfigError, match=r"data\.passkey .* type seq_len=\d+"):
         load(passkey=0.1, seq_len=24)
 
 

@@ -55,14 +55,14 @@ def test_equal_documents_fall_on_one_side(load: Load, texts: list[str], tmp_path
 )
 def test_each_side_gets_a_document(documents: list[tuple[int, int]], fraction: float) -> None:
     sizes = dict(documents)  # equal hashes are equal documents, of one size
-    found = Survey(
+    survey_of_documents = Survey(
         np.array([name for name, _ in documents], dtype=np.uint64), np.array([sizes[name] for name, _ in documents])
     )
-    if len(np.unique(found.hashes)) < 2:
+    if len(np.unique(survey_of_documents.hashes)) < 2:
         return
-    chosen = choose_validation(found, fraction)
+    chosen = choose_validation(survey_of_documents, fraction)
     assert 0 < chosen.sum() < len(chosen)
-    assert not set(found.hashes[chosen]) & set(found.hashes[~chosen])
+    assert not set(survey_of_documents.hashes[chosen]) & set(survey_of_documents.hashes[~chosen])
 
 
 def test_a_single_document_splits_by_rows_and_says_so(load: Load, texts: list[str], tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_two_processes_build_one_store(data_node: dict, tmp_path: Path) -> None:
     assert outputs[0][0] == outputs[1][0]
     built = sum("token store built" in errors for _, errors in outputs)
     assert built == 1
-    assert store_in(tmp_path).name  # one folder, and nothing half-made beside it
+    assert store_in(tmp_path).name  # one folder and no unfinished one
     warm, errors = start(data_node, tmp_path).communicate(timeout=120)
     assert json.loads(warm) == [json.loads(outputs[0][0])[0], [], []]  # neither torch, transformers nor datasets
     assert errors == ""
