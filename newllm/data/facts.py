@@ -94,44 +94,35 @@ class ReversalFacts:
         """The forward sentences, used in training."""
         return [question.sentence for question in self.forward]
 
-    def rows(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Training rows: inputs and labels (-100: not scored), int64 [rows, seq_len], and notes for the user."""
-        sentences = [tokenizer.encode(sentence) for sentence in self.sentences] * self.repeats
-        if not sentences:
-            return np.empty((0, seq_len), np.int64), np.empty((0, seq_len), np.int64), []
-        if self.layout == "padded":
-            return *_padded(sentences, tokenizer, seq_len), []
-        return _packed(sentences, tokenizer, seq_len, seed)
-
     def _others(self, kind: str, right: str) -> tuple[str, ...]:
         names = [fact.object for fact in self.facts if fact.object_kind == kind]
         names += [fact.topic for fact in self.facts if fact.topic_kind == kind]
         return tuple(name for name in names if name != right)
 
-
-def _padded(sentences: list[list[int]], tokenizer: Tokenizer, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    if tokenizer.eot_id is None:
-        raise ConfigError(
-            "facts.layout=padded pads with the end-of-text token, which this tokenizer lacks; type facts.layout=packed"
-        )
-    padded = np.full((len(sentences), seq_len + 1), tokenizer.eot_id, dtype=np.int64)
-    for row, ids in zip(padded, sentences, strict=True):
-        row[: min(len(ids), seq_len)] = ids[:seq_len]
-    return padded[:, :-1], padded[:, 1:]
-
-
-def _packed(
-    sentences: list[list[int]], tokenizer: Tokenizer, seq_len: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    notes = []
-    separator = [tokenizer.eot_id] if tokenizer.eot_id is not None else tokenizer.encode("\n")
-    if tokenizer.eot_id is None:
-        instead = "a newline" if separator else "nothing"
-        notes.append(f"the tokenizer has no end-of-text token: {instead} stands between the reversal facts")
-    order = np.random.Generator(np.random.PCG64(stream(seed, "facts"))).permutation(len(sentences))
-    ids = np.array([token for index in order for token in sentences[index] + separator], dtype=np.int64)
-    rows = -(-(len(ids) - 1) // seq_len)
-    inputs = np.full(rows * seq_len, ids[-1], dtype=np.int64)
-    labels = np.full(rows * seq_len, IGNORED, dtype=np.int64)
-    inputs[: len(ids) - 1], labels[: len(ids) - 1] = ids[:-1], ids[1:]
-    return inputs.reshape(rows, seq_len), labels.reshape(rows, seq_len), notes
+    def rows(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Training rows: inputs and labels (-100: not scored), int64 [rows, seq_len], and notes for the user."""
+        sentences = [tokenizer.encode(sentence) for sentence in self.sentences] * self.repeats
+        eot, notes = tokenizer.eot_id, []
+        if not sentences:
+            return np.empty((0, seq_len), np.int64), np.empty((0, seq_len), np.int64), notes
+        if self.layout == "padded":
+            if eot is None:
+                raise ConfigError(
+                    "facts.layout=padded pads with the end-of-text token, which this tokenizer lacks; "
+                    "type facts.layout=packed"
+                )
+            padded = np.full((len(sentences), seq_len + 1), eot, dtype=np.int64)
+            for row, ids in zip(padded, sentences, strict=True):
+                row[: min(len(ids), seq_len)] = ids[:seq_len]
+            return padded[:, :-1], padded[:, 1:], notes
+        separator = [eot] if eot is not None else tokenizer.encode("\n")
+        if eot is None:
+            name = "a newline" if separator else "nothing"
+            notes.append(f"the tokenizer has no end-of-text token: {name} separates the reversal facts")
+        order = np.random.Generator(np.random.PCG64(stream(seed, "facts"))).permutation(len(sentences))
+        packed = np.array([token for index in order for token in sentences[index] + separator], dtype=np.int64)
+        rows = -(-(len(packed) - 1) // seq_len)
+        inputs = np.full(rows * seq_len, packed[-1], dtype=np.int64)
+        labels = np.full(rows * seq_len, IGNORED, dtype=np.int64)
+        inputs[: len(packed) - 1], labels[: len(packed) - 1] = packed[:-1], packed[1:]
+        return inputs.reshape(rows, seq_len), labels.reshape(rows, seq_len), notes

@@ -126,7 +126,8 @@ def test_without_end_of_text(load: Load) -> None:
     tokenizer = load().tokenizer
     tokenizer.eot_id = None
     inputs, _, notes = ReversalFacts(repeats=1).rows(tokenizer, 64, seed=1)
-    assert notes == ["the tokenizer has no end-of-text token: a newline stands between the reversal facts"]
+    assert len(notes) == 1
+    assert "a newline separates" in notes[0]
     assert tokenizer.decode(inputs.reshape(-1).tolist()).count("\n") >= 32
     with pytest.raises(ConfigError, match="layout=packed"):
         ReversalFacts(layout="padded").rows(tokenizer, 64, seed=1)
