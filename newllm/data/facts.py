@@ -102,7 +102,8 @@ class ReversalFacts:
     def rows(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Training rows: inputs and labels (-100: not scored), int64 [rows, seq_len], and notes for the user."""
         sentences = [tokenizer.encode(sentence) for sentence in self.sentences] * self.repeats
-        eot, notes = tokenizer.eot_id, []
+        eot = tokenizer.eot_id
+        notes: list[str] = []
         if not sentences:
             return np.empty((0, seq_len), np.int64), np.empty((0, seq_len), np.int64), notes
         if self.layout == "padded":
