@@ -29,22 +29,23 @@ class Trigram:
         train, val = subject.data.train.joined(self.max_tokens), subject.data.val.joined()
         length = subject.token_losses()[1].shape[1]
         used = min(len(train), max(self.max_tokens // length, 1))
-        model, step = KneserNey(subject.model.vocab_size), max(_TOKENS // length, 1)
+        trigram, step = KneserNey(subject.model.vocab_size), max(_TOKENS // length, 1)
         for start in range(0, used, step):
-            model.count(*train.arrays(np.arange(start, min(start + step, used))))
-        model.fit()
+            trigram.count(*train.arrays(np.arange(start, min(start + step, used))))
+        trigram.fit()
 
         nats, tokens = 0.0, 0
         for start in range(0, len(val), step):
-            losses = model.losses(*val.arrays(np.arange(start, min(start + step, len(val)))))
+            losses = trigram.losses(*val.arrays(np.arange(start, min(start + step, len(val)))))
             nats += float(losses.sum())
             tokens += losses.size
 
         bits = nats / math.log(2) / max(subject.scored_bytes(), 1)
-        ppl, ours = math.exp(nats / tokens), subject.bits_per_byte()
-        verdict = f"beats the trigram by {1 - ours / bits:.1%}" if ours < bits else "DOES NOT BEAT the trigram"
+        ppl, model_bits = math.exp(nats / tokens), subject.bits_per_byte()
+        beats = model_bits < bits
+        verdict = f"beats the trigram by {1 - model_bits / bits:.1%}" if beats else "DOES NOT BEAT the trigram"
         body: list = [
-            [{"": "this model", "bits per byte": ours}, {"": "trigram (Kneser-Ney)", "bits per byte": bits}],
+            [{"": "this model", "bits per byte": model_bits}, {"": "trigram (Kneser-Ney)", "bits per byte": bits}],
             f"The model {verdict}; the trigram's perplexity is {ppl:.2f} ({subject.diagnose(ppl)})",
         ]
         counted, rows = used * length, len(subject.data.train) * length

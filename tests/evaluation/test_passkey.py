@@ -13,7 +13,7 @@ from newllm.errors import ConfigError, RunError
 from newllm.evaluation import retrieval
 from newllm.evaluation.passkey import Passkey
 from newllm.evaluation.retrieval import Trial, judge, wilson
-from tests.support.evaluation_subject import Data, make_subject
+from tests.support.evaluation_subject import TextData, make_subject
 from tests.support.retrieval import copying_subject, greedy_tokens, reference_nats, trials_by_length, uniform_subject
 
 KEY = re.compile(rb"<<PASS:(\d(?:-\d)*)>>")
@@ -25,7 +25,7 @@ def with_bpe(subject):
     tokenizer = train_bpe([text], 400)
     ids = np.array(tokenizer.encode(text))
     rows = type(subject.data.val)(ids[None], ids[None])
-    subject.data = Data(rows, rows, tokenizer, ids)  # type: ignore[assignment]
+    subject.data = TextData(rows, rows, tokenizer, ids)  # type: ignore[assignment]
     return subject
 
 

@@ -12,17 +12,17 @@ from newllm.run.evaluation_plan import EvaluationPlan, plan_from_config
 from newllm.store.run_directory import RunDirectory
 
 
-def stored(*overrides: str, config_dir: Path | None = None) -> dict[str, Any]:
+def stored_config(*overrides: str, config_dir: Path | None = None) -> dict[str, Any]:
     return effective(newllm.compose(overrides, config_dir=config_dir))
 
 
-def planned(config: dict[str, Any], overrides: list[str] | None = None, **options: Any) -> EvaluationPlan:
+def plan_for(config: dict[str, Any], overrides: list[str] | None = None, **options: Any) -> EvaluationPlan:
     return plan_from_config(RunDirectory("run"), config, overrides or [], **options)
 
 
 def test_without_overrides_the_stored_configuration_is_used() -> None:
-    run = stored("model=tiny", "theta=100")
-    plan = planned(run)
+    run = stored_config("model=tiny", "theta=100")
+    plan = plan_for(run)
     assert plan.config == run
     assert plan.repeats
     assert plan.settings == ()
@@ -43,8 +43,8 @@ def test_without_overrides_the_stored_configuration_is_used() -> None:
     ],
 )
 def test_changed_settings(trained: list[str], typed: list[str], settings: tuple[str, ...]) -> None:
-    run = stored(*trained)
-    plan = planned(run, typed)
+    run = stored_config(*trained)
+    plan = plan_for(run, typed)
     assert plan.settings == settings
     assert plan.config["data"]["vocab_size"] == run["data"]["vocab_size"]  # with the tokenizer of the run
     assert plan.config["data"]["seq_len"] == run["data"]["seq_len"]
@@ -52,9 +52,9 @@ def test_changed_settings(trained: list[str], typed: list[str], settings: tuple[
 
 
 def test_stored_values_are_kept_when_defaults_have_changed() -> None:
-    run = stored()
+    run = stored_config()
     run["pos_encoding"]["rotary_pct"], run["optim"]["eps"], run["eval"]["loss"]["reference"] = 0.25, 1e-3, 7.0
-    config = planned(run, ["theta=100", "eval=[rank,loss]", "runtime.threads=1"]).config
+    config = plan_for(run, ["theta=100", "eval=[rank,loss]", "runtime.threads=1"]).config
     assert (config["pos_encoding"]["theta"], config["pos_encoding"]["rotary_pct"]) == (100, 0.25)
     assert config["optim"] == run["optim"]
     assert config["eval"]["loss"] == run["eval"]["loss"]
@@ -62,8 +62,8 @@ def test_stored_values_are_kept_when_defaults_have_changed() -> None:
 
 
 def test_named_evaluators_keep_their_options() -> None:
-    run = stored("eval=[loss,rank]", "eval.loss.weighting=batch_mean", "eval.rank.positions=64")
-    config = planned(run, ["eval=[loss,position]"]).config
+    run = stored_config("eval=[loss,rank]", "eval.loss.weighting=batch_mean", "eval.rank.positions=64")
+    config = plan_for(run, ["eval=[loss,position]"]).config
     assert config["eval"]["loss"]["weighting"] == "batch_mean"
     assert list(config["eval"]) == ["loss", "position"]
 
@@ -71,11 +71,11 @@ def test_named_evaluators_keep_their_options() -> None:
 def test_yaml_files_of_the_user_are_read_only_for_typed_groups(tmp_path: Path) -> None:
     (tmp_path / "pos_encoding").mkdir()
     (tmp_path / "pos_encoding" / "mine.yaml").write_text("_target_: newllm.position.Alibi\nslope: 0.5\nlayers: all\n")
-    run = stored("pos_encoding=mine", config_dir=tmp_path)
-    assert list(planned(run, ["eval=[rank]"]).config["eval"]) == ["rank"]
+    run = stored_config("pos_encoding=mine", config_dir=tmp_path)
+    assert list(plan_for(run, ["eval=[rank]"]).config["eval"]) == ["rank"]
     with pytest.raises(ConfigError, match="pos_encoding=mine"):
-        planned(run, ["pos_encoding.slope=0.25"])
-    assert planned(run, ["pos_encoding.slope=0.25"], config_dir=tmp_path).settings == ("slope=0.25",)
+        plan_for(run, ["pos_encoding.slope=0.25"])
+    assert plan_for(run, ["pos_encoding.slope=0.25"], config_dir=tmp_path).settings == ("slope=0.25",)
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_yaml_files_of_the_user_are_read_only_for_typed_groups(tmp_path: Path) -
 )
 def test_settings_fixed_by_training_are_refused(typed: str, key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} is fixed by training"):
-        planned(stored(), [typed])
+        plan_for(stored_config(), [typed])

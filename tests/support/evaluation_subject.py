@@ -1,4 +1,4 @@
-"""A subject made of real text and a small model with its initial weights: enough for every number but the score."""
+"""A subject for evaluators: real text, tokenized by bytes, and a small model with its initial weights."""
 
 import inspect
 import textwrap
@@ -18,8 +18,8 @@ EOT = 256
 
 
 @dataclass
-class Bytes:
-    """A tokenizer of bytes, with an end-of-text that stands for no text."""
+class ByteTokenizer:
+    """A tokenizer of bytes, with an end-of-text token of no bytes."""
 
     vocab_size: int = 257
     eot_id: int | None = EOT
@@ -30,14 +30,14 @@ class Bytes:
 
 
 @dataclass
-class Rows:
+class TextRows:
     inputs: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def joined(self, most: int | None = None) -> "Rows":
+    def joined(self, most: int | None = None) -> "TextRows":
         return self
 
     def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,10 +49,10 @@ class Rows:
 
 
 @dataclass
-class Data:
-    train: Rows
-    val: Rows
-    tokenizer: Bytes
+class TextData:
+    train: TextRows
+    val: TextRows
+    tokenizer: ByteTokenizer
     val_tokens: np.ndarray
     facts: object = None
     notes: list[str] = field(default_factory=list)
@@ -65,12 +65,12 @@ def tokens_of(text: str) -> np.ndarray:
     return np.array([*text.encode(), EOT], dtype=np.int64)
 
 
-def rows_of(text: str) -> Rows:
+def rows_of(text: str) -> TextRows:
     tokens = tokens_of(text)
     count = (len(tokens) - 1) // LENGTH
     inputs = tokens[: count * LENGTH].reshape(count, LENGTH)
     labels = tokens[1 : count * LENGTH + 1].reshape(count, LENGTH).copy()
-    return Rows(inputs, labels)
+    return TextRows(inputs, labels)
 
 
 ENCODINGS = {
@@ -108,12 +108,12 @@ def make_subject(encoding: str = "rope", attention: str = "mha", batch_size: int
     config = make_config(encoding, attention)
     text = inspect.getsource(textwrap)[:3001]
     train, val = rows_of(inspect.getsource(tokenize)), rows_of(text)
-    val.labels[1, 5:9] = -100  # masked labels, at places of no special kind
+    val.labels[1, 5:9] = -100  # labels that are not scored
     val.labels[-1, :] = -100
     val.labels[-1, 0] = EOT
     return Subject(
         model=build_model(config, tokens=257),
-        data=Data(train, val, Bytes(), tokens_of(text)),  # type: ignore[arg-type]
+        data=TextData(train, val, ByteTokenizer(), tokens_of(text)),  # type: ignore[arg-type]
         device=torch.device("cpu"),
         autocast=nullcontext,
         batch_size=batch_size,
@@ -123,7 +123,7 @@ def make_subject(encoding: str = "rope", attention: str = "mha", batch_size: int
 
 @torch.no_grad()
 def reference_losses(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
-    """All logits at once and torch's cross-entropy: what Subject.token_losses must give."""
+    """The expected result of Subject.token_losses, by all logits at once and torch's cross-entropy."""
     inputs, labels = subject.data.val.batch(np.arange(len(subject.data.val)))
     logits = subject.model(inputs).double()
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
