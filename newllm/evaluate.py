@@ -18,15 +18,15 @@ Evaluate finished runs again. Nothing is trained, and stored results never chang
 RUN is a run directory, or a folder of runs; then all finished runs in it are evaluated.
 
 Examples
-  newllm evaluate outputs/runs/tiny-rope-…                       repeat its own evaluation: are all numbers equal?
-  newllm evaluate outputs/sweeps/lengths eval=[extrapolation]    add other numbers to the results of each run
+  newllm evaluate outputs/runs/tiny-rope-…                       repeat its own evaluation and compare all numbers
+  newllm evaluate outputs/sweeps/lengths eval=[extrapolation]    add metrics to the results of each run
   newllm evaluate outputs/sweeps/lengths eval=[extrapolation] eval.extrapolation.lengths=[512,1024]
   newllm evaluate RUN eval=[extrapolation] pos_encoding.scaling=yarn
                                                                  other settings, stored in RUN/evaluations/…
   newllm evaluate RUN data=text data.path=FILE                   on another text, with the run's own tokenizer
 
 Settings that may differ from training: eval, data (except the tokenizer), pos_encoding (if the weights stay the same),
-runtime, attention.kernel, trainer.precision, trainer.eval_weights. Reports show such an evaluation beside the run.
+runtime, attention.kernel, trainer.precision, trainer.eval_weights. Reports show such an evaluation as a separate run.
 """
 _OPTIONS = """\
 Options
