@@ -1,4 +1,4 @@
-"""The local launcher with real processes: what is done, what is lost, and what a second start makes good."""
+"""The local launcher with real processes: results, failures, kills and second starts."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "the condition did not come true"
         time.sleep(0.01)
 
 
@@ -74,7 +74,7 @@ def forking_process(launcher: int) -> int:
     raise AssertionError(f"process {launcher} has no process that forks")
 
 
-def test_runs_equal_those_of_this_process_and_bad_ones_cost_themselves_alone(
+def test_runs_equal_those_of_this_process_and_failures_do_not_affect_them(
     tmp_path: Path, undisturbed: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "a sweep's folder"
@@ -106,7 +106,7 @@ def test_runs_equal_those_of_this_process_and_bad_ones_cost_themselves_alone(
     assert "2 done, 2 failed." in printed
 
 
-def test_a_killed_launcher_leaves_nothing_behind_and_a_second_start_makes_good(
+def test_a_killed_launcher_leaves_no_process_and_a_second_start_finishes_its_runs(
     tmp_path: Path, undisturbed: Callable[[int], Path]
 ) -> None:
     runs = [freeze_small_run(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2, 3)]
@@ -150,16 +150,16 @@ def test_ctrl_c_lets_runs_save_also_in_a_background_job_under_nohup(tmp_path: Pa
     assert "The same command continues from here." in printed
 
 
-def test_without_the_process_that_forks_runs_go_on_in_a_new_one(
+def test_if_the_process_that_forks_is_killed_runs_go_on_in_a_new_one(
     tmp_path: Path, undisturbed: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     runs = [freeze_small_run(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2)]
 
-    def interfere() -> None:
+    def kill_the_forking_process() -> None:
         until(lambda: all(map(in_training, runs)))
         os.kill(forking_process(os.getpid()), signal.SIGKILL)
 
-    thread = threading.Thread(target=interfere)
+    thread = threading.Thread(target=kill_the_forking_process)
     thread.start()
     status = Local(slots=2).start(tmp_path, runs, Policy())
     thread.join()

@@ -48,7 +48,7 @@ def test_an_unexpected_exception_leaves_its_traceback(tmp_path: Path, monkeypatc
     assert read_status(run)["finished"]
 
 
-def test_an_unwritten_failure_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expected_error_is_written_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(cfg: object) -> int:
         raise RunError("no space left for the token store")
 
@@ -58,7 +58,7 @@ def test_an_unwritten_failure_is_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert (read_status(run)["error"], read_status(run)["traceback"]) == ("no space left for the token store", None)
 
 
-def test_a_run_in_other_hands_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_run_of_another_process_is_left_as_it_is(tmp_path: Path) -> None:
     run = freeze_small_run(tmp_path / "run", 1)
     with RunDirectory(run).locked() as held:
         held.begin_attempt()
@@ -95,6 +95,8 @@ def test_a_signal_that_arrives_while_a_worker_is_forked_is_not_lost(
         workers = Workers()
         pid = workers.start([tmp_path], {})
         workers.signal(pid, signal.SIGTERM)
-        assert workers.wait(60.0) == [(pid, -signal.SIGTERM)]
+        while not (ended := workers.wait(1.0)):
+            pass
+        assert ended == [(pid, -signal.SIGTERM)]
     finally:
         signal.signal(signal.SIGTERM, before)
