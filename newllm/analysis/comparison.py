@@ -167,7 +167,7 @@ def make_rule(preset: str = "interval", **options: Any) -> Rule:
     Raises ConfigError for an unknown preset or option, and for a value of the wrong type.
     """
     if preset not in presets():
-        raise ConfigError(f"verdict={preset} is no rule; {did_you_mean(preset, presets(), prefix='verdict=')}.")
+        raise ConfigError(f"verdict={preset} is not a rule; {did_you_mean(preset, presets(), prefix='verdict=')}.")
     text = (shipped() / "report" / "verdict" / f"{preset}.yaml").read_text(encoding="utf-8")
     rule: Rule = build(convert_options({**yaml.safe_load(text), **options}, "verdict", owner=preset))
     return rule

@@ -139,7 +139,7 @@ def find(groups: Sequence[Group], wanted: str) -> Group:
         raise ConfigError(f"baseline={wanted} fits {len(fitting)} groups ({listed}); type more of one label.")
     close = nearest(text, shown)
     hint = f"did you mean {close}? (there are: {listed})" if close else f"expected one of: {listed}"
-    raise ConfigError(f"baseline={wanted} is no group; {hint}.")
+    raise ConfigError(f"baseline={wanted} is not a group; {hint}.")
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -178,7 +178,7 @@ def _check_keys(configs: Sequence[Config], by: Sequence[str]) -> None:
             every = dict.fromkeys(key for one in nodes_of(configs) for key in settings_of(one))
             close = nearest(key, [*shown, *every])
             hint = f"did you mean {close}?" if close else f"expected choices or axes, as {', '.join(shown)}."
-            raise ConfigError(f"by={key} is no choice, axis or setting of these runs; {hint}")
+            raise ConfigError(f"by={key} is not a choice, axis or setting of these runs; {hint}")
 
 
 def _mean(values: Sequence[float], metric: str) -> float:

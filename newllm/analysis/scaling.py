@@ -200,7 +200,7 @@ def laws(
     """
     done = frame[frame["state"] == "done"]
     if metric not in done:
-        raise ConfigError(f"{metric} is no metric of these runs; {did_you_mean(metric, metric_names(done))}.")
+        raise ConfigError(f"{metric} is not a metric of these runs; {did_you_mean(metric, metric_names(done))}.")
     free, every = _settings_of_size(done, size), []
     for _, rows in done.groupby(done["config"].map(tokenizer_of), sort=False):
         for curve in groups(rows, without=free):
@@ -221,10 +221,10 @@ def _settings_of_size(frame: pd.DataFrame, size: str) -> tuple[str, ...]:
     """The settings that may differ between the points of a curve over `size`: those that change it, and itself."""
     if "/" in size:
         if size not in frame:
-            raise ConfigError(f"size={size} is no metric of these runs; {did_you_mean(size, metric_names(frame))}.")
+            raise ConfigError(f"size={size} is not a metric of these runs; {did_you_mean(size, metric_names(frame))}.")
         return next((keys for prefix, keys in _SETTINGS_OF_SIZE.items() if size.startswith(prefix)), ())
     if size not in frame and all(value_of(config, size) is None for config in frame["config"]):
-        raise ConfigError(f"size={size} is no metric, axis or setting of these runs; type size=data/train_tokens.")
+        raise ConfigError(f"size={size} is not a metric, axis or setting of these runs; type size=data/train_tokens.")
     return (size, *(f"{node}.{size}" for node in ("data", "model", "trainer", "optim", "attention", "pos_encoding")))
 
 

@@ -180,10 +180,10 @@ def _spectra(part: Part) -> list[Drawing]:
 
 
 def wavelengths_of(config: Mapping[str, Any], length: int) -> np.ndarray | None:
-    """Tokens to a full turn of each rotary channel, fastest first, when inputs of `length` tokens are read.
+    """Tokens per full turn of each rotary channel for inputs of `length` tokens, from the configuration, without torch.
 
-    Float64 [K], infinite where a pair does not turn; None for encodings without a node `frequencies`, which turn no
-    pairs. A learned tau counts with the value it starts at.
+    Float64 [K], fastest first, infinite where a pair does not turn; None for encodings without a node `frequencies`,
+    which rotate nothing. A learned tau counts with its initial value.
     """
     encoding = config["pos_encoding"]
     parts = [encoding, *(encoding.get("parts") or {}).values()]
@@ -197,7 +197,7 @@ def wavelengths_of(config: Mapping[str, Any], length: int) -> np.ndarray | None:
         trained = spectrum(node["frequencies"], dims, theta=node.get("theta"), head_dim=head_dim, seq_len=seq_len)
         scaled, _ = scale(trained, node.get("scaling"), length=length, seq_len=seq_len)
     except (ConfigError, KeyError, TypeError):
-        return None  # of another version of newllm
+        return None  # another version of newllm wrote it
     return wavelengths(scaled)
 
 

@@ -49,7 +49,7 @@ class Options:
                 raise ConfigError(f"{name}=[]: expected at least one; leave {name} out for the usual ones.")
         for name in self.formats:
             if name not in FORMATS:
-                raise ConfigError(f"formats={name} is no format; {did_you_mean(name, FORMATS)}.")
+                raise ConfigError(f"formats={name} is not a format; {did_you_mean(name, FORMATS)}.")
 
     @property
     def folder(self) -> Path:
@@ -81,7 +81,7 @@ def read_options(argv: Sequence[str]) -> Options:
             continue
         try:
             value = OmegaConf.from_dotlist([f"value={text}"])["value"]
-        except Exception:  # several libraries raise their own error for text that is no YAML
+        except Exception:  # several libraries raise errors of their own for invalid YAML
             expected = "expected key=value, lists in brackets as in by=[model]"
             raise ConfigError(f"{word!r} can't be read; {expected}.") from None
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -92,7 +92,7 @@ def read_options(argv: Sequence[str]) -> Options:
         else:
             node[name] = [value] if name in lists and isinstance(value, str) else value
     if not folders:
-        raise ConfigError("no folder of runs is given; type newllm report DIR, as in newllm report outputs/sweeps.")
+        raise ConfigError("expected a folder of runs; type newllm report DIR, as in newllm report outputs/sweeps.")
     typed = convert_options(node, owner="a report")
     del typed["_target_"]
     return Options(**typed, folders=folders, rule=make_rule(typed["verdict"], **of_rule))

@@ -29,7 +29,7 @@ def write_report(study: Study, sections: Sequence[Section]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"{folder} cannot be made ({error.strerror}); choose another folder with out=FOLDER."
+        message = f"{folder} cannot be created ({error.strerror}); choose another folder with out=FOLDER."
         raise ConfigError(message) from None
     content: dict[str, str | bytes] = {"report.html": page(study, sections)} if "html" in formats else {}
     for section in sections:

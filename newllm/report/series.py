@@ -41,7 +41,7 @@ def over_numbers(groups: Sequence[DrawnGroup], metrics: Numbered, log: bool = Fa
 
 
 def read_runs(group: Group, read: Callable[[Path], Content]) -> list[Content]:
-    """What `read` finds in the folders of the group's first runs, without those whose file is missing or broken."""
+    """What `read` returns for the folders of the group's first runs, without those whose file is missing or broken."""
     contents = []
     for path in list(group.runs["path"])[:MOST_SEEDS]:
         try:

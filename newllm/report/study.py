@@ -215,7 +215,7 @@ def _with_known_metrics(options: Options, done: pd.DataFrame) -> Options:
     metrics, compared = ([name for name in names if name in known] for names in (options.metrics, options.compare))
     for name in [*options.metrics, *options.compare]:
         if name not in known and (name not in optional or not metrics):
-            raise ConfigError(f"{name} is no metric of these runs; {did_you_mean(name, known)}.")
+            raise ConfigError(f"{name} is not a metric of these runs; {did_you_mean(name, known)}.")
     return replace(options, metrics=metrics, compare=compared)
 
 
@@ -223,9 +223,11 @@ def _nothing_done(options: Options, frame: pd.DataFrame) -> str:
     places = ", ".join(options.folders)
     if frame.empty:
         chosen = f" with {', '.join(options.where)}" if options.where else ""
-        return f"{places}: no run{chosen} is there; expected run directories, as newllm train leaves in outputs/runs."
+        return (
+            f"{places}: no runs{chosen} found; expected run directories, such as newllm train writes to outputs/runs."
+        )
     counts = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
     return (
         f"{places}: no run is done ({counts}), so there is nothing to report; newllm status {options.folders[0]} "
-        "shows them, and the command that started them goes on."
+        "shows the runs, and the command that started them resumes them."
     )

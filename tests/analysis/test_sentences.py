@@ -26,15 +26,21 @@ def baseline(wanted: str) -> Callable[[], object]:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: groups(frame(), by=["atention"]), "by=atention is no choice, axis or setting of these runs; did you"),
+        (
+            lambda: groups(frame(), by=["atention"]),
+            "by=atention is not a choice, axis or setting of these runs; did you",
+        ),
         (lambda: groups(frame(), by=["optim.clp"]), "did you mean optim.clip"),
         (baseline("pos_encoding=alibi"), "baseline=pos_encoding=alibi fits 2 groups (alibi · mha, alibi · mla)"),
-        (baseline("alibi · mal"), "baseline=alibi · mal is no group; did you mean alibi · mla"),
-        (baseline("pos_encoding=nope"), "baseline=pos_encoding=nope is no group; expected one of: "),
-        (lambda: laws(frame(), "data/train_token"), "size=data/train_token is no metric of these runs; did you mean"),
-        (lambda: laws(frame(), "width"), "size=width is no metric, axis or setting of these runs"),
-        (lambda: laws(frame(), metric="val/pl"), "val/pl is no metric of these runs; did you mean val/ppl"),
-        (lambda: make_rule("intervall"), "verdict=intervall is no rule; did you mean verdict=interval"),
+        (baseline("alibi · mal"), "baseline=alibi · mal is not a group; did you mean alibi · mla"),
+        (baseline("pos_encoding=nope"), "baseline=pos_encoding=nope is not a group; expected one of: "),
+        (
+            lambda: laws(frame(), "data/train_token"),
+            "size=data/train_token is not a metric of these runs; did you mean",
+        ),
+        (lambda: laws(frame(), "width"), "size=width is not a metric, axis or setting of these runs"),
+        (lambda: laws(frame(), metric="val/pl"), "val/pl is not a metric of these runs; did you mean val/ppl"),
+        (lambda: make_rule("intervall"), "verdict=intervall is not a rule; did you mean verdict=interval"),
         (
             lambda: make_rule("interval", alfa=0.1),
             "verdict.alfa is not an option of interval; did you mean",

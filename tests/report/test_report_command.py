@@ -181,7 +181,7 @@ def test_bad_input_gets_a_sentence(
 
 def test_without_a_finished_run_there_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
-    assert "no run is there" in capsys.readouterr().err
+    assert "no runs found" in capsys.readouterr().err
     (run,) = make_runs(tmp_path, [[]], seeds=[1], tables=False)
     write_status(run, "failed", error="Out of memory.")
     assert main([str(tmp_path)]) == 2
