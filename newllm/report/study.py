@@ -224,7 +224,7 @@ def _nothing_done(options: Options, frame: pd.DataFrame) -> str:
     if frame.empty:
         chosen = f" with {', '.join(options.where)}" if options.where else ""
         return (
-            f"{places}: no runs{chosen} found; expected run directories, such as newllm train writes to outputs/runs."
+            f"{places}: no runs{chosen} found; expected run directories, as newllm train writes to outputs/runs."
         )
     counts = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
     return (

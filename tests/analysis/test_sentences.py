@@ -28,7 +28,7 @@ def baseline(wanted: str) -> Callable[[], object]:
     [
         (
             lambda: groups(frame(), by=["atention"]),
-            "by=atention is not a choice, axis or setting of these runs; did you",
+            "by=atention is not a choice, axis or setting of these runs",
         ),
         (lambda: groups(frame(), by=["optim.clp"]), "did you mean optim.clip"),
         (baseline("pos_encoding=alibi"), "baseline=pos_encoding=alibi fits 2 groups (alibi · mha, alibi · mla)"),
@@ -36,7 +36,7 @@ def baseline(wanted: str) -> Callable[[], object]:
         (baseline("pos_encoding=nope"), "baseline=pos_encoding=nope is not a group; expected one of: "),
         (
             lambda: laws(frame(), "data/train_token"),
-            "size=data/train_token is not a metric of these runs; did you mean",
+            "size=data/train_token is not a metric of these runs; did you",
         ),
         (lambda: laws(frame(), "width"), "size=width is not a metric, axis or setting of these runs"),
         (lambda: laws(frame(), metric="val/pl"), "val/pl is not a metric of these runs; did you mean val/ppl"),
