@@ -223,9 +223,7 @@ def _nothing_done(options: Options, frame: pd.DataFrame) -> str:
     places = ", ".join(options.folders)
     if frame.empty:
         chosen = f" with {', '.join(options.where)}" if options.where else ""
-        return (
-            f"{places}: no runs{chosen} found; expected run directories, as newllm train writes to outputs/runs."
-        )
+        return f"{places}: no runs{chosen} found; expected run directories, as newllm train writes to outputs/runs."
     counts = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
     return (
         f"{places}: no run is done ({counts}), so there is nothing to report; newllm status {options.folders[0]} "
