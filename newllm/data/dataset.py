@@ -71,8 +71,8 @@ class Rows:
         inputs[~streamed], labels[~streamed] = self.inputs[others], self.labels[others]
         return inputs, labels
 
-    def joined(self, most: int | None = None) -> "Rows":
-        """Consecutive rows as a single row of at most `most` labels; other kinds of rows return themselves."""
+    def joined(self, max_labels: int | None = None) -> "Rows":
+        """Consecutive rows as a single row of at most `max_labels` labels; other kinds of rows return themselves."""
         return self
 
     def batch(self, indices: np.ndarray) -> "tuple[torch.Tensor, torch.Tensor]":

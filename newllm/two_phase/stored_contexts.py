@@ -141,8 +141,8 @@ class StreamRows(Rows):
         labels[positions >= last] = IGNORED
         return inputs, labels
 
-    def joined(self, most: int | None = None) -> Rows:
-        tokens = self.tokens if most is None else self.tokens[: most + 1]
+    def joined(self, max_labels: int | None = None) -> Rows:
+        tokens = self.tokens if max_labels is None else self.tokens[: max_labels + 1]
         return StreamRows(tokens, max(len(tokens) - 1, 1))
 
 
