@@ -87,15 +87,15 @@ class Progress:
         self.epoch_step, self.epoch_loss, self.epoch_tokens = 0, 0.0, 0
 
 
-def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
-    """Write the model's weights, with `about` in the header."""
-    _write(path, {f"model.{name}": tensor for name, tensor in _weights(model).items()}, about)
+def save_weights(path: Path, model: nn.Module, header: dict[str, Any]) -> None:
+    """Write the model's weights and the header."""
+    _write(path, {f"model.{name}": tensor for name, tensor in _weights(model).items()}, header)
 
 
 def save_training(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, about: dict[str, Any]
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, header: dict[str, Any]
 ) -> None:
-    """Write everything needed to resume training from `progress`; `about` identifies the data and configuration."""
+    """Write everything needed to resume training from `progress`; `header` identifies the data and configuration."""
     tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -103,14 +103,14 @@ def save_training(
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    _write(path, tensors, {**about, "progress": asdict(progress)})
+    _write(path, tensors, {**header, "progress": asdict(progress)})
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     """Copy a checkpoint's weights into `model`; returns the header."""
-    tensors, about = _read(path, "model.")
+    tensors, header = _read(path, "model.")
     _fill(path, _weights(model), tensors)
-    return about
+    return header
 
 
 @torch.no_grad()
@@ -119,13 +119,13 @@ def load_part(path: Path, name: str, target: Tensor) -> None:
     _fill(path, {name: target}, _read(path, "model.")[0])
 
 
-def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]) -> Progress:
-    """Restore model, optimizer and random states. Raises ConfigError if the header differs from `about`."""
-    tensors, header = _read(path, "")
-    for key, ours in about.items():
-        if header.get(key) != ours:
+def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, header: dict[str, Any]) -> Progress:
+    """Restore model, optimizer and random states. Raises ConfigError if its header differs from this one."""
+    tensors, stored = _read(path, "")
+    for key, ours in header.items():
+        if stored.get(key) != ours:
             raise ConfigError(
-                f"{path} was written with another {key} ({header.get(key)}, now {ours}); give this run another "
+                f"{path} was written with another {key} ({stored.get(key)}, now {ours}); give this run another "
                 "directory with hydra.run.dir=…, or delete this one"
             )
     _fill(path, _weights(model), {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
@@ -138,7 +138,7 @@ def load_training(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    return Progress(**header["progress"])
+    return Progress(**stored["progress"])
 
 
 def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -162,12 +162,12 @@ def _fill(path: Path, targets: dict[str, Tensor], tensors: dict[str, Tensor]) ->
         target.copy_(found)
 
 
-def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write tensors with `about` in the header, atomically."""
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors and the header, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as temporary:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {HEADER: json.dumps(about)})
+            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {HEADER: json.dumps(header)})
     except (OSError, SafetensorError) as error:
         kept = "the previous one is untouched" if path.exists() else "there is no previous one"
         raise RunError(
@@ -180,9 +180,9 @@ def _read(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors whose names begin with `prefix`, with the prefix removed, and the header."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[HEADER])
+            header = json.loads((file.metadata() or {})[HEADER])
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, about
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, header
     except FileNotFoundError:
         raise RunError(f"There is no checkpoint {path}; run the training again to make it") from None
     except (OSError, SafetensorError, KeyError, ValueError) as error:

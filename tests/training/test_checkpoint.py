@@ -8,7 +8,7 @@ from newllm.errors import ConfigError, RunError
 from newllm.training import checkpoint
 from newllm.training.checkpoint import Progress, load_training, load_weights, save_training, save_weights
 
-ABOUT = {"data": "d", "signature": "s"}
+HEADER = {"data": "d", "signature": "s"}
 
 
 def trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -29,12 +29,12 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def test_resumed_training_is_bit_identical_random_numbers_included(tmp_path: Path) -> None:
     model, optimizer = trained(3)
     progress = Progress(step=3, epoch_loss=0.1 + 0.2, history=[{"epoch": 1, "val/loss": 1 / 3}])
-    save_training(tmp_path / "last.safetensors", model, optimizer, progress, ABOUT)
+    save_training(tmp_path / "last.safetensors", model, optimizer, progress, HEADER)
     step(model, optimizer)
 
     torch.manual_seed(77)
     other, other_optimizer = trained(0)
-    assert load_training(tmp_path / "last.safetensors", other, other_optimizer, ABOUT) == progress
+    assert load_training(tmp_path / "last.safetensors", other, other_optimizer, HEADER) == progress
     step(other, other_optimizer)
     for ours, theirs in zip(other.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -44,19 +44,19 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     path = tmp_path / "last.safetensors"
     model, optimizer = trained(1)
-    save_training(path, model, optimizer, Progress(step=1), ABOUT)
+    save_training(path, model, optimizer, Progress(step=1), HEADER)
     good = path.read_bytes()
     step(model, optimizer)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # files may not grow beyond 64 bytes
     try:
         with pytest.raises(RunError, match="could not be written"):
-            save_training(path, model, optimizer, Progress(step=2), ABOUT)
+            save_training(path, model, optimizer, Progress(step=2), HEADER)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == good
     assert list(tmp_path.iterdir()) == [path]
-    assert load_training(path, *trained(0), ABOUT).step == 1
+    assert load_training(path, *trained(0), HEADER).step == 1
 
 
 def test_an_interrupted_save_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,16 +66,16 @@ def test_an_interrupted_save_leaves_no_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(checkpoint, "save_file", half_written)
     with pytest.raises(KeyboardInterrupt):
-        save_weights(tmp_path / "best.safetensors", trained(0)[0], ABOUT)
+        save_weights(tmp_path / "best.safetensors", trained(0)[0], HEADER)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_each_kind_of_bad_checkpoint_has_its_error(tmp_path: Path) -> None:
     path = tmp_path / "last.safetensors"
     model, optimizer = trained(1)
-    save_training(path, model, optimizer, Progress(), ABOUT)
+    save_training(path, model, optimizer, Progress(), HEADER)
     with pytest.raises(ConfigError, match=r"written with another data \(d, now e\)"):
-        load_training(path, model, optimizer, {**ABOUT, "data": "e"})
+        load_training(path, model, optimizer, {**HEADER, "data": "e"})
     with pytest.raises(RunError, match=r"does not fit the model: 0.weight is of shape \(3, 4\), expected \(2, 4\)"):
         load_weights(path, nn.Sequential(nn.Linear(4, 2)))
     path.write_bytes(path.read_bytes()[:100])
