@@ -24,6 +24,7 @@ from newllm.analysis.labels import (
     settings_of,
 )
 from newllm.analysis.metrics import scale_of
+from newllm.config.identity import value_at
 from newllm.errors import ConfigError
 from newllm.suggest import nearest
 
@@ -149,10 +150,7 @@ def value_of(config: Config, key: str) -> Any:
         return choices_of(config).get(key, choices[key])
     if key in config and not isinstance(config[key], dict):
         return config[key]
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+    return value_at(config, key)
 
 
 def is_typed(value: Any, typed: str) -> bool:

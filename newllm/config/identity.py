@@ -79,7 +79,7 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     axes = [key for key in keys if key in config and not isinstance(config[key], dict) and key != "seed"]
     options = [key for key in keys if "." in key and group_of(key.partition(".")[0], config).numbers]
     for key in (*axes, *options):
-        part = _safe(key.rpartition(".")[2] + _word(_at(config, key)))
+        part = _safe(key.rpartition(".")[2] + _word(value_at(config, key)))
         if len("-".join([*parts, part])) + len(seed) <= 80 and part not in parts:
             parts.append(part)
     return "-".join(parts) + seed
@@ -148,8 +148,8 @@ def canonical(value: Any) -> Any:
     return [canonical(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _at(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, or None."""
+def value_at(config: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path such as ``pos_encoding.theta``, None if there is none."""
     value: Any = config
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None

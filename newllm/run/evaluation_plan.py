@@ -19,7 +19,7 @@ from newllm.config.axes import refuse_unused_axes
 from newllm.config.catalog import REFERENCE, references
 from newllm.config.compose import Composed, catalog_for, composed_choices, with_values
 from newllm.config.groups import group_of, groups
-from newllm.config.identity import canonical, changed, effective
+from newllm.config.identity import canonical, changed, effective, value_at
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import check_values
 from newllm.errors import ConfigError
@@ -224,21 +224,14 @@ def _changed_settings(
             if any(change.startswith(f"{key}.") for change in changes):
                 choices.append(f"{key}={_as_typed(config['choices'][key])}")
         elif key in given.catalog.axes:
-            options |= {change for change in changes if key in references(_at(unresolved, change))}
+            options |= {change for change in changes if key in references(value_at(unresolved, change))}
         elif any(f"{change}.".startswith(f"{key}.") or key.startswith(f"{change}.") for change in changes):
             options.add(key)
     parts = []
     for key in sorted(options):
-        value = Path(_at(config, key)).name if key == "data.path" else _at(config, key)
+        value = Path(value_at(config, key)).name if key == "data.path" else value_at(config, key)
         parts.append(f"{key.partition('.')[2]}={_as_typed(value)}")
     return (*sorted(choices), *parts)
-
-
-def _at(config: Any, key: str) -> Any:
-    """The value at a dotted key, None if there is none."""
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, Mapping) else None
-    return config
 
 
 def _as_typed(value: Any) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from newllm.config.groups import groups, parts_of, stages
+from newllm.config.identity import value_at
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import PARTS, count_parameters, seedless
@@ -139,7 +140,5 @@ def _value(config: Mapping[str, Any], key: str) -> str:
     if key in config["choices"]:
         choice = config["choices"][key]
         return "+".join(map(str, choice)) if isinstance(choice, list) else str(choice or "")
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    value = value_at(config, key)
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
