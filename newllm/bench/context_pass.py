@@ -75,12 +75,12 @@ def measure(
         stream = run.data.stream("train")
         text = Text(run.model.eval(), np.resize(stream, tokens), run.device)
 
-        seconds_each, found = _train(phase, recurrence, text, run.precision, iterations)
+        seconds_each, losses = _train(phase, recurrence, text, run.precision, iterations)
         median = statistics.median(seconds_each)
-        metrics |= {f"phase1/{shape}/{name}": value for name, value in found.items()}
+        metrics |= {f"phase1/{shape}/{name}": value for name, value in losses.items()}
         metrics[f"seconds/{shape}/iteration"] = seconds_each
         speed = metrics[f"iteration/{shape}/tokens_per_second"] = tokens / median
-        reached = [f"{found['loss']:.4f}", f"{found['bound']:.4f}", f"{found['converged']:.0%}"]
+        reached = [f"{losses['loss']:.4f}", f"{losses['bound']:.4f}", f"{losses['converged']:.0%}"]
         phase_rows.append([shape, f"{median:.2f}", f"{speed:,.0f}", *reached])
 
         contexts = {name: torch.empty(size, recurrence.width) for name, size in sizes.items()}
@@ -121,17 +121,17 @@ def measure(
 def _train(
     phase: FixedPoint, recurrence: Recurrence, text: Text, precision: Precision, count: int
 ) -> tuple[list[float], dict[str, float]]:
-    """Seconds of each iteration after the random start, and the findings of the last one."""
+    """Seconds of each iteration after the random start, and loss, bound and converged share of the last one."""
     seconds = []
     with TemporaryDirectory() as folder:
         iteration = Iteration(phase, recurrence, text, precision, Path(folder))
         iteration.draw_start()
         for number in range(2, count + 1):
             start = time.perf_counter()
-            found = iteration.run(number, lambda batch, loss: None)
+            losses = iteration.run(number, lambda batch, loss: None)
             seconds.append(time.perf_counter() - start)
     recurrence.requires_grad_(False)
-    return seconds, found
+    return seconds, losses
 
 
 def _side_by_side(recurrence: Recurrence, text: Text, precision: Precision, out: Tensor) -> None:

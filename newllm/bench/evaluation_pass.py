@@ -170,7 +170,7 @@ def _padded(subject: Subject, answers: list[tuple[list[int], list[int]]]) -> lis
     inputs = pad_sequence(rows, batch_first=True)[:, :-1].split(subject.batch_size)
     labels = pad_sequence(scored, batch_first=True, padding_value=IGNORED)[:, 1:].split(subject.batch_size)
     nats: list[np.ndarray] = []
-    for ids, wanted in zip(inputs, labels, strict=True):
-        losses = _all_logits(subject, ids.to(subject.device), wanted.to(subject.device)).cpu().double()
-        nats += [row[label != IGNORED].numpy() for row, label in zip(losses, wanted, strict=True)]
+    for batch, batch_labels in zip(inputs, labels, strict=True):
+        losses = _all_logits(subject, batch.to(subject.device), batch_labels.to(subject.device)).cpu().double()
+        nats += [row[label != IGNORED].numpy() for row, label in zip(losses, batch_labels, strict=True)]
     return nats

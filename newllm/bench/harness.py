@@ -34,14 +34,14 @@ def in_turns(names: Iterable[str], rounds: int, measure: Callable[[str], T]) -> 
 
     Every second round reverses the order of the one before, and the next round starts with another contestant.
     """
-    found: dict[str, list[T]] = {name: [] for name in names}
-    names = list(found)
+    results: dict[str, list[T]] = {name: [] for name in names}
+    names = list(results)
     for number in range(rounds):
         first = number // 2 % len(names)
         order = [*names[first:], *names[:first]]
         for name in order[::-1] if number % 2 else order:
-            found[name].append(measure(name))
-    return found
+            results[name].append(measure(name))
+    return results
 
 
 def alternate(contestants: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1) -> dict[str, list[float]]:
@@ -66,10 +66,10 @@ def alternate_in_processes(
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads and allocator settings
     pipes, processes = {}, []
     for name, build in contestants.items():
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(build, calls, theirs)))
+        pipes[name], child_end = context.Pipe()
+        processes.append(context.Process(target=_serve, args=(build, calls, child_end)))
         processes[-1].start()
-        theirs.close()  # so that the end of the process ends the pipe
+        child_end.close()  # so that the end of the process ends the pipe
 
     def receive(name: str) -> Any:
         try:

@@ -86,8 +86,8 @@ def measure(
 
 def _as_pythia(overrides: list[str]) -> list[str]:
     """Pythia rotates a quarter of each head's dims; in newllm this is an option of the encoding, not of the model."""
-    given = {word.partition("=")[0] for word in overrides}
-    if given & {"rotary_pct", "pos_encoding.rotary_pct", "pos_encoding"} or "model=pythia_70m" not in overrides:
+    keys = {word.partition("=")[0] for word in overrides}
+    if keys & {"rotary_pct", "pos_encoding.rotary_pct", "pos_encoding"} or "model=pythia_70m" not in overrides:
         return overrides
     return [*overrides, "rotary_pct=0.25"]
 

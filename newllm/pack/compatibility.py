@@ -50,7 +50,7 @@ def differing(configs: Sequence[Config]) -> dict[str, list[Any]]:
     return different
 
 
-def hindrance(config: Config) -> str | None:
+def reason_to_train_alone(config: Config) -> str | None:
     """Why a run cannot be part of any pack; None if it can."""
     if int(config["trainer"].get("devices", 1)) > 1:
         return "a packed run has one process, so leave trainer.devices at 1"
@@ -61,10 +61,10 @@ def hindrance(config: Config) -> str | None:
     return None
 
 
-def unpackable(configs: Sequence[Config]) -> str | None:
+def reason_not_to_pack(configs: Sequence[Config]) -> str | None:
     """Why no two of these runs can be packed; None if some can, or if there is only one run."""
-    if len(configs) > 1 and all(map(hindrance, configs)):
-        return hindrance(configs[0])
+    if len(configs) > 1 and all(map(reason_to_train_alone, configs)):
+        return reason_to_train_alone(configs[0])
     if len(configs) < 2 or len({key(config) for config in configs}) < len(configs):
         return None
     return _explain(differing(configs))
@@ -73,7 +73,7 @@ def unpackable(configs: Sequence[Config]) -> str | None:
 def require_compatible(configs: Sequence[Config], pack: int | str) -> None:
     """Raises ConfigError with the keys that differ unless all these runs can be packed together."""
     different = differing(configs)
-    if why := unpackable(configs) or (_explain(different) if different else None):
+    if why := reason_not_to_pack(configs) or (_explain(different) if different else None):
         raise ConfigError(f"pack={pack}: {why}.")
 
 

@@ -80,4 +80,4 @@ class PackedStep:
             auxiliary = self._stack.auxiliary()  # [K * B]
             added = [None] * runs if auxiliary is None else auxiliary.chunk(runs)
             parts = zip(self._steps, hidden.chunk(runs), labels.chunk(runs), scored, added, strict=True)
-            return [step.batch_loss.of(states, wanted, number, more) for step, states, wanted, number, more in parts]
+            return [step.batch_loss.of(states, targets, total, more) for step, states, targets, total, more in parts]

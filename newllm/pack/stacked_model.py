@@ -53,8 +53,8 @@ def _stack(modules: Sequence[nn.Module], rows: Rows, path: str) -> nn.Module:
     copy.__dict__.update(vars(first))
     copy._modules = {}
     for child, module in vars(first)["_modules"].items():
-        theirs = [one._modules[child] for one in modules]
-        copy._modules[child] = None if module is None else _stack(theirs, rows, f"{path}.{child}")  # type: ignore[arg-type]
+        children = [one._modules[child] for one in modules]
+        copy._modules[child] = None if module is None else _stack(children, rows, f"{path}.{child}")  # type: ignore[arg-type]
     for attribute, value in vars(first).items():
         if isinstance(value, nn.Module):  # a reference to a module that is not a child
             copy.__dict__[attribute] = _stack([vars(one)[attribute] for one in modules], rows, f"{path}.{attribute}")
@@ -66,9 +66,9 @@ def _check_equal(modules: Sequence[nn.Module], path: str) -> None:
     first = modules[0]
     for other in modules[1:]:
         for name, value in vars(first).items():
-            theirs = vars(other).get(name)
-            if name not in _MAY_DIFFER and _is_plain(value) and _is_plain(theirs) and value != theirs:
-                raise ConfigError(f"the models can't be packed, since {path}.{name} differs: {value}, {theirs}")
+            another = vars(other).get(name)
+            if name not in _MAY_DIFFER and _is_plain(value) and _is_plain(another) and value != another:
+                raise ConfigError(f"the models can't be packed, since {path}.{name} differs: {value}, {another}")
         for name, buffer in first.named_buffers(recurse=False):
             if not buffer.is_meta and not torch.equal(buffer, other.get_buffer(name)):
                 raise ConfigError(f"the models can't be packed, since {path}.{name} differs")
@@ -126,21 +126,21 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs  # [K, N, out]
         x, *weights = ctx.saved_tensors
-        wants_x, _, *wanted = ctx.needs_input_grad
+        needs_x, _, *needed = ctx.needs_input_grad
         runs = len(weights)
         d_x: Tensor | None = None
         if not _one_by_one(x):
-            d_x = torch.bmm(grad, torch.stack(weights)) if wants_x else None
-            gradients = [*torch.bmm(grad.mT, x).unbind(), *(grad.sum(1).unbind() if len(wanted) > runs else ())]
+            d_x = torch.bmm(grad, torch.stack(weights)) if needs_x else None
+            gradients = [*torch.bmm(grad.mT, x).unbind(), *(grad.sum(1).unbind() if len(needed) > runs else ())]
         else:
-            if wants_x:
+            if needs_x:
                 d_x = torch.empty_like(x)
                 for k, weight in enumerate(weights):
                     torch.mm(grad[k], weight, out=d_x[k])
             gradients = [torch.mm(grad[k].T, x[k]) for k in range(runs)]
-            gradients += [grad[k].sum(0) for k in range(len(wanted) - runs)]
-        results = zip(gradients, wanted, ctx.dtypes, strict=True)
-        return d_x, None, *(gradient.to(dtype) if wants else None for gradient, wants, dtype in results)
+            gradients += [grad[k].sum(0) for k in range(len(needed) - runs)]
+        results = zip(gradients, needed, ctx.dtypes, strict=True)
+        return d_x, None, *(gradient.to(dtype) if needs else None for gradient, needs, dtype in results)
 
 
 def _one_by_one(x: Tensor) -> bool:

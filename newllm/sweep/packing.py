@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from newllm.errors import ConfigError, NewllmError
-from newllm.pack.compatibility import Config, differing, hindrance, key, unpackable
+from newllm.pack.compatibility import Config, differing, key, reason_not_to_pack, reason_to_train_alone
 from newllm.store.atomic import write_json
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.slots import Grant
@@ -79,7 +79,9 @@ def pack(
                 common = f"{key(config)} {threads.get(run.name, grant.threads)}"
         groups.setdefault(common, []).append(run)
     packable = {
-        common: group for common, group in groups.items() if len(group) > 1 and not hindrance(configs[group[0]])
+        common: group
+        for common, group in groups.items()
+        if len(group) > 1 and not reason_to_train_alone(configs[group[0]])
     }
     notes: list[str] = []
     together = 1
@@ -111,7 +113,7 @@ def pack(
 
 def require_packable(configs: Sequence[Config], size: Pack) -> None:
     """Raises ConfigError with the differing keys if packs were requested and no two of these runs can be packed."""
-    if isinstance(size, int) and size > 1 and (why := unpackable(configs)):
+    if isinstance(size, int) and size > 1 and (why := reason_not_to_pack(configs)):
         raise ConfigError(f"pack={size}: {why}.")
 
 

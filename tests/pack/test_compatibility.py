@@ -11,7 +11,7 @@ import pytest
 import newllm
 from newllm.config import effective
 from newllm.errors import ConfigError
-from newllm.pack.compatibility import key, require_compatible, unpackable
+from newllm.pack.compatibility import key, reason_not_to_pack, require_compatible
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.packing import FILE, pack, require_packable
 from newllm.sweep.slots import Grant
@@ -84,7 +84,7 @@ def test_an_error_names_the_options_that_differ_and_those_that_may() -> None:
         require_compatible([*runs, same], 3)
     require_packable(runs, None)
     assert "leave trainer.devices at 1" in str(
-        unpackable([config(trainer__devices=2), config(trainer__devices=2, trainer__seed=1)])
+        reason_not_to_pack([config(trainer__devices=2), config(trainer__devices=2, trainer__seed=1)])
     )
 
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 import newllm
 from newllm.config.groups import groups
 from newllm.errors import ConfigError
-from newllm.pack.compatibility import unpackable
+from newllm.pack.compatibility import reason_not_to_pack
 from newllm.run.execute import run
 from newllm.run.stage import build_stages
 from newllm.store.run_directory import RunDirectory
@@ -57,5 +57,5 @@ def test_settings_that_rule_out_a_stage(tmp_path: Path, changes: dict[str, Any],
 
 def test_a_run_with_a_stage_is_not_packed(tmp_path: Path) -> None:
     configs = [OmegaConf.to_container(configuration(tmp_path / name), resolve=True) for name in "ab"]
-    assert "trains alone" in str(unpackable(configs))  # type: ignore[arg-type]
+    assert "trains alone" in str(reason_not_to_pack(configs))  # type: ignore[arg-type]
     assert [name for name, group in groups().items() if group.stage] == ["embeddings", "phase1"]

@@ -22,7 +22,7 @@ from newllm import evaluate, generate
 from newllm.config import effective, signature
 from newllm.config.values import check_values
 from newllm.errors import ConfigError
-from newllm.pack.compatibility import unpackable
+from newllm.pack.compatibility import reason_not_to_pack
 from newllm.run.execute import run
 from newllm.run.prepare import prepare
 from newllm.run.prepare import subject as evaluation_subject
@@ -300,6 +300,6 @@ def test_planning_with_other_runs(tmp_path: Path) -> None:
     configs = [effective(small_config(tmp_path / "run", **one)) for one in changes]
     build_all(parts(configs[:3]))
     assert signature(configs[0]) == signature(configs[2]) != signature(configs[1])
-    assert "phase1=published trains alone" in str(unpackable(configs[:2]))
+    assert "phase1=published trains alone" in str(reason_not_to_pack(configs[:2]))
     with pytest.raises(ConfigError, match=r"phase1\.lr"):
         build_all(parts(configs[3:]))
