@@ -75,7 +75,7 @@ class Display:
                 with suppress(OSError):
                     self._live.stop()
                 self._live = None
-            self._summary()
+        self._summary()  # not if the launcher was killed: the runs are still saving then
 
     def started(self, run: Path) -> None:
         self._running[run] = time.monotonic()

@@ -110,7 +110,8 @@ def test_a_killed_launcher_leaves_no_process_and_a_second_start_finishes_its_run
     tmp_path: Path, undisturbed: Callable[[int], Path]
 ) -> None:
     runs = [freeze_small_run(tmp_path / f"s{seed}", seed, logger=SLOW) for seed in (1, 2, 3)]
-    launcher = subprocess.Popen([sys.executable, "-c", LAUNCH, str(tmp_path), *map(str, runs)])
+    command = [sys.executable, "-c", LAUNCH, str(tmp_path), *map(str, runs)]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     until(lambda: in_training(runs[0]) and in_training(runs[1]))
     forking = forking_process(launcher.pid)
     assert len(list(Path(f"/proc/{forking}/task").iterdir())) == 1  # threads would not survive a fork
@@ -120,6 +121,8 @@ def test_a_killed_launcher_leaves_no_process_and_a_second_start_finishes_its_run
     for pid in (forking, *workers):
         until(lambda pid=pid: not _alive(pid))
     assert [read_status(run)["state"] for run in runs] == ["interrupted", "interrupted", "queued"]
+    assert launcher.stdout is not None
+    assert "running" not in launcher.stdout.read()  # no summary of runs that still save
     assert all(read_status(run)["progress"]["step"] >= 3 for run in runs[:2])
 
     for run in runs[:2]:
