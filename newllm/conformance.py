@@ -146,10 +146,14 @@ def small_model(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     """A small model with these choices; parameters of the encoding that start at 0 are drawn, so that they matter."""
     import torch
 
-    from newllm.config import compose
+    from newllm.config.compose import catalog_for, compose
+    from newllm.config.overrides import parse
     from newllm.model import build_model
     from newllm.model.transformer import Transformer
 
+    for override in parse(overrides, catalog_for(config_dir), sweep=True).parsed:
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: newllm conformance checks one model; give one value at a time.")
     keys = {override.lstrip("+").partition("=")[0] for override in overrides}
     sizes = [f"{key}={value}" for key, value in SIZES.items() if key not in keys]
     model = build_model(compose([*sizes, *overrides], config_dir=config_dir), tokens=VOCABULARY).eval()

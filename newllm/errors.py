@@ -62,7 +62,7 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None,
     except NewllmError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
-        print(f"newllm: {error}", file=sys.stderr)
+        print(f"newllm: {str(error).removesuffix('.')}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         return 130

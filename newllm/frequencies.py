@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from newllm.config.compose import catalog_for
 from newllm.errors import ConfigError, Parser, run_command
 from newllm.position.frequencies import channels_longer_than, phase_collision, wavelengths
+from newllm.suggest import nearest
 
 _ENDINGS = (".png", ".svg", ".csv")
 
@@ -46,13 +48,13 @@ def spectra(overrides: Sequence[str], lengths: Sequence[int] = (), config_dir: s
     from newllm.analysis.labels import name_groups, nodes_of, settings_of
     from newllm.sweep.command import read
 
-    different: dict[str, Mapping[str, Any]] = {}
+    distinct: dict[str, Mapping[str, Any]] = {}  # what the spectrum depends on, as JSON -> the first such configuration
     for run in read(overrides, config_dir=config_dir, several=True).runs:
         nodes = [run.config[name] for name in ("pos_encoding", "model", "attention")]
-        different.setdefault(
+        distinct.setdefault(
             json.dumps([*nodes, run.config["data"]["seq_len"]], sort_keys=True, default=str), run.config
         )
-    configs = list(different.values())
+    configs = list(distinct.values())
     results = []
     names, _ = name_groups(configs, [settings_of(nodes) for nodes in nodes_of(configs)])
     for name, config in zip(names, configs, strict=True):
@@ -156,6 +158,11 @@ def _run(argv: list[str]) -> int:
     files = [_file(word.removeprefix("out=")) for word in options.words if word.startswith("out=")]
     lengths = [length for word in options.words if word.startswith("length=") for length in _lengths(word)]
     overrides = [word for word in options.words if not word.startswith(("out=", "length="))]
+    catalog = catalog_for(options.config_dir)
+    known = [*catalog.groups, *catalog.axes, *catalog.sweep_options, "out", "length"]
+    for key in (word.partition("=")[0] for word in overrides):
+        if key not in known and (close := nearest(key, known)) in ("out", "length"):
+            raise ConfigError(f"{key} is unknown; did you mean {close}?")
 
     from newllm.console import Console
 

@@ -58,7 +58,7 @@ def test_a_wrong_value_ends_with_status_2(
     monkeypatch.chdir(tmp_path)
     assert train.main(["theta=abc"]) == 2
     out, err = capfd.readouterr()
-    assert (out, err) == ("", "newllm: theta=abc: expected a number or null for pos_encoding.theta.\n")
+    assert (out, err) == ("", "newllm: theta=abc: expected a number or null for pos_encoding.theta\n")
     assert not any(tmp_path.iterdir())
 
 
@@ -86,7 +86,7 @@ def test_errors_of_a_run_and_interruption_have_statuses_of_their_own(
         raise KeyboardInterrupt
 
     assert run_command(fail, []) == 1
-    assert capfd.readouterr().err == "newllm: loss is nan at step 3.\n"
+    assert capfd.readouterr().err == "newllm: loss is nan at step 3\n"
     assert run_command(interrupt, []) == 130
 
 
@@ -234,7 +234,7 @@ def test_an_experiment_may_bring_its_grid(launches: list[Launch], tmp_path: Path
         (["pos_encoding=rope,alibbi"], "did you mean pos_encoding=alibi?"),
         (["theta=1e4,abc"], "theta=abc: expected a number"),
         (["seed=1,2", "retires=2"], "did you mean retries?"),
-        (["seed=1,2", "rerun=al"], "expected failed or none or all"),
+        (["seed=1,2", "rerun=al"], "expected failed, none or all"),
         (["seed=1,2", "hydra.launcher.slot=2"], "did you mean hydra.launcher.slots?"),
         (["seed=1,2", "hydra/launcher=slrum"], "did you mean hydra/launcher=slurm?"),
         (["seed=1,2", "hydra/launcher=basic"], "expected one of: local, slurm"),

@@ -119,7 +119,8 @@ def test_each_check_finds_a_broken_model(
     ("words", "message"),
     [
         (["pos_encoding=rop"], "did you mean pos_encoding=rope?"),
-        (["--confg-dir=x"], "newllm conformance --help"),
+        (["--confg-dir=x"], "did you mean --config-dir?"),
+        (["pos_encoding=rope,alibi"], "give one value at a time"),
         (["theta=0"], "theta must be greater than 0"),
     ],
 )

@@ -68,13 +68,15 @@ def test_a_users_own_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["pos_encoding=alibi"], "pos_encoding=alibi rotates nothing, so it has no spectrum; try pos_encoding=rope."),
+        (["pos_encoding=alibi"], "pos_encoding=alibi rotates nothing, so it has no spectrum; try pos_encoding=rope"),
         (["pos_encoding=ropee"], "did you mean pos_encoding=rope?"),
         (["slope=0.5"], "slope is an axis of pos_encoding=alibi"),
         (["theta=0"], "theta must be greater than 0"),
         (["pos_encoding=rope_hybrid", "alpha=2"], "alpha must lie in [0, 1]"),
-        (["--lenght=3"], "unrecognized arguments: --lenght=3; newllm frequencies --help"),
+        (["--lenght=3"], "unrecognized arguments: --lenght=3"),
         (["--config-dir=/no/such"], "no such folder"),
+        (["outt=x.png"], "outt is unknown; did you mean out?"),
+        (["lenght=9"], "lenght is unknown; did you mean length?"),
         (["length=0"], "length=0: expected whole numbers above 0"),
         (["out=spectra.pdf"], "out=spectra.pdf must be a .png, .svg or .csv file"),
         (["out=/no/such/place/spectra.png"], "in an existing folder"),

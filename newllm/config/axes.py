@@ -25,11 +25,11 @@ def axes(plain: Plain) -> list[str]:
 def referenced(plain: Plain, value: Any) -> dict[str, Any]:
     """The root keys, with their values, that a value refers to, directly or through another root key."""
     found: dict[str, Any] = {}
-    fresh = references(value)
-    while fresh:
-        known = {name: plain[name] for name in fresh if name in plain}
-        found |= known
-        fresh = references(known) - {*found}
+    pending = references(value)
+    while pending:
+        values = {name: plain[name] for name in pending if name in plain}
+        found |= values
+        pending = references(values) - {*found}
     return found
 
 
@@ -41,8 +41,8 @@ def used_axes(plain: Plain) -> list[str]:
 
 def unused(plain: Plain, given: Overrides) -> list[str]:
     """The axes given on the command line that have no effect on this configuration."""
-    idle = {*axes(plain)}.difference(used_axes(plain))
-    return [key for key in dict.fromkeys(given.keys) if key in idle]
+    without_effect = {*axes(plain)}.difference(used_axes(plain))
+    return [key for key in dict.fromkeys(given.keys) if key in without_effect]
 
 
 def refuse_unused_axes(config: Plain, given: Overrides) -> None:

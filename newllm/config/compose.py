@@ -103,10 +103,11 @@ def compose_many(jobs: Sequence[Sequence[str]], *, config_dir: str | Path | None
             if content not in resolved_nodes:
                 resolved_nodes[content] = sorted_keys(resolved({**context, name: run[name]})[name])
             config[name] = resolved_nodes[content]
-        idle = tuple(unused(run, given))
-        kept = [line for line in given.of_run() if line.partition("=")[0] not in idle]
+        unused_keys = tuple(unused(run, given))
+        kept = [line for line in given.of_run() if line.partition("=")[0] not in unused_keys]
         config |= {**user_groups, "choices": composed.choices, "overrides": kept}
-        composed_jobs.append(Job(tuple(o.input_line or "" for o in given.parsed), dict(sorted(config.items())), idle))
+        typed = tuple(override.input_line or "" for override in given.parsed)
+        composed_jobs.append(Job(typed, dict(sorted(config.items())), unused_keys))
     return composed_jobs
 
 

@@ -98,9 +98,9 @@ def run_directory(cfg: DictConfig, root: str | Path = "outputs/runs") -> Path:
     """
     if cfg.run_dir:
         return Path(cfg.run_dir)
-    mark = signature(cfg)
-    existing = sorted(path for path in Path(root).glob(f"*-{mark}") if path.is_dir())
-    return existing[0] if existing else Path(root) / f"{slug(cfg)}-{mark}"
+    run_signature = signature(cfg)
+    existing = sorted(path for path in Path(root).glob(f"*-{run_signature}") if path.is_dir())
+    return existing[0] if existing else Path(root) / f"{slug(cfg)}-{run_signature}"
 
 
 def differences(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> list[str]:
@@ -157,9 +157,11 @@ def value_at(config: Mapping[str, Any], path: str) -> Any:
 
 
 def _word(value: Any) -> str:
-    """A value as part of a file name: 10000 for 1e4, the last name of a path."""
+    """A value as part of a file name: 10000 for 1e4, null, the last name of a path."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "_".join(_word(item) for item in value)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else Path(str(value)).name
 
 

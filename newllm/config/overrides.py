@@ -67,10 +67,10 @@ def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Ov
         try:
             parsed.append(parse_line(f"sweep.{line.lstrip('+')}" if short else line))
         except HydraException:
-            raise ConfigError(_syntax(line, catalog)) from None
+            raise ConfigError(_syntax_error(line, catalog)) from None
     for override in parsed:
         if not override.key_or_group:
-            raise ConfigError(_syntax(override.input_line or "", catalog))
+            raise ConfigError(_syntax_error(override.input_line or "", catalog))
         _check(override, catalog, sweep)
     return Overrides(tuple(parsed), catalog)
 
@@ -84,7 +84,7 @@ def parse_line(line: str) -> "Override":
     return OverridesParser.create().parse_override(line)
 
 
-def _syntax(line: str, catalog: Catalog) -> str:
+def _syntax_error(line: str, catalog: Catalog) -> str:
     key, equals, value = line.partition("=")
     if key and equals:
         return (

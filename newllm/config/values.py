@@ -22,7 +22,7 @@ from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean, nearest
 
 REQUIRED = inspect.Parameter.empty
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+_WORDS = {int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 
 
 # --- what a target takes --------------------------------------------------------------------------------------------
@@ -53,9 +53,9 @@ def signature_of(target: str) -> Signature:
         parameters = inspect.signature(value, eval_str=True).parameters.values()
     except NameError:  # an annotation that is imported only for type checkers
         parameters = inspect.signature(value).parameters.values()
-    kinds = {one.kind for one in parameters}
-    options = {one.name: one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)}
-    handed = tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
+    kinds = {parameter.kind for parameter in parameters}
+    options = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    handed = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
     rest = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
     return Signature(options, handed, rest)
 
@@ -98,25 +98,35 @@ def convert(value: Any, annotation: Any) -> Any:
         try:
             return adapter.validate_python(attempt)
         except ValidationError as error:
-            finite = "finite_number" not in {one["type"] for one in error.errors()}
+            finite = "finite_number" not in {detail["type"] for detail in error.errors()}
             if not finite:
                 break
-    raise ValueError(f"expected {expected(annotation)}" + (_hint(value, annotation) if finite else " (a finite one)"))
+    if finite:
+        raise ValueError(f"expected {expected(annotation)}{_hint(value, annotation)}")
+    raise ValueError(f"expected {expected(annotation)}".replace("a number", "a finite number"))
 
 
 def expected(annotation: Any) -> str:
-    """The annotation in words, for error sentences."""
+    """The annotation in words, for error sentences: ``auto, fp32 or bf16``."""
+    *others, last = _alternatives(annotation)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _alternatives(annotation: Any) -> list[str]:
     origin, args = get_origin(annotation), get_args(annotation)
+    if annotation is bool:
+        return ["true", "false"]
     if annotation in _WORDS:
-        return _WORDS[annotation]
+        return [_WORDS[annotation]]
     if origin is Literal:
-        return " or ".join(map(_shown, args))
+        return [_shown(word) for word in args]
     if origin in (Union, UnionType):
-        return " or ".join(map(expected, args))
+        return [words for member in args for words in _alternatives(member)]
     if list in (annotation, origin):
+        mappings = bool(args) and dict in (args[0], get_origin(args[0]))  # as sweep.grids and sweep.zip take
         example = {(int,): "[1,2]", (float,): "[0.5,1]"}.get(args, "[a,b]")
-        return f"a list, as in {example}"
-    return "a mapping" if dict in (annotation, origin) else "any value"
+        return [f"a list such as {'[{lr:[1e-3,5e-4],batch_size:[4,8]}]' if mappings else example}"]
+    return ["a mapping" if dict in (annotation, origin) else "any value"]
 
 
 @cache
@@ -135,13 +145,14 @@ def _adapter(annotation: Any) -> Any:
 def _whole(value: Any) -> Any:
     """5000 for 5e3, in lists too."""
     if isinstance(value, list):
-        return [_whole(one) for one in value]
+        return [_whole(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _hint(value: Any, annotation: Any) -> str:
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    words = [word for one in members if get_origin(one) is Literal for word in get_args(one) if isinstance(word, str)]
+    literals = [member for member in members if get_origin(member) is Literal]
+    words = [word for literal in literals for word in get_args(literal) if isinstance(word, str)]
     close = nearest(value, words) if isinstance(value, str) else None
     return f" (did you mean {close}?)" if close else ""
 

@@ -51,7 +51,7 @@ class PasskeyRows:
     90 % of that text, and as its last tokens, where only the first marker tells the digits. All labels are scored (the
     ordinary loss of a language model). Key and depth come from the stream of the row's index, the same in all runs;
     evaluation draws its keys from other streams. The published mix takes its filler from 50,000 tokens of validation
-    text, which its evaluation uses too; this one takes none.
+    text, which its evaluation uses too; here no validation text is used.
 
     train/loss and train/ppl include the markers. Validation rows stay plain and choose the best epoch: if a large share
     makes plain text worse, trainer.eval_weights=last evaluates the last weights.

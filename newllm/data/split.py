@@ -141,7 +141,7 @@ def check_lengths(corpus: Corpus, layout: str, lengths: Mapping[str, int]) -> No
             needed = needed - corpus.seq_len + 1 if budget else corpus.least_rows * corpus.seq_len + 1
         if length >= needed:
             continue
-        rows = 0  # that the text gives of those that the budget counts
+        rows = 0  # of the budget, that the text is long enough for
         own_budget = side == "val" and corpus.val_samples is not None
         if side in budget:
             counted = corpus.rows[1:] if own_budget else corpus.rows[:1] if corpus.separate_validation else corpus.rows

@@ -22,7 +22,7 @@ class Fope(Rope):
 
     The coefficients a and b are drawn once and not learned, independently of each other and for each key head (shared
     by its group of queries; MLA's rotary key uses the first set), the same for q and k. They are normal with standard
-    deviation ``gain * sqrt(2 / (F (F + H)))`` for H heads. So does the authors' code (fourier_init=eye_xavier_norm,
+    deviation ``gain * sqrt(2 / (F (F + H)))`` for H heads, as in the authors' code (fourier_init=eye_xavier_norm,
     separate_basis, separate_head, learnable=false; torch's Xavier rule on a tensor [H, F, F]), which uses gains of 0.3,
     0.4 and 0.6 for 60M, 180M and 1.2B parameters; the paper writes one real coefficient for both waves. It differs from
     that code in three ways: all layers share one draw; all F pairs rotate (there, at most half of a head's pairs); and
@@ -72,7 +72,7 @@ class Fope(Rope):
         return mix
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.turning(positions)  # [T, r/2]
+        cos, sin = self.cos_and_sin(positions)  # [T, r/2]
         with torch.autocast(cos.device.type, enabled=False):
             key_heads = k.shape[1]
             cos = cos @ self.cos_mix[:key_heads].to(cos.dtype)  # [Hk, T, r/2]

@@ -67,23 +67,23 @@ class Rope(PositionEncoding):
         self.inv_freq.copy_(torch.tensor(inv_freq).float())
         self.temperature.fill_(temperature)
 
-    def in_use(self) -> Tensor:
+    def current_inv_freq(self) -> Tensor:
         """[r/2] fp32, the inverse frequencies after scaling."""
         return self.inv_freq.float()
 
-    def turning(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def cos_and_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) of the angles at positions [T], times the temperature: [T, r/2] each, fp32."""
-        angles = positions[:, None].float() * self.in_use()
+        angles = positions[:, None].float() * self.current_inv_freq()
         return angles.cos() * self.temperature, angles.sin() * self.temperature
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.turning(positions)
+        cos, sin = self.cos_and_sin(positions)
         q, k = turn(cos, sin, self.layout == "half", q, k)
         return q, k
 
     def pairs(self) -> list[tuple[int, int, float]]:
         half = self.width // 2
-        frequency = self.in_use().tolist()
+        frequency = self.current_inv_freq().tolist()
         if self.layout == "half":
             return [(i, i + half, frequency[i]) for i in range(half)]
         return [(2 * i, 2 * i + 1, frequency[i]) for i in range(half)]

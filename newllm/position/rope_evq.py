@@ -68,9 +68,9 @@ class RopeEvq(Rope):
         if self.psi is not None:
             self.length.fill_(length)
 
-    def in_use(self) -> Tensor:
+    def current_inv_freq(self) -> Tensor:
         if self.psi is None:
-            return super().in_use()
+            return super().current_inv_freq()
         inv_freq = torch.exp(-self.ln_theta * _warp(self.u.double(), F.softplus(self.psi.double())))
         if self.scaling is not None:
             unscaled = inv_freq.detach().cpu().numpy()

@@ -58,7 +58,7 @@ class XPos(Rope):
             self.limit = self.origin + int(_MAX_EXPONENT / -rates[0])
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.turning(positions)  # [T, r/2]
+        cos, sin = self.cos_and_sin(positions)  # [T, r/2]
         factor = ((positions - self.origin)[:, None].float() * self.log_decay.float()).exp()
         halves = self.layout == "half"
         (q,) = turn(cos * factor, sin * factor, halves, q)

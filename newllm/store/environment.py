@@ -56,15 +56,15 @@ def numeric_settings(file: Path) -> NumericSettings | None:
         return NumericSettings(int(values["threads"]), bool(values["compiled"]), values["precision"])
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{file} lacks the threads, the precision or the compilation with which this run began ({error}); delete "
-            "the file to continue with the settings of a new run"
+            f"{file} lacks the threads, precision or compilation that this run began with ({error}); delete the file "
+            "to continue with the settings of a new run"
         ) from None
 
 
 def git_state(folder: Path) -> dict[str, str | None] | None:
     """Commit of the checkout that the code is in, and a hash of uncommitted changes; None outside a checkout.
 
-    For the copy of the code in a sweep's folder: those of its source, and a hash of its files.
+    In a sweep's copy of the code: those of the checkout it was copied from, and a hash of the copied files.
     """
     if (folder / CODE).exists():
         return dict(json.loads((folder / CODE).read_text(encoding="utf-8")))

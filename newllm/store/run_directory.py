@@ -79,7 +79,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"The run directory {self.path} cannot be created ({error.strerror}); choose another with "
+                f"the run directory {self.path} cannot be created ({error.strerror}); choose another with "
                 "hydra.run.dir=…"
             ) from None
         lock = FileLock(self.path / ".lock")
@@ -89,7 +89,7 @@ class RunDirectory:
             holder = self.status() if self.status_file.exists() else {}
             who = f"process {holder['pid']} on {holder['host']}" if holder.get("pid") else "another process"
             raise ConfigError(
-                f"The run directory {self.path} is in use by {who}; wait for it, or choose another directory "
+                f"the run directory {self.path} is in use by {who}; wait for it, or choose another directory "
                 "with hydra.run.dir=…"
             ) from None
         try:

@@ -234,6 +234,7 @@ def test_slug_reads_well_and_is_a_safe_short_file_name() -> None:
     assert slug(compose(typed)) == "tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42"
     nasty = compose(["data=text", "data.path='/tmp/a b/c:d?*'", "slope=0.5", "pos_encoding=alibi", "seed=123"])
     assert slug(nasty) == "tiny-alibi-mha-text-slope0.5-pathc_d-s123"
+    assert slug(compose(["samples=null", "tokens=2e3"])) == "tiny-rope-mha-stdlib-samplesnull-tokens2000-s42"
 
 
 def test_a_long_slug_leaves_values_out_whole() -> None:

@@ -171,13 +171,13 @@ def test_values_take_the_type_of_the_annotation(value: Any, annotation: Any, res
         (1, bool, "expected true or false"),
         ("1e4x", float, "expected a number"),
         (None, float, "expected a number"),
-        (float("nan"), float, r"expected a number \(a finite one\)"),
-        (float("inf"), float | None, "a finite one"),
+        (float("nan"), float, "expected a finite number"),
+        (float("inf"), float | None, "expected a finite number or null"),
         ([0.5, float("inf")], list[float], "expected a list"),
         (1.5, str, "expected text"),
         ("hal", Literal["half", "interleaved"], r"expected half or interleaved \(did you mean half\?\)"),
-        ([1, "a"], list[int], r"expected a list, as in \[1,2\]"),
-        ("a", list[float] | None, r"expected a list, as in \[0.5,1\] or null"),
+        ([1, "a"], list[int], r"expected a list such as \[1,2\]"),
+        ("a", list[float] | None, r"expected a list such as \[0.5,1\] or null"),
         (3, dict, "expected a mapping"),
     ],
 )
@@ -187,7 +187,9 @@ def test_what_does_not_fit_is_refused_with_what_was_expected(value: Any, annotat
 
 
 def test_annotations_in_words() -> None:
-    assert expected(int | Literal["auto"] | None) == "a whole number or auto or null"
+    assert expected(int | Literal["auto"] | None) == "a whole number, auto or null"
+    assert expected(bool | Literal["auto"]) == "true, false or auto"
+    assert expected(list[dict[str, int]]) == "a list such as [{lr:[1e-3,5e-4],batch_size:[4,8]}]"
 
 
 # --- the YAML files, which name what the constructors have ----------------------------------------------------------

@@ -193,7 +193,7 @@ def learned(**options):
 
 def test_a_learned_tau_starts_where_the_fixed_one_stands():
     ours, fixed = learned(), RopeEvq(5e5, {"family": "evq_cosh", "tau": 1.5}, **WIDE)
-    torch.testing.assert_close(ours.in_use(), fixed.in_use(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.current_inv_freq(), fixed.current_inv_freq(), rtol=1e-6, atol=0)
     assert [name for name, _ in ours.named_parameters()] == ["psi"]
     assert not list(fixed.parameters())
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_the_gradient_of_tau_is_the_derivative_of_the_frequencies():
         encoding = learned()
         with torch.no_grad():
             encoding.psi.fill_(psi)
-        encoding.in_use().log().sum().backward()
+        encoding.current_inv_freq().log().sum().backward()
         return encoding.psi.grad.item()
 
     def value(psi: float) -> float:
@@ -226,7 +226,7 @@ def test_a_scaling_follows_a_learned_tau():
     shared = copy.deepcopy(ours, {id(one): one for one in (*ours.parameters(), *ours.buffers())})
     for encoding in (ours, shared):
         expected = frequencies.yarn(frequencies.evq_cosh(64, 5e5, 0.5), 4, 2048)
-        np.testing.assert_allclose(encoding.in_use().detach(), expected, rtol=1e-6)
+        np.testing.assert_allclose(encoding.current_inv_freq().detach(), expected, rtol=1e-6)
 
 
 def test_tau_learns_at_a_rate_of_its_own_without_decay(small_model):

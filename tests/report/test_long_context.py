@@ -142,7 +142,7 @@ def test_spectra_are_those_of_the_encodings(name: str) -> None:
         return
     assert waves is not None
     with np.errstate(divide="ignore"):
-        assert waves == pytest.approx(2 * np.pi / turning.in_use().double().numpy(), rel=1e-5)
+        assert waves == pytest.approx(2 * np.pi / turning.current_inv_freq().double().numpy(), rel=1e-5)
 
 
 def test_a_scaled_spectrum_is_that_of_the_length() -> None:

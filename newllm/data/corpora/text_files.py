@@ -14,7 +14,8 @@ from newllm.errors import ConfigError
 
 KINDS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 PIECE_CHARS = 1 << 20  # size of the pieces in which a .txt file is read
-ACCEPTED = ".txt, .jsonl, .jsonl.gz or .parquet files, or a folder of them"
+FILES = ".txt, .jsonl, .jsonl.gz or .parquet files"
+ACCEPTED = f"{FILES}, or a folder of them"
 
 
 @dataclass
@@ -50,11 +51,12 @@ class TextFiles(Corpus):
         if not path.exists():
             raise ConfigError(f"data.path={self.path} does not exist; it must name {ACCEPTED}")
         files = [file for file in files_below(path) if file.name.endswith(KINDS)]
+        if not files and path.is_file():
+            raise ConfigError(f"data.path={self.path} is a file of another kind; it must name {ACCEPTED}")
         if not files:
-            problem = "is a file of another kind" if path.is_file() else "holds no such file"
-            raise ConfigError(f"data.path={self.path} {problem}; data.path must name {ACCEPTED}")
+            raise ConfigError(f"data.path={self.path} holds no {FILES}")
         if all(file.stat().st_size == 0 for file in files):
-            raise ConfigError(f"data.path={self.path} is empty; data.path must name {ACCEPTED} with text in them")
+            raise ConfigError(f"data.path={self.path} is empty; it must name {ACCEPTED}, with text in them")
         return files
 
     def _lines(self, file: Path) -> Iterator[Piece]:
