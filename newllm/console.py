@@ -113,7 +113,7 @@ class Console:
 
 
 def number(value: Any) -> str:
-    """A value for reading: thousands separated, four significant digits, text as it is."""
+    """A value as text: thousands separated, four significant digits; text stays as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)
     if isinstance(value, int) or (abs(value) >= 1e4 and abs(value) < 1e15):

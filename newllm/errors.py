@@ -51,6 +51,9 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None,
     output's reader has gone.
     """
     words = [*(sys.argv[1:] if argv is None else argv)]
+    if sys.stdout is None:  # closed, as by `newllm train >&-`
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        os.set_inheritable(sys.stdout.fileno(), True)  # child processes print too
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in `newllm train … &` in a shell script
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, signal.default_int_handler)

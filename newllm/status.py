@@ -63,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", metavar="RUN", nargs="*", help="only these runs")
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
-        "--watch", metavar="SECONDS", type=_interval, help="renew the table every 2 (SECONDS) until all runs have ended"
+        "--watch",
+        metavar="SECONDS",
+        type=_interval,
+        help="refresh the table every SECONDS (2) until all runs have ended",
     )
     action.add_argument("--logs", action="store_true", help="print the log of the run")
     action.add_argument("--cancel", action="store_true", help="stop the runs: they save, and queued ones do not start")
@@ -132,7 +135,7 @@ def _states(sweeps: Mapping[Path, list[Path]]) -> dict[Path, list[RunState]]:
 
 
 def _table(sweeps: Mapping[Path, list[Path]], seconds: float | None) -> dict[Path, list[RunState]]:
-    """Print the table once, or renew it every `seconds` until no run is attended; returns the last states."""
+    """Print the table once, or refresh it every `seconds` until no run is attended; returns the last states."""
     # Lines are not cut where another program reads them, nor broken, so that commands can be copied whole.
     console = Console(highlight=False, soft_wrap=not seconds, width=None if sys.stdout.isatty() else _WIDE)
     states = _states(sweeps)
@@ -142,7 +145,7 @@ def _table(sweeps: Mapping[Path, list[Path]], seconds: float | None) -> dict[Pat
         return states
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            lines = max(2, console.height // (3 * len(states)) - 4)  # runs have at most three states at a time, mostly
+            lines = max(2, console.height // (3 * len(states)) - 4)  # a sweep mostly has runs in at most three states
             live.update(page(states, lines), refresh=True)
             if not any(run.attended for runs in states.values() for run in runs):
                 break
@@ -184,7 +187,7 @@ def _logs(runs: list[tuple[Path, Path]], follow: bool) -> int:
 
 
 def _print_from(file: Path, position: int) -> int:
-    """Print what `file` holds after `position`; returns its length. A log that has become shorter was begun anew."""
+    """Print `file` from `position` on, or from its start if it has become shorter; returns its length."""
     if not file.exists():
         return 0
     with file.open("rb") as stream:

@@ -41,7 +41,7 @@ def test_the_table_shows_every_run_and_what_to_type_next(sweep: Path, capsys: py
     ]
     assert "4 runs: 1 failed, 1 interrupted, 1 queued, 1 done" in out
     assert "rope-s2: Training diverged at step 7." in out
-    assert "The launcher is gone" in out
+    assert "The launcher is gone. 1 interrupted run and 1 queued run have no process; continue with" in out
     assert f"newllm status {sweep} --retry all" in out
 
 
@@ -70,6 +70,7 @@ def test_json_is_one_object_with_runs_counts_and_launches(sweep: Path, capsys: p
     [
         (["{sweep}/nowhere"], "no such folder"),
         (["{sweep}/.sweep"], "holds no runs"),
+        (["{sweep}/tiny-rope-s1-0000000a/config.yaml"], "is a file; expected a run directory"),
         (["{sweep}", "s1"], "part of the names of 2 runs"),
         (["{sweep}", "rope-s3"], "did you mean rope-s"),
         (["{sweep}", "--logs"], "--logs shows one run's log"),
@@ -131,6 +132,12 @@ def test_watch_ends_with_the_last_run(tmp_path: Path, capsys: pytest.CaptureFixt
         timer.start()
         assert main([str(tmp_path), "--watch", "0.1"]) == 1
     assert "tiny-s1: Broke." in capsys.readouterr().out
+
+
+def test_a_closed_stdout_is_no_error(sweep: Path) -> None:
+    command = [sys.executable, "-m", "newllm.status", str(sweep), "rope-s1"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_it_imports_nothing_heavy(sweep: Path) -> None:

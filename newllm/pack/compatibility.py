@@ -34,7 +34,7 @@ def _collect(node: Mapping[str, Any], path: str, shared: dict[str, Any], free: t
             shared[f"{path}.{name}"] = value
 
 
-def key(config: Config) -> str:
+def pack_key(config: Config) -> str:
     """A text that is equal for runs that can be packed."""
     return _text(shared_values(config))
 
@@ -65,7 +65,7 @@ def reason_not_to_pack(configs: Sequence[Config]) -> str | None:
     """Why no two of these runs can be packed; None if some can, or if there is only one run."""
     if len(configs) > 1 and all(map(reason_to_train_alone, configs)):
         return reason_to_train_alone(configs[0])
-    if len(configs) < 2 or len({key(config) for config in configs}) < len(configs):
+    if len(configs) < 2 or len({pack_key(config) for config in configs}) < len(configs):
         return None
     return _explain(differing(configs))
 

@@ -70,7 +70,7 @@ class PackedStep:
                     )
 
     def _losses(self, pieces: Sequence[Piece], scored: list[int]) -> list[Tensor]:
-        """What `BatchLoss` is for each run's piece."""
+        """The `BatchLoss` of each run on its piece."""
         first, runs = self._steps[0], len(pieces)
         self._rows.each = len(pieces[0][0])
         inputs = first.to_device(torch.cat([inputs for inputs, _ in pieces]))

@@ -224,7 +224,8 @@ def find_runs(path: Paths) -> list[Path]:
     found: dict[Path, Path] = {}
     for root in map(Path, [path] if isinstance(path, str | os.PathLike) else path):
         if not root.is_dir():
-            raise ConfigError(f"{root}: no such folder; expected a run directory or a folder of runs, as outputs/runs")
+            wrong = f"{root} is a file" if root.exists() else f"{root}: no such folder"
+            raise ConfigError(f"{wrong}; expected a run directory or a folder of runs, as outputs/runs")
         real = root.resolve()
         for folder in _walk(root):  # follows no links, so only `root` has to be resolved
             found.setdefault(real / folder.relative_to(root), folder)

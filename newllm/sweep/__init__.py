@@ -1,1 +1,1 @@
-"""Sweeps: planned once, frozen on disk, run by a launcher. Knows run directories, not tensors."""
+"""Sweeps: planned once, frozen on disk, run by a launcher. Works on run directories and imports no model."""

@@ -38,7 +38,7 @@ def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
 
 
 def build_all(nodes: Iterable[Part]) -> None:
-    """Raises ConfigError for the first part whose constructor refuses it. Models are built on the meta device."""
+    """Raises ConfigError for the first part whose options are refused. Models are built on the meta device."""
     from omegaconf import OmegaConf
 
     from newllm.build import build

@@ -79,10 +79,10 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
     if not any(line.startswith(("dry_run=", "sweep.dry_run=", "hydra/launcher=")) for line in overrides):
         warm_up()
     request = read(overrides, config_dir=config_dir, several=several)
+    launcher = build(convert_options(request.launcher, "hydra.launcher"))
     if request.settings.dry_run:
         show(request.plan(), whole=True)
         return 0
-    launcher = build(convert_options(request.launcher, "hydra.launcher"))
     with _clean_up_if_refused(request.folder), choosing(request.folder):
         planned = request.plan()
         require_packable([run.config for run in planned.runs], request.settings.policy.pack)

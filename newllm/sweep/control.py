@@ -24,7 +24,7 @@ from newllm.sweep.workers import ask_to_end
 def cancel(sweep: Path, runs: Sequence[Path]) -> bool:
     """Stop these runs of the sweep; returns False if some could not be reached.
 
-    Running runs save and end, queued ones become interrupted. The launcher is stopped if all runs of its sweep are
+    Running runs save and stop, queued ones become interrupted. The launcher is stopped if all runs of its sweep are
     cancelled, and a SLURM job if all its unfinished runs are.
     """
     names, all_runs = {run.name for run in runs}, read_states(sweep)
@@ -36,7 +36,7 @@ def cancel(sweep: Path, runs: Sequence[Path]) -> bool:
             continue
         stopping |= set(launch.get("runs", []))
         if launch["host"] == platform.node():
-            print(f"Asking the launcher, process {launch['pid']}, to stop; its running runs save and end.")
+            print(f"Asking the launcher, process {launch['pid']}, to stop; its running runs save and stop.")
             reached.append(_signal(launch["pid"], signal.SIGINT))
         else:
             print(f"The launcher is process {launch['pid']} on {launch['host']}; type the same command there.")
@@ -82,7 +82,7 @@ def _cancel_jobs(jobs: Sequence[str]) -> bool:
         print(f"{error}.")
         return False
     listed = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
-    print(f"Cancelled SLURM's {'job' if len(jobs) == 1 else 'jobs'} {listed}; running runs save and end.")
+    print(f"Cancelled SLURM's {'job' if len(jobs) == 1 else 'jobs'} {listed}; running runs save and stop.")
     return True
 
 
@@ -99,7 +99,7 @@ def _withdraw(directory: RunDirectory) -> bool:
 
 
 def _stop_run(run: RunState, shared: bool) -> bool:
-    """Ask a run to save and end; returns False if it is on another machine.
+    """Ask a run to save and stop; returns False if it is on another machine.
 
     `shared`: its process trains other runs too and must not get a signal.
     """
@@ -107,7 +107,7 @@ def _stop_run(run: RunState, shared: bool) -> bool:
     if not directory.in_use():
         return True
     if shared:
-        print(f"Asking {run.name}, one of a pack, to save and end; the others go on.")
+        print(f"Asking {run.name}, one of a pack, to save and stop; the others go on.")
         ask_to_end(directory)
         return True
     status = directory.status()  # as it is now: the run may have been queued before
@@ -115,7 +115,7 @@ def _stop_run(run: RunState, shared: bool) -> bool:
     if not pid or host != platform.node():
         print(f"{run.name} is run by process {pid} on {host}; cancel it there.")
         return False
-    print(f"Asking {run.name}, process {pid}, to save and end.")
+    print(f"Asking {run.name}, process {pid}, to save and stop.")
     return _signal(pid, signal.SIGTERM)
 
 
@@ -128,10 +128,11 @@ def retry(sweep: Path, runs: Sequence[Path], which: Literal["failed", "interrupt
     """
     states = {"failed": ("failed",), "interrupted": ("interrupted", "queued")}
     states["all"] = states["failed"] + states["interrupted"]
+    none = {"failed": "has failed", "interrupted": "is interrupted", "all": "has failed or is interrupted"}
     with choosing(sweep):
         chosen = [run for run in read_states(sweep, runs) if run.state in states[which] and not run.attended]
         if not chosen:
-            print(f"Nothing to retry in {sweep}: no run is {'failed or interrupted' if which == 'all' else which}.")
+            print(f"Nothing to retry in {sweep}: no run {none[which]}.")
             return 0
         records = launches(sweep)
         busy = next((record for record in records if record["alive"] and record.get("backend") == "local"), None)

@@ -276,14 +276,15 @@ def _advice(sweep: Path, runs: Sequence[RunState]) -> list[str]:
     """What to type next, if anything is left to do."""
     advice = []
     failed = [run.name for run in runs if run.state == "failed"]
-    left_alone = count_states(run for run in runs if run.state in ("interrupted", "queued") and not run.attended)
+    unattended = count_states(run for run in runs if run.state in ("interrupted", "queued") and not run.attended)
     if any(run.attended and run.slurm and run.slurm_state is None for run in runs):
         advice.append("SLURM does not answer here, so its runs are shown as their status.json says.")
-    if left_alone:
+    if unattended:
         gone = "" if any(run.attended for run in runs) else "The launcher is gone. "
+        which = " and ".join(plural(count, f"{state} run") for state, count in unattended.items())
         advice.append(
-            f"{gone}Nobody works on {in_words(left_alone)}: the same command, or newllm status {sweep} --retry "
-            f"{'all' if failed else 'interrupted'}, continues."
+            f"{gone}{which} {'has' if sum(unattended.values()) == 1 else 'have'} no process; continue with the same "
+            f"command or with newllm status {sweep} --retry {'all' if failed else 'interrupted'}."
         )
     if failed:
         name = short_names(run.name for run in runs)[failed[0]]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from newllm.errors import ConfigError
 from newllm.store.atomic import is_held, write_json
 
 _FOLDER = Path(".sweep") / "launches"
@@ -24,7 +25,7 @@ class Policy:
 
     Args:
         retries: further attempts of a run that failed.
-        fail_fast: the first failure (after its retries) stops the sweep; running runs save and end.
+        fail_fast: the first failure (after its retries) stops the sweep; running runs save and stop.
         canary: start one run first, and the others only when it is done.
         pack: train this many runs that differ only in seeds or real numbers as one batched model in one process;
             "auto": as many as turn out fastest. None: one process per run.
@@ -93,8 +94,16 @@ def launches(sweep: Path) -> list[dict[str, Any]]:
 
 
 def choosing(sweep: Path) -> FileLock:
-    """The lock on the sweep folder, which is created if needed, for the time in which runs are chosen and queued: two
-    launchers must not take the same run."""
+    """The lock to hold while runs of the sweep are chosen and queued, since two launchers must not take the same run.
+
+    Creates the folder if needed. Raises ConfigError if that is not possible.
+    """
     lock = sweep / _LOCK
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The sweep's folder {sweep} cannot be created ({error.strerror}); choose another with "
+            "hydra.sweep.dir=FOLDER."
+        ) from None
     return FileLock(lock)

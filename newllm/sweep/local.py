@@ -186,7 +186,7 @@ def _forward_signals(process: _Process) -> Iterator[list[int]]:
 
 
 def _queue_again(runs: Sequence[Path]) -> list[Path]:
-    """Wait for the workers of a killed process to save and end; returns the runs that are still to do."""
+    """Wait for the workers of a killed process to save and stop; returns the runs that are still to do."""
     died = datetime.now(UTC) - timedelta(seconds=2)  # at the earliest
     time.sleep(1.0)  # by then, newly forked workers have ended or locked their runs
     left = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from newllm.errors import ConfigError, NewllmError
-from newllm.pack.compatibility import Config, differing, key, reason_not_to_pack, reason_to_train_alone
+from newllm.pack.compatibility import Config, differing, pack_key, reason_not_to_pack, reason_to_train_alone
 from newllm.store.atomic import write_json
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.slots import Grant
@@ -76,7 +76,7 @@ def pack(
         with suppress(ConfigError):  # starting the run will report why it cannot be read
             if "trainer" in (config := RunDirectory(run).config()):
                 configs[run] = config
-                common = f"{key(config)} {threads.get(run.name, grant.threads)}"
+                common = f"{pack_key(config)} {threads.get(run.name, grant.threads)}"
         groups.setdefault(common, []).append(run)
     packable = {
         common: group

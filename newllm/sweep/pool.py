@@ -18,7 +18,7 @@ from newllm.errors import ConfigError, NewllmError, RunError
 from newllm.store.environment import numeric_settings
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import build_all
-from newllm.sweep.display import Display
+from newllm.sweep.display import Display, plural
 from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.packing import pack
 from newllm.sweep.slots import Grant, Slots, available_cores, visible_gpus
@@ -72,7 +72,7 @@ def execute(
 ) -> int:
     """Execute the frozen runs, in packs if the policy says so; returns the exit status of `Pool.run`.
 
-    slots_for: makes the slots for a number of workers. launch: a context to work in.
+    slots_for: number of workers -> their slots. launch: context manager to hold while the runs are executed.
     """
     pool: Pool | None = None
 
@@ -161,7 +161,7 @@ class Pool:
         return 1 if self._stopped_by is None else 128 + self._stopped_by
 
     def stop(self, signum: int) -> None:
-        """Start no more runs and let the running ones save and end; a second SIGINT kills them.
+        """Start no more runs and let the running ones save and stop; a second SIGINT kills them.
 
         For signal handlers: it only records the signal, which `run` handles.
         """
@@ -173,7 +173,9 @@ class Pool:
             if self._stopped_by is None:
                 self._stopped_by = signum
                 name = signal.Signals(signum).name
-                self._halt(f"{name}: no more runs start, {self._running_count} save and end. Ctrl-C kills them.")
+                self._halt(
+                    f"Stopping ({name}): no more runs start; {self._running_runs} will save. Ctrl-C again kills them."
+                )
             elif signum == signal.SIGINT:
                 self._display.note("Killed; their last checkpoints stay.")
                 self._signal_all(signal.SIGKILL)
@@ -242,7 +244,7 @@ class Pool:
             if not self._canary_done:
                 self._halt("The first run failed, so the others do not start (canary).")
             elif self._policy.fail_fast:
-                self._halt(f"A run failed: no more runs start, {self._running_count} save and end (fail_fast).")
+                self._halt(f"A run failed, so no more start; {self._running_runs} will save and stop (fail_fast).")
 
     def _halt(self, why: str) -> None:
         self._display.note(why)
@@ -254,5 +256,5 @@ class Pool:
             self._workers.signal(pid, signum)
 
     @property
-    def _running_count(self) -> int:
-        return sum(len(runs) for runs, _ in self._running.values())
+    def _running_runs(self) -> str:
+        return plural(sum(len(runs) for runs, _ in self._running.values()), "running run")

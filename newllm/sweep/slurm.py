@@ -219,16 +219,16 @@ def follow(runs: Sequence[Path], display: Display) -> bool:
             if means is None or (means == "waiting" and run not in running):
                 continue
             ended = means in ("broken", "ended")
-            line = settle(RunDirectory(run), job_state) if ended else read_state(RunDirectory(run), job_state)
-            if line.state == "done" or ended:
+            now = settle(RunDirectory(run), job_state) if ended else read_state(RunDirectory(run), job_state)
+            if now.state == "done" or ended:
                 del left[run]
                 running.discard(run)
-                all_done = all_done and line.state == "done"
-                display.ended(run, "failed" if line.state == "unreadable" else line.state, line.error, again=False)
-            elif line.state == "running" and run not in running:
+                all_done = all_done and now.state == "done"
+                display.ended(run, "failed" if now.state == "unreadable" else now.state, now.error, again=False)
+            elif now.state == "running" and run not in running:
                 running.add(run)
                 display.started(run)
-            elif line.state == "queued" and run in running:  # its job was requeued
+            elif now.state == "queued" and run in running:  # its job was requeued
                 running.discard(run)
                 display.ended(run, "interrupted", None, again=True)
         display.tick()
@@ -241,11 +241,11 @@ def follow(runs: Sequence[Path], display: Display) -> bool:
 def settle(run: RunDirectory, job_state: Mapping[str, str]) -> RunState:
     """The state of a run whose job has ended. If the run has not recorded why, the state of the job goes into its
     status.json."""
-    line, status = read_state(run, job_state), run.status()
+    now, status = read_state(run, job_state), run.status()
     recorded_end = status.get("state"), status.get("error")
-    if line.state in ("failed", "interrupted") and recorded_end != (line.state, line.error):
-        write_state(run, "failed" if line.state == "failed" else "interrupted", line.error)
-    return line
+    if now.state in ("failed", "interrupted") and recorded_end != (now.state, now.error):
+        write_state(run, "failed" if now.state == "failed" else "interrupted", now.error)
+    return now
 
 
 def _is_unusual(job_state: str) -> bool:
@@ -270,8 +270,8 @@ def _sbatch(executor: "SlurmExecutor", tasks: Sequence[Task]) -> list[str]:
             return [str(job.job_id) for job in executor.submit_array(tasks)]
     except (FailedJobError, FailedSubmissionError) as error:
         raise ConfigError(
-            f"sbatch refused the jobs: {error_text(str(error))}; the runs stay queued, so change the options of "
-            "hydra.launcher and type the command again."
+            f"sbatch refused the jobs: {error_text(str(error))}; the runs are queued; change the options of "
+            "hydra.launcher and repeat the command."
         ) from None
 
 
@@ -280,7 +280,7 @@ def _largest_array() -> int:
     try:
         lines = ask("scontrol", "show", "config").splitlines()
     except RunError as error:
-        raise ConfigError(f"{error}; the runs stay queued, so type the command again when it answers.") from None
+        raise ConfigError(f"{error}. The runs are queued; repeat the command once SLURM answers.") from None
     return next(int(line.partition("=")[2]) for line in lines if line.startswith("MaxArraySize"))
 
 

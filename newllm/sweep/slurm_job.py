@@ -75,7 +75,7 @@ class Task:
             sys.exit(status if status > 0 else 128 - status)
 
     def checkpoint(self) -> "DelayedSubmission | None":
-        """Called by submitit when the time limit is near or the job is preempted: the runs save and end.
+        """Called by submitit when the time limit is near or the job is preempted: the runs save and stop.
 
         Returns the task for the requeued job, or None if the job may not be requeued again.
         """

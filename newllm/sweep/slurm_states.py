@@ -47,11 +47,11 @@ def ask(*command: str) -> str:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     except FileNotFoundError:
-        raise RunError(f"SLURM cannot be asked: there is no {command[0]} on this machine's PATH") from None
+        raise RunError(f"SLURM's {command[0]} is not on this machine's PATH") from None
     except subprocess.TimeoutExpired:
-        raise RunError(f"SLURM cannot be asked: {command[0]} gave no answer in {_TIMEOUT:.0f} seconds") from None
+        raise RunError(f"SLURM's {command[0]} gave no answer in {_TIMEOUT:.0f} seconds") from None
     if answer.returncode:
-        raise RunError(f"SLURM cannot be asked: {error_text(answer.stderr) or f'{command[0]} failed'}")
+        raise RunError(f"SLURM's {command[0]} failed: {error_text(answer.stderr) or f'status {answer.returncode}'}")
     return answer.stdout
 
 

@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE = 30.0  # seconds that a child has to save and end once its parent is gone; then it is killed
+PATIENCE = 30.0  # seconds that a child has to save and stop once its parent is gone; then it is killed
 STDERR = "stderr.log"  # in the run directory: output that no other file has, such as a crash of the interpreter
 
 _FORK = multiprocessing.get_context("fork")
 _LOOK_SECONDS = 0.3  # between two checks of whether the parent is alive
-_END = ".end"  # file in a run directory: this run of a pack is to save and end
+_END = ".end"  # file in a run directory: this run of a pack is to save and stop
 
 
 class Workers:
-    """The running workers, by process id. If the parent of this process dies, they save and end, and so does it."""
+    """The running workers, by process id. If the parent of this process dies, they save and stop, and so does it."""
 
     def __init__(self) -> None:
         self._parent = os.getppid()
@@ -116,7 +116,7 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         answer = receiver.recv()
     except EOFError:
         process.join()
-        raise RunError(f"A process that was to try the runs has ended with status {process.exitcode}.") from None
+        raise RunError(f"The process that checks the runs ended with status {process.exitcode}.") from None
     finally:
         process.kill()
         process.join()
@@ -126,7 +126,7 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _leave_parent(parent: int) -> None:
-    """In a child: restore the signal handlers, and save and end if the parent dies."""
+    """In a child: restore the signal handlers, and save and stop if the parent dies."""
 
     def end_with_parent() -> None:
         while os.getppid() == parent:
@@ -200,12 +200,12 @@ def _work_packed(directories: Sequence[RunDirectory], configs: Sequence["DictCon
 
     require_compatible([directory.config() for directory in directories], len(directories))
     for number in range(len(directories)):
-        cancelled(number)  # discards what came too late for an earlier attempt
+        cancelled(number)  # discards requests that came too late for an earlier attempt
     return run_packed(configs, cancelled)
 
 
 def ask_to_end(directory: RunDirectory) -> None:
-    """Ask one run of a pack to save and end; a signal would end them all."""
+    """Ask one run of a pack to save and stop; a signal would end them all."""
     (directory.path / _END).touch()
 
 

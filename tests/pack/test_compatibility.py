@@ -11,7 +11,7 @@ import pytest
 import newllm
 from newllm.config import effective
 from newllm.errors import ConfigError
-from newllm.pack.compatibility import key, reason_not_to_pack, require_compatible
+from newllm.pack.compatibility import pack_key, reason_not_to_pack, require_compatible
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.packing import FILE, pack, require_packable
 from newllm.sweep.slots import Grant
@@ -40,7 +40,7 @@ def config(*choices: str, **values: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_options_that_do_not_change_the_shape_may_differ(values: dict[str, Any]) -> None:
-    assert key(config()) == key(config(**values))
+    assert pack_key(config()) == pack_key(config(**values))
 
 
 @pytest.mark.parametrize(
@@ -53,19 +53,19 @@ def test_options_that_do_not_change_the_shape_may_differ(values: dict[str, Any])
     ],
 )  # fmt: skip
 def test_options_that_change_shapes_data_or_kernels_may_not_differ(values: dict[str, Any]) -> None:
-    assert key(config()) != key(config(**values))
+    assert pack_key(config()) != pack_key(config(**values))
 
 
 def test_other_choices_may_not_differ() -> None:
-    assert key(config()) != key(config("pos_encoding=alibi"))
-    assert key(config()) != key(config("eval=[loss]"))
+    assert pack_key(config()) != pack_key(config("pos_encoding=alibi"))
+    assert pack_key(config()) != pack_key(config("eval=[loss]"))
 
 
 def test_lists_of_slopes_may_differ_and_lists_of_layers_may_not() -> None:
     alibi = config("pos_encoding=alibi")
-    assert key(alibi) == key(config("pos_encoding=alibi", pos_encoding__slope=[0.5, 0.25]))
-    assert key(alibi) != key(config("pos_encoding=alibi", pos_encoding__slope="geometric"))
-    assert key(alibi) != key(config("pos_encoding=alibi", pos_encoding__layers=[1]))
+    assert pack_key(alibi) == pack_key(config("pos_encoding=alibi", pos_encoding__slope=[0.5, 0.25]))
+    assert pack_key(alibi) != pack_key(config("pos_encoding=alibi", pos_encoding__slope="geometric"))
+    assert pack_key(alibi) != pack_key(config("pos_encoding=alibi", pos_encoding__layers=[1]))
 
 
 def test_an_error_names_the_options_that_differ_and_those_that_may() -> None:

@@ -26,7 +26,7 @@ def finish(run: RunDirectory) -> None:
 
 
 class FakeWorkers:
-    """Workers that end in the order of their start; those that get SIGTERM save and end.
+    """Workers that end in the order of their start; those that get SIGTERM save and stop.
 
     The name of a run says how it ends: ``fails``, ``fails_once`` (the first time), ``refused`` (exit status 2) or
     ``killed`` (by SIGKILL); any other run is done.
@@ -139,6 +139,7 @@ def test_failed_runs_are_tried_again_but_not_those_that_were_refused(tmp_path: P
 def test_fail_fast_stops_starting_and_lets_the_others_save(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "fails", "a", "b", "c", policy=Policy(fail_fast=True))
     assert sweep.pool.run() == 1
+    assert "A run failed, so no more start; 1 running run will save and stop (fail_fast)." in sweep.display.lines
     assert sweep.states() == ["failed", "interrupted", "queued", "queued"]
 
 

@@ -1,4 +1,4 @@
-"""What the room says when it refuses something: each sentence once, as a user reads it."""
+"""The error messages of newllm/sweep, each once, as a user reads it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ RUNS = [Path(f"tiny-{pe}-s{seed}-{i:08x}") for i, (pe, seed) in enumerate([("rop
 
 
 @pytest.mark.parametrize(
-    ("act", "kind", "said"),
+    ("act", "kind", "message"),
     [
         (lambda: Local(slots=0), ConfigError, "hydra.launcher.slots must be at least 1; 0 was given"),
         (lambda: Slurm(cpus=0), ConfigError, "hydra.launcher.cpus must be at least 1; 0 was given."),
@@ -37,7 +37,7 @@ RUNS = [Path(f"tiny-{pe}-s{seed}-{i:08x}") for i, (pe, seed) in enumerate([("rop
         (
             lambda: job_states(["1"]),
             RunError,
-            "SLURM cannot be asked: there is no squeue on this machine's PATH",
+            "SLURM's squeue is not on this machine's PATH",
         ),
         (lambda: Sweep(seeds=0), ConfigError, "seeds must be at least 1; 0 was given, try seeds=5"),
         (
@@ -66,11 +66,11 @@ RUNS = [Path(f"tiny-{pe}-s{seed}-{i:08x}") for i, (pe, seed) in enumerate([("rop
     ],
 )
 def test_sentence(
-    act: Callable[[], object], kind: type[NewllmError], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    act: Callable[[], object], kind: type[NewllmError], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "conf").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(kind) as error:
         act()
-    assert str(error.value) == said
+    assert str(error.value) == message

@@ -68,7 +68,7 @@ def test_jobs_that_slurm_has_forgotten_are_no_error_and_a_silent_slurm_is_one(co
     write_program(commands, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert job_states(["1"]) == {}
     write_program(commands, "squeue", "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
-    with pytest.raises(RunError, match=r"^SLURM cannot be asked: Unable to contact slurm controller$"):
+    with pytest.raises(RunError, match=r"^SLURM's squeue failed: Unable to contact slurm controller$"):
         job_states(["1"])
 
 
@@ -175,7 +175,7 @@ def test_a_cluster_that_refuses_the_second_array_keeps_the_first(
     launcher = Slurm(
         account="lab", gpus=2, max_running=1, setup=["module load cuda"], additional={"constraint": "a100"}
     )
-    with pytest.raises(ConfigError, match=r"refused the jobs: QOSMax.*; the runs stay queued.* before, 5, continue\.$"):
+    with pytest.raises(ConfigError, match=r"refused the jobs: QOSMax.*; the runs are queued.* before, 5, continue\.$"):
         launcher.start(tmp_path / "sweep", runs, Policy())
     assert [RunDirectory(run).status().get("slurm") for run in runs] == ["5_0", "5_1", None]
     assert [RunDirectory(run).status()["state"] for run in runs] == ["queued"] * 3

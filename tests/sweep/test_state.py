@@ -163,7 +163,7 @@ def test_slurm_is_asked_once_for_all_and_without_it_the_status_counts(tmp_path: 
         make_run(tmp_path, f"a-s{seed}", "running", slurm=f"12_{seed}", host="node7")
 
     def refuse(ids: list[str]) -> dict[str, str]:
-        raise RunError("SLURM cannot be asked")
+        raise RunError("SLURM's squeue failed: Unable to contact slurm controller")
 
     queries = slurm(refuse)
     assert count_states(read_states(tmp_path)) == {"running": 3}
