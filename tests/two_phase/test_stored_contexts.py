@@ -74,6 +74,6 @@ def test_joined_rows_are_one_row() -> None:
     joined = StreamRows(TOKENS, 4).joined()
     inputs, labels = joined.arrays(np.arange(len(joined)))
     assert (inputs.tolist(), labels.tolist()) == ([TOKENS[:-1].tolist()], [TOKENS[1:].tolist()])
-    assert StreamRows(TOKENS, 4).joined(most=3).arrays(np.arange(1))[1].tolist() == [[101, 102, 103]]
+    assert StreamRows(TOKENS, 4).joined(max_labels=3).arrays(np.arange(1))[1].tolist() == [[101, 102, 103]]
     rows = Rows(TOKENS, np.arange(2) * 5, 5)
     assert rows.joined() is rows
