@@ -47,7 +47,7 @@ could not reach all; 2 for bad input; 130 after Ctrl-C; with --retry, that of th
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -38,7 +38,7 @@ Flags
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); returns the exit status."""
-    return run_command(_main, sys.argv[1:] if argv is None else argv)
+    return run_command(_main, argv)
 
 
 def _main(argv: list[str]) -> int:

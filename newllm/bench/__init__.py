@@ -8,7 +8,6 @@ A bench is a module of this package with
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -36,7 +35,7 @@ GATE = "short measurements against lower bounds of ratios, for continuous integr
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, argv)
 
 
 def measure(name: str, words: Sequence[str]) -> Result:
