@@ -156,7 +156,7 @@ def test_a_missing_run_gives_one_sentence_and_status_2(tmp_path: Path, capsys: p
     assert main([str(tmp_path / "nowhere"), PROMPT]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert f"{tmp_path / 'nowhere'} is no run directory" in printed.err
+    assert f"{tmp_path / 'nowhere'} does not exist" in printed.err
     assert printed.err.count("\n") == 1
 
 

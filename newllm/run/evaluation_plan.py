@@ -88,7 +88,8 @@ def plan_evaluation(
     run = RunDirectory(path)
     config = run.config()
     if not config:
-        raise ConfigError(f"{path} is no run directory, since it has no config.yaml; runs are in outputs/runs.")
+        problem = "is no run directory, since it has no config.yaml" if run.path.exists() else "does not exist"
+        raise ConfigError(f"{path} {problem}; runs are in outputs/runs.")
     if run.trained is not run:
         typed = shlex.join(next((line["overrides"] for line in reversed(run.evaluated())), []))
         raise ConfigError(
@@ -139,13 +140,17 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | Path | None = No
             raise ConfigError(f"{line}: the model knows only the ids of its own tokenizer; leave it out.")
         allowed = key in FREE_CHOICES if key in given.catalog.groups else group in FREE_GROUPS or key in FREE_OPTIONS
         if group in given.catalog.groups and not allowed:
-            raise ConfigError(f"{line}: {_fixed_by_training(group)}")
+            raise ConfigError(_fixed_by_training(group, line))
     return given
 
 
-def _fixed_by_training(key: str) -> str:
+def _fixed_by_training(key: str, line: str) -> str:
+    """The message for the override `line`, which would change `key`."""
     free = ", ".join([*FREE_GROUPS, *FREE_OPTIONS[:-1]])
-    return f"{key} is fixed by training; newllm evaluate can change {free} and {FREE_OPTIONS[-1]}."
+    return (
+        f"{line}: {key} is fixed by training; leave {line.lstrip('+').partition('=')[0]} out (newllm evaluate can "
+        f"change {free} and {FREE_OPTIONS[-1]})."
+    )
 
 
 def _with_overrides(
@@ -192,7 +197,9 @@ def _with_overrides(
     config = {key: config.get(key, trained.get(key)) for key in sorted({*trained, *config} - unused)}
     for key in changed(trained, config):
         if key.partition(".")[0] not in FREE_GROUPS and key not in FREE_OPTIONS:
-            raise ConfigError(_fixed_by_training(key))
+            follows = references(value_at(tree, key))
+            lines = [override.input_line or "" for override in given.parsed if override.key_or_group in follows]
+            raise ConfigError(_fixed_by_training(key, lines[0] if lines else key))
     return config, tree
 
 

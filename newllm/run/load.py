@@ -53,5 +53,6 @@ def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] = "b
     directory = RunDirectory(path)
     config = directory.config()
     if not config:
-        raise ConfigError(f"{path} is no run directory, since it has no config.yaml; runs are in outputs/runs")
+        problem = "is no run directory, since it has no config.yaml" if directory.path.exists() else "does not exist"
+        raise ConfigError(f"{path} {problem}; runs are in outputs/runs")
     return LoadedRun(directory, OmegaConf.create(config), directory.results(), directory.status(), weights)

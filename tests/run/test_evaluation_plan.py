@@ -83,5 +83,6 @@ def test_yaml_files_of_the_user_are_read_only_for_typed_groups(tmp_path: Path) -
     [("seed=1", "trainer.seed"), ("model.num_layers=3", "model"), ("batch_size=3", "trainer.batch_size")],
 )
 def test_settings_fixed_by_training_are_refused(typed: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=f"{key} is fixed by training"):
+    option = typed.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"^{typed}: {key} is fixed by training; leave {option} out"):
         plan_for(stored_config(), [typed])

@@ -258,7 +258,7 @@ def test_a_text_that_has_changed_since_training_is_refused(tmp_path: Path, capsy
         (["evl=[loss]"], "did you mean eval?"),
         (["eval=[]"], "there is no evaluator to call"),
         (["model.num_layers=3"], "model is fixed by training"),
-        (["seed=1"], "trainer.seed is fixed by training"),
+        (["seed=1"], "seed=1: trainer.seed is fixed by training; leave seed out"),
         (["slope=0.1"], "slope is an axis of pos_encoding="),
         (["hydra.run.dir=x"], "leave it out"),
         (["~eval.loss"], "can be deleted"),
