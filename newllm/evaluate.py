@@ -129,8 +129,9 @@ def _find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             done = [path for path in inside if RunDirectory(path).is_done()]
             unfinished += [path for path in inside if path not in done]
         if not done:
-            which = f"{len(inside)} runs, none of them done" if inside else "no run"
-            raise ConfigError(f"{folder} has {which}; newllm status {folder} lists them.")
+            if not inside:
+                raise ConfigError(f"{folder} has no runs.")
+            raise ConfigError(f"{folder} has {len(inside)} runs, none of them done; newllm status {folder} lists them.")
         for path in done:
             runs.setdefault(path.resolve(), path)
     return list(runs.values()), unfinished
