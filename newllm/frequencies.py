@@ -45,7 +45,8 @@ def spectra(overrides: Sequence[str], lengths: Sequence[int] = (), config_dir: s
 
     Builds the encodings as their models would, but no model. Raises ConfigError if none of them rotates.
     """
-    from newllm.analysis.labels import name_groups, nodes_of, settings_of
+    from newllm.analysis.labels import name_groups
+    from newllm.analysis.settings import nodes_of, settings_of
     from newllm.sweep.command import read
 
     distinct: dict[str, Mapping[str, Any]] = {}  # what the spectrum depends on, as JSON -> the first such configuration

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from newllm.analysis.labels import SEPARATOR, canonical, flat_node, places_of, value_text
+from newllm.analysis.labels import SEPARATOR, value_text
+from newllm.analysis.settings import canonical, flat_node, places_of
 
 TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.tokenizer_bytes")
 BUDGET = ("data.seq_len", "data.samples", "data.tokens", "data.documents")

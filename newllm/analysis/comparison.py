@@ -23,7 +23,7 @@ from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
 # `differs` is better or worse for a metric without a good direction.
-Verdict = Literal["better", "worse", "differs", "not shown", "one seed"]
+Verdict = Literal["better", "worse", "differs", "not shown", "one seed", "no common seed"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def decide(comparison: Comparison, rule: Rule) -> tuple[Verdict, str]:
     """The verdict on a comparison, and why. One seed never gives one, whatever the rule."""
     n = comparison.n
     if n == 0:
-        return "not shown", "no seed is in both groups"
+        return "no common seed", "no seed is in both groups"
     if n == 1:
         return "one seed", "one paired seed says nothing about other seeds"
     if not isfinite(comparison.difference):

@@ -10,20 +10,18 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from newllm.analysis.labels import (
-    SEPARATOR,
+from newllm.analysis.labels import SEPARATOR, labels_by, name_groups
+from newllm.analysis.metrics import scale_of
+from newllm.analysis.settings import (
     axes_of,
     canonical,
     choices_of,
     flatten,
     identity_of,
-    labels_by,
-    name_groups,
     nodes_of,
     places_of,
     settings_of,
 )
-from newllm.analysis.metrics import scale_of
 from newllm.config.identity import value_at
 from newllm.errors import ConfigError
 from newllm.suggest import nearest

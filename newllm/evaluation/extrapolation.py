@@ -245,9 +245,10 @@ def _screen(
         )
     if "tail" in protocols:
         tail = parts["tail"]
+        places = f"{len(tail.starts)} places" if len(tail.starts) > 1 else "place"
         body.append(
-            f"tail: the last {tail.scored} tokens of windows that end at the same {len(tail.starts)} places: the same "
-            "targets at all lengths, so the difference is what more context gains"
+            f"tail: the last {tail.scored} tokens of windows that end at the same {places}: the same targets "
+            "at all lengths, so the difference is what more context gains"
         )
     if "sliding" in protocols:
         context = parts["sliding"].length - parts["sliding"].scored

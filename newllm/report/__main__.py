@@ -42,13 +42,15 @@ def _run(argv: list[str]) -> int:
 def _print_summary(study: "Study", sections: "Sequence[Section]", written: Sequence[Path]) -> None:
     """The main tables, the rule for verdicts, the paths."""
     from newllm.console import Console
+    from newllm.report.result_tables import BEST_IS_BOLD
 
     console, by_name = Console(), {section.name: section for section in sections}
     for line in by_name["results"].lines:
         console.line(line)
     for table in by_name["results"].tables:
         rows, left_out = _fit_to_console(table)
-        console.section(table.title, [rows, *left_out, *table.notes])
+        notes = [note.replace(BEST_IS_BOLD, "* marks the best mean") for note in table.notes]
+        console.section(table.title, [rows, *left_out, *notes])
     if "comparisons" in by_name:
         console.line()
         for line in [study.options.rule.words, *by_name["comparisons"].lines]:

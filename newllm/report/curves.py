@@ -20,14 +20,14 @@ def learning_curves(part: Part) -> list[Drawing]:
     """Perplexity over training tokens, of training and of validation."""
     panels = []
     for title in ("Training", "Validation"):
-        drawn = []
-        for one in part.drawn:
-            losses = [curve for run in read_runs(one.group, _losses) if len(curve := run[title])]
+        all_series = []
+        for drawn in part.drawn:
+            losses = [curve for run in read_runs(drawn.group, _losses) if len(curve := run[title])]
             if losses:
                 table = pd.concat(losses, axis=1).sort_index().interpolate(method="index", limit_area="inside")
                 kept = np.linspace(0, len(table) - 1, min(len(table), MOST_POINTS)).round().astype(int)
-                drawn.append(one.series(np.exp(table.iloc[kept].T), log=True))
-        panels.append(Panel(drawn, "training tokens", "perplexity", title, log_y=True))
+                all_series.append(drawn.series(np.exp(table.iloc[kept].T), log=True))
+        panels.append(Panel(all_series, "training tokens", "perplexity", title, log_y=True))
     return part.figure("curves", "Learning curves", panels, GEOMETRIC)
 
 
@@ -61,11 +61,11 @@ def queries_and_keys(part: Part) -> list[Drawing]:
         norms = rows.pivot(index="layer", columns="band", values="max")
         return norms.rename(columns=_BANDS) if "high" in norms else norms[[]]  # without rotation there are no bands
 
-    layers = {one: [sizes(table) for table in read_tables(one.group, *_QK_LAYERS)] for one in part.drawn}
+    layers = {drawn: [sizes(table) for table in read_tables(drawn.group, *_QK_LAYERS)] for drawn in part.drawn}
     drawings = _by_layer(part, "qk", "Largest query and key by layer", layers, ["Queries", "Keys"])
-    tables = {one: read_tables(one.group, *_QK_BANDS) for one in part.drawn}
+    tables = {drawn: read_tables(drawn.group, *_QK_BANDS) for drawn in part.drawn}
     for tensor, title in (("q", "Queries"), ("k", "Keys")):
-        layers = {one: [bands(table, tensor) for table in some] for one, some in tables.items()}
+        layers = {drawn: [bands(table, tensor) for table in group_tables] for drawn, group_tables in tables.items()}
         name, title = f"qk-bands-{tensor}", f"{title} by frequency band and layer"
         drawings += _by_layer(part, name, title, layers, list(_BANDS.values()))
     return drawings
@@ -77,7 +77,7 @@ def _by_layer(
     """A panel for each column of the groups' tables, which have a row per layer."""
     panels = []
     for column in columns:
-        curves = {one: [table[column] for table in tables if column in table] for one, tables in layers.items()}
-        series = [one.series(pd.DataFrame(rows)) for one, rows in curves.items() if rows]
+        curves = {drawn: [table[column] for table in tables if column in table] for drawn, tables in layers.items()}
+        series = [drawn.series(pd.DataFrame(rows)) for drawn, rows in curves.items() if rows]
         panels.append(Panel(series, "layer", "largest size", column))
     return part.figure(name, title, panels, BAND)

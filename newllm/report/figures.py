@@ -157,7 +157,7 @@ def heat_maps(maps: Mapping[tuple[int, str], pd.DataFrame], chance: float, x: st
         axes.set_xticks(np.arange(len(table.columns)) + 0.5, [short(number) for number in table.columns])
         axes.set_yticks(np.arange(len(table)) + 0.5, [f"{100 * share:.0f} %" for share in table.index])
         axes.invert_yaxis()
-        axes.set_title(_broken(label), fontsize=9)
+        axes.set_title(_wrapped(label), fontsize=9)
         axes.set(xlabel=x if place + columns >= len(maps) else "", ylabel=y if place % columns == 0 else "")
         axes.grid(visible=False)
     for axes in all_axes[len(maps) :]:
@@ -180,7 +180,7 @@ class Drawing:
 
     @classmethod
     def of(cls, name: str, title: str, figure: "Figure", caption: str = "") -> "Drawing":
-        """Call this within `styled()`, in which the figure was made."""
+        """Call this within `styled()`, in which the figure was drawn."""
         for number, artist in enumerate(figure.findobj(lambda one: bool(one.get_gid()))):
             artist.set_gid(f"{artist.get_gid()}-{number}")  # an id may occur only once in a document
         svg = io.BytesIO()
@@ -311,7 +311,7 @@ def _legend(figure: "Figure", labels: Mapping[int, str], lines: bool, marks: boo
                marker=_marker(index) if marks else None, markersize=5)
         for index in labels
     ]  # fmt: skip
-    texts = [_broken(label) for label in labels.values()]
+    texts = [_wrapped(label) for label in labels.values()]
     legend = figure.legend(handles, texts, loc="outside right upper", handlelength=2.2)
     height = legend.get_window_extent().height / figure.dpi + 0.2  # inches, with the margins
     figure.set_figheight(max(figure.get_figheight(), height))
@@ -348,7 +348,7 @@ def _scale(axis: Any, log: bool, values: Sequence[float] = ()) -> None:
         axis.set_minor_locator(NullLocator())
 
 
-def _broken(label: str, width: int = 26) -> str:
+def _wrapped(label: str, width: int = 26) -> str:
     """A long label on several lines, broken between its parts."""
     lines = [""]
     for part in label.split(" · ") if len(label) > width else [label]:

@@ -41,41 +41,36 @@ _TITLES = {
 _FAMILIES = ((SLICES, TAIL, WINDOW), (r"passkey/accuracy@(\d+)",), (r"distance/accuracy@(\d+)",), (RULER,))
 
 
-def by_length(study: Study) -> Section:
-    """A table per measure, groups by lengths, with the verdict against the baseline; the ruler; the figures."""
-    tables = []
+def long_context(study: Study) -> list[Section]:
+    """Two sections: a table per measure, groups by lengths, with the verdict against the baseline, the ruler and the
+    figures; then all comparisons at all lengths in full."""
+    tables, comparison_tables = [], []
     for part in study.parts:
-        for family in _families(part):
+        every: list[Comparison] = []
+        for patterns in _FAMILIES:
+            family = [numbered_metrics(part, pattern) for pattern in patterns]
             comparisons = part.compare([metric for numbered in family for _, metric in numbered])
+            every += comparisons
             for numbered in family:
                 if numbered and numbered[0][1].rpartition("@")[0] in _TITLES:
                     tables.append(_groups_by_length(part, numbered, comparisons))
         tables += _ruler(part)
-    figures = (_curves, _loss_by_position, _spectra, _retrieval, _passkey_maps)
-    return study.figure_section("length", "Long context", *figures, tables=tables)
-
-
-def comparisons(study: Study) -> Section:
-    """All comparisons at all lengths in full."""
-    tables = []
-    for part in study.parts:
-        families = [[metric for numbered in family for _, metric in numbered] for family in _families(part)]
-        if every := [one for metrics in families for one in part.compare(metrics)]:
+        if every:
             title = f"Comparisons with {every[0].baseline} at each length"
             together = "Perplexities are corrected together, passkey, distance and ruler each by themselves."
             notes = [study.options.rule.words, together]
-            tables.append(comparison_table("length-comparisons", title, part, every, notes))
-    return Section("length-comparisons", "Long context: all comparisons", (), tables)
-
-
-def _families(part: Part) -> list[list[Numbered]]:
-    return [[numbered_metrics(part, pattern) for pattern in family] for family in _FAMILIES]
+            comparison_tables.append(comparison_table("length-comparisons", title, part, every, notes))
+    figures = (_curves, _loss_by_position, _spectra, _retrieval, _passkey_maps)
+    return [
+        study.figure_section("length", "Long context", *figures, tables=tables),
+        Section("length-comparisons", "Long context: all comparisons", (), comparison_tables),
+    ]
 
 
 def _groups_by_length(part: Part, numbered: Numbered, comparisons: list[Comparison]) -> Table:
     name = numbered[0][1].rpartition("@")[0]
     title, meaning = _TITLES[name]
-    compared = {(one.candidate, one.metric): one for one in comparisons}
+    compared = {(comparison.candidate, comparison.metric): comparison for comparison in comparisons}
     rows = []
     for group in part.groups:
         cells = {f"{n:,.0f}": _at_length(group, metric, compared.get((group.label, metric))) for n, metric in numbered}
@@ -92,21 +87,28 @@ def _groups_by_length(part: Part, numbered: Numbered, comparisons: list[Comparis
     return Table(f"{name.replace('/', '-')}{part.mark}", part.named(title), rows, notes, hints)
 
 
-def _at_length(group: Group, metric: str, one: Comparison | None) -> Cell:
+def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell:
     """The difference to the baseline with its verdict; the mean of the baseline, and where nothing is compared."""
     mean = mean_cell(group, metric)
-    if one is None:
+    if comparison is None:
         return mean
 
     def text(value: float) -> str:
-        return f"{100 * value:+.1f}" if one.scale == "log" else f"{value:+.3f}"
+        return f"{100 * value:+.1f}" if comparison.scale == "log" else f"{value:+.3f}"
 
-    verdict = f" {one.verdict}" if one.verdict not in ("not shown", "one seed") else ""
-    interval = f" [{text(one.low)}, {text(one.high)}]" if isfinite(one.low) else ""
-    shown = f"{text(one.difference)}{' %' if one.scale == 'log' else ''}{interval}{verdict}"
-    csv = {**mean.csv, f"{metric} difference": one.difference, f"{metric} low": one.low,
-           f"{metric} high": one.high, f"{metric} p holm": one.p_holm, f"{metric} verdict": one.verdict}  # fmt: skip
-    return Cell(shown, mean.value, csv, kind=verdict_kind(one), hint=f"{mean.text}; {one.why}")
+    verdict = f" {comparison.verdict}" if comparison.verdict in ("better", "worse", "differs") else ""
+    interval = f" [{text(comparison.low)}, {text(comparison.high)}]" if isfinite(comparison.low) else ""
+    unit = " %" if comparison.scale == "log" else ""
+    csv = {
+        **mean.csv,
+        f"{metric} difference": comparison.difference,
+        f"{metric} low": comparison.low,
+        f"{metric} high": comparison.high,
+        f"{metric} p holm": comparison.p_holm,
+        f"{metric} verdict": comparison.verdict,
+    }
+    shown = f"{text(comparison.difference)}{unit}{interval}{verdict}"
+    return Cell(shown, mean.value, csv, kind=verdict_kind(comparison), hint=f"{mean.text}; {comparison.why}")
 
 
 def _ruler(part: Part) -> list[Table]:
@@ -140,21 +142,22 @@ def _curves(part: Part) -> list[Drawing]:
 def _loss_by_position(part: Part) -> list[Drawing]:
     """Loss over the position in rows of the greatest length, of tables/extrapolation_positions.csv."""
     columns = ("length", "from", "to", "loss")
-    tables = {one: read_tables(one.group, "extrapolation_positions", columns) for one in part.drawn}
-    longest = max((table["length"].max() for some in tables.values() for table in some), default=0)
+    tables_of = {drawn: read_tables(drawn.group, "extrapolation_positions", columns) for drawn in part.drawn}
+    longest = max((table["length"].max() for tables in tables_of.values() for table in tables), default=0)
     series = []
-    for one, some in tables.items():
-        rows = [table[table["length"] == longest] for table in some]
-        losses = [row.set_index((row["from"] * row["to"]) ** 0.5)["loss"] for row in rows if len(row)]
+    for drawn, tables in tables_of.items():
+        bins = [table[table["length"] == longest] for table in tables]
+        losses = [rows.set_index("from")["loss"] for rows in bins if len(rows)]
         if losses:
-            series.append(one.series(pd.DataFrame(losses)))
+            series.append(drawn.series(pd.DataFrame(losses)))
     panel = Panel(series, "position of the label", "nats per token", log_x=True, mark_x=part.trained_length)
-    caption = f"Each point is the middle of a bin of positions. {BAND}" + (f" {TRAINED}" if part.trained_length else "")
+    caption = f"Each point is the mean over a bin of positions, drawn at its first position. {BAND}"
+    caption += f" {TRAINED}" if part.trained_length else ""
     return part.figure("length-positions", f"Loss by position in rows of {longest:,} tokens", [panel], caption)
 
 
 def _spectra(part: Part) -> list[Drawing]:
-    """The wavelength of each channel of the groups that rotate, beside their perplexity by length.
+    """The wavelength of each channel of the groups that rotate, next to their perplexity by length.
 
     Nothing where all have the same spectrum.
     """
@@ -176,7 +179,7 @@ def _spectra(part: Part) -> list[Drawing]:
         "Channels above the dashed line, the training length, do not complete a turn in it; channels that do not turn "
         f"at all are left out; scaled ones are those of inputs of {longest:,} tokens. {GEOMETRIC}"
     )
-    return part.figure("spectra", "Spectra beside results", [left, right], caption, height=3.8)
+    return part.figure("spectra", "Spectra and results", [left, right], caption, height=3.8)
 
 
 def wavelengths_of(config: Mapping[str, Any], length: int) -> np.ndarray | None:

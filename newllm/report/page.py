@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from newllm.analysis.frame import metric_names
-from newllm.analysis.labels import flatten
+from newllm.analysis.settings import flatten
 from newllm.errors import ConfigError
 from newllm.report.figures import COLOURS
 from newllm.report.study import Section, Study

@@ -29,6 +29,7 @@ from newllm.report.tables import (
     text_cell,
 )
 
+BEST_IS_BOLD = "the best mean is bold"
 MOST_ROWS = 200  # of unfinished runs, and of runs compared with another result set
 _MACHINE = ("speed/", "memory/")  # these depend on the machine and its load, so no two result sets agree in them
 _COMPARISON_HINTS = {
@@ -49,28 +50,42 @@ _SCALES = {
 }
 
 
-def groups(study: Study) -> Section:
-    """A row per group with mean ± sample standard deviation, and its difference from the baseline."""
+def results(study: Study) -> list[Section]:
+    """Two sections: a row per group with mean ± sample standard deviation and its difference from the baseline; then
+    every number behind a verdict, the rule in words, and the noise of repeats."""
     lines = [study.reason] if study.reason else []
     if any(part.baseline.runs["seed"].nunique() < 2 for part in study.parts if part.baseline):
         lines.append("The baseline has one seed, which says nothing about other seeds: there are no verdicts.")
-    return Section("results", "Results", lines, [_groups_table(part) for part in study.parts])
+    tables, comparison_tables = [], []
+    for part in study.parts:
+        comparisons = part.compare(part.options.compare)
+        tables.append(_groups_table(part, comparisons))
+        if comparisons:
+            title, notes = f"Comparisons with {comparisons[0].baseline}", [study.options.rule.words]
+            comparison_tables.append(comparison_table("comparisons", title, part, comparisons, notes))
+    repeats = [_repeats(study)] if comparison_tables else []
+    return [
+        Section("results", "Results", lines, tables),
+        Section("comparisons", "Which differences are real", repeats, comparison_tables),
+    ]
 
 
-def _groups_table(part: Part) -> Table:
+def _groups_table(part: Part, comparisons: Sequence[Comparison]) -> Table:
     options, compared = part.options, {}
     first, *others = options.metrics
     confidence = f"{options.confidence:.0%} interval"
-    notes = [f"{PLUS_MINUS}; the best mean is bold."]
+    notes = [f"{PLUS_MINUS}; {BEST_IS_BOLD}."]
     ways = {True: "lower is better", False: "higher is better", None: ""}
     hints = {metric: ways[lower_is_better(metric)] for metric in options.metrics}
-    if comparisons := part.compare(options.compare):
+    if comparisons:
         delta = f"Δ {options.compare[0]}"
-        compared = {one.candidate: one for one in comparisons if one.metric == options.compare[0]}
+        compared = {c.candidate: c for c in comparisons if c.metric == options.compare[0]}
         notes.append(f"Δ is the difference to {comparisons[0].baseline} with its {confidence}, paired by seed.")
         hints[delta] = f"{confidence}, paired by seed"
     best = {metric: _best_groups(part, metric) for metric in options.metrics}
-    swatches = {one.group: f"swatch-{one.index % len(COLOURS)}" for one in part.drawn} if len(part.drawn) > 1 else {}
+    swatches = (
+        {drawn.group: f"swatch-{drawn.index % len(COLOURS)}" for drawn in part.drawn} if len(part.drawn) > 1 else {}
+    )
     rows = []
     for group in part.groups:
         settings = {
@@ -110,28 +125,18 @@ def _best_groups(part: Part, metric: str) -> set[Group]:
     return first if len(first) < len(means) else set()
 
 
-def _difference_and_verdict(one: Comparison | None, is_baseline: bool) -> tuple[Cell, Cell]:
+def _difference_and_verdict(comparison: Comparison | None, is_baseline: bool) -> tuple[Cell, Cell]:
     if is_baseline:
         return Cell("baseline", 0.0, {"difference": 0.0}, kind="muted"), text_cell(None)
-    if one is None:
+    if comparison is None:
         return Cell(ABSENT, kind="muted", hint="not compared"), text_cell(None)
-    verdict = text_cell(one.verdict, "verdict", kind=verdict_kind(one), hint=one.why)
-    if not isfinite(one.difference):
-        return Cell(ABSENT, kind="muted", hint=one.why), verdict
-    difference, interval = _difference_texts(one)
-    csv = {"difference": one.difference, "difference low": blank_if_unknown(one.low),
-           "difference high": blank_if_unknown(one.high)}  # fmt: skip
-    return Cell(difference if interval == ABSENT else f"{difference} {interval}", one.difference, csv), verdict
-
-
-def comparisons(study: Study) -> Section:
-    """Every number behind a verdict, the rule in words, and the noise of repeats."""
-    tables = []
-    for part in study.parts:
-        if compared := part.compare(part.options.compare):
-            title = f"Comparisons with {compared[0].baseline}"
-            tables.append(comparison_table("comparisons", title, part, compared, [study.options.rule.words]))
-    return Section("comparisons", "Which differences are real", [_repeats(study)] if tables else (), tables)
+    verdict = text_cell(comparison.verdict, "verdict", kind=verdict_kind(comparison), hint=comparison.why)
+    if not isfinite(comparison.difference):
+        return Cell(ABSENT, kind="muted", hint=comparison.why), verdict
+    difference, interval = _difference_texts(comparison)
+    csv = {"difference": comparison.difference, "difference low": blank_if_unknown(comparison.low),
+           "difference high": blank_if_unknown(comparison.high)}  # fmt: skip
+    return Cell(difference if interval == ABSENT else f"{difference} {interval}", comparison.difference, csv), verdict
 
 
 def comparison_table(
@@ -139,15 +144,16 @@ def comparison_table(
 ) -> Table:
     """Every number of some comparisons of a part; `notes` stand last below them."""
     method = {"t": "Student's t", "bootstrap": "the BCa bootstrap"}[part.options.interval]
-    scales = [_SCALES[scale] for scale in dict.fromkeys(one.scale for one in comparisons)]
+    scales = [_SCALES[scale] for scale in dict.fromkeys(comparison.scale for comparison in comparisons)]
     notes = [*scales, f"Intervals of {part.options.confidence:.0%} by {method}.", *notes]
-    rows = [_comparison_row(one) for one in comparisons]
+    rows = [_comparison_row(comparison) for comparison in comparisons]
     return Table(f"{name}{part.mark}", part.named(title), rows, notes, _COMPARISON_HINTS)
 
 
-def _comparison_row(one: Comparison) -> Row:
-    difference, interval = _difference_texts(one)
-    ends = {"scale": one.scale, "difference low": one.low, "difference high": one.high}
+def _comparison_row(comparison: Comparison) -> Row:
+    difference, interval = _difference_texts(comparison)
+    names = {"group": comparison.candidate, "baseline": comparison.baseline}
+    ends = {"scale": comparison.scale, "difference low": comparison.low, "difference high": comparison.high}
 
     def mean(mean: float, std: float, whose: str) -> Cell:
         csv = {f"{whose} mean": mean, f"{whose} std": blank_if_unknown(std)}
@@ -157,37 +163,38 @@ def _comparison_row(one: Comparison) -> Row:
         return number_cell(value, column, "< 0.0001" if value < 1e-4 else f"{value:.2g}")
 
     return make_row({
-        "group": Cell(one.candidate, one.candidate, {"group": one.candidate, "baseline": one.baseline}),
-        "metric": one.metric,
-        "pairs": one.n,
-        "difference": number_cell(one.difference, "difference", difference),
-        "interval": Cell(interval, one.low if isfinite(one.low) else None, ends),
-        "verdict": text_cell(one.verdict, "verdict", kind=verdict_kind(one), hint=one.why),
-        "p (Holm)": p(one.p_holm, "p holm"),
-        "agree": number_cell(one.agree, "agree", f"{one.agree} of {one.n}"),
-        "seeds needed": number_cell(one.seeds_needed, "seeds needed"),
-        "group's mean": mean(one.candidate_mean, one.candidate_std, "group"),
-        "baseline's mean": mean(one.baseline_mean, one.baseline_std, "baseline"),
-        "spread": one.spread,
-        "t": number_cell(one.t, "t", f"{one.t:.2f}"),
-        "p": p(one.p, "p"),
-        "left out": one.unpaired,
-        "why": text_cell(one.why, "why", kind="long"),
+        "group": Cell(comparison.candidate, comparison.candidate, names),
+        "metric": comparison.metric,
+        "pairs": comparison.n,
+        "difference": number_cell(comparison.difference, "difference", difference),
+        "interval": Cell(interval, comparison.low if isfinite(comparison.low) else None, ends),
+        "verdict": text_cell(comparison.verdict, "verdict", kind=verdict_kind(comparison), hint=comparison.why),
+        "p (Holm)": p(comparison.p_holm, "p holm"),
+        "agree": number_cell(comparison.agree, "agree", f"{comparison.agree} of {comparison.n}"),
+        "seeds needed": number_cell(comparison.seeds_needed, "seeds needed"),
+        "group's mean": mean(comparison.candidate_mean, comparison.candidate_std, "group"),
+        "baseline's mean": mean(comparison.baseline_mean, comparison.baseline_std, "baseline"),
+        "spread": comparison.spread,
+        "t": number_cell(comparison.t, "t", f"{comparison.t:.2f}"),
+        "p": p(comparison.p, "p"),
+        "left out": comparison.unpaired,
+        "why": text_cell(comparison.why, "why", kind="long"),
     })  # fmt: skip
 
 
-def verdict_kind(one: Comparison) -> str:
+def verdict_kind(comparison: Comparison) -> str:
     """The look of a verdict on the page."""
-    return one.verdict if one.verdict in ("better", "worse") else "open"
+    return comparison.verdict if comparison.verdict in ("better", "worse") else "open"
 
 
-def _difference_texts(one: Comparison) -> tuple[str, str]:
+def _difference_texts(comparison: Comparison) -> tuple[str, str]:
     """The difference and its interval, as percent where the comparison is by ratio."""
 
     def text(value: float) -> str:
-        return percent(value) if one.scale == "log" else f"{value:+.4g}" if isfinite(value) else ABSENT
+        return percent(value) if comparison.scale == "log" else f"{value:+.4g}" if isfinite(value) else ABSENT
 
-    return text(one.difference), f"[{text(one.low)}, {text(one.high)}]" if isfinite(one.low) else ABSENT
+    known = isfinite(comparison.low)
+    return text(comparison.difference), f"[{text(comparison.low)}, {text(comparison.high)}]" if known else ABSENT
 
 
 def _repeats(study: Study) -> str:
@@ -195,10 +202,10 @@ def _repeats(study: Study) -> str:
     metric = study.options.main_metric
     noise = repeat_noise(study.done, metric)
     if not noise.groups:
-        return "Repeat noise is not known: no configuration was run twice with one seed."
-    several = f"{noise.groups} configurations with one seed were"
-    repeated = several if noise.groups > 1 else "One configuration and seed was"
-    sentence = f"Repeat noise: {repeated} run more than once ({noise.values} runs); "
+        return "Repeat noise is not known: no two runs have the same configuration (evaluators included) and seed."
+    plural, were = ("s", "were") if noise.groups > 1 else ("", "was")
+    repeated = f"{noise.groups} combination{plural} of configuration and seed {were} run more than once"
+    sentence = f"Repeat noise: {repeated} ({noise.values} runs); "
     if noise.std == 0:
         return f"{sentence}they agree in {metric} to the last digit."
     log, relative = ("ln ", f" ({percent(expm1(noise.std)).lstrip('+')})") if scale_of(metric) == "log" else ("", "")
@@ -209,17 +216,17 @@ def published(study: Study) -> Section:
     """Groups with the conditions of a published run, metric by metric."""
     rows = [
         make_row({
-            "group": one["group"],
-            "published run": one["run"],
-            "metric": one["metric"],
-            "n": one["n"],
-            "ours": number_cell(one["ours"], "ours", spread(one["ours"], one["std"])),
-            "published": number_cell(one["published"], "published", spread(one["published"], one["published_std"])),
-            "runs": number_cell(one["published_n"], "published runs"),
-            "difference": percent_cell(one["difference"], "difference"),
-            "source": f"{one['source']} ({one['status']})",
+            "group": line["group"],
+            "published run": line["run"],
+            "metric": line["metric"],
+            "n": line["n"],
+            "ours": number_cell(line["ours"], "ours", spread(line["ours"], line["std"])),
+            "published": number_cell(line["published"], "published", spread(line["published"], line["published_std"])),
+            "runs": number_cell(line["published_n"], "published runs"),
+            "difference": percent_cell(line["difference"], "difference"),
+            "source": f"{line['source']} ({line['status']})",
         })
-        for one in compare_groups([group for part in study.parts for group in part.groups])
+        for line in compare_groups([group for part in study.parts for group in part.groups])
     ]  # fmt: skip
     note = (
         "Published numbers of several runs (seeds, repeats, machines) are their mean ± sample standard deviation. The "
@@ -242,25 +249,25 @@ def other_results(study: Study) -> Section:
     line = f"{shared:,} configurations with their seeds are in {folder} too; differences are there / here - 1."
     by_metric = [
         make_row({
-            "metric": one.metric,
-            "runs": one.runs,
-            "equal": one.equal,
-            "mean difference": percent_cell(one.mean, "mean difference"),
-            "largest difference": percent_cell(one.largest, "largest difference"),
+            "metric": agreement.metric,
+            "runs": agreement.runs,
+            "equal": agreement.equal,
+            "mean difference": percent_cell(agreement.mean, "mean difference"),
+            "largest difference": percent_cell(agreement.largest, "largest difference"),
         })
-        for one in summarize(pairs).itertuples()
+        for agreement in summarize(pairs).itertuples()
     ]  # fmt: skip
     names = dict(zip(study.done["path"], study.done["run"], strict=True))
     main = pairs[pairs["metric"].isin(study.options.metrics)]
     by_run = [
         make_row({
-            "run": names[one.run_a],
-            "metric": one.metric,
-            "here": one.a,
-            "there": one.b,
-            "difference": percent_cell(one.difference, "difference"),
+            "run": names[pair.run_a],
+            "metric": pair.metric,
+            "here": pair.a,
+            "there": pair.b,
+            "difference": percent_cell(pair.difference, "difference"),
         })
-        for one in sorted(main.itertuples(), key=lambda one: -abs(one.difference))[:MOST_ROWS]
+        for pair in sorted(main.itertuples(), key=lambda pair: -abs(pair.difference))[:MOST_ROWS]
     ]  # fmt: skip
     tables = [
         Table("agreement", "Same configuration, other result set", by_metric, hints={"equal": "to the last bit"}),

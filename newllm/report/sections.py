@@ -21,15 +21,13 @@ def make_sections(study: Study) -> list[Section]:
     """All sections that have something to show."""
     with styled():
         every = [
-            result_tables.groups(study),
-            result_tables.comparisons(study),
+            *result_tables.results(study),
             *(pkgutil.resolve_name(group.report)(study) for group in groups().values() if group.report),
-            long_context.by_length(study),
-            long_context.comparisons(study),
+            *long_context.long_context(study),
             *(study.figure_section(name, title, draw) for name, title, draw in FIGURES),
             laws.scaling_laws(study),
             result_tables.published(study),
             result_tables.other_results(study),
             result_tables.unfinished(study),
         ]
-    return [one for one in every if one.lines or one.tables or one.drawings]
+    return [section for section in every if section.lines or section.tables or section.drawings]

@@ -6,18 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from newllm.analysis.labels import (
-    SEPARATOR,
-    axes_of,
-    canonical,
-    choices_of,
-    differing,
-    places_of,
-    short_keys,
-    value_text,
-)
+from newllm.analysis.labels import SEPARATOR, short_keys, value_text
 from newllm.analysis.metrics import lower_is_better
 from newllm.analysis.run_groups import Group
+from newllm.analysis.settings import axes_of, canonical, choices_of, differing, places_of
 from newllm.report.figures import DASHED, MUTED, Drawing, Panel, Series, plot
 from newllm.report.series import BARS
 from newllm.report.study import COLOUR_CYCLE, DrawnGroup, Part

@@ -204,7 +204,7 @@ class FixedPoint(Stage):
         run.console.line()
         stored = phase_folder.stored_contexts(run, folder)
         whole = state.exists() and len(stored) == len(phase_folder.texts_to_store(run.model))
-        if outcome.exists() and not whole:  # a file was deleted, and the iteration's contexts are gone
+        if outcome.exists() and not whole:  # a file was deleted, and the last iteration's contexts are gone too
             outcome.unlink()
             state.unlink(missing_ok=True)
         if outcome.exists():
@@ -246,8 +246,8 @@ class FixedPoint(Stage):
                     run.signals.check()
                     bar(batch, loss, batch * self.batch_tokens / max(time.monotonic() - since, 1e-9))
 
-                found = iteration.run(progress.epoch + 1, after_batch)
-            values = {f"phase1/{name}": value for name, value in found.items()}
+                means = iteration.run(progress.epoch + 1, after_batch)
+            values = {f"phase1/{name}": value for name, value in means.items()}
             progress.epoch, progress.step = progress.epoch + 1, progress.step + iteration.steps
             progress.seconds = time.monotonic() - began
             line = {"phase": _NAME, "iteration": progress.epoch, **values, "time/seconds": progress.seconds}

@@ -77,9 +77,9 @@ def check(folder: Path, content: Content) -> None:
         stored = json.loads(meta.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{meta} cannot be read ({error}); delete {folder} to repeat phase 1.") from None
-    found = differences({part: stored.get(part, {}) for part in content}, content)
-    if found:
-        listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    different = differences({part: stored.get(part, {}) for part in content}, content)
+    if different:
+        listed = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
         raise ConfigError(
             f"{folder} holds a first phase of another configuration ({listed}); name another phase1.folder, or leave "
             "it out to have one in the cache."

@@ -93,7 +93,7 @@ def test_unpaired_seeds_are_left_out_and_counted():
     assert (one.n, one.unpaired) == (3, 3)
     assert (one.baseline_mean, one.candidate_mean) == (110, pytest.approx(99.17, abs=0.01))
     none = compared(rope={1: 100, 2: 110}, alibi={3: 90, 4: 99})
-    assert (none.n, none.unpaired, none.verdict) == (0, 4, "not shown")
+    assert (none.n, none.unpaired, none.verdict) == (0, 4, "no common seed")
     assert none.why == "no seed is in both groups"
     broken = compared(rope=[100, 110, float("nan"), 120], alibi=[90, float("nan"), 99, 108])
     assert (broken.n, broken.unpaired) == (2, 2)

@@ -54,7 +54,7 @@ def test_each_published_configuration_is_found_by_its_experiment(one):
 
 
 def test_runs_of_one_configuration_are_pooled():
-    """geo_500k ran 22 times at 6e-4, on four machines; its mean over these stands beside ours."""
+    """geo_500k ran 22 times at 6e-4, on four machines; the mean of these runs is compared with ours."""
     one = next(one for one in published_runs() if one.run == "geo_500k")
     at_end = one.numbers["extrapolation/ppl@16384"]
     assert (one.runs, min(at_end), max(at_end)) == (22, 15.788, 21.327)

@@ -2,8 +2,8 @@ import pytest
 
 from newllm.analysis.comparable import split_comparable
 from newllm.analysis.frame import load_runs
-from newllm.analysis.labels import identity_of, nodes_of
 from newllm.analysis.run_groups import find, groups
+from newllm.analysis.settings import identity_of, nodes_of
 from tests.support.run_folders import config, folder, table
 
 

@@ -7,7 +7,7 @@ from tests.support.report_runs import grid, make_runs, write_status
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six groups of four seeds; besides, a failed run, one that runs, and one whose results are broken."""
+    """Six groups of four seeds; also a failed run, a queued one, and one whose results are broken."""
     folder = tmp_path_factory.mktemp("runs") / "sweep"
     make_runs(folder, grid(pos_encoding=["rope", "alibi", "nope"]), seeds=(1, 2, 3, 4))
     make_runs(folder, grid(attention=["mla"], kv_dim=[64, 128]), seeds=(1, 2, 3, 4))

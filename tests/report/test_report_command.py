@@ -143,7 +143,7 @@ def test_another_result_set_is_compared_run_by_run(sweep: Path, tmp_path: Path) 
 def test_two_sweeps_show_the_noise_of_repeats(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_runs(tmp_path / "again", grid(pos_encoding=["rope"]), seeds=(1, 2), shift=0.01, tables=False)
     assert main([str(sweep), str(tmp_path / "again"), f"out={tmp_path / 'report'}", "formats=csv"]) == 0
-    assert "2 configurations with one seed were run more than once (4 runs)" in capsys.readouterr().out
+    assert "2 combinations of configuration and seed were run more than once (4 runs)" in capsys.readouterr().out
     table = {line["group"]: line for line in read_table(tmp_path / "report" / "main.csv")}
     assert (table["rope · mha · theta 10000"]["seeds"], table["rope · mha · theta 10000"]["runs"]) == ("4", "6")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from newllm.analysis.frame import load_runs
-from newllm.analysis.labels import flatten
+from newllm.analysis.settings import flatten
 from newllm.report.figures import Series, short
 from newllm.report.page import encode_runs, to_json
 from newllm.report.tables import Cell, Table, percent, spread, to_csv, to_latex, to_markdown
