@@ -42,8 +42,8 @@ def split_comparable(frame: pd.DataFrame) -> list[ComparableRuns]:
     identities = [_identity(config, *numbers) for config, *numbers in zip(done["config"], *measured, strict=True)]
     sets = sorted(places_of(map(canonical, identities)).values(), key=len, reverse=True)
     firsts = [identities[places[0]] for places in sets]
-    keys = dict.fromkeys(key for one in firsts for key in one)
-    different = [key for key in keys if len({canonical(one.get(key)) for one in firsts}) > 1]
+    keys = dict.fromkeys(key for identity in firsts for key in identity)
+    different = [key for key in keys if len({canonical(identity.get(key)) for identity in firsts}) > 1]
     reason = _reason(different)
     return [
         ComparableRuns(_title(first, different), reason, done.iloc[places])

@@ -186,11 +186,15 @@ def compare(
     Holm's correction runs over all of these together.
     """
     pairs = [(metric, group) for metric in metrics for group in groups if group is not baseline]
-    every = [one for metric, group in pairs if (one := _pair(group, baseline, metric, confidence, interval))]
-    corrected = statistics.holm([one.p for one in every]).tolist()
-    every = [replace(one, p_holm=p) for one, p in zip(every, corrected, strict=True)]
-    verdicts = [decide(one, rule) for one in every]
-    return [replace(one, verdict=verdict, why=why) for one, (verdict, why) in zip(every, verdicts, strict=True)]
+    tested = (_pair(group, baseline, metric, confidence, interval) for metric, group in pairs)
+    comparisons = [comparison for comparison in tested if comparison is not None]
+    corrected = statistics.holm([comparison.p for comparison in comparisons]).tolist()
+    result = []
+    for uncorrected, p_holm in zip(comparisons, corrected, strict=True):
+        comparison = replace(uncorrected, p_holm=p_holm)
+        verdict, why = decide(comparison, rule)
+        result.append(replace(comparison, verdict=verdict, why=why))
+    return result
 
 
 def _pair(

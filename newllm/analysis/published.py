@@ -94,13 +94,13 @@ def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float
     if OmegaConf.select(node, "choices.evaluated"):
         return []
     lines = []
-    for one in published_runs():
-        paths = {key if "." in key else f"choices.{key}": cell for key, cell in one.conditions.items()}
+    for run in published_runs():
+        paths = {key if "." in key else f"choices.{key}": cell for key, cell in run.conditions.items()}
         if not all(_equal(cell, OmegaConf.select(node, path)) for path, cell in paths.items()):
             continue
-        for metric, numbers in one.numbers.items():
-            if (ours := results.get(metric)) is not None and _computed_as_published(metric, one, node):
-                line = {"run": one.run, "metric": metric, "ours": ours, "published": fmean(numbers)}
+        for metric, numbers in run.numbers.items():
+            if (ours := results.get(metric)) is not None and _computed_as_published(metric, run, node):
+                line = {"run": run.run, "metric": metric, "ours": ours, "published": fmean(numbers)}
                 difference = ours / fmean(numbers) - 1
                 lines.append({**line, "std": sample_std(numbers), "runs": len(numbers), "difference": difference})
     return lines
@@ -108,7 +108,7 @@ def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float
 
 def for_console(lines: Iterable[Mapping[str, Any]]) -> list[str | list[dict[str, Any]]]:
     """The lines of `distance` as a section of the console: for each published run a sentence and a table."""
-    known = {one.run: one for one in published_runs()}
+    known = {published.run: published for published in published_runs()}
     tables: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         row = {"metric": line["metric"], "ours": line["ours"], "published": line["published"]}
@@ -117,9 +117,9 @@ def for_console(lines: Iterable[Mapping[str, Any]]) -> list[str | list[dict[str,
         tables.setdefault(line["run"], []).append({**row, "difference": f"{line['difference']:+.1%}"})
     body: list[str | list[dict[str, Any]]] = []
     for run, table in tables.items():
-        one = known[run]
-        seeds = f"mean ± standard deviation of up to {one.runs} runs" if one.runs > 1 else "one seed"
-        body += [f"{run}, {one.source} ({one.status}), {seeds}", table]
+        published = known[run]
+        seeds = f"mean ± standard deviation of up to {published.runs} runs" if published.runs > 1 else "one seed"
+        body += [f"{run}, {published.source} ({published.status}), {seeds}", table]
     return body
 
 
@@ -130,8 +130,8 @@ def compare_groups(groups: Iterable["Group"]) -> list[dict[str, Any]]:
     ours: mean over `n` seeds; std: their sample standard deviation. published, published_std: over `published_n` runs.
     difference: ours / published - 1. status: whether a log proves the number.
     """
-    known = {one.run: one for one in published_runs()}
-    corpora = {one.conditions.get("data", "") for one in known.values()}
+    known = {run.run: run for run in published_runs()}
+    corpora = {run.conditions.get("data", "") for run in known.values()}
     lines = []
     for group in groups:
         if group.config["choices"].get("data") not in corpora and "" not in corpora:

@@ -208,7 +208,7 @@ def laws(
             sizes = np.unique(x)
             if len(sizes) < LEAST_SIZES:
                 continue
-            points = tuple((float(one), float(np.exp(np.log(y[x == one]).mean()))) for one in sizes)
+            points = tuple((float(value), float(np.exp(np.log(y[x == value]).mean()))) for value in sizes)
             runs = tuple(sorted(zip(x.tolist(), y.tolist(), strict=True)))
             parts = split_comparable(curve.runs)
             note = f"The sizes are not validated on the same text ({parts[0].title}; …)." if len(parts) > 1 else ""

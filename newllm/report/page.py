@@ -63,7 +63,7 @@ def page(study: Study, sections: Sequence[Section]) -> str:
         *([f"baseline {baseline.label}"] if baseline else []),
         datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     ]
-    legend = [(one.index, part.named(one.group.label)) for part in study.drawn_parts for one in part.drawn]
+    legend = [(drawn.index, part.named(drawn.group.label)) for part in study.drawn_parts for drawn in part.drawn]
     title = ", ".join(Path(folder).name or os.fspath(folder) for folder in study.options.folders)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(asset("page.html")).render(

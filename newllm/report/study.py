@@ -138,7 +138,8 @@ class Study:
 
     def figure_section(self, name: str, title: str, *draw: DrawFigures, tables: Sequence[Table] = ()) -> Section:
         """A section with these figures of every part that has figures, and a sentence on groups that are not drawn."""
-        drawings = [one for part in self.drawn_parts for each in draw for one in each(part)] if self.figures else []
+        parts = self.drawn_parts if self.figures else ()
+        drawings = [drawing for part in parts for draw_figures in draw for drawing in draw_figures(part)]
         return Section(name, title, self._groups_not_drawn() if drawings else (), tables, drawings)
 
     def _groups_not_drawn(self) -> list[str]:
