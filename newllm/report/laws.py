@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from newllm.analysis.scaling import Fit, Law, Saturation, laws, saturating
+from newllm.analysis.scaling_laws import Fit, Law, Saturation, laws, saturating
 from newllm.report.figures import Drawing, Panel, Series, plot
 from newllm.report.study import COLOUR_CYCLE, Section, Study
 from newllm.report.tables import ABSENT, Cell, Table, blank_if_unknown, make_row, number_cell, text_cell

@@ -8,7 +8,7 @@ import pandas as pd
 
 from newllm.analysis.published import distance, reference_table
 from newllm.analysis.run_groups import Group
-from newllm.analysis.scaling import Law, fit, laws
+from newllm.analysis.scaling_laws import Law, fit, laws
 from newllm.analysis.statistics import sample_std
 from newllm.report.figures import DASHED, Drawing, Panel, colour, curve, of_group, plot
 from newllm.report.laws import ALPHA, exponent_cells

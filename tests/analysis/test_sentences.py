@@ -7,7 +7,7 @@ import pytest
 
 from newllm.analysis.comparison import make_rule
 from newllm.analysis.run_groups import find, groups
-from newllm.analysis.scaling import laws
+from newllm.analysis.scaling_laws import laws
 from newllm.errors import ConfigError
 from tests.support.run_folders import table
 

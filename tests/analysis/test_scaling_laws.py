@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.optimize import curve_fit
 
-from newllm.analysis.scaling import aic, fit, lack_of_fit, laws, saturating
+from newllm.analysis.scaling_laws import aic, fit, lack_of_fit, laws, saturating
 from tests.support.run_folders import table
 
 FIVE = {"6L-768-1tok", "6L-768-2tok", "6L-1152-1tok", "9L-768-1tok", "3L-1536-2tok"}
