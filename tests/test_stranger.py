@@ -144,5 +144,5 @@ def test_it_is_swept_and_reported(newllm: Newllm, folder: Path) -> None:
     assert runs == ["done"] * 3
     newllm("report", "sweep", "baseline=pos_encoding=falling", "out=report")
     page = (folder / "report/report.html").read_text()
-    assert "Spectra beside results" in page
+    assert "Spectra and results" in page
     assert "stretched · theta 100" in page
