@@ -33,6 +33,7 @@ Flags
   --cfg job             print the configuration and stop; --resolve fills in references, --package GROUP shows a part
   --config-dir FOLDER   add YAML files of your own, laid out like conf/
   hydra.run.dir=FOLDER  where the run lands (default: outputs/runs/NAME-SIGNATURE); the same command resumes it
+  hydra.sweep.dir=FOLDER  where a sweep lands (default: outputs/sweeps/KEYS, as in outputs/sweeps/pos_encoding-seed)
   HYDRA_FULL_ERROR=1    (environment) show tracebacks"""
 
 
@@ -65,7 +66,12 @@ def _main(argv: list[str]) -> int:
         flags = ["--cfg", args.cfg, *(["--package", args.package] if args.package else [])]
     if flags:
         catalog = catalog_for(args.config_dir)
-        overrides = parse(args.overrides, catalog, sweep=args.multirun).for_hydra()
+        parsed = parse(args.overrides, catalog, sweep=args.multirun)
+        overrides = parsed.for_hydra()
+        if args.multirun and not args.cfg and "hydra.sweep.dir" not in given:
+            from newllm.sweep.command import folder_name
+
+            overrides.append(f"hydra.sweep.dir='{catalog.sweeps}/{folder_name(parsed) or 'sweep'}'")
         return _hand_to_hydra([*flags, *catalog.search_path, *overrides])
     place = Place.from_environment()
     if not args.cfg and (args.multirun or given & {"hydra/launcher", "dry_run"}):

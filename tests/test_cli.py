@@ -196,6 +196,26 @@ def test_a_failed_run_gives_the_sweep_its_status_and_is_tried_again(launches: li
     assert [len(launch.runs) for launch in launches] == [2, 1]
 
 
+def test_every_sweep_has_a_folder_of_its_own(launches: list[Launch]) -> None:
+    def folder(*command: str) -> str:
+        assert train.main(["-m", *command]) == 0
+        return launches[-1].sweep.as_posix()
+
+    assert folder("pos_encoding=rope,alibi", "seeds=1") == "outputs/sweeps/pos_encoding-seed"
+    assert folder("pos_encoding=rope,nope", "seeds=2") == "outputs/sweeps/pos_encoding-seed"
+    assert len(launches[-1].runs) == 3, "a sweep that has runs in common continues there"
+    assert folder("pos_encoding=rope,nope", "seeds=2", "lr=0.01") == "outputs/sweeps/pos_encoding-seed-2"
+    assert folder("pos_encoding=rope,nope", "seeds=3", "lr=0.01") == "outputs/sweeps/pos_encoding-seed-2"
+    assert [run.parent for run in launches[-1].runs] == [launches[-1].sweep] * 2
+    assert folder("sweep.zip=[{lr: [0.1, 0.2], batch_size: [1, 2]}]") == "outputs/sweeps/lr-batch_size"
+    assert folder("seed=1,2", "hydra.sweep.dir=outputs/sweeps") == "outputs/sweeps"
+    assert folder("hydra/sweeper=basic", "seed=1,2") == "outputs/sweeps/seed"
+    assert folder("seed=7") == "outputs/sweeps/tiny-rope-mha-stdlib-s7"
+    started = len(launches)
+    assert train.main(["-m", "pos_encoding=rope,alibi", "seeds=1"]) == 0
+    assert len(launches) == started, "the same command finds its finished runs"
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(
     launches: list[Launch], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

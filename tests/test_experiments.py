@@ -11,7 +11,7 @@ from newllm.build import build
 from newllm.config import effective
 from newllm.sweep.check import count_parameters
 from newllm.sweep.command import read
-from newllm.sweep.plan import plan
+from newllm.sweep.plan import by_signature, plan
 
 RUNS = {
     "rope_frequencies_split_a": 12,
@@ -47,7 +47,7 @@ def configurations(experiment: str) -> list[dict]:
 
 @pytest.mark.parametrize("name", [*RUNS, *(f"{name}_small" for name in TWINS), *CONTEXT_TOKEN])
 def test_every_run_of_a_sweep_is_another_one(name: str, tmp_path: Path) -> None:
-    planned = plan(configurations(name), tmp_path)
+    planned = plan(by_signature(configurations(name)), tmp_path)
     known = {**RUNS, **CONTEXT_TOKEN}
     assert planned.combinations == len(planned.runs) == known[name if name in known else name.removesuffix("_small")]
 

@@ -74,6 +74,11 @@ class Catalog:
         return sorted({file.stem for folder in self.folders for file in folder.glob("hydra/launcher/*.yaml")})
 
     @property
+    def sweeps(self) -> str:
+        """The default of hydra.sweep.dir: the folder in which each sweep has a folder of its own."""
+        return str(self._root["hydra"]["sweep"]["dir"])
+
+    @property
     def search_path(self) -> list[str]:
         """The override that adds the user's folder to Hydra's search path."""
         return [f"hydra.searchpath=['file://{folder}']" for folder in self.folders[:-1]]

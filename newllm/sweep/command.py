@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,14 @@ from newllm.build import build
 from newllm.config.axes import unused_axis_error
 from newllm.config.compose import Job, catalog_for, compose_many, composed_choices, with_values
 from newllm.config.grid import combinations
+from newllm.config.identity import file_name, slug
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import convert_options
 from newllm.errors import ConfigError
 from newllm.sweep.launches import Policy, choosing
 from newllm.sweep.local import warm_up
 from newllm.sweep.packing import require_packable
-from newllm.sweep.plan import Plan, plan
+from newllm.sweep.plan import Plan, by_signature, own_folder, plan
 
 
 class Sweep:
@@ -59,17 +60,32 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for: the runs, the options of the sweep, the launcher, and the output folder."""
+    """What a command line asks for: the runs, the options of the sweep, the launcher, and the output folder.
+
+    name: of the sweep's own folder in `folder`; None if `folder` holds the runs.
+    """
 
     runs: list[Job]
     settings: Sweep
     launcher: Mapping[str, Any]
     folder: Path
+    name: str | None
     run_dir: str | None
 
-    def plan(self) -> Plan:
-        configs = [run.config for run in self.runs]
-        return plan(configs, self.folder, self.settings.rerun, self.settings.only, self.run_dir)
+    @contextmanager
+    def plan(self, to_start: bool) -> Iterator[Plan]:
+        """The plan. to_start: hold the locks of the folders within this block, so that no other launcher takes them."""
+        distinct = by_signature(run.config for run in self.runs)
+        with ExitStack() as held:
+            folder = self.folder
+            if self.name is not None:
+                if to_start:
+                    held.enter_context(_locked(folder))
+                folder = own_folder(folder, self.name, distinct)
+            if to_start:
+                held.enter_context(_locked(folder))
+            settings = self.settings
+            yield plan(distinct, folder, settings.rerun, settings.only, self.run_dir, len(self.runs))
 
 
 def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, several: bool = True) -> int:
@@ -80,14 +96,13 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
         warm_up()
     request = read(overrides, config_dir=config_dir, several=several)
     launcher = build(convert_options(request.launcher, "hydra.launcher"))
-    if request.settings.dry_run:
-        show(request.plan(), whole=True)
-        return 0
-    with _clean_up_if_refused(request.folder), choosing(request.folder):
-        planned = request.plan()
+    with request.plan(to_start=not request.settings.dry_run) as planned:
+        if request.settings.dry_run:
+            show(planned, whole=True)
+            return 0
         require_packable([run.config for run in planned.runs], request.settings.policy.pack)
         if planned.wanted:
-            launcher.check(request.folder, [run.config for run in planned.wanted])
+            launcher.check(planned.sweep, [run.config for run in planned.wanted])
         show(planned, whole=False)
         runs = planned.freeze(afresh=request.settings.rerun == "all")
     if not runs:
@@ -96,11 +111,13 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
 
 
 @contextmanager
-def _clean_up_if_refused(folder: Path) -> Iterator[None]:
-    """Remove the folders that this command created if it is refused, but not files that others have put there."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is created. If the command is refused, the folders that it created are removed,
+    but not files that others have put there."""
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        yield
+        with choosing(folder):
+            yield
     except ConfigError:
         if created:
             shutil.rmtree(folder / ".sweep", ignore_errors=True)
@@ -130,10 +147,25 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
     unused_by_all = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
     if unused_by_all:
         raise unused_axis_error(min(unused_by_all), runs[0].config["choices"], given)
-    folder = Path(composed.sweep_dir)
+    folder, name = Path(composed.sweep_dir), None
     if not several:
         folder = Path(composed.run_dir).parent if composed.run_dir else Path("outputs/runs")
-    return Request(runs, settings, composed.tree["hydra"]["launcher"], folder, composed.run_dir)
+    elif composed.sweep_dir == catalog.sweeps and "hydra.sweep.dir" not in given.keys:
+        name = folder_name(given, settings) or slug(runs[0].config)
+    return Request(runs, settings, composed.tree["hydra"]["launcher"], folder, name, composed.run_dir)
+
+
+def folder_name(given: Overrides, settings: Sweep | None = None) -> str:
+    """The name of a sweep's folder: its experiment and the keys that it varies, as in ``pos_encoding-seed``; "" if
+    there are none."""
+    keys = [override.key_or_group for override in given.parsed if override.is_sweep_override()]
+    experiments = [override for override in given.parsed if override.key_or_group == "experiment"]
+    if settings is not None and not experiments:
+        keys += [str(key) for grid in (*settings.grids, *settings.zip) for key in grid if key != "zip"]
+    if settings is not None and settings.seeds is not None:
+        keys.append("seed")
+    names = [str(one.value()) for one in experiments if not one.is_sweep_override() and one.value()]
+    return file_name("-".join(dict.fromkeys([*names, *keys])))[:80].rstrip("-")
 
 
 def _by_experiment(given: Overrides) -> list[list[str]]:

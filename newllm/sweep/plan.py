@@ -1,6 +1,8 @@
 """The distinct runs of a sweep, the state of each, and which of them are still to do."""
 
-from collections.abc import Mapping, Sequence
+import glob
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,7 +12,7 @@ from newllm.config.groups import groups
 from newllm.config.identity import path_fingerprint, signature, slug
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.run_names import signature_in
+from newllm.sweep.run_names import runs_in, signature_in
 from newllm.sweep.state import RunState, read_states
 
 Rerun = Literal["failed", "none", "all"]
@@ -53,26 +55,53 @@ class Plan:
         return [run.path for run in self.wanted]
 
 
-def plan(
-    configs: Sequence[Mapping[str, Any]],
-    sweep: Path,
-    rerun: Rerun = "failed",
-    only: Sequence[int] | None = None,
-    run_dir: str | None = None,
-) -> Plan:
-    """The distinct runs in the order given, matched by signature to the directories in the folder `sweep`.
-
-    Runs that another process works on, or that wait for another launcher, are not wanted.
-
-    Args:
-        configs: effective configurations.
-        only: numbers of the wanted runs; None: all.
-        run_dir: the directory of a single run, if the user named it.
-    """
+def by_signature(configs: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Signature -> effective configuration, in the order given; of equal runs the first."""
     fingerprint = cache(path_fingerprint)  # read once for all runs
     distinct: dict[str, Mapping[str, Any]] = {}
     for config in configs:
         distinct.setdefault(signature(config, fingerprint), config)
+    return distinct
+
+
+def own_folder(root: Path, name: str, planned: Collection[str]) -> Path:
+    """The folder for a sweep of this name and these signatures: ``root/name``, ``root/name-2``, …
+
+    It is the one that holds most of the planned runs, so that the same command, or one with more seeds, continues
+    there; a sweep that shares no run with any of them gets a new folder.
+    """
+    numbered = re.compile(rf"{re.escape(name)}(-\d+)?")
+    folders = [folder for folder in root.glob(f"{glob.escape(name)}*") if numbered.fullmatch(folder.name)]
+    taken: set[int] = set()
+    best, most = None, 0
+    for folder in sorted(folders, key=lambda folder: (len(folder.name), folder.name)):
+        held = {signature_in(run.name) for run in runs_in(folder)}
+        if (common := len(held.intersection(planned))) > most:
+            best, most = folder, common
+        if held or not folder.is_dir():
+            taken.add(int(folder.name[len(name) + 1 :] or 1))
+    number = next(number for number in range(1, len(taken) + 2) if number not in taken)
+    return best or root / (name if number == 1 else f"{name}-{number}")
+
+
+def plan(
+    distinct: Mapping[str, Mapping[str, Any]],
+    sweep: Path,
+    rerun: Rerun = "failed",
+    only: Sequence[int] | None = None,
+    run_dir: str | None = None,
+    combinations: int | None = None,
+) -> Plan:
+    """These runs, matched by signature to the directories in the folder `sweep`.
+
+    Runs that another process works on, or that wait for another launcher, are not wanted.
+
+    Args:
+        distinct: signature -> effective configuration.
+        only: numbers of the wanted runs; None: all.
+        run_dir: the directory of a single run, if the user named it.
+        combinations: number of combinations typed, if some of them are the same run.
+    """
     wrong = [number for number in only or [] if not 0 <= number < len(distinct)]
     if wrong:
         raise ConfigError(
@@ -93,7 +122,7 @@ def plan(
         ended = known.state in ("done", "unreadable") or (known.state == "failed" and rerun == "none")
         wanted = not known.attended and (rerun == "all" or not ended) and (only is None or number in only)
         runs.append(PlannedRun(config, mark, path, known, wanted))
-    return Plan(sweep, len(configs), tuple(runs))
+    return Plan(sweep, combinations or len(distinct), tuple(runs))
 
 
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:

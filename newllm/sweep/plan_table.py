@@ -32,7 +32,7 @@ _SIMILAR = (  # groups in which a finished run must equal a planned one, stricte
 def show(plan: Plan, whole: bool) -> None:
     """Print one line about the plan; with `whole`, also every run with its estimated cost, and the totals.
 
-    The line: ``36 combinations are 15 distinct runs: 3 done, 12 new; 12 to do. Folder: outputs/sweeps``
+    The line: ``36 combinations are 15 distinct runs: 3 done, 12 new; 12 to do. Folder: outputs/sweeps/theta-seed``
     """
     console = Console(highlight=False)
     if whole:
@@ -50,7 +50,7 @@ def show(plan: Plan, whole: bool) -> None:
 
 
 def _show_runs(plan: Plan, console: Console) -> None:
-    estimates = Estimates([plan.sweep, Path("outputs/runs")])
+    estimates = Estimates([plan.sweep, *Path("outputs/sweeps").glob("[!.]*"), Path("outputs/runs")])
     seconds = [estimates.seconds(run.config) for run in plan.runs]
     columns = _columns(plan.runs)
     rows = []

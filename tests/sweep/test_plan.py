@@ -12,14 +12,14 @@ from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.command import read
 from newllm.sweep.launches import Policy, recorded
-from newllm.sweep.plan import Plan, plan
+from newllm.sweep.plan import Plan, by_signature, plan
 
 GRID = "pos_encoding=rope,alibi,nope theta=1e4,5e5 slope=0.0625,0.125 seed=1,2,3"
 
 
 def plan_of(command: str, folder: Path, **options) -> Plan:
     runs = read(command.split(), config_dir=None, several=True).runs
-    return plan([run.config for run in runs], folder, **options)
+    return plan(by_signature(run.config for run in runs), folder, combinations=len(runs), **options)
 
 
 def finish(path: Path) -> None:

@@ -41,7 +41,7 @@ RUNS = [Path(f"tiny-{pe}-s{seed}-{i:08x}") for i, (pe, seed) in enumerate([("rop
         ),
         (lambda: Sweep(seeds=0), ConfigError, "seeds must be at least 1; 0 was given, try seeds=5"),
         (
-            lambda: plan([], Path("nowhere"), only=[3]),
+            lambda: plan({}, Path("nowhere"), only=[3]),
             ConfigError,
             "only=[3]: there is no run 3; the plan numbers them 0 to -1.",
         ),

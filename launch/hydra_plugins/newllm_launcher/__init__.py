@@ -43,13 +43,13 @@ class Adapter(Launcher):
         from newllm.build import build
         from newllm.config.compose import compose_many
         from newllm.config.identity import signature
-        from newllm.sweep.plan import plan
+        from newllm.sweep.plan import by_signature, plan
 
         settings = build(self.config.sweep)
         sources = OmegaConf.to_container(self.config.hydra.searchpath) or []
         config_dir = next((str(source).removeprefix("file://") for source in sources), None)
         configs = [run.config for run in compose_many([list(lines) for lines in job_overrides], config_dir=config_dir)]
-        planned = plan(configs, Path(self.config.hydra.sweep.dir), settings.rerun)
+        planned = plan(by_signature(configs), Path(self.config.hydra.sweep.dir), settings.rerun)
         if planned.wanted:
             self.check(planned.sweep, [run.config for run in planned.wanted])
         runs = planned.freeze(afresh=settings.rerun == "all")
