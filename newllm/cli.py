@@ -1,7 +1,6 @@
 """`newllm VERB …`: the console script."""
 
 import os
-import sys
 from importlib import import_module
 from importlib.metadata import version
 
@@ -22,7 +21,6 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
     return run_command(_dispatch, argv)
 
 

@@ -4,6 +4,7 @@ A message is one sentence: what was wrong, what was expected, what to type inste
 """
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -13,7 +14,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
+from newllm.streams import open_outputs
 from newllm.suggest import did_you_mean
+
+# SLURM sends SIGUSR1 and SIGUSR2 before the time limit; submitit uses SIGUSR2.
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+STOPPING = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LESS_MEMORY = "a smaller batch_size, trainer.accumulate=2 or fewer runs at once (hydra.launcher.slots=1) need less"
 
 
 class NewllmError(Exception):
@@ -32,6 +40,21 @@ class RunError(NewllmError):
     """The run itself failed: a non-finite loss, a full disk, a model that sees the future."""
 
 
+class Interrupted(BaseException):
+    """A signal has stopped the command. A BaseException, so that no `except Exception` swallows it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"Stopped by {signal_name(signum)}")
+        self.signum = signum
+        self.exit_status = 128 + signum
+
+
+def signal_name(signum: int) -> str:
+    """How users know a signal: Ctrl-C, SIGTERM, …"""
+    names = {known.value: known.name for known in signal.Signals} | {signal.SIGINT: "Ctrl-C"}
+    return names.get(signum, f"signal {signum}")
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ConfigErrors; its `prog` is the command as the user types it."""
 
@@ -44,31 +67,100 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None, usage: str | None = None) -> int:
-    """Run `command` and return its exit status; a NewllmError becomes one line on stderr and sets the status.
+    """Run `command` and return its exit status; whatever a user, a disk or a signal does is one line on stderr.
 
-    argv: the arguments (default: those of this process). usage: the text of --help. HYDRA_FULL_ERROR=1 also shows the
-    traceback. The status is 130 after Ctrl-C, which also works in a background job of a shell script, and 141 if the
-    output's reader has gone.
+    argv: the arguments (default: those of this process, which ends with the command). usage: the text of --help.
+    HYDRA_FULL_ERROR=1 also shows the traceback. The status is that of a NewllmError, 2 for a file that cannot be used,
+    130 after Ctrl-C, which also works in a background job of a shell script, and 141 if the output's reader has gone.
     """
     words = [*(sys.argv[1:] if argv is None else argv)]
-    if sys.stdout is None:  # closed, as by `newllm train >&-`
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-        os.set_inheritable(sys.stdout.fileno(), True)  # child processes print too
+    open_outputs()
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in `newllm train … &` in a shell script
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        for word in words:
+            _require_text(word)
         if usage is not None and not {"-h", "--help"}.isdisjoint(words):
             print(usage.replace("`", ""))
-            return 0
-        return command(words)
-    except NewllmError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        print(f"newllm: {str(error).removesuffix('.')}", file=sys.stderr)
-        return error.exit_status
+            status = 0
+        else:
+            status = command(words)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as in `newllm train --cfg job | head`
+        return 141
+    except Exception as error:
+        if as_newllm_error(error) is None:
+            raise
+        return print_error(error)
+    except Interrupted as stop:
+        return stop.exit_status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # as in `newllm train --cfg job | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    finally:
+        if argv is None:
+            _ignore_signals()  # the interpreter ends, which takes a moment; the status stays that of the command
+
+
+def print_error(error: Exception, of: str = "") -> int:
+    """Print an error of `of`, a run or a file, as a line on stderr; returns its exit status.
+
+    One that is a fault of the program is shown with its traceback.
+    """
+    expected = as_newllm_error(error)
+    if expected is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    message = type(error).__name__ if expected is None else str(expected).removesuffix(".")
+    print(f"newllm: {of}{': ' if of else ''}{message}", file=sys.stderr)
+    return 1 if expected is None else expected.exit_status
+
+
+def as_newllm_error(error: BaseException) -> NewllmError | None:
+    """An error that a user or a machine causes, as a sentence; None for a fault of the program."""
+    if isinstance(error, NewllmError):
+        return error
+    if ran_out_of_memory(error):
+        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        return RunError(f"the memory is not enough ({first[:200]}); {LESS_MEMORY}.")
+    where = f"{os.fsdecode(name)}: " if isinstance(name := getattr(error, "filename", None), str | bytes) else ""
+    if disk_is_full(error):
+        return RunError(f"{where}the disk is full; make room and type the same command again.")
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = (error.strerror or str(error)).lower()
+        return ConfigError(f"{where}{reason} ({errno.errorcode.get(error.errno)}); name another file or folder.")
+    return None
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether there was no room for what was written; libraries in Rust raise errors of their own then."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(f"(os error {number})" in str(error) for number in _FULL)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of this machine or of a GPU was refused."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "not enough memory" in text
+        or "can't allocate memory" in text
+    )
+
+
+def _require_text(word: str) -> None:
+    """Raises ConfigError for an argument that this locale cannot decode, since it cannot be stored or shown."""
+    if any("\ud800" <= character <= "\udfff" for character in word):
+        shown = word.encode(errors="backslashreplace").decode()
+        raise ConfigError(
+            f"the argument '{shown}' is not valid {sys.getfilesystemencoding()} text; type it in that encoding, or "
+            "rename the file."
+        )
+
+
+def _ignore_signals() -> None:
+    with suppress(ValueError):  # not in the main thread
+        for signum in STOPPING:
+            signal.signal(signum, signal.SIG_IGN)

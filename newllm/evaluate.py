@@ -1,14 +1,13 @@
 """`newllm evaluate RUN [RUN …] [key=value …]`: evaluate finished runs again, without training."""
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from newllm.config.compose import catalog_for
-from newllm.errors import ConfigError, NewllmError, Parser, run_command
+from newllm.errors import ConfigError, Interrupted, NewllmError, Parser, print_error, run_command
 from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs
+from newllm.streams import go_on_without_output
 
 _USAGE = """\
 Evaluate finished runs again. Nothing is trained, and stored results never change.
@@ -84,10 +83,11 @@ def _run(argv: list[str]) -> int:
     if not plans:
         raise next(iter(failures.values()))
     for path, failure in failures.items():
-        _print_error(path, failure)
+        print_error(failure, path.name)
 
+    go_on_without_output()
     from newllm.run.reevaluate import reevaluate
-    from newllm.training.signals import Interrupted, Signals
+    from newllm.training.signals import Signals
 
     try:
         with Signals().installed() as signals:
@@ -97,7 +97,7 @@ def _run(argv: list[str]) -> int:
                 except Exception as error:
                     if len(plans) == 1:
                         raise
-                    _print_error(path, error)
+                    print_error(error, path.name)
                     failures[path] = error
     except Interrupted as stop:
         print(f"{stop}. Finished evaluations are kept; the same command continues with the others.")
@@ -109,13 +109,6 @@ def _run(argv: list[str]) -> int:
         if failures:
             print(f"newllm: failed: {_listed([*failures])}.", file=sys.stderr)
     return int(bool(failures))
-
-
-def _print_error(path: Path, error: BaseException) -> None:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, NewllmError):
-        traceback.print_exception(error)
-    message = str(error) if isinstance(error, NewllmError) else type(error).__name__
-    print(f"newllm: {path.name}: {message}", file=sys.stderr)
 
 
 def _find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -4,6 +4,8 @@ import sys
 
 from newllm.errors import ConfigError, Parser, run_command
 
+MOST_TOKENS = 1_000_000
+
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
@@ -23,8 +25,10 @@ def _run(argv: list[str]) -> int:
         raise ConfigError(f"--temperature must be 0 (greedy) or greater; got {options.temperature:g}.")
     if not 0 < options.top_p <= 1:
         raise ConfigError(f"--top-p must lie in (0, 1]; got {options.top_p:g}.")
-    if options.max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens must be at least 1; got {options.max_new_tokens}.")
+    if not 1 <= options.max_new_tokens <= MOST_TOKENS:
+        raise ConfigError(f"--max-new-tokens must lie in [1, {MOST_TOKENS:,}]; got {options.max_new_tokens}.")
+    if not 0 <= options.seed < 2**63:
+        raise ConfigError(f"--seed must be a whole number from 0 to 2^63 - 1; got {options.seed}.")
 
     from newllm.model.decoder import generate
     from newllm.precision import resolve

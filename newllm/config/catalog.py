@@ -86,12 +86,12 @@ class Catalog:
     @cached_property
     def comments(self) -> dict[str, str]:
         """Root axis or option of the sweep -> its comment in train.yaml."""
-        text = (self.folders[-1] / "train.yaml").read_text()
+        text = (self.folders[-1] / "train.yaml").read_text(encoding="utf-8")
         return {name: comment.strip() for name, comment in re.findall(r"^ *(\w+):[^#\n]*#(.*)$", text, re.MULTILINE)}
 
     def describe(self, group: str, option: str) -> str:
         """The first comment in an option's file that is not a Hydra directive."""
-        lines = self._file(f"{group}/{option}").read_text().splitlines()
+        lines = self._file(f"{group}/{option}").read_text(encoding="utf-8").splitlines()
         comments = [line[1:].strip() for line in lines if line.startswith("#") and not line.startswith("# @package")]
         return comments[0] if comments else ""
 

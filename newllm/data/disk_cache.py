@@ -1,6 +1,5 @@
 """The cache folder that all runs of a machine share: one process builds an entry, the others wait for it."""
 
-import errno
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from newllm.errors import ConfigError, RunError
+from newllm.errors import ConfigError, RunError, disk_is_full
 from newllm.store.atomic import sync
 
 Entry = TypeVar("Entry")
@@ -68,8 +67,8 @@ def find_or_build(
             shutil.rmtree(folder, ignore_errors=True)
             new.rename(folder)
             sync(folder.parent)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:  # the libraries that write have errors of their own
+            if disk_is_full(error):
                 raise RunError(f"no space left for {folder}; free some, or type runtime.cache_dir=FOLDER") from None
             raise
         finally:

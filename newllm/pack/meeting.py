@@ -8,9 +8,10 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
+from newllm.errors import Interrupted
 from newllm.pack.packed_step import PackedStep, StepRequest
 from newllm.run.execute import execute
-from newllm.training.signals import Interrupted, Signals, handling
+from newllm.training.signals import Signals, handling
 from newllm.training.step import Numbers, Piece, Step
 
 _POLL_SECONDS = 0.5  # between two checks for runs to be cancelled

@@ -1,7 +1,6 @@
 """`python -m newllm.report DIR [DIR …] [key=value …]`: tables, tests, figures and one page about many runs."""
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ WIDTH = 104  # characters of a table on the console
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command(_run, sys.argv[1:] if argv is None else argv)
+    return run_command(_run, argv)
 
 
 def _run(argv: list[str]) -> int:

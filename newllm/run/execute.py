@@ -1,6 +1,5 @@
 """One run from its configuration to its results: check, prepare, probe, run stages, train or resume, evaluate."""
 
-import errno
 import signal
 import time
 import traceback
@@ -18,7 +17,15 @@ from newllm.config import differences, effective, run_directory, signature
 from newllm.config.groups import group_of
 from newllm.config.values import check_values
 from newllm.console import Console
-from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.errors import (
+    ConfigError,
+    Interrupted,
+    NewllmError,
+    RunError,
+    as_newllm_error,
+    disk_is_full,
+    ran_out_of_memory,
+)  # fmt: skip
 from newllm.evaluation import Findings, evaluate, judge
 from newllm.run import printing
 from newllm.run.follower import follow
@@ -27,13 +34,14 @@ from newllm.run.stage import StageResult, run_stages
 from newllm.runtime import Place
 from newllm.store.environment import describe
 from newllm.store.run_directory import RunDirectory
+from newllm.streams import go_on_without_output
 from newllm.training import causality
 from newllm.training.checkpoint import Progress, load_weights
 from newllm.training.compilation import compile_if_worthwhile
 from newllm.training.distributed import launched_store, team
 from newllm.training.loop import Loop
 from newllm.training.run_context import Run, StepMaker
-from newllm.training.signals import Interrupted, Signals
+from newllm.training.signals import Signals
 from newllm.training.step import cut
 
 
@@ -42,6 +50,7 @@ def run(cfg: DictConfig) -> int:
 
     The process's signals stop it. Raises what `execute` raises.
     """
+    go_on_without_output()
     place = Place.from_environment()
     if place.rank > 0:
         return follow(cfg, place)
@@ -124,8 +133,8 @@ def _attempt(run: Run) -> Iterator[int]:
         directory.end_attempt("interrupted")
         raise
     except BaseException as error:
-        reason = error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = (as_newllm_error(error) if ran_out_of_memory(error) else None) or error
+        if disk_is_full(error):
             reason = RunError(
                 f"The disk of {directory.path} is full; the last checkpoint is whole, so make room and type the same "
                 "command to go on"

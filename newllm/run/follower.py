@@ -15,13 +15,12 @@ from datetime import timedelta
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
-from newllm.errors import NewllmError
+from newllm.errors import STOPPING, NewllmError
 from newllm.run.prepare import prepare
 from newllm.runtime import Place
 from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_training
 from newllm.training.distributed import GRACE, form_group, launched_store, next_order, open_store
-from newllm.training.signals import STOPPING
 from newllm.training.step import Step, cut
 
 FOREVER = timedelta(days=365)  # preparation, validation and stages of rank 0 have no time limit

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from newllm.errors import NewllmError, RunError
+from newllm.errors import NewllmError, RunError, signal_name
 from newllm.store.run_directory import RunDirectory
+from newllm.streams import go_on_without_output
 from newllm.sweep.check import parts
 from newllm.sweep.launches import Policy
 from newllm.sweep.slots import Slots, available_cores
@@ -39,7 +40,7 @@ try:
     sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
     from newllm.sweep.pool import serve
     serve(pipe)
-except (EOFError, SystemExit):  # rich exits when the reader of the output has gone
+except (EOFError, SystemExit):
     pass
 except BaseException as error:
     traceback.print_exc()
@@ -83,6 +84,7 @@ class Local:
         that have not started stay queued. If the process that executes the runs is killed, another one continues;
         raises RunError if that keeps failing.
         """
+        go_on_without_output()
         left, deaths, status = list(runs), 0, 0
         while left:
             process, self._process = self._process or _process_for(sweep), None
@@ -142,7 +144,7 @@ class _Process:
         """Let the process end; returns how it ended."""
         self._pipe.close()
         status = self.python.wait()
-        return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return f"was killed by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
 
 
 _warm: list[_Process] = []

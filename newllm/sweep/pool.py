@@ -14,9 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.errors import ConfigError, NewllmError, RunError, signal_name
 from newllm.store.environment import numeric_settings
 from newllm.store.run_directory import RunDirectory
+from newllm.streams import go_on_without_output, open_outputs
 from newllm.sweep.check import build_all
 from newllm.sweep.display import Display, plural
 from newllm.sweep.launches import Policy, recorded
@@ -33,6 +34,8 @@ def serve(pipe: Connection) -> None:
 
     Returns when the other end of the pipe is closed.
     """
+    open_outputs()
+    go_on_without_output()
     import_everything()
     requests: dict[str, Callable[..., Any]] = {"check": partial(in_child, build_all), "launch": _launch}
     with suppress(EOFError, BrokenPipeError):
@@ -172,10 +175,8 @@ class Pool:
             signum = self._signals.popleft()
             if self._stopped_by is None:
                 self._stopped_by = signum
-                name = signal.Signals(signum).name
-                self._halt(
-                    f"Stopping ({name}): no more runs start; {self._running_runs} will save. Ctrl-C again kills them."
-                )
+                will_save = f"no more runs start; {self._running_runs} will save"
+                self._halt(f"Stopping ({signal_name(signum)}): {will_save}. Ctrl-C again kills them.")
             elif signum == signal.SIGINT:
                 self._display.note("Killed; their last checkpoints stay.")
                 self._signal_all(signal.SIGKILL)

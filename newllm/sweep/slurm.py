@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
+from newllm.streams import go_on_without_output
 from newllm.sweep.check import build_all, parts
 from newllm.sweep.display import Display, plural
 from newllm.sweep.launches import Policy, recorded
@@ -83,6 +84,7 @@ class Slurm:
         if not runs:
             return 0
         _require_slurm()
+        go_on_without_output()
         with recorded(sweep, "slurm", self.options, policy, runs) as record:
             jobs: list[str] = []
             try:

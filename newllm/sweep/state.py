@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from newllm.errors import ConfigError, RunError
+from newllm.errors import ConfigError, RunError, signal_name
 from newllm.store.run_directory import RunDirectory, State
 from newllm.sweep.launches import launches
 from newllm.sweep.run_names import runs_in
@@ -111,7 +111,7 @@ def after_worker(run: RunDirectory, exit_status: int, stopped: bool) -> tuple[st
             "or a smaller batch_size need less"
         )
     elif exit_status < 0:
-        error = f"ended by {signal.Signals(-exit_status).name}; {hint}"
+        error = f"ended by {signal_name(-exit_status)}; {hint}"
     else:
         error = f"its process ended with status {exit_status} and without results; {hint}"
     write_state(run, "failed", error)

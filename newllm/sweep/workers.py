@@ -21,7 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.errors import LESS_MEMORY, ConfigError, NewllmError, RunError, ran_out_of_memory
 from newllm.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -222,9 +222,7 @@ def sentence(error: BaseException) -> str:
     """An unexpected exception in one line: its class, the first line of its message, and advice if memory ran out."""
     first = next(iter(str(error).strip().splitlines()), "")
     text = f"{type(error).__name__}: {first}" if first else type(error).__name__
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in first:
-        text += "; a smaller batch_size, trainer.accumulate=2 or fewer runs at once (hydra.launcher.slots=1) need less"
-    return text
+    return f"{text}; {LESS_MEMORY}" if ran_out_of_memory(error) else text
 
 
 if __name__ == "__main__":

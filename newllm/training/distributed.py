@@ -23,10 +23,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.errors import STOPPING, ConfigError, NewllmError, RunError
 from newllm.runtime import Place
 from newllm.training.run_context import Run
-from newllm.training.signals import STOPPING
 
 GRACE = 5.0  # seconds to wait for a clean end before killing
 READY_SECONDS = 600.0  # for a rank to get ready, in addition to three times what rank 0 took

@@ -1,23 +1,13 @@
-"""Signals that stop a run cleanly: SIGTERM, SIGINT, and SIGUSR1 and SIGUSR2, which SLURM sends before the time limit
-(submitit uses SIGUSR2)."""
+"""Signals that stop a run cleanly: those of newllm.errors.STOPPING."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
-STOPPING = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
-
-
-class Interrupted(BaseException):
-    """A signal has stopped the run. A BaseException, so that no `except Exception` swallows it."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"Stopped by {signal.Signals(signum).name}")
-        self.signum = signum
-        self.exit_status = 128 + signum
+from newllm.errors import STOPPING, Interrupted
 
 
 class Signals:
@@ -57,7 +47,12 @@ class Signals:
         self.received = self.received or signum
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """The signal handler."""
+        """The signal handler. While `Interrupted` unwinds, further signals change nothing."""
+        error = sys.exception()
+        while error is not None:
+            if isinstance(error, Interrupted):
+                return
+            error = error.__context__
         second_ctrl_c = self.received is not None and signum == signal.SIGINT
         if not self._deferring or second_ctrl_c:
             raise Interrupted(signum)

@@ -20,14 +20,13 @@ from newllm.data import Dataset, Tokenizer
 from newllm.data.corpora.hub import require_hub
 from newllm.data.disk_cache import cache_folder, locked
 from newllm.data.tokenizer import pretrained as pretrained_tokenizer
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, Interrupted
 from newllm.model import LanguageModel, build_model
 from newllm.run.execute import run as train
 from newllm.run.stage import Stage, StageResult
 from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_part
 from newllm.training.run_context import Run
-from newllm.training.signals import Interrupted
 
 HEAD_DIM = 64  # of the small transformer if its width is a multiple of this; otherwise it has one head
 WEIGHT = "model.embed.weight"

@@ -1,6 +1,5 @@
 """Phase 1 by fixed-point iteration: train a recurrence on all tokens at once until their contexts stop moving."""
 
-import errno
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from newllm.checks import above, at_least, within
 from newllm.data import Dataset
 from newllm.data.disk_cache import cache_folder, key_of, locked
 from newllm.effective_rank import SAMPLES, effective_rank
-from newllm.errors import ConfigError, RunError
+from newllm.errors import ConfigError, RunError, disk_is_full
 from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.run.stage import Stage, StageResult
@@ -161,8 +160,8 @@ class FixedPoint(Stage):
             phase_folder.claim(folder, content)
             try:
                 progress = self._load_or_train(run, folder)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            except Exception as error:
+                if disk_is_full(error):
                     raise RunError(
                         f"no space left for {folder}; free some, or type runtime.cache_dir=FOLDER: the same command "
                         "goes on from the last iteration."

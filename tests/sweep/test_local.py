@@ -148,7 +148,7 @@ def test_ctrl_c_lets_runs_save_also_in_a_background_job_under_nohup(tmp_path: Pa
     assert launcher.returncode == 130
     assert [read_status(run)["state"] for run in runs] == ["interrupted", "interrupted", "queued"]
     assert all((run / "checkpoints" / "last.safetensors").exists() for run in runs[:2])
-    assert "Stopping (SIGINT): no more runs start; 2 running runs will save." in printed
+    assert "Stopping (Ctrl-C): no more runs start; 2 running runs will save." in printed
     assert "0 done, 2 interrupted, 1 queued." in printed
     assert "The same command continues from here." in printed
 

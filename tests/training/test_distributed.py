@@ -205,7 +205,7 @@ def test_ctrl_c_to_all_processes_saves_and_a_killed_run_leaves_none_behind(tmp_p
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output
-    assert "Stopped by SIGINT. The same command goes on" in output
+    assert "Stopped by Ctrl-C. The same command goes on" in output
     assert "Traceback" not in output
     assert read_status(tmp_path / "run")["state"] == "interrupted"
     assert group_ends(process)

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from newllm.errors import ConfigError, RunError
+from newllm.errors import ConfigError, Interrupted, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.training.loop import Loop
-from newllm.training.signals import Interrupted
 from newllm.training.step import Step
 from tests.support.small_runs import SMALL_RUN, read_status, timeless_results
 

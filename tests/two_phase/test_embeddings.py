@@ -21,11 +21,10 @@ import newllm
 from newllm.build import build
 from newllm.data import Dataset, prepare
 from newllm.data.disk_cache import locked
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, Interrupted
 from newllm.run.load import load_run
 from newllm.run.stage import build_stages
 from newllm.store.run_directory import RunDirectory
-from newllm.training.signals import Interrupted
 from newllm.two_phase.embeddings import Embeddings
 from tests.support.phases import small_run
 

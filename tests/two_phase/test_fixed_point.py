@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from newllm.errors import ConfigError, RunError
+from newllm.errors import ConfigError, Interrupted, RunError
 from newllm.run.stage import StageResult
 from newllm.training.run_context import Run
-from newllm.training.signals import Interrupted, Signals
+from newllm.training.signals import Signals
 from newllm.two_phase import fixed_point
 from newllm.two_phase.first_phase import timeless
 from newllm.two_phase.fixed_point import FixedPoint, Iteration
