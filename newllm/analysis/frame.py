@@ -86,6 +86,8 @@ def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str
         fixed["error"] = status.get("error")
         if fixed["state"] == "done":
             for name, value in _mapping(folder / "results.json", json.loads, "JSON").items():
+                if name.startswith("scored/"):
+                    continue
                 if not isinstance(value, int | float | None):
                     raise ConfigError(f"results.json has {name}={value!r}, which is not a number")
                 results[name] = float("nan") if value is None else float(value)  # NaN and infinity are stored as null

@@ -1,9 +1,11 @@
 """Tokenizers of the `tokenizers` package: trained here, or read once through transformers."""
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,11 @@ class Tokenizer:
         self.eot = eot
         self.eot_id: int | None = backend.token_to_id(eot) if eot is not None else None
         self.token_bytes = _token_bytes(backend, vocab_size)
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that identify the tokenizer by its content."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids

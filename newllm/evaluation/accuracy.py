@@ -24,9 +24,8 @@ class Accuracy:
                 hits += float(top1(hidden, model.head_weight, labels[scored]).sum(dtype=torch.float64))
                 tokens += len(hidden)
         share = hits / max(tokens, 1)
-        return Findings(
-            "Accuracy", {"val/accuracy": share}, body=[f"The likeliest token is right for {share:.2%} of {tokens:,}"]
-        )
+        body: list = [f"The likeliest token is right for {share:.2%} of {tokens:,}"]
+        return Findings("Accuracy", {"val/accuracy": share}, body=body, scored={"val/accuracy": subject.scored_rows})
 
 
 def top1(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

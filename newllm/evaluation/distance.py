@@ -68,6 +68,9 @@ class Distance(Passkey):
             for trial in range(self.trials)
         ]
 
+    def metric_end(self, labels: dict[str, Any]) -> str:
+        return f"@{labels['distance']}"
+
     def report(self, judged: list[dict[str, Any]], seq_len: int) -> tuple[dict[str, float], Table, list[str | Table]]:
         table = summarize(judged, "distance", "length")
         metrics = {f"distance/{name}@{row['distance']}": row[name] for row in table for name in ("accuracy", "margin")}

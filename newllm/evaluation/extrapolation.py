@@ -14,6 +14,7 @@ import numpy as np
 from newllm.data.dataset import Dataset, Rows
 from newllm.data.facts import IGNORED
 from newllm.errors import ConfigError, RunError
+from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.limits import check_lengths, parse_lengths, require_positive, require_room, try_length
 from newllm.evaluation.subject import Findings, Subject, Table
 from newllm.model import LanguageModel
@@ -143,7 +144,9 @@ class Extrapolation:
         body += [f"FAILED: {failure}" for failure in failures]
         body.append("Perplexity hides many long-context failures, since most tokens need near context only")
         tables = {"extrapolation": rows, "extrapolation_positions": bins}
-        return Findings("Extrapolation", metrics, {name: table for name, table in tables.items() if table}, body)
+        scored = {f"extrapolation/{_METRICS[part.protocol]}@{part.length}": _scored(subject, part) for part in parts}
+        scored = {name: scored[name] for name in metrics}
+        return Findings("Extrapolation", metrics, {name: t for name, t in tables.items() if t}, body, scored)
 
     def _parts(self, tokens: int, seq_len: int) -> list["Part"]:
         """All measurements on a text of `tokens` tokens, the shortest windows first."""
@@ -184,10 +187,21 @@ def _losses(subject: Subject, part: Part) -> np.ndarray:
     return np.concatenate(losses)
 
 
+def _targets(part: Part) -> np.ndarray:
+    """Places in the validation text of the scored targets of all windows, int64 [N, scored]."""
+    return part.starts[:, None] + np.arange(part.length - part.scored, part.length)
+
+
+def _scored(subject: Subject, part: Part) -> str:
+    """Fingerprint of the targets that a part scores."""
+    targets = _targets(part)
+    return fingerprint(subject.data.tokenizer.digest, targets, subject.data.val_tokens[targets])
+
+
 def _numbers(subject: Subject, part: Part, losses: np.ndarray) -> dict[str, Any]:
     """The columns of the table that describe the losses [N, scored]."""
     loss, se = _mean(losses)
-    targets = subject.data.val_tokens[part.starts[:, None] + np.arange(part.length - part.scored, part.length)]
+    targets = subject.data.val_tokens[_targets(part)]
     text_bytes = int(subject.data.tokenizer.token_bytes[targets].sum())
     bits_per_byte = loss * losses.size / math.log(2) / max(text_bytes, 1)
     sizes = {"tokens": losses.size, "loss": loss, "se": se, "ppl": math.exp(loss)}

@@ -59,7 +59,7 @@ class KVCache:
         if cache.state_bytes:
             metrics["kv_cache/state_bytes"] = cache.state_bytes
             body.insert(1, f"{cache.state_bytes:,} more bytes of recurrent state, independent of the number of tokens")
-        return Findings("KV cache", metrics, body=body)
+        return Findings("KV cache", metrics, body=body, scored={})  # sizes do not depend on the text
 
 
 def decode(model: LanguageModel, ids: Tensor) -> tuple[Cache, Tensor]:

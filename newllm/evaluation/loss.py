@@ -6,6 +6,7 @@ import numpy as np
 
 from newllm.errors import ConfigError
 from newllm.evaluation.diagnosis import BYTES_PER_TOKEN, VERDICTS, rescale
+from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.limits import require_positive
 from newllm.evaluation.subject import Findings, Subject
 
@@ -55,4 +56,7 @@ class Loss:
             f"{rescale(ppl, bytes_per_token, self.reference):.0f} at {self.reference:g}",
         ]
         metrics = {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits}
-        return Findings("Validation", metrics, body=body)
+        scored = dict.fromkeys(metrics, subject.scored_rows)
+        if self.weighting == "batch_mean":  # weights the tokens differently
+            scored["val/loss"] = scored["val/ppl"] = fingerprint(subject.scored_rows, self.batch_size)
+        return Findings("Validation", metrics, body=body, scored=scored)

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 
 from newllm.errors import ConfigError
+from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.subject import Findings, Subject, Table
 
 
@@ -27,17 +28,21 @@ class Position:
         length = losses.shape[1]
         edges = [edge for edge in self.edges if edge < length] + [length]
         metrics: dict[str, float] = {}
+        scored_by: dict[str, str] = {}
         rows: Table = []
         for start, end in pairwise(edges):
             scored = losses[:, start:end][mask[:, start:end]]
             if scored.size == 0:
                 continue
             ppl = float(np.exp(scored.mean(dtype=np.float64)))
-            metrics[f"val/ppl_by_position/{start}-{end}"] = ppl
+            name = f"val/ppl_by_position/{start}-{end}"
+            metrics[name] = ppl
+            scored_by[name] = fingerprint(subject.scored_rows, length, start, end)
             rows.append(
                 {"positions": f"{start}-{end}", "ppl": ppl, "tokens": scored.size, "verdict": subject.diagnose(ppl)}
             )
-        return Findings("Perplexity by position", metrics, {"position": by_position(losses, mask)}, [rows])
+        tables = {"position": by_position(losses, mask)}
+        return Findings("Perplexity by position", metrics, tables, [rows], scored_by)
 
 
 def by_position(losses: np.ndarray, mask: np.ndarray) -> Table:

@@ -1,6 +1,7 @@
 """Base of the retrieval tasks: rows of text with statements in it, a query at the end and candidate answers."""
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor
 from newllm.data import Dataset
 from newllm.data.passkey_rows import EncodedQuestion
 from newllm.errors import ConfigError, RunError
+from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.limits import parse_lengths, require_room, try_length
 from newllm.evaluation.scoring import score
 from newllm.evaluation.subject import Findings, Subject, Table
@@ -59,6 +61,10 @@ class Retrieval(ABC):
     def report(self, judged: list[dict[str, Any]], seq_len: int) -> tuple[dict[str, float], Table, list[str | Table]]:
         """Metrics, table and console lines of the trials, each with its labels and the results of `judge`."""
 
+    def metric_end(self, labels: dict[str, Any]) -> str:
+        """How the names of the metrics end that a trial with these labels is part of."""
+        return f"@{labels['length']}"
+
     def check(self, data: Dataset, model: LanguageModel) -> None:
         """Raises ConfigError if a length is too short, or too long for the text, the encoding or the memory."""
         lengths = self.row_lengths(model)
@@ -69,6 +75,7 @@ class Retrieval(ABC):
 
     def __call__(self, subject: Subject) -> Findings:
         judged, failures, model = [], [], subject.model
+        done: dict[str, list[Any]] = defaultdict(list)  # ids of the trials behind each metric, by the end of its name
         for trials in self.rounds(subject.data, model, self.row_lengths(model)):
             length = trials[0].labels["length"]
             # Keys and values of a prompt in fp32 and their copy for its candidates, at most as in multi-head attention.
@@ -77,6 +84,8 @@ class Retrieval(ABC):
             if results and not np.isfinite([trial["margin"] for trial in results]).all():
                 results, failed = None, "its losses are not finite"
             judged += results or []
+            for trial in trials if results else []:
+                done[self.metric_end(trial.labels)] += [trial.prompt, trial.candidates]
             if failed:
                 task = f"{trials[0].labels['task']} of " if "task" in trials[0].labels else ""
                 failures.append(f"FAILED: {task}{length:,} tokens: {failed}")
@@ -89,7 +98,9 @@ class Retrieval(ABC):
             if share
             else "No passkeys in training, so a small model is expected at chance; data.passkey=0.1 mixes some in"
         )
-        return Findings(self.title, metrics, {self.name: table}, [*body, *failures])
+        prints = {end: fingerprint(subject.data.tokenizer.digest, ids) for end, ids in done.items()}
+        scored = {name: prints[end] for name in metrics for end in prints if name.endswith(end)}
+        return Findings(self.title, metrics, {self.name: table}, [*body, *failures], scored)
 
     def row_lengths(self, model: LanguageModel) -> list[int]:
         """The tokens that the model reads of a row, ascending."""

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from newllm.data.facts import Question, ReversalFacts
+from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.scoring import score
 from newllm.evaluation.subject import Findings, Subject, Table
 
@@ -53,6 +54,7 @@ class Reversal:
             for line, question, row in zip(table, questions, rows, strict=True):
                 line[direction] = question.sentence
                 line.update({f"{direction}_{name}": value for name, value in row.items()})
+        scored = self._scored(subject, facts, start)
         ahead, back = metrics["reversal/forward_ppl"], metrics["reversal/backward_ppl"]
         metrics["reversal/ratio"] = ahead / back
         metrics["reversal/gap"] = back - ahead
@@ -62,16 +64,29 @@ class Reversal:
             for name in ("forward", "backward")
         ]
         repeats = trained.repeats if trained is not None else 0
-        scored = "answer tokens" if self.scoring == "answer" else "mean of sentence means, as published"
+        how = "answer tokens" if self.scoring == "answer" else "mean of sentence means, as published"
         sentences = "well-formed" if form == "well_formed" else "literal (malformed, as published)"
         body: list = [
             f"Forward sentences trained {repeats} times" if repeats else "Untrained control: no fact was in training",
             summary,
-            f"Ratio F/B {ahead / back:.4f}, gap B-F {back - ahead:+.1f}; {scored}, {sentences} backward sentences",
+            f"Ratio F/B {ahead / back:.4f}, gap B-F {back - ahead:+.1f}; {how}, {sentences} backward sentences",
             "margin: log p(right name) - log p(wrong name) per answer token; accuracy 0.5 is chance",
             "No verdict on these perplexities: they are of 33 sentences, and the forward ones may be learnt by heart",
         ]
-        return Findings("Reversal Curse", metrics, {"reversal": table}, body)
+        return Findings("Reversal Curse", metrics, {"reversal": table}, body, scored)
+
+    def _scored(self, subject: Subject, facts: ReversalFacts, start: list[int]) -> dict[str, str]:
+        """Fingerprints of the tokens of each direction's sentences and wrong names; ratio and gap score both."""
+        encode, prints = subject.data.tokenizer.encode, {}
+        for direction, questions in (("forward", facts.forward), ("backward", facts.backward)):
+            texts = [f"{q.prompt} {name}" for q in questions for name in (q.answer, *q.wrong)]
+            prints[direction] = fingerprint(self.scoring, start, [encode(text) for text in texts])
+        both = fingerprint(*prints.values())
+        names = [f"{direction}_{what}" for direction in prints for what in ("ppl", "margin", "accuracy")]
+        return {f"reversal/{name}": prints[name.partition("_")[0]] for name in names} | {
+            "reversal/ratio": both,
+            "reversal/gap": both,
+        }
 
     def _perplexity(self, subject: Subject, questions: list[Question], start: list[int]) -> float:
         longest = subject.model.seq_len + 1

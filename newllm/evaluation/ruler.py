@@ -135,6 +135,9 @@ class Ruler(Retrieval):
 
         return self.trial(labels, data, statements, questions, task, place, random)
 
+    def metric_end(self, labels: dict[str, Any]) -> str:
+        return f"/{labels['task']}@{labels['length']}"
+
     def report(self, judged: list[dict[str, Any]], seq_len: int) -> tuple[dict[str, float], Table, list[str | Table]]:
         columns = ("task", "length", "accuracy", "chance", "trials", "margin", "low", "high")
         summary = summarize(judged, "task", "length", "chance")

@@ -1,5 +1,6 @@
 """The model and data under evaluation, the findings of an evaluator, and the loop over evaluators."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from newllm.build import build
@@ -16,12 +17,14 @@ from newllm.data.dataset import Dataset, Rows
 from newllm.data.facts import IGNORED
 from newllm.errors import RunError
 from newllm.evaluation.diagnosis import judge
+from newllm.evaluation.fingerprint import fingerprint
 from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
 from newllm.training.cross_entropy import token_losses
 
 Table = list[dict[str, Any]]
 
+_ROWS = 4096  # rows whose labels are in memory at once
 TOKENS = 4096  # smallest batch in tokens: large enough that matrix products are not bound by reading weights
 
 
@@ -33,6 +36,14 @@ class Findings:
     metrics: dict[str, float] = field(default_factory=dict)  # results.json: name -> number
     tables: dict[str, Table] = field(default_factory=dict)  # tables/<name>.csv
     body: list[str | Table] = field(default_factory=list)  # the console section: lines and small tables
+    # Metric -> `fingerprint` of the tokens that it scores. None: `evaluate` takes that of the validation rows and of
+    # all options. A metric that scores no text is left out.
+    scored: dict[str, str] | None = None
+
+    @property
+    def results(self) -> dict[str, float | str]:
+        """The metrics, and the fingerprints under ``scored/<metric>``: what goes into results.json."""
+        return {**self.metrics, **{f"scored/{name}": value for name, value in (self.scored or {}).items()}}
 
 
 @dataclass
@@ -142,6 +153,15 @@ class Subject:
         losses, mask = self.token_losses()
         return float(losses[mask].sum(dtype=np.float64) / np.log(2) / max(self.scored_bytes(), 1))
 
+    @cached_property
+    def scored_rows(self) -> str:
+        """Fingerprint of the scored validation labels, of which val/loss is the mean."""
+        rows, digest = self.data.val, hashlib.sha256(self.data.tokenizer.digest.encode())
+        for start in range(0, len(rows), _ROWS):
+            labels = rows.arrays(np.arange(start, min(start + _ROWS, len(rows))))[1]
+            digest.update(labels[labels != IGNORED].tobytes())
+        return digest.hexdigest()[:16]
+
     def diagnose(self, ppl: float, bytes_per_token: float | None = None) -> str:
         """The verdict on a perplexity by the table of `eval.loss`, scaled to this tokenizer.
 
@@ -179,6 +199,9 @@ def evaluate(nodes: Mapping[str, Any] | None, subject: Subject) -> Iterator[Find
 
     An evaluator that fails makes the run fail: no number may go missing silently. Raises RunError if two evaluators
     report a metric or table under the same name.
+
+    All findings say what they scored (`Findings.scored`): one entry of the evaluator's name stands for all metrics
+    that begin with it.
     """
     training = subject.model.training
     subject.model.eval()
@@ -193,6 +216,11 @@ def evaluate(nodes: Mapping[str, Any] | None, subject: Subject) -> Iterator[Find
                         f"remove one of them from eval=[...] or rename its output"
                     )
                 owner[metric] = name
+            if findings.scored is None:
+                options = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
+                scored = fingerprint(subject.scored_rows, subject.data.val.seq_len, options)
+                inside = all(metric.startswith(f"{name}/") for metric in findings.metrics)
+                findings.scored = dict.fromkeys([name] if inside else findings.metrics, scored)
             yield findings
     finally:
         subject.model.train(training)

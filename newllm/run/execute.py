@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from newllm.run.prepare import counts, prepare, subject
 from newllm.run.stage import StageResult, run_stages
 from newllm.runtime import Place
 from newllm.store.environment import describe
-from newllm.store.run_directory import RunDirectory
+from newllm.store.run_directory import RunDirectory, metrics_of
 from newllm.streams import go_on_without_output
 from newllm.training import causality
 from newllm.training.checkpoint import Progress, load_weights
@@ -112,7 +113,7 @@ def _is_done(cfg: DictConfig, directory: RunDirectory, console: Console) -> bool
         )
     if not directory.is_done():
         return False
-    results = directory.results()
+    results = metrics_of(directory.results())
     console.line(f"This run is done: {directory.path} holds its results. Another seed makes another run (seed=…).")
     verdict = partial(judge, stored["eval"], results["data/bytes_per_token"])
     printing.summary(console, results, verdict, str(directory.path))
@@ -184,12 +185,12 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
 
     results = _evaluate(run, loop.progress, stages)
     results["speed/wall_seconds"] = earlier_seconds + time.monotonic() - run.started
-    run.log(loop.progress.step, results, close=True)
-    printing.summary(console, results, run.judge, str(directory.path))
+    run.log(loop.progress.step, metrics_of(results), close=True)
+    printing.summary(console, metrics_of(results), run.judge, str(directory.path))
     directory.write_results(results)
 
 
-def _evaluate(run: Run, progress: Progress, stages: StageResult) -> dict[str, float]:
+def _evaluate(run: Run, progress: Progress, stages: StageResult) -> dict[str, Any]:
     """Evaluate the weights that the trainer chose; returns all results but the wall time."""
     epoch = progress.best_epoch if run.trainer.eval_weights == "best" else progress.epoch
     assert epoch is not None
@@ -199,7 +200,7 @@ def _evaluate(run: Run, progress: Progress, stages: StageResult) -> dict[str, fl
         f"Best: epoch {progress.best_epoch}. Evaluated: {run.trainer.eval_weights} weights (epoch {epoch})."
     )
     line = progress.history[epoch - 1]
-    results: dict[str, float] = {
+    results: dict[str, Any] = {
         **counts(run),
         **stages.metrics,
         **{name: line[name] for name in ("train/loss", "train/ppl", "val/loss", "val/ppl")},
@@ -209,8 +210,10 @@ def _evaluate(run: Run, progress: Progress, stages: StageResult) -> dict[str, fl
         "memory/peak_bytes": progress.peak_bytes or 0,
         "speed/train_tokens_per_second": progress.trained_tokens / max(progress.seconds, 1e-9),
     }
-    for findings in evaluate(run.cfg.eval, subject(run, stages.data)):
-        results |= findings.metrics
+    evaluated = subject(run, stages.data)
+    results |= {f"scored/{name}": evaluated.scored_rows for name in ("val/loss", "val/ppl")}
+    for findings in evaluate(run.cfg.eval, evaluated):
+        results |= findings.results
         _show(run, findings)
         run.signals.check()
     if lines := distance(run.cfg, results):

@@ -18,12 +18,13 @@ from newllm.training.checkpoint import load_weights
 class LoadedRun:
     """The contents of a run directory; model and tokenizer are read on first use.
 
-    For an evaluation under other settings, `config` and `results` are those of the evaluation, the weights the run's.
+    `results`: metric -> number, and scored/METRIC -> fingerprint of the tokens that the metric scored. For an
+    evaluation under other settings, `config` and `results` are those of the evaluation, the weights the run's.
     """
 
     directory: RunDirectory
     config: DictConfig
-    results: dict[str, float]
+    results: dict[str, Any]
     status: dict[str, Any]
     weights: Literal["best", "last"] = "best"
 

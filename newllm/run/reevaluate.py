@@ -26,7 +26,7 @@ from newllm.run.prepare import counts, prepare, subject
 from newllm.store.atomic import json_line, write_text
 from newllm.store.csv_text import as_csv, equal_csv
 from newllm.store.environment import describe, numeric_settings
-from newllm.store.run_directory import RunDirectory
+from newllm.store.run_directory import RunDirectory, metrics_of
 from newllm.training.checkpoint import load_weights, weight_shapes
 from newllm.training.run_context import Run
 from newllm.training.signals import Signals
@@ -81,19 +81,21 @@ def reevaluate(plan: EvaluationPlan, rerun: bool = False, signals: Signals | Non
     for note in run.data.notes:
         console.line(f"Note: {note}", style="yellow")
     metrics: dict[str, float] = counts(run) if plan.settings else {}  # the run's own directory has them already
+    scored: dict[str, Any] = {}
     tables: dict[str, Any] = {}
     run.model.position.adapt(run.cfg.data.seq_len)
     for findings in evaluate(run.cfg.eval, subject(run)):
         console.section(findings.title, findings.body)
         metrics |= findings.metrics
+        scored |= {name: value for name, value in findings.results.items() if name not in findings.metrics}
         tables |= findings.tables
         run.model.position.adapt(run.cfg.data.seq_len)  # an evaluator of other lengths may have changed it
 
     try:
         with signals.deferred() if signals else nullcontext(), plan.run.locked(LOCK_TIMEOUT):
-            compared = _compare(directory, metrics, tables)
+            compared = _compare(directory, metrics | scored, tables)
             if not compared["different"] and (compared["new"] or not plan.repeats):
-                _add(plan, directory, run, metrics, tables, compared)
+                _add(plan, directory, run, metrics | scored, tables, compared)
                 console.open_log(directory.log_file)
                 console.close_log()
                 if not directory.config_file.exists():  # a new folder; config.yaml, which makes it a run, comes last
@@ -163,23 +165,24 @@ def _prepare(plan: EvaluationPlan) -> Run:
 
 
 def _compare(
-    directory: RunDirectory, metrics: Mapping[str, float], tables: Mapping[str, Any]
+    directory: RunDirectory, now_measured: Mapping[str, Any], tables: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     """Compare results with those stored in `directory`: lines {name, stored, now} by outcome.
 
     The outcomes are new, equal, different, and kept: numbers that differ from training's own, which stay.
     """
     compared: dict[str, list[dict[str, Any]]] = {outcome: [] for outcome in ("new", "equal", "different", "kept")}
-    results, config = directory.results(), directory.config()
+    stored, config = directory.results(), directory.config()
     from_training = directory.trained is directory and "loss" not in config.get("eval", {})
-    for name, now in metrics.items():
-        old = results.get(name)
-        if name not in results:
+    for name, now in now_measured.items():
+        old = stored.get(name)
+        if name not in stored:
             outcome = "new"
         elif old == now or (old is None and not math.isfinite(now)):
             outcome = "equal"
         else:
-            outcome = "kept" if from_training and name in MEASURED_IN_TRAINING else "different"
+            metric = name.removeprefix("scored/")
+            outcome = "kept" if from_training and metric in MEASURED_IN_TRAINING else "different"
         compared[outcome].append({"name": name, "stored": old, "now": now})
     for name, rows in tables.items():
         file = directory.tables / f"{name}.csv"
@@ -194,7 +197,7 @@ def _add(
     plan: EvaluationPlan,
     directory: RunDirectory,
     run: Run,
-    metrics: Mapping[str, float],
+    results: Mapping[str, Any],
     tables: Mapping[str, Any],
     compared: Mapping[str, Any],
 ) -> None:
@@ -207,7 +210,7 @@ def _add(
         "time": _now(),
         "overrides": list(plan.config["overrides"]),
         "eval": plan.config["eval"],
-        "metrics": [*metrics],
+        "metrics": [*metrics_of(results)],
         "new": len(new),
         "equal": len(compared["equal"]),
         "kept": [kept["name"] for kept in compared["kept"]],
@@ -217,14 +220,17 @@ def _add(
     for name, rows in tables.items():
         if f"tables/{name}.csv" in new:
             directory.write_table(name, rows)
-    directory.write_results({**directory.results(), **{name: metrics[name] for name in new if name in metrics}})
+    directory.write_results({**directory.results(), **{name: results[name] for name in new if name in results}})
     file = directory.evaluations_file
     write_text(file, (file.read_text(encoding="utf-8") if file.exists() else "") + json_line(line))
 
 
 def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, compared: Mapping[str, Any]) -> None:
     """Print how the results compare and where they are. Raises RunError if any differs from the stored one."""
-    equal, different = len(compared["equal"]), compared["different"]
+    different = compared["different"]
+    equal, kept = (
+        [line for line in compared[outcome] if not line["name"].startswith("scored/")] for outcome in ("equal", "kept")
+    )
     if different:
         rows = [{name: _exact(value) for name, value in line.items()} for line in different]
         # What has changed since training and may change numbers.
@@ -235,18 +241,18 @@ def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, com
         changes = [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items() if old != new]
         console.section("Differences", [rows, *changes])
         raise RunError(
-            f"{len(rows)} of {equal + len(rows)} results in {directory.path} differ from the stored ones, so nothing "
-            "was written."
+            f"{len(rows)} of {len(equal) + len(rows)} results in {directory.path} differ from the stored ones, so "
+            "nothing was written."
         )
     console.line()
-    for line in compared["kept"]:
+    for line in kept:
         stored, now = _exact(line["stored"]), _exact(line["now"])
         console.line(f"{line['name']} stays {stored}, as measured in training; eval.loss gives {now}.")
     if plan.repeats and equal:
-        console.line(f"Reproduced: {equal} results, all equal.", style="bold")
+        console.line(f"Reproduced: {len(equal)} results, all equal.", style="bold")
     elif equal:
-        console.line(f"{equal} stored results were reproduced.")
-    if new := [line for line in compared["new"] if not line["name"].startswith(("params/", "data/"))]:
+        console.line(f"{len(equal)} stored results were reproduced.")
+    if new := [line for line in compared["new"] if not line["name"].startswith(("params/", "data/", "scored/"))]:
         console.line(f"{len(new)} new results are in {directory.path}.", style="bold")
 
 

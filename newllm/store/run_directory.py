@@ -4,7 +4,7 @@ config.yaml       the resolved effective configuration
 environment.json  command line, code version, packages, machine of the latest attempt
 status.json       state, attempt, progress, times, host, error
 metrics.jsonl     a line per logged step and per epoch
-results.json      metric name -> number
+results.json      metric name -> number, and scored/METRIC -> fingerprint of the tokens that the metric scored
 tables/*.csv      per-layer, per-position, … results
 train.log         what the console showed
 tokenizer/        the tokenizer, so that the run can be read without its data
@@ -193,11 +193,11 @@ class RunDirectory:
     def metrics(self) -> list[dict[str, Any]]:
         return _read_lines(self.metrics_file)
 
-    def results(self) -> dict[str, float]:
-        """The contents of results.json, {} before the run is done."""
+    def results(self) -> dict[str, Any]:
+        """The contents of results.json, metrics and fingerprints; {} before the run is done."""
         return _read_json(self.results_file)
 
-    def write_results(self, results: Mapping[str, float]) -> None:
+    def write_results(self, results: Mapping[str, float | str]) -> None:
         write_json(self.results_file, dict(results))
 
     def is_done(self) -> bool:
@@ -240,6 +240,11 @@ def _walk(root: Path) -> Iterator[Path]:
             folders.clear()
         else:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def metrics_of(results: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among the contents of results.json, without the fingerprints of what they scored."""
+    return {name: value for name, value in results.items() if not isinstance(value, str)}
 
 
 def evaluated_run(path: Path) -> Path | None:

@@ -77,7 +77,9 @@ def test_the_evaluation_of_a_run_is_reproduced_to_the_last_bit(
     capsys.readouterr()
     assert main([str(directory)]) == 0
     out = capsys.readouterr().out
-    from_evaluators = [name for name in results(directory) if not name.startswith(("train/", "params/", "data/"))]
+    from_evaluators = [
+        name for name in results(directory) if not name.startswith(("train/", "params/", "data/", "scored/"))
+    ]
     others = {"val/best_ppl", "val/best_epoch", "memory/peak_bytes"}
     numbers = {name for name in from_evaluators if not name.startswith("speed/")} - others
     assert f"Reproduced: {len(numbers) + len(list((directory / 'tables').iterdir()))} results, all equal." in out
@@ -102,7 +104,7 @@ def test_new_metrics_and_tables_are_added_and_the_others_stay(run: Path, capsys:
     assert main([str(run), "eval=[loss,rank]", "eval.rank.positions=64"]) == 0
     after = results(run)
     assert {name: after[name] for name in before} == before
-    assert {*after} - {*before} == {"rank/effective_rank", "rank/share"}
+    assert {*after} - {*before} == {"rank/effective_rank", "rank/share", "scored/rank"}
     assert len((run / "tables" / "rank.csv").read_text().splitlines()) == 4
     assert (run / "train.log").read_text().startswith(log)
     assert "Effective rank" in (run / "train.log").read_text().removeprefix(log)

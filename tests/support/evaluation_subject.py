@@ -25,6 +25,8 @@ class ByteTokenizer:
     eot_id: int | None = EOT
     token_bytes: np.ndarray = field(default_factory=lambda: np.array([1] * 256 + [0]))
 
+    digest: str = "bytes"
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
@@ -33,6 +35,7 @@ class ByteTokenizer:
 class TextRows:
     inputs: np.ndarray
     labels: np.ndarray
+    seq_len: int = LENGTH
 
     def __len__(self) -> int:
         return len(self.inputs)
