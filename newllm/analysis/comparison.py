@@ -3,7 +3,7 @@
 `decide` gives the verdicts. What the rules ask for is here too; their presets are in conf/report/verdict/.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import expm1, inf, isfinite, nan
 from typing import Any, Literal, Protocol
@@ -174,19 +174,18 @@ def make_rule(preset: str = "interval", **options: Any) -> Rule:
 
 
 def compare(
-    groups: Sequence[Group],
-    baseline: Group,
+    pairs: Mapping[Group, Group],
     metrics: Sequence[str],
     rule: Rule,
     confidence: float = 0.95,
     interval: statistics.IntervalKind = "t",
 ) -> list[Comparison]:
-    """Every other group against `baseline` on every metric; a metric that one of the two lacks is passed over.
+    """Each group against its baseline (`pairs`: group -> baseline) on every metric; a metric that one of the two lacks
+    is passed over.
 
     Holm's correction runs over all of these together.
     """
-    pairs = [(metric, group) for metric in metrics for group in groups if group is not baseline]
-    tested = (_pair(group, baseline, metric, confidence, interval) for metric, group in pairs)
+    tested = (_pair(*pair, metric, confidence, interval) for metric in metrics for pair in pairs.items())
     comparisons = [comparison for comparison in tested if comparison is not None]
     corrected = statistics.holm([comparison.p for comparison in comparisons]).tolist()
     result = []

@@ -14,8 +14,9 @@ from newllm.config.identity import signature
 from newllm.errors import ConfigError
 from newllm.store.run_directory import LOADER, Paths, RunDirectory, evaluated_run, find_runs
 
-FIXED = ("run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "overrides", "config", "error")
-WIDE = ("overrides", "config", "error")  # columns of FIXED that come last
+FIXED = ("run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "overrides", "config", "scored", "error")
+WIDE = ("overrides", "config", "scored", "error")  # columns of FIXED that come last
+SCORED = "scored/"  # + evaluator, or evaluator/part: names in results.json of fingerprints of the scored tokens
 NEEDED = ("choices", "data", "model", "pos_encoding", "attention", "optim", "trainer", "eval")
 
 _TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # where a key of the outermost mapping begins
@@ -24,16 +25,18 @@ _GENERATED_NAME = re.compile(r"-s\d+-([0-9a-f]{8})$")  # <slug>-s<seed>-<signatu
 Parse = Callable[[str], Any]
 
 
-def load_runs(path: Paths) -> pd.DataFrame:
+def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
     """One row per run directory at or below `path` (a folder, or a list of folders). Reads no checkpoint.
 
-    An evaluation of a run under other settings (in the run's folder evaluations/) is a row as well: with those settings
-    in ``config``, what they are in the column ``evaluated``, and in ``evaluated_from`` the name of the run, which is
-    missing in the rows of runs. Evaluations that only add metrics add them to the run's own row.
+    A row holds what was measured under the settings of training, also by evaluations that came later. evaluations: add
+    a row for each evaluation under other settings (in the run's folder evaluations/), with those settings in
+    ``config``, what they are in the column ``evaluated``, and the name of the run in ``evaluated_from``, which is
+    missing in the rows of runs. Without it such a folder is a row only if `path` names it but not its run.
 
     Columns: ``run`` (folder name), ``path``, ``sweep`` (the folder it is in), ``evaluated_from``, ``state``,
     ``signature``, ``seed``, ``overrides`` (list of str), ``config`` (effective configuration; parts of it are shared
-    between rows, so copy before changing one), ``error``; a column per group with its choice (a list joined by ``+``);
+    between rows, so copy before changing one), ``scored`` (evaluator, or evaluator/part, -> fingerprint of the tokens
+    that it scored), ``error``; a column per group with its choice (a list joined by ``+``);
     a column per axis with its value, missing where the run does not use it; and a column per metric, float64, under
     its name.
 
@@ -44,7 +47,11 @@ def load_runs(path: Paths) -> pd.DataFrame:
     """
     # The runs of a sweep share most blocks of their config.yaml: each is parsed once, and kept in memory once.
     parse_yaml = cache(lambda text: yaml.load(text, Loader=LOADER))
-    rows = [_read_run(folder, parse_yaml) for folder in find_runs(path)]
+    folders = find_runs(path)
+    if not evaluations:
+        runs = {folder.absolute() for folder in folders}
+        folders = [folder for folder in folders if evaluated_run(folder) not in runs]
+    rows = [_read_run(folder, parse_yaml) for folder in folders]
     metrics = list(dict.fromkeys(name for _, _, results in rows for name in results))
     named = list(dict.fromkeys(name for _, named, _ in rows for name in named if name not in FIXED))
     columns: dict[str, Any] = {name: [fixed[name] for fixed, _, _ in rows] for name in FIXED if name not in WIDE}
@@ -66,6 +73,7 @@ def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str
     sweep = folder.parent.parent.parent if origin else folder.parent
     fixed: dict[str, Any] = dict.fromkeys(FIXED)
     fixed |= {"run": folder.name, "path": str(folder), "sweep": str(sweep), "overrides": [], "config": {}}
+    fixed["scored"] = {}
     fixed["evaluated_from"] = origin.name if origin else None
     named: dict[str, Any] = {}
     results: dict[str, float] = {}
@@ -86,11 +94,12 @@ def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str
         fixed["error"] = status.get("error")
         if fixed["state"] == "done":
             for name, value in _mapping(folder / "results.json", json.loads, "JSON").items():
-                if name.startswith("scored/"):
-                    continue
-                if not isinstance(value, int | float | None):
-                    raise ConfigError(f"results.json has {name}={value!r}, which is not a number")
-                results[name] = float("nan") if value is None else float(value)  # NaN and infinity are stored as null
+                if name.startswith(SCORED) and isinstance(value, str):
+                    fixed["scored"][name.removeprefix(SCORED)] = value
+                elif name.startswith(SCORED) or not isinstance(value, int | float | None):
+                    raise ConfigError(f"results.json has {name}={value!r}, which is not a {'fingerprint' if name.startswith(SCORED) else 'number'}")
+                else:
+                    results[name] = float("nan") if value is None else float(value)  # NaN and infinity are null
     except (ConfigError, OSError, OverflowError) as error:
         fixed |= {"state": "unreadable", "error": str(error)}
         results = {}

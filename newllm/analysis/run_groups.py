@@ -1,6 +1,5 @@
 """Groups: runs that differ in nothing but the seed. What differs between groups names them."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from newllm.analysis.labels import SEPARATOR, labels_by, name_groups
+from newllm.analysis.labels import labels_by, name_groups
 from newllm.analysis.metrics import scale_of
 from newllm.analysis.settings import (
     axes_of,
@@ -104,41 +103,17 @@ def groups(frame: pd.DataFrame, by: Sequence[str] | None = None, without: Sequen
         settings = [dict(zip(by, row, strict=True)) for row in rows]
     else:
         nodes, axes = nodes_of(configs), {key.rpartition(".")[2] for key in without}
-        members = [*places_of(identity_of(one, tuple(without)) for one in nodes).values()]
+        identities = [
+            (str(config["choices"].get("evaluated")), *identity_of(one, tuple(without)))
+            for config, one in zip(configs, nodes, strict=True)
+        ]
+        members = [*places_of(identities).values()]
         first = [places[0] for places in members]
         without_axes = [{k: v for k, v in configs[place].items() if k not in axes} for place in first]
         flats = [{k: v for k, v in settings_of(nodes[place]).items() if k not in without} for place in first]
         names, settings = name_groups(without_axes, flats)
     labelled = zip(names, settings, members, strict=True)
     return sorted((Group(name, own, frame, done[places]) for name, own, places in labelled), key=_sort_key)
-
-
-def find(groups: Sequence[Group], wanted: str) -> Group:
-    """The group with this label or part of a label, or with these settings, as in ``pos_encoding=rope`` or
-    ``[pos_encoding=rope,attention=mha]``.
-
-    Raises ConfigError, with the labels of the groups, if none or more than one fits.
-    """
-    text = wanted.strip().removeprefix("[").removesuffix("]").strip()
-    exact = [group for group in groups if group.label.lower() == text.lower()]
-    if exact:
-        return exact[0]
-    if "=" in text:
-        conditions = [part.partition("=") for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
-        pairs = [(key.strip(), value.strip()) for key, _, value in conditions]
-        fitting = [group for group in groups if all(is_typed(value_of(group.config, k), v) for k, v in pairs)]
-    else:
-        words = {part.strip().lower() for part in text.split(SEPARATOR.strip())}
-        fitting = [group for group in groups if words <= set(group.label.lower().split(SEPARATOR))]
-    if len(fitting) == 1:
-        return fitting[0]
-    shown = [group.label for group in (fitting or groups)]
-    listed = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
-    if fitting:
-        raise ConfigError(f"baseline={wanted} fits {len(fitting)} groups ({listed}); type more of one label.")
-    close = nearest(text, shown)
-    hint = f"did you mean {close}? (there are: {listed})" if close else f"expected one of: {listed}"
-    raise ConfigError(f"baseline={wanted} is not a group; {hint}.")
 
 
 def value_of(config: Config, key: str) -> Any:

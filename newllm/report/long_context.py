@@ -56,7 +56,7 @@ def long_context(study: Study) -> list[Section]:
                     tables.append(_groups_by_length(part, numbered, comparisons))
         tables += _ruler(part)
         if every:
-            title = f"Comparisons with {every[0].baseline} at each length"
+            title = f"Comparisons with {part.baseline.words} at each length"
             together = "Perplexities are corrected together, passkey, distance and ruler each by themselves."
             notes = [study.options.rule.words, together]
             comparison_tables.append(comparison_table("length-comparisons", title, part, every, notes))
@@ -77,10 +77,10 @@ def _groups_by_length(part: Part, numbered: Numbered, comparisons: list[Comparis
         if any(cell.value is not None for cell in cells.values()):
             rows.append(make_row({"group": group.label, **cells}))
     notes = [meaning]
-    if part.baseline:
+    if comparisons:
         notes.append(
-            f"The baseline {part.baseline.label} with its mean ± sample standard deviation; the others with their "
-            f"difference to it and its {part.options.confidence:.0%} interval, paired by seed. "
+            f"Baselines with their mean ± sample standard deviation; the others with their difference to "
+            f"{part.baseline.words} and its {part.options.confidence:.0%} interval, paired by seed. "
             f"Holm's correction is over {len(comparisons)} comparisons."
         )
     hints = {f"{number:,.0f}": metric for number, metric in numbered}

@@ -88,7 +88,7 @@ def read_options(argv: Sequence[str]) -> Options:
         if name.startswith("verdict."):
             of_rule[name.removeprefix("verdict.")] = value
         elif name == "baseline":
-            node[name] = text if value is not None else None  # find() reads its brackets
+            node[name] = text if value is not None else None  # choose_baseline reads its brackets
         else:
             node[name] = [value] if name in lists and isinstance(value, str) else value
     if not folders:

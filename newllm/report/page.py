@@ -55,12 +55,12 @@ def page(study: Study, sections: Sequence[Section]) -> str:
         return files("newllm.report").joinpath("assets", name).read_text(encoding="utf-8")
 
     groups = sum(len(part.groups) for part in study.parts)
-    baseline = next((part.baseline for part in study.parts if part.baseline), None)
+    baseline = next((part.baseline.words for part in study.parts if part.baseline.words), "")
     facts = [
         f"{len(study.frame):,} runs, {len(study.done):,} of them done",
         f"{groups:,} group{'s' if groups != 1 else ''}",
         f"{study.done['seed'].nunique():,} seeds",
-        *([f"baseline {baseline.label}"] if baseline else []),
+        *([f"baseline: {baseline}"] if baseline else []),
         datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     ]
     legend = [(drawn.index, part.named(drawn.group.label)) for part in study.drawn_parts for drawn in part.drawn]

@@ -29,6 +29,10 @@ from newllm.report.tables import (
     text_cell,
 )
 
+OF_EVALUATIONS = (
+    "Evaluations under other settings are compared with the same runs as trained, where these scored the same text, and "
+    "corrected by themselves."
+)
 BEST_IS_BOLD = "the best mean is bold"
 MOST_ROWS = 200  # of unfinished runs, and of runs compared with another result set
 _MACHINE = ("speed/", "memory/")  # these depend on the machine and its load, so no two result sets agree in them
@@ -54,14 +58,15 @@ def results(study: Study) -> list[Section]:
     """Two sections: a row per group with mean ± sample standard deviation and its difference from the baseline; then
     every number behind a verdict, the rule in words, and the noise of repeats."""
     lines = [study.reason] if study.reason else []
-    if any(part.baseline.runs["seed"].nunique() < 2 for part in study.parts if part.baseline):
-        lines.append("The baseline has one seed, which says nothing about other seeds: there are no verdicts.")
+    lines += [note for part in study.parts for note in part.baseline.notes]
+    if any(group.runs["seed"].nunique() < 2 for part in study.parts for group in part.baseline.pairs.values()):
+        lines.append("A baseline has one seed, which says nothing about other seeds: there are no verdicts.")
     tables, comparison_tables = [], []
     for part in study.parts:
         comparisons = part.compare(part.options.compare)
         tables.append(_groups_table(part, comparisons))
         if comparisons:
-            title, notes = f"Comparisons with {comparisons[0].baseline}", [study.options.rule.words]
+            title, notes = f"Comparisons with {part.baseline.words}", [study.options.rule.words]
             comparison_tables.append(comparison_table("comparisons", title, part, comparisons, notes))
     repeats = [_repeats(study)] if comparison_tables else []
     return [
@@ -80,7 +85,9 @@ def _groups_table(part: Part, comparisons: Sequence[Comparison]) -> Table:
     if comparisons:
         delta = f"Δ {options.compare[0]}"
         compared = {c.candidate: c for c in comparisons if c.metric == options.compare[0]}
-        notes.append(f"Δ is the difference to {comparisons[0].baseline} with its {confidence}, paired by seed.")
+        notes.append(f"Δ is the difference to {part.baseline.words}, with its {confidence}, paired by seed.")
+        if part.baseline.evaluations:
+            notes.append(OF_EVALUATIONS)
         hints[delta] = f"{confidence}, paired by seed"
     best = {metric: _best_groups(part, metric) for metric in options.metrics}
     swatches = (
@@ -100,7 +107,7 @@ def _groups_table(part: Part, comparisons: Sequence[Comparison]) -> Table:
             first: means[first],
         }
         if compared:
-            row[delta], row["verdict"] = _difference_and_verdict(compared.get(group.label), group is part.baseline)
+            row[delta], row["verdict"] = _difference_and_verdict(compared.get(group.label), group in part.baseline.groups)
         rows.append({**row, **{metric: means[metric] for metric in others}})
     return Table(f"main{part.mark}", part.named("Groups"), rows, notes, hints)
 
@@ -126,7 +133,7 @@ def _best_groups(part: Part, metric: str) -> set[Group]:
 
 
 def _difference_and_verdict(comparison: Comparison | None, is_baseline: bool) -> tuple[Cell, Cell]:
-    if is_baseline:
+    if comparison is None and is_baseline:
         return Cell("baseline", 0.0, {"difference": 0.0}, kind="muted"), text_cell(None)
     if comparison is None:
         return Cell(ABSENT, kind="muted", hint="not compared"), text_cell(None)
@@ -146,11 +153,13 @@ def comparison_table(
     method = {"t": "Student's t", "bootstrap": "the BCa bootstrap"}[part.options.interval]
     scales = [_SCALES[scale] for scale in dict.fromkeys(comparison.scale for comparison in comparisons)]
     notes = [*scales, f"Intervals of {part.options.confidence:.0%} by {method}.", *notes]
-    rows = [_comparison_row(comparison) for comparison in comparisons]
+    rows = [_comparison_row(comparison, len(part.baseline.groups) > 1) for comparison in comparisons]
+    if part.baseline.evaluations:
+        notes.append(OF_EVALUATIONS)
     return Table(f"{name}{part.mark}", part.named(title), rows, notes, _COMPARISON_HINTS)
 
 
-def _comparison_row(comparison: Comparison) -> Row:
+def _comparison_row(comparison: Comparison, name_baseline: bool) -> Row:
     difference, interval = _difference_texts(comparison)
     names = {"group": comparison.candidate, "baseline": comparison.baseline}
     ends = {"scale": comparison.scale, "difference low": comparison.low, "difference high": comparison.high}
@@ -164,6 +173,7 @@ def _comparison_row(comparison: Comparison) -> Row:
 
     return make_row({
         "group": Cell(comparison.candidate, comparison.candidate, names),
+        **({"baseline": Cell(comparison.baseline, comparison.baseline)} if name_baseline else {}),
         "metric": comparison.metric,
         "pairs": comparison.n,
         "difference": number_cell(comparison.difference, "difference", difference),

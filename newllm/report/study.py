@@ -1,7 +1,6 @@
 """What a report is about: runs, split into parts that compare, and into groups that are compared with a baseline."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -9,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from newllm.analysis.baselines import Baseline, choose_baseline
 from newllm.analysis.comparable import split_comparable
 from newllm.analysis.comparison import Comparison, compare
 from newllm.analysis.frame import load_runs, metric_names
 from newllm.analysis.metrics import lower_is_better
-from newllm.analysis.run_groups import Group, find, groups, is_typed, value_of
-from newllm.config.catalog import Catalog, shipped
+from newllm.analysis.run_groups import Group, groups, is_typed, value_of
 from newllm.errors import ConfigError
 from newllm.report.figures import Drawing, Panel, Series, plot
 from newllm.report.options import Options, defaults
@@ -42,12 +41,13 @@ class DrawnGroup:
 
 @dataclass(frozen=True)
 class Part:
-    """Groups that compare with each other. `mark` ends the names of its files; it is empty for the only part."""
+    """Groups that compare with each other, and with which of them each is compared. `mark` ends the names of its files;
+    it is empty for the only part."""
 
     number: int
     title: str
     groups: Sequence[Group]
-    baseline: Group | None
+    baseline: Baseline
     options: Options
 
     @property
@@ -80,19 +80,22 @@ class Part:
         return Drawing.of(f"{name}{self.mark}", self.named(title), figure, caption)
 
     def compare(self, metrics: Sequence[str]) -> list[Comparison]:
-        """All groups with the baseline on these metrics, corrected together; empty without a baseline."""
-        if self.baseline is None:
-            return []
-        options = self.options
-        return compare(self.groups, self.baseline, metrics, options.rule, options.confidence, options.interval)
+        """The groups with their baselines on these metrics. Runs as trained are corrected together, and evaluations
+        under other settings are corrected by themselves."""
+        options, found = self.options, self.baseline
+        return [
+            comparison
+            for pairs in (found.pairs, found.evaluations)
+            for comparison in compare(pairs, metrics, options.rule, options.confidence, options.interval)
+        ]
 
     @cached_property
     def drawn(self) -> list[DrawnGroup]:
-        """The baseline and the best groups, as many as may be drawn, in the order of the groups."""
+        """The baselines and the best groups, as many as may be drawn, in the order of the groups."""
         sign = -1 if lower_is_better(self.metric) is False else 1
         mean = np.array([group.mean(self.metric) * sign for group in self.groups])
         best = np.argsort(np.where(np.isfinite(mean), mean, np.inf), kind="stable").tolist()
-        best.sort(key=lambda place: self.groups[place] is not self.baseline)  # the baseline before all others
+        best.sort(key=lambda place: self.groups[place] not in self.baseline.groups)  # baselines before all others
         chosen = sorted(best[: self.options.curves])
         return [DrawnGroup(self.first_index + i, self.groups[place]) for i, place in enumerate(chosen)]
 
@@ -157,23 +160,23 @@ def read_study(options: Options) -> Study:
 
     Raises ConfigError without a finished run, and for an unknown metric, baseline or grouping key.
     """
-    frame = where(load_runs(options.folders), options.where)
+    frame = where(load_runs(options.folders, evaluations=True), options.where)
     done = frame[frame["state"] == "done"]
     if done.empty:
         raise ConfigError(_nothing_done(options, frame))
     options = _with_known_metrics(options, done)
     split = split_comparable(frame)
-    parts = []
+    parts, errors = [], []
     for number, runs in enumerate(split, 1):
-        members, baseline = groups(runs.runs, by=options.by), None
-        if options.baseline is None:
-            baseline = _nearest_to_defaults(members) if len(members) > 1 else None
-        else:
-            with suppress(ConfigError):  # one of several parts may be without the baseline
-                baseline = find(members, options.baseline)
+        members, baseline = groups(runs.runs, by=options.by), Baseline()
+        try:
+            baseline = choose_baseline(members, options.baseline)
+        except ConfigError as error:  # one of several parts may be without the baseline
+            errors.append(error)
+            baseline = Baseline(notes=[f"{runs.title}: {error}"])
         parts.append(Part(number, runs.title, members, baseline, options))
-    if options.baseline and not any(part.baseline for part in parts):
-        find([group for part in parts for group in part.groups], options.baseline)  # raises, and lists the groups
+    if len(errors) == len(parts):
+        raise errors[0]
     figures = bool({"html", "svg", "png"} & {*options.formats})
     return Study(options, frame, done, parts, split[0].reason, figures)
 
@@ -193,17 +196,6 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
             raise ConfigError(f"where={condition}: no run has {key}; {did_you_mean(key, names)}.")
         frame = frame[[any(is_typed(value, word) for word in typed.split("|")) for value in values]]
     return frame.reset_index(drop=True)
-
-
-def _nearest_to_defaults(groups: Sequence[Group]) -> Group:
-    catalog = Catalog((shipped(),))
-    usual = {**catalog.axes, **catalog.defaults}
-
-    def likeness(group: Group) -> tuple[bool, int, int]:
-        equal = sum(value_of(group.config, key) in (usual[key], None) for key in group.settings if key in usual)
-        return "evaluated" not in group.config["choices"], equal, len(group.positions)
-
-    return max(groups, key=likeness)
 
 
 def _with_known_metrics(options: Options, done: pd.DataFrame) -> Options:

@@ -3,9 +3,10 @@ from math import inf, isnan, log
 import numpy as np
 import pytest
 
+from newllm.analysis.baselines import choose_baseline
 from newllm.analysis.comparison import Interval, Published, compare, make_rule, presets, repeat_noise
 from newllm.analysis.metrics import lower_is_better, scale_of
-from newllm.analysis.run_groups import find, groups
+from newllm.analysis.run_groups import groups
 from newllm.errors import ConfigError
 from tests.support.published_pairs import GEO_16K, HYBRID_16K, SEEDS
 from tests.support.run_folders import table
@@ -24,7 +25,7 @@ def groups_with(metric=METRIC, **by_label):
 
 
 def compare_with_rope(members, rule=None, metrics=(METRIC,), **options):
-    return compare(members, find(members, "rope"), metrics, rule or Interval(), **options)
+    return compare(choose_baseline(members, "rope").pairs, metrics, rule or Interval(), **options)
 
 
 def compared(rule=None, metric=METRIC, **by_label):

@@ -55,7 +55,8 @@ def test_runs_are_found_at_any_depth_but_not_inside_runs_or_hidden_folders(tmp_p
     empty = load_runs(tmp_path / "empty")
     assert len(empty) == 0
     assert {*empty} == {
-        "run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "overrides", "config", "error"
+        "run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "overrides", "config",
+        "scored", "error"
     }  # fmt: skip
     with pytest.raises(ConfigError, match="nowhere"):
         load_runs(tmp_path / "nowhere")
@@ -69,7 +70,9 @@ def test_evaluations_under_other_settings_are_rows_after_their_run(tmp_path: Pat
         folder(path / "evaluations", cfg, {"val/ppl": 120.0})
         folder(path / "evaluations" / "deeper", cfg, {})
     (runs[0] / "evaluations" / ".half.building").mkdir()
-    frame = load_runs(tmp_path)
+    assert load_runs(tmp_path)["val/ppl"].tolist() == [100.0, 100.0]  # as trained, unless they are asked for
+    assert 120.0 in load_runs(runs[0] / "evaluations")["val/ppl"].tolist()  # or named by the path
+    frame = load_runs(tmp_path, evaluations=True)
     assert frame["evaluated_from"].fillna("").tolist() == ["", runs[0].name, "", runs[1].name]
     assert frame["evaluated"].fillna("").tolist() == ["", "theta=100", "", "theta=100"]
     assert frame["sweep"].unique().tolist() == [str(tmp_path / "sweep")]

@@ -2,7 +2,7 @@ import pytest
 
 from newllm.analysis.comparable import split_comparable
 from newllm.analysis.frame import load_runs
-from newllm.analysis.run_groups import find, groups
+from newllm.analysis.run_groups import groups
 from newllm.analysis.settings import identity_of, nodes_of
 from tests.support.run_folders import config, folder, table
 
@@ -135,20 +135,6 @@ def test_only_finished_runs_are_grouped():
     assert groups(frame)[0].by_seed("val/ppl") == {2: 100.0, 3: 100.0}
     frame["state"] = "queued"
     assert groups(frame) == []
-
-
-def test_finding_a_baseline():
-    result = grouped(["theta=1e4"], ["theta=5e5"], ["pos_encoding=alibi"], ["pos_encoding=alibi", "attention=mla"])
-    texts = {
-        "rope · mha · theta 500000": "rope · mha · theta 500000",
-        "Rope · theta 10000": "rope · mha · theta 10000",
-        "mla": "alibi · mla",
-        "theta=1e4": "rope · mha · theta 10000",
-        "[pos_encoding=alibi,attention=mha]": "alibi · mha",
-        "attention.kv_dim=64": "alibi · mla",
-    }
-    for text, label in texts.items():
-        assert find(result, text).label == label, text
 
 
 def parts(*runs):

@@ -196,7 +196,7 @@ def test_tables_and_reports_separate_a_run_from_its_evaluations(
         (copy / "config.yaml").write_text(yaml.safe_dump(config))
     assert main([str(tmp_path), "eval=[loss]", "theta=100"]) == 0
     assert main([str(tmp_path / "run-s1"), "eval=[position]", "pos_encoding=alibi", "slope=0.25"]) == 0
-    frame = load_runs(tmp_path)
+    frame = load_runs(tmp_path, evaluations=True)
     assert frame["evaluated_from"].fillna("").tolist() == ["", "run-s1", "run-s1", "", "run-s2"]
     assert frame["sweep"].unique().tolist() == [str(tmp_path)]
     (part,) = split_comparable(frame)
