@@ -116,7 +116,9 @@ def _pair_with(groups: Sequence[Group], wanted: str) -> Baseline:
             "everything else; type more of one label."
         )
     words = ", ".join(f"{key}={value}" for key, value in conditions)
-    notes = [f"Not compared, since no group with {words} is equal in everything else: {_listed(alone)}."] if alone else []
+    notes = (
+        [f"Not compared, since no group with {words} is equal in everything else: {_listed(alone)}."] if alone else []
+    )
     return Baseline(f"the group with {words} that is equal in everything else", pairs, {}, notes)
 
 
@@ -208,7 +210,9 @@ def _conditions(fitting: Sequence[Group], wanted: str) -> list[tuple[str, str]] 
     conditions = []
     for word in (part.strip().lower() for part in text.split(SEPARATOR.strip())):
         shown = {key: value_text(value) for key, value in fitting[0].settings.items()}
-        names = [key for key, value in shown.items() if word in (value.lower(), f"{key.rpartition('.')[2]} {value}".lower())]
+        names = [
+            key for key, value in shown.items() if word in (value.lower(), f"{key.rpartition('.')[2]} {value}".lower())
+        ]
         if not names:
             return None
         conditions.append((names[0], shown[names[0]]))

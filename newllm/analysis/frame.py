@@ -14,7 +14,19 @@ from newllm.config.identity import signature
 from newllm.errors import ConfigError
 from newllm.store.run_directory import LOADER, Paths, RunDirectory, evaluated_run, find_runs
 
-FIXED = ("run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "overrides", "config", "scored", "error")
+FIXED = (
+    "run",
+    "path",
+    "sweep",
+    "evaluated_from",
+    "state",
+    "signature",
+    "seed",
+    "overrides",
+    "config",
+    "scored",
+    "error",
+)
 WIDE = ("overrides", "config", "scored", "error")  # columns of FIXED that come last
 SCORED = "scored/"  # + evaluator, or evaluator/part: names in results.json of fingerprints of the scored tokens
 NEEDED = ("choices", "data", "model", "pos_encoding", "attention", "optim", "trainer", "eval")
@@ -97,7 +109,8 @@ def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str
                 if name.startswith(SCORED) and isinstance(value, str):
                     fixed["scored"][name.removeprefix(SCORED)] = value
                 elif name.startswith(SCORED) or not isinstance(value, int | float | None):
-                    raise ConfigError(f"results.json has {name}={value!r}, which is not a {'fingerprint' if name.startswith(SCORED) else 'number'}")
+                    expected = "a fingerprint" if name.startswith(SCORED) else "a number"
+                    raise ConfigError(f"results.json has {name}={value!r}, which is not {expected}")
                 else:
                     results[name] = float("nan") if value is None else float(value)  # NaN and infinity are null
     except (ConfigError, OSError, OverflowError) as error:

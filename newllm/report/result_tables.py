@@ -30,8 +30,8 @@ from newllm.report.tables import (
 )
 
 OF_EVALUATIONS = (
-    "Evaluations under other settings are compared with the same runs as trained, where these scored the same text, and "
-    "corrected by themselves."
+    "Evaluations under other settings are compared with the same runs as trained, where these scored the same text, "
+    "and corrected by themselves."
 )
 BEST_IS_BOLD = "the best mean is bold"
 MOST_ROWS = 200  # of unfinished runs, and of runs compared with another result set
@@ -107,7 +107,8 @@ def _groups_table(part: Part, comparisons: Sequence[Comparison]) -> Table:
             first: means[first],
         }
         if compared:
-            row[delta], row["verdict"] = _difference_and_verdict(compared.get(group.label), group in part.baseline.groups)
+            is_baseline = group in part.baseline.groups
+            row[delta], row["verdict"] = _difference_and_verdict(compared.get(group.label), is_baseline)
         rows.append({**row, **{metric: means[metric] for metric in others}})
     return Table(f"main{part.mark}", part.named("Groups"), rows, notes, hints)
 
