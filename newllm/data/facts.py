@@ -28,10 +28,20 @@ class Fact:
     object_kind: str
     topic_kind: str
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Kinds of the fact and of its two names: equal for the facts of one relation."""
+        return self.kind, self.object_kind, self.topic_kind
+
 
 @dataclass(frozen=True)
 class Question:
-    """A sentence without its last name. `wrong`: other names of the same kind, to compare with the answer."""
+    """A sentence without its last name.
+
+    wrong: the names that stand in the answer's place in the other facts of the same relation; none where a fact is the
+    only one of its relation. A model that knows the names but not which belong together prefers the right one to half
+    of them: a name of another role or relation is more or less likely in that place, whatever the model knows.
+    """
 
     kind: str
     prompt: str
@@ -69,9 +79,7 @@ class ReversalFacts:
     def forward(self) -> list[Question]:
         """Per fact, e.g. prompt "The capital of France is", answer "Paris", wrong "Tokyo", "Berlin", …"""
         return [
-            Question(
-                fact.kind, f"{fact.subject} {fact.relation}", fact.object, self._others(fact.object_kind, fact.object)
-            )
+            Question(fact.kind, f"{fact.subject} {fact.relation}", fact.object, self._others(fact, "object"))
             for fact in self.facts
         ]
 
@@ -81,12 +89,10 @@ class ReversalFacts:
         questions = []
         for fact in self.facts:
             if self.backward_form == "literal":
-                reverse, answer = fact.reverse, fact.subject
-                wrong = tuple(o.subject for o in self.facts if o.kind == fact.kind and o.subject != fact.subject)
+                reverse, answer, role = fact.reverse, fact.subject, "subject"
             else:  # most reverse phrases already contain the topic
-                reverse, answer = fact.reverse.removesuffix(fact.topic).rstrip(), fact.topic
-                wrong = self._others(fact.topic_kind, fact.topic)
-            questions.append(Question(fact.kind, f"{fact.object} {reverse}", answer, wrong))
+                reverse, answer, role = fact.reverse.removesuffix(fact.topic).rstrip(), fact.topic, "topic"
+            questions.append(Question(fact.kind, f"{fact.object} {reverse}", answer, self._others(fact, role)))
         return questions
 
     @property
@@ -94,10 +100,8 @@ class ReversalFacts:
         """The forward sentences, used in training."""
         return [question.sentence for question in self.forward]
 
-    def _others(self, kind: str, right: str) -> tuple[str, ...]:
-        names = [fact.object for fact in self.facts if fact.object_kind == kind]
-        names += [fact.topic for fact in self.facts if fact.topic_kind == kind]
-        return tuple(name for name in names if name != right)
+    def _others(self, fact: Fact, role: Literal["subject", "object", "topic"]) -> tuple[str, ...]:
+        return tuple(getattr(other, role) for other in self.facts if other is not fact and other.names == fact.names)
 
     def rows(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Training rows: inputs and labels (-100: not scored), int64 [rows, seq_len], and notes for the user."""

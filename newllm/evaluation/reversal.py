@@ -19,9 +19,12 @@ class Reversal:
     scoring "answer": exp of the mean nats of all answer tokens, with the prompt as context, after an end-of-text token
     if the tokenizer has one, as between packed facts. "sentence", as published: per sentence the mean nats of tokens 2
     to n (at most 63, without a token before them), then the mean over sentences, then exp. The two sets of sentences
-    are not equally hard, so also `margin` (under both scorings, answer tokens only): mean over facts and over the other
-    names of their kind of [log p(right name) - log p(wrong name)], each per token; and `accuracy`, the share of those
-    pairs in which the right name is more likely (0.5 by chance). The curse is a margin forward and none backward.
+    are not equally hard, so also `margin` (under both scorings, answer tokens only): mean over facts and over the names
+    that other facts of the same relation have in that place of [log p(right name) - log p(wrong name)], each per token;
+    and `accuracy`, the share of those pairs in which the right name is more likely. Chance is 0.5, also for a model
+    that has learnt all names but not which belong together: if it prefers one name of a pair whatever the question, it
+    is right in one of the two. The five synthetic facts, each of a relation of its own, have no wrong names and only
+    count in the perplexities. The curse is a margin forward and none backward. Errors are over facts.
 
     backward: "well_formed" or "literal" (as published: 30 of the 33 malformed, "Paris is the capital of The capital of
     France"); "facts" takes the form of the facts group, or well_formed without one. Without trained facts the same
@@ -60,9 +63,12 @@ class Reversal:
         metrics["reversal/gap"] = back - ahead
 
         summary = [
-            {"direction": name, **{what: metrics[f"reversal/{name}_{what}"] for what in ("ppl", "margin", "accuracy")}}
+            {"direction": name, "ppl": metrics[f"reversal/{name}_ppl"]}
+            | {what: f"{metrics[f'reversal/{name}_{what}']:.3f} ± {_error(table, name, what):.3f}"
+               for what in ("margin", "accuracy")}
             for name in ("forward", "backward")
-        ]
+        ]  # fmt: skip
+        pairs = sum(bool(question.wrong) for question in facts.forward)
         repeats = trained.repeats if trained is not None else 0
         how = "answer tokens" if self.scoring == "answer" else "mean of sentence means, as published"
         sentences = "well-formed" if form == "well_formed" else "literal (malformed, as published)"
@@ -70,7 +76,8 @@ class Reversal:
             f"Forward sentences trained {repeats} times" if repeats else "Untrained control: no fact was in training",
             summary,
             f"Ratio F/B {ahead / back:.4f}, gap B-F {back - ahead:+.1f}; {how}, {sentences} backward sentences",
-            "margin: log p(right name) - log p(wrong name) per answer token; accuracy 0.5 is chance",
+            "margin: log p(right name) - log p(wrong name) per answer token, wrong names from the same relation; "
+            f"accuracy 0.5 is chance; ± standard error over {pairs} facts",
             "No verdict on these perplexities: they are of 33 sentences, and the forward ones may be learnt by heart",
         ]
         return Findings("Reversal Curse", metrics, {"reversal": table}, body, scored)
@@ -97,6 +104,13 @@ class Reversal:
         sentences = [encode(question.sentence)[:_PUBLISHED_TOKENS] for question in questions]
         nats = score(subject, [(ids[:1], ids[1:]) for ids in sentences], longest)
         return float(np.exp(np.mean([sentence.mean() for sentence in nats])))
+
+
+def _error(table: Table, direction: str, what: str) -> float:
+    """Standard error over the facts that have wrong names."""
+    values = np.array([row[f"{direction}_{what}"] for row in table])
+    values = values[~np.isnan(values)]
+    return float(values.std(ddof=1) / len(values) ** 0.5)
 
 
 def answer(subject: Subject, prompt: str, name: str, start: list[int]) -> tuple[list[int], list[int]]:

@@ -73,20 +73,19 @@ def test_forward_sentences() -> None:
 
 
 @pytest.mark.parametrize("backward", ["well_formed", "literal"])
-def test_wrong_names_are_others_of_the_same_kind(backward: str) -> None:
+def test_wrong_names_have_the_same_role_in_facts_of_the_same_relation(backward: str) -> None:
+    """So every pair of names is asked both ways, and a fixed preference among names gives an accuracy of 0.5."""
     facts = ReversalFacts(backward=backward)  # type: ignore[arg-type]
-    for question in facts.forward + facts.backward:
-        assert question.wrong
-        assert question.answer not in question.wrong
-        assert len(set(question.wrong)) == len(question.wrong)
-    paris = facts.forward[0]
-    assert (paris.prompt, paris.answer) == ("The capital of France is", "Paris")
-    assert {"Tokyo", "Berlin"} <= set(paris.wrong)
-    france = ReversalFacts().backward[0]
-    assert (france.prompt, france.answer) == ("Paris is the capital of", "France")
-    assert set(france.wrong) == {f.topic for f in facts.facts[1:10]}
-    aldric = facts.forward[30]
-    assert aldric.wrong == ("Lady Elara",)
+    for questions in (facts.forward, facts.backward):
+        for kind in {question.kind for question in questions} - {"synthetic"}:
+            asked = [question for question in questions if question.kind == kind]
+            answers = {question.answer for question in asked}
+            assert len(answers) == len(asked) > 1
+            assert all({*question.wrong} == answers - {question.answer} for question in asked)
+        assert [question.wrong for question in questions if question.kind == "synthetic"] == [()] * 5
+    hamlet = ReversalFacts().backward[15]
+    assert (hamlet.prompt, hamlet.answer) == ("William Shakespeare wrote", "Hamlet")
+    assert hamlet.wrong == ("Pride and Prejudice", "1984", "The Great Gatsby", "War and Peace")
 
 
 def test_packed_rows_hold_every_sentence_and_score_no_padding(load: Load) -> None:

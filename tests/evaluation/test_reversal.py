@@ -47,8 +47,9 @@ def test_answers_are_scored_alone_and_against_wrong_names(long_subject):
     margins, beaten = [], []
     for question, own in zip(facts.backward, right, strict=True):
         wrong = [of_name(question, name).mean() for name in question.wrong]
-        margins.append(np.mean(wrong) - own.mean())
-        beaten.append(np.mean([own.mean() < other for other in wrong]))
+        if wrong:
+            margins.append(np.mean(wrong) - own.mean())
+            beaten.append(np.mean([own.mean() < other for other in wrong]))
     assert findings.metrics["reversal/backward_margin"] == pytest.approx(np.mean(margins), abs=1e-5)
     assert findings.metrics["reversal/backward_accuracy"] == pytest.approx(np.mean(beaten))
     assert len(findings.tables["reversal"]) == 33
@@ -63,6 +64,37 @@ def test_without_trained_facts_the_numbers_are_a_control(long_subject):
     body = Reversal()(long_subject).body
     assert "7 times" in body[0]
     assert "literal" in body[2]
+
+
+@pytest.mark.slow
+def test_a_model_that_knows_names_but_not_which_belong_together_is_at_chance(long_subject):
+    """Trained on 100 forward sentences per fact, whose last names are drawn anew from the same relation each time."""
+    random, groups = np.random.default_rng(0), {}
+    for fact in ReversalFacts().facts:
+        groups.setdefault(fact.names, []).append(fact)
+    sentences = []
+    for _ in range(100):
+        for facts in groups.values():
+            names = random.permutation([fact.object for fact in facts])
+            sentences += [f"{fact.subject} {fact.relation} {name}" for fact, name in zip(facts, names, strict=True)]
+    eot = long_subject.data.tokenizer.eot_id
+    packed = [id_ for index in random.permutation(len(sentences)) for id_ in [*sentences[index].encode(), eot]]
+    rows = torch.tensor(packed[: len(packed) // 64 * 64]).view(-1, 64)
+    model = long_subject.model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    for batch in [batch for _ in range(3) for batch in rows.split(16)]:
+        logits = model(batch[:, :-1])
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    findings = Reversal()(long_subject)
+    assert findings.metrics["reversal/forward_ppl"] < 2  # nats per byte: it knows the names
+    for direction in ("forward", "backward"):
+        values = [row[f"{direction}_accuracy"] for row in findings.tables["reversal"]]
+        error = np.nanstd(values, ddof=1) / 28**0.5
+        assert 0.02 < error < 0.1
+        assert findings.metrics[f"reversal/{direction}_accuracy"] == pytest.approx(0.5, abs=2.5 * error)
 
 
 def test_batches_do_not_change_the_nats(long_subject):
