@@ -89,10 +89,11 @@ class ReversalFacts:
         questions = []
         for fact in self.facts:
             if self.backward_form == "literal":
-                reverse, answer, role = fact.reverse, fact.subject, "subject"
+                reverse, answer, wrong = fact.reverse, fact.subject, self._others(fact, "subject")
             else:  # most reverse phrases already contain the topic
-                reverse, answer, role = fact.reverse.removesuffix(fact.topic).rstrip(), fact.topic, "topic"
-            questions.append(Question(fact.kind, f"{fact.object} {reverse}", answer, self._others(fact, role)))
+                reverse, answer = fact.reverse.removesuffix(fact.topic).rstrip(), fact.topic
+                wrong = self._others(fact, "topic")
+            questions.append(Question(fact.kind, f"{fact.object} {reverse}", answer, wrong))
         return questions
 
     @property
