@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from newllm.analysis.labels import SEPARATOR, value_text
-from newllm.analysis.settings import canonical, flat_node, places_of
+from newllm.analysis.settings import canonical, flatten, names_of_content, places_of, with_names
+from newllm.config.identity import relevant_nodes
 
 TOKENIZER = ("data.tokenizer", "data.vocab_size", "data.tokenizer_bytes")
 BUDGET = ("data.seq_len", "data.samples", "data.tokens", "data.documents")
@@ -44,9 +44,9 @@ def split_comparable(frame: pd.DataFrame) -> list[ComparableRuns]:
     firsts = [identities[places[0]] for places in sets]
     keys = dict.fromkeys(key for identity in firsts for key in identity)
     different = [key for key in keys if len({canonical(identity.get(key)) for identity in firsts}) > 1]
-    reason = _reason(different)
+    reason, names = _reason(different), names_of_content(done["config"])
     return [
-        ComparableRuns(_title(first, different), reason, done.iloc[places])
+        ComparableRuns(_title(with_names(first, names), different), reason, done.iloc[places])
         for first, places in zip(firsts, sets, strict=True)
     ]
 
@@ -59,10 +59,8 @@ def tokenizer_of(config: Mapping[str, Any]) -> str:
 
 
 def _identity(config: Mapping[str, Any], tokens: float | None, bytes_per_token: float | None) -> dict[str, Any]:
-    flat = flat_node("data", config["data"])
+    flat = flatten(relevant_nodes(config).get("data", {}), "data")
     tokenizer = str(flat.get("data.tokenizer"))
-    if tokenizer != "auto":
-        flat |= {"data.tokenizer": tokenizer if tokenizer.count("/") == 1 else Path(tokenizer).name}
     ignored = {
         "data.passkey",  # changes training rows only
         *(TOKENIZER[1:] if tokenizer != "auto" else ()),

@@ -151,18 +151,15 @@ def _with_later_evaluators(folder: Path, config: dict[str, Any]) -> dict[str, An
 
 
 def _signature(folder: Path, config: Mapping[str, Any]) -> str:
-    """The signature in the folder's name if newllm chose that name, else that of the configuration.
+    """The signature of the configuration, by the content that it says its run has read; no such file is opened here.
 
-    The name's also holds where the run's own text files are out of reach. Raises ConfigError if the two differ, unless
-    the signature depends on such files.
+    Raises ConfigError if newllm chose the folder's name and the signature in it is another one.
     """
+    mark = signature(config, hash_of=lambda path, patterns: None)
     named = _GENERATED_NAME.search(folder.name)
-    if not named:
-        return signature(config)
-    local = config["data"].get("path") is not None or config["data"].get("tokenizer") != "auto"
-    if not local and signature(config) != named[1]:
+    if named and mark != named[1]:
         raise ConfigError("the configuration does not have the folder's signature: another version of newllm wrote it")
-    return named[1]
+    return mark
 
 
 def _mapping(file: Path, parse: Parse, form: str) -> dict[Any, Any]:

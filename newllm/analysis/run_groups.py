@@ -17,11 +17,13 @@ from newllm.analysis.settings import (
     choices_of,
     flatten,
     identity_of,
+    names_of_content,
     nodes_of,
     places_of,
     settings_of,
+    with_names,
 )
-from newllm.config.identity import value_at
+from newllm.config.identity import content_mark, value_at
 from newllm.errors import ConfigError
 from newllm.suggest import nearest
 
@@ -96,7 +98,8 @@ def groups(frame: pd.DataFrame, by: Sequence[str] | None = None, without: Sequen
         if any("evaluated" in config["choices"] for config in configs):
             by = list(dict.fromkeys([*by, "evaluated"]))
         _check_keys(configs, by)
-        values = [[value_of(config, key) for key in by] for config in configs]
+        content_names = names_of_content(configs)
+        values = [[_named_value_of(config, key, content_names) for key in by] for config in configs]
         members = [*places_of(tuple(map(canonical, row)) for row in values).values()]
         rows = [values[places[0]] for places in members]
         names = labels_by(by, rows, list(choices_of(configs[0])))
@@ -110,7 +113,9 @@ def groups(frame: pd.DataFrame, by: Sequence[str] | None = None, without: Sequen
         members = [*places_of(identities).values()]
         first = [places[0] for places in members]
         without_axes = [{k: v for k, v in configs[place].items() if k not in axes} for place in first]
-        flats = [{k: v for k, v in settings_of(nodes[place]).items() if k not in without} for place in first]
+        content_names = names_of_content(configs)
+        flats = [with_names(settings_of(nodes[place]), content_names) for place in first]
+        flats = [{key: value for key, value in flat.items() if key not in without} for flat in flats]
         names, settings = name_groups(without_axes, flats)
     labelled = zip(names, settings, members, strict=True)
     return sorted((Group(name, own, frame, done[places]) for name, own, places in labelled), key=_sort_key)
@@ -124,6 +129,12 @@ def value_of(config: Config, key: str) -> Any:
     if key in config and not isinstance(config[key], dict):
         return config[key]
     return value_at(config, key)
+
+
+def _named_value_of(config: Config, key: str, content_names: Mapping[str, str]) -> Any:
+    """The same, but the name of its content where the value is a path."""
+    found = (config.get("content") or {}).get(key)
+    return content_names[content_mark(found)] if found else value_of(config, key)
 
 
 def is_typed(value: Any, typed: str) -> bool:

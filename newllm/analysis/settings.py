@@ -3,17 +3,14 @@
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from newllm.config import identity
-from newllm.config.groups import group_of, groups
+from newllm.config.groups import group_of
 
 Flat = dict[str, Any]
 Nodes = dict[str, str]  # name of a node -> its content as JSON
-
-# Options that hold a path; only its last part is compared.
-_FOLDERS = {f"{group.name}.{key}" for group in groups().values() for key, kind in group.paths.items() if kind != "name"}
 
 
 def nodes_of(configs: Iterable[Mapping[str, Any]]) -> list[Nodes]:
@@ -47,7 +44,7 @@ def identity_of(nodes: Nodes, without: tuple[str, ...] = ()) -> tuple[str, ...]:
 
 @lru_cache(10_000)
 def _flat(name: str, text: str) -> Flat:
-    return flat_node(name, json.loads(text))
+    return flatten(json.loads(text), name)
 
 
 @lru_cache(10_000)
@@ -56,10 +53,28 @@ def _identity(name: str, text: str, without: tuple[str, ...]) -> str:
     return canonical(kept)
 
 
-def flat_node(name: str, node: Mapping[str, Any]) -> Flat:
-    """The flat settings of a node. Folders count by their names, wherever they lie."""
-    flat = flatten(node, name)
-    return {key: Path(v).name if key in _FOLDERS and isinstance(v, str) else v for key, v in flat.items()}
+def names_of_content(configs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What stands for a path in `nodes_of` -> a name of it: as many of the last parts of the path as tell it from the
+    others, with the hash where other content has lain at the same path."""
+    paths: dict[str, dict[str, PurePath]] = {}  # option -> content -> path
+    for config in configs:
+        for key, found in (config.get("content") or {}).items():
+            path = PurePath(str(identity.value_at(config, key)))
+            paths.setdefault(key, {}).setdefault(identity.content_mark(found), path)
+    names = {}
+    for of_option in paths.values():
+        for mark, path in of_option.items():
+            others = [other for content, other in of_option.items() if content != mark]
+            parts = path.relative_to(path.anchor).parts
+            tails = ("/".join(parts[-count:]) for count in range(1, len(parts) + 1))
+            name = next((tail for tail in tails if not any(f"/{other}".endswith(f"/{tail}") for other in others)), None)
+            names[mark] = name or f"{path.name} ({mark.rpartition(' ')[2][:8]})"
+    return names
+
+
+def with_names(flat: Flat, names: Mapping[str, str]) -> Flat:
+    """The flat settings with names (from `names_of_content`) in the place of content."""
+    return {key: names.get(value, value) if isinstance(value, str) else value for key, value in flat.items()}
 
 
 def flatten(value: Any, prefix: str = "") -> Flat:

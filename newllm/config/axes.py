@@ -7,7 +7,13 @@ from newllm.config.catalog import references
 from newllm.config.overrides import Overrides
 from newllm.errors import ConfigError
 
-OWN_KEYS = ("choices", "overrides", "run_dir", "groups")  # keys of a configuration that are neither nodes nor axes
+OWN_KEYS = (
+    "choices",
+    "overrides",
+    "run_dir",
+    "groups",
+    "content",
+)  # keys of a configuration that are neither nodes nor axes
 
 Plain = Mapping[str, Any]
 

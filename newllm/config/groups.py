@@ -19,12 +19,13 @@ class Group:
 
     name: str
     numbers: bool = True
+    trained: bool = True
     idle: tuple[str, ...] = ()
     part_of: str | None = None
     suggest: str | None = None
     stage: bool = False
     handed: tuple[str, ...] = ()
-    paths: Mapping[str, Literal["files", "folder", "name"]] = field(default_factory=dict)
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     label: Literal["first", "differing", "never"] = "differing"
     pack: Literal["equal", "own", "real", "alone"] | tuple[str, ...] = "equal"
     evaluate: Literal["any", "options"] | tuple[str, ...] = ()
@@ -79,4 +80,5 @@ def _shipped() -> dict[str, Group]:
 
 def _group(name: str, entry: dict[str, Any] | None) -> Group:
     columns: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in (entry or {}).items()}
+    columns["paths"] = {option: tuple(patterns) for option, patterns in columns.get("paths", {}).items()}
     return Group(name, **columns)

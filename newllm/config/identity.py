@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.axes import axes, nodes, used_axes
 from newllm.config.catalog import plain
+from newllm.config.content import content_hash
 from newllm.config.groups import group_of, groups
 from newllm.errors import ConfigError
 
 SCHEMA = 1  # incremented when the same configuration comes to produce other numbers
 ABSENT = "absent"
+
+HashOf = Callable[[str, Sequence[str]], str | None]  # path, patterns -> hash of the files read there
 
 
 def effective(cfg: DictConfig) -> dict[str, Any]:
@@ -27,8 +29,45 @@ def effective(cfg: DictConfig) -> dict[str, Any]:
     """
     unresolved = plain(cfg)
     # A frozen configuration has values instead of references, and only the axes that are used.
-    kept = {*nodes(unresolved), *(used_axes(unresolved) or axes(unresolved)), "choices", "overrides", "groups"}
+    kept = {
+        *nodes(unresolved),
+        *(used_axes(unresolved) or axes(unresolved)),
+        "choices",
+        "overrides",
+        "groups",
+        "content",
+    }
     return sorted_keys({key: value for key, value in resolved(cfg).items() if key in kept})
+
+
+def with_content(config: Mapping[str, Any], hash_of: HashOf = content_hash) -> dict[str, Any]:
+    """The effective configuration with the key `content`: dotted option -> hash of the files that are read there.
+
+    A hash that is there already stays, so that a stored configuration tells what its run has read. Options with no file
+    to read, as a name on the hub, have none.
+    """
+    content = dict(config.get("content") or {})
+    for key, path, patterns in _places(config):
+        if key not in content and (found := hash_of(path, patterns)):
+            content[key] = found
+    rest = {key: value for key, value in config.items() if key != "content"}
+    return {**rest, "content": content} if content else rest
+
+
+def changed_content(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Option and path of what is read there and has changed since its hash was put into the configuration."""
+    known = config.get("content") or {}
+    found = [(key, path, content_hash(path, patterns)) for key, path, patterns in _places(config) if key in known]
+    return [(key, path) for key, path, now in found if now is not None and now != known[key]]
+
+
+def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Dotted option, path, and the patterns of the files read there, of every option that is a path."""
+    for group in groups(config).values():
+        node = config.get(group.name) or {}
+        for option, patterns in group.paths.items():
+            if isinstance(path := node.get(option), str) and patterns and option not in group.idle:
+                yield f"{group.name}.{option}", path, patterns
 
 
 def resolved(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -40,26 +79,15 @@ def resolved(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"the configuration can't be resolved: {str(error).splitlines()[0]}.") from error
 
 
-def signature(cfg: DictConfig | Mapping[str, Any], fingerprint: Callable[[str], str] | None = None) -> str:
-    """8 hex digits that identify everything that may change a number; equal for equal runs, however they were typed.
+def signature(cfg: DictConfig | Mapping[str, Any], hash_of: HashOf = content_hash) -> str:
+    """8 hex digits that identify everything that may change a trained weight; equal for equal runs, however typed.
 
-    Takes a composed configuration or an effective one. It leaves out choices and axes (their effect is in the nodes)
-    and the options that conf/groups.yaml declares to change no number. A corpus counts by the names and sizes of its
-    files, not its location: by `fingerprint` of the path, so that a sweep can read it once for all runs. Other folders
-    count by their names.
+    Takes a composed configuration or an effective one. It leaves out choices and axes (their effect is in the nodes),
+    the options that conf/groups.yaml declares to change no number, and evaluators, which a finished run can be given.
+    Text, tokenizers and weights that are read count by their content: by `hash_of` where the configuration does not
+    have it.
     """
-    content = _plain(cfg)
-    relevant = relevant_nodes(content)
-    for group in groups(content).values():
-        node = relevant.get(group.name, {})
-        for option, kind in group.paths.items():
-            if isinstance(path := node.get(option), str):
-                folder = Path(path).expanduser()
-                if kind == "files":
-                    mark = (fingerprint or path_fingerprint)(path)
-                else:  # the name of an existing folder, wherever it is; other values unchanged
-                    mark = folder.resolve().name if folder.is_dir() else path
-                node = relevant[group.name] = {**node, option: mark}
+    relevant = _trained_nodes(with_content(_plain(cfg), hash_of))
     text = json.dumps([SCHEMA, canonical(relevant)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -104,13 +132,13 @@ def run_directory(cfg: DictConfig, root: str | Path = "outputs/runs") -> Path:
 
 
 def differences(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> list[str]:
-    """``key: value in a != value in b`` for every difference that may change a number."""
+    """``key: value in a != value in b`` for every difference that may change a trained weight."""
     return [f"{key}: {one} != {two}" for key, (one, two) in changed(a, b).items()]
 
 
 def changed(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Key -> value in a, value in b (or `ABSENT`), for every difference that may change a number."""
-    one, two = _flat(relevant_nodes(_plain(a))), _flat(relevant_nodes(_plain(b)))
+    """Key -> value in a, value in b (or `ABSENT`), for every difference that may change a trained weight."""
+    one, two = (_flat(_trained_nodes(with_content(_plain(one)))) for one in (a, b))
     keys = [key for key in sorted({*one, *two}) if canonical(one.get(key, ())) != canonical(two.get(key, ()))]
     return {key: (one.get(key, ABSENT), two.get(key, ABSENT)) for key in keys}
 
@@ -118,16 +146,31 @@ def changed(a: DictConfig | Mapping[str, Any], b: DictConfig | Mapping[str, Any]
 def relevant_nodes(config: Mapping[str, Any]) -> dict[str, Any]:
     """The nodes of an effective configuration that may change a number, without options that cannot.
 
-    Groups without a choice are left out.
+    Groups without a choice are left out. Paths are replaced by their content, where the configuration has it.
     """
-    known = groups(config)
-    left_out = {"choices", "groups", *(group.name for group in known.values() if not group.numbers)}
+    known, content = groups(config), config.get("content") or {}
+    left_out = {"choices", "groups", "content", *(group.name for group in known.values() if not group.numbers)}
     relevant: dict[str, Any] = {}
     for key, node in config.items():
         if isinstance(node, Mapping) and node and key not in left_out:
             idle = known[key].idle if key in known else ()
             relevant[str(key)] = {option: value for option, value in node.items() if option not in idle}
+    for key, found in content.items():
+        group, _, option = key.partition(".")
+        if option in relevant.get(group, {}):
+            relevant[group][option] = content_mark(found)
     return relevant
+
+
+def content_mark(found: str) -> str:
+    """What stands for a path in comparisons: ``content 1a2b…``."""
+    return f"content {found}"
+
+
+def _trained_nodes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The relevant nodes that may change a trained weight."""
+    known = groups(config)
+    return {name: node for name, node in relevant_nodes(config).items() if name not in known or known[name].trained}
 
 
 def _plain(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -182,28 +225,3 @@ def sorted_keys(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: sorted_keys(value[key]) for key in sorted(value, key=str)}
     return [sorted_keys(item) for item in value] if isinstance(value, list) else value
-
-
-def files_below(path: Path) -> list[Path]:
-    """The file itself, or all files in a folder and its subfolders, sorted by name, without hidden ones."""
-    if path.is_file():
-        return [path]
-    files: list[Path] = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(files, key=lambda file: file.relative_to(path).as_posix())
-
-
-def path_fingerprint(path: str | Path, *, with_times: bool = False) -> str:
-    """sha256 of the names (relative to `path`) and sizes of the files, so that copies have equal hashes.
-
-    with_times: include modification times, to detect edits that keep the size (for caches on one machine).
-    """
-    root = Path(path).expanduser()
-    digest = hashlib.sha256()
-    for file in files_below(root):
-        stat = file.stat()
-        name = file.name if file == root else file.relative_to(root).as_posix()
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns if with_times else ''}\n".encode())
-    return digest.hexdigest()

@@ -143,7 +143,7 @@ def prepare(
     facts: ReversalFacts | None = build(facts_node) if facts_node and facts_node.get("_target_") else None
     store, notes = store_of(corpus, cache_folder(runtime))
     train, val, leak, split_notes = split_rows(corpus, store)
-    notes += split_notes
+    notes += [*corpus.notes(), *split_notes]
     if facts is not None:
         train.inputs, train.labels, fact_notes = facts.rows(store.tokenizer, corpus.seq_len, seed)
         notes += fact_notes

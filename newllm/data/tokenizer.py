@@ -13,7 +13,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from newllm.config.identity import path_fingerprint
+from newllm.config.content import content_hash
+from newllm.config.groups import group_of
 from newllm.data.corpora.hub import require_hub
 from newllm.data.disk_cache import cache_folder, find_or_build, key_of
 from newllm.errors import ConfigError
@@ -99,9 +100,9 @@ def pretrained(name: str, cache: Path) -> Tokenizer:
 
 
 def identity(name: str) -> str:
-    """Identifies a Hugging Face tokenizer in the cache: by name, or by the files of its folder."""
-    folder = Path(name).expanduser()
-    return f"folder:{path_fingerprint(folder, with_times=True)}" if folder.is_dir() else f"hub:{name}"
+    """Identifies a Hugging Face tokenizer in the cache: by name, or by the content of its folder."""
+    found = content_hash(name, group_of("data").paths["tokenizer"]) if Path(name).expanduser().is_dir() else None
+    return f"folder:{found}" if found else f"hub:{name}"
 
 
 def _from_transformers(name: str) -> Tokenizer:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from newllm.config.groups import group_of, groups
-from newllm.config.identity import canonical
+from newllm.config.identity import canonical, content_mark
 from newllm.config.values import signature_of
 from newllm.errors import ConfigError
 
@@ -20,9 +20,10 @@ def shared_values(config: Config) -> dict[str, Any]:
     shared: dict[str, Any] = {}
     for name, node in config.items():
         pack = group_of(str(name), config).pack
-        if isinstance(node, Mapping) and name not in ("choices", "groups") and pack != "own":
+        if isinstance(node, Mapping) and name not in ("choices", "groups", "content") and pack != "own":
             _collect(node, str(name), shared, pack if isinstance(pack, tuple) else (), real=pack == "real")
-    return shared
+    contents = config.get("content") or {}
+    return shared | {key: content_mark(found) for key, found in contents.items() if key in shared}
 
 
 def _collect(node: Mapping[str, Any], path: str, shared: dict[str, Any], free: tuple[str, ...], real: bool) -> None:

@@ -19,7 +19,7 @@ from newllm.config.axes import refuse_unused_axes
 from newllm.config.catalog import REFERENCE, references
 from newllm.config.compose import Composed, catalog_for, composed_choices, with_values
 from newllm.config.groups import group_of, groups
-from newllm.config.identity import canonical, changed, effective, value_at
+from newllm.config.identity import canonical, changed, effective, value_at, with_content
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import check_values
 from newllm.errors import ConfigError
@@ -73,6 +73,9 @@ class EvaluationPlan:
         lines = [f"{group} is {after[group]}, was {before[group]}" for group in rechosen]
         for key, (old, new) in self.changes.items():
             nested = any(longer.startswith(f"{key}.") for longer in self.changes)
+            if key in (self.config.get("content") or {}):  # paths, whose content differs
+                old, new = value_at(self.trained, key), value_at(self.config, key)
+                new = f"{new} (with other content)" if old == new else new
             if key.partition(".")[0] not in rechosen and not nested:
                 lines.append(f"{key} is {_as_typed(new)}, was {_as_typed(old)}")
         return lines
@@ -118,7 +121,7 @@ def plan_from_config(
         raise ConfigError("there is no evaluator to call; name the ones you want, as in eval=[loss,qk].")
     names = dict.fromkeys([*config["choices"]["eval"], *config["eval"]])  # in the order in which they were named
     config["eval"] = {name: config["eval"][name] for name in names if name in config["eval"]}
-    changes = changed(trained, {**config, "eval": trained["eval"]})
+    changes = changed(trained, config)
     settings = _changed_settings(given, config, unresolved, changes)
     repeats = all(key.partition(".")[0] == "runtime" for key in given.keys)
     return EvaluationPlan(run, trained, config, changes, settings, repeats)
@@ -195,6 +198,13 @@ def _with_overrides(
     unused = (references_before - references_after) & {*catalog.axes}
     config = effective(check_values(OmegaConf.create(tree)))
     config = {key: config.get(key, trained.get(key)) for key in sorted({*trained, *config} - unused)}
+    # Files at a path that was typed may have changed, or have moved there.
+    content = {
+        key: found
+        for key, found in trained.get("content", {}).items()
+        if key not in given.keys and value_at(trained, key) == value_at(config, key)
+    }
+    config = with_content({**config, "content": content})
     for key in changed(trained, config):
         if key.partition(".")[0] not in FREE_GROUPS and key not in FREE_OPTIONS:
             follows = references(value_at(tree, key))

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from newllm.analysis.published import distance, for_console
 from newllm.build import build
 from newllm.config import differences, effective, run_directory, signature
 from newllm.config.groups import group_of
+from newllm.config.identity import with_content
 from newllm.config.values import check_values
 from newllm.console import Console
 from newllm.errors import (
@@ -77,6 +78,9 @@ def execute(cfg: DictConfig, signals: Signals, packed: StepMaker | None = None) 
         RunError: the run has failed; its status.json says so too.
     """
     check_values(cfg)
+    if content := with_content(effective(cfg)).get("content"):  # once, so that all parts agree on what the run reads
+        with open_dict(cfg):
+            cfg.content = content
     directory = RunDirectory(run_directory(cfg))
     console = Console(bar=cfg.runtime.progress and packed is None)
     if _is_done(cfg, directory, console):

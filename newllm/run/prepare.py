@@ -7,9 +7,11 @@ import torch
 from omegaconf import DictConfig
 
 from newllm.build import build
-from newllm.config import run_directory
+from newllm.config import effective, run_directory
+from newllm.config.identity import changed_content
 from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
+from newllm.errors import ConfigError
 from newllm.evaluation import Subject, judge
 from newllm.model import LanguageModel, build_model
 from newllm.precision import autocast, resolve
@@ -65,6 +67,16 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
         shape = build_model(cfg, tokens=cfg.model.vocab_size or 64, seq_len=trained_length)
     shape.check_config(cfg, trained=trained_length is not None)
     build(cfg.logger, directory=directory.path)
+    for key, path in changed_content(effective(cfg)):
+        if trained_length is None:
+            raise ConfigError(
+                f"{key}={path} has changed since this run was planned; restore it, or type the training command again, "
+                "which makes another run of it."
+            )
+        raise ConfigError(
+            f"{key}={path} has changed since the run was trained, so its numbers would not compare; restore it, or "
+            "evaluate on another text with data.path=… or data=NAME."
+        )
 
     data = shape.arrange_rows(prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime))
     model = build_model(cfg, data.tokenizer.vocab_size, trained_length).to(device)

@@ -140,6 +140,9 @@ def _prepare(plan: EvaluationPlan) -> Run:
     other_data = any(key.startswith("data.") for key in plan.changes)
     if other_data and cfg.data.tokenizer == "auto":
         cfg.data.tokenizer = str(directory.tokenizer)
+    if "data.tokenizer" in plan.trained.get("content", {}):  # its folder may have moved; the run has a copy
+        cfg.data.tokenizer = str(directory.tokenizer)
+        del cfg.content["data.tokenizer"]
     auto = numeric_settings(directory.environment_file)  # what "auto" was in training
     if auto and cfg.runtime.threads == "auto":
         cfg.runtime.threads = auto.threads

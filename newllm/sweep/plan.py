@@ -1,6 +1,7 @@
 """The distinct runs of a sweep, the state of each, and which of them are still to do."""
 
 import glob
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from newllm.config.content import content_hash
 from newllm.config.groups import groups
-from newllm.config.identity import path_fingerprint, signature, slug
+from newllm.config.identity import signature, slug, with_content
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.run_names import runs_in, signature_in
@@ -57,10 +59,11 @@ class Plan:
 
 def by_signature(configs: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Signature -> effective configuration, in the order given; of equal runs the first."""
-    fingerprint = cache(path_fingerprint)  # read once for all runs
+    hash_of = cache(content_hash)  # reads each file once for all runs
     distinct: dict[str, Mapping[str, Any]] = {}
     for config in configs:
-        distinct.setdefault(signature(config, fingerprint), config)
+        complete = with_content(config, hash_of)
+        distinct.setdefault(signature(complete), complete)
     return distinct
 
 
@@ -131,7 +134,7 @@ def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     for group in groups(config).values():
         node = dict(content.get(group.name) or {})
         for key in group.paths:
-            if isinstance(node.get(key), str) and Path(node[key]).expanduser().exists():
+            if isinstance(node.get(key), str) and os.path.exists(os.path.expanduser(node[key])):
                 node[key] = str(Path(node[key]).expanduser().resolve())
         content |= {group.name: node} if node else {}
     return content

@@ -156,7 +156,7 @@ def test_passkeys_in_training_leave_the_validation_set_as_it_is():
     ("overrides", "results", "what", "title"),
     [
         (["data.vocab_size=4096"], {"data/bytes_per_token": 3.4}, "tokenizer", "vocab_size 4096"),
-        (["data.tokenizer=some/folder/here"], {}, "tokenizer", "tokenizer here"),
+        (["data.tokenizer=some/folder/here"], {}, "tokenizer", "tokenizer some/folder/here"),
         (["data.val_fraction=0.2"], {"data/val_tokens": 15360}, "validation set", "val_fraction 0.2"),
         (["data.split=contiguous"], {}, "validation set", "split contiguous"),
         (["samples=9000"], {"data/val_tokens": 115200}, "validation set", "115,200 validation tokens"),
@@ -181,13 +181,28 @@ def test_the_training_budget_splits_runs_only_where_it_moves_the_validation_text
     assert len(parts((named, {}), (["data=ultrachat", "data.val_documents=[2000,2019]"], {}))) == 2
 
 
-def test_the_folder_of_a_corpus_does_not_matter(tmp_path):
-    texts = []
-    for place in ("here", "there"):
-        texts.append(tmp_path / place / "books")
-        texts[-1].mkdir(parents=True)
-        (texts[-1] / "a.txt").write_text("some text")
-    runs = [["data=text", f"data.path={path}"] for path in texts]
-    assert len(parts(*((overrides, {}) for overrides in runs))) == 1
-    assert len(grouped(*runs)) == 1
-    assert config(*runs[0])["data"]["path"] != config(*runs[1])["data"]["path"]
+def test_text_and_tokenizer_count_by_their_content(tmp_path):
+    """Copies are one text, wherever they lie; texts of one name and size are two, named by what tells them apart."""
+    for place, content in (("here", "some text"), ("there", "some text"), ("other", "SOME TEXT")):
+        folder = tmp_path / place / "books"
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(content)
+        (folder / "tokenizer.json").write_text(content)
+    copies = [[f"data.path={tmp_path / place}/books"] for place in ("here", "there")]
+    other = [f"data.path={tmp_path}/other/books"]
+    runs = [["data=text", *path] for path in (*copies, other)]
+    assert len(parts(*((overrides, {}) for overrides in runs[:2]))) == 1
+    assert len(grouped(*runs[:2])) == 1
+    assert [part.title for part in parts(*((overrides, {}) for overrides in runs))] == [
+        "path here/books", "path other/books"
+    ]  # fmt: skip
+    assert [group.label for group in grouped(*runs)] == ["path here/books", "path other/books"]
+    assert [group.label for group in grouped(*runs, by=["data.path"])] == ["path here/books", "path other/books"]
+    spellings = [f"{tmp_path}/here/books", f"{tmp_path}/here/../here/books/", f"{tmp_path}/other/books"]
+    tokenizers = [["data=text", *copies[0], f"data.tokenizer={spelling}"] for spelling in spellings]
+    assert [len(group.runs) for group in grouped(*tokenizers, seeds=(1,))] == [2, 1]
+    frame = table([(runs[0], 1, {}), (runs[0], 2, {})])
+    frame["config"].iloc[1]["content"] = {"data.path": "f" * 32}  # edited in between
+    assert {group.label for group in groups(frame)} == {
+        f"path books ({frame['config'].iloc[0]['content']['data.path'][:8]})", "path books (ffffffff)"
+    }  # fmt: skip

@@ -1,5 +1,6 @@
 """Composition: what a user types, what it becomes, and what is message when it can't be."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import newllm
 from newllm.config import compose, differences, effective, run_directory, signature, slug
 from newllm.config.catalog import Catalog, shipped
 from newllm.config.compose import catalog_for
+from newllm.config.identity import changed_content, with_content
 from newllm.config.values import check_values
 from newllm.errors import ConfigError
 
@@ -198,7 +200,8 @@ def test_what_changes_a_number_changes_the_signature(change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["runtime.threads=2", "runtime.checkpoint_steps=5", "logger=tensorboard", "hydra.run.dir=x"]
+    "change",
+    ["runtime.threads=2", "runtime.checkpoint_steps=5", "logger=tensorboard", "hydra.run.dir=x"],
 )
 def test_what_changes_no_number_does_not(change: str) -> None:
     assert signature(compose([change])) == signature(compose())
@@ -213,13 +216,39 @@ def test_signature_survives_the_way_through_a_file(tmp_path: Path) -> None:
     assert differences(loaded, cfg) == []
 
 
-def test_a_corpus_counts_by_its_files_not_by_its_place(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "text.txt").write_text("It was the best of times, it was the worst of times.")
-    one, two = (signature(compose(["data=text", f"data.path={tmp_path / name}"])) for name in ("a", "b"))
-    (tmp_path / "b" / "text.txt").write_text("It was the age of wisdom.")
-    assert one == two != signature(compose(["data=text", f"data.path={tmp_path / 'b'}"]))
+def test_what_is_read_counts_by_its_content_not_by_its_place_or_name(tmp_path: Path) -> None:
+    """Of a text, a tokenizer, a folder in the hub's layout, and embeddings alike."""
+
+    def write(place: str, content: str) -> Path:
+        folder = tmp_path / place / "same"
+        for name in ("a.txt", "tokenizer.json", "train.jsonl", "model.safetensors", "checkpoints/best.safetensors"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(content)
+        return folder
+
+    one, copy, other = (
+        write("one", "It was the best"),
+        write("copy", "It was the best"),
+        write("other", "It was a worst"),
+    )
+    for command in (
+        "data=text data.path=FOLDER", "data=text data.path=FOLDER/a.txt", "data.tokenizer=FOLDER",
+        "data=tinystories data.name=FOLDER", "embeddings=gpt2 embeddings.name=FOLDER",
+        "embeddings=run embeddings.run=FOLDER",
+    ):  # fmt: skip
+
+        def mark(folder: Path, command: str = command) -> str:
+            return signature(compose(command.replace("FOLDER", str(folder)).split()))
+
+        assert mark(one) == mark(copy) == mark(Path(f"{one}/../same/")) != mark(other), command
+    stored = with_content(effective(compose(["data=text", f"data.path={one}"])))
+    before = signature(stored)
+    (one / "a.txt").write_text("It was the age of wisdom")
+    assert signature(stored) == before != signature(compose(["data=text", f"data.path={one}"]))
+    assert changed_content(stored) == [("data.path", str(one))]
+    shutil.rmtree(one)  # moved away: the stored configuration still tells
+    assert signature(stored) == before == signature(compose(["data=text", f"data.path={copy}"]))
+    assert differences(stored, compose(["data=text", f"data.path={copy}"])) == []
 
 
 def test_differences_name_the_keys() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from newllm.config.identity import path_fingerprint
 from newllm.data.corpora.hub import Hub
 from newllm.data.corpora.stdlib import Stdlib
 from newllm.data.corpora.text_files import PIECE_CHARS, TextFiles
@@ -90,15 +89,6 @@ def test_keys_short_documents_and_odd_characters(tmp_path: Path) -> None:
     assert documents(TextFiles(path=str(path), text_key="body", min_chars=100)) == ["y" * 100]
     path.write_text('{"text": "half a pair \\ud800 here"}\n')
     assert documents(TextFiles(path=str(path))) == ["half a pair ? here"]
-
-
-def test_path_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.txt").write_text("text")
-    assert path_fingerprint(tmp_path / "one") == path_fingerprint(tmp_path / "two")
-    (tmp_path / "two" / "a.txt").write_text("texts")
-    assert path_fingerprint(tmp_path / "one") != path_fingerprint(tmp_path / "two")
 
 
 def test_an_unwritable_cache_is_named(load: Load, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 import newllm
 from newllm.config import effective, signature
+from newllm.config.identity import with_content
 
 SCORED = {"data/val_tokens": 7680, "data/bytes_per_token": 3.16}
 
@@ -25,7 +26,7 @@ def config(*overrides: str, seed: int = 1) -> dict[str, Any]:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
-    return effective(newllm.compose(overrides))
+    return with_content(effective(newllm.compose(overrides)))
 
 
 def folder(root: Path, cfg: Mapping[str, Any], results: Mapping[str, Any] | None, state: str = "done") -> Path:

@@ -60,7 +60,11 @@ class Corpus(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Identifies the content of the corpus in the cache, without reading it."""
+        """Identifies the content of the corpus, by a hash of it where that is cheaper than a download."""
+
+    def notes(self) -> list[str]:
+        """What the user should know about the text: what a folder leaves out."""
+        return []
 
     def pieces(self, validation: bool = False) -> Iterator[Piece]:
         """`source` or `validation_source` without documents that are empty or shorter than min_chars."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from newllm.config.identity import path_fingerprint
+from newllm.config.content import content_hash
+from newllm.config.groups import group_of
 from newllm.data.corpora.corpus import Corpus, Piece
 from newllm.errors import ConfigError
 
@@ -79,9 +80,11 @@ class Hub(Corpus):
             ) from error
 
     def fingerprint(self) -> str:
-        files = path_fingerprint(self.name, with_times=True) if self.name and Path(self.name).is_dir() else ""
+        found = (
+            content_hash(self.name, group_of("data").paths["name"]) if self.name and Path(self.name).is_dir() else None
+        )
         splits = self.hub_split if self.val_hub_split is None else f"{self.hub_split}+{self.val_hub_split}"
-        return f"hub:{self.name}:{self.config}:{self.revision}:{splits}:{self.column}:{files}"
+        return f"hub:{found or self.name}:{self.config}:{self.revision}:{splits}:{self.column}"
 
 
 def require_hub(what: str) -> None:

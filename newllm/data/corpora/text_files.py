@@ -2,17 +2,19 @@
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from newllm.config.identity import files_below, path_fingerprint
+from newllm.config.content import Found, content_hash, find
+from newllm.config.groups import group_of
 from newllm.data.corpora.corpus import Corpus, Piece
 from newllm.errors import ConfigError
 
-KINDS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+PATTERNS = group_of("data").paths["path"]
 PIECE_CHARS = 1 << 20  # size of the pieces in which a .txt file is read
 FILES = ".txt, .jsonl, .jsonl.gz or .parquet files"
 ACCEPTED = f"{FILES}, or a folder of them"
@@ -30,8 +32,8 @@ class TextFiles(Corpus):
     text_key: str = "text"
 
     def source(self) -> Iterator[Piece]:
-        for file in self._files():
-            read = {".txt": _plain, ".parquet": self._parquet}.get(file.suffix, self._lines)
+        for kind, file in self._found().files:
+            read = {"*.txt": _plain, "*.parquet": self._parquet}.get(kind, self._lines)
             try:
                 yield from read(file)
             except (ValueError, OSError, EOFError, zlib.error) as error:
@@ -40,24 +42,28 @@ class TextFiles(Corpus):
                 ) from None
 
     def fingerprint(self) -> str:
-        self._files()  # raises ConfigError for a wrong path
-        return f"text:{self.text_key}:{path_fingerprint(str(self.path), with_times=True)}"
+        self._found()  # raises ConfigError for a wrong path
+        return f"text:{self.text_key}:{content_hash(str(self.path), PATTERNS)}"
 
-    def _files(self) -> list[Path]:
-        """The text files at data.path."""
+    def notes(self) -> list[str]:
+        left_out = self._found().sentence()
+        return [f"data.path={self.path}: {left_out}"] if left_out else []
+
+    def _found(self) -> Found:
+        """The text files at data.path, and what else is there."""
         if not self.path:
             raise ConfigError("data.path is not set; type data.path=FILE_OR_FOLDER, your own text")
         path = Path(self.path).expanduser()
-        if not path.exists():
-            raise ConfigError(f"data.path={self.path} does not exist; it must name {ACCEPTED}")
-        files = [file for file in files_below(path) if file.name.endswith(KINDS)]
-        if not files and path.is_file():
-            raise ConfigError(f"data.path={self.path} is a file of another kind; it must name {ACCEPTED}")
-        if not files:
-            raise ConfigError(f"data.path={self.path} holds no {FILES}")
-        if all(file.stat().st_size == 0 for file in files):
-            raise ConfigError(f"data.path={self.path} is empty; it must name {ACCEPTED}, with text in them")
-        return files
+        found = find(path, PATTERNS)
+        if found.files:
+            if not any(file.stat().st_size for _, file in found.files):
+                raise ConfigError(f"data.path={self.path} is empty; it must name {ACCEPTED}, with text in them")
+            return found
+        if os.path.isdir(path):
+            left_out = f" ({found.sentence()})" if found.left_out else ""
+            raise ConfigError(f"data.path={self.path} holds no {FILES}{left_out}")
+        wrong = "is a file of another kind" if os.path.exists(path) else "does not exist"
+        raise ConfigError(f"data.path={self.path} {wrong}; it must name {ACCEPTED}")
 
     def _lines(self, file: Path) -> Iterator[Piece]:
         opened = gzip.open if file.suffix == ".gz" else open
