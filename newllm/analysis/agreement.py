@@ -1,21 +1,32 @@
 """The same configurations in two sets of runs, as from two machines: how far apart their results are."""
 
 from math import nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from newllm.analysis.frame import metric_names
+from newllm.analysis.scored import fingerprint
 
 
 def pair_runs(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """The finished runs of equal signature in two tables of runs, a row per run and metric, in the order of `a`.
 
     Columns: signature, seed, run_a, run_b (paths), metric, a, b, difference (b / a - 1; NaN where only a is 0). A
-    configuration that is in one table more than once counts with the mean of its runs.
+    configuration that is in one table more than once counts with the mean of its runs. Numbers of other tokens than
+    those that the first of its runs in `a` scored are left out.
     """
     metrics = [name for name in metric_names(a) if name in b]
-    here, there = (frame[frame["state"] == "done"].groupby("signature", sort=False) for frame in (a, b))
+    scored = dict(a[a["state"] == "done"].drop_duplicates("signature")[["signature", "scored"]].to_numpy().tolist())
+
+    def by_signature(frame: pd.DataFrame) -> Any:
+        done = frame[frame["state"] == "done"]
+        runs = list(zip(done["scored"], done["signature"].map(scored), strict=True))
+        same = {name: [fingerprint(own, name) == fingerprint(first, name) for own, first in runs] for name in metrics}
+        return done.assign(**{name: done[name].where(same[name]) for name in metrics}).groupby("signature", sort=False)
+
+    here, there = by_signature(a), by_signature(b[b["signature"].isin(scored)])
     values = here[metrics].mean().stack().rename("a").to_frame()
     values = values.join(there[metrics].mean().stack().rename("b"), how="inner")
     pairs = values[np.isfinite(values).all(axis=1)].rename_axis(["signature", "metric"]).reset_index()

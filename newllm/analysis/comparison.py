@@ -15,6 +15,7 @@ import yaml
 from newllm.analysis import statistics
 from newllm.analysis.metrics import Scale, lower_is_better, scale_of
 from newllm.analysis.run_groups import Group
+from newllm.analysis.scored import fingerprint
 from newllm.build import build
 from newllm.checks import above, at_least
 from newllm.config.catalog import shipped
@@ -239,7 +240,8 @@ def _pair(
 
 
 def repeat_noise(frame: pd.DataFrame, metric: str) -> statistics.Repeats:
-    """How far apart finished runs of one signature (so of one seed) are on the metric's scale, as from two machines.
+    """How far apart finished runs of one signature (so of one seed) that scored the same tokens are on the metric's
+    scale, as from two machines.
 
     A smaller difference between groups may come from machines, not from models.
     """
@@ -247,7 +249,10 @@ def repeat_noise(frame: pd.DataFrame, metric: str) -> statistics.Repeats:
     if metric not in done:
         return statistics.repeat_spread([])
     values = pd.Series(_on_scale(done[metric].to_numpy(dtype=float), scale_of(metric)))
-    return statistics.repeat_spread([some.to_numpy() for _, some in values.groupby(done["signature"].to_numpy())])
+    scored = np.array([fingerprint(one, metric) or "" for one in done["scored"]], dtype=object)
+    return statistics.repeat_spread(
+        [some.to_numpy() for _, some in values.groupby([done["signature"].to_numpy(), scored])]
+    )
 
 
 def _on_scale(values: np.ndarray, scale: Scale) -> np.ndarray:

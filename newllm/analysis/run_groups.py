@@ -105,6 +105,9 @@ def groups(frame: pd.DataFrame, by: Sequence[str] | None = None, without: Sequen
         names = labels_by(by, rows, list(choices_of(configs[0])))
         settings = [dict(zip(by, row, strict=True)) for row in rows]
     else:
+        # What fingerprints tell apart, metric by metric, makes no groups.
+        if "scored" in frame and all(frame["scored"].iloc[done]):
+            configs = [{**config, "eval": {}} for config in configs]
         nodes, axes = nodes_of(configs), {key.rpartition(".")[2] for key in without}
         identities = [
             (str(config["choices"].get("evaluated")), *identity_of(one, tuple(without)))

@@ -11,8 +11,8 @@ from newllm.report.series import BAND, GEOMETRIC, numbered_metrics, over_numbers
 from newllm.report.study import DrawnGroup, Part
 
 MOST_POINTS = 200  # of one learning curve
-_QK_LAYERS = ("qk_layers", ("layer", "q_max", "k_max"))
-_QK_BANDS = ("qk_bands", ("layer", "tensor", "cut", "band", "max"))
+_QK_LAYERS = ("qk_layers", ("layer", "q_max", "k_max"), "qk/q_max")
+_QK_BANDS = ("qk_bands", ("layer", "tensor", "cut", "band", "max"), "qk/q_max")
 _BANDS = {"high": "High frequencies", "low": "Low frequencies", "pass-through": "Not rotated"}
 
 

@@ -142,7 +142,8 @@ def _curves(part: Part) -> list[Drawing]:
 def _loss_by_position(part: Part) -> list[Drawing]:
     """Loss over the position in rows of the greatest length, of tables/extrapolation_positions.csv."""
     columns = ("length", "from", "to", "loss")
-    tables_of = {drawn: read_tables(drawn.group, "extrapolation_positions", columns) for drawn in part.drawn}
+    metric = next((metric for _, metric in reversed(numbered_metrics(part, SLICES))), "")
+    tables_of = {drawn: read_tables(drawn.group, "extrapolation_positions", columns, metric) for drawn in part.drawn}
     longest = max((table["length"].max() for tables in tables_of.values() for table in tables), default=0)
     series = []
     for drawn, tables in tables_of.items():
@@ -228,8 +229,9 @@ def _retrieval(part: Part) -> list[Drawing]:
 def _passkey_maps(part: Part) -> list[Drawing]:
     """The passkey's accuracy by depth and length, mean over seeds, of tables/passkey.csv: a map for each group."""
     maps, trials = {}, []
+    metric = next((metric for _, metric in reversed(numbered_metrics(part, r"passkey/accuracy@(\d+)"))), "")
     for one in part.drawn:
-        if tables := read_tables(one.group, "passkey", ("depth", "length", "accuracy", "trials")):
+        if tables := read_tables(one.group, "passkey", ("depth", "length", "accuracy", "trials"), metric):
             rows = pd.concat(tables).dropna(subset="accuracy")
             maps[one.index, one.group.label] = rows.pivot_table("accuracy", "depth", "length")  # means
             trials += [rows["trials"].min(), rows["trials"].max()]

@@ -54,7 +54,7 @@ def page(study: Study, sections: Sequence[Section]) -> str:
     def asset(name: str) -> str:
         return files("newllm.report").joinpath("assets", name).read_text(encoding="utf-8")
 
-    groups = sum(len(part.groups) for part in study.parts)
+    groups = sum(len(part.groups) for part in study.parts if part.whole)
     baseline = next((part.baseline.words for part in study.parts if part.baseline.words), "")
     facts = [
         f"{len(study.frame):,} runs, {len(study.done):,} of them done",

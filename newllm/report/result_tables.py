@@ -64,7 +64,8 @@ def results(study: Study) -> list[Section]:
     tables, comparison_tables = [], []
     for part in study.parts:
         comparisons = part.compare(part.options.compare)
-        tables.append(_groups_table(part, comparisons))
+        if part.whole or any(isfinite(group.mean(name)) for name in part.options.metrics for group in part.groups):
+            tables.append(_groups_table(part, comparisons))
         if comparisons:
             title, notes = f"Comparisons with {part.baseline.words}", [study.options.rule.words]
             comparison_tables.append(comparison_table("comparisons", title, part, comparisons, notes))

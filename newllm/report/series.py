@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 
 from newllm.analysis.run_groups import Group
@@ -40,10 +41,16 @@ def over_numbers(groups: Sequence[DrawnGroup], metrics: Numbered, log: bool = Fa
     return [one for one in series if len(one.x)]
 
 
-def read_runs(group: Group, read: Callable[[Path], Content]) -> list[Content]:
-    """What `read` returns for the folders of the group's first runs, without those whose file is missing or broken."""
+def read_runs(group: Group, read: Callable[[Path], Content], metric: str = "") -> list[Content]:
+    """What `read` returns for the folders of the group's first runs, without those whose file is missing or broken.
+
+    metric: only runs that have this metric, if any run has it (of those that scored other tokens it is left out).
+    """
+    paths = group.runs["path"].to_numpy()
+    if metric in group.frame:
+        paths = paths[np.isfinite(group.values(metric))]
     contents = []
-    for path in list(group.runs["path"])[:MOST_SEEDS]:
+    for path in paths[:MOST_SEEDS]:
         try:
             contents.append(read(Path(path)))
         except (OSError, ValueError, KeyError):
@@ -51,7 +58,9 @@ def read_runs(group: Group, read: Callable[[Path], Content]) -> list[Content]:
     return contents
 
 
-def read_tables(group: Group, name: str, columns: Sequence[str]) -> list[pd.DataFrame]:
-    """These columns of tables/<name>.csv of the group's first runs that have them all and at least one row."""
+def read_tables(group: Group, name: str, columns: Sequence[str], metric: str = "") -> list[pd.DataFrame]:
+    """These columns of tables/<name>.csv of the group's first runs (that have `metric`), of the tables that have them
+    all and at least one row."""
     file, how = f"tables/{name}.csv", {"usecols": columns, "float_precision": "round_trip"}
-    return [table for table in read_runs(group, lambda run: pd.read_csv(run / file, **how)) if len(table)]
+    tables = read_runs(group, lambda run: pd.read_csv(run / file, **how), metric)
+    return [table for table in tables if len(table)]

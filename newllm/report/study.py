@@ -12,8 +12,10 @@ from newllm.analysis.baselines import Baseline, choose_baseline
 from newllm.analysis.comparable import split_comparable
 from newllm.analysis.comparison import Comparison, compare
 from newllm.analysis.frame import load_runs, metric_names
+from newllm.analysis.labels import SEPARATOR
 from newllm.analysis.metrics import lower_is_better
 from newllm.analysis.run_groups import Group, groups, is_typed, value_of
+from newllm.analysis.scored import OtherTokens, split_scored
 from newllm.errors import ConfigError
 from newllm.report.figures import Drawing, Panel, Series, plot
 from newllm.report.options import Options, defaults
@@ -42,13 +44,15 @@ class DrawnGroup:
 @dataclass(frozen=True)
 class Part:
     """Groups that compare with each other, and with which of them each is compared. `mark` ends the names of its files;
-    it is empty for the only part."""
+    it is empty for the only part. whole: False for numbers of other tokens than those of most runs, which have tables
+    but no figures."""
 
     number: int
     title: str
     groups: Sequence[Group]
     baseline: Baseline
     options: Options
+    whole: bool = True
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -137,7 +141,7 @@ class Study:
     @property
     def drawn_parts(self) -> Sequence[Part]:
         """The largest parts, which have figures."""
-        return self.parts[:MOST_PARTS]
+        return [part for part in self.parts if part.whole][:MOST_PARTS]
 
     def figure_section(self, name: str, title: str, *draw: DrawFigures, tables: Sequence[Table] = ()) -> Section:
         """A section with these figures of every part that has figures, and a sentence on groups that are not drawn."""
@@ -146,11 +150,12 @@ class Study:
         return Section(name, title, self._groups_not_drawn() if drawings else (), tables, drawings)
 
     def _groups_not_drawn(self) -> list[str]:
-        total, drawn = sum(len(part.groups) for part in self.parts), sum(len(part.drawn) for part in self.drawn_parts)
+        parts = [part for part in self.parts if part.whole]
+        total, drawn = sum(len(part.groups) for part in parts), sum(len(part.drawn) for part in self.drawn_parts)
         if drawn == total:
             return []
-        if len(self.parts) > len(self.drawn_parts):
-            return [f"The figures show groups of the {len(self.drawn_parts)} largest of {len(self.parts)} tables."]
+        if len(parts) > len(self.drawn_parts):
+            return [f"The figures show groups of the {len(self.drawn_parts)} largest of {len(parts)} tables."]
         which = f"the baseline and the best by {self.options.main_metric}"
         return [f"The figures show {drawn} of {total:,} groups: {which}; curves=N shows more."]
 
@@ -166,19 +171,33 @@ def read_study(options: Options) -> Study:
         raise ConfigError(_nothing_done(options, frame))
     options = _with_known_metrics(options, done)
     split = split_comparable(frame)
-    parts, errors = [], []
-    for number, runs in enumerate(split, 1):
-        members, baseline = groups(runs.runs, by=options.by), Baseline()
-        try:
-            baseline = choose_baseline(members, options.baseline)
-        except ConfigError as error:  # one of several parts may be without the baseline
-            errors.append(error)
-            baseline = Baseline(notes=[f"{runs.title}: {error}"])
-        parts.append(Part(number, runs.title, members, baseline, options))
+    parts: list[Part] = []
+    reasons, errors = [split[0].reason] if split[0].reason else [], []
+    for runs in split:
+        frame_of_most, others = split_scored(runs.runs)
+        members = groups(frame_of_most, by=options.by)
+        tables = [(runs.title, members)]
+        for other in others:
+            tables.append((SEPARATOR.join(filter(None, (runs.title, other.title))), _restricted(members, other)))
+            reasons.append(other.words)
+        for title, some in tables:
+            try:
+                baseline = choose_baseline(some, options.baseline)
+            except ConfigError as error:  # one of several parts may be without the baseline
+                errors.append(error)
+                baseline = Baseline(notes=[f"{title}: {error}"])
+            whole = some is members
+            parts.append(Part(len(parts) + 1, title, some, baseline, options, whole))
     if len(errors) == len(parts):
         raise errors[0]
     figures = bool({"html", "svg", "png"} & {*options.formats})
-    return Study(options, frame, done, parts, split[0].reason, figures)
+    return Study(options, frame, done, parts, " ".join(reasons), figures)
+
+
+def _restricted(groups: Sequence[Group], other: OtherTokens) -> list[Group]:
+    """The groups with the numbers of other tokens alone, under the same labels."""
+    own = {group: group.positions[np.isin(group.positions, other.places)] for group in groups}
+    return [replace(group, frame=other.frame, positions=kept) for group, kept in own.items() if len(kept)]
 
 
 def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:

@@ -63,3 +63,12 @@ def test_a_difference_from_zero_has_no_ratio():
     summed = summarize(pair_runs(*frames)).set_index("metric")
     assert isnan(summed.loc["val/gap", "mean"])
     assert isnan(summed.loc["val/gap", "largest"])
+
+
+def test_numbers_of_other_tokens_are_not_compared():
+    a, b = (table([([], seed, {"val/ppl": 100.0, "params/total": 5}) for seed in (1, 2)]) for _ in range(2))
+    a["scored"] = b["scored"] = [{"val/ppl": "this"}, {"val/ppl": "this"}]
+    b.at[1, "scored"] = {"val/ppl": "that"}
+    pairs = pair_runs(a, b)
+    assert pairs[pairs["metric"] == "val/ppl"]["seed"].tolist() == [1]
+    assert len(pairs[pairs["metric"] == "params/total"]) == 2

@@ -48,6 +48,6 @@ def table(runs: Iterable[tuple[Sequence[str], int, Mapping[str, float]]]) -> pd.
         cfg = config(*overrides, seed=seed)
         rows.append({
             "run": f"run{len(rows)}", "path": f"sweep/run{len(rows)}", "state": "done", "signature": signature(cfg),
-            "seed": seed, "config": cfg, **SCORED, **results,
+            "seed": seed, "config": cfg, "scored": {}, **SCORED, **results,
         })  # fmt: skip
     return pd.DataFrame(rows)
