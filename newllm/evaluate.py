@@ -7,6 +7,7 @@ from pathlib import Path
 from newllm.config.compose import catalog_for
 from newllm.errors import ConfigError, Interrupted, NewllmError, Parser, print_error, run_command
 from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs
+from newllm.store.run_names import located
 from newllm.streams import go_on_without_output
 
 _USAGE = """\
@@ -64,6 +65,8 @@ def _run(argv: list[str]) -> int:
             rerun = word.lower() == "rerun=true"
         elif "=" in word or word.startswith("~"):
             overrides.append(word)
+        elif (folder := located(word)).is_dir():
+            folders.append(folder)
         else:
             raise ConfigError(f"{word}: no such folder; expected a run directory, a folder of runs, or key=value.")
     if not folders:

@@ -1,26 +1,34 @@
-"""`newllm status DIR [RUN …]`: show the runs of a sweep from any shell, print their logs, stop or retry them.
+"""`newllm status [DIR] [RUN …]`: show the runs of a sweep from any shell, print their logs, stop or retry them.
 
-DIR is a sweep, a folder of sweeps, or a run directory. RUN is a run's name or signature, or a part of its name that no
-other run has. The state of each run is read from its directory, its lock and SLURM, whether or not a launcher is
-still alive.
+DIR is a sweep, a folder of sweeps, or a run directory; outputs/ if left out. RUN is a run's number in the table, its
+name or signature, or a part of its name that no other run has. name=TEXT and notes=TEXT choose the runs whose labels
+contain that text, tags=TAG those that have that tag. The state of each run is read from its directory, its lock and
+SLURM, whether or not a launcher is still alive.
+
+All commands take DIR:RUN for a run directory, as in newllm generate outputs/sweeps/seed:3 "Once", and RUN for one in
+outputs/.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
 from newllm.errors import ConfigError, Parser, run_command
+from newllm.labels import LABELS, fits
 from newllm.store.run_directory import RunDirectory
+from newllm.store.run_names import choose, located, numbered, runs_in
 from newllm.sweep.display import page
 from newllm.sweep.launches import launches
-from newllm.sweep.run_names import choose, runs_in, sweeps_in
 from newllm.sweep.slurm_states import LOGS
 from newllm.sweep.state import RunState, count_states, read_states
 
@@ -34,11 +42,11 @@ could not reach all; 2 for bad input; 130 after Ctrl-C; with --retry, that of th
 
 --json prints one object:
   folder    DIR
-  runs      list; of each: name, path, sweep, state (queued, running, done, failed, interrupted, unreadable), attended
-            (a process, a living launcher or SLURM takes care of it), attempt, phase (the first phase it is in, whose
-            iterations the steps are), step, steps, epoch, loss, val_ppl, tokens_per_second, seconds (of the latest
-            attempt), seconds_left, host, pid, slurm (job id), slurm_state, updated, error, evaluated_from (of an
-            evaluation under other settings: the run's name); null where not known
+  runs      list; of each: number, name, path, sweep, state (queued, running, done, failed, interrupted, unreadable),
+            attended (a process, a living launcher or SLURM takes care of it), attempt, phase (the first phase it is in,
+            whose iterations the steps are), step, steps, epoch, loss, val_ppl, tokens_per_second, seconds (of the
+            latest attempt), seconds_left, host, pid, slurm (job id), slurm_state, updated, error, evaluated_from (of an
+            evaluation under other settings: the run's name), labels (name, tags, notes); null where not known
   counts    state -> number of runs
   launches  list, oldest first; of each: sweep, file, backend, launcher (its options), policy, host, pid, alive,
             started, ended, runs
@@ -56,11 +64,11 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="newllm status DIR [RUN …] [--watch [SECONDS] | --logs [-f] | --cancel | --retry [WHICH] | --json]",
+        usage="newllm status [DIR] [RUN …] [name=TEXT] [tags=TAG,…] [notes=TEXT]\n"
+        "                     [--watch [SECONDS] | --logs [-f] | --cancel | --retry [WHICH] | --json]",
         allow_abbrev=False,
     )
-    parser.add_argument("dir", metavar="DIR", type=Path, help="a sweep, a folder of sweeps, or a run directory")
-    parser.add_argument("runs", metavar="RUN", nargs="*", help="only these runs")
+    parser.add_argument("words", metavar="DIR, RUN", nargs="*", help="see above")
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
         "--watch",
@@ -99,10 +107,19 @@ def _run(argv: list[str]) -> int:
     options = _parser().parse_intermixed_args(words)
     if options.follow and not options.logs:
         raise ConfigError("-f follows a log; type --logs RUN -f.")
-    sweeps = sweeps_in(options.dir)
-    if options.runs:
-        chosen = {*choose(options.runs, [run for runs in sweeps.values() for run in runs])}
-        sweeps = {sweep: kept for sweep, runs in sweeps.items() if (kept := [run for run in runs if run in chosen])}
+    labels = dict(word.split("=", 1) for word in options.words if word.partition("=")[0] in LABELS and "=" in word)
+    names = [word for word in options.words if word.partition("=")[0] not in LABELS or "=" not in word]
+    folder = Path("outputs")
+    if names and (os.path.exists(names[0]) or os.sep in names[0] or ":" in names[0]):
+        folder = located(names.pop(0))
+    runs = numbered(folder)
+    numbers = {} if runs == [folder] else {str(run): number for number, run in enumerate(runs)}
+    chosen = [run for run in (choose(names, runs, folder) if names else runs) if _has(run, labels)]
+    if not chosen:
+        raise ConfigError(f"no run in {folder} has {' and '.join(f'{key}={text}' for key, text in labels.items())}.")
+    sweeps: dict[Path, list[Path]] = {}
+    for run in chosen:
+        sweeps.setdefault(run.absolute().parent if run == folder else run.parent, []).append(run)
     if options.cancel or options.retry:
         from newllm.sweep.control import cancel, retry
 
@@ -113,32 +130,43 @@ def _run(argv: list[str]) -> int:
     if options.logs:
         return _logs([(sweep, run) for sweep, runs in sweeps.items() for run in runs], options.follow)
     if options.json:
-        states = _states(sweeps)
+        states = _states(sweeps, numbers)
         content = {
-            "folder": str(options.dir),
+            "folder": str(folder),
             "runs": [{**asdict(run), "sweep": str(sweep)} for sweep, runs in states.items() for run in runs],
             "counts": count_states(run for runs in states.values() for run in runs),
             "launches": [{"sweep": str(sweep), **launch} for sweep in sweeps for launch in launches(sweep)],
         }
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        states = _table(sweeps, options.watch)
+        states = _table(sweeps, numbers, options.watch)
     return int(any(run.state in ("failed", "unreadable") for runs in states.values() for run in runs))
 
 
-def _states(sweeps: Mapping[Path, list[Path]]) -> dict[Path, list[RunState]]:
+def _has(run: Path, typed: Mapping[str, str]) -> bool:
+    """Whether the run has the typed labels."""
+    own: Mapping[str, Any] = {}
+    with suppress(ConfigError):  # a status.json that cannot be read
+        own = RunDirectory(run).labels() if typed else {}
+    return fits(own, typed)
+
+
+def _states(sweeps: Mapping[Path, list[Path]], numbers: Mapping[str, int]) -> dict[Path, list[RunState]]:
     """The states of the runs, and after each run those of its evaluations under other settings."""
-    return {
+    states = {
         sweep: read_states(sweep, [path for run in runs for path in (run, *runs_in(run / "evaluations"))])
         for sweep, runs in sweeps.items()
     }
+    return {sweep: [replace(run, number=numbers.get(run.path)) for run in runs] for sweep, runs in states.items()}
 
 
-def _table(sweeps: Mapping[Path, list[Path]], seconds: float | None) -> dict[Path, list[RunState]]:
+def _table(
+    sweeps: Mapping[Path, list[Path]], numbers: Mapping[str, int], seconds: float | None
+) -> dict[Path, list[RunState]]:
     """Print the table once, or refresh it every `seconds` until no run is attended; returns the last states."""
     # Lines are not cut where another program reads them, nor broken, so that commands can be copied whole.
     console = Console(highlight=False, soft_wrap=not seconds, width=None if sys.stdout.isatty() else _WIDE)
-    states = _states(sweeps)
+    states = _states(sweeps, numbers)
     if not seconds:
         many = console.is_terminal and max(map(len, states.values())) > _MANY
         console.print(page(states, _FEW if many else None))
@@ -150,7 +178,7 @@ def _table(sweeps: Mapping[Path, list[Path]], seconds: float | None) -> dict[Pat
             if not any(run.attended for runs in states.values() for run in runs):
                 break
             time.sleep(seconds)
-            states = _states(sweeps)
+            states = _states(sweeps, numbers)
     if not console.is_terminal:
         console.print()
     return states

@@ -111,6 +111,7 @@ def _help(catalog: Catalog) -> str:
             description = shorten(catalog.describe(group, name), 100, placeholder=" …", break_on_hyphens=False)
             lines.append(f"   {mark} {name:<18} {description}".rstrip())
     lines += ["", "Axes (root keys that choices refer to)", *keys(catalog.axes)]
+    lines += ["", "Labels (by which newllm status finds a run; part of no run)", *keys(catalog.labels)]
     lines += ["", "Sweeps (with -m; not part of a run)", *keys(catalog.sweep_options)]
     lines.append(f"  {'hydra/launcher=local':<20} where runs execute: {', '.join(catalog.launchers)}")
     return "\n".join([*lines, "", FLAGS])

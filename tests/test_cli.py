@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from newllm import cli, train
 from newllm.config import compose, run_directory
 from newllm.errors import ConfigError, RunError, run_command
+from newllm.results import load_runs
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
@@ -214,6 +215,29 @@ def test_every_sweep_has_a_folder_of_its_own(launches: list[Launch]) -> None:
     started = len(launches)
     assert train.main(["-m", "pos_encoding=rope,alibi", "seeds=1"]) == 0
     assert len(launches) == started, "the same command finds its finished runs"
+
+
+def test_name_tags_and_notes_are_kept_beside_the_runs_and_change_none(
+    launches: list[Launch], capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["-m", "seed=1,2", "name=My first", "tags=draft,long", "notes=lr: (too) high, again?"]
+    assert train.main(command) == 0
+    folder = Path("outputs/sweeps/My_first")
+    assert launches[-1].sweep == folder
+    first, second = map(RunDirectory, launches[-1].runs)
+    assert first.labels() == {"name": "My first", "tags": ["draft", "long"], "notes": "lr: (too) high, again?"}
+    assert first.path.name == run_directory(compose(["seed=1"])).name
+    assert "notes" not in first.config_file.read_text()
+    assert train.main(["-m", "seed=1,2", "name=My first", "notes=done", "tags=[draft, 3]"]) == 0
+    assert len(launches) == 1
+    assert second.labels() == {"name": "My first", "tags": ["draft", "3"], "notes": "done"}
+    assert train.main(["-m", "hydra/sweeper=basic", "seed=1,2", "name=My first", "notes=a 'b', \"c\""]) == 0
+    assert second.labels()["notes"] == "a 'b', \"c\""
+    frame = load_runs(folder)
+    assert [*frame["tags"]] == ["draft, 3"] * 2
+    assert [*frame["name"]] == ["My first"] * 2
+    assert train.main(["-m", "seed=1,2", "nmae=x"]) == 2
+    assert "did you mean name?" in capfd.readouterr().err
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(

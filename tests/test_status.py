@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from newllm.status import main
+from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, recorded
 from tests.support.sweep_folders import make_run
 
@@ -33,11 +34,11 @@ def test_the_table_shows_every_run_and_what_to_type_next(sweep: Path, capsys: py
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines()]
     assert rows[:5] == [
-        ["run", "state", "step", "val", "ppl"],
-        ["rope-s2", "failed"],
-        ["alibi-s1", "interrupted", "1,234/5,000"],
-        ["alibi-s2", "queued"],
-        ["rope-s1", "done", "98.76"],
+        ["#", "run", "state", "step", "val", "ppl"],
+        ["1", "rope-s2", "failed"],
+        ["2", "alibi-s1", "interrupted", "1,234/5,000"],
+        ["3", "alibi-s2", "queued"],
+        ["0", "rope-s1", "done", "98.76"],
     ]
     assert "4 runs: 1 failed, 1 interrupted, 1 queued, 1 done" in out
     assert "rope-s2: Training diverged at step 7." in out
@@ -50,6 +51,30 @@ def test_the_exit_status_says_whether_one_of_the_runs_shown_failed(sweep: Path) 
     assert main([str(sweep), "0000000b", "--json"]) == 1
     assert main([str(sweep / "tiny-rope-s1-0000000a")]) == 0
     assert main([str(sweep.parent), "--watch", "0.1"]) == 1  # ends at once, since no run is attended
+
+
+def test_without_a_folder_it_shows_outputs_and_labels_find_runs(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*words: str) -> list[str]:
+        """The numbers of the runs in the table."""
+        main(list(words))
+        table, _, _ = capsys.readouterr().out.partition("\n\n")
+        return [line.split()[0] for line in table.splitlines()[1:]]
+
+    monkeypatch.chdir(sweep.parent)
+    assert main([]) == 2
+    assert "outputs: no such folder" in capsys.readouterr().err
+    sweep.rename("outputs")
+    assert sorted(shown()) == ["0", "1", "2", "3"]
+    assert shown("2") == shown("alibi-s1") == ["2"]
+    RunDirectory("outputs/tiny-rope-s2-0000000b").label({"name": "First try", "tags": ["long", "draft"]})
+    RunDirectory("outputs/tiny-alibi-s2-0000000d").label({"notes": "lr too high, again", "tags": ["draft"]})
+    assert shown("tags=draft") == shown("outputs", "tags=[draft]") == ["1", "3"]
+    assert shown("tags=draft,long") == shown("name=first") == shown("tags=draft", "1") == ["1"]
+    assert shown("notes=too high, a") == ["3"]
+    main(["tags=draft"])
+    assert "lr too high, again" in capsys.readouterr().out
 
 
 def test_json_is_one_object_with_runs_counts_and_launches(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +103,9 @@ def test_json_is_one_object_with_runs_counts_and_launches(sweep: Path, capsys: p
         (["{sweep}", "-f"], "--logs RUN -f"),
         (["{sweep}", "--watch", "0"], "between 0.1 and 86400"),
         (["{sweep}", "--json", "--cancel"], "--help shows the usage"),
-        ([], "--help shows the usage"),
+        (["{sweep}", "7"], "its runs have the numbers 0 to 3"),
+        (["{sweep}:s1"], "part of the names of 2 runs"),
+        (["{sweep}", "tags=draft", "name=x"], "has tags=draft and name=x"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(

@@ -1,6 +1,7 @@
 """load_runs(): many run directories as one tidy table, a row per run."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -12,7 +13,9 @@ import yaml
 
 from newllm.config.identity import signature
 from newllm.errors import ConfigError
+from newllm.labels import in_words
 from newllm.store.run_directory import LOADER, Paths, RunDirectory, evaluated_run, find_runs
+from newllm.store.run_names import located
 
 FIXED = (
     "run",
@@ -49,7 +52,8 @@ def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
     ``signature``, ``seed``, ``overrides`` (list of str), ``config`` (effective configuration; parts of it are shared
     between rows, so copy before changing one), ``scored`` (evaluator, or evaluator/part, -> fingerprint of the tokens
     that it scored), ``error``; a column per group with its choice (a list joined by ``+``);
-    a column per axis with its value, missing where the run does not use it; and a column per metric, float64, under
+    a column per axis with its value, missing where the run does not use it; ``name``,
+    ``tags`` (joined by a comma) and ``notes``, if a run has them; and a column per metric, float64, under
     its name.
 
     ``state`` is the observed one; runs that are not done are rows without metrics. A directory that cannot be read
@@ -59,7 +63,7 @@ def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
     """
     # The runs of a sweep share most blocks of their config.yaml: each is parsed once, and kept in memory once.
     parse_yaml = cache(lambda text: yaml.load(text, Loader=LOADER))
-    folders = find_runs(path)
+    folders = find_runs([located(one) for one in ([path] if isinstance(path, str | os.PathLike) else path)])
     if not evaluations:
         runs = {folder.absolute() for folder in folders}
         folders = [folder for folder in folders if evaluated_run(folder) not in runs]
@@ -102,6 +106,7 @@ def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str
                 named[name] = tuple(value) if isinstance(value, list) else value  # a tuple can be grouped by
         status = _mapping(folder / "status.json", json.loads, "JSON") if (folder / "status.json").exists() else {}
         state = str(status.get("state", "queued"))
+        named |= in_words(status["labels"] if isinstance(status.get("labels"), dict) else {})
         fixed["state"] = RunDirectory(folder).observed() if state == "running" else state
         fixed["error"] = status.get("error")
         if fixed["state"] == "done":

@@ -6,14 +6,9 @@ from typing import Any
 from newllm.config.catalog import references
 from newllm.config.overrides import Overrides
 from newllm.errors import ConfigError
+from newllm.labels import LABELS
 
-OWN_KEYS = (
-    "choices",
-    "overrides",
-    "run_dir",
-    "groups",
-    "content",
-)  # keys of a configuration that are neither nodes nor axes
+OWN_KEYS = ("choices", "overrides", "run_dir", "groups", "content", *LABELS)  # of a configuration; neither nodes nor axes
 
 Plain = Mapping[str, Any]
 

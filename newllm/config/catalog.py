@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from newllm.errors import ConfigError
+from newllm.labels import LABELS
 
 REFERENCE = re.compile(r"\$\{\s*(\w+)\s*\}")  # to a root key, as in ${theta}
 _ROOT = re.compile(r"\$\{\s*(\w+)\b(?![\w.]*:)")  # to a root key or inside it, as in ${model.bias}
@@ -61,7 +62,13 @@ class Catalog:
     @cached_property
     def axes(self) -> dict[str, Any]:
         """Root axis -> default value."""
-        return {k: v for k, v in self._root.items() if k not in ("defaults", "hydra") and not isinstance(v, dict)}
+        others = ("defaults", "hydra", *LABELS)
+        return {k: v for k, v in self._root.items() if k not in others and not isinstance(v, dict)}
+
+    @cached_property
+    def labels(self) -> dict[str, Any]:
+        """Label -> default value."""
+        return {key: self._root[key] for key in LABELS}
 
     @cached_property
     def sweep_options(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Names are checked here against the YAML files, without importing torch; newllm.c
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from newllm.config.identity import resolved, sorted_keys
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import signature_of, unknown_option
 from newllm.errors import ConfigError
+from newllm.labels import LABELS
 from newllm.suggest import did_you_mean, nearest
 
 Plain = dict[str, Any]  # unresolved: references are strings such as ``${theta}``
@@ -118,6 +119,12 @@ def catalog_for(config_dir: str | Path | None = None) -> Catalog:
     return Catalog((Path(config_dir).resolve(), shipped()) if config_dir else (shipped(),))
 
 
+def labels_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The labels in a composed configuration that have a value: name, tags, notes."""
+    found = {key: config.get(key) for key in LABELS}
+    return {key: list(value) if key == "tags" else str(value) for key, value in found.items() if value}
+
+
 def _user_groups(catalog: Catalog) -> dict[str, Any]:
     """The key `groups` of a configuration, with the entries of the user's groups.yaml; {} without one."""
     entries = {name: entry for folder in catalog.folders[:-1] for name, entry in read(folder).items()}
@@ -134,7 +141,7 @@ def composed_choices(given: Overrides) -> Composed:
     with open_dict(cfg):
         del cfg["hydra"]
     tree = {**plain(cfg), "hydra": {"launcher": launcher}}
-    known = {*catalog.axes, *catalog.groups, *references(tree), "sweep", "hydra"}
+    known = {*catalog.axes, *LABELS, *catalog.groups, *references(tree), "sweep", "hydra"}
     if unknown := [key for key in tree if key not in known]:
         raise _unknown_root(unknown[0], tree, catalog)
     choices = {group: option for group, option in chosen.items() if not group.startswith("hydra/")}
@@ -205,7 +212,7 @@ def _value_at(key: str, composed: Composed, catalog: Catalog) -> Any:
     chosen: Any = composed.choices.get(root)
     if root not in node and root not in catalog.groups:
         raise _unknown_root(root, node, catalog)
-    if rest and root in catalog.axes and not isinstance(node[root], dict):
+    if rest and root in (*catalog.axes, *LABELS) and not isinstance(node[root], dict):
         raise ConfigError(f"{key}: {root} is a single value; type {root}=VALUE.")
     if root in catalog.lists and rest[0] not in chosen:
         if rest[0] in catalog.groups[root]:
@@ -244,7 +251,7 @@ def _unknown_root(key: str, tree: Plain, catalog: Catalog) -> ConfigError:
     homes = [f"{group}.{key}" for group, node in nodes(tree).items() if key in node and "_target_" in node]
     if homes:
         return ConfigError(f"{key} is not a root key; did you mean {homes[0]}?")
-    close = nearest(key, [*catalog.axes, *catalog.groups, *catalog.sweep_options])
+    close = nearest(key, [*catalog.axes, *LABELS, *catalog.groups, *catalog.sweep_options])
     meant = f"; did you mean {close}?" if close else ";"
     listed = f"axes are {', '.join(catalog.axes)}; groups are {', '.join(catalog.groups)}"
     return ConfigError(f"{key} is unknown{meant} {listed}.")

@@ -101,13 +101,13 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     config = _plain(cfg)
     named = ("experiment", *(group.name for group in groups(config).values() if group.label == "first"))
     chosen = [config["choices"].get(group) for group in named]
-    parts = [file_name(str(option)) for option in chosen if option and option != "none"]
+    parts = [safe_name(str(option)) for option in chosen if option and option != "none"]
     seed = f"-s{config['seed']}" if "seed" in config else ""
     keys = dict.fromkeys(str(line).partition("=")[0] for line in config["overrides"])
     axes = [key for key in keys if key in config and not isinstance(config[key], dict) and key != "seed"]
     options = [key for key in keys if "." in key and group_of(key.partition(".")[0], config).numbers]
     for key in (*axes, *options):
-        part = file_name(key.rpartition(".")[2] + _word(value_at(config, key)))
+        part = safe_name(key.rpartition(".")[2] + _word(value_at(config, key)))
         if len("-".join([*parts, part])) + len(seed) <= 80 and part not in parts:
             parts.append(part)
     return "-".join(parts) + seed
@@ -115,7 +115,7 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
 
 def folder_name(changed_settings: Sequence[str], cfg: Mapping[str, Any]) -> str:
     """``scaling-yarn-s42-1a2b3c4d``: the settings that an evaluation changed, the seed and the signature."""
-    parts = ["-".join(map(file_name, part.split("=", 1))) for part in changed_settings]
+    parts = ["-".join(map(safe_name, part.split("=", 1))) for part in changed_settings]
     return f"{'-'.join(parts)[:60].rstrip('-')}-s{cfg['trainer']['seed']}-{signature(cfg)}"
 
 
@@ -208,9 +208,9 @@ def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else Path(str(value)).name
 
 
-def file_name(text: str) -> str:
-    """The text with other characters than letters, digits and ``_.+-`` replaced by ``_``."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_.")
+def safe_name(text: str) -> str:
+    """The text as a file name: other characters than letters, digits and ``_.+-`` become ``_``; at most 80."""
+    return re.sub(r"[^\w.+-]+", "_", text)[:80].strip("_.-") or "_"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

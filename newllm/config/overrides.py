@@ -1,5 +1,6 @@
 """Parses overrides as typed on the command line, before Hydra does."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from newllm.config.catalog import Catalog
 from newllm.errors import ConfigError
+from newllm.labels import LABELS, value_of
 from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -35,9 +37,10 @@ class Overrides:
         return [self._for_hydra(override) for override in self.parsed if not self._is_value(override)]
 
     def of_run(self) -> list[str]:
-        """The overrides of the run itself, as typed but without ``+``: none of Hydra, sweep or launcher."""
+        """The overrides of the run itself, as typed but without ``+``: none of Hydra, sweep, launcher or labels."""
         others = ("hydra.", "hydra/", "sweep.")
-        return [(o.input_line or "").lstrip("+") for o in self.parsed if not o.key_or_group.startswith(others)]
+        own = [o for o in self.parsed if not o.key_or_group.startswith(others) and o.key_or_group not in LABELS]
+        return [(override.input_line or "").lstrip("+") for override in own]
 
     def for_hydra(self) -> list[str]:
         """All overrides, for a third-party sweeper: values as ``++key=value``, since newllm checks their names."""
@@ -48,6 +51,8 @@ class Overrides:
 
     def _for_hydra(self, override: "Override") -> str:
         line, key = override.input_line or "", override.key_or_group
+        if key in LABELS:
+            return f"{key}={json.dumps(override.value(), ensure_ascii=False)}"
         if key in self.catalog.groups:
             return line if key in self.catalog.defaults else f"+{line}"  # a user's own group may be left out
         return line if _is_hydra(override) or key in self.catalog.axes else "++" + line.lstrip("+")
@@ -63,7 +68,11 @@ def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Ov
 
     parsed = []
     for line in overrides:
-        short = line.lstrip("+").partition("=")[0] in catalog.sweep_options
+        key, equals, text = line.lstrip("+").partition("=")
+        if key in LABELS and equals:
+            parsed.append(_label(line, key, text))
+            continue
+        short = key in catalog.sweep_options
         try:
             parsed.append(parse_line(f"sweep.{line.lstrip('+')}" if short else line))
         except HydraException:
@@ -73,6 +82,13 @@ def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Ov
             raise ConfigError(_syntax_error(override.input_line or "", catalog))
         _check(override, catalog, sweep)
     return Overrides(tuple(parsed), catalog)
+
+
+def _label(line: str, key: str, text: str) -> "Override":
+    """A label, whose value is any text and not in Hydra's grammar."""
+    from hydra.core.override_parser.types import Override, OverrideType, ValueType
+
+    return Override(OverrideType.CHANGE, key, ValueType.ELEMENT, value_of(key, text), input_line=line)
 
 
 @cache

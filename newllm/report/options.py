@@ -12,6 +12,7 @@ from newllm.analysis.comparison import Rule, make_rule
 from newllm.config.catalog import shipped
 from newllm.config.values import convert_options
 from newllm.errors import ConfigError
+from newllm.store.run_names import located
 from newllm.suggest import did_you_mean
 
 FORMATS = ("csv", "md", "tex", "html", "svg", "png")
@@ -77,7 +78,7 @@ def read_options(argv: Sequence[str]) -> Options:
     for word in argv:
         name, equals, text = word.partition("=")
         if not equals or Path(word).is_dir():
-            folders.append(word)
+            folders.append(str(located(word)))
             continue
         try:
             value = OmegaConf.from_dotlist([f"value={text}"])["value"]

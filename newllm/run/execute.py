@@ -15,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 from newllm.analysis.published import distance, for_console
 from newllm.build import build
 from newllm.config import differences, effective, run_directory, signature
+from newllm.config.compose import labels_of
 from newllm.config.groups import group_of
 from newllm.config.identity import with_content
 from newllm.config.values import check_values
@@ -118,6 +119,7 @@ def _is_done(cfg: DictConfig, directory: RunDirectory, console: Console) -> bool
     if not directory.is_done():
         return False
     results = metrics_of(directory.results())
+    directory.label(labels_of(cfg))
     console.line(f"This run is done: {directory.path} holds its results. Another seed makes another run (seed=…).")
     verdict = partial(judge, stored["eval"], results["data/bytes_per_token"])
     printing.summary(console, results, verdict, str(directory.path))
@@ -130,6 +132,7 @@ def _attempt(run: Run) -> Iterator[int]:
     directory = run.directory
     directory.write_config(effective(run.cfg))
     number = directory.begin_attempt()
+    directory.label(labels_of(run.cfg))
     try:
         run.console.open_log(directory.log_file)
         yield number

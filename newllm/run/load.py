@@ -11,6 +11,7 @@ from newllm.data import Tokenizer
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel, build_model
 from newllm.store.run_directory import RunDirectory
+from newllm.store.run_names import located
 from newllm.training.checkpoint import load_weights
 
 
@@ -49,9 +50,11 @@ class LoadedRun:
 def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] = "best") -> LoadedRun:
     """Load the run in the directory `path`, or one of its evaluations, with the best or the last weights.
 
+    `path` may also be ``FOLDER:NUMBER``, as numbered by ``newllm status FOLDER``.
+
     Raises ConfigError if there is no run.
     """
-    directory = RunDirectory(path)
+    directory = RunDirectory(located(path))
     config = directory.config()
     if not config:
         problem = "is no run directory, since it has no config.yaml" if directory.path.exists() else "does not exist"

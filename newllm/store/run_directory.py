@@ -2,7 +2,7 @@
 
 config.yaml       the resolved effective configuration
 environment.json  command line, code version, packages, machine of the latest attempt
-status.json       state, attempt, progress, times, host, error
+status.json       state, attempt, progress, times, host, error; name, tags and notes
 metrics.jsonl     a line per logged step and per epoch
 results.json      metric name -> number, and scored/METRIC -> fingerprint of the tokens that the metric scored
 tables/*.csv      per-layer, per-position, … results
@@ -18,7 +18,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -116,7 +116,7 @@ class RunDirectory:
         text = yaml.dump(dict(config), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
         write_text(self.config_file, text, durable)
 
-    def freeze(self, config: Mapping[str, Any]) -> None:
+    def freeze(self, config: Mapping[str, Any], labels: Mapping[str, Any] | None = None) -> None:
         """Queue the run: a worker needs only its effective configuration and the state `queued`.
 
         Files of an earlier attempt stay, so that the next one continues there. Not synchronised to the disk, since
@@ -124,15 +124,21 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config, durable=False)
-        self.update_status(durable=False, state="queued", error=None, traceback=None, slurm=None)
+        labels = {**self.labels(), **(labels or {})}
+        self.update_status(durable=False, state="queued", error=None, traceback=None, slurm=None, labels=labels)
 
     def clear(self) -> None:
-        """Delete results, metrics, tables, log, checkpoints and evaluations, to train afresh."""
+        """Delete results, metrics, tables, log, checkpoints and evaluations, to train afresh. Labels stay."""
+        kept: dict[str, Any] = {}
+        with suppress(ConfigError):
+            kept = {key: value for key, value in self.status().items() if key in ("created", "labels")}
         records = (self.results_file, self.metrics_file, self.status_file, self.environment_file, self.evaluations_file)
         for file in (*records, self.log_file):
             file.unlink(missing_ok=True)
         for folder in (self.tables, self.last_checkpoint.parent, self.tokenizer, self.evaluations):
             shutil.rmtree(folder, ignore_errors=True)
+        if kept:
+            self.update_status(durable=False, **kept)
 
     def in_use(self) -> bool:
         """True if a living process holds the directory."""
@@ -155,8 +161,26 @@ class RunDirectory:
         return _read_json(self.status_file)
 
     def update_status(self, durable: bool = True, **changes: Any) -> None:
-        """Change these fields of status.json: state, attempt, progress, error, …; `updated` is set to now."""
-        write_json(self.status_file, {**self.status(), **changes, "updated": _now()}, durable)
+        """Change these fields of status.json: state, attempt, progress, error, …; `updated` is set to now,
+        and `created` when the file is first written."""
+        now = datetime.now(UTC)
+        status = {"created": now.isoformat(), **self.status(), **changes, "updated": now.isoformat(timespec="seconds")}
+        write_json(self.status_file, status, durable)
+
+    def labels(self) -> dict[str, Any]:
+        """The name, tags and notes that the user gave the run, without those that have no value."""
+        labels = self.status().get("labels")
+        return dict(labels) if isinstance(labels, dict) else {}
+
+    def label(self, labels: Mapping[str, Any]) -> None:
+        """Record these labels; others that the run has stay. Raises ConfigError if the directory is not writable."""
+        if {**self.labels(), **labels} == self.labels():
+            return
+        try:
+            self.update_status(labels={**self.labels(), **labels})
+        except OSError as error:
+            given = ", ".join(f"{key}=" for key in labels)
+            raise ConfigError(f"{self.path} is not writable ({error.strerror}), so leave {given} out.") from None
 
     def begin_attempt(self) -> int:
         """Record that this process has begun to work on the run; returns the attempt's number, from 1."""

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from newllm.build import build
 from newllm.config.axes import unused_axis_error
-from newllm.config.compose import Job, catalog_for, compose_many, composed_choices, with_values
+from newllm.config.compose import Job, catalog_for, compose_many, composed_choices, labels_of, with_values
 from newllm.config.grid import combinations
-from newllm.config.identity import file_name, slug
+from newllm.config.identity import safe_name, slug
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import convert_options
 from newllm.errors import ConfigError
@@ -70,6 +70,7 @@ class Request:
     launcher: Mapping[str, Any]
     folder: Path
     name: str | None
+    labels: Mapping[str, Any]
     run_dir: str | None
 
     @contextmanager
@@ -104,7 +105,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
         if planned.wanted:
             launcher.check(planned.sweep, [run.config for run in planned.wanted])
         show(planned, whole=False)
-        runs = planned.freeze(afresh=request.settings.rerun == "all")
+        runs = planned.freeze(afresh=request.settings.rerun == "all", labels=request.labels)
     if not runs:
         return int(any(run.state in ("failed", "unreadable") for run in planned.runs))
     return int(launcher.start(planned.sweep, runs, request.settings.policy))
@@ -147,17 +148,22 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
     unused_by_all = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
     if unused_by_all:
         raise unused_axis_error(min(unused_by_all), runs[0].config["choices"], given)
-    folder, name = Path(composed.sweep_dir), None
+    folder, name, labels = Path(composed.sweep_dir), None, labels_of(composed.tree)
     if not several:
         folder = Path(composed.run_dir).parent if composed.run_dir else Path("outputs/runs")
     elif composed.sweep_dir == catalog.sweeps and "hydra.sweep.dir" not in given.keys:
-        name = folder_name(given, settings) or slug(runs[0].config)
-    return Request(runs, settings, composed.tree["hydra"]["launcher"], folder, name, composed.run_dir)
+        if "name" in labels:
+            folder /= safe_name(labels["name"])
+        else:
+            name = folder_name(given, settings) or slug(runs[0].config)
+    return Request(runs, settings, composed.tree["hydra"]["launcher"], folder, name, labels, composed.run_dir)
 
 
 def folder_name(given: Overrides, settings: Sweep | None = None) -> str:
-    """The name of a sweep's folder: its experiment and the keys that it varies, as in ``pos_encoding-seed``; "" if
-    there are none."""
+    """The name of a sweep's folder: `name` if given, else its experiment and the keys that it varies, as in
+    ``pos_encoding-seed``; "" if there are none."""
+    if name := next((override.value() for override in given.parsed if override.key_or_group == "name"), None):
+        return safe_name(str(name))
     keys = [override.key_or_group for override in given.parsed if override.is_sweep_override()]
     experiments = [override for override in given.parsed if override.key_or_group == "experiment"]
     if settings is not None and not experiments:
@@ -165,7 +171,7 @@ def folder_name(given: Overrides, settings: Sweep | None = None) -> str:
     if settings is not None and settings.seeds is not None:
         keys.append("seed")
     names = [str(one.value()) for one in experiments if not one.is_sweep_override() and one.value()]
-    return file_name("-".join(dict.fromkeys([*names, *keys])))[:80].rstrip("-")
+    return safe_name("-".join(dict.fromkeys([*names, *keys]))) if names or keys else ""
 
 
 def _by_experiment(given: Overrides) -> list[list[str]]:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from newllm.config.identity import signature
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
+from newllm.store.run_names import signature_in
 from newllm.sweep.display import plural
 from newllm.sweep.launches import Policy, choosing, launches
 from newllm.sweep.local import Local
-from newllm.sweep.run_names import signature_in
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import ask
 from newllm.sweep.state import RunState, read_states

@@ -1,6 +1,6 @@
 """Draws the runs of a sweep: a table for `newllm status`, and a live one, with a summary, while a launcher works."""
 
-import re
+import math
 import sys
 import time
 from collections import Counter, defaultdict
@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, Group
@@ -17,8 +18,10 @@ from rich.live import Live
 from rich.text import Text
 
 from newllm.console import number
+from newllm.labels import LABELS
+from newllm.labels import in_words as labels_in_words
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.run_names import short_names, signature_in
+from newllm.store.run_names import natural, short_names, signature_in
 from newllm.sweep.state import STATES, RunState, count_states, read_state
 
 SHOWN_ROWS = 40  # running runs in the live table
@@ -27,15 +30,16 @@ REFRESH_SECONDS = 1.0
 SUMMARY_SECONDS = 60.0  # between lines of counts without a terminal
 
 _STYLES = {"running": "cyan", "failed": "red", "unreadable": "red", "interrupted": "yellow", "done": "green"}
-_LEFT = ("run", "state", "attempt", "job", "SLURM", "evaluated from")
+_LEFT = ("run", "state", "attempt", "job", "SLURM", "evaluated from", *LABELS)
 _OUTCOMES = {"done": "done", "failed": "failed", "interrupted": "interrupted", "elsewhere": "run by another process"}
 
 
 class Display:
     """Shows the progress of a launch: on a terminal a live table, elsewhere one line per start and end of a run; then a
-    summary.
+    summary. The table keeps the runs that have ended, the best results first.
 
-    Reads only the files of running runs, so that ten thousand queued ones cost nothing.
+    Reads only the files of running runs, and of each run once when it has ended, so that ten thousand queued ones cost
+    nothing.
     """
 
     def __init__(self, sweep: Path, runs: Sequence[Path]) -> None:
@@ -47,6 +51,7 @@ class Display:
         self._running: dict[Path, float] = {}  # run -> when it was started
         self._outcomes: Counter[str] = Counter()
         self._failures: list[tuple[Path, str | None]] = []
+        self._ended: dict[Path, RunState] = {}
         self._seconds_of_done = 0.0
         self._began = self._last_shown = time.monotonic()
 
@@ -90,13 +95,15 @@ class Display:
             self._say(f"again  {name}, which {state}" + (f": {error}" if error else ""), "yellow")
             return
         self._outcomes[state] += 1
+        if state in STATES and state != "queued":
+            self._ended[run] = replace(read_state(RunDirectory(run)), state=state, error=error)
         if state == "done":
             self._seconds_of_done += seconds
         if state == "failed":
             self._failures.append((run, error))
         if state == "failed" or (self._live is None and state != "queued"):
             more = f": {error}" if error else ""
-            if state == "done" and (ppl := read_state(RunDirectory(run)).val_ppl) is not None:
+            if state == "done" and (ppl := self._ended[run].val_ppl) is not None:
                 more = f", val/ppl {number(ppl)}"
             style = "red" if state == "failed" else ""
             self._say(f"{_OUTCOMES.get(state, state):<6} {name} after {clock(seconds)}{more}", style)
@@ -111,17 +118,39 @@ class Display:
             return
         self._last_shown = now
         counts = f"{self._counts()}; {clock(now - self._began)} passed"
-        if self._seconds_of_done:
-            mean = self._seconds_of_done / self._outcomes["done"]  # assumes that the remaining runs take as long
-            rests = [max(mean - (now - began), 0.0) for began in self._running.values()]
-            left = max((sum(rests) + self._queued * mean) / self._at_once, *rests, 0.0)
+        read = {run: replace(read_state(RunDirectory(run)), state="running") for run in [*self._running][:SHOWN_ROWS]}
+        if left := self._seconds_left(now, read):
             counts += f", about {clock(left)} left"
         if self._live is None:
             self._say(counts)
             return
-        runs = [replace(read_state(RunDirectory(run)), state="running") for run in list(self._running)[:SHOWN_ROWS]]
+        rows = max(self._console.height - 4, 8)
+        running = list(read.values())[: rows // 2 if self._ended else rows]
+        lines = table([*running, *self._ended.values()], names=self._names)
+        hidden = len(lines) - rows
+        if hidden > 0:
+            lines = [*lines[:rows], Text(f"… and {hidden:,} more that have ended")]
         with suppress(OSError):
-            self._live.update(Group(*table(runs, names=self._names), Text(), Text(counts)), refresh=True)
+            self._live.update(Group(*lines, Text(), Text(counts)), refresh=True)
+
+    def _seconds_left(self, now: float, running: Mapping[Path, RunState]) -> float | None:
+        """By what running runs say of themselves, and by the mean time of finished ones; None if neither is known."""
+        done = self._outcomes["done"]
+        times = [self._seconds_of_done / done] if done else []
+        rests = []
+        for run, began in self._running.items():
+            state = running.get(run)
+            own = state.seconds_left if state is not None and not state.phase else None
+            if own is not None:
+                rests.append(own)
+                times += [] if done else [now - began + own]
+            elif done:
+                rests.append(max(times[0] - (now - began), 0.0))
+        if not times:
+            return None
+        mean = sum(times) / len(times)  # assumes that queued runs take as long
+        rests += [mean] * (len(self._running) - len(rests))
+        return max((sum(rests) + self._queued * mean) / self._at_once, *rests, 0.0)
 
     @property
     def _queued(self) -> int:
@@ -165,12 +194,14 @@ def page(sweeps: Mapping[Path, Sequence[RunState]], limit: int | None = None) ->
         evaluations = f"; {plural(extra, 'evaluation')} under other settings" if extra else ""
         lines += [Text(""), Text(str(sweep), style="bold")] if len(sweeps) > 1 else []
         lines += [*table(runs, limit), Text(""), Text(f"{plural(len(trained), 'run')}: {counts}{evaluations}")]
+        lines += [Text(f"{key}: {text}") for key, text in _shared_labels(trained).items()]
         lines += [*_errors(runs, limit), *map(Text, _advice(sweep, runs))]
     return Group(*lines)
 
 
 def table(runs: Sequence[RunState], limit: int | None = None, names: Mapping[str, str] | None = None) -> list[Text]:
-    """A heading and a line per run, by state and then by name; an evaluation under other settings follows its run.
+    """A heading and a line per run, by state, result, and number or name; an evaluation under other settings follows
+    its run.
 
     limit: show this many runs of each state and say how many more there are; None shows all.
     names: short names of the runs, if there are more runs than these.
@@ -180,9 +211,10 @@ def table(runs: Sequence[RunState], limit: int | None = None, names: Mapping[str
     names = names or short_names(run.name for run in runs if run.evaluated_from is None)
     rows: list[dict[str, str]] = []
     styles = ["bold"]
-    for state, group in groupby(sorted(runs, key=_order), key=lambda run: run.state):
+    shared = _shared_labels([run for run in runs if run.evaluated_from is None])
+    for state, group in groupby(_in_order(runs), key=lambda run: run.state):
         together = list(group)
-        rows += [_row(run, names) for run in together[:limit]]
+        rows += [_row(run, names) | _labels(run, shared) for run in together[:limit]]
         if limit is not None and len(together) > limit:
             rows.append({"run": f"… {len(together) - limit:,} more", "state": state})
         styles += [_STYLES.get(state, "")] * (1 + len(rows) - len(styles))
@@ -222,14 +254,29 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def _order(run: RunState) -> tuple[int, list[int | str], list[int | str]]:
-    """By state, then by name with s2 before s10."""
+def _in_order(runs: Sequence[RunState]) -> list[RunState]:
+    """By state, result, number and name, with s2 before s10; an evaluation after its run."""
+    trained = {run.name: run for run in runs if run.evaluated_from is None}
 
-    def natural(name: str) -> list[int | str]:  # text and numbers alternate
-        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    def order(run: RunState) -> tuple[Any, ...]:
+        of = trained.get(run.evaluated_from or run.name, run)
+        result = math.inf if of.val_ppl is None else of.val_ppl
+        number = len(runs) if of.number is None else of.number
+        own = natural(run.name) if run is not of else []
+        return STATES.index(run.state), result, number, natural(of.name), own
 
-    name = run.evaluated_from
-    return STATES.index(run.state), natural(name or run.name), natural(run.name if name else "")
+    return sorted(runs, key=order)
+
+
+def _shared_labels(runs: Sequence[RunState]) -> dict[str, str]:
+    """The labels that several runs have in common."""
+    shown = [_labels(run, {}) for run in runs]
+    first = shown[0] if len(shown) > 1 else {}
+    return {key: text for key, text in first.items() if all(one.get(key) == text for one in shown)}
+
+
+def _labels(run: RunState, without: Collection[str]) -> dict[str, str]:
+    return {key: text for key, text in labels_in_words(run.labels).items() if key not in without}
 
 
 def _row(run: RunState, names: Mapping[str, str]) -> dict[str, str]:
@@ -241,6 +288,7 @@ def _row(run: RunState, names: Mapping[str, str]) -> dict[str, str]:
     elif running and step and run.step == run.steps:
         step = "evaluating"
     return {
+        "#": "" if run.number is None else str(run.number),
         "run": names.get(run.name) or run.name.removesuffix(f"-{signature_in(run.name)}"),
         "state": run.state,
         "step": step,
@@ -260,7 +308,7 @@ def _errors(runs: Sequence[RunState], limit: int | None) -> list[Text]:
     """What went wrong: each sentence once, with the names of its runs."""
     short = short_names(run.name for run in runs)
     by_error: dict[str, list[RunState]] = defaultdict(list)
-    for run in sorted(runs, key=_order):
+    for run in _in_order(runs):
         if run.error and run.state not in ("running", "done"):
             by_error[run.error].append(run)
     lines = []

@@ -14,7 +14,7 @@ from newllm.config.groups import groups
 from newllm.config.identity import signature, slug, with_content
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
-from newllm.sweep.run_names import runs_in, signature_in
+from newllm.store.run_names import runs_in, signature_in
 from newllm.sweep.state import RunState, read_states
 
 Rerun = Literal["failed", "none", "all"]
@@ -47,13 +47,19 @@ class Plan:
     def wanted(self) -> list[PlannedRun]:
         return [run for run in self.runs if run.wanted]
 
-    def freeze(self, afresh: bool = False) -> list[Path]:
-        """Queue the wanted runs on disk; returns their directories. afresh: delete their earlier results first."""
+    def freeze(self, afresh: bool = False, labels: Mapping[str, Any] | None = None) -> list[Path]:
+        """Queue the wanted runs on disk; returns their directories.
+
+        afresh: delete their earlier results first. labels: of all runs, also of those that are done.
+        """
         for run in self.wanted:
             directory = RunDirectory(run.path)
             if afresh:
                 directory.clear()
-            directory.freeze(_with_absolute_paths(run.config))
+            directory.freeze(_with_absolute_paths(run.config), labels)
+        for run in self.runs if labels else ():
+            if run.state == "done" and not run.wanted:
+                RunDirectory(run.path).label(labels or {})
         return [run.path for run in self.wanted]
 
 

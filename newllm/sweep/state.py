@@ -6,15 +6,15 @@ import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
 from newllm.errors import ConfigError, RunError, signal_name
 from newllm.store.run_directory import RunDirectory, State
+from newllm.store.run_names import runs_in
 from newllm.sweep.launches import launches
-from newllm.sweep.run_names import runs_in
 from newllm.sweep.slurm_states import GONE, LOGS, job_states, meaning
 
 # In the order in which they are shown; `unreadable` is a run whose status.json or results.json is broken.
@@ -28,6 +28,7 @@ class RunState:
     name: str
     path: str
     state: str  # one of STATES
+    number: int | None = None  # its place in the folder that the table is of
     attended: bool = False  # its process, a living launcher or SLURM takes care of it; else nobody starts a queued run
     attempt: int = 0
     phase: str | None = None  # the first phase that it is in; the steps are that phase's iterations then
@@ -46,6 +47,7 @@ class RunState:
     updated: str | None = None
     error: str | None = None  # one sentence
     evaluated_from: str | None = None  # the run's name, if this is an evaluation of it under other settings
+    labels: Mapping[str, Any] = field(default_factory=dict)  # name, tags, notes, as far as given
 
 
 def read_states(sweep: Path, runs: Iterable[Path] | None = None) -> list[RunState]:
@@ -163,6 +165,7 @@ def _run_state(
         updated=status.get("updated"),
         error=error,
         evaluated_from=None if evaluated is directory else evaluated.path.name,
+        labels=labels if isinstance(labels := status.get("labels"), dict) else {},
     )
 
 

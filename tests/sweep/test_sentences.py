@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from newllm.errors import ConfigError, NewllmError, RunError
+from newllm.store.run_names import choose, numbered
 from newllm.sweep.command import Sweep
 from newllm.sweep.local import Local
 from newllm.sweep.plan import plan
-from newllm.sweep.run_names import choose, sweeps_in
 from newllm.sweep.slots import Slots
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import job_states
@@ -52,13 +52,17 @@ RUNS = [Path(f"tiny-{pe}-s{seed}-{i:08x}") for i, (pe, seed) in enumerate([("rop
             "and type CUDA_VISIBLE_DEVICES=1 before the command to use that one only",
         ),
         (
-            lambda: choose(["alibi"], RUNS),
+            lambda: choose(["alibi"], RUNS, Path("sweep")),
             ConfigError,
             f"'alibi' is part of the names of 2 runs; be more specific: {RUNS[1]}, {RUNS[2]}.",
         ),
-        (lambda: choose(["alibi-s3"], RUNS), ConfigError, "there is no run 'alibi-s3' here; did you mean alibi-s2?"),
         (
-            lambda: sweeps_in(Path("conf")),
+            lambda: choose(["alibi-s3"], RUNS, Path("sweep")),
+            ConfigError,
+            "there is no run 'alibi-s3' in sweep; did you mean alibi-s2?",
+        ),
+        (
+            lambda: numbered(Path("conf")),
             ConfigError,
             "conf holds no runs, which are folders with a config.yaml; sweeps land in outputs/sweeps and single runs "
             "in outputs/runs.",

@@ -41,7 +41,7 @@ class Adapter(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Execute a batch, except for runs that are done already. The value of a run is its validation loss."""
         from newllm.build import build
-        from newllm.config.compose import compose_many
+        from newllm.config.compose import compose_many, labels_of
         from newllm.config.identity import signature
         from newllm.sweep.plan import by_signature, plan
 
@@ -52,7 +52,7 @@ class Adapter(Launcher):
         planned = plan(by_signature(configs), Path(self.config.hydra.sweep.dir), settings.rerun)
         if planned.wanted:
             self.check(planned.sweep, [run.config for run in planned.wanted])
-        runs = planned.freeze(afresh=settings.rerun == "all")
+        runs = planned.freeze(afresh=settings.rerun == "all", labels=labels_of(self.config))
         if runs:
             self.start(planned.sweep, runs, settings.policy)
         paths = {run.signature: run.path for run in planned.runs}

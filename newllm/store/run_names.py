@@ -1,0 +1,136 @@
+"""Which runs a user means: those in a folder, one by its number or a word; and the short names that tables show."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from newllm.errors import ConfigError
+from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs
+from newllm.suggest import nearest
+
+OUTPUTS = Path("outputs")
+
+_SIGNATURE = re.compile(r"-([0-9a-f]{8})$")
+_HYPHEN = re.compile(r"(?<!\de)-")  # not the one of 1e-05
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run directories in a folder, by name."""
+    return sorted(file.parent for file in folder.glob("[!.]*/config.yaml"))
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The runs at or below a folder, oldest first: the place of a run is its number in tables and on command lines.
+
+    Raises ConfigError if there is none.
+    """
+
+    def age(run: Path) -> tuple[str, list[int | str]]:
+        created: Any = ""
+        with suppress(ConfigError, OSError, TypeError, ValueError):  # unreadable
+            created = RunDirectory(run).status().get("created")
+        return created if isinstance(created, str) else "", natural(run.as_posix())
+
+    runs = [run for run in find_runs(folder) if evaluated_run(run) is None]
+    if not runs:
+        raise ConfigError(
+            f"{folder} holds no runs, which are folders with a config.yaml; sweeps land in outputs/sweeps and single "
+            "runs in outputs/runs."
+        )
+    return sorted(runs, key=age)
+
+
+def natural(name: str) -> list[int | str]:
+    """A key to sort by: s2 before s10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]  # text and numbers alternate
+
+
+def located(typed: str | os.PathLike[str]) -> Path:
+    """The run or folder that a user means: a path; ``FOLDER:RUN``; or ``RUN``, which is one in outputs/.
+
+    RUN is a number in the table of ``newllm status FOLDER``, or whatever `choose` takes. A text that may be a mistyped
+    path is returned as it is. Raises ConfigError if RUN fits no run or several.
+    """
+    text = os.fspath(typed)
+    folder, colon, run = text.rpartition(":")
+    if os.path.exists(text) or not text:
+        return Path(text)
+    if colon and run and os.path.isdir(folder or OUTPUTS):
+        word, inside = run, Path(folder or OUTPUTS)
+    elif os.sep not in text and OUTPUTS.is_dir():
+        word, inside = text, OUTPUTS
+    else:
+        return Path(text)
+    found = choose([word], numbered(inside), inside)
+    if len(found) > 1:
+        raise ConfigError(f"{text!r} fits {len(found)} runs; type one of {', '.join(map(str, found[:4]))}.")
+    return found[0]
+
+
+def signature_in(name: str) -> str | None:
+    """The signature at the end of a run directory's name, None if the user chose a name without one."""
+    found = _SIGNATURE.search(name)
+    return found.group(1) if found else None
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Name of each run directory -> short name, without the signature and the parts that all names share.
+
+    Runs whose short names would be equal keep their signatures. A single run keeps its name.
+    """
+    names = list(names)
+    parts = {name: _HYPHEN.split(_SIGNATURE.sub("", name)) for name in names}
+    uses = Counter(part for words in parts.values() for part in set(words))
+    short = {
+        name: "-".join(word for word in words if uses[word] < len(names)) if len(names) > 1 else name
+        for name, words in parts.items()
+    }
+    times = Counter(short.values())
+    unclear = [name for name, text in short.items() if not text or times[text] > 1]
+    marks = {name: signature_in(name) for name in unclear}
+    return short | {name: f"{short[name]}-{mark}".lstrip("-") if mark else name for name, mark in marks.items()}
+
+
+def choose(words: Sequence[str], runs: Sequence[Path], folder: Path) -> list[Path]:
+    """The run directories among `runs`, all that are in `folder`, that the user named.
+
+    A word is the number of a run (its place in `runs`), its path, name or signature, or a part of its name that no
+    other run has. Parts may be left out (``alibi-s2`` for ``tiny-alibi-mha-stdlib-s2-1a2b3c4d``), as in the short names
+    of a table. Raises ConfigError with the candidates if a word matches no run or several.
+    """
+    short = short_names(dict.fromkeys(path.name for path in runs))
+    chosen = []
+    for word in words:
+        if re.fullmatch(r"0|[1-9]\d*", word) and int(word) < len(runs):
+            chosen.append(runs[int(word)])
+            continue
+        name = _matching_name(word, short, folder)
+        named = [path for path in runs if path.name == name]
+        chosen += [path for path in named if path.resolve() == Path(word).resolve()] or named
+    return list(dict.fromkeys(chosen))
+
+
+def _matching_name(word: str, short: Mapping[str, str], folder: Path) -> str:
+    """The name that the word matches. short: name -> short name."""
+    part = os.path.basename(os.path.normpath(word))
+
+    def in_order(name: str) -> bool:  # has the name all hyphenated parts of the word, in their order?
+        rest = iter(_HYPHEN.split(name))
+        return all(piece in rest for piece in _HYPHEN.split(part))
+
+    exact = [name for name in short if part in (name, signature_in(name), short[name])]
+    found = exact or [name for name in short if part in name] or [name for name in short if in_order(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        raise ConfigError(f"{word!r} is part of the names of {len(found)} runs; be more specific: {listed}.")
+    if re.fullmatch(r"\d{1,7}", word):
+        raise ConfigError(f"there is no run {word} in {folder}; its runs have the numbers 0 to {len(short) - 1}.")
+    close = nearest(word, {*short.values(), *short})
+    hint = f"did you mean {close}?" if close else f"there are {', '.join(list(short.values())[:4])}"
+    raise ConfigError(f"there is no run {word!r} in {folder}; {hint}{' …' if not close and len(short) > 4 else ''}")
