@@ -8,7 +8,7 @@ from newllm.config.overrides import Overrides
 from newllm.errors import ConfigError
 from newllm.labels import LABELS
 
-OWN_KEYS = ("choices", "overrides", "run_dir", "groups", "content", *LABELS)  # of a configuration; neither nodes nor axes
+OWN_KEYS = ("choices", "overrides", "run_dir", "groups", "content", *LABELS)  # neither nodes nor axes
 
 Plain = Mapping[str, Any]
 
