@@ -73,9 +73,9 @@ def _evaluated(group: Group) -> str | None:
 def _pair_with_nearest(groups: Sequence[Group]) -> Baseline:
     usual = _usual()
 
-    def likeness(group: Group) -> tuple[int, int]:
+    def likeness(group: Group) -> tuple[bool, int, int]:
         equal = sum(value_of(group.config, key) in (usual[key], None) for key in group.settings if key in usual)
-        return equal, len(group.positions)
+        return len(group.positions) > 0, equal, len(group.positions)
 
     return _pair_with_one(groups, max(groups, key=likeness))
 

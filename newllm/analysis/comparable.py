@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from newllm.analysis.labels import SEPARATOR, value_text
+from newllm.analysis.run_groups import lost_runs
 from newllm.analysis.settings import canonical, flatten, names_of_content, places_of, with_names
 from newllm.config.identity import relevant_nodes
 
@@ -18,7 +19,7 @@ TOKENS, BYTES, WEIGHTING = "data/val_tokens", "data/bytes_per_token", "eval.loss
 
 @dataclass(frozen=True)
 class ComparableRuns:
-    """Finished runs whose perplexities compare.
+    """Finished runs whose perplexities compare, and the failed or unreadable runs that would have compared with them.
 
     title: what sets them apart from the others; reason: why there are several such sets. Both are empty for the only
     one. runs: rows of the table.
@@ -30,7 +31,7 @@ class ComparableRuns:
 
 
 def split_comparable(frame: pd.DataFrame) -> list[ComparableRuns]:
-    """The finished runs of `frame`, split by tokenizer and validation set; the largest set first.
+    """The runs of `frame`, split by tokenizer and validation set; the set with the most finished runs first.
 
     The validation text is identified by the data node and by two numbers that the run measured on it: the tokens
     scored (`data/val_tokens`) and the bytes they stand for (`data/bytes_per_token`), which differ where another
@@ -45,10 +46,14 @@ def split_comparable(frame: pd.DataFrame) -> list[ComparableRuns]:
     keys = dict.fromkeys(key for identity in firsts for key in identity)
     different = [key for key in keys if len({canonical(identity.get(key)) for identity in firsts}) > 1]
     reason, names = _reason(different), names_of_content(done["config"])
-    return [
-        ComparableRuns(_title(with_names(first, names), different), reason, done.iloc[places])
-        for first, places in zip(firsts, sets, strict=True)
-    ]
+    lost = frame[lost_runs(frame)]
+    planned = lost["config"].map(lambda config: canonical(_identity(config, None, None)))  # these measured nothing
+    split = []
+    for first, places in zip(firsts, sets, strict=True):
+        without = lost[planned == canonical({**first, TOKENS: None, BYTES: None})]
+        title = _title(with_names(first, names), different)
+        split.append(ComparableRuns(title, reason, pd.concat([done.iloc[places], without])))
+    return split
 
 
 def tokenizer_of(config: Mapping[str, Any]) -> str:

@@ -1,12 +1,15 @@
 """Each group against a baseline: differences paired by seed, their interval, test and verdict.
 
-`decide` gives the verdicts. What the rules ask for is here too; their presets are in conf/report/verdict/.
+`measure` gives the differences of two groups, `judge` the intervals and verdicts of all comparisons that stand in one
+report: they are one family, under one correction. `decide` gives each verdict. What the rules ask for is here too;
+their presets are in conf/report/verdict/. docs/statistics.md says what the intervals and verdicts promise.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import expm1, inf, isfinite, nan
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -23,8 +26,8 @@ from newllm.config.values import convert_options
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
-# `differs` is better or worse for a metric without a good direction.
-Verdict = Literal["better", "worse", "differs", "not shown", "one seed", "no common seed"]
+LEAST_FOR_BOOTSTRAP = 20  # paired seeds
+SIMULATED = 10_000  # studies without any difference, for the false verdicts of a rule
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,21 @@ class Comparison:
         differences of logarithms; "difference": it is the mean difference in the metric's own unit.
     lower_is_better: None for a metric without a good direction.
     n: paired seeds. unpaired: seeds that only one of the two has, which are left out.
+    incomplete: which seeds have no finite value, as `2 of 7 seeds diverged`. Then there are no numbers and no verdict,
+        since they would be those of the seeds that are left. Empty if all seeds have one.
     candidate_mean, …, baseline_std: arithmetic means and sample standard deviations (ddof=1) over the paired seeds.
-    difference, low, high: with its interval; NaN for one seed.
-    spread: sample standard deviation of the paired differences, on the scale (of logarithms for "log").
-    t, p: paired t-test on the scale, n - 1 degrees of freedom. p_holm: corrected for all comparisons made together.
+    differences: by seed, on the scale (of logarithms for "log").
+    difference: their mean, as `scale` says. spread: their sample standard deviation.
+    t, p: paired t-test, n - 1 degrees of freedom.
     agree: seeds whose difference has the sign of the mean difference.
-    seeds_needed: for 80 % power at the observed effect; None where it is unknown.
-    verdict, why: by `decide`.
+
+    The rest is by `judge`. family: the comparisons that were tested together, 0 if this one was not tested.
+    low, high: the interval; all intervals of the family hold together with the confidence that was asked for.
+    p_corrected: p times `family`, at most 1. Below 1 - confidence just where Student's interval leaves out 0.
+    seeds_needed: with which the interval leaves out 0 with 80 % probability, if the observed mean and spread of the
+        differences are the true ones; None where it leaves out 0 already, and where it is unknown.
+    verdict: "better", "worse", "differs" (for a metric without a good direction), "inconclusive"; without a test
+        "zero spread", "too few seeds", "one seed", "no common seed", or `incomplete`. why: the reason for it.
     """
 
     candidate: str
@@ -52,21 +63,29 @@ class Comparison:
     lower_is_better: bool | None
     n: int
     unpaired: int
+    incomplete: str
     candidate_mean: float
     candidate_std: float
     baseline_mean: float
     baseline_std: float
+    differences: tuple[float, ...]
     difference: float
-    low: float
-    high: float
     spread: float
     t: float
     p: float
     agree: int
-    seeds_needed: int | None
-    p_holm: float = nan
-    verdict: Verdict = "not shown"
+    family: int = 0
+    low: float = nan
+    high: float = nan
+    p_corrected: float = nan
+    seeds_needed: int | None = None
+    verdict: str = ""
     why: str = ""
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Does the interval leave out 0?"""
+        return self.low > 0 or self.high < 0
 
 
 class Rule(Protocol):
@@ -78,52 +97,71 @@ class Rule(Protocol):
     def words(self) -> str: ...
 
     def is_real(self, comparison: Comparison) -> tuple[bool, str]:
-        """The answer and its reason, for a comparison with Holm's correction over at least `least_seeds` seeds."""
+        """The answer and its reason, for a comparison that was tested over at least `least_seeds` seeds."""
+        ...
+
+    def false_verdicts(self, tested: Sequence[Comparison], confidence: float) -> str:
+        """A sentence: how often the rule calls a difference real where there is none, in a report like this one."""
         ...
 
 
-def decide(comparison: Comparison, rule: Rule) -> tuple[Verdict, str]:
-    """The verdict on a comparison, and why. One seed never gives one, whatever the rule."""
+def why_untested(comparison: Comparison, least_seeds: int) -> tuple[str, str] | None:
+    """The verdict on a comparison that cannot be tested, and why; None for one that can."""
     n = comparison.n
+    if comparison.incomplete:
+        return comparison.incomplete, "the other seeds are those that went well, so they say nothing about the group"
     if n == 0:
         return "no common seed", "no seed is in both groups"
     if n == 1:
         return "one seed", "one paired seed says nothing about other seeds"
-    if not isfinite(comparison.difference):
-        return "not shown", "the difference is not finite"
-    if n < rule.least_seeds:
-        return "not shown", f"{n} paired seeds, and the rule asks for {rule.least_seeds}"
+    if comparison.spread == 0:
+        what = "ratio" if comparison.scale == "log" else "difference"
+        return "zero spread", f"all {n} pairs have the same {what}, so there is no noise to test it against"
+    if n < least_seeds:
+        return "too few seeds", f"{n} paired seeds, and the rule asks for {least_seeds}"
+    if not isfinite(comparison.p):
+        return "too large", "the differences are too large for a test in double precision"
+    return None
+
+
+def decide(comparison: Comparison, rule: Rule) -> tuple[str, str]:
+    """The verdict on a comparison with its interval, and why. One seed never gives one, whatever the rule."""
+    untested = why_untested(comparison, rule.least_seeds)
+    if untested:
+        return untested
     real, why = rule.is_real(comparison)
     if not real:
-        return "not shown", why
+        return "inconclusive", why
     if comparison.lower_is_better is None:
         return "differs", why
     return ("better" if (comparison.difference < 0) == comparison.lower_is_better else "worse"), why
 
 
 class Interval:
-    """A difference is real if its paired t-test, corrected for the number of comparisons, stays below `alpha`."""
+    """A difference is real if its interval leaves out 0. All intervals of a report hold together."""
 
-    def __init__(self, alpha: float = 0.05, least_seeds: int = 3) -> None:
-        if not 0 < alpha < 1:
-            raise ConfigError(f"alpha must be between 0 and 1, not {alpha}; type alpha=0.05")
+    def __init__(self, least_seeds: int = 3) -> None:
         at_least("least_seeds", least_seeds, 2, 3)  # one seed never gives a verdict
-        self.alpha, self.least_seeds = alpha, least_seeds
+        self.least_seeds = least_seeds
 
     @property
     def words(self) -> str:
         return (
-            f"A difference is called better or worse if the paired t-test over seeds, with Holm's correction for all "
-            f"comparisons shown, has p < {self.alpha:g}, and at least {self.least_seeds} seeds are paired."
+            "A difference is called better or worse if its interval leaves out 0 and at least "
+            f"{self.least_seeds} seeds are paired; otherwise it is inconclusive, which does not say that there is none."
         )
 
     def is_real(self, comparison: Comparison) -> tuple[bool, str]:
-        n, corrected, needed = comparison.n, _p(comparison.p_holm), comparison.seeds_needed
-        if comparison.p_holm < self.alpha:
-            return True, f"corrected p = {corrected} < {self.alpha:g} over {n} seeds"
-        alone = f" ({_p(comparison.p)} alone)" if comparison.p < self.alpha else ""
-        more = f"; an effect of this size needs about {needed:,} seeds" if needed and needed > n else ""
-        return False, f"corrected p = {corrected}{alone} over {n} seeds{more}"
+        n, corrected, needed = comparison.n, _p(comparison.p_corrected), comparison.seeds_needed
+        alone = f", {_p(comparison.p)} alone" if comparison.family > 1 else ""
+        test = f"(corrected p = {corrected}{alone}; {n} seeds)"
+        if comparison.excludes_zero:
+            return True, f"the interval leaves out 0 {test}"
+        more = f"; an effect of this size needs about {needed:,} seeds" if needed else ""
+        return False, f"the interval includes 0 {test}{more}"
+
+    def false_verdicts(self, tested: Sequence[Comparison], confidence: float) -> str:
+        return f"Without any true difference, the chance of one false verdict or more is at most {1 - confidence:.2g}."
 
 
 class Published:
@@ -141,7 +179,8 @@ class Published:
         return (
             f"A difference is called better or worse if the larger of the two sample standard deviations is at most "
             f"{self.spread:g} times the gap of the means, at least {self.share:.0%} of the paired seeds agree with it, "
-            f"and at least {self.least_seeds} seeds are paired. It does not correct for the number of comparisons."
+            f"and at least {self.least_seeds} seeds are paired. The rule does not look at the intervals, and does not "
+            "correct for the number of comparisons."
         )
 
     def is_real(self, comparison: Comparison) -> tuple[bool, str]:
@@ -150,11 +189,51 @@ class Published:
         if (gap > 0) != (comparison.difference > 0):
             return False, "the means and the paired differences do not point the same way"
         gap, spread = abs(gap), max(comparison.candidate_std, comparison.baseline_std)
-        if gap == 0 or spread > self.spread * gap:
-            return False, f"the spread {spread:.3g} is not small against the gap {gap:.3g}"
-        if agree < self.share * n - 1e-9 * n:  # 2 of 3 is two thirds, also when typed as 0.6667
+        if not self._holds(gap, spread, agree, n):
+            if gap == 0 or spread > self.spread * gap:
+                return False, f"the spread {spread:.3g} is not small against the gap {gap:.3g}"
             return False, f"only {agree} of {n} seeds agree"
         return True, f"spread {spread:.3g} against a gap of {gap:.3g}; {agree} of {n} seeds agree"
+
+    def _holds(self, gap: Any, spread: Any, agree: Any, n: int) -> Any:
+        # 2 of 3 is two thirds, also when typed as 0.6667
+        return (gap > 0) & (spread <= self.spread * gap) & (agree >= self.share * n - 1e-9 * n)
+
+    def false_verdicts(self, tested: Sequence[Comparison], confidence: float) -> str:
+        if not tested:
+            return ""
+        sizes = [comparison.n for comparison in tested]
+        alone, half = (self.false_rate(sizes, correlation) for correlation in (0.0, 0.5))
+        seeds = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+        many = f"at least one of these {len(sizes)} comparisons" if len(sizes) > 1 else "this one comparison"
+        return (
+            f"False verdicts: without any true difference, this rule calls {many} ({seeds} seeds) better or worse in "
+            f"{alone:.1%} of studies where the runs of a seed have nothing in common, and in {half:.1%} where half of "
+            "the variance is the seed's (simulated, of comparisons that have nothing but the baseline in common)."
+        )
+
+    def false_rate(self, seeds: Sequence[int], correlation: float) -> float:
+        """How often a study without any true difference has a false verdict: simulated, the same at every call.
+
+        seeds: paired seeds of each comparison, all with one baseline. correlation: of the two runs of a seed.
+        """
+        generator = np.random.Generator(np.random.PCG64(0))
+        most, least = max(seeds), 1000  # studies at a time
+        wrong = 0
+        for _ in range(SIMULATED // least):
+            shared = correlation**0.5 * generator.standard_normal((least, most))
+            own = (1 - correlation) ** 0.5
+            baseline = shared + own * generator.standard_normal((least, most))
+            false = np.zeros(least, dtype=bool)
+            for n, times in Counter(seeds).items():
+                group = shared[:, None, :n] + own * generator.standard_normal((least, times, n))
+                differences = group - baseline[:, None, :n]
+                gap = differences.mean(-1)
+                spread = np.maximum(group.std(-1, ddof=1), baseline[:, None, :n].std(-1, ddof=1))
+                agree = (np.sign(differences) == np.sign(gap)[..., None]).sum(-1)
+                false |= self._holds(np.abs(gap), spread, agree, n).any(-1)
+            wrong += int(false.sum())
+        return wrong / SIMULATED
 
 
 def presets() -> list[str]:
@@ -181,41 +260,29 @@ def compare(
     confidence: float = 0.95,
     interval: statistics.IntervalKind = "t",
 ) -> list[Comparison]:
-    """Each group against its baseline (`pairs`: group -> baseline) on every metric; a metric that one of the two lacks
-    is passed over.
-
-    Holm's correction runs over all of these together.
-    """
-    tested = (_pair(*pair, metric, confidence, interval) for metric in metrics for pair in pairs.items())
-    comparisons = [comparison for comparison in tested if comparison is not None]
-    corrected = statistics.holm([comparison.p for comparison in comparisons]).tolist()
-    result = []
-    for uncorrected, p_holm in zip(comparisons, corrected, strict=True):
-        comparison = replace(uncorrected, p_holm=p_holm)
-        verdict, why = decide(comparison, rule)
-        result.append(replace(comparison, verdict=verdict, why=why))
-    return result
+    """Each group against its baseline (`pairs`: group -> baseline) on every metric, as one family."""
+    return judge(measure_all(pairs, metrics), rule, confidence, interval)
 
 
-def _pair(
-    group: Group, baseline: Group, metric: str, confidence: float, interval: statistics.IntervalKind
-) -> Comparison | None:
-    """The comparison without its correction and its verdict; None where one of the two has no such metric."""
+def measure_all(pairs: Mapping[Group, Group], metrics: Sequence[str]) -> list[Comparison]:
+    """Each group against its baseline on every metric that both have, for `judge`."""
+    return [one for name in metrics for pair in pairs.items() if (one := measure(*pair, name))]
+
+
+def measure(group: Group, baseline: Group, metric: str) -> Comparison | None:
+    """The differences of two groups, for `judge`; None for a metric that one of the two does not have."""
     ours, theirs = group.by_seed(metric), baseline.by_seed(metric)
-    if not ours or not theirs:
+    whose = {"": group.missing_words(metric), "baseline: ": baseline.missing_words(metric)}
+    incomplete = "; ".join(f"{name}{words}" for name, words in whose.items() if words)
+    if not (ours or group.missing(metric)) or not (theirs or baseline.missing(metric)):
         return None
     seeds = [seed for seed in ours if seed in theirs]
-    a, b = (np.array([side[seed] for seed in seeds]) for side in (ours, theirs))
+    a, b = (np.array([side[seed] for seed in seeds] if not incomplete else []) for side in (ours, theirs))
     scale = scale_of(metric)
     if scale == "log" and (np.r_[a, b] <= 0).any():
         scale = "difference"  # no logarithm of zero
-    sample = statistics.describe(_on_scale(a, scale) - _on_scale(b, scale), confidence, interval)
-
-    def from_scale(value: float) -> float:
-        if scale == "difference":
-            return value
-        return inf if value > 700 else expm1(value)  # a larger ratio would overflow
-
+    differences = _differences(_on_scale(a, scale), _on_scale(b, scale))
+    sample = statistics.describe(differences)
     return Comparison(
         candidate=group.label,
         baseline=baseline.label,
@@ -224,19 +291,99 @@ def _pair(
         lower_is_better=lower_is_better(metric),
         n=len(seeds),
         unpaired=len(ours.keys() ^ theirs.keys()),
-        candidate_mean=float(a.mean()) if seeds else nan,
+        incomplete=incomplete,
+        candidate_mean=float(a.mean()) if len(a) else nan,
         candidate_std=statistics.sample_std(a),
-        baseline_mean=float(b.mean()) if seeds else nan,
+        baseline_mean=float(b.mean()) if len(b) else nan,
         baseline_std=statistics.sample_std(b),
-        difference=from_scale(sample.mean),
-        low=from_scale(sample.low),
-        high=from_scale(sample.high),
+        differences=tuple(differences.tolist()),
+        difference=_from_scale(sample.mean, scale),
         spread=sample.std,
         t=sample.t,
         p=sample.p,
         agree=sample.agree,
-        seeds_needed=statistics.seeds_needed(sample.mean, sample.std),
     )
+
+
+def judge(
+    measured: Sequence[Comparison],
+    rule: Rule,
+    confidence: float = 0.95,
+    interval: statistics.IntervalKind = "t",
+) -> list[Comparison]:
+    """The comparisons as one family, in their order: intervals that hold together, corrected p-values, verdicts.
+
+    The correction is Bonferroni's: simple, right under any dependence, and the only one of the usual ones whose
+    intervals say the same as its test. Comparisons without a test do not count.
+
+    Raises ConfigError for a bootstrap of fewer than LEAST_FOR_BOOTSTRAP seeds.
+    """
+    tested = [one for one in measured if why_untested(one, rule.least_seeds) is None]
+    few = min(tested, key=lambda one: one.n, default=None)
+    if interval == "bootstrap" and few and few.n < LEAST_FOR_BOOTSTRAP:
+        raise ConfigError(
+            f"interval=bootstrap needs {LEAST_FOR_BOOTSTRAP} paired seeds, and {few.candidate} has {few.n}: of so few, "
+            "intervals of 95 % cover the truth far less often (72 % with 3 seeds, 83 % with 5, 90 % with 10); leave it "
+            "out for Student's t."
+        )
+    each = statistics.bonferroni(confidence, len(tested))
+    result = []
+    for one in measured:
+        if why_untested(one, rule.least_seeds) is None:
+            low, high = statistics.interval_of(one.differences, each, interval)
+            mean = float(np.mean(one.differences))
+            known = low > 0 or high < 0
+            needed = None if known else statistics.seeds_needed(mean, one.spread, alpha=1 - each)
+            needed = max(needed, one.n + 1) if needed else None  # a bootstrap interval is not quite Student's
+            one = replace(
+                one,
+                family=len(tested),
+                low=_from_scale(low, one.scale),
+                high=_from_scale(high, one.scale),
+                p_corrected=min(1.0, len(tested) * one.p),
+                seeds_needed=needed,
+            )
+        else:
+            one = replace(one, t=nan, p=nan)
+        verdict, why = decide(one, rule)
+        result.append(replace(one, verdict=verdict, why=why))
+    return result
+
+
+def family_in_words(
+    comparisons: Sequence[Comparison], rule: Rule, confidence: float, what: str = "comparisons of this report"
+) -> str:
+    """What the intervals and p-values of a family hold for, and how often the rule is wrong; empty without a test.
+
+    what: the comparisons, in words.
+    """
+    tested = [one for one in comparisons if one.family]
+    if not tested:
+        return ""
+    wrong = rule.false_verdicts(tested, confidence)
+    if len(tested) == 1:
+        return f"Of the {what} one can be tested, so nothing is corrected. {wrong}"
+    each = statistics.bonferroni(confidence, len(tested))
+    return (
+        f"The {len(tested)} {what} that can be tested are one family: all their intervals hold "
+        f"together with {100 * confidence:.6g} % confidence (each alone with {100 * each:.6g} %), and corrected "
+        f"p-values are {len(tested)} times the single ones (Bonferroni). {wrong}"
+    )
+
+
+def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b; exactly equal where they differ by no more than what rounding does."""
+    differences = a - b
+    largest = max(1.0, *np.abs(np.r_[a, b])) if len(a) else 1.0
+    equal = len(a) > 1 and np.ptp(differences) <= 64 * np.finfo(float).eps * largest
+    return np.full(len(a), differences.mean()) if equal else differences
+
+
+def _from_scale(value: float, scale: Scale) -> float:
+    """A difference as `Comparison.difference` has it."""
+    if scale == "difference":
+        return value
+    return inf if value > 700 else expm1(value)  # a larger ratio would overflow
 
 
 def repeat_noise(frame: pd.DataFrame, metric: str) -> statistics.Repeats:

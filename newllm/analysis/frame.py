@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,10 @@ from newllm.store.run_directory import LOADER, Paths, RunDirectory, evaluated_ru
 from newllm.store.run_names import located
 
 FIXED = (
-    "run",
-    "path",
-    "sweep",
-    "evaluated_from",
-    "state",
-    "signature",
-    "seed",
-    "overrides",
-    "config",
-    "scored",
-    "error",
-)
-WIDE = ("overrides", "config", "scored", "error")  # columns of FIXED that come last
+    "run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "not_finite", "overrides", "config",
+    "scored", "error"
+)  # fmt: skip
+WIDE = ("not_finite", "overrides", "config", "scored", "error")  # columns of FIXED that come last
 SCORED = "scored/"  # + evaluator, or evaluator/part: names in results.json of fingerprints of the scored tokens
 NEEDED = ("choices", "data", "model", "pos_encoding", "attention", "optim", "trainer", "eval")
 
@@ -49,10 +41,11 @@ def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
     missing in the rows of runs. Without it such a folder is a row only if `path` names it but not its run.
 
     Columns: ``run`` (folder name), ``path``, ``sweep`` (the folder it is in), ``evaluated_from``, ``state``,
-    ``signature``, ``seed``, ``overrides`` (list of str), ``config`` (effective configuration; parts of it are shared
-    between rows, so copy before changing one), ``scored`` (evaluator, or evaluator/part, -> fingerprint of the tokens
-    that it scored), ``error``; a column per group with its choice (a list joined by ``+``);
-    a column per axis with its value, missing where the run does not use it; ``name``,
+    ``signature``, ``seed``, ``not_finite`` (tuple of the metrics whose value is null or infinite, as in a run that
+    diverged; pandas leaves nulls out of means, so compare ``count`` with ``size``), ``overrides`` (list of str),
+    ``config`` (effective configuration; parts of it are shared between rows, so copy before changing one), ``scored``
+    (evaluator, or evaluator/part, -> fingerprint of the tokens that it scored), ``error``; a column per group with its
+    choice (a list joined by ``+``); a column per axis with its value, missing where the run does not use it; ``name``,
     ``tags`` (joined by a comma) and ``notes``, if a run has them; and a column per metric, float64, under
     its name.
 
@@ -89,7 +82,7 @@ def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str
     sweep = folder.parent.parent.parent if origin else folder.parent
     fixed: dict[str, Any] = dict.fromkeys(FIXED)
     fixed |= {"run": folder.name, "path": str(folder), "sweep": str(sweep), "overrides": [], "config": {}}
-    fixed["scored"] = {}
+    fixed |= {"scored": {}, "not_finite": ()}
     fixed["evaluated_from"] = origin.name if origin else None
     named: dict[str, Any] = {}
     results: dict[str, float] = {}
@@ -118,6 +111,7 @@ def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str
                     raise ConfigError(f"results.json has {name}={value!r}, which is not {expected}")
                 else:
                     results[name] = float("nan") if value is None else float(value)  # NaN and infinity are null
+            fixed["not_finite"] = tuple(name for name, value in results.items() if not isfinite(value))
     except (ConfigError, OSError, OverflowError) as error:
         fixed |= {"state": "unreadable", "error": str(error)}
         results = {}

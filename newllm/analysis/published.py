@@ -25,7 +25,6 @@ from math import isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.analysis.statistics import sample_std
@@ -124,10 +123,11 @@ def for_console(lines: Iterable[Mapping[str, Any]]) -> list[str | list[dict[str,
 
 
 def compare_groups(groups: Iterable["Group"]) -> list[dict[str, Any]]:
-    """For each group with the conditions of a published run, a line {group, run, metric, n, ours, std, published,
-    published_std, published_n, difference, source, status} per metric.
+    """For each group with the conditions of a published run, a line {group, run, metric, n, missing, ours, std,
+    published, published_std, published_n, difference, source, status} per metric.
 
-    ours: mean over `n` seeds; std: their sample standard deviation. published, published_std: over `published_n` runs.
+    ours: mean over `n` seeds, NaN where seeds are missing, and `missing` says which; std: their sample standard
+    deviation. published, published_std: over `published_n` runs.
     difference: ours / published - 1. status: whether a log proves the number.
     """
     known = {run.run: run for run in published_runs()}
@@ -138,10 +138,11 @@ def compare_groups(groups: Iterable["Group"]) -> list[dict[str, Any]]:
             continue
         metrics = {str(name) for name in group.frame if "/" in str(name)}
         values = {name: [*by_seed.values()] for name in metrics if (by_seed := group.by_seed(name))}
-        for line in distance(group.config, {name: float(np.mean(numbers)) for name, numbers in values.items()}):
+        for line in distance(group.config, {name: group.mean(name) for name in values}):
             ours, run = values[line["metric"]], known[line["run"]]
             lines.append({
                 **line, "group": group.label, "n": len(ours), "std": sample_std(ours), "published_std": line["std"],
+                "missing": group.missing_words(line["metric"]),
                 "published_n": line["runs"], "source": run.source, "status": run.status,
             })  # fmt: skip
     return lines

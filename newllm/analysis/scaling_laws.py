@@ -10,7 +10,7 @@ import pandas as pd
 
 from newllm.analysis.comparable import split_comparable, tokenizer_of
 from newllm.analysis.frame import metric_names
-from newllm.analysis.run_groups import Group, groups, value_of
+from newllm.analysis.run_groups import Group, groups, lost_runs, value_of
 from newllm.analysis.statistics import Numbers
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
@@ -189,12 +189,12 @@ def _least_squares(u: np.ndarray, y: np.ndarray, floor: bool) -> tuple[float, fl
 def laws(
     frame: pd.DataFrame, size: str = "data/train_tokens", metric: str = "val/ppl", confidence: float = 0.95
 ) -> list[Law]:
-    """The scaling laws in the finished runs of `frame`: one per set of runs that differ only in seed and size, where
+    """The scaling laws in the runs of `frame`: one per set of runs that differ only in seed and size, where
     there are at least three sizes.
 
     size: a metric (``data/train_tokens``, ``params/total``), an axis (``samples``) or a setting. Settings that
     change that size may differ between the points of a curve, and so may the validation set; the law's `note` says so
-    where it does. Runs with different tokenizers are never on one curve.
+    where it does, and how many runs have no finite numbers. Runs with different tokenizers are never on one curve.
 
     Raises ConfigError for a size or metric that no run has.
     """
@@ -202,18 +202,23 @@ def laws(
     if metric not in done:
         raise ConfigError(f"{metric} is not a metric of these runs; {did_you_mean(metric, metric_names(done))}.")
     free, every = _settings_of_size(done, size), []
-    for _, rows in done.groupby(done["config"].map(tokenizer_of), sort=False):
+    runs = frame[(frame["state"] == "done") | lost_runs(frame)]
+    for _, rows in runs.groupby(runs["config"].map(tokenizer_of), sort=False):
         for curve in groups(rows, without=free):
+            if not len(curve.positions):
+                continue
             x, y = _positive(_sizes(curve, size), curve.values(metric))
             sizes = np.unique(x)
             if len(sizes) < LEAST_SIZES:
                 continue
             points = tuple((float(value), float(np.exp(np.log(y[x == value]).mean()))) for value in sizes)
-            runs = tuple(sorted(zip(x.tolist(), y.tolist(), strict=True)))
-            parts = split_comparable(curve.runs)
-            note = f"The sizes are not validated on the same text ({parts[0].title}; …)." if len(parts) > 1 else ""
-            fitted = fit(x, y, confidence)
-            every.append(Law(curve.label, size, metric, fitted, points, runs, lack_of_fit(x, y), note, curve))
+            fitted_runs = tuple(sorted(zip(x.tolist(), y.tolist(), strict=True)))
+            parts, lost = split_comparable(curve.runs), len(curve.lost) + len(curve.positions) - len(y)
+            notes = [f"The sizes are not validated on the same text ({parts[0].title}; …)."] if len(parts) > 1 else []
+            if lost:
+                notes.append(f"{lost} of {len(y) + lost} runs have no finite numbers: the law is that of the others.")
+            fitted, misfit = fit(x, y, confidence), lack_of_fit(x, y)
+            every.append(Law(curve.label, size, metric, fitted, points, fitted_runs, misfit, " ".join(notes), curve))
     return every
 
 

@@ -7,7 +7,7 @@ Values that are not finite are left out first.
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import copysign, inf, isfinite, isnan, nan, sqrt
+from math import ceil, isfinite, isnan, nan, sqrt
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ IntervalKind = Literal["t", "bootstrap"]
 Numbers = Sequence[float] | np.ndarray
 
 RESAMPLES = 10_000
+BEYOND = 500  # resamples beyond the ends of an interval, at least
 BOOTSTRAP_SEED = 0
 MOST_SEEDS = 2**26  # that seeds_needed looks at
 
@@ -24,47 +25,45 @@ MOST_SEEDS = 2**26  # that seeds_needed looks at
 class Sample:
     """What a sample says about its mean.
 
-    n: finite values. std: sample standard deviation (ddof=1), NaN for one value. low, high: interval of the mean.
-    t, p: two-sided one-sample t-test of mean 0 with n - 1 degrees of freedom. agree: values with the sign of the mean.
+    n: finite values. std: sample standard deviation (ddof=1), NaN for one value. t, p: two-sided one-sample t-test of
+    mean 0 with n - 1 degrees of freedom, NaN for one value and where all values are equal. agree: values with the sign
+    of the mean.
     """
 
     n: int
     mean: float
     std: float
-    low: float
-    high: float
     t: float
     p: float
     agree: int
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def describe(values: Numbers, confidence: float = 0.95, interval: IntervalKind = "t") -> Sample:
-    """Mean, spread, interval and t-test of `values`; for differences by seed, this is the paired t-test.
-
-    One value has neither interval nor test. Values that are all equal have an interval of zero width, and p = 0, or
-    p = 1 if all are zero.
-    """
-    from scipy.special import stdtr, stdtrit
+def describe(values: Numbers) -> Sample:
+    """Mean, spread and t-test of `values`; for differences by seed, this is the paired t-test."""
+    from scipy.special import stdtr
 
     x = _finite(values)
     n = len(x)
     mean = float(x.mean()) if n else nan
     std = sample_std(x)
     agree = int((np.sign(x) == np.sign(mean)).sum()) if n else 0
-    if n < 2:
-        return Sample(n, mean, std, nan, nan, nan, nan, agree)
-    if std == 0:
-        t, p = (copysign(inf, mean), 0.0) if mean else (nan, 1.0)
-    else:
-        t = mean / (std / sqrt(n))
-        p = float(2 * stdtr(n - 1, -abs(t)))
-    if interval == "bootstrap":
-        low, high = bootstrap_interval(x, confidence)
-    else:
-        half = float(stdtrit(n - 1, (1 + confidence) / 2)) * std / sqrt(n)
-        low, high = mean - half, mean + half
-    return Sample(n, mean, std, low, high, t, p, agree)
+    t = mean / (std / sqrt(n)) if std > 0 else nan
+    return Sample(n, mean, std, t, float(2 * stdtr(n - 1, -abs(t))) if std > 0 else nan, agree)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def interval_of(values: Numbers, confidence: float, kind: IntervalKind = "t") -> tuple[float, float]:
+    """The interval of the mean. "t": the means that the t-test does not reject at 1 - confidence. NaN for one value."""
+    from scipy.special import stdtrit
+
+    if kind == "bootstrap":
+        return bootstrap_interval(values, confidence)
+    x = _finite(values)
+    if len(x) < 2:
+        return nan, nan
+    half = float(stdtrit(len(x) - 1, (1 + confidence) / 2)) * sample_std(x) / sqrt(len(x))
+    return float(x.mean()) - half, float(x.mean()) + half
 
 
 def sample_std(values: Numbers) -> float:
@@ -75,12 +74,11 @@ def sample_std(values: Numbers) -> float:
     return 0.0 if np.ptp(x) <= 8 * np.finfo(float).eps * np.abs(x).max() else float(x.std(ddof=1))
 
 
-def bootstrap_interval(
-    values: Numbers, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = BOOTSTRAP_SEED
-) -> tuple[float, float]:
+def bootstrap_interval(values: Numbers, confidence: float = 0.95, seed: int = BOOTSTRAP_SEED) -> tuple[float, float]:
     """Interval of the mean by the bias-corrected and accelerated bootstrap (BCa; Efron 1987), repeatable by `seed`.
 
-    With very few values it is too narrow: three values have only ten different resamples.
+    With few values it is too narrow: 95 % intervals cover the mean of a normal distribution in 72, 83, 90 and 93 % of
+    samples of 3, 5, 10 and 20 values (docs/statistics.md). The farther out the ends, the more resamples are drawn.
     """
     from scipy.special import ndtr, ndtri
 
@@ -91,7 +89,9 @@ def bootstrap_interval(
     if sample_std(x) == 0:
         return float(x.mean()), float(x.mean())
     generator = np.random.Generator(np.random.PCG64(seed))
-    means = x[generator.integers(0, n, (resamples, n))].mean(axis=1)
+    resamples = max(RESAMPLES, ceil(BEYOND / (1 - confidence)))
+    blocks = [generator.integers(0, n, (min(RESAMPLES, resamples - i), n)) for i in range(0, resamples, RESAMPLES)]
+    means = np.concatenate([x[block].mean(axis=1) for block in blocks])
     below = ((means < x.mean()).mean() + (means <= x.mean()).mean()) / 2  # ties count half
     bias = float(ndtri(np.clip(below, 1 / resamples, 1 - 1 / resamples)))
     without = (x.sum() - x) / (n - 1)  # means with one value left out
@@ -103,30 +103,22 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def holm(p_values: Numbers) -> np.ndarray:
-    """p-values corrected for their number by the step-down method (Holm 1979), in the order given.
+def bonferroni(confidence: float, comparisons: int) -> float:
+    """The confidence of each of so many intervals that hold together with `confidence`, whatever their dependence.
 
-    A NaN stays NaN and does not count as a comparison.
+    A difference whose interval leaves out 0 is one whose p-value times `comparisons` is below 1 - confidence.
     """
-    p = np.asarray(p_values, dtype=float)
-    corrected = np.full(p.shape, nan)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
-    return corrected
+    return 1 - (1 - confidence) / max(1, comparisons)
 
 
 def seeds_needed(mean: float, std: float, power: float = 0.8, alpha: float = 0.05) -> int | None:
     """The fewest seeds with which a two-sided paired t-test finds this effect with probability `power`; at least 2.
 
     mean, std: of the differences by seed, taken as the truth. Exact, by the noncentral t distribution. None where the
-    effect is zero or its spread unknown, and where more than MOST_SEEDS would be needed.
+    effect is zero or its spread zero or unknown, and where more than MOST_SEEDS would be needed.
     """
-    if not (isfinite(mean) and isfinite(std)) or mean == 0:
+    if not (isfinite(mean) and isfinite(std)) or mean == 0 or std == 0:
         return None
-    if std == 0:
-        return 2
     numbers = range(2, MOST_SEEDS + 1)
     place = bisect_left(numbers, power, key=lambda n: power_of(abs(mean) / std, n, alpha))  # power grows with n
     return numbers[place] if place < len(numbers) else None
@@ -134,14 +126,31 @@ def seeds_needed(mean: float, std: float, power: float = 0.8, alpha: float = 0.0
 
 def power_of(effect: float, n: int, alpha: float = 0.05) -> float:
     """Probability that a two-sided paired t-test of n seeds finds the effect |mean| / std; NaN for n < 2."""
-    from scipy.special import nctdtr, stdtrit
+    from scipy.special import chdtr, nctdtr, stdtrit
 
     if n < 2:
         return nan
     critical = float(stdtrit(n - 1, 1 - alpha / 2))
     shift = effect * sqrt(n)
-    wrong_way = float(nctdtr(n - 1, shift, -critical))  # NaN where it is too small to be computed
-    return 1.0 - float(nctdtr(n - 1, shift, critical)) + (0.0 if isnan(wrong_way) else wrong_way)
+    missed, wrong_way = float(nctdtr(n - 1, shift, critical)), float(nctdtr(n - 1, shift, -critical))
+    if isnan(missed):  # so far out that only the spread matters
+        missed = 1 - float(chdtr(n - 1, (n - 1) * (shift / critical) ** 2))
+    return 1.0 - missed + (0.0 if isnan(wrong_way) else wrong_way)  # NaN where it is too small to be computed
+
+
+def effect_shown(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest effect |mean| / std that a two-sided paired t-test of n seeds finds with this power.
+
+    NaN for n < 2.
+    """
+    from scipy.optimize import brentq
+
+    if n < 2:
+        return nan
+    high = 1.0
+    while power_of(high, n, alpha) < power:
+        high *= 2
+    return float(brentq(lambda effect: power_of(effect, n, alpha) - power, 0, high))
 
 
 @dataclass(frozen=True)

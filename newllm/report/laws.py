@@ -15,7 +15,7 @@ ALPHA = "\u03b1"
 
 def scaling_laws(study: Study) -> Section:
     """A law for each set of runs that has three sizes."""
-    curves = laws(study.done, study.options.size, study.options.main_metric, study.options.confidence)
+    curves = laws(study.frame, study.options.size, study.options.main_metric, study.options.confidence)
     if not curves:
         return Section("scaling", "Scaling law")
     tables, floors = [_power_laws(curves)], None

@@ -1,6 +1,7 @@
 """Long context: what each group reaches at each length, which differences are real, retrieval, spectra."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -17,7 +18,7 @@ from newllm.report.figures import Drawing, Panel, heat_maps
 from newllm.report.result_tables import comparison_table, verdict_kind
 from newllm.report.series import BAND, GEOMETRIC, Numbered, numbered_metrics, over_numbers, read_tables
 from newllm.report.study import Part, Section, Study
-from newllm.report.tables import PLUS_MINUS, Cell, Table, make_row, mean_cell, number_cell
+from newllm.report.tables import ABSENT, PLUS_MINUS, Cell, Table, blank_if_unknown, make_row, mean_cell, number_cell
 
 SLICES, TAIL, WINDOW = (rf"extrapolation/{name}@(\d+)" for name in ("ppl", "tail_ppl", "sliding_ppl"))
 PROTOCOLS = {"Sequential slices": SLICES, "Same last tokens": TAIL, "Sliding window": WINDOW}
@@ -37,8 +38,7 @@ _TITLES = {
     "passkey/accuracy": ("Passkey by length: accuracy", "Chance is 0.5."),
     "distance/accuracy": ("Retrieval by distance: accuracy", "Chance is 0.5."),
 }  # fmt: skip
-# Metrics that are compared together: Holm's correction is over all comparisons of a family.
-_FAMILIES = ((SLICES, TAIL, WINDOW), (r"passkey/accuracy@(\d+)",), (r"distance/accuracy@(\d+)",), (RULER,))
+_COMPARED = (SLICES, TAIL, WINDOW, r"passkey/accuracy@(\d+)", r"distance/accuracy@(\d+)", RULER)
 
 
 def long_context(study: Study) -> list[Section]:
@@ -46,19 +46,16 @@ def long_context(study: Study) -> list[Section]:
     figures; then all comparisons at all lengths in full."""
     tables, comparison_tables = [], []
     for part in study.parts:
-        every: list[Comparison] = []
-        for patterns in _FAMILIES:
-            family = [numbered_metrics(part, pattern) for pattern in patterns]
-            comparisons = part.compare([metric for numbered in family for _, metric in numbered])
-            every += comparisons
-            for numbered in family:
-                if numbered and numbered[0][1].rpartition("@")[0] in _TITLES:
-                    tables.append(_groups_by_length(part, numbered, comparisons))
+        measured = [numbered for pattern in _COMPARED if (numbered := numbered_metrics(part, pattern))]
+        metrics = [metric for numbered in measured for _, metric in numbered]
+        every, family = part.compared(metrics), study.family_in_words(part, metrics)
+        for numbered in measured:
+            if numbered[0][1].rpartition("@")[0] in _TITLES:
+                tables.append(_groups_by_length(part, numbered, every, family))
         tables += _ruler(part)
         if every:
             title = f"Comparisons with {part.baseline.words} at each length"
-            together = "Perplexities are corrected together, passkey, distance and ruler each by themselves."
-            notes = [study.options.rule.words, together]
+            notes = [study.options.rule.words, family]
             comparison_tables.append(comparison_table("length-comparisons", title, part, every, notes))
     figures = (_curves, _loss_by_position, _spectra, _retrieval, _passkey_maps)
     return [
@@ -67,21 +64,20 @@ def long_context(study: Study) -> list[Section]:
     ]
 
 
-def _groups_by_length(part: Part, numbered: Numbered, comparisons: list[Comparison]) -> Table:
+def _groups_by_length(part: Part, numbered: Numbered, comparisons: list[Comparison], family: str) -> Table:
     name = numbered[0][1].rpartition("@")[0]
     title, meaning = _TITLES[name]
     compared = {(comparison.candidate, comparison.metric): comparison for comparison in comparisons}
     rows = []
     for group in part.groups:
         cells = {f"{n:,.0f}": _at_length(group, metric, compared.get((group.label, metric))) for n, metric in numbered}
-        if any(cell.value is not None for cell in cells.values()):
+        if any(cell.text != ABSENT for cell in cells.values()):
             rows.append(make_row({"group": group.label, **cells}))
     notes = [meaning]
     if comparisons:
         notes.append(
             f"Baselines with their mean ± sample standard deviation; the others with their difference to "
-            f"{part.baseline.words} and its {part.options.confidence:.0%} interval, paired by seed. "
-            f"Holm's correction is over {len(comparisons)} comparisons."
+            f"{part.baseline.words} and its {100 * part.options.confidence:.4g} % interval, paired by seed. {family}"
         )
     hints = {f"{number:,.0f}": metric for number, metric in numbered}
     return Table(f"{name.replace('/', '-')}{part.mark}", part.named(title), rows, notes, hints)
@@ -92,6 +88,9 @@ def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell
     mean = mean_cell(group, metric)
     if comparison is None:
         return mean
+    if comparison.incomplete:
+        shown = mean.text if comparison.incomplete in mean.text else f"{mean.text} ({comparison.incomplete})"
+        return replace(mean, text=shown, csv={**mean.csv, f"{metric} verdict": comparison.verdict})
 
     def text(value: float) -> str:
         return f"{100 * value:+.1f}" if comparison.scale == "log" else f"{value:+.3f}"
@@ -101,10 +100,10 @@ def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell
     unit = " %" if comparison.scale == "log" else ""
     csv = {
         **mean.csv,
-        f"{metric} difference": comparison.difference,
-        f"{metric} low": comparison.low,
-        f"{metric} high": comparison.high,
-        f"{metric} p holm": comparison.p_holm,
+        f"{metric} difference": blank_if_unknown(comparison.difference),
+        f"{metric} low": blank_if_unknown(comparison.low),
+        f"{metric} high": blank_if_unknown(comparison.high),
+        f"{metric} p corrected": blank_if_unknown(comparison.p_corrected),
         f"{metric} verdict": comparison.verdict,
     }
     shown = f"{text(comparison.difference)}{unit}{interval}{verdict}"
@@ -121,7 +120,7 @@ def _ruler(part: Part) -> list[Table]:
     for task in dict.fromkeys(metric.removeprefix("ruler/").rpartition("@")[0] for _, metric in numbered):
         for group in part.groups:
             cells = {f"{length:,.0f}": mean_cell(group, f"ruler/{task}@{length:.0f}") for length in lengths}
-            if any(cell.value is not None for cell in cells.values()):
+            if any(cell.text != ABSENT for cell in cells.values()):
                 by_chance = number_cell(chance.get(task), "chance", f"{chance.get(task, 0):.3g}")
                 rows.append(make_row({"group": group.label, "task": task, "chance": by_chance, **cells}))
     note = f"Share of trials in which the right candidate is the likeliest; {PLUS_MINUS.lower()}."
@@ -233,7 +232,7 @@ def _passkey_maps(part: Part) -> list[Drawing]:
     for one in part.drawn:
         if tables := read_tables(one.group, "passkey", ("depth", "length", "accuracy", "trials"), metric):
             rows = pd.concat(tables).dropna(subset="accuracy")
-            maps[one.index, one.group.label] = rows.pivot_table("accuracy", "depth", "length")  # means
+            maps[one.index, one.label] = rows.pivot_table("accuracy", "depth", "length")  # means
             trials += [rows["trials"].min(), rows["trials"].max()]
     if not maps:
         return []

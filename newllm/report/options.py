@@ -32,6 +32,7 @@ class Options:
     against: str | None
     interval: Literal["t", "bootstrap"]
     confidence: float
+    family: Literal["report", "table"]
     verdict: str
     curves: int
     formats: list[str]

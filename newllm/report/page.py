@@ -63,7 +63,7 @@ def page(study: Study, sections: Sequence[Section]) -> str:
         *([f"baseline: {baseline}"] if baseline else []),
         datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     ]
-    legend = [(drawn.index, part.named(drawn.group.label)) for part in study.drawn_parts for drawn in part.drawn]
+    legend = [(drawn.index, part.named(drawn.label)) for part in study.drawn_parts for drawn in part.drawn]
     title = ", ".join(Path(folder).name or os.fspath(folder) for folder in study.options.folders)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(asset("page.html")).render(
@@ -89,7 +89,8 @@ def _runs_and_columns(study: Study) -> dict[str, Any]:
     then the main metrics."""
     frame = study.frame
     metrics = [name for name in metric_names(frame) if frame[name].notna().any()]
-    label = {path: group.label for part in study.parts for group in part.groups for path in group.runs["path"]}
+    members = ((group, [*group.positions, *group.lost]) for part in study.parts for group in part.groups)
+    label = {path: group.label for group, rows in members for path in group.frame["path"].iloc[rows]}
     groups = [label.get(path, "") for path in frame["path"]]
     data = encode_runs(frame, groups, metrics, study.options.folder / "report.html")
     columns = [("run", "run", "")]

@@ -10,8 +10,6 @@ from newllm.analysis.labels import value_text
 from newllm.analysis.metrics import lower_is_better, scale_of
 from newllm.analysis.published import compare_groups
 from newllm.analysis.run_groups import Group
-from newllm.analysis.statistics import sample_std
-from newllm.console import number
 from newllm.report.figures import COLOURS
 from newllm.report.study import Part, Section, Study
 from newllm.report.tables import (
@@ -22,6 +20,7 @@ from newllm.report.tables import (
     Table,
     blank_if_unknown,
     make_row,
+    mean_cell,
     number_cell,
     percent,
     percent_cell,
@@ -38,9 +37,9 @@ MOST_ROWS = 200  # of unfinished runs, and of runs compared with another result 
 _MACHINE = ("speed/", "memory/")  # these depend on the machine and its load, so no two result sets agree in them
 _COMPARISON_HINTS = {
     "pairs": "seeds that both have",
-    "p (Holm)": "corrected for all comparisons of this table",
+    "p corrected": "times the number of comparisons that are tested together",
     "agree": "seeds whose difference has the sign of the mean difference",
-    "seeds needed": "for 80 % power at the observed effect",
+    "seeds needed": "for 80 % power at the observed effect and spread, under the same correction",
     "group's mean": "over the paired seeds, ± sample standard deviation",
     "baseline's mean": "over the paired seeds, ± sample standard deviation",
     "spread": "sample standard deviation of the paired differences",
@@ -57,17 +56,18 @@ _SCALES = {
 def results(study: Study) -> list[Section]:
     """Two sections: a row per group with mean ± sample standard deviation and its difference from the baseline; then
     every number behind a verdict, the rule in words, and the noise of repeats."""
-    lines = [study.reason] if study.reason else []
+    lines = [*_missing_seeds(study), *([study.reason] if study.reason else [])]
     lines += [note for part in study.parts for note in part.baseline.notes]
     if any(group.runs["seed"].nunique() < 2 for part in study.parts for group in part.baseline.pairs.values()):
         lines.append("A baseline has one seed, which says nothing about other seeds: there are no verdicts.")
     tables, comparison_tables = [], []
     for part in study.parts:
-        comparisons = part.compare(part.options.compare)
-        if part.whole or any(isfinite(group.mean(name)) for name in part.options.metrics for group in part.groups):
-            tables.append(_groups_table(part, comparisons))
+        comparisons = part.compared(part.options.compare)
+        notes = [study.options.rule.words, study.family_in_words(part, part.options.compare)] if comparisons else []
+        if part.whole or any(group.by_seed(name) for name in part.options.metrics for group in part.groups):
+            tables.append(_groups_table(part, comparisons, notes[1:]))
         if comparisons:
-            title, notes = f"Comparisons with {part.baseline.words}", [study.options.rule.words]
+            title = f"Comparisons with {part.baseline.words}"
             comparison_tables.append(comparison_table("comparisons", title, part, comparisons, notes))
     repeats = [_repeats(study)] if comparison_tables else []
     return [
@@ -76,10 +76,21 @@ def results(study: Study) -> list[Section]:
     ]
 
 
-def _groups_table(part: Part, comparisons: Sequence[Comparison]) -> Table:
+def _missing_seeds(study: Study) -> list[str]:
+    """A sentence for each group of which seeds diverged, failed or gave no finite number."""
+    lines = []
+    for part in (part for part in study.parts if part.whole):
+        for group in part.groups:
+            every = (group.missing_words(name) for name in dict.fromkeys([part.metric, *part.options.metrics]))
+            if words := next(filter(None, every), ""):
+                lines.append(f"{part.named(group.label)}: {words}. It has no verdict, and its mean is never the best.")
+    return lines
+
+
+def _groups_table(part: Part, comparisons: Sequence[Comparison], family: Sequence[str]) -> Table:
     options, compared = part.options, {}
     first, *others = options.metrics
-    confidence = f"{options.confidence:.0%} interval"
+    confidence = f"{100 * options.confidence:.4g} % interval"
     notes = [f"{PLUS_MINUS}; {BEST_IS_BOLD}."]
     ways = {True: "lower is better", False: "higher is better", None: ""}
     hints = {metric: ways[lower_is_better(metric)] for metric in options.metrics}
@@ -87,6 +98,7 @@ def _groups_table(part: Part, comparisons: Sequence[Comparison]) -> Table:
         delta = f"Δ {options.compare[0]}"
         compared = {c.candidate: c for c in comparisons if c.metric == options.compare[0]}
         notes.append(f"Δ is the difference to {part.baseline.words}, with its {confidence}, paired by seed.")
+        notes += family
         if part.baseline.evaluations:
             notes.append(OF_EVALUATIONS)
         hints[delta] = f"{confidence}, paired by seed"
@@ -99,12 +111,14 @@ def _groups_table(part: Part, comparisons: Sequence[Comparison]) -> Table:
         settings = {
             key: v if v is None or isinstance(v, int | float) else value_text(v) for key, v in group.settings.items()
         }
-        runs, seeds = len(group.positions), group.runs["seed"].nunique()
-        text = f"{seeds}" if runs == seeds else f"{seeds} ({runs} runs)"
-        means = {metric: _mean(group, metric, group in best[metric]) for metric in options.metrics}
+        missing = group.missing_words(part.metric)
+        seeds = len(group.by_seed(part.metric)) if missing else group.runs["seed"].nunique()
+        runs = len(group.positions)
+        text = ", ".join(filter(None, [f"{seeds}", missing or (f"{runs} runs" if runs != seeds else "")]))
+        means = {metric: mean_cell(group, metric, bold=group in best[metric]) for metric in options.metrics}
         row = {
             "group": Cell(group.label, group.label, {"group": group.label, **settings}, kind=swatches.get(group, "")),
-            "seeds": Cell(text, seeds, {"seeds": seeds, "runs": runs}),
+            "seeds": Cell(text, seeds, {"seeds": seeds, "runs": runs, "missing": missing}),
             first: means[first],
         }
         if compared:
@@ -112,15 +126,6 @@ def _groups_table(part: Part, comparisons: Sequence[Comparison]) -> Table:
             row[delta], row["verdict"] = _difference_and_verdict(compared.get(group.label), is_baseline)
         rows.append({**row, **{metric: means[metric] for metric in others}})
     return Table(f"main{part.mark}", part.named("Groups"), rows, notes, hints)
-
-
-def _mean(group: Group, metric: str, best: bool) -> Cell:
-    mean, std = group.mean(metric), sample_std([*group.by_seed(metric).values()])
-    csv = {f"{metric} mean": blank_if_unknown(mean), f"{metric} std": blank_if_unknown(std)}
-    if not isfinite(mean):
-        return Cell(ABSENT, None, csv, kind="muted")
-    constant = std == 0  # a count, such as parameters: ± 0 would say nothing
-    return Cell(number(mean) if constant else spread(mean, std), mean, csv, bold=best)
 
 
 def _best_groups(part: Part, metric: str) -> set[Group]:
@@ -139,7 +144,7 @@ def _difference_and_verdict(comparison: Comparison | None, is_baseline: bool) ->
         return Cell("baseline", 0.0, {"difference": 0.0}, kind="muted"), text_cell(None)
     if comparison is None:
         return Cell(ABSENT, kind="muted", hint="not compared"), text_cell(None)
-    verdict = text_cell(comparison.verdict, "verdict", kind=verdict_kind(comparison), hint=comparison.why)
+    verdict = verdict_cell(comparison)
     if not isfinite(comparison.difference):
         return Cell(ABSENT, kind="muted", hint=comparison.why), verdict
     difference, interval = _difference_texts(comparison)
@@ -154,7 +159,7 @@ def comparison_table(
     """Every number of some comparisons of a part; `notes` stand last below them."""
     method = {"t": "Student's t", "bootstrap": "the BCa bootstrap"}[part.options.interval]
     scales = [_SCALES[scale] for scale in dict.fromkeys(comparison.scale for comparison in comparisons)]
-    notes = [*scales, f"Intervals of {part.options.confidence:.0%} by {method}.", *notes]
+    notes = [*scales, f"Intervals by {method}.", *notes]
     rows = [_comparison_row(comparison, len(part.baseline.groups) > 1) for comparison in comparisons]
     if part.baseline.evaluations:
         notes.append(OF_EVALUATIONS)
@@ -164,10 +169,11 @@ def comparison_table(
 def _comparison_row(comparison: Comparison, name_baseline: bool) -> Row:
     difference, interval = _difference_texts(comparison)
     names = {"group": comparison.candidate, "baseline": comparison.baseline}
-    ends = {"scale": comparison.scale, "difference low": comparison.low, "difference high": comparison.high}
+    low, high = blank_if_unknown(comparison.low), blank_if_unknown(comparison.high)
+    ends = {"scale": comparison.scale, "difference low": low, "difference high": high}
 
     def mean(mean: float, std: float, whose: str) -> Cell:
-        csv = {f"{whose} mean": mean, f"{whose} std": blank_if_unknown(std)}
+        csv = {f"{whose} mean": blank_if_unknown(mean), f"{whose} std": blank_if_unknown(std)}
         return Cell(spread(mean, std), mean if isfinite(mean) else None, csv)
 
     def p(value: float, column: str) -> Cell:
@@ -180,9 +186,9 @@ def _comparison_row(comparison: Comparison, name_baseline: bool) -> Row:
         "pairs": comparison.n,
         "difference": number_cell(comparison.difference, "difference", difference),
         "interval": Cell(interval, comparison.low if isfinite(comparison.low) else None, ends),
-        "verdict": text_cell(comparison.verdict, "verdict", kind=verdict_kind(comparison), hint=comparison.why),
-        "p (Holm)": p(comparison.p_holm, "p holm"),
-        "agree": number_cell(comparison.agree, "agree", f"{comparison.agree} of {comparison.n}"),
+        "verdict": verdict_cell(comparison),
+        "p corrected": p(comparison.p_corrected, "p corrected"),
+        "agree": number_cell(comparison.agree, "agree", f"{comparison.agree} of {len(comparison.differences)}"),
         "seeds needed": number_cell(comparison.seeds_needed, "seeds needed"),
         "group's mean": mean(comparison.candidate_mean, comparison.candidate_std, "group"),
         "baseline's mean": mean(comparison.baseline_mean, comparison.baseline_std, "baseline"),
@@ -192,6 +198,13 @@ def _comparison_row(comparison: Comparison, name_baseline: bool) -> Row:
         "left out": comparison.unpaired,
         "why": text_cell(comparison.why, "why", kind="long"),
     })  # fmt: skip
+
+
+def verdict_cell(comparison: Comparison) -> Cell:
+    """The verdict, with the seeds that it would take where it is inconclusive."""
+    needed = comparison.seeds_needed if comparison.verdict == "inconclusive" else None
+    text = f"{comparison.verdict} (needs {needed:,} seeds)" if needed else comparison.verdict
+    return Cell(text, text, {"verdict": comparison.verdict}, kind=verdict_kind(comparison), hint=comparison.why)
 
 
 def verdict_kind(comparison: Comparison) -> str:
@@ -231,7 +244,7 @@ def published(study: Study) -> Section:
             "group": line["group"],
             "published run": line["run"],
             "metric": line["metric"],
-            "n": line["n"],
+            "n": text_cell(f"{line['n']}, {line['missing']}", "n") if line["missing"] else line["n"],
             "ours": number_cell(line["ours"], "ours", spread(line["ours"], line["std"])),
             "published": number_cell(line["published"], "published", spread(line["published"], line["published_std"])),
             "runs": number_cell(line["published_n"], "published runs"),

@@ -1,5 +1,6 @@
 """What a report is about: runs, split into parts that compare, and into groups that are compared with a baseline."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ import pandas as pd
 
 from newllm.analysis.baselines import Baseline, choose_baseline
 from newllm.analysis.comparable import split_comparable
-from newllm.analysis.comparison import Comparison, compare
+from newllm.analysis.comparison import Comparison, family_in_words, judge, measure_all
 from newllm.analysis.frame import load_runs, metric_names
 from newllm.analysis.labels import SEPARATOR
 from newllm.analysis.metrics import lower_is_better
@@ -25,27 +26,37 @@ from newllm.suggest import did_you_mean
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+AT_LENGTHS = r"(extrapolation/(ppl|tail_ppl|sliding_ppl)|(passkey|distance)/accuracy|ruler/[\w-]+)@\d+"  # compared too
 MOST_PARTS = 4  # the number of parts that have figures
 COLOUR_CYCLE = 224  # a multiple of all cycles of colours, dashes and marks, so that each part begins with the first
 
 
 @dataclass(frozen=True)
 class DrawnGroup:
-    """A group in the figures. Its index is its colour and mark in all of them."""
+    """A group in the figures. Its index is its colour and mark in all of them. missing: which of its seeds do not count
+    for the main metric, as `2 of 7 seeds diverged`."""
 
     index: int
     group: Group
+    missing: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.group.label} ({self.missing})" if self.missing else self.group.label
 
     def series(self, values: Any, log: bool = False) -> Series:
         """The means over seeds of `values`, a table with a row per seed and a column per x."""
-        return Series.over_seeds(self.index, self.group.label, values, log)
+        return Series.over_seeds(self.index, self.label, values, log)
 
 
 @dataclass(frozen=True)
 class Part:
     """Groups that compare with each other, and with which of them each is compared. `mark` ends the names of its files;
-    it is empty for the only part. whole: False for numbers of other tokens than those of most runs, which have tables
-    but no figures."""
+    it is empty for the only part.
+
+    comparisons, evaluations: of runs as trained, and of evaluations under other settings, on all metrics that the
+    report compares. whole: False for numbers of other tokens than those of most runs, which have tables but no figures.
+    """
 
     number: int
     title: str
@@ -53,6 +64,8 @@ class Part:
     baseline: Baseline
     options: Options
     whole: bool = True
+    comparisons: Sequence[Comparison] = ()
+    evaluations: Sequence[Comparison] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -83,15 +96,10 @@ class Part:
     def drawing(self, name: str, title: str, figure: "Figure", caption: str) -> Drawing:
         return Drawing.of(f"{name}{self.mark}", self.named(title), figure, caption)
 
-    def compare(self, metrics: Sequence[str]) -> list[Comparison]:
-        """The groups with their baselines on these metrics. Runs as trained are corrected together, and evaluations
-        under other settings are corrected by themselves."""
-        options, found = self.options, self.baseline
-        return [
-            comparison
-            for pairs in (found.pairs, found.evaluations)
-            for comparison in compare(pairs, metrics, options.rule, options.confidence, options.interval)
-        ]
+    def compared(self, metrics: Sequence[str]) -> list[Comparison]:
+        """The groups with their baselines on these metrics."""
+        every = [*self.comparisons, *self.evaluations]
+        return [one for name in metrics for one in every if one.metric == name]
 
     @cached_property
     def drawn(self) -> list[DrawnGroup]:
@@ -101,7 +109,8 @@ class Part:
         best = np.argsort(np.where(np.isfinite(mean), mean, np.inf), kind="stable").tolist()
         best.sort(key=lambda place: self.groups[place] not in self.baseline.groups)  # baselines before all others
         chosen = sorted(best[: self.options.curves])
-        return [DrawnGroup(self.first_index + i, self.groups[place]) for i, place in enumerate(chosen)]
+        drawn = [self.groups[place] for place in chosen]
+        return [DrawnGroup(self.first_index + i, one, one.missing_words(self.metric)) for i, one in enumerate(drawn)]
 
     @cached_property
     def trained_length(self) -> float | None:
@@ -137,6 +146,22 @@ class Study:
     parts: Sequence[Part]
     reason: str
     figures: bool
+
+    def family_in_words(self, part: Part, metrics: Sequence[str]) -> str:
+        """What the intervals and corrected p-values of a table of these comparisons hold for."""
+        return self._report_in_words if self.options.family == "report" else self._in_words([part], metrics)
+
+    @cached_property
+    def _report_in_words(self) -> str:
+        return self._in_words(self.parts, None)
+
+    def _in_words(self, parts: Sequence[Part], metrics: Sequence[str] | None) -> str:
+        sentences = []
+        for name, what in (("comparisons", "comparisons"), ("evaluations", "comparisons of evaluations")):
+            every = [one for part in parts for one in getattr(part, name) if metrics is None or one.metric in metrics]
+            what = f"{what} of this {self.options.family}"
+            sentences.append(family_in_words(every, self.options.rule, self.options.confidence, what))
+        return " ".join(filter(None, sentences))
 
     @property
     def drawn_parts(self) -> Sequence[Part]:
@@ -191,13 +216,42 @@ def read_study(options: Options) -> Study:
     if len(errors) == len(parts):
         raise errors[0]
     figures = bool({"html", "svg", "png"} & {*options.formats})
-    return Study(options, frame, done, parts, " ".join(reasons), figures)
+    return Study(options, frame, done, _compared(parts, options), " ".join(reasons), figures)
 
 
 def _restricted(groups: Sequence[Group], other: OtherTokens) -> list[Group]:
     """The groups with the numbers of other tokens alone, under the same labels."""
     own = {group: group.positions[np.isin(group.positions, other.places)] for group in groups}
     return [replace(group, frame=other.frame, positions=kept) for group, kept in own.items() if len(kept)]
+
+
+def _compared(parts: Sequence[Part], options: Options) -> list[Part]:
+    """The parts with their comparisons.
+
+    Those of runs as trained are one family, and those of evaluations another, since they are of the same trained runs;
+    with family=table each table has its own.
+    """
+    measured: list[tuple[Any, int, Comparison]] = []  # family, part, comparison
+    for part in parts:
+        lengths = [str(name) for name in part.frame if re.fullmatch(AT_LENGTHS, str(name))]
+        for kind, pairs in (("comparisons", part.baseline.pairs), ("evaluations", part.baseline.evaluations)):
+            for one in measure_all(pairs, list(dict.fromkeys([*options.compare, *lengths]))):
+                table = (part.number, one.metric in options.compare) if options.family == "table" else ()
+                measured.append(((kind, table), part.number, one))
+    judged: dict[tuple[int, str], list[Comparison]] = {}
+    for family in dict.fromkeys(family for family, *_ in measured):
+        members = [(number, one) for of, number, one in measured if of == family]
+        comparisons = judge([one for _, one in members], options.rule, options.confidence, options.interval)
+        for (number, _), one in zip(members, comparisons, strict=True):
+            judged.setdefault((number, family[0]), []).append(one)
+    return [
+        replace(
+            part,
+            comparisons=judged.get((part.number, "comparisons"), ()),
+            evaluations=judged.get((part.number, "evaluations"), ()),
+        )
+        for part in parts
+    ]
 
 
 def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Real
+from statistics import fmean
 from typing import Any
 
 from newllm.analysis.run_groups import Group
@@ -77,7 +78,7 @@ def text_cell(text: Any, column: str = "", **look: Any) -> Cell:
 def number_cell(value: Any, column: str, text: str | None = None) -> Cell:
     """A cell of one number, shown as `text`; a dash where it is missing or not finite."""
     if value is None or not isfinite(value):
-        return Cell(ABSENT, None, {column: value}, kind="muted")
+        return Cell(ABSENT, None, {column: ""}, kind="muted")
     return Cell(number(value) if text is None else text, float(value), {column: value})
 
 
@@ -85,10 +86,21 @@ def percent_cell(ratio: float, column: str) -> Cell:
     return number_cell(ratio, column, percent(ratio))
 
 
-def mean_cell(group: Group, metric: str) -> Cell:
-    """The mean over seeds ± their sample standard deviation."""
-    mean, std = group.mean(metric), sample_std([*group.by_seed(metric).values()])
-    return number_cell(mean, f"{metric} mean", spread(mean, std))
+def mean_cell(group: Group, metric: str, *, bold: bool = False, text: str | None = None) -> Cell:
+    """The mean over seeds ± their sample standard deviation; or `text` for the mean.
+
+    Where seeds are missing the mean of the others is shown with their number. It stands in no file and sorts nowhere.
+    """
+    values, mean = [*group.by_seed(metric).values()], group.mean(metric)
+    std, missing = sample_std(values), group.missing_words(metric)
+    csv = {f"{metric} mean": blank_if_unknown(mean), f"{metric} std": blank_if_unknown(std)}
+    if isfinite(mean):
+        constant = std == 0  # a count, such as parameters: ± 0 would say nothing
+        return Cell(text or (number(mean) if constant else spread(mean, std)), mean, csv, bold=bold, hint=missing)
+    if not missing:
+        return Cell(ABSENT, None, csv, kind="muted")
+    shown = f"{spread(fmean(values), std)} ({len(values)} seeds, {missing})" if values else missing
+    return Cell(shown, None, dict.fromkeys(csv, ""), kind="muted", hint="a mean of the seeds that went well")
 
 
 def spread(mean: float, std: float) -> str:

@@ -122,6 +122,7 @@ def _lines_over_numbers(
     long_lines = [line for line in lines.values() if len(line) > 1][: part.options.curves]
     for index, line in enumerate(long_lines, first_index):
         words = [word for word in line[min(line)].label.split(SEPARATOR) if not word.startswith(f"{name} ")]
-        table = pd.DataFrame({value: group.by_seed(part.metric) for value, group in line.items()})
+        columns = [group.by_seeds([part.metric]).set_axis([value], axis=1) for value, group in line.items()]
+        table = pd.concat(columns, axis=1)
         series.append(Series.over_seeds(index, SEPARATOR.join(words) or "all", table))
     return series

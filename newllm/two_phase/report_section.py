@@ -1,7 +1,6 @@
 """The report's section on runs with a first phase: its results, its iterations, shapes of the context/token model."""
 
 from collections import Counter
-from math import isfinite
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from newllm.report.figures import DASHED, Drawing, Panel, colour, curve, of_grou
 from newllm.report.laws import ALPHA, exponent_cells
 from newllm.report.series import read_tables
 from newllm.report.study import Part, Section, Study
-from newllm.report.tables import Cell, Row, Table, number_cell, percent, spread, text_cell
+from newllm.report.tables import Cell, Row, Table, mean_cell, number_cell, percent, spread, text_cell
 
 _FIRST = "phase1/iterations"
 _COLUMNS = {  # metric -> title and hint of its column
@@ -47,10 +46,10 @@ def two_phases(study: Study) -> Section:
 
 def _phase_table(part: Part) -> Table | None:
     """A row per group that has a first phase, without columns that are empty in all of them."""
-    groups = [group for group in part.groups if isfinite(group.mean(_FIRST))]
+    groups = [group for group in part.groups if group.by_seed(_FIRST)]
     if not groups:
         return None
-    metrics = [metric for metric in _COLUMNS if any(isfinite(group.mean(metric)) for group in groups)]
+    metrics = [metric for metric in _COLUMNS if any(group.by_seed(metric) for group in groups)]
     rows = [
         {
             "group": text_cell(group.label, "group"),
@@ -69,9 +68,7 @@ def _phase_table(part: Part) -> Table | None:
 
 
 def _mean(group: Group, metric: str) -> Cell:
-    mean, std = group.mean(metric), sample_std([*group.by_seed(metric).values()])
-    text = f"{mean:,.0f}" if metric.startswith("params/") else spread(mean, std) if std else None
-    return number_cell(mean, f"{metric} mean", text)
+    return mean_cell(group, metric, text=f"{group.mean(metric):,.0f}" if metric.startswith("params/") else None)
 
 
 def _draw_iterations(part: Part) -> list[Drawing]:
@@ -112,7 +109,7 @@ def _shape_table(study: Study) -> Table | None:
     None unless every scaling law is that of such a shape, with perplexity as a function of training tokens.
     """
     confidence = study.options.confidence
-    shape_laws = laws(study.done, study.options.size, study.options.main_metric, confidence)
+    shape_laws = laws(study.frame, study.options.size, study.options.main_metric, confidence)
     if not shape_laws or any(_shape(law) is None or (law.size, law.metric) != (TOKENS, PPL) for law in shape_laws):
         return None
     times = Counter(map(_shape, shape_laws))

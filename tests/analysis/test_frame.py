@@ -55,7 +55,7 @@ def test_runs_are_found_at_any_depth_but_not_inside_runs_or_hidden_folders(tmp_p
     empty = load_runs(tmp_path / "empty")
     assert len(empty) == 0
     assert {*empty} == {
-        "run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "overrides", "config",
+        "run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "not_finite", "overrides", "config",
         "scored", "error"
     }  # fmt: skip
     with pytest.raises(ConfigError, match="nowhere"):

@@ -1,3 +1,6 @@
+import math
+
+import pandas as pd
 import pytest
 
 from newllm.analysis.comparable import split_comparable
@@ -129,12 +132,72 @@ def test_a_seed_that_ran_twice_counts_once():
     assert group.by_seed("no/such") == {}
 
 
-def test_only_finished_runs_are_grouped():
+def test_runs_that_are_not_over_are_in_no_group():
     frame = table([([], seed, {"val/ppl": 100.0}) for seed in (1, 2, 3)])
-    frame.loc[0, "state"] = "failed"
-    assert groups(frame)[0].by_seed("val/ppl") == {2: 100.0, 3: 100.0}
+    frame.loc[0, "state"] = "running"
+    (group,) = groups(frame)
+    assert group.by_seed("val/ppl") == {2: 100.0, 3: 100.0}
+    assert group.missing("val/ppl") == {}
     frame["state"] = "queued"
     assert groups(frame) == []
+
+
+def lost(overrides, *seeds, state="failed", error="CUDA out of memory", **more):
+    frame = table([(overrides, seed, {}) for seed in seeds])
+    return frame.assign(state=state, error=error, **more)
+
+
+def test_seeds_that_failed_or_diverged_are_missing_in_their_group():
+    """So the group has no mean, but for what is the same for all seeds that are left."""
+    values = {1: 90.0, 2: 91.0, 3: 92.0, 4: 93.0}
+    parts = [table([(["pos_encoding=alibi"], seed, {"val/ppl": ppl}) for seed, ppl in values.items()])]
+    parts += [table([([], 1, {"val/ppl": 100.0}), ([], 2, {"val/ppl": 101.0})])]
+    parts += [lost(["pos_encoding=alibi"], 5, 6, error="Training diverged at step 3"), lost(["pos_encoding=alibi"], 7)]
+    parts += [lost(["pos_encoding=nope"], 1, 2), lost([], 1, 2, state="queued")]
+    alibi, nope, rope = groups(pd.concat(parts, ignore_index=True))
+    assert (alibi.label, nope.label, rope.label) == ("alibi", "nope", "rope")
+    assert alibi.missing_words("val/ppl") == "2 of 7 seeds diverged, 1 of 7 seeds failed"
+    assert alibi.by_seed("val/ppl") == values
+    assert math.isnan(alibi.mean("val/ppl"))
+    assert alibi.mean("data/val_tokens") == 7680
+    assert alibi.by_seeds(["val/ppl"])["val/ppl"].isna().all()
+    assert nope.missing_words("val/ppl") == "2 of 2 seeds failed"
+    assert (rope.missing_words("val/ppl"), rope.mean("val/ppl")) == ("", 100.5)
+
+
+def test_a_failed_run_may_be_repeated_but_a_diverged_one_stays():
+    done = table([([], seed, {"val/ppl": 100.0 + seed}) for seed in (1, 2, 3)])
+    (group,) = groups(pd.concat([done, lost([], 1, path="elsewhere")], ignore_index=True))
+    assert group.missing("val/ppl") == {}
+    (group,) = groups(pd.concat([done, lost([], 1, error="Training diverged")], ignore_index=True))
+    assert group.missing("val/ppl") == {1: "diverged"}
+    assert group.by_seed("val/ppl") == {2: 102.0, 3: 103.0}
+    (group,) = groups(pd.concat([done, lost([], 4, state="unreadable")], ignore_index=True))
+    assert group.missing_words("val/ppl") == "1 of 4 seeds are unreadable"
+
+
+def test_a_metric_counts_as_missing_only_where_its_evaluator_was_asked():
+    asked, not_asked = ["eval=[loss,rank]"], ["eval=[loss]"]
+    rows = [(asked, 1, {"rank/share": 0.5}), (asked, 2, {"rank/share": 0.6}), (not_asked, 3, {})]
+    assert groups(table(rows))[0].missing("rank/share") == {}
+    assert groups(table([*rows, (asked, 4, {})]))[0].missing("rank/share") == {4: "have no rank/share"}
+    frame = table((*row, {**found, "val/ppl": math.nan}) for *row, found in rows).assign(
+        not_finite=[("val/ppl",), (), ()]
+    )
+    frame.loc[1:, "val/ppl"] = 100.0
+    assert groups(frame)[0].missing("val/ppl") == {1: "have no finite val/ppl"}
+
+
+def test_evaluations_lack_the_seeds_that_failed_in_training(tmp_path):
+    for seed in (1, 2, 3):
+        run = folder(tmp_path, config(seed=seed), {"val/ppl": 100.0 + seed})
+        later = config("pos_encoding.theta=100", seed=seed)
+        later["choices"]["evaluated"] = "theta=100"
+        folder(run / "evaluations", later, {"val/ppl": 120.0})
+    run = folder(tmp_path, config(seed=4), None, state="failed")
+    (run / "status.json").write_text('{"state": "failed", "error": "Training diverged at step 7"}')
+    trained, evaluated = groups(load_runs(tmp_path, evaluations=True))
+    assert trained.missing("val/ppl") == evaluated.missing("val/ppl") == {4: "diverged"}
 
 
 def parts(*runs):

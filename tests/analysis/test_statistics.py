@@ -8,9 +8,11 @@ import pytest
 from scipy import integrate, stats
 
 from newllm.analysis.statistics import (
+    bonferroni,
     bootstrap_interval,
     describe,
-    holm,
+    effect_shown,
+    interval_of,
     power_of,
     repeat_spread,
     sample_std,
@@ -39,15 +41,14 @@ def test_ten_published_seeds():
     on_log = describe(np.log(HYBRID_16K) - np.log(GEO_16K))
     assert on_log.t == pytest.approx(-1.57, abs=0.005)
     assert on_log.std == pytest.approx(0.13, abs=0.005)
-    assert on_log.low < 0 < on_log.high
 
 
 @pytest.mark.parametrize("values", [HYBRID_16K - GEO_16K, np.log(HYBRID_2K / GEO_2K), np.array([0.3, -0.1])])
 def test_the_paired_test_and_its_interval_are_those_of_scipy(values):
-    sample, theirs = describe(values, confidence=0.9), stats.ttest_1samp(values, 0)
+    sample, theirs = describe(values), stats.ttest_1samp(values, 0)
     interval = theirs.confidence_interval(0.9)
     assert (sample.t, sample.p) == pytest.approx((theirs.statistic, theirs.pvalue), rel=1e-12)
-    assert (sample.low, sample.high) == pytest.approx((interval.low, interval.high), rel=1e-12)
+    assert interval_of(values, 0.9) == pytest.approx((interval.low, interval.high), rel=1e-12)
 
 
 def test_three_seeds_on_three_machines():
@@ -114,28 +115,27 @@ def test_seeds_needed_where_there_is_no_answer():
     assert seeds_needed(0.0, 1.0) is None
     assert seeds_needed(1.0, float("nan")) is None
     assert seeds_needed(1e-9, 1.0) is None
-    assert seeds_needed(0.1, 0.0) == 2
+    assert seeds_needed(0.1, 0.0) is None
     assert seeds_needed(1e5, 1.0) == 2
 
 
-def test_holm():
-    """The example of the method: each p times the number of hypotheses left, never falling, at most 1."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
-    with_gaps = holm([0.01, float("nan"), 0.02])
-    assert with_gaps[[0, 2]] == pytest.approx([0.02, 0.02])
-    assert isnan(with_gaps[1])
-    assert holm([]).size == 0
+@pytest.mark.parametrize(("m", "n"), [(1, 3), (8, 5), (72, 5), (2, 30)])
+def test_a_corrected_interval_leaves_out_zero_just_where_the_corrected_p_is_small(m, n):
+    x = np.random.default_rng(m).normal(size=(200, n)) + np.linspace(0, 20, 200)[:, None]
+    each = bonferroni(0.95, m)
+    assert each == pytest.approx(1 - 0.05 / m)
+    real = [(low > 0 or high < 0) for low, high in (interval_of(values, each) for values in x)]
+    assert real == [m * describe(values).p < 0.05 for values in x]
+    assert {True, False} == {*real}
 
 
-def test_holm_rejects_as_stepping_down_by_hand_does():
-    p = np.random.default_rng(0).uniform(0, 0.05, 40)
-    order, rejected = np.argsort(p), np.zeros(40, dtype=bool)
-    for place, index in enumerate(order):
-        if p[index] >= 0.05 / (40 - place):
-            break
-        rejected[index] = True
-    assert ((holm(p) < 0.05) == rejected).all()
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 8, 0.05 / 72, 1e-6])
+def test_the_smallest_effect_shown_is_the_one_that_needs_these_seeds(alpha):
+    for n in (2, 3, 5, 10, 100):
+        effect = effect_shown(n, alpha=alpha)
+        assert seeds_needed(1.001 * effect, 1.0, alpha=alpha) == n
+        assert seeds_needed(0.999 * effect, 1.0, alpha=alpha) == n + 1
+    assert isnan(effect_shown(1))
 
 
 def test_bootstrap_interval_is_that_of_scipy():
@@ -146,24 +146,31 @@ def test_bootstrap_interval_is_that_of_scipy():
     skewed = np.array([0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.4, 3.0])
     low, high = bootstrap_interval(skewed)
     assert high - skewed.mean() > skewed.mean() - low  # unlike Student's, it leans to the long side
-    sample = describe(values, interval="bootstrap")
-    assert (sample.low, sample.high) == bootstrap_interval(values)
+    assert interval_of(values, 0.95, "bootstrap") == bootstrap_interval(values)
+    wide = bootstrap_interval(values, bonferroni(0.95, 72))
+    assert wide[0] < bootstrap_interval(values)[0]
 
 
 def test_small_and_odd_samples_are_defined_and_silent():
     empty, one = describe([]), describe([0.5])
     assert empty.n == 0
-    assert all(isnan(value) for value in (empty.mean, empty.std, empty.low, empty.p, one.std, one.low, one.t, one.p))
+    assert all(isnan(value) for value in (empty.mean, empty.std, empty.p, one.std, one.t, one.p))
+    assert all(
+        isnan(end) for values in ([], [0.5]) for kind in ("t", "bootstrap") for end in interval_of(values, 0.9, kind)
+    )
     assert (one.n, one.mean, one.agree) == (1, 0.5, 1)
     third = log(1.1)  # equal up to rounding
     equal = describe([third, log(1.2) - log(1.2 / 1.1), third])
-    assert (equal.std, equal.t, equal.p) == (0.0, inf, 0.0)
-    assert equal.low == equal.high == pytest.approx(third)
-    zeros = describe([0.0, 0.0, 0.0], interval="bootstrap")
-    assert (zeros.p, zeros.low, zeros.high, zeros.agree) == (1.0, 0.0, 0.0, 3)
+    assert equal.std == 0.0
+    assert isnan(equal.t)
+    assert isnan(equal.p)
+    assert interval_of([third] * 3, 0.9) == pytest.approx((third, third))
+    zeros = describe([0.0, 0.0, 0.0])
+    assert (zeros.std, zeros.agree) == (0.0, 3)
+    assert interval_of([0.0, 0.0, 0.0], 0.95, "bootstrap") == (0.0, 0.0)
     with_gaps = describe([1.0, float("nan"), 2.0, inf, 4.0])
     assert (with_gaps.n, with_gaps.mean) == (3, pytest.approx(7 / 3))
-    two = describe([1.0, 2.0], interval="bootstrap")
-    assert 1.0 <= two.low <= 1.5 <= two.high <= 2.0
+    low, high = bootstrap_interval([1.0, 2.0])
+    assert 1.0 <= low <= 1.5 <= high <= 2.0
     assert describe([1e308, 1e308]).n == 2
     assert exp(describe(np.log([2.0, 8.0])).mean) == pytest.approx(4.0)

@@ -115,6 +115,38 @@ def test_one_seed_never_gives_a_verdict(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no verdicts" in capsys.readouterr().out
 
 
+def test_survivors_do_not_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seeds that diverged, failed or gave null or infinity: no verdict, no best mean, and it is said first."""
+    make_runs(tmp_path, grid(pos_encoding=["rope", "alibi", "nope", "rope_alibi"]), seeds=range(1, 8))
+    for name in ("rope_alibi", "alibi", "nope"):  # the others are far better
+        for path in tmp_path.glob(f"*-{name}-mha-*"):
+            results = json.loads((path / "results.json").read_text())
+            (path / "results.json").write_text(json.dumps(results | {"val/ppl": results["val/ppl"] * 0.5}))
+    for path, change in zip([*tmp_path.glob("*-alibi-*-s[12]-*")], ("null", "Infinity"), strict=True):
+        text = (path / "results.json").read_text()
+        (path / "results.json").write_text(re.sub(r'"val/ppl": [\d.]+', f'"val/ppl": {change}', text))
+    for path in tmp_path.glob("*-nope-*-s[3-5]-*"):
+        (path / "results.json").unlink()
+        write_status(path, "failed", error="Training diverged at step 40: the loss is nan")
+    baseline = "baseline=[pos_encoding=rope]"
+    assert main([str(tmp_path), "formats=[csv,md,html]", "metrics=[val/ppl,params/total]", baseline]) == 0
+    shown = capsys.readouterr().out
+    words = {"alibi": "2 of 7 seeds have no finite val/ppl", "nope": "3 of 7 seeds diverged"}
+    table = {line["group"]: line for line in read_table(tmp_path / "report" / "main.csv")}
+    compared = {line["group"]: line for line in read_table(tmp_path / "report" / "comparisons.csv")}
+    for place, (group, reason) in enumerate(words.items()):
+        assert shown.splitlines()[place].startswith(f"{group}: {reason}.")
+        assert table[group]["verdict"] == compared[group]["verdict"] == table[group]["missing"] == reason
+        assert (table[group]["seeds"], table[group]["val/ppl mean"]) == ("5" if group == "alibi" else "4", "")
+        assert table[group]["params/total mean"] == "3700000.0"
+        assert compared[group]["difference"] == compared[group]["p"] == compared[group]["group mean"] == ""
+    assert (table["rope_alibi"]["verdict"], table["rope_alibi"]["seeds"]) == ("better", "7")
+    (best,) = [line for line in (tmp_path / "report" / "main.md").read_text().splitlines() if "**" in line]
+    assert "rope_alibi" in best
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "nope (3 of 7 seeds diverged)" in page
+
+
 def test_runs_that_do_not_compare_get_separate_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_runs(tmp_path, grid(pos_encoding=["rope", "alibi"], **{"data.vocab_size": [1024, 2048]}), tables=False)
     assert main([str(tmp_path), "formats=[csv,html]"]) == 0
@@ -158,8 +190,10 @@ def test_two_sweeps_show_the_noise_of_repeats(sweep: Path, tmp_path: Path, capsy
         (["by=pos_encodin"], "did you mean pos_encoding"),
         (["confidence=high"], "expected a number"),
         (["confidence=1.5"], "between 0 and 1"),
+        (["family=all"], "expected report or table"),
+        (["interval=bootstrap"], "interval=bootstrap needs 20 paired seeds"),
         (["verdict=strict"], "expected one of: interval, published"),
-        (["verdict.alfa=0.1"], "did you mean verdict.alpha"),
+        (["verdict.least_seed=4"], "did you mean verdict.least_seeds"),
         (["formats=[pdf]"], "expected one of: csv, md, tex, html, svg, png"),
         (["where=[attention]"], "expected key=value"),
         (["where=[attnetion=mha]"], "did you mean attention"),
