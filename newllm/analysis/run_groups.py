@@ -76,7 +76,7 @@ class Group:
         """Seed -> why it has no finite value: "diverged", "failed", "are unreadable", "have no (finite) METRIC".
 
         A finished run without the metric counts as missing only if it has the evaluators that all runs with the metric
-        have, and did not score other tokens. Empty for a metric that no run of the group has, unless all of them are lost.
+        have, and did not score other tokens. Empty for a metric that no finished run of the group has, if there is any.
         """
         if metric not in self._missing:
             self._missing[metric] = dict(sorted(self._find_missing(metric).items()))
