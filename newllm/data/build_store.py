@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,32 @@ from newllm.data.token_store import Store, StreamWriter, open_store, token_dtype
 from newllm.data.tokenizer import Tokenizer, identity, pretrained, train_bpe
 from newllm.errors import ConfigError
 
-STORE_RULE = 1  # incremented when the same corpus comes to give another store
+STORE_RULE = 2  # incremented when the same corpus comes to give another store
 TOKENIZER_RULE = 1  # incremented when the same text comes to give another tokenizer
 BATCH_CHARS = 1 << 20  # text encoded at once
 COPIED_TOKENS = 1 << 20  # tokens copied at once
 BYTES_PER_TOKEN = 6.0  # first guess of the text that a budget of tokens needs; doubled until it suffices
 
 Writers = dict[str, StreamWriter]
+
+
+@dataclass
+class Losses:
+    """What a tokenizer loses of the validation text."""
+
+    tokens: int = 0
+    unknown: int = 0
+    changed: bool = False  # some text does not come back from its ids
+
+    def add(self, tokenizer: Tokenizer, text: str, ids: np.ndarray) -> None:
+        self.tokens += len(ids)
+        self.unknown += int((ids == tokenizer.unknown_id).sum()) if tokenizer.unknown_id is not None else 0
+        self.changed = self.changed or tokenizer.decode(ids.tolist()).removeprefix(" ") != text.removeprefix(" ")
+
+    def __str__(self) -> str:
+        if self.unknown:
+            return f"loses text ({self.unknown / self.tokens:.2%} of the tokens are unknown words)"
+        return "loses text (not all case, spaces and characters come back from its ids)" if self.changed else ""
 
 
 def store_of(corpus: Corpus, cache: Path) -> tuple[Store, list[str]]:
@@ -76,21 +96,32 @@ def _fill(corpus: Corpus, folder: Path, cache: Path, made_from: dict[str, Any]) 
     else:
         tokenizer = pretrained(corpus.tokenizer, cache)
     if corpus.eot and tokenizer.eot_id is None:
-        raise ConfigError(f"data.tokenizer={corpus.tokenizer} has no end-of-text token; type data.eot=false")
+        raise ConfigError(
+            f"data.tokenizer={corpus.tokenizer} names no end-of-text token, which separates documents; type "
+            "data.eot=false, or add a tokenizer_config.json with its eos_token"
+        )
     tokenizer.save(folder)
     dtype = token_dtype(tokenizer.vocab_size)
+    losses = Losses()
     if layout == "document":
         assert documents is not None
-        writers = _write_in_hash_order(corpus, documents, tokenizer, folder)
+        writers = _write_in_hash_order(corpus, documents, tokenizer, folder, losses)
     else:
         budget, names = budget_of(corpus, layout), ["all"] if layout == "prefix" else ["train", "val"]
-        writers = {name: StreamWriter(folder, name, dtype, budget.get(name)) for name in names}
-        _encode(_sides(corpus, layout, writers), tokenizer, corpus.eot, writers)
+        writers = {
+            name: StreamWriter(folder, name, dtype, budget.get(name), _counts_bytes(name, tokenizer)) for name in names
+        }
+        _encode(_sides(corpus, layout, writers), tokenizer, corpus.eot, writers, losses)
     lengths = {name: writer.length for name, writer in writers.items()}
     check_lengths(corpus, layout, lengths)
-    write_meta(folder, layout, [*writers], dtype, made_from)
+    write_meta(folder, layout, [*writers], dtype, made_from, str(losses))
     seconds = time.monotonic() - started
     say(f"token store built: {sum(lengths.values()):,} tokens in {seconds:.1f} s ({folder.with_suffix('')})")
+
+
+def _counts_bytes(stream: str, tokenizer: Tokenizer) -> bool:
+    """Whether a stream has the bytes of each token: validation text needs them where ids do not tell."""
+    return not stream.startswith("train") and not tokenizer.exact
 
 
 def _auto_tokenizer(corpus: Corpus, layout: Layout, documents: Survey | None, cache: Path) -> Tokenizer:
@@ -187,7 +218,9 @@ def _sides(corpus: Corpus, layout: Layout, writers: Writers) -> Iterator[tuple[s
             yield "val", piece
 
 
-def _write_in_hash_order(corpus: Corpus, documents: Survey, tokenizer: Tokenizer, folder: Path) -> Writers:
+def _write_in_hash_order(
+    corpus: Corpus, documents: Survey, tokenizer: Tokenizer, folder: Path, losses: Losses
+) -> Writers:
     """Write both sides of a split by document in the order of hashes, so that a budget takes a fair sample.
 
     Documents are encoded in the corpus' order into rough streams, which are then copied in the order of hashes.
@@ -206,14 +239,15 @@ def _write_in_hash_order(corpus: Corpus, documents: Survey, tokenizer: Tokenizer
         }
         wanted = np.zeros(len(validates), dtype=bool)
         wanted[np.concatenate([*chosen.values()])] = True
-        rough = {side: StreamWriter(folder, f"{side}.rough", dtype) for side in orders}
+        counting = {side: _counts_bytes(side, tokenizer) for side in orders}
+        rough = {side: StreamWriter(folder, f"{side}.rough", dtype, None, counting[side]) for side in orders}
         pieces = (("val" if validates[n] else "train", piece) for n, piece in numbered(corpus) if wanted[n])
-        _encode(pieces, tokenizer, corpus.eot, rough)
+        _encode(pieces, tokenizer, corpus.eot, rough, losses)
         enough = all(
             rough[side].length >= needed or len(chosen[side]) == len(orders[side]) for side, needed in budget.items()
         )
         bytes_per_token *= 2
-    writers = {side: StreamWriter(folder, side, dtype, budget.get(side)) for side in orders}
+    writers = {side: StreamWriter(folder, side, dtype, budget.get(side), counting[side]) for side in orders}
     for side, writer in writers.items():
         lengths = np.frombuffer(rough[side].document_tokens, dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
@@ -225,39 +259,59 @@ def _write_in_hash_order(corpus: Corpus, documents: Survey, tokenizer: Tokenizer
                 count = min(length - done, COPIED_TOKENS)
                 # Read, since mapped pages would count as memory of this process.
                 ids = np.fromfile(rough[side].path, dtype, count, offset=(start + done) * dtype.itemsize)
-                writer.write(ids, 0 if done else rough[side].document_bytes[place], last=done + count == length)
+                counts, path = None, rough[side].bytes_path
+                if path is not None:
+                    counts = np.fromfile(path, np.uint32, count, offset=(start + done) * 4)
+                last = done + count == length
+                writer.write(ids, 0 if done else rough[side].document_bytes[place], last, counts)
         writer.close()
     for path in folder.glob("*.rough.*"):
         path.unlink()
     return writers
 
 
-def _encode(pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, eot: bool, writers: Writers) -> None:
+def _encode(
+    pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, eot: bool, writers: Writers, losses: Losses
+) -> None:
     """Encode the pieces into their writers, then close the writers."""
     dtype = token_dtype(tokenizer.vocab_size)
     ending = np.array([tokenizer.eot_id] if eot else [], dtype=dtype)
+    counting = {side for side, writer in writers.items() if writer.bytes_path is not None}
     with progress("encoding", "tokens") as show:
-        for side, piece, ids in _encoded(pieces, tokenizer, dtype):
+        for side, piece, ids, counts in _encoded(pieces, tokenizer, dtype, counting):
+            if counts is not None:
+                losses.add(tokenizer, piece.text, ids)
+                counts = np.append(counts, [0] * len(ending)) if piece.last else counts
             ids = np.append(ids, ending) if piece.last else ids
-            writers[side].write(ids, len(piece.text.encode()), piece.last)
+            writers[side].write(ids, len(piece.text.encode()), piece.last, counts)
             show(sum(writer.length for writer in writers.values()))
     for writer in writers.values():
         writer.close()
 
 
-Encoded = tuple[str, Piece, np.ndarray]
+Encoded = tuple[str, Piece, np.ndarray, np.ndarray | None]
 
 
-def _encoded(pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, dtype: np.dtype) -> Iterator[Encoded]:
-    """Each piece with its ids, in order. Two batches are encoded on all cores while the next one is read."""
+def _encoded(
+    pieces: Iterable[tuple[str, Piece]], tokenizer: Tokenizer, dtype: np.dtype, counting: Collection[str] = ()
+) -> Iterator[Encoded]:
+    """Each piece with its ids, in order, and in the streams `counting` with the bytes that each id stands for.
+
+    Two batches are encoded on all cores while the next one is read.
+    """
 
     def encode(batch: list[tuple[str, Piece]]) -> list[Encoded]:
-        texts = [piece.text for _, piece in batch]
-        encodings = tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [
-            (side, piece, np.array(encoding.ids, dtype=dtype))
-            for (side, piece), encoding in zip(batch, encodings, strict=True)
-        ]
+        fast = [piece.text for side, piece in batch if side not in counting]
+        plain = iter(tokenizer.backend.encode_batch_fast(fast, add_special_tokens=False))
+        counted = iter(tokenizer.encode_with_bytes([piece.text for side, piece in batch if side in counting]))
+        encoded: list[Encoded] = []
+        for side, piece in batch:
+            if side in counting:
+                ids, counts = next(counted)
+                encoded.append((side, piece, ids.astype(dtype), counts))
+            else:
+                encoded.append((side, piece, np.array(next(plain).ids, dtype=dtype), None))
+        return encoded
 
     pending: deque[Future[list[Encoded]]] = deque()
     batch: list[tuple[str, Piece]] = []

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,8 @@ from newllm.seeding import stream
 if TYPE_CHECKING:
     import torch
 
+BytesAt = Callable[[np.ndarray], np.ndarray]  # places of tokens -> UTF-8 bytes of text that they stand for, int64
+
 
 class Rows:
     """Rows of seq_len tokens from a memory-mapped stream, followed by rows held in memory (the facts).
@@ -32,6 +34,7 @@ class Rows:
     inputs, labels: int64 [rows in memory, seq_len].
     text: all tokens of this side as one run [N], including the rest that fills no row; None if the rows are scattered.
     passkeys: writes passkeys into some rows of the stream; None if there are none.
+    text_start: place in `tokens` of the first token of `text`. bytes_at: of places in `tokens`.
     """
 
     def __init__(
@@ -42,12 +45,15 @@ class Rows:
         inputs: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         text: np.ndarray | None = None,
+        text_start: int = 0,
+        bytes_at: BytesAt | None = None,
     ) -> None:
         no_rows = np.empty((0, seq_len), dtype=np.int64)
         self.tokens, self.starts, self.seq_len, self.text = tokens, starts, seq_len, text
         self.inputs = no_rows if inputs is None else inputs
         self.labels = no_rows if labels is None else labels
         self.passkeys: PasskeyRows | None = None
+        self.text_start, self.bytes_at = text_start, bytes_at
 
     def __len__(self) -> int:
         return len(self.starts) + len(self.inputs)
@@ -56,6 +62,11 @@ class Rows:
     def scored(self) -> int:
         """Number of labels scored in one pass over the rows."""
         return len(self.starts) * self.seq_len + int((self.labels != IGNORED).sum())
+
+    def text_bytes(self, places: np.ndarray) -> np.ndarray:
+        """UTF-8 bytes of text that the tokens at these places of `text` stand for, int64 in the shape of `places`."""
+        assert self.bytes_at is not None
+        return self.bytes_at(places + self.text_start)
 
     def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and labels, int64 [B, T], of the rows `indices` [B]. Labels of -100 are not scored."""
@@ -90,6 +101,8 @@ class Dataset:
     counts: metric name -> number (data/train_tokens: labels scored in one epoch, including facts).
     notes: lines for the user, e.g. that the published split leaks.
     fingerprint: equal fingerprints mean equal rows in equal order, so the same seed gives the same batches.
+    val_bytes: UTF-8 bytes of the text that the scored validation labels stand for.
+    tokenizer_notes: what the user should know about the tokenizer, such as "loses text (…)".
     """
 
     train: Rows
@@ -98,7 +111,9 @@ class Dataset:
     facts: ReversalFacts | None
     counts: dict[str, float]
     fingerprint: str
+    val_bytes: int
     notes: list[str] = field(default_factory=list)
+    tokenizer_notes: list[str] = field(default_factory=list)
 
     @property
     def val_tokens(self) -> np.ndarray:
@@ -154,8 +169,9 @@ def prepare(
     if corpus.val_joint is not None and corpus.val_documents is not None:  # joined into one document in the store
         documents += corpus.val_documents[1] - corpus.val_documents[0]
     # Bytes of the validation labels, summed in chunks to bound memory.
-    chunks = np.array_split(np.arange(len(val)), len(val) * corpus.seq_len // 1_000_000 + 1)
-    val_bytes = sum(int(store.tokenizer.token_bytes[val.arrays(chunk)[1]].sum()) for chunk in chunks)
+    assert val.bytes_at is not None
+    chunks = np.array_split(val.starts, len(val) * corpus.seq_len // 1_000_000 + 1)
+    val_bytes = sum(int(val.bytes_at(starts[:, None] + np.arange(1, corpus.seq_len + 1)).sum()) for starts in chunks)
     counts = {
         "data/train_tokens": train.scored,
         "data/val_tokens": val.scored,
@@ -173,7 +189,8 @@ def prepare(
     fingerprint = hashlib.sha256(json.dumps([sorted(store.checksums.items()), split]).encode())
     fingerprint.update(train.inputs.tobytes())
     fingerprint.update(train.labels.tobytes())
-    return Dataset(train, val, store.tokenizer, facts, counts, fingerprint.hexdigest(), notes)
+    about = [*filter(None, [store.losses]), *store.tokenizer.traits]
+    return Dataset(train, val, store.tokenizer, facts, counts, fingerprint.hexdigest(), val_bytes, notes, about)
 
 
 def split_rows(corpus: Corpus, store: Store) -> tuple[Rows, Rows, float, list[str]]:
@@ -183,9 +200,10 @@ def split_rows(corpus: Corpus, store: Store) -> tuple[Rows, Rows, float, list[st
     if store.layout != "prefix":
         sides = []
         for side, budget in zip(("train", "val"), corpus.rows, strict=True):
-            tokens = store.streams[side].tokens
-            count = (len(tokens) - 1) // length if budget is None else budget
-            sides.append(Rows(tokens, np.arange(count) * length, length, text=tokens))
+            stream = store.streams[side]
+            count = (len(stream.tokens) - 1) // length if budget is None else budget
+            starts = np.arange(count) * length
+            sides.append(Rows(stream.tokens, starts, length, text=stream.tokens, bytes_at=stream.bytes_at))
         return sides[0], sides[1], 0.0, []
     whole = store.streams["all"]
     training, validation = corpus.rows
@@ -200,7 +218,9 @@ def split_rows(corpus: Corpus, store: Store) -> tuple[Rows, Rows, float, list[st
 
         rows = torch.randperm(total, generator=torch.Generator().manual_seed(corpus.split_seed)).numpy()
     starts = rows.astype(np.int64) * length
-    train, val = Rows(whole.tokens, starts[:training], length), Rows(whole.tokens, starts[training:], length)
+    train, val = (
+        Rows(whole.tokens, part, length, bytes_at=whole.bytes_at) for part in (starts[:training], starts[training:])
+    )
     leak = _shared_documents(whole.document_tokens, train.starts, val.starts, length)
     if corpus.split == "chunks":
         note = (
@@ -209,7 +229,7 @@ def split_rows(corpus: Corpus, store: Store) -> tuple[Rows, Rows, float, list[st
         )
         return train, val, leak, [note]
     train.text = whole.tokens[: training * length + 1]
-    val.text = whole.tokens[training * length : total * length + 1]
+    val.text, val.text_start = whole.tokens[training * length : total * length + 1], training * length
     if corpus.split == "contiguous":
         return train, val, leak, []
     note = (

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from newllm.errors import ConfigError
 FILE = "tokenizer.json"
 META = "tokenizer.meta.json"
 EOT = "<|endoftext|>"  # of a tokenizer trained here
+ENDS = (EOT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")  # end-of-text tokens, for a tokenizer that names none as such
 
 
 class Tokenizer:
@@ -29,9 +29,9 @@ class Tokenizer:
 
     vocab_size: number of ids of the model (the configured size of the auto tokenizer, even if its text gave fewer).
     eot_id: end-of-text, or None.
-    token_bytes: int64 [vocab_size], UTF-8 bytes of text per id; 0 for end-of-text and special ids.
-        Their sum over an encoded text is the length of the text, exactly, for byte-level BPE
-        (of the normalised text, where the tokenizer normalises).
+    token_bytes: int64 [vocab_size], UTF-8 bytes of text per id, 0 for special ids, of a byte-level vocabulary; else
+        None, since ids do not say which text they stand for (unknown words, case, spaces): see `encode_with_bytes`.
+    exact: the sum of token_bytes over an encoded text is always the length of the text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, vocab_size: int, eot: str | None) -> None:
@@ -42,7 +42,12 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self.eot = eot
         self.eot_id: int | None = backend.token_to_id(eot) if eot is not None else None
-        self.token_bytes = _token_bytes(backend, vocab_size)
+        spec = json.loads(backend.to_str())
+        self.token_bytes = _token_bytes(spec, backend.get_vocab(), vocab_size)
+        self.exact = self.token_bytes is not None and _keeps_all_bytes(spec)
+        unknown = spec["model"].get("unk_token")
+        self.unknown_id = backend.token_to_id(unknown) if unknown else spec["model"].get("unk_id")
+        self.traits = _traits(spec, backend)  # what the tokenizer does beside encoding text, for the user
 
     @cached_property
     def digest(self) -> str:
@@ -51,6 +56,25 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_with_bytes(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each text its ids int64 [N], and the UTF-8 bytes of the text that each id stands for, int64 [N].
+
+        A token stands for the text from the end of the one before it to its own end, the last one to the end of the
+        text: spaces and characters that the tokenizer drops count with the next token, and the sum is the length of
+        the text, whatever the tokenizer. (Without any token, nothing is counted.)
+        """
+        pairs = []
+        for text, encoding in zip(texts, self.backend.encode_batch(list(texts), add_special_tokens=False), strict=True):
+            ids, size = np.array(encoding.ids, dtype=np.int64), len(text.encode())
+            counts = np.zeros(0, dtype=np.int64) if self.token_bytes is None else self.token_bytes[ids]
+            if counts.sum() != size and len(ids):
+                ends = _bytes_before(text)[[end for _, end in encoding.offsets]]
+                ends = np.maximum.accumulate(ends)
+                ends[-1] = size
+                counts = np.diff(ends, prepend=0)
+            pairs.append((ids, counts))
+        return pairs
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=False)
@@ -100,19 +124,21 @@ def pretrained(name: str, cache: Path) -> Tokenizer:
 
 
 def identity(name: str) -> str:
-    """Identifies a Hugging Face tokenizer in the cache: by name, or by the content of its folder."""
-    found = content_hash(name, group_of("data").paths["tokenizer"]) if Path(name).expanduser().is_dir() else None
+    """Identifies a Hugging Face tokenizer in the cache: by name, or by the content of its folder or tokenizer.json."""
+    found = content_hash(name, group_of("data").paths["tokenizer"]) if Path(name).expanduser().exists() else None
     return f"folder:{found}" if found else f"hub:{name}"
 
 
 def _from_transformers(name: str) -> Tokenizer:
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if folder.is_file() and folder.name != FILE:
+        raise ConfigError(f"data.tokenizer={name} is a file of another name than {FILE}; rename it, or name a folder")
+    if folder.exists():
         source = _read(str(folder))
     elif name.count("/") > 1 or name.startswith(("/", ".", "~")):
         raise ConfigError(
-            f"data.tokenizer={name} does not exist; expected auto, the name of a Hugging Face tokenizer or a folder "
-            "with its tokenizer.json; type data.tokenizer=auto"
+            f"data.tokenizer={name} does not exist; expected auto, the name of a Hugging Face tokenizer, a folder with "
+            "its tokenizer.json or that file; type data.tokenizer=auto"
         )
     else:
         try:
@@ -138,7 +164,8 @@ def _from_transformers(name: str) -> Tokenizer:
             "or type data.tokenizer=auto"
         )
     size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    return Tokenizer(backend, size, source.eos_token)
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    return Tokenizer(backend, size, source.eos_token or next((token for token in ENDS if token in special), None))
 
 
 def _read(name: str, **options: Any) -> Any:
@@ -146,6 +173,8 @@ def _read(name: str, **options: Any) -> Any:
     import transformers
 
     try:
+        if Path(name).is_file():
+            return transformers.PreTrainedTokenizerFast(tokenizer_file=name)
         return transformers.AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # many kinds from several libraries
         reason = " ".join(str(error).split())[:200]
@@ -155,19 +184,65 @@ def _read(name: str, **options: Any) -> Any:
         ) from error
 
 
-def _token_bytes(backend: tokenizers.Tokenizer, size: int) -> np.ndarray:
-    spec = json.loads(backend.to_str())
-    prefix = (spec.get("model") or {}).get("continuing_subword_prefix")
-    byte_level = '"type": "ByteLevel"' in json.dumps([spec.get("decoder"), spec.get("pre_tokenizer")])
-    byte_fallback = re.compile(r"<0x[0-9A-F]{2}>")
+def _token_bytes(spec: Mapping[str, Any], vocab: Mapping[str, int], size: int) -> np.ndarray | None:
+    """Bytes per id of a byte-level BPE, whose tokens have a character of GPT-2's byte alphabet per byte; else None."""
+    model = spec["model"]
+    affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    whole_alphabet = vocab.keys() >= {*pre_tokenizers.ByteLevel.alphabet()}
+    if model["type"] != "BPE" or affixes or not whole_alphabet or "ByteLevel" not in _types(spec.get("pre_tokenizer")):
+        return None
     lengths = np.zeros(size, dtype=np.int64)
-    for token, index in backend.get_vocab().items():
-        if byte_level:  # one character of the GPT-2 byte alphabet per byte
-            lengths[index] = len(token)
-        elif prefix:  # WordPiece: a word follows a space, a continuation does not
-            lengths[index] = len(token.removeprefix(prefix).encode()) + (not token.startswith(prefix))
-        else:  # SentencePiece, whose space is U+2581
-            lengths[index] = 1 if byte_fallback.fullmatch(token) else len(token.replace("\u2581", " ").encode())
-    for added in spec.get("added_tokens", []):  # written as they are, e.g. GPT-NeoX's runs of spaces
+    for token, index in vocab.items():
+        lengths[index] = len(token)
+    for added in spec["added_tokens"]:  # written as they are, e.g. GPT-NeoX's runs of spaces
         lengths[added["id"]] = 0 if added["special"] else len(added["content"].encode())
     return lengths
+
+
+def _keeps_all_bytes(spec: Mapping[str, Any]) -> bool:
+    """Whether no step before a byte-level BPE can change, add or remove a character."""
+    steps = _steps(spec.get("pre_tokenizer"))
+    return (
+        not _steps(spec.get("normalizer"))
+        and not any(added["lstrip"] or added["rstrip"] for added in spec["added_tokens"])
+        and all(step["type"] in ("ByteLevel", "Split", "Digits", "Punctuation") for step in steps)
+        and not any(step.get("behavior") == "Removed" or step.get("add_prefix_space") for step in steps)
+    )
+
+
+def _traits(spec: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[str]:
+    """What a tokenizer does beside encoding text, such as "draws its tokens at random (dropout 0.1)"."""
+    traits = []
+    if dropout := spec["model"].get("dropout"):
+        traits.append(f"draws its tokens at random (dropout {dropout:g}), so another cache holds other tokens")
+    steps = [*_steps(spec.get("normalizer")), *_steps(spec.get("pre_tokenizer"))]
+    if any(
+        step["type"] == "Prepend"
+        or step.get("prepend_scheme", "never") != "never"
+        or (step["type"] == "ByteLevel" and step.get("add_prefix_space"))
+        for step in steps
+    ):
+        traits.append("adds a space before every text")
+    added = len(backend.encode("a", add_special_tokens=True)) - len(backend.encode("a", add_special_tokens=False))
+    if added:
+        traits.append(f"adds {added} token{'s' * (added > 1)} to a text by itself, left out here")
+    return traits
+
+
+def _steps(node: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, those of sequences one by one."""
+    if node is None:
+        return []
+    inner = node.get("normalizers") or node.get("pretokenizers")
+    return [step for part in inner for step in _steps(part)] if inner else [node]
+
+
+def _types(node: Mapping[str, Any] | None) -> set[str]:
+    return {step["type"] for step in _steps(node)}
+
+
+def _bytes_before(text: str) -> np.ndarray:
+    """UTF-8 bytes of the first n characters, for n from 0 to len(text), int64."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    sizes = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
+    return np.concatenate(([0], np.cumsum(sizes)))

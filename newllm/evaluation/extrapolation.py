@@ -201,8 +201,7 @@ def _scored(subject: Subject, part: Part) -> str:
 def _numbers(subject: Subject, part: Part, losses: np.ndarray) -> dict[str, Any]:
     """The columns of the table that describe the losses [N, scored]."""
     loss, se = _mean(losses)
-    targets = subject.data.val_tokens[_targets(part)]
-    text_bytes = int(subject.data.tokenizer.token_bytes[targets].sum())
+    text_bytes = int(subject.data.val.text_bytes(_targets(part)).sum())
     bits_per_byte = loss * losses.size / math.log(2) / max(text_bytes, 1)
     sizes = {"tokens": losses.size, "loss": loss, "se": se, "ppl": math.exp(loss)}
     return {**sizes, "bytes": text_bytes, "bits_per_byte": bits_per_byte}

@@ -130,23 +130,21 @@ class Subject:
 
     def token_losses(self) -> tuple[np.ndarray, np.ndarray]:
         """Nats float32 [N, T] of the validation labels, and a bool mask [N, T] of the scored ones."""
-        return self._scored[:2]
+        return self._scored
 
     def scored_bytes(self) -> int:
-        """UTF-8 bytes of the scored validation labels."""
-        _, mask, labels = self._scored
-        return int(self.data.tokenizer.token_bytes[labels[mask]].sum())
+        """UTF-8 bytes of the text that the scored validation labels stand for."""
+        return self.data.val_bytes
 
     @cached_property
-    def _scored(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _scored(self) -> tuple[np.ndarray, np.ndarray]:
         self.model.eval()
-        losses, labels = [], []
+        losses, masks = [], []
         for batch_inputs, batch_labels in self.batches(self.rows):
             with self.reading() as model:
                 losses.append(_losses(model, batch_inputs, batch_labels).cpu().numpy())
-            labels.append(batch_labels.cpu().numpy().astype(np.int32))
-        all_labels = np.concatenate(labels)
-        return np.concatenate(losses), all_labels != IGNORED, all_labels
+            masks.append((batch_labels != IGNORED).cpu().numpy())
+        return np.concatenate(losses), np.concatenate(masks)
 
     def bits_per_byte(self) -> float:
         """Sum of the nats of all scored labels / ln 2 / their UTF-8 bytes."""

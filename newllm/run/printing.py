@@ -41,7 +41,8 @@ def header(run: Run) -> None:
         "pos_encoding": _chosen(cfg, "pos_encoding"),
         "attention": _chosen(cfg, "attention"),
         "data": f"{choices.data}, {rows}",
-        "tokens": f"{tokens}; tokenizer {cfg.data.tokenizer} with {data.tokenizer.vocab_size:,} ids",
+        "tokens": f"{tokens}; tokenizer {cfg.data.tokenizer} with {data.tokenizer.vocab_size:,} ids"
+        + "".join(f"; it {note}" for note in data.tokenizer_notes),
         "facts": f"{choices.facts}  {_options(cfg.facts)}",
         **{group: _chosen(cfg, group) for stage in stages(cfg) for group in (stage, *parts_of(stage, cfg))},
         "optim": f"{choices.optim}  {_options(cfg.optim)}",

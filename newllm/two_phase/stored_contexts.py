@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from newllm.data.dataset import Dataset, Rows
+from newllm.data.dataset import BytesAt, Dataset, Rows
 from newllm.data.facts import IGNORED
 from newllm.model.language_model import LanguageModel
 from newllm.precision import Precision, autocast
@@ -123,8 +123,9 @@ class StreamRows(Rows):
     Labels are the next tokens, N - 1 in total. The last row is padded with the last token, without scored labels.
     """
 
-    def __init__(self, tokens: np.ndarray, seq_len: int) -> None:
-        super().__init__(tokens, np.arange(0, max(len(tokens) - 1, 1), seq_len), seq_len, text=tokens)
+    def __init__(self, tokens: np.ndarray, seq_len: int, bytes_at: BytesAt | None = None) -> None:
+        starts = np.arange(0, max(len(tokens) - 1, 1), seq_len)
+        super().__init__(tokens, starts, seq_len, text=tokens, bytes_at=bytes_at)
 
     @property
     def scored(self) -> int:
@@ -164,15 +165,17 @@ class ContextRows(StreamRows):
 
 def as_streams(data: Dataset) -> Dataset:
     """The same training and validation text as consecutive rows; raises ConfigError if data.split=chunks."""
-    train, val = (StreamRows(data.stream(side), data.train.seq_len) for side in ("train", "val"))
+    train = StreamRows(data.stream("train"), data.train.seq_len, data.train.text_bytes)
+    val = StreamRows(data.stream("val"), data.train.seq_len, data.val.text_bytes)
+    val_bytes = int(val.text_bytes(np.arange(1, len(val.tokens))).sum())
     counts = {
         "data/train_tokens": train.scored,
         "data/val_tokens": val.scored,
         "data/train_rows": len(train),
         "data/val_rows": len(val),
-        "data/bytes_per_token": int(data.tokenizer.token_bytes[val.tokens[1:]].sum()) / val.scored,
+        "data/bytes_per_token": val_bytes / val.scored,
     }
-    return replace(data, train=train, val=val, counts={**data.counts, **counts})
+    return replace(data, train=train, val=val, counts={**data.counts, **counts}, val_bytes=val_bytes)
 
 
 def with_contexts(data: Dataset, train: Tensor, val: Tensor) -> Dataset:

@@ -31,8 +31,9 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ids_are_the_tokenizers_in_the_order_of_the_pieces(tokenizer: Tokenizer, texts: list[str]) -> None:
     pieces = [(f"side {i % 3}", Piece(text)) for i, text in enumerate([*texts, "", "é\n", "<|endoftext|>", "日本 🙂"])]
     encoded = list(build_store._encoded(pieces, tokenizer, U16))
-    assert [(side, piece) for side, piece, _ in encoded] == pieces
-    for _, piece, ids in encoded:
+    assert [(side, piece) for side, piece, _, _ in encoded] == pieces
+    for _, piece, ids, counts in encoded:
+        assert counts is None
         assert ids.dtype == U16
         assert ids.tolist() == tokenizer.encode(piece.text)
 
@@ -65,11 +66,11 @@ def test_an_error_of_the_corpus_is_raised(tokenizer: Tokenizer, texts: list[str]
 def test_a_forked_process_encodes_too(tokenizer: Tokenizer, texts: list[str]) -> None:
     """Threads of `tokenizers` do not survive a fork; a worker forked from a process that has encoded must not hang."""
     pieces = [("train", Piece(text)) for text in texts[:4]]
-    expected = [ids.tolist() for _, _, ids in build_store._encoded(pieces, tokenizer, U16)]
+    expected = [ids.tolist() for _, _, ids, _ in build_store._encoded(pieces, tokenizer, U16)]
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(
-        target=lambda: sender.send([ids.tolist() for _, _, ids in build_store._encoded(pieces, tokenizer, U16)])
+        target=lambda: sender.send([ids.tolist() for _, _, ids, _ in build_store._encoded(pieces, tokenizer, U16)])
     )
     child.start()
     assert receiver.poll(60), "the forked process hangs"

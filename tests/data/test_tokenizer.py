@@ -45,15 +45,6 @@ def test_added_tokens_count_their_own_bytes(auto: Tokenizer) -> None:
     assert int(tokenizer.token_bytes[ids].sum()) == len(text.encode())
 
 
-def test_wordpiece_and_byte_fallback_have_sensible_lengths() -> None:
-    wordpiece = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2}, unk_token="[UNK]"))
-    wordpiece.decoder = decoders.WordPiece()
-    assert Tokenizer(wordpiece, 3, None).token_bytes.tolist()[1:] == [5, 3]  # " play", "ing"
-    sentencepiece = tokenizers.Tokenizer(models.BPE({"<0x0A>": 0, "\u2581the": 1, "é": 2}, [], byte_fallback=True))
-    sentencepiece.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    assert Tokenizer(sentencepiece, 3, None).token_bytes.tolist() == [1, 4, 2]
-
-
 def test_two_trainings_agree_and_are_cached(load: Load, tmp_path: Path) -> None:
     first = load(cache=tmp_path / "a").tokenizer
     second = load(cache=tmp_path / "b").tokenizer

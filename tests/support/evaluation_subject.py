@@ -36,6 +36,11 @@ class TextRows:
     inputs: np.ndarray
     labels: np.ndarray
     seq_len: int = LENGTH
+    text: np.ndarray | None = None
+
+    def text_bytes(self, places: np.ndarray) -> np.ndarray:
+        assert self.text is not None
+        return (self.text[places] != EOT).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -59,6 +64,10 @@ class TextData:
     val_tokens: np.ndarray
     facts: object = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def val_bytes(self) -> int:
+        return int(self.tokenizer.token_bytes[self.val.labels[self.val.labels != -100]].sum())
 
     def stream(self, side: str) -> np.ndarray:
         return self.val_tokens
@@ -111,6 +120,7 @@ def make_subject(encoding: str = "rope", attention: str = "mha", batch_size: int
     config = make_config(encoding, attention)
     text = inspect.getsource(textwrap)[:3001]
     train, val = rows_of(inspect.getsource(tokenize)), rows_of(text)
+    val.text = tokens_of(text)
     val.labels[1, 5:9] = -100  # labels that are not scored
     val.labels[-1, :] = -100
     val.labels[-1, 0] = EOT

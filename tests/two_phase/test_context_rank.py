@@ -41,7 +41,7 @@ DPROJ = {"embed_dim": 8, "hidden_size": 12, "num_layers": 1, "heads": 2, "mlp_si
 def subject_of(model: torch.nn.Module, text: str = TEXT) -> Subject:
     config = OmegaConf.create({"eval": {}})
     rows = StreamRows(tokens_of(text), LENGTH)
-    data = Dataset(rows, rows, None, None, {}, "")  # type: ignore[arg-type]
+    data = Dataset(rows, rows, None, None, {}, "", 0)  # type: ignore[arg-type]
     return Subject(model, data, torch.device("cpu"), nullcontext, 4, config)
 
 
