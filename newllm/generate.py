@@ -35,7 +35,7 @@ def _run(argv: list[str]) -> int:
     from newllm.run.load import load_run
 
     run = load_run(options.run)
-    if not run.directory.trained.best_checkpoint.exists():
+    if not run.checkpoint.exists():
         raise ConfigError(
             f"{options.run} has no weights yet, since its first epoch has not ended; the command that started it "
             "resumes it."

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from newllm.config.axes import axes, nodes, used_axes
 from newllm.config.catalog import plain
 from newllm.config.content import content_hash
-from newllm.config.groups import group_of, groups
+from newllm.config.groups import groups
 from newllm.errors import ConfigError
 
 SCHEMA = 1  # incremented when the same configuration comes to produce other numbers
@@ -47,7 +47,7 @@ def with_content(config: Mapping[str, Any], hash_of: HashOf = content_hash) -> d
     to read, as a name on the hub, have none.
     """
     content = dict(config.get("content") or {})
-    for key, path, patterns in _places(config):
+    for key, path, patterns in places(config):
         if key not in content and (found := hash_of(path, patterns)):
             content[key] = found
     rest = {key: value for key, value in config.items() if key != "content"}
@@ -57,11 +57,11 @@ def with_content(config: Mapping[str, Any], hash_of: HashOf = content_hash) -> d
 def changed_content(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Option and path of what is read there and has changed since its hash was put into the configuration."""
     known = config.get("content") or {}
-    found = [(key, path, content_hash(path, patterns)) for key, path, patterns in _places(config) if key in known]
+    found = [(key, path, content_hash(path, patterns)) for key, path, patterns in places(config) if key in known]
     return [(key, path) for key, path, now in found if now is not None and now != known[key]]
 
 
-def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[str]]]:
+def places(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[str]]]:
     """Dotted option, path, and the patterns of the files read there, of every option that is a path."""
     for group in groups(config).values():
         node = config.get(group.name) or {}
@@ -105,7 +105,8 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     seed = f"-s{config['seed']}" if "seed" in config else ""
     keys = dict.fromkeys(str(line).partition("=")[0] for line in config["overrides"])
     axes = [key for key in keys if key in config and not isinstance(config[key], dict) and key != "seed"]
-    options = [key for key in keys if "." in key and group_of(key.partition(".")[0], config).numbers]
+    identifying = {group.name for group in groups(config).values() if group.numbers and group.trained}
+    options = [key for key in keys if "." in key and key.partition(".")[0] in identifying]
     for key in (*axes, *options):
         part = safe_name(key.rpartition(".")[2] + _word(value_at(config, key)))
         if len("-".join([*parts, part])) + len(seed) <= 80 and part not in parts:

@@ -9,7 +9,7 @@ from newllm.config.identity import canonical, content_mark
 from newllm.config.values import signature_of
 from newllm.errors import ConfigError
 
-MAY_DIFFER = "seeds, optim, model.init_std and real-valued options of pos_encoding"
+MAY_DIFFER = "seeds, optim, eval, model.init_std and real-valued options of pos_encoding"
 _LISTED = 4  # keys in an error message
 
 Config = Mapping[str, Any]

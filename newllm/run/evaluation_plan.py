@@ -6,13 +6,16 @@ concern: for the options of a new choice, and to see which options follow an axi
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from newllm.config.axes import refuse_unused_axes
@@ -23,7 +26,7 @@ from newllm.config.identity import canonical, changed, effective, value_at, with
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import check_values
 from newllm.errors import ConfigError
-from newllm.store.run_directory import RunDirectory
+from newllm.store.run_directory import LOADER, RunDirectory
 
 _GROUPS = groups().values()
 FREE_CHOICES = tuple(group.name for group in _GROUPS if group.evaluate == "any")  # groups whose choice may change
@@ -31,6 +34,7 @@ FREE_GROUPS = tuple(group.name for group in _GROUPS if group.evaluate in ("any",
 FREE_OPTIONS = tuple(
     f"{group.name}.{option}" for group in _GROUPS for option in group.evaluate if group.name not in FREE_GROUPS
 )
+_EVAL_BLOCK = re.compile(r"^eval:\n(?: .*\n)+", re.MULTILINE)
 FIXED_OPTIONS = tuple(f"{group.name}.{option}" for group in _GROUPS for option in group.kept)
 
 
@@ -125,6 +129,26 @@ def plan_from_config(
     settings = _changed_settings(given, config, unresolved, changes)
     repeats = all(key.partition(".")[0] == "runtime" for key in given.keys)
     return EvaluationPlan(run, trained, config, changes, settings, repeats)
+
+
+def missing_evaluators(run: RunDirectory, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the evaluators `wanted` (name -> options) whose results the finished run doesn't have."""
+    called = [_evaluators_of_training(run), *(line["eval"] for line in run.evaluated())]
+    known = {(name, str(canonical(options))) for evaluators in called for name, options in evaluators.items()}
+    return {name: options for name, options in wanted.items() if (name, str(canonical(options))) not in known}
+
+
+def _evaluators_of_training(run: RunDirectory) -> dict[str, Any]:
+    """The evaluators in the run's config.yaml, without parsing the rest, and equal ones once: for large sweeps."""
+    with suppress(OSError, ValueError):
+        if block := _EVAL_BLOCK.search(run.config_file.read_text(encoding="utf-8")):
+            return _parsed(block[0])
+    return dict(run.config()["eval"])
+
+
+@cache
+def _parsed(block: str) -> dict[str, Any]:
+    return dict(yaml.load(block, Loader=LOADER)["eval"])
 
 
 def parse_overrides(overrides: Sequence[str], config_dir: str | Path | None = None) -> Overrides:

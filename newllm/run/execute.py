@@ -31,11 +31,14 @@ from newllm.errors import (
 )  # fmt: skip
 from newllm.evaluation import Findings, evaluate, judge
 from newllm.run import printing
+from newllm.run.evaluation_plan import EvaluationPlan, missing_evaluators
 from newllm.run.follower import follow
 from newllm.run.prepare import counts, prepare, subject
+from newllm.run.reevaluate import reevaluate
 from newllm.run.stage import StageResult, run_stages
 from newllm.runtime import Place
 from newllm.store.environment import describe
+from newllm.store.output_folder import check_run_folder
 from newllm.store.run_directory import RunDirectory, metrics_of
 from newllm.streams import go_on_without_output
 from newllm.training import causality
@@ -69,7 +72,8 @@ def run(cfg: DictConfig) -> int:
 def execute(cfg: DictConfig, signals: Signals, packed: StepMaker | None = None) -> int:
     """Do a run until `signals` stop it; returns the exit status.
 
-    A finished run shows its stored results; an interrupted one resumes from its last checkpoint.
+    A finished run is given the evaluators that it lacks and shows its results; an interrupted one resumes from its last
+    checkpoint.
 
     packed: makes the training steps together with those of other runs.
 
@@ -82,22 +86,26 @@ def execute(cfg: DictConfig, signals: Signals, packed: StepMaker | None = None) 
     if content := with_content(effective(cfg)).get("content"):  # once, so that all parts agree on what the run reads
         with open_dict(cfg):
             cfg.content = content
+    if cfg.run_dir:
+        check_run_folder(cfg.run_dir, effective(cfg))
     directory = RunDirectory(run_directory(cfg))
     console = Console(bar=cfg.runtime.progress and packed is None)
-    if _is_done(cfg, directory, console):
-        return 0
+    if _is_done(cfg, directory):
+        return _evaluate_done(cfg, directory, console, signals)
     queued = directory.status().get("state") == "queued"
     try:
         this = prepare(cfg)
         this.console, this.signals, this.packed = console, signals, packed
         with directory.locked():
-            if _is_done(cfg, directory, console):  # by another process, while this one prepared
-                return 0
+            done = _is_done(cfg, directory)  # by another process, in the meantime
             if queued and directory.status().get("state") == "interrupted":  # cancelled while this process prepared
                 raise Interrupted(signal.SIGTERM)
             signals.check()
-            with _attempt(this) as attempt:
-                _train_and_evaluate(this, attempt)
+            if not done:
+                with _attempt(this) as attempt:
+                    _train_and_evaluate(this, attempt)
+        if done:
+            return _evaluate_done(cfg, directory, console, signals)
     except Interrupted as stop:
         console.line(f"{stop}. The same command goes on from here.", style="bold")
         return stop.exit_status
@@ -106,8 +114,8 @@ def execute(cfg: DictConfig, signals: Signals, packed: StepMaker | None = None) 
     return 0
 
 
-def _is_done(cfg: DictConfig, directory: RunDirectory, console: Console) -> bool:
-    """Whether the run is done; then shows its results. Raises ConfigError if the directory holds another run."""
+def _is_done(cfg: DictConfig, directory: RunDirectory) -> bool:
+    """Whether the run is done, whatever its evaluators. Raises ConfigError if the directory holds another run."""
     stored = directory.config()
     if stored and signature(stored) != signature(cfg):
         found = differences(stored, cfg)
@@ -116,14 +124,29 @@ def _is_done(cfg: DictConfig, directory: RunDirectory, console: Console) -> bool
             f"{directory.path} holds a run of another configuration ({listed}); give this run a directory of its own "
             "with hydra.run.dir=…, or leave that out to have one named for it"
         )
-    if not directory.is_done():
-        return False
+    return directory.is_done()
+
+
+def _evaluate_done(cfg: DictConfig, directory: RunDirectory, console: Console, signals: Signals) -> int:
+    """Call the evaluators that a finished run lacks, and show its results; returns the exit status."""
+    config, stored = effective(cfg), directory.config()
+    missing = missing_evaluators(directory, {**config["eval"], **directory.asked()})
+    if missing:
+        console.line(f"This training is done; what follows are the evaluators that it lacks: {', '.join(missing)}.")
+        plan = EvaluationPlan(directory, stored, {**config, "eval": missing}, {}, (), repeats=False)
+        try:
+            reevaluate(plan, signals=signals, log=True)
+        except Interrupted as stop:
+            console.line(f"{stop}. The same command calls the evaluators again.", style="bold")
+            return stop.exit_status
+        directory.update_status(error=None, traceback=None)  # of an earlier attempt at these evaluators
+    directory.ask({})
     results = metrics_of(directory.results())
     directory.label(labels_of(cfg))
     console.line(f"This run is done: {directory.path} holds its results. Another seed makes another run (seed=…).")
     verdict = partial(judge, stored["eval"], results["data/bytes_per_token"])
     printing.summary(console, results, verdict, str(directory.path))
-    return True
+    return 0
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,13 @@ class LoadedRun:
     config: DictConfig
     results: dict[str, Any]
     status: dict[str, Any]
-    weights: Literal["best", "last"] = "best"
+    weights: Literal["best", "last"]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the weights."""
+        trained = self.directory.trained
+        return trained.best_checkpoint if self.weights == "best" else trained.last_checkpoint
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -43,13 +50,14 @@ class LoadedRun:
         """The trained model on the CPU, in evaluation mode. Reads safetensors only."""
         trained = self.directory.trained
         model = build_model(self.config, self.tokenizer.vocab_size, trained.config()["data"]["seq_len"])
-        load_weights(trained.best_checkpoint if self.weights == "best" else trained.last_checkpoint, model)
+        load_weights(self.checkpoint, model)
         return model.eval()
 
 
-def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] = "best") -> LoadedRun:
+def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] | None = None) -> LoadedRun:
     """Load the run in the directory `path`, or one of its evaluations, with the best or the last weights.
 
+    weights: None takes those that the results are of (trainer.eval_weights).
     `path` may also be ``FOLDER:NUMBER``, as numbered by ``newllm status FOLDER``.
 
     Raises ConfigError if there is no run.
@@ -59,4 +67,6 @@ def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] = "b
     if not config:
         problem = "is no run directory, since it has no config.yaml" if directory.path.exists() else "does not exist"
         raise ConfigError(f"{path} {problem}; runs are in outputs/runs")
+    if weights is None:
+        weights = "last" if (config.get("trainer") or {}).get("eval_weights") == "last" else "best"
     return LoadedRun(directory, OmegaConf.create(config), directory.results(), directory.status(), weights)

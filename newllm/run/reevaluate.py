@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from newllm.build import build
 from newllm.config.identity import canonical, folder_name
 from newllm.console import Console, number
 from newllm.data.tokenizer import Tokenizer
@@ -53,9 +54,12 @@ def evaluate_run(
     return reevaluate(plan_evaluation(path, overrides, config_dir), rerun)
 
 
-def reevaluate(plan: EvaluationPlan, rerun: bool = False, signals: Signals | None = None) -> dict[str, float]:
+def reevaluate(
+    plan: EvaluationPlan, rerun: bool = False, signals: Signals | None = None, log: bool = False
+) -> dict[str, float]:
     """Carry out a plan; returns its metrics. If an earlier evaluation stored them, they are read; else they are
-    computed, compared with what is stored, and added."""
+    computed, compared with what is stored, and added. log: send all results of the run to its logger, as training does.
+    """
     directory, console = _results_directory(plan), Console(bar=False)
     read = not rerun and not plan.repeats and directory.config_file.exists()
     results = directory.results()
@@ -108,6 +112,10 @@ def reevaluate(plan: EvaluationPlan, rerun: bool = False, signals: Signals | Non
             f"{directory.path} can't be written ({error}); fix that and type the same command again."
         ) from error
     _report(console, plan, directory, compared)
+    if log:
+        results = metrics_of(directory.results())
+        run.console, run.logger = console, build(plan.config["logger"], directory=directory.path)
+        run.log(int(results.get("train/steps", 0)) + 1, results, close=True)  # a step after those that training logged
     return metrics
 
 
@@ -243,6 +251,19 @@ def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, com
         pairs["torch"] = then.get("packages", {}).get("torch"), here["packages"].get("torch")
         changes = [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items() if old != new]
         console.section("Differences", [rows, *changes])
+        called = [(directory.config() or plan.trained)["eval"], *(line["eval"] for line in directory.evaluated())]
+        for name, options in plan.config["eval"].items():
+            if (others := [one[name] for one in called if name in one]) and options not in others:
+                listed = ", ".join(
+                    f"{key} was {others[-1].get(key)}, is {value}"
+                    for key, value in options.items()
+                    if others[-1].get(key) != value
+                )
+                raise ConfigError(
+                    f"eval.{name} has other options than the results in {directory.path} were made with ({listed}), "
+                    "and they would change, so nothing was written; type those options, or train a run of its own "
+                    "with hydra.run.dir=…."
+                )
         raise RunError(
             f"{len(rows)} of {len(equal) + len(rows)} results in {directory.path} differ from the stored ones, so "
             "nothing was written."

@@ -10,6 +10,7 @@ train.log         what the console showed
 tokenizer/        the tokenizer, so that the run can be read without its data
 checkpoints/      last.safetensors (resumable), best.safetensors (weights)
 evaluations.jsonl a line per later evaluation that added to results.json and tables/
+asked.json        evaluators that a sweep has asked for since the run was done; removed when they have been called
 evaluations/      a folder per evaluation with other settings: the same files without checkpoints
 """
 
@@ -59,6 +60,7 @@ class RunDirectory:
     best_checkpoint = _inside("checkpoints/best.safetensors")
     evaluations_file = _inside("evaluations.jsonl")
     evaluations = _inside("evaluations")
+    asked_file = _inside("asked.json")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -133,7 +135,7 @@ class RunDirectory:
         with suppress(ConfigError):
             kept = {key: value for key, value in self.status().items() if key in ("created", "labels")}
         records = (self.results_file, self.metrics_file, self.status_file, self.environment_file, self.evaluations_file)
-        for file in (*records, self.log_file):
+        for file in (*records, self.log_file, self.asked_file):
             file.unlink(missing_ok=True)
         for folder in (self.tables, self.last_checkpoint.parent, self.tokenizer, self.evaluations):
             shutil.rmtree(folder, ignore_errors=True)
@@ -227,6 +229,21 @@ class RunDirectory:
     def is_done(self) -> bool:
         """True if the run has ended and has results."""
         return self.status().get("state") == "done" and self.results_file.exists()
+
+    def asked(self) -> dict[str, Any]:
+        """Evaluators, with their options, that a sweep has asked for since the run was done; {} if none is left."""
+        return _read_json(self.asked_file)
+
+    def ask(self, evaluators: Mapping[str, Any]) -> None:
+        """Ask the next worker of this finished run to call these evaluators; {}: nothing is left to ask for."""
+        if evaluators:
+            write_json(self.asked_file, dict(evaluators))
+        else:
+            self.asked_file.unlink(missing_ok=True)
+
+    def waits(self) -> bool:
+        """True if there is work for a worker to begin: the run is queued, or done and asked for more evaluators."""
+        return self.observed() == "queued" or (self.is_done() and bool(self.asked()))
 
     def write_table(self, name: str, rows: Rows) -> None:
         """Write tables/<name>.csv; the columns are the keys of all rows, in order of appearance."""

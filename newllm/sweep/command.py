@@ -15,6 +15,7 @@ from newllm.config.identity import safe_name, slug
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import convert_options
 from newllm.errors import ConfigError
+from newllm.store.output_folder import check_run_folder, check_sweep_folder
 from newllm.sweep.launches import Policy, choosing
 from newllm.sweep.local import warm_up
 from newllm.sweep.packing import require_packable
@@ -97,6 +98,10 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
         warm_up()
     request = read(overrides, config_dir=config_dir, several=several)
     launcher = build(convert_options(request.launcher, "hydra.launcher"))
+    if request.run_dir:
+        check_run_folder(request.run_dir, request.runs[0].config)
+    elif several and request.name is None:
+        check_sweep_folder(request.folder, (run.config for run in request.runs))
     with request.plan(to_start=not request.settings.dry_run) as planned:
         if request.settings.dry_run:
             show(planned, whole=True)

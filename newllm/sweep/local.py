@@ -200,5 +200,5 @@ def _queue_again(runs: Sequence[Path]) -> list[Path]:
             ended = status.get("finished")
             if not status.get("error") and (ended is None or datetime.fromisoformat(ended) >= died):
                 write_state(directory, "queued")  # other interrupted runs were cancelled
-        left += [directory.path] if directory.observed() == "queued" else []
+        left += [directory.path] if directory.waits() else []
     return left

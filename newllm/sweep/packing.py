@@ -74,7 +74,7 @@ def pack(
     for run in runs:
         common = str(run)
         with suppress(ConfigError):  # starting the run will report why it cannot be read
-            if "trainer" in (config := RunDirectory(run).config()):
+            if not RunDirectory(run).is_done() and "trainer" in (config := RunDirectory(run).config()):
                 configs[run] = config
                 common = f"{pack_key(config)} {threads.get(run.name, grant.threads)}"
         groups.setdefault(common, []).append(run)

@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from newllm.config.content import content_hash
 from newllm.config.groups import groups
 from newllm.config.identity import signature, slug, with_content
 from newllm.errors import ConfigError
+from newllm.run.evaluation_plan import missing_evaluators
 from newllm.store.run_directory import RunDirectory
 from newllm.store.run_names import runs_in, signature_in
 from newllm.sweep.state import RunState, read_states
@@ -22,17 +23,21 @@ Rerun = Literal["failed", "none", "all"]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One distinct run of a sweep. known: the state of its directory; `new` if there is none."""
+    """One distinct run of a sweep. known: the state of its directory; `new` if there is none.
+
+    missing: evaluators, with their options, that a finished run is still to be given.
+    """
 
     config: Mapping[str, Any]  # effective
     signature: str
     path: Path
     known: RunState
     wanted: bool
+    missing: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
-        return self.known.state
+        return "to evaluate" if self.missing else self.known.state
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,25 @@ class Plan:
             directory = RunDirectory(run.path)
             if afresh:
                 directory.clear()
-            directory.freeze(_with_absolute_paths(run.config), labels)
+            if run.missing:
+                directory.write_config(_relocated(directory.config(), _with_absolute_paths(run.config)))
+                directory.ask(run.missing)
+            else:
+                directory.freeze(_with_absolute_paths(run.config), labels)
         for run in self.runs if labels else ():
-            if run.state == "done" and not run.wanted:
+            if run.known.state == "done" and (run.missing or not run.wanted):
                 RunDirectory(run.path).label(labels or {})
         return [run.path for run in self.wanted]
 
 
 def by_signature(configs: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Signature -> effective configuration, in the order given; of equal runs the first."""
+    """Signature -> effective configuration, in the order given; of equal runs the first, with the evaluators of all."""
     hash_of = cache(content_hash)  # reads each file once for all runs
     distinct: dict[str, Mapping[str, Any]] = {}
     for config in configs:
         complete = with_content(config, hash_of)
-        distinct.setdefault(signature(complete), complete)
+        mark = signature(complete)
+        distinct[mark] = _with_evaluators(distinct[mark], complete) if mark in distinct else complete
     return distinct
 
 
@@ -128,10 +138,44 @@ def plan(
     for number, (mark, config) in enumerate(distinct.items()):
         path = paths[mark]
         known = states.get(path) or RunState(path.name, str(path), "new")
+        missing: dict[str, Any] = {}
+        if known.state == "done" and rerun == "failed":
+            missing = missing_evaluators(RunDirectory(path), config["eval"])
         ended = known.state in ("done", "unreadable") or (known.state == "failed" and rerun == "none")
-        wanted = not known.attended and (rerun == "all" or not ended) and (only is None or number in only)
-        runs.append(PlannedRun(config, mark, path, known, wanted))
+        to_do = rerun == "all" or not ended or bool(missing)
+        wanted = not known.attended and to_do and (only is None or number in only)
+        runs.append(PlannedRun(config, mark, path, known, wanted, missing if wanted else {}))
     return Plan(sweep, combinations or len(distinct), tuple(runs))
+
+
+def _with_evaluators(one: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration `one` of a training with the evaluators of `other`, too.
+
+    Raises ConfigError if they differ in the options of an evaluator.
+    """
+    if one["eval"] == other["eval"]:
+        return one
+    for name in one["eval"].keys() & other["eval"].keys():
+        options, others = one["eval"][name], other["eval"][name]
+        for key in options.keys() | others.keys():
+            if options.get(key) != others.get(key):
+                raise ConfigError(
+                    f"eval.{name}.{key} has several values ({options.get(key)}, {others.get(key)}) for one training, "
+                    "and evaluators make no further run; give it one value, and the finished runs others with newllm "
+                    f"evaluate FOLDER 'eval=[{name}]' eval.{name}.{key}=…."
+                )
+    evaluators = {**one["eval"], **other["eval"]}
+    names = list(dict.fromkeys([*one["choices"]["eval"], *other["choices"]["eval"]]))
+    return {**one, "eval": evaluators, "choices": {**one["choices"], "eval": names}}
+
+
+def _relocated(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a finished run with the paths of `config`, where the same content is now."""
+    moved = dict(stored)
+    for key in stored.get("content") or {}:
+        group, _, option = key.partition(".")
+        moved[group] = {**moved[group], option: config[group][option]}
+    return moved
 
 
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,8 @@ def before_worker(run: RunDirectory) -> tuple[str, str | None]:
     if not run.status_file.exists():
         return "interrupted", f"{run.path} cannot be started, since its status.json is gone"
     found = read_state(run)
+    if found.state == "done" and run.waits():
+        return "queued", None
     return {"running": "elsewhere", "unreadable": "failed"}.get(found.state, found.state), found.error
 
 
@@ -97,6 +99,8 @@ def after_worker(run: RunDirectory, exit_status: int, stopped: bool) -> tuple[st
     ended, or `interrupted` or still `queued` if we `stopped` it.
     """
     status = _status(run)
+    if status["state"] == "done" and run.asked():  # evaluators that it still lacks; the training stays done
+        return ("interrupted" if stopped else "failed"), status.get("error")
     if status["state"] not in ("queued", "running"):
         return "failed" if status["state"] == "unreadable" else status["state"], status.get("error")
     if run.in_use():
@@ -123,7 +127,9 @@ def after_worker(run: RunDirectory, exit_status: int, stopped: bool) -> tuple[st
 def write_state(run: RunDirectory, state: State, error: str | None = None) -> None:
     """Write the state of a run whose worker has ended, unless another process has the directory or it is read only."""
     with suppress(ConfigError, OSError), run.locked():
-        if state == "queued":
+        if run.is_done():  # only an evaluation of it has failed
+            run.update_status(error=error)
+        elif state == "queued":
             run.update_status(state=state, error=error)
         else:
             run.end_attempt(state, error)

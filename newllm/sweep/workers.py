@@ -165,7 +165,7 @@ def work(*paths: str | os.PathLike[str]) -> int:
     directories = [RunDirectory(path) for path in paths]
     ends: Sequence[int | BaseException]
     try:
-        directories = [directory for directory in directories if not directory.is_done()]
+        directories = [directory for directory in directories if not directory.is_done() or directory.asked()]
         configs = [_frozen_config(directory) for directory in directories]
         if len(directories) > 1:
             ends = _work_packed(directories, configs)
@@ -182,7 +182,11 @@ def work(*paths: str | os.PathLike[str]) -> int:
             trace = None if expected else "".join(traceback.format_exception(end))
             with suppress(NewllmError, OSError), directory.locked():
                 directory.update_status(traceback=trace)
-                directory.end_attempt("failed", error=str(end) if expected else sentence(end))
+                reason = str(end) if expected else sentence(end)
+                if directory.is_done():  # an evaluation of it has failed; its results stay
+                    directory.update_status(error=reason)
+                else:
+                    directory.end_attempt("failed", error=reason)
             end = end.exit_status if isinstance(end, NewllmError) else 1
         statuses.append(end)
     return 1 if 1 in statuses else next(filter(None, statuses), 0)

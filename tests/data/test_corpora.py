@@ -83,6 +83,16 @@ def test_a_large_file_comes_in_pieces_of_one_document(tmp_path: Path, texts: lis
     assert documents(TextFiles(path=str(path))) == [text]
 
 
+def test_a_long_line_comes_in_pieces_of_one_document(tmp_path: Path, texts: list[str]) -> None:
+    text = " ".join(" ".join(texts).split()) * 4
+    data = TextFiles(path=str(write_jsonl(tmp_path / "long.jsonl", [text, "short"])))
+    pieces = list(data.pieces())
+    assert len(text) > 2 * PIECE_CHARS
+    assert max(len(piece.text) for piece in pieces) <= 2 * PIECE_CHARS
+    assert all(piece.text.startswith(" ") for piece in pieces[1:-1])
+    assert documents(data) == [text, "short"]
+
+
 def test_keys_short_documents_and_odd_characters(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"body": "' + "y" * 100 + '"}\n{"body": "' + "z" * 99 + '"}\n{"body": ""}\n')

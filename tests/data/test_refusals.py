@@ -1,6 +1,7 @@
 """The sentences for text and budgets that cannot be: what is wrong, and what to type instead."""
 
 import gzip
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +20,10 @@ FILES = {
     "other kind": ("a.md", b"# text", "is a file of another kind"),
     "bad JSON": ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl, line 2: not valid JSON"),
     "no key": ("a.jsonl", b'{"text": "x"}\n\n{"b": "y"}', "a.jsonl, line 3: no text under the key 'text' (found: b)"),
+    "null": ("a.jsonl", b'{"text": null}', "a.jsonl, line 1: the value of 'text' is null, no text"),
+    "list": ("a.jsonl", b'{"text": ["x"]}', "a.jsonl, line 1: the value of 'text' is of type list, no text"),
+    "deep": ("a.jsonl", b'{"text": "x", "y": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "a.jsonl, line 1: not valid"),
+    "Latin-1": ("a.txt", "caf\xe9".encode("latin-1"), "a.txt cannot be read as text"),
     "no object": ("a.jsonl", b"3", "a.jsonl, line 1: no text under the key 'text' (found: int)"),
     "binary JSON": ("a.jsonl", b"\xff\xfe\x00", "a.jsonl cannot be read as text"),
     "not gzip": ("a.jsonl.gz", b"plain", "a.jsonl.gz cannot be read as text"),
@@ -42,6 +47,26 @@ def test_a_folder_without_text(load: Load, tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# no text")
     with pytest.raises(ConfigError, match=r"holds no \.txt, \.jsonl, \.jsonl\.gz or \.parquet files"):
         load(path=tmp_path)
+
+
+def test_parquet_that_is_no_utf8(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    offsets = pyarrow.array([0, 4], pyarrow.int32()).buffers()[1]
+    column = pyarrow.StringArray.from_buffers(1, offsets, pyarrow.py_buffer("caf\xe9".encode("latin-1")))
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"a\.parquet cannot be read as text"):
+        list(TextFiles(path=str(tmp_path)).pieces())
+
+
+@pytest.mark.parametrize("place", ["/proc/self/task", "/etc/ssl", "loop", "gone", "pipe.txt", "a" * 300])
+def test_places_without_text(tmp_path: Path, place: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(ConfigError, match=r"^data\.path=.*(does not exist|holds no|is a file of another kind)"):
+        TextFiles(path=str(tmp_path / place)).fingerprint()
 
 
 def test_parquet_without_the_column(tmp_path: Path) -> None:

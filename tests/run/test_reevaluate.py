@@ -129,8 +129,8 @@ def test_evaluator_options_that_change_a_stored_number_are_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(run)
-    assert main([str(run), "eval=[loss]", "eval.loss.weighting=batch_mean", "eval.loss.batch_size=3"]) == 1
-    assert "differ from the stored ones, so nothing was written" in capsys.readouterr().err
+    assert main([str(run), "eval=[loss]", "eval.loss.weighting=batch_mean", "eval.loss.batch_size=3"]) == 2
+    assert "eval.loss has other options than the results in" in capsys.readouterr().err
     assert contents(run) == before
 
 

@@ -153,7 +153,7 @@ def test_patience_stops_training_when_the_loss_stays_worse(
 
 
 @pytest.mark.parametrize("weights", ["best", "last"])
-def test_the_chosen_weights_are_evaluated(
+def test_the_chosen_weights_are_evaluated_and_loaded(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
     real = Loop._validation_loss
@@ -167,6 +167,10 @@ def test_the_chosen_weights_are_evaluated(
     results = load_run(tmp_path / "run").results
     assert results["val/loss"] == pytest.approx(expected, abs=1e-6)
     assert results["val/best_ppl"] == epochs[0]["val/ppl"]  # whichever weights are evaluated
+    loaded, named = load_run(tmp_path / "run").model, load_run(tmp_path / "run", weights).model
+    other = load_run(tmp_path / "run", "last" if weights == "best" else "best").model
+    assert torch.equal(loaded.embed.weight, named.embed.weight)
+    assert not torch.equal(loaded.embed.weight, other.embed.weight)
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_at_its_step(

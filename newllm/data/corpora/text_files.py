@@ -15,7 +15,7 @@ from newllm.data.corpora.corpus import Corpus, Piece
 from newllm.errors import ConfigError
 
 PATTERNS = group_of("data").paths["path"]
-PIECE_CHARS = 1 << 20  # size of the pieces in which a .txt file is read
+PIECE_CHARS = 1 << 20  # size of the pieces in which a .txt file is read; other documents of twice that size are cut too
 FILES = ".txt, .jsonl, .jsonl.gz or .parquet files"
 ACCEPTED = f"{FILES}, or a folder of them"
 
@@ -74,19 +74,25 @@ class TextFiles(Corpus):
                 where = f"{file}, line {number}"
                 try:
                     record = json.loads(line)
-                except ValueError as error:  # JSONDecodeError, and numbers too long to parse
+                except (ValueError, RecursionError) as error:  # JSONDecodeError; too long numbers; too deep lists
                     raise ConfigError(
                         f"{where}: not valid JSON ({error}); "
                         f'each line must be an object like {{"{self.text_key}": "..."}}'
                     ) from None
                 text = record.get(self.text_key) if isinstance(record, dict) else None
+                if isinstance(record, dict) and self.text_key in record and not isinstance(text, str):
+                    kind = "null" if text is None else f"of type {type(text).__name__}"
+                    raise ConfigError(
+                        f"{where}: the value of {self.text_key!r} is {kind}, no text; correct the file, or type "
+                        "data.text_key=KEY"
+                    )
                 if not isinstance(text, str):
                     keys = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
                     raise ConfigError(
                         f"{where}: no text under the key {self.text_key!r} (found: {keys}); type data.text_key=KEY"
                     )
                 # Lone surrogates become question marks.
-                yield Piece(text if text.isascii() else text.encode("utf-8", "replace").decode())
+                yield from _cut(text if text.isascii() else text.encode("utf-8", "replace").decode())
 
     def _parquet(self, file: Path) -> Iterator[Piece]:
         import pyarrow.parquet
@@ -101,11 +107,22 @@ class TextFiles(Corpus):
             for batch in table.iter_batches(batch_size=256, columns=[self.text_key]):
                 for text in batch.column(0).to_pylist():
                     if isinstance(text, str):
-                        yield Piece(text)
+                        yield from _cut(text)
                     elif text is not None:
                         raise ConfigError(f"{file}: column {self.text_key!r} holds no text; type data.text_key=COLUMN")
         except pyarrow.ArrowException as error:
             raise ValueError(error) from None
+
+
+def _cut(text: str) -> Iterator[Piece]:
+    """A document in pieces of bounded size, which begin at a space, as tokens do."""
+    start = 0
+    while len(text) - start > 2 * PIECE_CHARS:
+        end = text.rfind(" ", start + 1, start + PIECE_CHARS)
+        end = start + PIECE_CHARS if end < 0 else end
+        yield Piece(text[start:end], last=False)
+        start = end
+    yield Piece(text[start:] if start else text)
 
 
 def _plain(file: Path) -> Iterator[Piece]:

@@ -1,0 +1,125 @@
+"""Evaluators are no part of a training: a finished one is given those that it lacks, in sweeps and packs too."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from newllm.config import effective, signature
+from newllm.errors import ConfigError
+from newllm.run.execute import run
+from newllm.store.run_directory import RunDirectory, metrics_of
+from newllm.sweep.command import read
+from newllm.sweep.plan import Plan, by_signature, plan
+from newllm.sweep.state import after_worker, before_worker
+from newllm.sweep.workers import work
+from tests.support.small_runs import SMALL_RUN, small_config, timeless_results
+
+LOGGED: list[tuple[int, dict[str, float]]] = []
+
+
+class KeepingLogger:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        LOGGED.append((step, dict(metrics)))
+
+    def close(self) -> None: ...
+
+
+def train(folder: Path, *overrides: str, broken: bool = False) -> RunDirectory:
+    cfg = small_config(folder, "epochs=1", *overrides)
+    cfg.logger = {"_target_": "tests.run.test_other_evaluators.KeepingLogger"}
+    if broken:
+        cfg.eval = {"broken": {"_target_": "tests.support.small_runs.BrokenEvaluator"}}
+    assert run(cfg) == 0
+    return RunDirectory(folder)
+
+
+def test_train_gives_a_finished_run_the_evaluators_that_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = train(tmp_path / "run", "eval=[loss]")
+    lines, results = timeless_results(directory.path)
+    weights, mark = directory.last_checkpoint.read_bytes(), signature(directory.config())
+    train(directory.path, "eval=[loss,position]")
+    assert "evaluators that it lacks: position" in capsys.readouterr().out
+    more_lines, more = timeless_results(directory.path)
+    assert (more_lines, directory.last_checkpoint.read_bytes()) == (lines, weights)
+    assert more.items() > results.items()
+    assert any(name.startswith("val/ppl_by_position/") for name in more)
+    assert (directory.path / "tables" / "position.csv").exists()
+    assert [[*line["eval"]] for line in directory.evaluated()] == [["position"]]
+    assert (directory.status()["attempt"], directory.observed()) == (1, "done")
+    assert signature(directory.config()) == mark
+    step, logged = LOGGED[-1]
+    assert (step, logged.keys() >= metrics_of(more).keys()) == (results["train/steps"] + 1, True)
+    before = directory.results_file.read_bytes()
+    for fewer in ("eval=[position]", "eval=[]", "eval=[position,loss]"):
+        train(directory.path, fewer)  # nothing is missing
+    assert (len(directory.evaluated()), directory.results_file.read_bytes()) == (1, before)
+    with pytest.raises(ConfigError, match=r"eval\.loss has other options .*weighting was token.*hydra\.run\.dir"):
+        train(directory.path, "eval=[loss]", "eval.loss.weighting=batch_mean")
+    assert directory.results_file.read_bytes() == before
+
+
+def test_an_unfinished_run_takes_the_evaluators_typed_last(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        train(tmp_path / "run", broken=True)
+    directory = RunDirectory(tmp_path / "run")
+    lines = directory.metrics()
+    assert (directory.observed(), len(lines) > 0) == ("failed", True)
+    train(directory.path, "eval=[loss,position]")  # goes on from its checkpoint, after the last step
+    assert directory.metrics() == lines
+    assert (directory.observed(), [*directory.config()["eval"]]) == ("done", ["loss", "position"])
+
+
+def planned(folder: Path, *overrides: str, **options: Any) -> Plan:
+    words = [*(word for word in SMALL_RUN if not word.startswith(("eval=", "epochs="))), "epochs=1", *overrides]
+    runs = read(words, config_dir=None, several=True).runs
+    return plan(by_signature(run.config for run in runs), folder, combinations=len(runs), **options)
+
+
+def test_a_sweep_gives_its_finished_runs_the_evaluators_that_they_lack(tmp_path: Path) -> None:
+    first = planned(tmp_path, "seed=1,2", "eval=[loss],[loss,position]")
+    assert (first.combinations, len(first.runs)) == (4, 2)
+    assert [[*run.config["eval"]] for run in first.runs] == [["loss", "position"]] * 2
+    paths = planned(tmp_path, "seed=1,2", "eval=[loss]").freeze()
+    assert work(*paths) == 0  # as a pack
+    results = [timeless_results(path) for path in paths]
+    assert not planned(tmp_path, "seed=1,2", "eval=[loss]").wanted
+
+    again = planned(tmp_path, "seed=1,2", "eval=[loss,position]")
+    assert [(run.state, [*run.missing]) for run in again.wanted] == [("to evaluate", ["position"])] * 2
+    assert not planned(tmp_path, "seed=1,2", "eval=[loss,position]", rerun="none").wanted
+    assert again.freeze() == paths
+    directories = [RunDirectory(path) for path in paths]
+    assert [directory.observed() for directory in directories] == ["done", "done"]  # all the time
+    assert [before_worker(directory)[0] for directory in directories] == ["queued", "queued"]
+    assert work(paths[0]) == 0
+    assert [after_worker(directory, 0, False)[0] for directory in directories] == ["done", "failed"]
+    assert work(*paths) == 0
+    for path, (lines, former) in zip(paths, results, strict=True):
+        assert not RunDirectory(path).waits()
+        now = timeless_results(path)
+        assert now[0] == lines
+        assert now[1].items() > former.items()
+
+    directories[0].ask({"broken": {"_target_": "tests.support.small_runs.BrokenEvaluator"}})
+    assert work(paths[0]) == 1
+    state, error = after_worker(directories[0], 1, False)
+    assert (state, directories[0].observed(), timeless_results(paths[0])[1].items() > results[0][1].items()) == (
+        "failed", "done", True
+    )  # fmt: skip
+    assert "KeyError" in str(error)
+
+
+def test_several_options_of_an_evaluator_are_no_sweep(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"eval\.loss\.weighting has several values .*newllm evaluate"):
+        planned(tmp_path, "eval=[loss]", "eval.loss.weighting=token,batch_mean")
+
+
+def test_effective_configurations_differ_in_evaluators_and_signatures_do_not(tmp_path: Path) -> None:
+    one, two = (effective(small_config(tmp_path, f"eval=[{names}]")) for names in ("loss", "loss,qk"))
+    assert one["eval"] != two["eval"]
+    assert signature(one) == signature(two)
+    assert json.dumps(one["choices"]["eval"]) == '["loss"]'
