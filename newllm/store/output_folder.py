@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import newllm
 from newllm.config.identity import places
 from newllm.errors import ConfigError
 
@@ -36,7 +35,7 @@ def _check(key: str, folder: Path, configs: Iterable[Mapping[str, Any]], is_ours
         ours = is_ours(folder)
     except (OSError, ValueError, RuntimeError) as error:  # unreadable; NUL in the name; links that go round
         raise ConfigError(f"{key}={folder} cannot be used ({error}); {advice}") from None
-    if Path(newllm.__file__).resolve().is_relative_to(real):
+    if Path(__file__).resolve().parent.is_relative_to(real):
         raise ConfigError(f"{key}={folder} contains newllm itself; {advice}")
     read = {(option, os.path.expanduser(path)) for config in configs for option, path, _ in places(config)}
     for option, path in sorted(read):

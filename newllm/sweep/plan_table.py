@@ -65,7 +65,7 @@ def _show_runs(plan: Plan, console: Console) -> None:
     heading, *lines = aligned(rows, {*columns, "state"})
     console.out(heading, style="bold", highlight=False)
     console.out("\n".join(lines), highlight=False)
-    wanted = [time for run, time in zip(plan.runs, seconds, strict=True) if run.wanted]
+    wanted = [time for run, time in zip(plan.runs, seconds, strict=True) if run.wanted and not run.missing]
     known = [time for time in wanted if time is not None]
     if known:
         unknown = f", and {len(wanted) - len(known)} of unknown time" if len(known) < len(wanted) else ""

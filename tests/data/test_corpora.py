@@ -84,7 +84,7 @@ def test_a_large_file_comes_in_pieces_of_one_document(tmp_path: Path, texts: lis
 
 
 def test_a_long_line_comes_in_pieces_of_one_document(tmp_path: Path, texts: list[str]) -> None:
-    text = " ".join(" ".join(texts).split()) * 4
+    text = " ".join(" ".join(texts).split()) * 8
     data = TextFiles(path=str(write_jsonl(tmp_path / "long.jsonl", [text, "short"])))
     pieces = list(data.pieces())
     assert len(text) > 2 * PIECE_CHARS
