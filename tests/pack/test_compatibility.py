@@ -72,8 +72,8 @@ def test_an_error_names_the_options_that_differ_and_those_that_may() -> None:
     runs = [config("attention=mla"), config("attention=mla", attention__kv_dim=128, trainer__seed=2)]
     same = config("attention=mla", trainer__seed=3)
     message = (
-        r"pack=2: the runs differ in attention.kv_dim \(64, 128\); only seeds, optim, eval, model.init_std and real-valued "
-        "options of pos_encoding may differ"
+        r"pack=2: the runs differ in attention.kv_dim \(64, 128\); only seeds, optim, eval, model.init_std and "
+        "real-valued options of pos_encoding may differ"
     )
     with pytest.raises(ConfigError, match=message):
         require_packable(runs, 2)
