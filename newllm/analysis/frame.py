@@ -1,6 +1,5 @@
 """load_runs(): many run directories as one tidy table, a row per run."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ import yaml
 from newllm.config.identity import signature
 from newllm.errors import ConfigError
 from newllm.labels import in_words
-from newllm.store.run_directory import LOADER, Paths, RunDirectory, evaluated_run, find_runs
+from newllm.store.run_directory import LOADER, Paths, RunDirectory, evaluated_run, find_runs, metrics_of
 from newllm.store.run_names import located
 
 FIXED = (
@@ -26,10 +25,7 @@ WIDE = ("not_finite", "overrides", "config", "scored", "error")  # columns of FI
 SCORED = "scored/"  # + evaluator, or evaluator/part: names in results.json of fingerprints of the scored tokens
 NEEDED = ("choices", "data", "model", "pos_encoding", "attention", "optim", "trainer", "eval")
 
-_TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # where a key of the outermost mapping begins
 _GENERATED_NAME = re.compile(r"-s\d+-([0-9a-f]{8})$")  # <slug>-s<seed>-<signature>
-
-Parse = Callable[[str], Any]
 
 
 def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
@@ -60,7 +56,7 @@ def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
     if not evaluations:
         runs = {folder.absolute() for folder in folders}
         folders = [folder for folder in folders if evaluated_run(folder) not in runs]
-    rows = [_read_run(folder, parse_yaml) for folder in folders]
+    rows = [_read_run(RunDirectory(folder), parse_yaml) for folder in folders]
     metrics = list(dict.fromkeys(name for _, _, results in rows for name in results))
     named = list(dict.fromkeys(name for _, named, _ in rows for name in named if name not in FIXED))
     columns: dict[str, Any] = {name: [fixed[name] for fixed, _, _ in rows] for name in FIXED if name not in WIDE}
@@ -76,8 +72,11 @@ def metric_names(frame: pd.DataFrame) -> list[str]:
     return [str(name) for name in frame if "/" in str(name)]
 
 
-def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
+def _read_run(
+    run: RunDirectory, parse_yaml: Callable[[str], Any]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
     """The row of a run: fixed columns; choices and axes; metrics."""
+    folder = run.path
     origin = evaluated_run(folder) if folder.parent.name == "evaluations" else None
     sweep = folder.parent.parent.parent if origin else folder.parent
     fixed: dict[str, Any] = dict.fromkeys(FIXED)
@@ -87,30 +86,23 @@ def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str
     named: dict[str, Any] = {}
     results: dict[str, float] = {}
     try:
-        config = _read_config(folder, parse_yaml)
+        config = _read_config(run, parse_yaml)
         fixed |= {"config": config, "overrides": [str(line) for line in config.get("overrides") or []]}
         fixed |= {"seed": config["trainer"]["seed"], "signature": _signature(folder, config)}
-        if (folder / "evaluations.jsonl").exists():
-            fixed["config"] = config = _with_later_evaluators(folder, config)
+        if run.evaluations_file.exists():
+            fixed["config"] = config = _with_later_evaluators(run, config)
         for group, choice in config["choices"].items():
             named[str(group)] = "+".join(map(str, choice)) if isinstance(choice, list) else choice
         for name, value in config.items():
             if not isinstance(value, dict) and name not in FIXED:
                 named[name] = tuple(value) if isinstance(value, list) else value  # a tuple can be grouped by
-        status = _mapping(folder / "status.json", json.loads, "JSON") if (folder / "status.json").exists() else {}
-        state = str(status.get("state", "queued"))
-        named |= in_words(status["labels"] if isinstance(status.get("labels"), dict) else {})
-        fixed["state"] = RunDirectory(folder).observed() if state == "running" else state
-        fixed["error"] = status.get("error")
+        status = run.status()
+        named |= in_words(status.get("labels") or {})
+        fixed |= {"state": run.observed(status), "error": status.get("error")}
         if fixed["state"] == "done":
-            for name, value in _mapping(folder / "results.json", json.loads, "JSON").items():
-                if name.startswith(SCORED) and isinstance(value, str):
-                    fixed["scored"][name.removeprefix(SCORED)] = value
-                elif name.startswith(SCORED) or not isinstance(value, int | float | None):
-                    expected = "a fingerprint" if name.startswith(SCORED) else "a number"
-                    raise ConfigError(f"results.json has {name}={value!r}, which is not {expected}")
-                else:
-                    results[name] = float("nan") if value is None else float(value)  # NaN and infinity are null
+            stored = run.results(status)
+            fixed["scored"] = {name.removeprefix(SCORED): v for name, v in stored.items() if name.startswith(SCORED)}
+            results = {name: float("nan") if v is None else float(v) for name, v in metrics_of(stored).items()}
             fixed["not_finite"] = tuple(name for name, value in results.items() if not isfinite(value))
     except (ConfigError, OSError, OverflowError) as error:
         fixed |= {"state": "unreadable", "error": str(error)}
@@ -118,17 +110,9 @@ def _read_run(folder: Path, parse_yaml: Parse) -> tuple[dict[str, Any], dict[str
     return fixed, named, results
 
 
-def _read_config(folder: Path, parse_yaml: Parse) -> dict[str, Any]:
+def _read_config(run: RunDirectory, parse_yaml: Callable[[str], Any]) -> dict[str, Any]:
     """The stored configuration. Raises ConfigError if another version of newllm wrote it."""
-
-    def parse(text: str) -> Any:
-        try:  # each outermost key by itself
-            blocks = [parse_yaml(block) for block in _TOP_LEVEL.split(text)]
-            return {key: value for block in blocks for key, value in (block or {}).items()}
-        except (yaml.YAMLError, AttributeError):  # the file has another layout
-            return yaml.load(text, Loader=LOADER)
-
-    config = _mapping(folder / "config.yaml", parse, "YAML")
+    config = run.config(parse_yaml)
     missing = [name for name in NEEDED if not isinstance(config.get(name), dict)]
     if not missing and type(config["trainer"].get("seed")) is not int:
         missing = ["trainer.seed"]
@@ -137,14 +121,10 @@ def _read_config(folder: Path, parse_yaml: Parse) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _with_later_evaluators(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _with_later_evaluators(run: RunDirectory, config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with the evaluators that evaluations after the run have added."""
-
-    def parse(text: str) -> dict[str, Any]:
-        lines = [json.loads(line) for line in text.splitlines()]
-        return {name: options for line in lines for name, options in line["eval"].items()}
-
-    evaluators = {**_mapping(folder / "evaluations.jsonl", parse, "JSON"), **config["eval"]}
+    later = {name: options for line in run.evaluated() for name, options in line["eval"].items()}
+    evaluators = {**later, **config["eval"]}
     names = list(dict.fromkeys([*(config["choices"].get("eval") or []), *evaluators]))
     return {**config, "eval": evaluators, "choices": {**config["choices"], "eval": names}}
 
@@ -159,18 +139,3 @@ def _signature(folder: Path, config: Mapping[str, Any]) -> str:
     if named and mark != named[1]:
         raise ConfigError("the configuration does not have the folder's signature: another version of newllm wrote it")
     return mark
-
-
-def _mapping(file: Path, parse: Parse, form: str) -> dict[Any, Any]:
-    """The mapping in a file. Raises ConfigError, with the reason, if it cannot be read."""
-    try:
-        values = parse(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file.name} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{file.name} is not text") from None
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{file.name} is not valid {form} ({' '.join(str(error).split())[:160]})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file.name} does not hold a mapping")
-    return values

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from newllm.errors import NewllmError, RunError
 from newllm.runtime import Runtime
-from newllm.store.atomic import write_json, write_text
+from newllm.store.atomic import json_text, write_text
 from newllm.store.environment import describe
 
 PACKAGES = ("newllm", "torch", "transformers", "datasets", "hydra-core")
@@ -184,7 +184,7 @@ class Result:
         """A .json file with the metrics, "bench" and "machine", or a .md file with the tables."""
         about = machine()
         if file.suffix == ".json":
-            write_json(file, {**self.metrics, "bench": bench, "machine": about})
+            write_text(file, json_text({**self.metrics, "bench": bench, "machine": about}))
             return
         packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items() if name != "newllm")
         native = "native bf16" if about["native_bf16"] else "no native bf16"

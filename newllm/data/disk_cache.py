@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from newllm.errors import ConfigError, RunError, disk_is_full
-from newllm.store.atomic import sync
+from newllm.store.atomic import remove, sync
 
 Entry = TypeVar("Entry")
 
@@ -55,16 +55,17 @@ def find_or_build(
             return entry, []
         notes = []
         if damage is not None:
-            say(f"the {what} {folder} is damaged ({damage}); building it again")
-            notes.append(f"the {what} {folder} was damaged ({damage}) and was built again")
+            reason = str(damage).partition(";")[0]
+            say(f"the {what} {folder} is damaged ({reason}); building it again")
+            notes.append(f"the {what} {folder} was damaged ({reason}) and was built again")
         new = folder.with_name(folder.name + ".building")
-        shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
+        remove(new)  # left by a process that was killed
         try:
             new.mkdir()
             fill(new)
             for path in [*new.iterdir(), new]:
                 sync(path)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             new.rename(folder)
             sync(folder.parent)
         except Exception as error:  # the libraries that write have errors of their own
@@ -96,11 +97,6 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def say(line: str) -> None:

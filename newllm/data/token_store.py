@@ -6,7 +6,6 @@ UTF-8 bytes of each), the tokenizer, and meta.json. Streams are `train` and `val
 tokenizer does not tell them.
 """
 
-import json
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from newllm.data.disk_cache import sha256_of
 from newllm.data.tokenizer import Tokenizer
+from newllm.store.intact import check_file, file_sha256, read_json, write_json
 
 META = "meta.json"
-CHECKSUM_LIMIT = 64 << 20  # bytes; smaller files are verified by checksum when opened, larger ones by size
 
 
 @dataclass
@@ -127,25 +125,21 @@ def read_stream(folder: Path, name: str, dtype: np.dtype, bytes_per_id: np.ndarr
 def write_meta(
     folder: Path, layout: str, names: list[str], dtype: np.dtype, made_from: dict[str, Any], losses: str
 ) -> None:
-    """Write the last file of a store: its contents, and size and checksum of every other file."""
-    files = {path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
+    """Write the last file of a store: its contents, and the hash of every other file."""
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     meta = {"layout": layout, "streams": names, "dtype": dtype.name, "made_from": made_from, "losses": losses}
-    meta["files"] = files
-    (folder / META).write_text(json.dumps(meta, indent=1) + "\n")
+    write_json(folder / META, {**meta, "files": files})
 
 
 def open_store(folder: Path) -> Store:
     """The store in `folder`. Raises an exception if it differs from what was written."""
-    meta = json.loads((folder / META).read_text())
+    meta = read_json(folder / META)
+    if meta is None:
+        raise ValueError(f"{META} is missing")
     for name, written in meta["files"].items():
-        size = (folder / name).stat().st_size
-        if size != written["size"]:
-            raise ValueError(f"{name} has {size} bytes instead of {written['size']}")
-        if size <= CHECKSUM_LIMIT and sha256_of(folder / name) != written["sha256"]:
-            raise ValueError(f"{name} does not match its checksum")
+        check_file(folder / name, written)
     tokenizer = Tokenizer.load(folder)
     streams = {
         name: read_stream(folder, name, np.dtype(meta["dtype"]), tokenizer.token_bytes) for name in meta["streams"]
     }
-    checksums = {name: written["sha256"] for name, written in meta["files"].items()}
-    return Store(meta["layout"], streams, tokenizer, checksums, meta["losses"])
+    return Store(meta["layout"], streams, tokenizer, meta["files"], meta["losses"])

@@ -17,6 +17,8 @@ from newllm.config.groups import group_of
 from newllm.data.corpora.hub import require_hub
 from newllm.data.disk_cache import cache_folder, find_or_build, key_of
 from newllm.errors import ConfigError
+from newllm.store.atomic import replacing
+from newllm.store.intact import Damaged, check_file, file_sha256, read_json, write_json
 
 FILE = "tokenizer.json"
 META = "tokenizer.meta.json"
@@ -80,13 +82,25 @@ class Tokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def save(self, folder: Path) -> None:
-        self.backend.save(str(folder / FILE))
-        (folder / META).write_text(json.dumps({"vocab_size": self.vocab_size, "eot": self.eot}) + "\n")
+        with replacing(folder / FILE) as temporary:
+            self.backend.save(str(temporary))
+        meta = {"vocab_size": self.vocab_size, "eot": self.eot, "tokenizer_sha256": file_sha256(folder / FILE)}
+        write_json(folder / META, meta)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        meta = json.loads((folder / META).read_text())
-        return cls(tokenizers.Tokenizer.from_file(str(folder / FILE)), meta["vocab_size"], meta["eot"])
+        """The tokenizer that `save` wrote. Raises Damaged."""
+        advice = "restore it, or, if it is a run's, delete the run's results.json and type its command again"
+        meta = read_json(folder / META, advice)
+        if meta is None:
+            raise Damaged(folder / META, "is missing", advice)
+        try:
+            check_file(folder / FILE, meta["tokenizer_sha256"], advice)
+            return cls(tokenizers.Tokenizer.from_file(str(folder / FILE)), meta["vocab_size"], meta["eot"])
+        except ConfigError:
+            raise
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise Damaged(folder / FILE, f"cannot be read as a tokenizer ({error})", advice) from None
 
 
 def vocab_size(data_node: Mapping[str, Any], runtime: Any = None) -> int:

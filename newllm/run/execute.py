@@ -78,8 +78,8 @@ def execute(cfg: DictConfig, signals: Signals, packed: StepMaker | None = None) 
     packed: makes the training steps together with those of other runs.
 
     Raises:
-        ConfigError: before anything is written; later only for a checkpoint of other data and for a first phase that
-            has not converged.
+        ConfigError: before anything is written; later only for a checkpoint that is damaged or of other data, and for
+            a first phase that has not converged.
         RunError: the run has failed; its status.json says so too.
     """
     check_values(cfg)
@@ -129,6 +129,7 @@ def _is_done(cfg: DictConfig, directory: RunDirectory) -> bool:
 
 def _evaluate_done(cfg: DictConfig, directory: RunDirectory, console: Console, signals: Signals) -> int:
     """Call the evaluators that a finished run lacks, and show its results; returns the exit status."""
+    directory.require_intact()
     config, stored = effective(cfg), directory.config()
     missing = missing_evaluators(directory, {**config["eval"], **directory.asked()})
     if missing:

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from newllm.evaluation import evaluate
 from newllm.model import build_model
 from newllm.run.evaluation_plan import EvaluationPlan, plan_evaluation
 from newllm.run.prepare import counts, prepare, subject
-from newllm.store.atomic import json_line, write_text
+from newllm.store.atomic import json_line, json_text
 from newllm.store.csv_text import as_csv, equal_csv
 from newllm.store.environment import describe, numeric_settings
+from newllm.store.intact import Damaged
 from newllm.store.run_directory import RunDirectory, metrics_of
 from newllm.training.checkpoint import load_weights, weight_shapes
 from newllm.training.run_context import Run
@@ -61,7 +62,7 @@ def reevaluate(
     computed, compared with what is stored, and added. log: send all results of the run to its logger, as training does.
     """
     directory, console = _results_directory(plan), Console(bar=False)
-    read = not rerun and not plan.repeats and directory.config_file.exists()
+    read = not rerun and not plan.repeats and directory.is_done()
     results = directory.results()
     for line in reversed(directory.evaluated() if read else []):
         if canonical(line["eval"]) == canonical(plan.config["eval"]) and results.keys() >= {*line["metrics"]}:
@@ -102,11 +103,11 @@ def reevaluate(
                 _add(plan, directory, run, metrics | scored, tables, compared)
                 console.open_log(directory.log_file)
                 console.close_log()
-                if not directory.config_file.exists():  # a new folder; config.yaml, which makes it a run, comes last
+                if not directory.is_done():  # a new folder, or one of an evaluation that was killed here
                     process: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
                     times: dict[str, Any] = {"started": started, "finished": _now()}
-                    directory.update_status(state="done", attempt=1, error=None, **times, **process)
                     directory.write_config(plan.folder_config())
+                    directory.update_status(state="done", attempt=1, error=None, **times, **process)
     except OSError as error:
         raise RunError(
             f"{directory.path} can't be written ({error}); fix that and type the same command again."
@@ -196,10 +197,11 @@ def _compare(
             outcome = "kept" if from_training and metric in MEASURED_IN_TRAINING else "different"
         compared[outcome].append({"name": name, "stored": old, "now": now})
     for name, rows in tables.items():
-        file = directory.tables / f"{name}.csv"
-        outcome = "new"
-        if file.exists():
-            outcome = "equal" if equal_csv(file.read_text(encoding="utf-8"), as_csv(rows)) else "different"
+        content, outcome = None, "new"
+        with suppress(Damaged):  # made again
+            content = directory.written(f"tables/{name}.csv")
+        if content is not None:
+            outcome = "equal" if equal_csv(content.decode(), as_csv(rows)) else "different"
         compared[outcome].append({"name": f"tables/{name}.csv", "stored": "other cells", "now": "other cells"})
     return compared
 
@@ -213,7 +215,7 @@ def _add(
     compared: Mapping[str, Any],
 ) -> None:
     """Write new results into `directory`: tables first, so that no metric lacks its table; last the line of
-    evaluations.jsonl, which marks the evaluation as complete."""
+    evaluations.jsonl. All have their hashes before, so that a kill leaves nothing that looks damaged."""
     new = [line["name"] for line in compared["new"]]
     here = describe(device=str(run.device), threads=run.runtime.threads, precision=run.precision)
     environment = {name: here[name] for name in ("git", "device", "threads", "precision", "cpu", "host")}
@@ -227,13 +229,12 @@ def _add(
         "kept": [kept["name"] for kept in compared["kept"]],
         "environment": {**environment, "torch": here["packages"].get("torch")},
     }
+    together = {**directory.results(), **{name: results[name] for name in new if name in results}}
+    texts = {f"tables/{name}.csv": as_csv(rows) for name, rows in tables.items() if f"tables/{name}.csv" in new}
+    texts["results.json"] = json_text(together)
+    texts["evaluations.jsonl"] = "".join(map(json_line, [*directory.evaluated(), line]))
     directory.path.mkdir(parents=True, exist_ok=True)
-    for name, rows in tables.items():
-        if f"tables/{name}.csv" in new:
-            directory.write_table(name, rows)
-    directory.write_results({**directory.results(), **{name: results[name] for name in new if name in results}})
-    file = directory.evaluations_file
-    write_text(file, (file.read_text(encoding="utf-8") if file.exists() else "") + json_line(line))
+    directory.replace_files(texts)
 
 
 def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, compared: Mapping[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 
 @contextmanager
@@ -31,14 +32,22 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def is_held(lock: Path) -> bool:
-    """True if a living process holds this lock file."""
+    """True if a living process holds this lock file, or if that cannot be known, as in another user's folder."""
     probe = FileLock(lock)
     try:
         probe.acquire(timeout=0)
-    except Timeout:
+    except (OSError, NotImplementedError):  # a Timeout is an OSError
         return True
     probe.release()
     return False
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -55,20 +64,21 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any, durable: bool = True) -> None:
-    """Floats keep their shortest exact form; NaN and infinity become null, since JSON cannot hold them."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n", durable)
+def json_text(values: Any) -> str:
+    """JSON for other programs. Floats keep their shortest exact form; NaN and infinity become null."""
+    return json.dumps(finite(values), indent=2, ensure_ascii=False) + "\n"
 
 
 def json_line(values: dict[str, Any]) -> str:
-    return json.dumps(_finite(values), ensure_ascii=False) + "\n"
+    return json.dumps(finite(values), ensure_ascii=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with None in place of NaN and infinity, which JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

@@ -1,7 +1,6 @@
 """The environment of a run: command line, version of the code, packages, machine."""
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -11,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from newllm.errors import ConfigError
+from newllm.store.intact import Damaged, read_json, require_types
 
 CODE = "_code.json"  # in a copy of the package: the git state of its source
 
@@ -48,17 +47,16 @@ class NumericSettings:
 
 
 def numeric_settings(file: Path) -> NumericSettings | None:
-    """The settings in an environment.json; None if there is no such file. Raises ConfigError if it lacks them."""
-    if not file.exists():
+    """The settings in an environment.json; None if there is no such file. Raises Damaged if it lacks them."""
+    advice = "restore it, or delete it to continue with the threads, precision and compilation of a new run"
+    values = read_json(file, advice)
+    if values is None:
         return None
+    require_types(file, values, {"threads": int, "compiled": bool, "precision": str}, advice)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return NumericSettings(int(values["threads"]), bool(values["compiled"]), values["precision"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{file} lacks the threads, precision or compilation that this run began with ({error}); delete the file "
-            "to continue with the settings of a new run"
-        ) from None
+        return NumericSettings(values["threads"], values["compiled"], values["precision"])
+    except KeyError as missing:
+        raise Damaged(file, f"has no {missing.args[0]}", advice) from None
 
 
 def git_state(folder: Path) -> dict[str, str | None] | None:
@@ -66,8 +64,8 @@ def git_state(folder: Path) -> dict[str, str | None] | None:
 
     In a sweep's copy of the code: those of the checkout it was copied from, and a hash of the copied files.
     """
-    if (folder / CODE).exists():
-        return dict(json.loads((folder / CODE).read_text(encoding="utf-8")))
+    if (source := read_json(folder / CODE)) is not None:
+        return source
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None  # no checkout, or a folder inside another one
     commit = _git(folder, "rev-parse", "HEAD")

@@ -12,31 +12,60 @@ checkpoints/      last.safetensors (resumable), best.safetensors (weights)
 evaluations.jsonl a line per later evaluation that added to results.json and tables/
 asked.json        evaluators that a sweep has asked for since the run was done; removed when they have been called
 evaluations/      a folder per evaluation with other settings: the same files without checkpoints
+
+Files have content hashes, which are checked when they are read (store/intact.py). status.json has those of
+results.json, metrics.jsonl, tables and evaluations.jsonl of a finished run, in `files`: name -> one hash, or two while
+a file is being replaced, so that a kill in between leaves no file that looks damaged. train.log is for people and has
+none.
 """
 
 import json
 import os
 import platform
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
 
-from newllm.errors import ConfigError, RunError
-from newllm.store.atomic import is_held, json_line, write_json, write_text
+from newllm.errors import ConfigError
+from newllm.store.atomic import is_held, json_line, json_text, write_text
 from newllm.store.csv_text import Rows, as_csv
+from newllm.store.intact import (
+    Damaged,
+    changed,
+    has_hash,
+    is_file,
+    parse_mapping,
+    read_bytes,
+    read_json,
+    read_text,
+    require_types,
+    sha256,
+    with_hash,
+    without_hash,
+    write_json,
+)
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml, if available, is ten times as fast
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # where a key of the outermost mapping begins
+_NUMBER, _NONE = (int, float), type(None)
+_STATUS_TYPES: dict[str, Any] = {
+    "state": str, "attempt": int, "progress": (dict, _NONE), "files": dict, "stage_seconds": (*_NUMBER, _NONE),
+    "host": (str, _NONE), "pid": (int, _NONE), "error": (str, _NONE), "traceback": (str, _NONE),
+    "labels": (dict, _NONE), **dict.fromkeys(("created", "started", "finished", "updated"), (str, _NONE)),
+}  # fmt: skip
+_KEEP_CHANGE = "or delete the line with its sha256 to keep a change of your own"
 _LOCK_PATIENCE = 0.2  # seconds; in_use() holds the lock for an instant, which must not stop a run from starting
 
 
@@ -84,6 +113,7 @@ class RunDirectory:
                 f"the run directory {self.path} cannot be created ({error.strerror}); choose another with "
                 "hydra.run.dir=…"
             ) from None
+        self._require_kinds()
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=patience, poll_interval=0.01)
@@ -94,29 +124,67 @@ class RunDirectory:
                 f"the run directory {self.path} is in use by {who}; wait for it, or choose another directory "
                 "with hydra.run.dir=…"
             ) from None
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or "its file system has no locks"
+            raise ConfigError(
+                f"the run directory {self.path} cannot be locked ({reason}), and two processes could write into it; "
+                "choose another directory with hydra.run.dir=…"
+            ) from None
         try:
             yield self
         finally:
             lock.release()
 
-    def config(self) -> dict[str, Any]:
-        """The stored effective configuration, {} if there is none yet."""
-        if not self.config_file.exists():
+    def _require_kinds(self) -> None:
+        """Raises Damaged if a folder or a pipe has the name of a file that the holder of the lock writes."""
+        advice = "move it elsewhere"
+        for name in _FILES:
+            is_file(self.path / name, advice)
+        for folder in (self.tokenizer, self.tables, self.last_checkpoint.parent, self.evaluations):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise Damaged(folder, "is no folder", advice)
+
+    def config_text(self) -> str | None:
+        """The YAML in config.yaml, None if there is no file. Raises Damaged if it is not what newllm wrote."""
+        text = read_text(self.config_file, self._config_advice)
+        return None if text is None else without_hash(self.config_file, text, self._config_advice)
+
+    def config(self, parse: Callable[[str], Any] = lambda text: yaml.load(text, Loader=LOADER)) -> dict[str, Any]:
+        """The stored effective configuration, {} if there is none yet. Raises Damaged.
+
+        parse: parses a block of YAML, the text of one outermost key. Cached by its caller, it parses only once what
+        many runs share.
+        """
+        text = self.config_text()
+        if text is None:
             return {}
-        try:
-            config = yaml.load(self.config_file.read_text(encoding="utf-8"), Loader=LOADER)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            first = str(error).splitlines()[0]
-            raise ConfigError(
-                f"{self.config_file} cannot be read ({first}); delete {self.path} to train afresh"
-            ) from None
-        if not isinstance(config, dict):
-            raise ConfigError(f"{self.config_file} is not a configuration; delete {self.path} to train afresh")
-        return config
+
+        def in_blocks(text: str) -> Any:
+            try:
+                blocks = [parse(block) for block in _TOP_LEVEL.split(text)]
+                return {key: value for block in blocks for key, value in (block or {}).items()}
+            except (yaml.YAMLError, AttributeError):  # written by another program
+                return yaml.load(text, Loader=LOADER)
+
+        return parse_mapping(self.config_file, text, in_blocks, "YAML", self._config_advice, (yaml.YAMLError,))
+
+    def require_config(self) -> None:
+        """Raises Damaged if config.yaml is missing or broken; fast, since what has its hash is not parsed."""
+        text = read_text(self.config_file, self._config_advice)
+        if text is None:
+            raise Damaged(self.config_file, "is missing", self._config_advice)
+        if has_hash(text):
+            without_hash(self.config_file, text, self._config_advice)
+        else:
+            self.config(_parsed_block)
+
+    @property
+    def _config_advice(self) -> str:
+        return f"restore it, {_KEEP_CHANGE}, or delete {self.path} to train afresh"
 
     def write_config(self, config: Mapping[str, Any], durable: bool = True) -> None:
         text = yaml.dump(dict(config), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
-        write_text(self.config_file, text, durable)
+        write_text(self.config_file, with_hash(text), durable)
 
     def freeze(self, config: Mapping[str, Any], labels: Mapping[str, Any] | None = None) -> None:
         """Queue the run: a worker needs only its effective configuration and the state `queued`.
@@ -146,21 +214,30 @@ class RunDirectory:
         """True if a living process holds the directory."""
         return (self.path / ".lock").exists() and is_held(self.path / ".lock")
 
-    def observed(self) -> State:
-        """The actual state: a run whose status is `running`, but that no process holds, was interrupted."""
-        state = self.status().get("state", "queued")
-        return "interrupted" if state == "running" and not self.in_use() else state
+    def observed(self, status: Mapping[str, Any] | None = None) -> State:
+        """The actual state: interrupted if status.json says `running` and no process holds the run, or `done` and
+        there are no results. status: its contents, if the caller has read it."""
+        state: State = (self.status() if status is None else status).get("state", "queued")
+        gone = state == "running" and not self.in_use()
+        return "interrupted" if gone or (state == "done" and not is_file(self.results_file)) else state
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         write_json(self.environment_file, dict(environment))
 
     def environment(self) -> dict[str, Any]:
         """The contents of environment.json, {} if there is none yet."""
-        return _read_json(self.environment_file)
+        return read_json(self.environment_file, f"delete it, {_KEEP_CHANGE}") or {}
 
     def status(self) -> dict[str, Any]:
-        """The contents of status.json, {} if there is none yet."""
-        return _read_json(self.status_file)
+        """The contents of status.json, {} if there is none yet. Raises Damaged."""
+        advice = (
+            f"delete it and type the training command again, which goes on from the last checkpoint, {_KEEP_CHANGE}"
+        )
+        values = read_json(self.status_file, advice) or {}
+        require_types(self.status_file, values, _STATUS_TYPES, advice)
+        hashes = values.get("files", {})
+        require_types(self.status_file, hashes, dict.fromkeys(hashes, list), advice)
+        return values
 
     def update_status(self, durable: bool = True, **changes: Any) -> None:
         """Change these fields of status.json: state, attempt, progress, error, …; `updated` is set to now,
@@ -188,13 +265,57 @@ class RunDirectory:
         """Record that this process has begun to work on the run; returns the attempt's number, from 1."""
         for temporary in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
             temporary.unlink()
-        attempt = int(self.status().get("attempt", 0)) + 1
+        attempt = self.status().get("attempt", 0) + 1
         here: dict[str, Any] = {"host": platform.node(), "pid": os.getpid(), "started": _now(), "finished": None}
         self.update_status(state="running", attempt=attempt, **here, error=None, traceback=None)
         return attempt
 
     def end_attempt(self, state: State, error: str | None = None) -> None:
-        self.update_status(state=state, error=error, finished=_now())
+        """Record how this process's work on the run has ended; of a finished run, the hashes of its files as well."""
+        hashes: dict[str, Any] = {}
+        if state == "done":
+            written = [self.results_file, self.metrics_file, self.evaluations_file, *sorted(self.tables.glob("*.csv"))]
+            contents = {file.relative_to(self.path).as_posix(): read_bytes(file) for file in written}
+            hashes["files"] = {name: [sha256(content)] for name, content in contents.items() if content is not None}
+        self.update_status(state=state, error=error, finished=_now(), **hashes)
+
+    def replace_files(self, texts: Mapping[str, str]) -> None:
+        """Write these files of a finished run, name -> content, in this order.
+
+        Their hashes are written before, beside those of the present contents (null: no file): either counts until all
+        are written.
+        """
+        known, new = self.status().get("files", {}), {name: [sha256(text)] for name, text in texts.items()}
+        present = {name: read_bytes(self.path / name) for name in texts}
+        old = {name: None if content is None else sha256(content) for name, content in present.items()}
+        either = {name: [*new[name], old[name]] for name in texts if name not in known or old[name] in known[name]}
+        self.update_status(files={**known, **new, **either})
+        for name, text in texts.items():
+            (self.path / name).parent.mkdir(exist_ok=True)
+            write_text(self.path / name, text)
+        self.update_status(files={**known, **new})
+
+    def written(self, name: str, status: Mapping[str, Any] | None = None) -> bytes | None:
+        """The content of one of the run's files, as ``tables/position.csv``; None if there is none.
+
+        Raises Damaged if it cannot be read or, of a finished run, if it is not what the run has written. status: the
+        contents of status.json, if the caller has read it.
+        """
+        advice = _ADVICE.get(name, _ADVICE["tables"])
+        content = read_bytes(self.path / name, advice)
+        status = self.status() if status is None else status
+        hashes = status.get("files", {}).get(name) if status.get("state") == "done" else None
+        if hashes is None:
+            return content
+        if (None if content is None else sha256(content)) in hashes:
+            return content
+        raise Damaged(self.path / name, "is missing", advice) if content is None else changed(self.path / name, advice)
+
+    def require_intact(self) -> None:
+        """Raises Damaged if results, metrics or tables of a finished run are not what the run has written."""
+        status = self.status()
+        for name in status.get("files", {}):
+            self.written(name, status)
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
@@ -207,32 +328,54 @@ class RunDirectory:
             os.fsync(file.fileno())
             return file.tell()
 
-    def truncate_metrics(self, length: int) -> None:
-        """Keep the first `length` bytes: the steps of the lines after them will be repeated."""
+    def metrics_sha256(self, length: int) -> str:
+        """Of the first `length` bytes of metrics.jsonl."""
+        return sha256((read_bytes(self.metrics_file) or b"")[:length])
+
+    def truncate_metrics(self, length: int, expected: str | None = None) -> None:
+        """Keep the first `length` bytes: the steps of the lines after them will be repeated.
+
+        Raises Damaged if they do not have the `expected` SHA-256.
+        """
+        advice = f"delete {self.path} to train afresh"
+        content = read_bytes(self.metrics_file, advice) or b""
+        if len(content) < length:
+            raise Damaged(self.metrics_file, "is shorter than its checkpoint requires", advice)
+        if expected is not None and sha256(content[:length]) != expected:
+            raise changed(self.metrics_file, advice)
         with self.metrics_file.open("ab") as file:
-            if file.tell() < length:
-                raise RunError(
-                    f"{self.metrics_file} is shorter than its checkpoint requires; delete {self.path} to train afresh"
-                )
             file.truncate(length)
 
     def metrics(self) -> list[dict[str, Any]]:
-        return _read_lines(self.metrics_file)
+        """The lines of metrics.jsonl; of an unfinished run, without a last one that is being written."""
+        return self._lines("metrics.jsonl", whole=self.status().get("state") == "done")
 
-    def results(self) -> dict[str, Any]:
-        """The contents of results.json, metrics and fingerprints; {} before the run is done."""
-        return _read_json(self.results_file)
+    def results(self, status: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The contents of results.json, metrics and fingerprints; {} before the run is done. NaN and infinity are null.
+
+        Raises Damaged. status: the contents of status.json, if the caller has read it.
+        """
+        content = self.written("results.json", status)
+        if content is None:
+            return {}
+        advice = _ADVICE["results.json"]
+        values = parse_mapping(self.results_file, content.decode(errors="replace"), json.loads, "JSON", advice)
+        if not values:
+            raise Damaged(self.results_file, "holds no results", advice)
+        types = {name: str if name.startswith("scored/") else (*_NUMBER, _NONE) for name in values}
+        require_types(self.results_file, values, types, advice)
+        return values
 
     def write_results(self, results: Mapping[str, float | str]) -> None:
-        write_json(self.results_file, dict(results))
+        write_text(self.results_file, json_text(dict(results)))
 
     def is_done(self) -> bool:
         """True if the run has ended and has results."""
-        return self.status().get("state") == "done" and self.results_file.exists()
+        return self.status().get("state") == "done" and is_file(self.results_file)
 
     def asked(self) -> dict[str, Any]:
         """Evaluators, with their options, that a sweep has asked for since the run was done; {} if none is left."""
-        return _read_json(self.asked_file)
+        return read_json(self.asked_file, "delete it and type the sweep's command again") or {}
 
     def ask(self, evaluators: Mapping[str, Any]) -> None:
         """Ask the next worker of this finished run to call these evaluators; {}: nothing is left to ask for."""
@@ -252,7 +395,39 @@ class RunDirectory:
 
     def evaluated(self) -> list[dict[str, Any]]:
         """The lines of evaluations.jsonl: later evaluations of the run, oldest first."""
-        return _read_lines(self.evaluations_file)
+        lines = [{"eval": None, "metrics": [], "overrides": [], **line} for line in self._lines("evaluations.jsonl")]
+        for line in lines:
+            types = {"eval": dict, "metrics": list, "overrides": list}
+            require_types(self.evaluations_file, line, types, _ADVICE["evaluations.jsonl"])
+        return lines
+
+    def _lines(self, name: str, whole: bool = True) -> list[dict[str, Any]]:
+        lines = (self.written(name) or b"").splitlines(keepends=True)
+        if not whole and lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+        texts = (line.decode(errors="replace") for line in lines)
+        return [parse_mapping(self.path / name, text, json.loads, "JSON", _ADVICE[name]) for text in texts]
+
+
+_FILES = (
+    ".lock", "config.yaml", "environment.json", "status.json", "metrics.jsonl", "results.json", "train.log",
+    "evaluations.jsonl", "checkpoints/last.safetensors", "checkpoints/best.safetensors",
+)  # fmt: skip
+_EVALUATE_AGAIN = (
+    "restore it, or delete results.json and type the training command again, which repeats the evaluation but not the "
+    "training"
+)
+_ADVICE = {
+    "results.json": _EVALUATE_AGAIN,
+    "tables": f"{_EVALUATE_AGAIN}; newllm evaluate RUN writes tables of its evaluators again",
+    "metrics.jsonl": "restore it, or delete the run's directory to train afresh",
+    "evaluations.jsonl": _EVALUATE_AGAIN,
+}
+
+
+@lru_cache(maxsize=4096)
+def _parsed_block(text: str) -> Any:
+    return yaml.load(text, Loader=LOADER)
 
 
 def find_runs(path: Paths) -> list[Path]:
@@ -292,20 +467,6 @@ def evaluated_run(path: Path) -> Path | None:
     """The run whose evaluation is in the folder `path`, None if `path` is no folder of an evaluation."""
     folder = path.absolute().parent
     return folder.parent if folder.name == "evaluations" and (folder.parent / "config.yaml").exists() else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); delete {path.parent} to train afresh") from None
-    return dict(values)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _now() -> str:

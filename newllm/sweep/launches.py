@@ -1,10 +1,9 @@
 """One small file per launch, which records what was started and how, so that any shell can show or retry it."""
 
-import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from newllm.errors import ConfigError
-from newllm.store.atomic import is_held, write_json
+from newllm.store.atomic import is_held
+from newllm.store.intact import Damaged, read_json, write_json
 
 _FOLDER = Path(".sweep") / "launches"
 _LOCK = Path(".sweep") / "lock"
@@ -83,11 +83,10 @@ def launches(sweep: Path) -> list[dict[str, Any]]:
     """
     found = []
     for file in sorted((sweep / _FOLDER).glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict):
+        content = None
+        with suppress(Damaged):
+            content = read_json(file)
+        if content is not None:
             alive = not content.get("ended") and is_held(file.with_suffix(".lock"))
             found.append({**content, "alive": alive, "file": str(file)})
     return found

@@ -1,7 +1,6 @@
 """Which runs of a launch train together, and how many of them at once."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,7 +10,7 @@ from typing import Literal
 
 from newllm.errors import ConfigError, NewllmError
 from newllm.pack.compatibility import Config, differing, pack_key, reason_not_to_pack, reason_to_train_alone
-from newllm.store.atomic import write_json
+from newllm.store.intact import Damaged, read_json, write_json
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.slots import Grant
 from newllm.sweep.workers import in_child
@@ -126,8 +125,8 @@ def _best_size(
         return 1, "pack=auto: there are too few runs to keep every slot busy with packs, so each run trains alone."
     name = hashlib.sha256(f"{common} {grant} {sizes}".encode()).hexdigest()[:8]
     known: dict[str, list[float]] = {}
-    with suppress(OSError, ValueError):
-        known = dict(json.loads((sweep / FILE).read_text(encoding="utf-8")))
+    with suppress(Damaged):  # measured again
+        known = read_json(sweep / FILE) or {}
     found = known.get(name)
     if found is None:
         try:

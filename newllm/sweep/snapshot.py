@@ -7,8 +7,8 @@ from pathlib import Path
 
 import newllm
 from newllm.config.catalog import shipped
-from newllm.store.atomic import write_json
 from newllm.store.environment import CODE, git_state
+from newllm.store.intact import write_json
 
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 

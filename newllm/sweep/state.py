@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from newllm.errors import ConfigError, RunError, signal_name
+from newllm.store.intact import is_file
 from newllm.store.run_directory import RunDirectory, State
 from newllm.store.run_names import runs_in
 from newllm.sweep.launches import launches
@@ -87,6 +88,8 @@ def before_worker(run: RunDirectory) -> tuple[str, str | None]:
     if not run.status_file.exists():
         return "interrupted", f"{run.path} cannot be started, since its status.json is gone"
     found = read_state(run)
+    if found.state == "unreadable":
+        write_state(run, "failed", found.error)
     if found.state == "done" and run.waits():
         return "queued", None
     return {"running": "elsewhere", "unreadable": "failed"}.get(found.state, found.state), found.error
@@ -178,15 +181,14 @@ def _run_state(
 def _status(directory: RunDirectory) -> dict[str, Any]:
     """status.json; the state `unreadable` and a sentence if it or the results of a finished run are broken."""
     try:
+        directory.require_config()
         status = {"state": "queued", **directory.status()}
+        if status["state"] == "done" and not is_file(directory.results_file):
+            status |= {"state": "interrupted", "error": "Its results.json is gone; it is evaluated again, not trained."}
         if status["state"] == "done":
-            status["val/ppl"] = directory.results().get("val/ppl")
-            if not directory.results():
-                raise ConfigError(f"{directory.path} is done but has no results; delete it to train afresh.")
+            status["val/ppl"] = directory.results(status).get("val/ppl")
     except ConfigError as error:
         return {"state": "unreadable", "error": str(error)}
-    except (TypeError, ValueError):  # JSON, but no object
-        return {"state": "unreadable", "error": f"{directory.status_file} or results.json holds no JSON object."}
     if status["state"] not in get_args(State):
         unknown = f"{directory.status_file} has a state of another version of newllm: {status['state']}."
         return {"state": "unreadable", "error": unknown}

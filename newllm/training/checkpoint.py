@@ -1,10 +1,14 @@
 """Checkpoints: safetensors with a JSON header, written atomically. Nothing in them can run code when loaded.
 
+The header has the SHA-256 of every tensor and of itself, which are checked when a checkpoint is read.
+
 `last.safetensors` holds everything needed to resume training (weights, optimizer state, torch's random state, the
 progress); `best.safetensors` holds the weights only.
 """
 
+import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,10 @@ from torch import Tensor, nn
 
 from newllm.errors import ConfigError, RunError
 from newllm.store.atomic import replacing
+from newllm.store.intact import Damaged, changed, is_file, sha256
 
-HEADER = "newllm"
+HEADER, HASHES = "newllm", "sha256"  # keys of the metadata of the safetensors file
+_ADVICE = "restore it, or delete the run's directory to train afresh"
 
 
 @dataclass
@@ -41,6 +47,7 @@ class Progress:
     last_loss: float | None = None  # training loss last written to metrics.jsonl
     finished: bool = False
     metrics_bytes: int = 0  # length of metrics.jsonl
+    metrics_sha256: str | None = None  # of its content
     peak_bytes: int | None = None  # memory of a training step, measured once
     seconds: float = 0.0  # of training, over all attempts
     history: list[dict[str, Any]] = field(default_factory=list)  # the lines of the finished epochs
@@ -113,6 +120,16 @@ def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
     return header
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a whole checkpoint; raises Damaged if the file or any tensor in it is damaged."""
+    return _read(path, "")[1]
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a checkpoint, by its whole name. Raises Damaged."""
+    return _read(path, name)[0][""]
+
+
 @torch.no_grad()
 def load_part(path: Path, name: str, target: Tensor) -> None:
     """Copy the parameter `name` of a checkpoint into `target`."""
@@ -165,9 +182,12 @@ def _fill(path: Path, targets: dict[str, Tensor], tensors: dict[str, Tensor]) ->
 def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write tensors and the header, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(header)
+    hashes = json.dumps({**_hashes(tensors), "": sha256(text)})
     try:
         with replacing(path) as temporary:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {HEADER: json.dumps(header)})
+            save_file(tensors, temporary, {HEADER: text, HASHES: hashes})
     except (OSError, SafetensorError) as error:
         kept = "the previous one is untouched" if path.exists() else "there is no previous one"
         raise RunError(
@@ -177,15 +197,31 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> No
 
 
 def _read(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors whose names begin with `prefix`, with the prefix removed, and the header."""
+    """The tensors whose names begin with `prefix`, with the prefix removed, and the header. Raises Damaged."""
+    if not is_file(path, _ADVICE):
+        raise Damaged(path, "is missing", "type the training command again to make it")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
+            metadata = file.metadata() or {}
+            text, hashes = metadata[HEADER], json.loads(metadata[HASHES])
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, header
-    except FileNotFoundError:
-        raise RunError(f"There is no checkpoint {path}; run the training again to make it") from None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise RunError(
-            f"The checkpoint {path} cannot be read ({error}); delete it and type the same command to train afresh"
-        ) from error
+            tensors = {name: file.get_tensor(name) for name in names}
+        found = {**_hashes(tensors), "": sha256(text)}
+        if any(hashes.get(name) != value for name, value in found.items()):
+            raise changed(path, _ADVICE)
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, json.loads(text)
+    except (OSError, SafetensorError, KeyError, ValueError, AttributeError) as error:
+        raise Damaged(path, f"cannot be read as a checkpoint ({error})", _ADVICE) from error
+
+
+def _hashes(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Name -> SHA-256 of the name, the type, the shape and the bytes of each tensor on the CPU."""
+
+    def hashed(item: tuple[str, Tensor]) -> str:
+        name, tensor = item
+        digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(2) as threads:
+        return dict(zip(tensors, threads.map(hashed, tensors.items()), strict=True))

@@ -9,7 +9,6 @@ stored in the cache folder.
 A compiled model rounds differently, as does a different number of threads, so a resumed run keeps its first choice.
 """
 
-import json
 import os
 import statistics
 import time
@@ -20,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from newllm.data.disk_cache import cache_folder, key_of
-from newllm.store.atomic import write_text
+from newllm.store.intact import Damaged, read_json, write_json
 from newllm.training.step import Piece, Step
 
 LONG = 600.0  # seconds; shorter runs do not spend half a minute on measuring
@@ -39,8 +38,11 @@ def compile_if_worthwhile(
     if wanted != "auto":
         return wanted and _compile(step, piece, say)
     record = _record(step, piece, runtime)
-    if record.exists():
-        return pays(**json.loads(record.read_text(encoding="utf-8")), steps=steps) and _compile(step, piece, say)
+    try:
+        if (known := read_json(record)) is not None:
+            return pays(**known, steps=steps) and _compile(step, piece, say)
+    except (Damaged, TypeError) as error:
+        say(f"{error}; it is measured again")
     work = 6.0 * sum(p.numel() for p in step.parameters) * piece[0].numel()
     # The first pass is slower than the rest: a run that is short by its measure is short. The second is accurate.
     if steps * work < _WORK or any(steps * _seconds(step, piece) < LONG for _ in range(2)):
@@ -56,7 +58,7 @@ def compile_if_worthwhile(
             plain.append(_seconds(step, piece))
     measured |= {"plain": statistics.median(plain), "compiled": statistics.median(compiled)}
     record.parent.mkdir(parents=True, exist_ok=True)
-    write_text(record, json.dumps(measured) + "\n")
+    write_json(record, measured)
     chosen = pays(**measured, steps=steps)
     say(
         f"runtime.compile=auto: a compiled step is {measured['plain'] / measured['compiled']:.2f} x as fast and "

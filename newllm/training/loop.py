@@ -58,7 +58,7 @@ class Loop:
             directory.truncate_metrics(self.stage_bytes)
             return False
         self.progress = load_training(directory.last_checkpoint, self.model, self.step.optimizer, self.header)
-        directory.truncate_metrics(self.progress.metrics_bytes)
+        directory.truncate_metrics(self.progress.metrics_bytes, self.progress.metrics_sha256)
         return True
 
     def train(self) -> None:
@@ -186,6 +186,7 @@ class Loop:
         progress.seconds = self._seconds()
         self._began = time.monotonic()
         progress.metrics_bytes = directory.sync_metrics()
+        progress.metrics_sha256 = directory.metrics_sha256(progress.metrics_bytes)
         save_training(directory.last_checkpoint, self.model, self.step.optimizer, progress, self.header)
         self._report()
         self._saved = time.monotonic()

@@ -24,8 +24,10 @@ from newllm.errors import ConfigError, Interrupted
 from newllm.model import LanguageModel, build_model
 from newllm.run.execute import run as train
 from newllm.run.stage import Stage, StageResult
+from newllm.store.atomic import remove
+from newllm.store.intact import Damaged, is_file
 from newllm.store.run_directory import RunDirectory
-from newllm.training.checkpoint import load_part
+from newllm.training.checkpoint import load_part, read_tensor
 from newllm.training.run_context import Run
 
 HEAD_DIM = 64  # of the small transformer if its width is a multiple of this; otherwise it has one head
@@ -103,7 +105,19 @@ class Corpus(Embeddings):
         cfg = self._config(run.cfg, run.model.embed.embedding_dim, run.runtime.threads)
         folder = run_directory(cfg, cache_folder(run.runtime) / "embeddings")
         directory = RunDirectory(folder)
+        try:
+            return self._trained(run, cfg, directory)
+        except Damaged as error:
+            run.console.line(f"{str(error).partition(';')[0]}, so the embeddings are trained again.")
+            with locked(folder, "embeddings"):
+                remove(folder)
+            return self._trained(run, cfg, directory)
+
+    def _trained(self, run: Run, cfg: DictConfig, directory: RunDirectory) -> Tensor:
+        """The embeddings of the run in `directory`, which is trained first unless it is done. Raises Damaged."""
+        folder = directory.path
         if directory.is_done():
+            directory.require_intact()
             run.console.line(f"Embeddings: trained on this text already, by the run {folder}.")
         else:
             run.console.line(f"Embeddings: trained on this text first, by an ordinary run in {folder}.")
@@ -115,7 +129,7 @@ class Corpus(Embeddings):
                         raise Interrupted(status - 128)
             run.runtime.apply()  # that run has set its own
             run.console.line(f"The embeddings are trained; other runs that need them will load them from {folder}.")
-        return _read(str(directory.best_checkpoint), WEIGHT, "embeddings=corpus")
+        return read_tensor(directory.best_checkpoint, WEIGHT).float()
 
     def _config(self, cfg: DictConfig, embed_dim: int, threads: int | str) -> DictConfig:
         """Configuration of the run that trains the embeddings, on the data of `cfg`."""
@@ -189,6 +203,11 @@ class FromRun(_Stored):
 
     def find(self) -> tuple[str, str]:
         return str(self._directory().best_checkpoint), WEIGHT
+
+    def matrix(self, run: Run) -> Tensor:
+        path, key = self.find()
+        run.console.line(f"Embeddings: loaded from {self.folder}.")
+        return read_tensor(Path(path), key).float()
 
     def tokenizer_of(self, cfg: DictConfig, data: Dataset) -> tuple[Tokenizer, str]:
         folder = self._directory().tokenizer
@@ -278,6 +297,7 @@ class Pretrained(_Stored):
 @contextmanager
 def _opened(path: str, setting: str) -> Iterator[Any]:
     """Open the .safetensors file; raises ConfigError if it can't be read."""
+    is_file(Path(path), f"{setting} needs another file")
     try:
         with safe_open(path, "pt") as file:
             yield file

@@ -7,6 +7,7 @@ from typing import Any
 
 from newllm.data import Dataset
 from newllm.run.stage import StageResult
+from newllm.store.intact import read_bytes
 from newllm.store.run_directory import RunDirectory
 from newllm.training.run_context import Run
 
@@ -73,12 +74,12 @@ def timeless(values: Line) -> Line:
 
 def _stored_lines(directory: RunDirectory) -> list[bytes]:
     """The whole lines of a first phase at the beginning of metrics.jsonl."""
-    text = directory.metrics_file.read_bytes() if directory.metrics_file.exists() else b""
+    text = read_bytes(directory.metrics_file) or b""
 
     def is_whole_phase_line(line: bytes) -> bool:
         try:
             return line.endswith(b"\n") and "phase" in json.loads(line)
-        except ValueError:  # cut off by a power failure
+        except (ValueError, TypeError, RecursionError):  # cut off by a power failure
             return False
 
     return list(takewhile(is_whole_phase_line, text.splitlines(keepends=True)))

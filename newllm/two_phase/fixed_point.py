@@ -1,6 +1,5 @@
 """Phase 1 by fixed-point iteration: train a recurrence on all tokens at once until their contexts stop moving."""
 
-import json
 import math
 import os
 import time
@@ -23,8 +22,9 @@ from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.run.stage import Stage, StageResult
 from newllm.seeding import stream
-from newllm.store.atomic import write_json
-from newllm.training.checkpoint import Progress, load_training, load_weights, save_training
+from newllm.store.atomic import remove
+from newllm.store.intact import Damaged, is_file, read_json, write_json
+from newllm.training.checkpoint import Progress, load_training, load_weights, read_header, save_training
 from newllm.training.optimizer import AdamW
 from newllm.training.run_context import Run
 from newllm.two_phase import phase_folder
@@ -157,7 +157,15 @@ class FixedPoint(Stage):
         content = phase_folder.content_of(run, same_machine=self.folder is None)
         folder = self.folder or cache_folder(run.runtime) / "phase1" / key_of(**content)
         with locked(folder, "first phase"):
-            phase_folder.claim(folder, content)
+            try:
+                phase_folder.claim(folder, content)
+            except ConfigError as error:
+                if self.folder is not None:
+                    raise
+                # The folder's name in the cache is the hash of `content`, so it can hold nothing else.
+                run.console.line(f"{folder} is damaged ({str(error).partition(';')[0]}), so phase 1 is repeated.")
+                remove(folder)
+                phase_folder.claim(folder, content)
             try:
                 progress = self._load_or_train(run, folder)
             except Exception as error:
@@ -167,7 +175,7 @@ class FixedPoint(Stage):
                         "goes on from the last iteration."
                     ) from error
                 raise
-            metrics = json.loads((folder / phase_folder.OUTCOME).read_text(encoding="utf-8"))
+            metrics = read_json(folder / phase_folder.OUTCOME) or {}
             stored = phase_folder.stored_contexts(run, folder)
         if self.freeze_embedding:
             for name in ("embed", "embed_norm"):
@@ -196,24 +204,25 @@ class FixedPoint(Stage):
     def _load_or_train(self, run: Run, folder: Path) -> Progress:
         """Bring the weights of the phase into the model and its files into `folder`, whose lock is held.
 
-        Trains what is not done yet. An epoch of the returned Progress is an iteration.
+        Trains what is not done yet, and all of it if a file is damaged. An epoch of the returned Progress is an
+        iteration.
         """
         recurrence: Recurrence = run.model.recurrence  # type: ignore[assignment]
-        state, outcome = folder / phase_folder.STATE, folder / phase_folder.OUTCOME
         run.console.line()
-        stored = phase_folder.stored_contexts(run, folder)
-        whole = state.exists() and len(stored) == len(phase_folder.texts_to_store(run.model))
-        if outcome.exists() and not whole:  # a file was deleted, and the last iteration's contexts are gone too
-            outcome.unlink()
-            state.unlink(missing_ok=True)
-        if outcome.exists():
+        text = Text(run.model, run.data.stream("train"), run.device)
+        iteration = Iteration(self, recurrence, text, run.precision, folder)
+        try:
+            done = _is_done(run, iteration)
+        except Damaged as error:
+            run.console.line(f"{str(error).partition(';')[0]}, so phase 1 is repeated.")
+            phase_folder.clear(folder)
+            done = False
+        if done:
             run.console.line(f"Phase 1 has been done before: taken from {folder}.")
-            progress = Progress(**load_weights(state, recurrence)["progress"])
+            progress = Progress(**load_weights(folder / phase_folder.STATE, recurrence)["progress"])
             _show(run, progress)
         else:
-            text = Text(run.model, run.data.stream("train"), run.device)
             with run.signals.deferred():
-                iteration = Iteration(self, recurrence, text, run.precision, folder)
                 progress = self._iterate(run, iteration)
                 recurrence.requires_grad_(False)
                 self._store(run, iteration, progress)
@@ -276,6 +285,7 @@ class FixedPoint(Stage):
                 pieces = true_contexts(iteration.recurrence, text, run.precision)
             path, shape = phase_folder.contexts_file(run, iteration.folder, side)
             write_contexts(path, shape, _until_stopped(run, pieces), run.precision)
+            phase_folder.add_hash(path)
             size, seconds = path.stat().st_size / 2**20, time.monotonic() - since
             run.console.line(
                 f"Contexts of the {name} text stored: {shape[0]:,} tokens, {shape[1]} layers, {shape[2]:,} wide; "
@@ -293,6 +303,20 @@ class FixedPoint(Stage):
         }
         write_json(iteration.folder / phase_folder.OUTCOME, metrics)
         iteration.remove_contexts()
+
+
+def _is_done(run: Run, iteration: "Iteration") -> bool:
+    """Whether the phase is done. Raises Damaged if a file that it, or its next iteration, relies on is not whole."""
+    folder = iteration.folder
+    outcome, stored = read_json(folder / phase_folder.OUTCOME), phase_folder.stored_contexts(run, folder)
+    if outcome is None and not is_file(folder / phase_folder.STATE):
+        return False
+    progress = Progress(**read_header(folder / phase_folder.STATE)["progress"])
+    if outcome is None:
+        phase_folder.require_hash(iteration.file(progress.epoch))
+    elif missing := phase_folder.texts_to_store(run.model).keys() - stored.keys():
+        raise Damaged(phase_folder.contexts_file(run, folder, min(missing))[0], "is missing")
+    return outcome is not None
 
 
 def _until_stopped(run: Run, pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -346,18 +370,15 @@ class Iteration:
 
     def contexts(self, iteration: int) -> np.memmap:
         """The last layer's contexts [N, C] of `iteration`, with its noise."""
-        path = self._file(iteration)
-        try:
-            return np.memmap(path, np.float32, "r", shape=(len(self.text), self.recurrence.width))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} cannot be read ({error}); delete {self.folder} to repeat phase 1.") from None
+        return np.memmap(self.file(iteration), np.float32, "r", shape=(len(self.text), self.recurrence.width))
 
     def draw_start(self) -> None:
         """Iteration 1: draw random contexts from N(0, start_std^2)."""
-        with self._file(1).open("wb", buffering=0) as file:
+        with self.file(1).open("wb", buffering=0) as file:
             for batch, (start, stop) in enumerate(self.pieces):
                 append(file, self._normal(stop - start, "start", batch) * self.phase.start_std)
             os.fsync(file.fileno())
+        phase_folder.add_hash(self.file(1))
 
     def run(self, iteration: int, after_batch: Callable[[int, float], None]) -> dict[str, float]:
         """Run iteration 2, 3, …; returns loss and its bound (means over tokens) and the share of converged contexts.
@@ -368,7 +389,7 @@ class Iteration:
         previous = self.contexts(iteration - 1)
         first = np.array(previous[-1]) if phase.wrap else np.zeros(previous.shape[1], np.float32)
         loss, bound, converged = 0.0, 0.0, 0
-        with self._file(iteration).open("wb", buffering=0) as file:
+        with self.file(iteration).open("wb", buffering=0) as file:
             for batch, (start, stop) in enumerate(self.pieces):
                 size = stop - start
                 context = torch.from_numpy(previous_contexts(previous, start, stop, first)).to(device)
@@ -394,6 +415,7 @@ class Iteration:
                 converged += int(((out - before).square().mean(dim=1) < phase.threshold).sum())
                 after_batch(batch + 1, loss / stop)
             os.fsync(file.fileno())
+        phase_folder.add_hash(self.file(iteration))
         if phase.steps == "pass":
             self._step()
         count = len(self.text)
@@ -402,9 +424,10 @@ class Iteration:
     def remove_contexts(self) -> None:
         """Remove both files of contexts."""
         for iteration in (0, 1):
-            self._file(iteration).unlink(missing_ok=True)
+            self.file(iteration).unlink(missing_ok=True)
 
-    def _file(self, iteration: int) -> Path:
+    def file(self, iteration: int) -> Path:
+        """The file of the contexts of an iteration."""
         return self.folder / f"previous.{iteration % 2}.bin"
 
     def _step(self) -> None:

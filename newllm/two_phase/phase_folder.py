@@ -6,6 +6,7 @@ meta.json             all that determines the result: options, digests of the te
 state.safetensors     progress, weights, optimizer state
 previous.[01].bin     contexts of the last two iterations, removed at the end
 contexts.*.bin        contexts of all layers, for the second phase
+hashes.json           SHA-256 of these .bin files, each written before what relies on it
 outcome.json          metrics; written last
 """
 
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from newllm.config.identity import canonical, differences
 from newllm.errors import ConfigError
-from newllm.store.atomic import write_json
+from newllm.store.atomic import remove
+from newllm.store.intact import Damaged, check_file, file_sha256, is_file, read_json, write_json
 from newllm.training.run_context import Run
 from newllm.two_phase.stored_contexts import open_contexts
 
@@ -29,7 +31,7 @@ RULE = 3  # increased when a code change alters the results of an unchanged conf
 _WITHOUT_EFFECT = {"_target_", "folder", "freeze_embedding", "require_convergence"}  # on the result of the phase
 _PORTION = 1 << 22  # tokens
 
-STATE, OUTCOME = "state.safetensors", "outcome.json"
+STATE, OUTCOME, HASHES, META = "state.safetensors", "outcome.json", "hashes.json", "meta.json"
 Content = dict[str, Any]
 Side = Literal["train", "val"]
 
@@ -65,18 +67,15 @@ def check(folder: Path, content: Content) -> None:
 
     Compares only the parts that `content` has.
     """
-    meta = folder / "meta.json"
-    if not meta.exists():
+    advice = f"delete {folder} to repeat phase 1"
+    stored = read_json(folder / META, advice)
+    if stored is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(
                 f"phase1.folder={folder} holds something other than a first phase; name an empty or a new folder, or "
                 "leave it out to have one in the cache."
             )
         return
-    try:
-        stored = json.loads(meta.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{meta} cannot be read ({error}); delete {folder} to repeat phase 1.") from None
     different = differences({part: stored.get(part, {}) for part in content}, content)
     if different:
         listed = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
@@ -92,8 +91,27 @@ def claim(folder: Path, content: Content) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink()
-    if not (folder / "meta.json").exists():
-        write_json(folder / "meta.json", content)
+    if not is_file(folder / META):
+        write_json(folder / META, content)
+
+
+def clear(folder: Path) -> None:
+    """Delete all files of a first phase but meta.json."""
+    for name in (OUTCOME, STATE, HASHES, "previous.0.bin", "previous.1.bin", "contexts.train.bin", "contexts.val.bin"):
+        remove(folder / name)
+
+
+def add_hash(file: Path) -> None:
+    """Store the hash of a file that has been written."""
+    write_json(file.with_name(HASHES), {**_hashes(file.parent), file.name: file_sha256(file)})
+
+
+def require_hash(file: Path) -> None:
+    """Raises Damaged unless the file has its stored hash."""
+    expected = _hashes(file.parent).get(file.name)
+    if expected is None:
+        raise Damaged(file, "has lost its hash")
+    check_file(file, expected)
 
 
 def texts_to_store(model: nn.Module) -> dict[Side, str]:
@@ -108,7 +126,16 @@ def contexts_file(run: Run, folder: Path, side: Side) -> tuple[Path, tuple[int, 
 
 
 def stored_contexts(run: Run, folder: Path) -> dict[Side, Tensor]:
-    """The contexts [N, L, C] on disk, by text."""
-    files = {side: contexts_file(run, folder, side) for side in texts_to_store(run.model)}
-    opened = {side: open_contexts(*file, run.precision) for side, file in files.items()}
-    return {side: contexts for side, contexts in opened.items() if contexts is not None}
+    """The contexts [N, L, C] on disk, by text. Raises Damaged if a file is not what was written.
+
+    A file without a hash does not count: its writer was killed before the hash was written.
+    """
+    files, hashes = {side: contexts_file(run, folder, side) for side in texts_to_store(run.model)}, _hashes(folder)
+    stored = {side: file for side, file in files.items() if file[0].name in hashes and is_file(file[0])}
+    for path, _ in stored.values():
+        check_file(path, hashes[path.name])
+    return {side: open_contexts(*file, run.precision) for side, file in stored.items()}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return read_json(folder / HASHES) or {}

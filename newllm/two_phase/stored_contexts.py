@@ -21,6 +21,7 @@ from newllm.data.facts import IGNORED
 from newllm.model.language_model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.store.atomic import replacing
+from newllm.store.intact import Damaged
 from newllm.two_phase.recurrence import Piece, Recurrence, sequential
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -109,11 +110,11 @@ def append(file: FileIO, tensor: Tensor) -> None:
         rest = rest[file.write(rest) :]
 
 
-def open_contexts(path: Path, shape: tuple[int, int, int], precision: Precision) -> Tensor | None:
-    """The contexts of a file, memory-mapped; None if it is missing or has another size."""
+def open_contexts(path: Path, shape: tuple[int, int, int], precision: Precision) -> Tensor:
+    """The contexts of a file, memory-mapped. Raises Damaged if it has another size."""
     dtype, size = _DTYPES[precision], math.prod(shape)
-    if not path.exists() or path.stat().st_size != size * dtype.itemsize:
-        return None
+    if path.stat().st_size != size * dtype.itemsize:
+        raise Damaged(path, f"does not hold {shape[0]:,} contexts")
     return torch.from_file(str(path), shared=False, size=size, dtype=dtype).view(shape)
 
 

@@ -16,6 +16,7 @@ from newllm.analysis.frame import load_runs
 from newllm.errors import ConfigError, RunError
 from newllm.evaluate import main
 from newllm.run.load import load_run
+from newllm.store.atomic import json_text
 from newllm.store.run_directory import RunDirectory
 from tests.support.small_runs import small_config
 
@@ -89,7 +90,7 @@ def test_the_evaluation_of_a_run_is_reproduced_to_the_last_bit(
 def test_a_different_number_is_listed_and_nothing_is_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = results(run)
     stored["val/loss"] += 1e-12
-    (run / "results.json").write_text(json.dumps(stored))
+    RunDirectory(run).replace_files({"results.json": json_text(stored)})
     before = contents(run)
     assert main([str(run)]) == 1
     out, err = capsys.readouterr()
@@ -120,9 +121,8 @@ def test_new_metrics_and_tables_are_added_and_the_others_stay(run: Path, capsys:
     assert "Evaluated before" in capsys.readouterr().out
     assert main([str(run), "eval=[loss,rank]", "eval.rank.positions=64", "rerun=true"]) == 0
     assert "stored results were reproduced" in capsys.readouterr().out
-    assert {**contents(run), **dict.fromkeys(("train.log", "evaluations.jsonl"))} == {
-        **whole, **dict.fromkeys(("train.log", "evaluations.jsonl"))
-    }  # fmt: skip
+    added_to = dict.fromkeys(("train.log", "evaluations.jsonl", "status.json"))
+    assert {**contents(run), **added_to} == {**whole, **added_to}
 
 
 def test_evaluator_options_that_change_a_stored_number_are_refused(
@@ -139,7 +139,7 @@ def test_numbers_measured_in_training_stay(tmp_path: Path, capsys: pytest.Captur
     directory = train(tmp_path / "run", "eval=[]", "precision=fp32")
     stored = results(directory)
     stored["val/loss"] += 1e-7
-    (directory / "results.json").write_text(json.dumps(stored))
+    RunDirectory(directory).replace_files({"results.json": json_text(stored)})
     assert main([str(directory)]) == 2
     assert "name the ones you want" in capsys.readouterr().err
     assert main([str(directory), "eval=[loss]"]) == 0
@@ -293,7 +293,7 @@ def test_runs_that_fail_do_not_stop_the_others(run: Path, capsys: pytest.Capture
     out, err = capsys.readouterr()
     assert "rank/share" in results(run)
     assert "Skipped, not done: b-queued." in out
-    assert "newllm: a-broken: The checkpoint" in err
+    assert f"newllm: a-broken: {broken / 'checkpoints' / 'best.safetensors'} cannot be read as a checkpoint" in err
     assert err.splitlines()[-1] == "newllm: failed: a-broken."
     assert main([str(queued)]) == 2
     assert "is not done but interrupted" in capsys.readouterr().err
@@ -321,7 +321,7 @@ def test_evaluate_run_from_python(run: Path) -> None:
         newllm.evaluate_run(run, ["eval=[rnak]"])
     stored = results(run)
     stored["rank/share"] = 2.0
-    (run / "results.json").write_text(json.dumps(stored))
+    RunDirectory(run).replace_files({"results.json": json_text(stored)})
     with pytest.raises(RunError):
         newllm.evaluate_run(run, ["eval=[rank]"], rerun=True)
 

@@ -1,11 +1,11 @@
-import json
 from pathlib import Path
 
 import pytest
 
-from newllm.errors import ConfigError, RunError
+from newllm.errors import ConfigError
 from newllm.run.load import load_run
-from newllm.store.atomic import replacing, write_json
+from newllm.store.atomic import replacing
+from newllm.store.intact import read_json, write_json
 from newllm.store.run_directory import RunDirectory
 
 
@@ -22,7 +22,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         break_off()
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -39,7 +39,7 @@ def test_metrics_are_cut_back_to_a_known_length(tmp_path: Path) -> None:
     directory.append_metrics({"step": 2, "train/loss": 0.2})
     directory.truncate_metrics(length)
     assert directory.metrics() == [{"step": 1, "train/loss": 0.1}]
-    with pytest.raises(RunError, match=r"metrics\.jsonl"):
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is shorter"):
         directory.truncate_metrics(length + 1)
 
 

@@ -89,18 +89,23 @@ def test_a_broken_status_is_listed_as_unreadable_and_hides_no_other(tmp_path: Pa
     assert str(directory.status_file) in (broken.error or "")
 
 
-@pytest.mark.parametrize("results", ["", "{", "[]", "{}", None])
-def test_a_finished_run_without_results_is_unreadable(tmp_path: Path, results: str | None) -> None:
+@pytest.mark.parametrize("results", ["", "{", "[]", "{}"])
+def test_a_finished_run_with_broken_results_is_unreadable(tmp_path: Path, results: str) -> None:
     directory = make_run(tmp_path, "a-s1", "done")
-    directory.results_file.unlink()
-    if results is not None:
-        directory.results_file.write_text(results)
+    directory.results_file.write_text(results)
     assert only_run(tmp_path).state == "unreadable"
     assert str(directory.path) in (only_run(tmp_path).error or "")
 
 
+def test_a_finished_run_whose_results_were_deleted_is_to_be_evaluated_again(tmp_path: Path) -> None:
+    directory = make_run(tmp_path, "a-s1", "done")
+    directory.results_file.unlink()
+    assert only_run(tmp_path).state == "interrupted"
+    assert "evaluated again" in (only_run(tmp_path).error or "")
+
+
 def test_a_run_of_another_version_is_listed_with_what_can_be_known(tmp_path: Path) -> None:
-    directory = make_run(tmp_path, "old-s1", "interrupted", attempt="2", progress=[1, 2], started="yesterday")
+    directory = make_run(tmp_path, "old-s1", "interrupted", progress={"step": "one"}, started="yesterday")
     directory.config_file.write_text("model: [no, longer, like, this]\nunknown: {nodes: 1}\n")
     run = only_run(tmp_path)
     assert (run.state, run.attempt, run.step, run.seconds) == ("interrupted", 0, None, None)

@@ -78,8 +78,15 @@ def test_each_kind_of_bad_checkpoint_has_its_error(tmp_path: Path) -> None:
         load_training(path, model, optimizer, {**HEADER, "data": "e"})
     with pytest.raises(RunError, match=r"does not fit the model: 0.weight is of shape \(3, 4\), expected \(2, 4\)"):
         load_weights(path, nn.Sequential(nn.Linear(4, 2)))
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(RunError, match="cannot be read"):
-        load_weights(path, model)
-    with pytest.raises(RunError, match="There is no checkpoint"):
+    whole, weights = path.read_bytes(), model[0].weight.clone()
+    for name, damaged in {
+        "cut": whole[:100], "a bit of the last tensor": whole[:-1] + bytes([whole[-1] ^ 1]),
+        "a digit of the progress": whole.replace(rb'\"step\": 0', rb'\"step\": 1'), "zeroed": bytes(len(whole)),
+    }.items():  # fmt: skip
+        assert damaged != whole, name
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"last\.safetensors .*train afresh"):
+            load_training(path, model, optimizer, HEADER)
+    assert torch.equal(model[0].weight, weights)
+    with pytest.raises(ConfigError, match="is missing"):
         load_weights(tmp_path / "none.safetensors", model)

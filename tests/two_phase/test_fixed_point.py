@@ -77,7 +77,7 @@ def test_weights_lines_metrics_and_files_of_the_phase(uninterrupted: RunAndResul
             assert (stored - true).abs().mean() > 0.01
     folder = next((run.runtime.cache_dir / "phase1").glob("*/meta.json")).parent
     assert sorted(path.name for path in folder.iterdir()) == [
-        "contexts.train.bin", "contexts.val.bin", "meta.json", "outcome.json", "state.safetensors",
+        "contexts.train.bin", "contexts.val.bin", "hashes.json", "meta.json", "outcome.json", "state.safetensors",
     ]  # fmt: skip
 
 

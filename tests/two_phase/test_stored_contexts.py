@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from newllm.data.dataset import Rows
+from newllm.errors import ConfigError
 from newllm.two_phase.stored_contexts import ContextRows, StreamRows, open_contexts, write_contexts
 
 SHAPE = (50, 2, 3)
@@ -26,18 +27,17 @@ def write_random(path: Path, precision: str) -> torch.Tensor:
 def test_opened_contexts_equal_written_ones(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
     values = write_random(tmp_path / "contexts", precision).to(dtype)
     opened = open_contexts(tmp_path / "contexts", SHAPE, precision)
-    assert opened is not None
     assert opened.dtype is dtype
     assert torch.equal(opened, values)
     assert (tmp_path / "contexts").stat().st_size == values.nbytes
 
 
-def test_missing_and_incomplete_files_are_not_opened(tmp_path: Path) -> None:
+def test_files_of_another_size_are_not_opened(tmp_path: Path) -> None:
     path = tmp_path / "contexts"
-    assert open_contexts(path, SHAPE, "fp32") is None
     write_random(path, "fp32")
-    assert open_contexts(path, (49, 2, 3), "fp32") is None
-    assert open_contexts(path, SHAPE, "bf16") is None
+    for shape, precision in (((49, 2, 3), "fp32"), (SHAPE, "bf16")):
+        with pytest.raises(ConfigError, match="does not hold"):
+            open_contexts(path, shape, precision)
 
     def interrupted_pieces() -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
         yield (0, 20), torch.zeros(20, 2, 3)
