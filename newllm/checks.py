@@ -2,6 +2,8 @@
 
 from newllm.errors import ConfigError
 
+MOST_WIDTH, MOST_LAYERS, MOST_THREADS = 1_000_000, 10_000, 1024  # beyond any machine; larger ones are typing errors
+
 
 def above(name: str, value: float, bound: float, example: float) -> None:
     """Raises ConfigError unless value > bound."""

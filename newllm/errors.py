@@ -17,8 +17,9 @@ from typing import NoReturn
 from newllm.streams import open_outputs
 from newllm.suggest import did_you_mean
 
-# SLURM sends SIGUSR1 and SIGUSR2 before the time limit; submitit uses SIGUSR2.
-_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+# Signals that let a run save and stop. SLURM sends SIGUSR1 and SIGUSR2 before the time limit (submitit uses SIGUSR2), a
+# terminal that closes SIGHUP. One that is ignored, as SIGHUP under nohup, stays so.
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STOPPING = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LESS_MEMORY = "a smaller batch_size, trainer.accumulate=2 or fewer runs at once (hydra.launcher.slots=1) need less"
@@ -126,6 +127,11 @@ def as_newllm_error(error: BaseException) -> NewllmError | None:
     where = f"{os.fsdecode(name)}: " if isinstance(name := getattr(error, "filename", None), str | bytes) else ""
     if disk_is_full(error):
         return RunError(f"{where}the disk is full; make room and type the same command again.")
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser
+        return ConfigError(
+            "this user has no home folder, in which the cache is by default; type runtime.cache_dir=FOLDER, or set "
+            "NEWLLM_CACHE."
+        )
     if isinstance(error, OSError) and error.errno is not None:
         reason = (error.strerror or str(error)).lower()
         return ConfigError(f"{where}{reason} ({errno.errorcode.get(error.errno)}); name another file or folder.")

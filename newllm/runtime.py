@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from newllm.checks import MOST_THREADS, within
 from newllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ class Runtime:
         fused: bool = True,
         compile: bool | Literal["auto"] = "auto",
     ) -> None:
-        if threads != "auto" and threads < 1:
-            raise ConfigError(f"runtime.threads must be at least 1; {threads} was given, try runtime.threads=auto")
+        if threads != "auto":
+            within("runtime.threads", threads, 1, MOST_THREADS, 1)
         if checkpoint_seconds is not None and checkpoint_seconds < 0:
             raise ConfigError(f"runtime.checkpoint_seconds must be at least 0; {checkpoint_seconds} was given")
         if checkpoint_steps is not None and checkpoint_steps < 1:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Collection
 from textwrap import shorten
 from typing import Any
 
@@ -68,11 +69,15 @@ def _main(argv: list[str]) -> int:
         catalog = catalog_for(args.config_dir)
         parsed = parse(args.overrides, catalog, sweep=args.multirun)
         overrides = parsed.for_hydra()
-        if args.multirun and not args.cfg and "hydra.sweep.dir" not in given:
-            from newllm.sweep.command import folder_name
+        if args.cfg is None:
+            from newllm.sweep.command import check_for_other_sweeper, folder_name
 
+            check_for_other_sweeper(parsed)
+        if args.cfg is None and "hydra.sweep.dir" not in given:
             overrides.append(f"hydra.sweep.dir='{catalog.sweeps}/{folder_name(parsed) or 'sweep'}'")
         return _hand_to_hydra([*flags, *catalog.search_path, *overrides])
+    if not args.multirun and not args.cfg:
+        _refuse_options_of_sweeps(given, catalog_for(args.config_dir))
     place = Place.from_environment()
     if not args.cfg and (args.multirun or given & {"hydra/launcher", "dry_run"}):
         from newllm.sweep.command import run_sweep
@@ -86,13 +91,21 @@ def _main(argv: list[str]) -> int:
     overrides = list(args.overrides)
     if place.launched and "trainer.devices" not in given:
         overrides.append(f"trainer.devices={place.size}")
-    cfg = compose(overrides, config_dir=args.config_dir)
+    cfg = compose(overrides, config_dir=args.config_dir, check=not args.cfg)
     if args.cfg:
         print(_show(cfg, args.package, args.resolve), end="")
         return 0
     from newllm.run.execute import run
 
     return run(cfg)
+
+
+def _refuse_options_of_sweeps(given: Collection[str], catalog: Catalog) -> None:
+    """Raises ConfigError for a key that would have no effect without -m."""
+    launched = not {"hydra/launcher", "dry_run"}.isdisjoint(given)
+    of_sweeps = ("hydra/sweeper", "hydra.sweep.dir", *(() if launched else catalog.sweep_options))
+    for key in sorted(key for key in given if key in of_sweeps or (key.startswith("hydra.launcher.") and not launched)):
+        raise ConfigError(f"{key} is of sweeps, and this is a single run; add -m, or leave {key} out.")
 
 
 def _help(catalog: Catalog) -> str:

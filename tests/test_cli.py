@@ -320,6 +320,50 @@ def test_a_third_party_sweeper_gets_the_losses(launches: list[Launch], capfd: py
     assert [len(launch.runs) for launch in launches] == [2, 1]
 
 
+@pytest.mark.parametrize("option", ["dry_run=true", "seeds=2", "zip=[{lr:[1e-3,2e-3]}]", "only=[0]"])
+def test_a_third_party_sweeper_refuses_what_only_our_plan_knows(
+    launches: list[Launch], capfd: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert train.main(["-m", "hydra/sweeper=basic", "seed=1,2", option]) == 2
+    name = option.partition("=")[0]
+    assert f"{name} is for the plan that newllm makes, and hydra/sweeper=NAME makes its own" in capfd.readouterr().err
+    assert not launches
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["seeds=2", "rerun=all", "sweep.retries=1", "hydra.launcher.slots=1", "hydra/sweeper=basic", "hydra.sweep.dir=x"],
+)
+def test_options_of_sweeps_need_m(runs: list[DictConfig], capfd: pytest.CaptureFixture[str], option: str) -> None:
+    assert train.main([option]) == 2
+    assert "and this is a single run; add -m, or leave" in capfd.readouterr().err
+    assert not runs
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=range(1,1e9)"], "seed=range(1,1e9) has 999,999,999 runs, and a sweep has at most 100,000"),
+        (["seeds=1000000000"], "seeds=1000000000 has 1,000,000,000 runs"),
+        (["seed=range(1,1000)", "lr=range(1,1000)"], "this sweep has 998,001 runs"),
+        (["seed=range(1,inf)"], "expected finite numbers and a step other than 0"),
+        (["lr=range(0,1,0.0)"], "expected finite numbers and a step other than 0"),
+        (["seed=1,2", "seed=3,4"], "seed is given twice, as seed=1,2 and as seed=3,4; give all its values once"),
+        (["lr=1e-3,2e-3", "lr=5e-3"], "lr is given twice"),
+        (["seed=1,2", "hydra.sweeper.params.lr='1,2'"], "hydra.sweeper.params.lr is no key of Hydra that newllm reads"),
+        (["seed=1,2", "hydra.sweep.dirr=x"], "did you mean hydra.sweep.dir?"),
+        (["zip={lr:[1,2]}"], "zip={lr:[1,2]}: expected a list"),
+        (["zip=[{lr:1}]"], "got {lr:1}"),
+    ],
+)
+def test_sweeps_that_cannot_be_planned(
+    launches: list[Launch], capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert train.main(["-m", *words, "dry_run=true"]) == 2
+    assert message in capfd.readouterr().err
+    assert not launches
+
+
 # --- the console script ---------------------------------------------------------------------------------------------
 
 

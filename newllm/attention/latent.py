@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from newllm.attention.cache import LayerCache
 from newllm.attention.kernels import Kernel
 from newllm.attention.layer import Attention, linear, merge_heads
-from newllm.checks import above
+from newllm.checks import MOST_WIDTH, within
 from newllm.errors import ConfigError
 from newllm.position.encoding import PositionEncoding
 
@@ -50,7 +50,7 @@ class Latent(Attention):
         super().__init__(kernel, hidden_size=hidden_size, heads=heads, head_dim=head_dim)
         for name, value in {"kv_dim": kv_dim, "value_dim": value_dim, "query_dim": query_dim}.items():
             if value is not None:
-                above(name, value, 0, 64)
+                within(name, value, 1, MOST_WIDTH, 64)
         if rotates and (rope_dim <= 0 or rope_dim % 2):
             raise ConfigError(
                 f"this encoding rotates keys, which attention=mla keeps in rope_dim separate dims: "

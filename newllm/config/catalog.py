@@ -81,6 +81,11 @@ class Catalog:
         return sorted({file.stem for folder in self.folders for file in folder.glob("hydra/launcher/*.yaml")})
 
     @property
+    def run_dir(self) -> str:
+        """The default of hydra.run.dir, which stands for: the run gets a folder of its own in it."""
+        return str(self._root["hydra"]["run"]["dir"])
+
+    @property
     def sweeps(self) -> str:
         """The default of hydra.sweep.dir: the folder in which each sweep has a folder of its own."""
         return str(self._root["hydra"]["sweep"]["dir"])

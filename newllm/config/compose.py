@@ -1,26 +1,31 @@
 """From overrides to configurations, one by one or many at once; used by commands, notebooks and tests alike.
 
 Hydra composes the choices; newllm sets the values afterwards, so that runs with equal choices are composed only once.
-Names are checked here against the YAML files, without importing torch; newllm.config.values checks values.
+Names are checked here against the YAML files, without importing torch; newllm.config.values checks values, with it.
 """
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.axes import nodes, referenced, refuse_unused_axes, unused, used_axes
 from newllm.config.catalog import REFERENCE, Catalog, plain, references, shipped
 from newllm.config.groups import group_of, read
 from newllm.config.identity import resolved, sorted_keys
-from newllm.config.overrides import Overrides, parse
-from newllm.config.values import signature_of, unknown_option
+from newllm.config.overrides import Overrides, parse, parse_line
+from newllm.config.values import check_values, signature_of, unknown_option
 from newllm.errors import ConfigError
 from newllm.labels import LABELS
 from newllm.suggest import did_you_mean, nearest
+
+NAME_BYTES, PATH_BYTES = 255, 3800  # Linux's limits, with room for the files inside
+_VALUE = "the value"  # a key that no configuration has
 
 Plain = dict[str, Any]  # unresolved: references are strings such as ``${theta}``
 
@@ -30,13 +35,21 @@ class Composed:
     """The composition of a command line, plain and unresolved.
 
     tree: nodes and axes of the run, the options of a sweep at `sweep` and the launcher at `hydra.launcher`.
-    choices: group -> option, a list for eval. run_dir: hydra.run.dir if given.
+    choices: group -> option, a list for eval. dirs: hydra.run.dir if given, and hydra.sweep.dir, with their references.
     """
 
     tree: Plain
     choices: dict[str, Any]
-    run_dir: str | None
-    sweep_dir: str
+    dirs: Mapping[str, Any]
+
+    @property
+    def run_dir(self) -> str | None:
+        """The directory of the run if it is given. Raises ConfigError."""
+        return _folder("hydra.run.dir", self.dirs["run"], self.tree) if "run" in self.dirs else None
+
+    @property
+    def sweep_dir(self) -> str:
+        return _folder("hydra.sweep.dir", self.dirs["sweep"], self.tree)
 
     @property
     def run(self) -> Plain:
@@ -48,11 +61,12 @@ def compose(
     *,
     config_dir: str | Path | None = None,
     unused_axes: bool = False,
+    check: bool = True,
 ) -> DictConfig:
     """The configuration that `overrides` (as on the command line) describe.
 
-    Groups, choices, axes and names of options are checked against the YAML files. Values are checked by the
-    constructors when a run begins, or by `check_values`. Besides the group nodes and the root axes, the configuration
+    Groups, choices, axes and names of options are checked against the YAML files, and with `check` values against the
+    types of the constructors, most of which import torch. Besides the group nodes and the root axes, the configuration
     has the keys `choices` (group -> option, a list for eval, including `experiment`), `overrides` (as given, without
     ``+``), `run_dir` (`hydra.run.dir` if given, else null) and, if the user's folder has a groups.yaml, `groups`. It
     does not contain sweep and launcher options.
@@ -68,7 +82,8 @@ def compose(
     config = {**composed.run, **about, **_user_groups(given.catalog)}
     if not unused_axes:
         refuse_unused_axes(config, given)
-    return OmegaConf.create(config, flags={"struct": True})
+    cfg = OmegaConf.create(config, flags={"struct": True})
+    return check_values(cfg) if check else cfg
 
 
 @dataclass(frozen=True)
@@ -136,8 +151,14 @@ def composed_choices(given: Overrides) -> Composed:
     catalog = given.catalog
     cfg = _by_hydra([*catalog.search_path, *given.choices()])
     chosen, launcher = plain(cfg.hydra.runtime.choices, resolve=True), plain(cfg.hydra.launcher, resolve=True)
-    run_dir = cfg.hydra.run.dir if "hydra.run.dir" in given.keys else None
-    sweep_dir = cfg.hydra.sweep.dir
+    dirs = {name: plain(cfg.hydra[name])["dir"] for name in ("run", "sweep")}
+    if "hydra.run.dir" not in given.keys and dirs["run"] == catalog.run_dir:
+        del dirs["run"]
+    if cfg.hydra.sweeper.get("params"):
+        raise ConfigError(
+            "hydra.sweeper.params are of Hydra's own sweeper; give the values as in newllm train -m lr=1e-3,2e-3, or "
+            "in a file as sweep.grids: [{lr: [1e-3, 2e-3]}]."
+        )
     with open_dict(cfg):
         del cfg["hydra"]
     tree = {**plain(cfg), "hydra": {"launcher": launcher}}
@@ -156,7 +177,7 @@ def composed_choices(given: Overrides) -> Composed:
     for group in given.keys:
         if group in catalog.groups and isinstance(tree.get(group), dict) and group not in catalog.lists:
             tree[group] = tree[group] if "_target_" in tree[group] else {}
-    composed = Composed(tree, dict(sorted(choices.items())), run_dir, sweep_dir)
+    composed = Composed(tree, dict(sorted(choices.items())), dirs)
     for group in catalog.groups:
         for name, node in (tree.get(group) or {}).items():
             if "_target_" not in (node if group in catalog.lists else tree[group]):
@@ -176,6 +197,7 @@ def with_values(composed: Composed, given: Overrides) -> Composed:
             if isinstance(current, dict) and "_target_" in current and not isinstance(value, dict):
                 example = next((f"{key}.{name}" for name in current if name != "_target_"), key)
                 raise ConfigError(f"{key} takes no value of its own, but options such as {example}=VALUE.")
+            value = _with_environment(key, value, isinstance(_default(current, tree), str))
         group, _, option = key.partition(".")
         if option in group_of(group).paths and type(value) is int:
             value = str(value)  # a folder called 42
@@ -185,6 +207,53 @@ def with_values(composed: Composed, given: Overrides) -> Composed:
     return replace(composed, tree=tree)
 
 
+def _with_environment(key: str, value: Any, text: bool) -> Any:
+    """`value` with ``${oc.env:LR}`` and the like replaced by what they stand for, at any depth.
+
+    References to the configuration stay. text: the option holds text; otherwise 0.002 in the environment is a number.
+    Raises ConfigError.
+    """
+    if isinstance(value, list):
+        return [_with_environment(key, item, text) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_environment(key, item, text) for name, item in value.items()}
+    if not isinstance(value, str) or "${" not in value or references(value):
+        return value
+    found = _resolve(key, value, {})
+    if text or not isinstance(found, str):
+        return found
+    try:
+        return parse_line(f"x={found}").value()
+    except ValueError:
+        return found
+
+
+def _folder(key: str, value: Any, tree: Plain) -> str:
+    """The folder that `hydra.run.dir` or `hydra.sweep.dir` names, with its references resolved. Raises ConfigError."""
+    found = _resolve(key, value, tree) if isinstance(value, str) else value
+    text = "" if found is None or isinstance(found, dict | list) else str(found).strip()
+    if not text or text == "???" or "\0" in text:
+        raise ConfigError(f"{key}={'null' if found is None else found}: expected the name of a folder.")
+    folder = Path(text).expanduser()
+    parts = [os.fsencode(part) for part in folder.parts]
+    if max(map(len, parts)) > NAME_BYTES or sum(map(len, parts)) > PATH_BYTES:
+        raise ConfigError(
+            f"{key}={text[:40]}… is too long: a folder's name has at most {NAME_BYTES} bytes and its path {PATH_BYTES}."
+        )
+    return str(folder)
+
+
+def _resolve(key: str, value: str, tree: Plain) -> Any:
+    """`value` with its references to `tree` and to the environment resolved. Raises ConfigError."""
+    if "${" not in value:
+        return value
+    try:
+        return plain(OmegaConf.create({**tree, _VALUE: value}), resolve=True)[_VALUE]
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"{key}={value} can't be resolved ({reason}); type the value itself.") from error
+
+
 def _with(node: Any, path: Sequence[str], value: Any, root: Plain) -> Any:
     """A copy of `node` with a value set at `path`; everything off the path is shared."""
     if path:
@@ -192,14 +261,19 @@ def _with(node: Any, path: Sequence[str], value: Any, root: Plain) -> Any:
         return {**inner, path[0]: _with(inner.get(path[0]), path[1:], value, root)}
     if isinstance(node, dict) and isinstance(value, dict):
         return {**node, **{key: _with(node.get(key), (), part, root) for key, part in value.items()}}
-    axis = REFERENCE.fullmatch(node) if isinstance(node, str) else None
-    former = root.get(axis[1]) if axis else node
+    former = _default(node, root)
     # Equal numbers give equal configurations: 10000 becomes 1e4 if the default is a float.
     if isinstance(former, float) and type(value) is int:
         return float(value)
     if type(former) is int and isinstance(value, float) and value.is_integer():
         return int(value)
     return copy.copy(value)
+
+
+def _default(node: Any, root: Plain) -> Any:
+    """A value, or that of the axis to which it refers."""
+    axis = REFERENCE.fullmatch(node) if isinstance(node, str) else None
+    return root.get(axis[1]) if axis else node
 
 
 def _value_at(key: str, composed: Composed, catalog: Catalog) -> Any:
@@ -268,7 +342,6 @@ def _by_hydra(lines: Sequence[str]) -> DictConfig:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     state = GlobalHydra.instance()
     outer, state.hydra = state.hydra, None  # set if a Hydra program calls this function

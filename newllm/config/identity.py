@@ -72,11 +72,12 @@ def places(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[str]]
 
 def resolved(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The plain content with its references resolved. Raises ConfigError."""
-    whole = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     try:
+        whole = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
         return plain(whole, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration can't be resolved: {str(error).splitlines()[0]}.") from error
+        key = getattr(error, "full_key", None) or "the configuration"
+        raise ConfigError(f"{key} can't be resolved: {str(error).splitlines()[0].rstrip('.')}.") from error
 
 
 def signature(cfg: DictConfig | Mapping[str, Any], hash_of: HashOf = content_hash) -> str:

@@ -1,6 +1,7 @@
 """Parses overrides as typed on the command line, before Hydra does."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,10 @@ from newllm.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+
+# The keys of Hydra itself that have an effect here, besides hydra.launcher.OPTION.
+_OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra/launcher", "hydra/sweeper")
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,6 @@ def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Ov
     Options of `sweep` may be typed without the prefix: ``dry_run=true`` is ``sweep.dry_run=true``.
     sweep: allow ``a=1,2``.
     """
-    from hydra.errors import HydraException
-
     parsed = []
     for line in overrides:
         key, equals, text = line.lstrip("+").partition("=")
@@ -74,13 +77,17 @@ def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Ov
             continue
         short = key in catalog.sweep_options
         try:
-            parsed.append(parse_line(f"sweep.{line.lstrip('+')}" if short else line))
-        except HydraException:
+            override = parse_line(f"sweep.{line.lstrip('+')}" if short else line)
+        except ValueError:
             raise ConfigError(_syntax_error(line, catalog)) from None
-    for override in parsed:
         if not override.key_or_group:
-            raise ConfigError(_syntax_error(override.input_line or "", catalog))
-        _check(override, catalog, sweep)
+            raise ConfigError(_syntax_error(line, catalog))
+        parsed.append(override)
+    keys = [override.key_or_group for override in parsed]
+    other_sweeper = "hydra/sweeper" in keys
+    for override in parsed:
+        _check(override, catalog, sweep, other_sweeper)
+    _refuse_two_sweeps(parsed)
     return Overrides(tuple(parsed), catalog)
 
 
@@ -91,13 +98,32 @@ def _label(line: str, key: str, text: str) -> "Override":
     return Override(OverrideType.CHANGE, key, ValueType.ELEMENT, value_of(key, text), input_line=line)
 
 
+def _refuse_two_sweeps(parsed: "Sequence[Override]") -> None:
+    """Raises ConfigError for a key given twice, once with several values. Of single values, the last one wins."""
+    lines: dict[str, str] = {}
+    several = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    for override in parsed:
+        key, line = override.key_or_group, override.input_line or ""
+        if key in several and key in lines:
+            raise ConfigError(f"{key} is given twice, as {lines[key]} and as {line}; give all its values once.")
+        lines[key] = line
+
+
 @cache
 def parse_line(line: str) -> "Override":
-    """Parse one override; raises HydraException if it is invalid."""
+    """Parse one override; raises ValueError if it is invalid."""
     # Cached: parsing takes a millisecond, and the runs of a sweep repeat the same few lines.
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    return OverridesParser.create().parse_override(line)
+    if sys.flags.optimize and "(" in line:
+        raise ConfigError(
+            f"{line}: Hydra reads functions by its assertions, so unset PYTHONOPTIMIZE, or list the values."
+        )
+    try:
+        return OverridesParser.create().parse_override(line)
+    except (HydraException, RecursionError) as error:  # the latter for a list that is nested 1,000 deep
+        raise ValueError(str(error)) from None
 
 
 def _syntax_error(line: str, catalog: Catalog) -> str:
@@ -112,8 +138,10 @@ def _syntax_error(line: str, catalog: Catalog) -> str:
     return f"{line!r} is not an override; expected key=value, as in {example}."
 
 
-def _check(override: "Override", catalog: Catalog, sweep: bool) -> None:
+def _check(override: "Override", catalog: Catalog, sweep: bool, other_sweeper: bool) -> None:
     key, line = override.key_or_group, override.input_line or ""
+    if _is_hydra(override) and not (key in _OF_HYDRA or (other_sweeper and key.startswith("hydra.sweeper."))):
+        raise ConfigError(f"{line}: {key} is no key of Hydra that newllm reads; {did_you_mean(key, _OF_HYDRA)}.")
     takes_list = key not in catalog.groups or key in catalog.lists
     if override.is_sweep_override() and key.startswith(("sweep.", "hydra.", "hydra/")):
         raise ConfigError(f"{line}: {key} takes one value for the whole sweep; write a list as {key}=[…].")

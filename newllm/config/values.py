@@ -22,6 +22,7 @@ from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean, nearest
 
 REQUIRED = inspect.Parameter.empty
+LARGEST = 2**63 - 1
 _WORDS = {int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 
 
@@ -96,7 +97,7 @@ def convert(value: Any, annotation: Any) -> Any:
     attempts += [str(value)] if type(value) is int else []  # a folder called 42
     for attempt in attempts:
         try:
-            return adapter.validate_python(attempt)
+            return _bounded(adapter.validate_python(attempt), annotation)
         except ValidationError as error:
             finite = "finite_number" not in {detail["type"] for detail in error.errors()}
             if not finite:
@@ -104,6 +105,14 @@ def convert(value: Any, annotation: Any) -> Any:
     if finite:
         raise ValueError(f"expected {expected(annotation)}{_hint(value, annotation)}")
     raise ValueError(f"expected {expected(annotation)}".replace("a number", "a finite number"))
+
+
+def _bounded(value: Any, annotation: Any) -> Any:
+    """The value. Raises ValueError for a whole number, in lists too, that no counter or kernel holds."""
+    for item in value if isinstance(value, list) else [value]:
+        if type(item) is int and abs(item) > LARGEST:
+            raise ValueError(f"expected {expected(annotation)}, at most 2^63 - 1")
+    return value
 
 
 def expected(annotation: Any) -> str:
@@ -119,7 +128,7 @@ def _alternatives(annotation: Any) -> list[str]:
     if annotation in _WORDS:
         return [_WORDS[annotation]]
     if origin is Literal:
-        return [_shown(word) for word in args]
+        return [shown(word) for word in args]
     if origin in (Union, UnionType):
         return [words for member in args for words in _alternatives(member)]
     if list in (annotation, origin):
@@ -181,8 +190,8 @@ def convert_options(
                 converted[name] = convert(node[name], parameter.annotation)
             except ValueError as error:
                 typed, where = (axis, f" for {key}") if axis else (key, "")
-                raise ConfigError(f"{typed}={_shown(node[name])}: {error}{where}.") from None
-        elif parameter.default is REQUIRED:
+                raise ConfigError(f"{typed}={shown(node[name])}: {error}{where}.") from None
+        elif name in node or parameter.default is REQUIRED:
             wanted = expected(parameter.annotation)
             raise ConfigError(f"{key} is required and has no value: type {key}=VALUE, {wanted}.")
     return converted
@@ -253,5 +262,10 @@ def _check_parts(cfg: DictConfig) -> None:
             raise ConfigError(f"{model} has no {group}; leave {group}={cfg.choices.get(group)} out.")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it is typed: ``{lr:[1,2]}``, without quotes."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(shown, value)) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

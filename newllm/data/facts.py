@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from newllm.checks import at_least
+from newllm.checks import within
 from newllm.data.tokenizer import Tokenizer
 from newllm.errors import ConfigError
 from newllm.seeding import stream
@@ -70,7 +70,7 @@ class ReversalFacts:
         layout: Literal["packed", "padded"] = "packed",
         backward: Literal["well_formed", "literal"] = "well_formed",
     ) -> None:
-        at_least("facts.repeats", repeats, 0, 10)
+        within("facts.repeats", repeats, 0, 100_000, 10)
         self.repeats, self.layout, self.backward_form = repeats, layout, backward
         text = resources.files("newllm.data").joinpath("facts.csv").read_text("utf-8")
         self.facts = [Fact(**row) for row in csv.DictReader(text.splitlines())]

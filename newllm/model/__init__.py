@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 from newllm.build import build
 from newllm.config.groups import parts_of
 from newllm.data import vocab_size
+from newllm.errors import ConfigError
 from newllm.model.language_model import LanguageModel
 from newllm.model.transformer import Transformer
 
@@ -17,6 +18,11 @@ def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None 
     tokens: size of the tokenizer (default: model.vocab_size, else that of data.tokenizer, which is opened for it).
     seq_len: the training length (default: data.seq_len).
     """
+    if missing := [name for name in ("model", "data", "trainer", *parts_of("model")) if name not in cfg]:
+        raise ConfigError(
+            f"the configuration has no {missing[0]}; build_model takes one that newllm.compose has made, as in "
+            "newllm.build_model(newllm.compose())."
+        )
     if tokens is None:
         tokens = int(cfg.model.vocab_size or vocab_size(cfg.data))
     model: LanguageModel = build(

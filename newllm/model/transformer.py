@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from newllm.attention.cache import Cache, LayerCache
 from newllm.attention.layer import Attention, linear
 from newllm.build import build
-from newllm.checks import above, at_least
+from newllm.checks import MOST_LAYERS, MOST_WIDTH, at_least, within
 from newllm.errors import ConfigError
 from newllm.model.feed_forward import Gelu, SwiGLU
 from newllm.model.init import init_weights
@@ -54,11 +54,12 @@ class Transformer(LanguageModel):
         embed_dim: int | None = None,
     ):
         super().__init__()
-        for name, size, usual in (
-            ("hidden_size", hidden_size, 256), ("num_layers", num_layers, 4), ("heads", heads, 4),
-            ("mlp_size", mlp_size, 704),
+        for name, size, most, usual in (
+            ("hidden_size", hidden_size, MOST_WIDTH, 256), ("num_layers", num_layers, MOST_LAYERS, 4),
+            ("heads", heads, MOST_WIDTH, 4), ("mlp_size", mlp_size, MOST_WIDTH, 704),
+            ("vocab_size", 1 if vocab_size is None else vocab_size, MOST_WIDTH, 2048),
         ):  # fmt: skip
-            above(f"model.{name}", size, 0, usual)
+            within(f"model.{name}", size, 1, most, usual)
         at_least("model.init_std", init_std, 0, 0.02)
         at_least("model.norm_eps", norm_eps, 0, 1e-5)
         if hidden_size % heads:

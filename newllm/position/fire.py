@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from newllm.checks import above
+from newllm.checks import MOST_WIDTH, above, within
 from newllm.position.bias import MatrixBias, by_distance, past_distances
 from newllm.position.encoding import PositionEncoding
 
@@ -34,7 +34,7 @@ class Fire(PositionEncoding):
         num_layers: int,
     ):
         super().__init__(layers, num_layers=num_layers)
-        above("pos_encoding.width", width, 0, 32)
+        within("pos_encoding.width", width, 1, MOST_WIDTH, 32)
         above("pos_encoding.c", c, 0, 0.1)
         above("pos_encoding.threshold", threshold, 0, 512)
         self.first_c, self.threshold = c, threshold

@@ -13,6 +13,7 @@ from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
 from newllm.errors import ConfigError
 from newllm.evaluation import Subject, judge
+from newllm.evaluation.limits import free_bytes
 from newllm.model import LanguageModel, build_model
 from newllm.precision import autocast, resolve
 from newllm.run.stage import build_stages
@@ -66,6 +67,7 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     with torch.device("meta"):
         shape = build_model(cfg, tokens=cfg.model.vocab_size or 64, seq_len=trained_length)
     shape.check_config(cfg, trained=trained_length is not None)
+    _require_memory(shape, device, trained=trained_length is not None)
     build(cfg.logger, directory=directory.path)
     for key, path in changed_content(effective(cfg)):
         if trained_length is None:
@@ -92,6 +94,18 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     verdict = partial(judge, cfg.eval, data.counts["data/bytes_per_token"])
     parts = (runtime, trainer, optim, device, precision, data, model)
     return Run(cfg, directory, *parts, verdict, stages, place, earlier, started)
+
+
+def _require_memory(shape: LanguageModel, device: torch.device, trained: bool) -> None:
+    """Raises ConfigError if the device cannot hold the model: four bytes for each number, in training four numbers for
+    each parameter (weight, gradient and two moments)."""
+    count = sum(parameter.numel() for parameter in shape.parameters())
+    needed, free = count * (4 if trained else 16), free_bytes(device)
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"the model has {count:,} parameters, which take {needed / 1e9:,.1f} GB, and {device} has "
+            f"{free / 1e9:,.1f} GB free; give smaller sizes, as of model.hidden_size and model.num_layers."
+        )
 
 
 def subject(run: Run, read: Dataset | None = None) -> Subject:

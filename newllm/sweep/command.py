@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from newllm.build import build
-from newllm.config.axes import unused_axis_error
-from newllm.config.compose import Job, catalog_for, compose_many, composed_choices, labels_of, with_values
+from newllm.config.axes import referenced, unused_axis_error
+from newllm.config.compose import Composed, Job, catalog_for, compose_many, composed_choices, labels_of, with_values
 from newllm.config.grid import combinations
-from newllm.config.identity import safe_name, slug
+from newllm.config.identity import resolved, safe_name, slug
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import convert_options
 from newllm.errors import ConfigError
 from newllm.store.output_folder import check_run_folder, check_sweep_folder
 from newllm.sweep.launches import Policy, choosing
-from newllm.sweep.local import warm_up
+from newllm.sweep.local import discard_warm, warm_up
 from newllm.sweep.packing import require_packable
 from newllm.sweep.plan import Plan, by_signature, own_folder, plan
+
+_PLANNING = ("seeds", "grids", "zip", "only")  # options that say which runs there are
 
 
 class Sweep:
@@ -92,10 +94,17 @@ class Request:
 
 def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, several: bool = True) -> int:
     """Plan and execute the runs of a command line; returns the exit status. `several`: -m was given."""
-    from newllm.sweep.plan_table import show
-
     if not any(line.startswith(("dry_run=", "sweep.dry_run=", "hydra/launcher=")) for line in overrides):
         warm_up()
+    try:
+        return _plan_and_start(overrides, config_dir, several)
+    finally:
+        discard_warm()
+
+
+def _plan_and_start(overrides: Sequence[str], config_dir: str | None, several: bool) -> int:
+    from newllm.sweep.plan_table import show
+
     request = read(overrides, config_dir=config_dir, several=several)
     launcher = build(convert_options(request.launcher, "hydra.launcher"))
     if request.run_dir:
@@ -140,9 +149,9 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
     runs: list[Job] = []
     for lines in _by_experiment(given):
         swept = parse(lines, catalog, sweep=several)
-        single = parse([o.input_line or "" for o in swept.parsed if not o.is_sweep_override()], catalog)
-        composed = with_values(composed_choices(single), single)
-        settings: Sweep = build(composed.tree["sweep"])
+        composed, settings = _without_variation(swept)
+        if not several:
+            _refuse(_PLANNING, settings, "of sweeps, and this is a single run; add -m, or leave it out")
         if several and composed.run_dir:
             raise ConfigError("hydra.run.dir is the directory of one run; that of a sweep is hydra.sweep.dir=FOLDER.")
         if several:
@@ -161,7 +170,35 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
             folder /= safe_name(labels["name"])
         else:
             name = folder_name(given, settings) or slug(runs[0].config)
-    return Request(runs, settings, composed.tree["hydra"]["launcher"], folder, name, labels, composed.run_dir)
+    launcher = _resolved("hydra.launcher", composed.tree["hydra"]["launcher"], composed.tree)
+    return Request(runs, settings, launcher, folder, name, labels, composed.run_dir)
+
+
+def check_for_other_sweeper(given: Overrides) -> None:
+    """Raises ConfigError for a wrong name, and for options that a sweeper of Hydra or another package would ignore."""
+    _, settings = _without_variation(given)
+    why = "for the plan that newllm makes, and hydra/sweeper=NAME makes its own; give one of the two"
+    _refuse(("dry_run", *_PLANNING), settings, why)
+
+
+def _without_variation(given: Overrides) -> tuple[Composed, Sweep]:
+    """The composition of what does not vary, and the options of the sweep."""
+    single = parse([o.input_line or "" for o in given.parsed if not o.is_sweep_override()], given.catalog)
+    composed = with_values(composed_choices(single), single)
+    return composed, build(_resolved("sweep", composed.tree["sweep"], composed.tree))
+
+
+def _resolved(name: str, node: Mapping[str, Any], tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A node of the tree with its references resolved."""
+    content: Mapping[str, Any] = resolved({**referenced(tree, node), name: node})[name]
+    return content
+
+
+def _refuse(names: Sequence[str], settings: Sweep, why: str) -> None:
+    """Raises ConfigError if one of these options is given."""
+    for name in names:
+        if getattr(settings, name):
+            raise ConfigError(f"{name} is {why}.")
 
 
 def folder_name(given: Overrides, settings: Sweep | None = None) -> str:

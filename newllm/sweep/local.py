@@ -1,6 +1,5 @@
 """The local launcher: runs in parallel on this machine's GPUs or CPU cores, one process each."""
 
-import atexit
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from newllm.errors import NewllmError, RunError, signal_name
+from newllm.errors import STOPPING, NewllmError, RunError, signal_name
 from newllm.store.run_directory import RunDirectory
 from newllm.streams import go_on_without_output
 from newllm.sweep.check import parts
@@ -23,7 +22,6 @@ from newllm.sweep.launches import Policy
 from newllm.sweep.slots import Slots, available_cores
 from newllm.sweep.snapshot import python_path
 from newllm.sweep.state import write_state
-from newllm.sweep.workers import STOP_SIGNALS
 
 DEATHS = 3  # the launcher gives up when its process dies this often without finishing a run
 
@@ -151,10 +149,14 @@ _warm: list[_Process] = []
 
 
 def warm_up() -> None:
-    """Start a process for the launch that is about to be planned; it is killed at exit if it is not needed."""
-    process = _Process()
-    _warm.append(process)
-    atexit.register(lambda: process.python.kill() if process in _warm else None)
+    """Start a process for the launch that is about to be planned."""
+    _warm.append(_Process())
+
+
+def discard_warm() -> None:
+    """Kill the process that `warm_up` has started if no launch has taken it."""
+    while _warm:
+        _warm.pop().python.kill()
 
 
 def _process_for(sweep: Path) -> _Process:
@@ -165,7 +167,7 @@ def _process_for(sweep: Path) -> _Process:
 
 @contextmanager
 def _forward_signals(process: _Process) -> Iterator[list[int]]:
-    """Forward SIGINT, SIGTERM and SIGHUP to the process within this block; yields the list of signals so far.
+    """Forward the stopping signals to the process within this block; yields the list of signals so far.
 
     Ignored signals stay ignored, as SIGHUP under nohup.
     """
@@ -178,7 +180,7 @@ def _forward_signals(process: _Process) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    handled = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+    handled = [signum for signum in STOPPING if signal.getsignal(signum) != signal.SIG_IGN]
     before = {signum: signal.signal(signum, forward) for signum in handled}
     try:
         yield received

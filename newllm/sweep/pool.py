@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from newllm.errors import ConfigError, NewllmError, RunError, signal_name
+from newllm.errors import STOPPING, ConfigError, NewllmError, RunError, signal_name
 from newllm.store.environment import numeric_settings
 from newllm.store.run_directory import RunDirectory
 from newllm.streams import go_on_without_output, open_outputs
@@ -24,7 +24,7 @@ from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.packing import pack
 from newllm.sweep.slots import Grant, Slots, available_cores, visible_gpus
 from newllm.sweep.state import after_worker, before_worker, write_state
-from newllm.sweep.workers import STOP_SIGNALS, Workers, in_child
+from newllm.sweep.workers import Workers, in_child
 
 TICK = 0.2  # seconds between checks for signals and refreshes of the display
 
@@ -85,8 +85,9 @@ def execute(
         pool.stop(signum)
 
     workers = Workers()  # created first, since it remembers the parent process
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, stop)
+    for signum in STOPPING:
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as SIGUSR2 in a SLURM job, whose first process handles it
+            signal.signal(signum, stop)
     try:
         with launch:
             threads = earlier_threads(runs)

@@ -21,13 +21,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newllm.errors import LESS_MEMORY, ConfigError, NewllmError, RunError, ran_out_of_memory
+from newllm.errors import LESS_MEMORY, STOPPING, ConfigError, NewllmError, RunError, ran_out_of_memory
 from newllm.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 30.0  # seconds that a child has to save and stop once its parent is gone; then it is killed
 STDERR = "stderr.log"  # in the run directory: output that no other file has, such as a crash of the interpreter
 
@@ -50,13 +49,13 @@ class Workers:
         """
         paths = [run.resolve() for run in runs]
         process = _FORK.Process(target=_enter_worker, args=(paths, environment, os.getpid()))
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a signal waits until the child has its own handlers
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # a signal waits until the child has its own handlers
         try:
             process.start()
         except OSError as error:
             raise RunError(f"No process can be started for {runs[0]} ({error.strerror}).") from None
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         assert process.pid is not None
         self._running[process.pid] = process, paths
         return process.pid
@@ -136,9 +135,10 @@ def _leave_parent(parent: int) -> None:
         os.killpg(0, signal.SIGKILL)
 
     os.setsid()
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    for signum in STOPPING:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 

@@ -35,6 +35,10 @@ _AGAIN = "the same command goes on from the last checkpoint"
 def device_of(device: torch.device, place: Place) -> torch.device:
     """The device of a rank, given the resolved runtime.device. Raises ConfigError if there are too few GPUs."""
     if place.size == 1 or device.type == "cpu":
+        if place.size > (most := 4 * (os.cpu_count() or 1)) and not place.launched:
+            raise ConfigError(
+                f"trainer.devices={place.size} would start as many processes here; at most {most} make sense"
+            )
         return device
     if device.type != "cuda":
         raise ConfigError(

@@ -26,6 +26,7 @@ from newllm.training.memory import peak_bytes
 from newllm.training.run_context import Run
 from newllm.training.step import Numbers, Step, cut, read_and_clear
 
+USUAL_RATE = 1e-3  # which most models of any size bear
 STATUS_SECONDS = 2.0  # between two updates of status.json
 EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}   {'time':>8}"
 
@@ -111,9 +112,10 @@ class Loop:
         first = self.progress.step - len(self._pending) + 1
         for step, (loss, norm, scored) in enumerate(read_and_clear(self._pending), first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
+                lower = min(self.run.optim.lr / 10, USUAL_RATE)
                 raise RunError(
                     f"Training diverged at step {step}: the loss is {loss:g} and the gradient norm {norm:g}; a lower "
-                    f"rate (lr={self.run.optim.lr / 10:g}) or optim.clip=1.0 usually helps, in a new run"
+                    f"rate (lr={lower:g}) or optim.clip=1.0 usually helps, in a new run"
                 )
             self.progress.add(loss, scored)
         return norm

@@ -61,11 +61,13 @@ class Signals:
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Install `handler` for the stopping signals in this block. No-op outside the main thread, as Python requires."""
+    """Install `handler` for the stopping signals in this block, except for ignored ones. No-op outside the main thread,
+    as Python requires."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, handler) for signum in STOPPING}
+    handled = [signum for signum in STOPPING if signal.getsignal(signum) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, handler) for signum in handled}
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from newllm.attention.layer import linear
-from newllm.checks import at_least
+from newllm.checks import MOST_LAYERS, MOST_WIDTH, at_least, within
 from newllm.data import Dataset
 from newllm.errors import ConfigError
 from newllm.model.init import init_weights
@@ -55,10 +55,11 @@ class ContextToken(LanguageModel):
         seed: int,
     ):
         super().__init__()
-        at_least("model.layers", layers, 1, 6)
-        at_least("model.context_dim", context_dim, 1, 768)
-        at_least("model.num_input_tokens", num_input_tokens, 1, 1)
-        at_least("model.embed_dim", embed_dim, 1, 768)
+        within("model.layers", layers, 1, MOST_LAYERS, 6)
+        within("model.context_dim", context_dim, 1, MOST_WIDTH, 768)
+        within("model.num_input_tokens", num_input_tokens, 1, MOST_LAYERS, 1)
+        within("model.embed_dim", embed_dim, 1, MOST_WIDTH, 768)
+        within("model.vocab_size", 1 if vocab_size is None else vocab_size, 1, MOST_WIDTH, 2048)
         at_least("model.init_std", init_std, 0, 0.1)
         at_least("model.bias_std", bias_std, 0, 0.01)
         if vocab_size is not None and vocab_size < tokens:

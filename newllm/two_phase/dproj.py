@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from newllm.attention.cache import Cache
 from newllm.attention.layer import linear
-from newllm.checks import above, at_least
+from newllm.checks import MOST_WIDTH, at_least, within
 from newllm.model.init import init_weights
 from newllm.model.transformer import Transformer
 from newllm.two_phase.recurrence import Recurrence, scan
@@ -74,7 +74,7 @@ class DProjTransformer(Transformer):
         seq_len: int,
         seed: int,
     ):
-        above("model.embed_dim", embed_dim, 0, 512)
+        within("model.embed_dim", embed_dim, 1, MOST_WIDTH, 512)
         at_least("model.projection_std", projection_std, 0, 0.1)
         at_least("model.projection_bias_std", projection_bias_std, 0, 0.01)
         super().__init__(

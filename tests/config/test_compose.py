@@ -1,5 +1,6 @@
 """Composition: what a user types, what it becomes, and what is message when it can't be."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,12 +8,15 @@ import pytest
 from omegaconf import OmegaConf
 
 import newllm
+from newllm.build import build
 from newllm.config import compose, differences, effective, run_directory, signature, slug
 from newllm.config.catalog import Catalog, shipped
 from newllm.config.compose import catalog_for
 from newllm.config.identity import changed_content, with_content
 from newllm.config.values import check_values
 from newllm.errors import ConfigError
+from newllm.sweep.check import build_all, parts
+from newllm.sweep.command import read
 
 CATALOG = catalog_for()
 CHOICES = [(group, name) for group, names in CATALOG.groups.items() for name in names]
@@ -116,7 +120,7 @@ def test_axes_in_shared_base_files_are_known() -> None:
         ("~theta", "can be deleted"),
         ("~pos_encoding.layout", "can be deleted"),
         ("pos_encoding.theta=${thta}", "pos_encoding.theta=${thta} can't be resolved"),
-        ("hydra.rn.dir=x", "Key 'rn' not in 'HydraConf'"),
+        ("hydra.rn.dir=x", "hydra.rn.dir is no key of Hydra that newllm reads; did you mean hydra.run.dir?"),
         ("hydra/launcher=zzz", "expected one of: local, slurm"),
     ],
 )
@@ -128,6 +132,80 @@ def test_bad_input_gets_one_sentence_with_advice(typed: str, message: str) -> No
     assert "\n" not in sentence
     assert sentence.endswith((".", "?"))
     assert error.value.exit_status == 2
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "seeds", "zip", "only", "pack", "lr", "data.path"])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("'${oc.env:NOT_SET}'", "Environment variable 'NOT_SET' not found"),
+        ("'x/${hydra:nope}'", "can't be resolved"),
+        ("'${nope:1}'", "Unsupported interpolation type nope"),
+        ("'${nope}'", "can't be resolved"),
+        ("'${'", "can't be"),
+        ("???", ""),
+    ],
+)
+def test_what_cannot_be_resolved_is_one_sentence(key: str, value: str, reason: str) -> None:
+    def both() -> None:
+        read(["data=text", f"{key}={value}"], config_dir=None, several=key != "hydra.run.dir")
+        compose(["data=text", f"{key}={value}"])
+
+    with pytest.raises(ConfigError, match=re.escape(key)) as error:
+        both()
+    assert reason in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_values_of_the_environment_are_numbers_where_numbers_belong(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = {"lr": "2e-3", "trainer.epochs": "3", "precision": "fp32", "data.path": "007", "optim.betas": "[0.8,0.9]"}
+    names = {"lr": "LR", "trainer.epochs": "EPOCHS", "precision": "WHICH", "data.path": "PLACE", "optim.betas": "BETAS"}
+    for key, value in typed.items():
+        monkeypatch.setenv(names[key], value)
+    cfg = compose(["data=text", *(f"{key}='${{oc.env:{name}}}'" for key, name in names.items())])
+    lines = [f"{key}='{value}'" if key == "data.path" else f"{key}={value}" for key, value in typed.items()]
+    assert signature(cfg) == signature(compose(["data=text", *lines]))
+    (job,) = read(["lr='${oc.env:LR}'", "retries='${oc.env:EPOCHS}'"], config_dir=None, several=True).runs
+    assert job.config["optim"]["lr"] == 0.002
+
+
+def test_the_folder_of_a_run_takes_the_values_of_the_command_line() -> None:
+    assert compose(["seed=7", "hydra.run.dir='out/${seed}/${optim.lr}'"]).run_dir == "out/7/0.001"
+    assert compose(["hydra.run.dir='~/x'"]).run_dir == str(Path.home() / "x")
+
+
+@pytest.mark.parametrize("folder", ["x" * 300, "a/" + "é" * 130, "/".join(["x" * 200] * 20), "null", "''", "[1]"])
+def test_a_folder_that_cannot_be_made_is_refused(folder: str) -> None:
+    for key in ("hydra.run.dir", "hydra.sweep.dir"):
+        with pytest.raises(ConfigError, match=key):
+            read([f"{key}={folder}"], config_dir=None, several=key == "hydra.sweep.dir")
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("epochs=x", "epochs=x: expected a whole number or null for trainer.epochs"),
+        ("seed=99999999999999999999", "at most 2^63 - 1"),
+        ("batch_size=1e300", "at most 2^63 - 1"),
+        ("epochs=" + "9" * 5000, "can't be read"),
+        ("slope=" + "[" * 2000 + "]" * 2000, "can't be read"),
+    ],
+)
+def test_values_are_judged_when_a_configuration_is_composed(typed: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        compose([typed])
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["model.hidden_size", "model.num_layers", "model.heads", "model.mlp_size", "model.vocab_size", "data.vocab_size",
+     "runtime.threads", "seq_len"],
+)  # fmt: skip
+def test_sizes_beyond_any_machine_are_refused(size: str) -> None:
+    for value in (10**15, -1):
+        config = effective(compose([f"{size}={value}"]))
+        with pytest.raises(ConfigError, match=f"{size} must lie in"):
+            build(config["runtime"]) if size == "runtime.threads" else build_all(parts([config]))
 
 
 def test_options_of_choices_not_made() -> None:

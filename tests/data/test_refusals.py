@@ -86,7 +86,7 @@ OPTIONS: list[tuple[dict, str]] = [
     ({"min_chars": 9_999_999}, r"no text in documents of data\.min_chars=9999999"),
     # budgets
     ({"samples": 0}, "samples must be greater than 0, as in samples=100; got 0"),
-    ({"seq_len": -1}, "seq_len must be greater than 0"),
+    ({"seq_len": -1}, "seq_len must lie in"),
     ({"documents": 0}, r"data\.documents must be greater than 0"),
     ({"val_samples": -1}, r"data\.val_samples must be greater than 0"),
     ({"val_fraction": 1.0}, "val_fraction must be between 0 and 1"),
@@ -101,7 +101,7 @@ OPTIONS: list[tuple[dict, str]] = [
     ({"documents": 1, "val_documents": [1, 1], "seq_len": 50_000}, r"too little .* type a smaller seq_len$"),
     ({"documents": 33}, r"data\.documents=33 needs 33 training documents and the corpus has 2\d; type data"),
     # tokenizers
-    ({"vocab_size": 100}, "vocab_size must be at least 257"),
+    ({"vocab_size": 100}, "vocab_size must lie in"),
     ({"tokenizer": "/nowhere/at all"}, "data.tokenizer=/nowhere/at all does not exist; .*data.tokenizer=auto"),
     ({"tokenizer": "owner/name"}, "is not a folder, and the Hugging Face hub .* data.tokenizer=auto"),
     # splits

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from newllm.errors import RunError
+from newllm.errors import STOPPING, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy
 from newllm.sweep.pool import Pool, earlier_threads, execute
 from newllm.sweep.slots import Slots
-from newllm.sweep.workers import STOP_SIGNALS
 from tests.support.sweep_folders import RecordingDisplay
 
 KILLED = -signal.SIGKILL
@@ -196,7 +195,7 @@ def test_a_signal_before_the_first_run_starts_leaves_all_runs_queued(
 ) -> None:
     sweep = Sweep(tmp_path, "a", "b")
     monkeypatch.setattr("newllm.sweep.pool.pack", lambda *arguments: signal.raise_signal(signal.SIGTERM))
-    handlers = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    handlers = {signum: signal.getsignal(signum) for signum in STOPPING}
     try:
         assert execute(tmp_path, sweep.runs, Policy(), partial(Slots, 1, ()), nullcontext()) == 143
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-from newllm.checks import above, within
+from newllm.checks import MOST_WIDTH, above, within
 from newllm.errors import ConfigError
 
 
@@ -99,18 +99,16 @@ class Corpus(ABC):
         return 1 if self.separate_validation else math.ceil(1 / self.val_fraction)
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "samples", "tokens", "tokenizer_bytes", "documents", "val_samples"):
+        for name in ("samples", "tokens", "tokenizer_bytes", "documents", "val_samples"):
             value = getattr(self, name)
-            if value is not None:  # the first three are root keys
-                above(name if name in ("seq_len", "samples", "tokens") else f"data.{name}", value, 0, 100)
+            if value is not None:  # the first two are root keys
+                above(name if name in ("samples", "tokens") else f"data.{name}", value, 0, 100)
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"data.val_fraction must be between 0 and 1, not {self.val_fraction}; type 0.1")
         within("data.passkey", self.passkey, 0, 1, 0.1)
-        if self.tokenizer == "auto" and self.vocab_size < 257:
-            raise ConfigError(
-                f"data.vocab_size must be at least 257 (256 bytes and end-of-text), not {self.vocab_size}; "
-                "type data.vocab_size=2048"
-            )
+        within("seq_len", self.seq_len, 1, 10_000_000, 128)
+        if self.tokenizer == "auto":  # 256 bytes and end-of-text
+            within("data.vocab_size", self.vocab_size, 257, MOST_WIDTH, 2048)
         self._check_split()
         training, validation = self.rows
         if 0 in (training, validation):
