@@ -280,6 +280,7 @@ def test_an_experiment_may_bring_its_grid(launches: list[Launch], tmp_path: Path
         (["seed=1,2", "retires=2"], "did you mean retries?"),
         (["seed=1,2", "rerun=al"], "expected failed, none or all"),
         (["seed=1,2", "hydra.launcher.slot=2"], "did you mean hydra.launcher.slots?"),
+        (["data=text", "data.path=/no/a,/no/b", "dry_run=true"], "data.path=/no/a does not exist"),
         (["seed=1,2", "hydra.launcher.slots=0", "dry_run=true"], "hydra.launcher.slots must be at least 1"),
         (["seed=1,2", "hydra.sweep.dir=/dev/null"], "/dev/null cannot be created (Not a directory)"),
         (["seed=1,2", "hydra/launcher=slrum"], "did you mean hydra/launcher=slurm?"),

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,7 +30,7 @@ from newllm.data.split import (
 )
 from newllm.data.token_store import Store, StreamWriter, open_store, token_dtype, write_meta
 from newllm.data.tokenizer import Tokenizer, identity, pretrained, train_bpe
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, RunError
 
 STORE_RULE = 2  # incremented when the same corpus comes to give another store
 TOKENIZER_RULE = 1  # incremented when the same text comes to give another tokenizer
@@ -78,7 +79,30 @@ def store_of(corpus: Corpus, cache: Path) -> tuple[Store, list[str]]:
         names = ("documents", "val_documents", "val_joint", "val_samples")
         made_from["apart"] = {name: getattr(corpus, name) for name in names}
     folder = cache / "stores" / key_of(**made_from)
-    return find_or_build(folder, "token store", open_store, lambda new: _fill(corpus, new, cache, made_from))
+
+    def fill(new: Path) -> None:
+        with _unchanged(corpus, made_from["corpus"]):
+            _fill(corpus, new, cache, made_from)
+
+    return find_or_build(folder, "token store", open_store, fill)
+
+
+@contextmanager
+def _unchanged(corpus: Corpus, fingerprint: str) -> Iterator[None]:
+    """Raises RunError if the text changes while the block reads it, whatever the block makes of that."""
+
+    def changed() -> RunError | None:
+        message = "the text has changed while it was read; type the same command again when it is complete"
+        return RunError(message) if corpus.fingerprint() != fingerprint else None
+
+    try:
+        yield
+    except Exception as error:
+        if reason := changed():
+            raise reason from error
+        raise
+    if reason := changed():
+        raise reason
 
 
 def _fill(corpus: Corpus, folder: Path, cache: Path, made_from: dict[str, Any]) -> None:
@@ -92,7 +116,7 @@ def _fill(corpus: Corpus, folder: Path, cache: Path, made_from: dict[str, Any]) 
         )
     layout = layout_of(corpus, documents)
     if corpus.tokenizer == "auto":
-        tokenizer = _auto_tokenizer(corpus, layout, documents, cache)
+        tokenizer = _auto_tokenizer(corpus, layout, documents, cache, made_from["corpus"])
     else:
         tokenizer = pretrained(corpus.tokenizer, cache)
     if corpus.eot and tokenizer.eot_id is None:
@@ -124,7 +148,9 @@ def _counts_bytes(stream: str, tokenizer: Tokenizer) -> bool:
     return not stream.startswith("train") and not tokenizer.exact
 
 
-def _auto_tokenizer(corpus: Corpus, layout: Layout, documents: Survey | None, cache: Path) -> Tokenizer:
+def _auto_tokenizer(
+    corpus: Corpus, layout: Layout, documents: Survey | None, cache: Path, fingerprint: str
+) -> Tokenizer:
     """The tokenizer of this corpus, split and vocabulary, from the cache or trained into it.
 
     Trained on text of the training side only: about tokenizer_bytes in whole documents after a survey, else at most
@@ -158,11 +184,12 @@ def _auto_tokenizer(corpus: Corpus, layout: Layout, documents: Survey | None, ca
         texts = training_text()
         first = next(texts, "")  # an unreadable corpus raises here, before the announcement
         say(f"training a byte-level BPE tokenizer of {corpus.vocab_size} ids")
-        train_bpe(chain([first], texts), corpus.vocab_size).save(folder)
+        with _unchanged(corpus, fingerprint):
+            train_bpe(chain([first], texts), corpus.vocab_size).save(folder)
 
     key = key_of(
         rule=TOKENIZER_RULE,
-        corpus=corpus.fingerprint(),
+        corpus=fingerprint,
         vocab_size=corpus.vocab_size,
         layout=layout,
         bytes=limit,

@@ -151,7 +151,7 @@ def _prepare(plan: EvaluationPlan) -> Run:
         cfg.data.tokenizer = str(directory.tokenizer)
     if "data.tokenizer" in plan.trained.get("content", {}):  # its folder may have moved; the run has a copy
         cfg.data.tokenizer = str(directory.tokenizer)
-        del cfg.content["data.tokenizer"]
+        cfg.content.pop("data.tokenizer", None)
     auto = numeric_settings(directory.environment_file)  # what "auto" was in training
     if auto and cfg.runtime.threads == "auto":
         cfg.runtime.threads = auto.threads

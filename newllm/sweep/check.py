@@ -61,6 +61,16 @@ def build_all(nodes: Iterable[Part]) -> None:
                 part.fingerprint()  # raises if files of the corpus are missing
 
 
+def check_texts(configs: Iterable[Mapping[str, Any]]) -> None:
+    """Raises ConfigError for the first corpus of these configurations that isn't there. No torch."""
+    from newllm.build import build
+    from newllm.config.values import convert_options
+
+    distinct = {json.dumps(seedless(config["data"]), sort_keys=True): config["data"] for config in configs}
+    for node in distinct.values():
+        build(convert_options(node, "data")).fingerprint()
+
+
 def count_parameters(config: Mapping[str, Any], vocabulary: int) -> int:
     """Number of parameters for this vocabulary size, counted on the meta device.
 

@@ -16,6 +16,7 @@ from newllm.config.overrides import Overrides, parse
 from newllm.config.values import convert_options
 from newllm.errors import ConfigError
 from newllm.store.output_folder import check_run_folder, check_sweep_folder
+from newllm.sweep.check import check_texts
 from newllm.sweep.launches import Policy, choosing
 from newllm.sweep.local import discard_warm, warm_up
 from newllm.sweep.packing import require_packable
@@ -113,6 +114,7 @@ def _plan_and_start(overrides: Sequence[str], config_dir: str | None, several: b
         check_sweep_folder(request.folder, (run.config for run in request.runs))
     with request.plan(to_start=not request.settings.dry_run) as planned:
         if request.settings.dry_run:
+            check_texts(run.config for run in planned.runs)
             show(planned, whole=True)
             return 0
         require_packable([run.config for run in planned.runs], request.settings.policy.pack)

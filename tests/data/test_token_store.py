@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from newllm.data.corpora.corpus import Piece
+from newllm.data.corpora.text_files import TextFiles
 from newllm.data.disk_cache import cache_folder, locked
 from newllm.data.token_store import StreamWriter, read_stream, token_dtype
 from newllm.errors import RunError
@@ -108,6 +111,23 @@ def test_failure_leaves_nothing_behind(load: Load, tmp_path: Path, monkeypatch: 
     with pytest.raises(RunError, match="no space left"):
         load(cache=tmp_path)
     assert [path for path in (tmp_path / "stores").iterdir() if path.is_dir()] == []
+
+
+def test_a_text_that_grows_while_it_is_read_is_refused(
+    load: Load, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(tmp_path / "text.jsonl", texts)
+    read = TextFiles.source
+
+    def growing(self: TextFiles) -> Iterator[Piece]:
+        yield from read(self)
+        with path.open("a") as file:
+            file.write('{"text": "more"}\n')
+
+    monkeypatch.setattr(TextFiles, "source", growing)
+    with pytest.raises(RunError, match="has changed while it was read"):
+        load(path=path, cache=tmp_path / "cache")
+    assert not [entry for entry in (tmp_path / "cache" / "stores").iterdir() if entry.is_dir()]
 
 
 def test_an_edited_corpus_gets_a_store_of_its_own(load: Load, texts: list[str], tmp_path: Path) -> None:
