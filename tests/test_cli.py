@@ -270,6 +270,55 @@ def test_an_experiment_may_bring_its_grid(launches: list[Launch], tmp_path: Path
     assert len(launches[0].runs) == 2 * (2 + 2)
 
 
+def test_options_that_a_choice_does_not_have_collapse_as_axes_do(
+    launches: list[Launch], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def runs(*command: str) -> list[list[str]]:
+        assert train.main(["-m", *command]) == 0
+        return [RunDirectory(run).config()["overrides"] for run in launches[-1].runs]
+
+    grid = ["pos_encoding=rope,alibi,nope", "pos_encoding.theta=1e4,5e5", "pos_encoding.slope=0.1,0.2", "seeds=3"]
+    assert len(runs(*grid)) == 15
+    assert "36 combinations are 15 distinct runs" in capfd.readouterr().out
+    assert runs("attention=mha,mla", "attention.kv_dim=16") == [
+        ["attention=mha"],
+        ["attention=mla", "attention.kv_dim=16"],
+    ]
+    lists = runs("eval=[loss],[loss,extrapolation]", "eval.extrapolation.lengths=[64],[128]", "seed=3")
+    assert lists[0] == ["eval=[loss]", "seed=3"]
+    for command, message in {
+        "pos_encoding=rope,alibi pos_encoding.slop=1,2": "did you mean pos_encoding.slope?",
+        "pos_encoding=nope pos_encoding.slope=1,2": "pos_encoding.slope",
+        "attention=mha,gqa attention.kv_dim=16": "attention.kv_dim",
+    }.items():
+        assert train.main(["-m", *command.split()]) == 2
+        assert message in capfd.readouterr().err
+
+
+def test_a_run_that_cannot_be_built_is_named_and_the_others_go_on_without_it(
+    launches: list[Launch], capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["-m", "pos_encoding=rope,rope_evq,rope_list", "seed=1,2"]
+    assert train.main(sweep) == 2
+    error = capfd.readouterr().err
+    for text in (
+        "run 4 of the plan (pos_encoding=rope_list, seed=1) can't be built: ",
+        "2 of 6 runs (4, 5)",
+        "skip_invalid",
+    ):
+        assert text in error
+    assert train.main([*sweep, "dry_run=true"]) == 2
+    assert "(pos_encoding=rope_list, seed=1)" in capfd.readouterr().err
+    assert train.main([*sweep, "dry_run=true", "skip_invalid=true"]) == 0
+    assert "2 invalid, 4 new; 4 to do" in capfd.readouterr().out
+    assert not launches
+    assert train.main([*sweep, "only=[0,1]"]) == 0
+    assert train.main([*sweep, "skip_invalid=true"]) == 0
+    assert [len(launch.runs) for launch in launches] == [2, 2]
+    assert "Run 5 (pos_encoding=rope_list, seed=2) is left out: " in capfd.readouterr().out
+    assert train.main(["-m", "pos_encoding=rope_list", "seed=1,2", "skip_invalid=true"]) == 2
+
+
 @pytest.mark.parametrize(
     ("argv", "output"),
     [

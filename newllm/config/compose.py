@@ -30,6 +30,10 @@ _VALUE = "the value"  # a key that no configuration has
 Plain = dict[str, Any]  # unresolved: references are strings such as ``${theta}``
 
 
+class NoSuchOption(ConfigError):
+    """The run's choice has no such option; another one may have it."""
+
+
 @dataclass(frozen=True)
 class Composed:
     """The composition of a command line, plain and unresolved.
@@ -88,7 +92,8 @@ def compose(
 
 @dataclass(frozen=True)
 class Job:
-    """One run of many: its overrides, its effective configuration, and the given axes that have no effect on it."""
+    """One run of many: its overrides, its effective configuration, and the given keys that have no effect on it: axes
+    that it does not use and options that its choices do not have."""
 
     lines: tuple[str, ...]
     config: dict[str, Any]
@@ -99,19 +104,22 @@ def compose_many(jobs: Sequence[Sequence[str]], *, config_dir: str | Path | None
     """The runs that these lists of overrides describe, each equal to `effective(compose(overrides))`.
 
     Takes seconds for thousands: Hydra runs once for each set of choices. An axis that a run does not use is left out of
-    its overrides. Runs share equal nodes. Raises ConfigError for wrong names; values are not checked here.
+    its overrides, and so is an option of a group that its choice does not have. Runs share equal nodes. Raises
+    ConfigError for wrong names, also for an option that no run has; values are not checked here.
     """
     catalog = catalog_for(config_dir)
     user_groups = _user_groups(catalog)
     by_choices: dict[tuple[str, ...], tuple[Composed, dict[str, Any]]] = {}  # compositions, and their resolved nodes
     composed_jobs = []
+    refused: dict[str, list[NoSuchOption]] = {}
     for lines in jobs:
         given = parse(lines, catalog)
         choices = tuple(given.choices())
         if choices not in by_choices:
             by_choices[choices] = composed_choices(given), {}
         composed, resolved_nodes = by_choices[choices]
-        run = with_values(composed, given).run
+        missing: dict[str, NoSuchOption] = {}
+        run = with_values(composed, given, missing).run
         config: dict[str, Any] = {}
         for name in (*used_axes(run), *nodes(run)):
             context = referenced(run, run[name])
@@ -119,11 +127,16 @@ def compose_many(jobs: Sequence[Sequence[str]], *, config_dir: str | Path | None
             if content not in resolved_nodes:
                 resolved_nodes[content] = sorted_keys(resolved({**context, name: run[name]})[name])
             config[name] = resolved_nodes[content]
-        unused_keys = tuple(unused(run, given))
+        unused_keys = (*unused(run, given), *missing)
+        for key, error in missing.items():
+            refused.setdefault(key, []).append(error)
         kept = [line for line in given.of_run() if line.partition("=")[0] not in unused_keys]
         config |= {**user_groups, "choices": composed.choices, "overrides": kept}
         typed = tuple(override.input_line or "" for override in given.parsed)
         composed_jobs.append(Job(typed, dict(sorted(config.items())), unused_keys))
+    for errors in refused.values():
+        if len(errors) == len(jobs):  # by the choice that has the most similar option, if one has
+            raise next((error for error in errors if "did you mean" in str(error)), errors[0])
     return composed_jobs
 
 
@@ -185,15 +198,24 @@ def composed_choices(given: Overrides) -> Composed:
     return composed
 
 
-def with_values(composed: Composed, given: Overrides) -> Composed:
-    """The same with the values in `given`; unchanged nodes are shared. Raises ConfigError for a wrong name."""
+def with_values(composed: Composed, given: Overrides, missing: dict[str, NoSuchOption] | None = None) -> Composed:
+    """The same with the values in `given`; unchanged nodes are shared. Raises ConfigError for a wrong name.
+
+    missing: collects the options that the choices do not have, instead of an error.
+    """
     tree = composed.tree
     # The YAML does not list the options of a new class.
     unlisted = tuple(key.removesuffix("_target_") for key in given.keys if key.endswith("._target_"))
     for override in given.values:
         key, value = override.key_or_group, override.value()
         if not key.startswith(unlisted):
-            current = _value_at(key, composed, given.catalog)
+            try:
+                current = _value_at(key, composed, given.catalog)
+            except NoSuchOption as error:
+                if missing is None:
+                    raise
+                missing[key] = error
+                continue
             if isinstance(current, dict) and "_target_" in current and not isinstance(value, dict):
                 example = next((f"{key}.{name}" for name in current if name != "_target_"), key)
                 raise ConfigError(f"{key} takes no value of its own, but options such as {example}=VALUE.")
@@ -291,12 +313,12 @@ def _value_at(key: str, composed: Composed, catalog: Catalog) -> Any:
     if root in catalog.lists and rest[0] not in chosen:
         if rest[0] in catalog.groups[root]:
             names = ",".join([*chosen, rest[0]])
-            raise ConfigError(f"{root}.{rest[0]} is not among this run's {root}; add it with {root}=[{names}].")
+            raise NoSuchOption(f"{root}.{rest[0]} is not among this run's {root}; add it with {root}=[{names}].")
         meant = did_you_mean(rest[0], catalog.groups[root], prefix=f"{root}.")
         raise ConfigError(f"{root}.{rest[0]}: unknown; {meant}.")
     if root in catalog.groups and root not in catalog.lists and "_target_" not in (node.get(root) or {}):
         has = f"{root}={chosen} has no options" if chosen else f"no {root} is chosen"
-        raise ConfigError(f"{key}: {has}; choose another {root} or leave it out.")
+        raise NoSuchOption(f"{key}: {has}; choose another {root} or leave it out.")
     path = ""
     for part in (root, *rest):
         if not isinstance(node, dict):
@@ -318,7 +340,7 @@ def _refuse_option(name: str, node: Plain, path: str, choice: Any) -> None:
             return
         known = list(signature.options)
     owner, handed = f"{path}={choice}" if choice else path, group_of(path.partition(".")[0]).handed
-    raise unknown_option(f"{path}.{name}", owner, known, handed)
+    raise NoSuchOption(str(unknown_option(f"{path}.{name}", owner, known, handed)))
 
 
 def _unknown_root(key: str, tree: Plain, catalog: Catalog) -> ConfigError:

@@ -5,16 +5,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from newllm.config.groups import groups, parts_of, stages
+from newllm.errors import NewllmError
+from newllm.sweep.workers import sentence
 
 PARTS = ("model", *parts_of("model"))
 
-Part = tuple[str, dict[str, Any]]  # path and node; for the model and for a stage, also the nodes of its parts
+# Path, node (for the model and for a stage, with the nodes of its parts), and the places of the runs that have it.
+Part = tuple[str, dict[str, Any], list[int]]
 
 
 def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
     """The parts of these effective configurations, each once: nodes that differ only in seeds are equal. No torch."""
     distinct: dict[str, Part] = {}
-    for config in configs:
+    for place, config in enumerate(configs):
         known = groups(config)
         nodes: dict[str, Mapping[str, Any]] = {}
         for name, node in config.items():
@@ -33,12 +36,25 @@ def parts(configs: Iterable[Mapping[str, Any]]) -> list[Part]:
         for stage in stages(config):
             nodes[stage] = {group: dict(config.get(group) or {}) for group in (stage, *parts_of(stage, config))}
         for path, node in nodes.items():
-            distinct.setdefault(json.dumps([path, seedless(node)], sort_keys=True), (path, dict(node)))
+            key = json.dumps([path, seedless(node)], sort_keys=True)
+            distinct.setdefault(key, (path, dict(node), []))[2].append(place)
     return list(distinct.values())
 
 
-def build_all(nodes: Iterable[Part]) -> None:
-    """Raises ConfigError for the first part whose options are refused. Models are built on the meta device."""
+def build_all(nodes: Iterable[Part]) -> dict[int, str]:
+    """Place of each run that cannot be built -> why. Models are built on the meta device."""
+    refused: dict[int, str] = {}
+    for path, node, places in nodes:
+        try:
+            _build(path, node)
+        except Exception as error:  # a class of a user may raise any
+            reason = str(error) if isinstance(error, NewllmError) else sentence(error)
+            refused |= {place: reason for place in places if place not in refused}
+    return dict(sorted(refused.items()))
+
+
+def _build(path: str, node: dict[str, Any]) -> None:
+    """Raises ConfigError if the options of a part are refused."""
     from omegaconf import OmegaConf
 
     from newllm.build import build
@@ -46,29 +62,18 @@ def build_all(nodes: Iterable[Part]) -> None:
     from newllm.run.stage import build_stage
 
     known = groups()
-    for path, node in nodes:
-        if path == "model":
-            check_values(OmegaConf.create(node))
-            count_parameters(node, int(node["model"].get("vocab_size") or 64))
-        elif "_target_" not in node:
-            build_stage(path, node, seed=0)
-        else:
-            node = convert_options(node, path)
-            if path in known and not known[path].numbers:
-                continue  # depends on the machine and the directory of the run
-            part = build(node)
-            if path == "data":
-                part.fingerprint()  # raises if files of the corpus are missing
-
-
-def check_texts(configs: Iterable[Mapping[str, Any]]) -> None:
-    """Raises ConfigError for the first corpus of these configurations that isn't there. No torch."""
-    from newllm.build import build
-    from newllm.config.values import convert_options
-
-    distinct = {json.dumps(seedless(config["data"]), sort_keys=True): config["data"] for config in configs}
-    for node in distinct.values():
-        build(convert_options(node, "data")).fingerprint()
+    if path == "model":
+        check_values(OmegaConf.create(node))
+        count_parameters(node, int(node["model"].get("vocab_size") or 64))
+    elif "_target_" not in node:
+        build_stage(path, node, seed=0)
+    else:
+        node = convert_options(node, path)
+        if path in known and not known[path].numbers:
+            return  # depends on the machine and the directory of the run
+        part = build(node)
+        if path == "data":
+            part.fingerprint()  # raises if files of the corpus are missing
 
 
 def count_parameters(config: Mapping[str, Any], vocabulary: int) -> int:

@@ -16,7 +16,7 @@ from newllm.config.overrides import Overrides, parse
 from newllm.config.values import convert_options
 from newllm.errors import ConfigError
 from newllm.store.output_folder import check_run_folder, check_sweep_folder
-from newllm.sweep.check import check_texts
+from newllm.sweep.check import build_all, parts
 from newllm.sweep.launches import Policy, choosing
 from newllm.sweep.local import discard_warm, warm_up
 from newllm.sweep.packing import require_packable
@@ -36,6 +36,7 @@ class Sweep:
             `zip`.
         only: numbers of the wanted runs in the plan.
         dry_run: show the plan and start nothing.
+        skip_invalid: leave out runs that cannot be built, instead of refusing the sweep.
         rerun: which ended runs to run again. "failed": failed runs resume from their last checkpoint; "none": no run;
             "all": all are trained afresh. Interrupted runs resume in any case.
         retries, fail_fast, canary, pack: see `Policy`.
@@ -48,6 +49,7 @@ class Sweep:
         zip: list[dict[str, Any]] | None = None,
         only: list[int] | None = None,
         dry_run: bool = False,
+        skip_invalid: bool = False,
         rerun: Literal["failed", "none", "all"] = "failed",
         retries: int = 0,
         fail_fast: bool = False,
@@ -58,7 +60,7 @@ class Sweep:
             if isinstance(value, int) and value < least:
                 raise ConfigError(f"{name} must be at least {least}; {value} was given, try {name}={example}")
         self.seeds, self.grids, self.zip, self.only = seeds, grids or [], zip or [], only
-        self.dry_run, self.rerun = dry_run, rerun
+        self.dry_run, self.skip_invalid, self.rerun = dry_run, skip_invalid, rerun
         self.policy = Policy(retries, fail_fast, canary, pack)
 
 
@@ -114,12 +116,15 @@ def _plan_and_start(overrides: Sequence[str], config_dir: str | None, several: b
         check_sweep_folder(request.folder, (run.config for run in request.runs))
     with request.plan(to_start=not request.settings.dry_run) as planned:
         if request.settings.dry_run:
-            check_texts(run.config for run in planned.runs)
+            planned = planned.without(
+                build_all(parts(run.config for run in planned.wanted)), request.settings.skip_invalid
+            )
             show(planned, whole=True)
             return 0
         require_packable([run.config for run in planned.runs], request.settings.policy.pack)
         if planned.wanted:
-            launcher.check(planned.sweep, [run.config for run in planned.wanted])
+            invalid = launcher.check(planned.sweep, [run.config for run in planned.wanted])
+            planned = planned.without(invalid, request.settings.skip_invalid)
         show(planned, whole=False)
         runs = planned.freeze(afresh=request.settings.rerun == "all", labels=request.labels)
     if not runs:
@@ -148,7 +153,7 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
     """Check a command line and compose all its runs. Writes nothing. Raises ConfigError if any run is wrong."""
     catalog = catalog_for(config_dir)
     given = parse(overrides, catalog, sweep=several)
-    runs: list[Job] = []
+    jobs: list[list[str]] = []
     for lines in _by_experiment(given):
         swept = parse(lines, catalog, sweep=several)
         composed, settings = _without_variation(swept)
@@ -157,10 +162,10 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
         if several and composed.run_dir:
             raise ConfigError("hydra.run.dir is the directory of one run; that of a sweep is hydra.sweep.dir=FOLDER.")
         if several:
-            jobs = combinations(swept, seeds=settings.seeds, grids=settings.grids, zips=settings.zip)
+            jobs += combinations(swept, seeds=settings.seeds, grids=settings.grids, zips=settings.zip)
         else:
-            jobs = [list(lines)]
-        runs += compose_many(jobs, config_dir=config_dir)
+            jobs.append(list(lines))
+    runs = compose_many(jobs, config_dir=config_dir)
     unused_by_all = set(runs[0].unused).intersection(*(run.unused for run in runs)) & {*given.keys}
     if unused_by_all:
         raise unused_axis_error(min(unused_by_all), runs[0].config["choices"], given)
@@ -186,7 +191,7 @@ def check_for_other_sweeper(given: Overrides) -> None:
 def _without_variation(given: Overrides) -> tuple[Composed, Sweep]:
     """The composition of what does not vary, and the options of the sweep."""
     single = parse([o.input_line or "" for o in given.parsed if not o.is_sweep_override()], given.catalog)
-    composed = with_values(composed_choices(single), single)
+    composed = with_values(composed_choices(single), single, {})
     return composed, build(_resolved("sweep", composed.tree["sweep"], composed.tree))
 
 

@@ -66,14 +66,15 @@ class Local:
         Slots(available_cores(), (), 1, **self.options)  # raises for values below 1
         self._process: _Process | None = None
 
-    def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None:
-        """Raises ConfigError if a part of these effective configurations cannot be built.
+    def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+        """Place of each of these effective configurations that cannot be built -> why.
 
         The process that will execute the runs of `sweep` does this, since it imports torch anyway.
         """
         self._process = _process_for(sweep)
         with suppress(EOFError):  # it has died, which `start` handles
-            self._process.request("check", parts(configs))
+            return dict(self._process.request("check", parts(configs)))
+        return {}
 
     def start(self, sweep: Path, runs: Sequence[Path], policy: Policy) -> int:
         """Execute the frozen `runs` of the folder `sweep` and wait for them; returns the exit status.

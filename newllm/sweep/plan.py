@@ -3,8 +3,9 @@
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,40 @@ class Plan:
     @property
     def wanted(self) -> list[PlannedRun]:
         return [run for run in self.runs if run.wanted]
+
+    def without(self, invalid: Mapping[int, str], skip: bool) -> "Plan":
+        """The plan in which runs that cannot be built have the state ``invalid`` and are not wanted.
+
+        invalid: place among the wanted runs -> why. Raises ConfigError, with the choices of the first one, unless
+        `skip` and others are left.
+        """
+        numbers = [number for number, run in enumerate(self.runs) if run.wanted]
+        reasons = {numbers[place]: reason.removesuffix(".") for place, reason in invalid.items()}
+        if not reasons:
+            return self
+        if not skip or len(reasons) == len(self.runs):
+            number, reason = next(iter(reasons.items()))
+            raise ConfigError(reason if len(self.runs) == 1 else self._refusal(number, reason, [*reasons]))
+        runs = list(self.runs)
+        for number, reason in reasons.items():
+            state = replace(runs[number].known, state="invalid", error=reason)
+            runs[number] = replace(runs[number], known=state, wanted=False)
+        return replace(self, runs=tuple(runs))
+
+    def _refusal(self, number: int, reason: str, invalid: Sequence[int]) -> str:
+        """``run 4 (pos_encoding=rope_list, seed=1) can't be built: …``"""
+        listed = ", ".join(map(str, invalid[:8])) + ", …" * (len(invalid) > 8)
+        count = f"run {number}" if len(invalid) == 1 else f"{len(invalid)} of {len(self.runs)} runs ({listed})"
+        return (
+            f"run {number} of the plan ({self.choices_of(number)}) can't be built: {reason}; skip_invalid=true or "
+            f"only=… starts the sweep without {count}"
+        )
+
+    def choices_of(self, number: int) -> str:
+        """The overrides of a run that not all runs have: ``pos_encoding=rope_list, seed=1``."""
+        uses = Counter(line for run in self.runs for line in run.config["overrides"])
+        own = [line for line in self.runs[number].config["overrides"] if uses[line] < len(self.runs)]
+        return ", ".join(own) or self.runs[number].path.name
 
     def freeze(self, afresh: bool = False, labels: Mapping[str, Any] | None = None) -> list[Path]:
         """Queue the wanted runs on disk; returns their directories.

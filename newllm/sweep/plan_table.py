@@ -45,6 +45,10 @@ def show(plan: Plan, whole: bool) -> None:
     elsewhere = f" {attended:,} of them belong to a launcher that is already running." if attended else ""
     lines = [f"{runs}: {states}; {len(plan.wanted):,} to do.{elsewhere} Folder: {plan.sweep}"]
     lines += [f"{run.path.name} is skipped: {run.known.error}" for run in plan.runs if run.state == "unreadable"]
+    skipped = [number for number, run in enumerate(plan.runs) if run.state == "invalid"]
+    lines += [
+        f"Run {number} ({plan.choices_of(number)}) is left out: {plan.runs[number].known.error}." for number in skipped
+    ]
     for line in lines:
         console.print(Text(line), soft_wrap=True)
 
@@ -55,7 +59,9 @@ def _show_runs(plan: Plan, console: Console) -> None:
     columns = _columns(plan.runs)
     rows = []
     for number, run in enumerate(plan.runs):
-        parameters = estimates.parameters(run.config)
+        parameters = None
+        with suppress(ConfigError):  # it cannot be built
+            parameters = estimates.parameters(run.config)
         cost = {
             "parameters": f"{parameters:,}" if parameters else "?",
             "time": "?" if seconds[number] is None else clock(seconds[number]),

@@ -69,10 +69,11 @@ class Slurm:
                 "give fewer seconds or more minutes."
             )
 
-    def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None:
-        """Raises ConfigError if this machine cannot submit jobs or a part of these configurations cannot be built."""
+    def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+        """Place of each configuration that cannot be built -> why. Raises ConfigError if this machine cannot submit
+        jobs."""
         _require_slurm()
-        build_all(parts(configs))
+        return build_all(parts(configs))
 
     def start(self, sweep: Path, runs: Sequence[Path], policy: Policy) -> int:
         """Submit the frozen `runs` of the folder `sweep` and, with `wait`, follow them; returns the exit status.

@@ -298,8 +298,8 @@ def test_stored_contexts_give_the_states_of_the_model_and_only_the_token_block_l
 def test_planning_with_other_runs(tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{}, {"trainer__seed": 43}, {"phase1__folder": "elsewhere"}, {"phase1__lr": -1.0}]
     configs = [effective(small_config(tmp_path / "run", **one)) for one in changes]
-    build_all(parts(configs[:3]))
+    assert not build_all(parts(configs[:3]))
     assert signature(configs[0]) == signature(configs[2]) != signature(configs[1])
     assert "phase1=published trains alone" in str(reason_not_to_pack(configs[:2]))
-    with pytest.raises(ConfigError, match=r"phase1\.lr"):
-        build_all(parts(configs[3:]))
+    (reason,) = build_all(parts(configs[3:])).values()
+    assert "phase1.lr" in reason

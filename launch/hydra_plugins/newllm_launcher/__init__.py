@@ -33,7 +33,7 @@ class Adapter(Launcher):
         self.config = config
 
     @abstractmethod
-    def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> None: ...
+    def check(self, sweep: Path, configs: Iterable[Mapping[str, Any]]) -> dict[int, str]: ...
 
     @abstractmethod
     def start(self, sweep: Path, runs: list[Path], policy: Policy) -> int: ...
@@ -51,7 +51,8 @@ class Adapter(Launcher):
         configs = [run.config for run in compose_many([list(lines) for lines in job_overrides], config_dir=config_dir)]
         planned = plan(by_signature(configs), Path(self.config.hydra.sweep.dir), settings.rerun)
         if planned.wanted:
-            self.check(planned.sweep, [run.config for run in planned.wanted])
+            invalid = self.check(planned.sweep, [run.config for run in planned.wanted])
+            planned = planned.without(invalid, settings.skip_invalid)
         runs = planned.freeze(afresh=settings.rerun == "all", labels=labels_of(self.config))
         if runs:
             self.start(planned.sweep, runs, settings.policy)
