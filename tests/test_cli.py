@@ -284,8 +284,6 @@ def test_options_that_a_choice_does_not_have_collapse_as_axes_do(
         ["attention=mha"],
         ["attention=mla", "attention.kv_dim=16"],
     ]
-    lists = runs("eval=[loss],[loss,extrapolation]", "eval.extrapolation.lengths=[64],[128]", "seed=3")
-    assert lists[0] == ["eval=[loss]", "seed=3"]
     for command, message in {
         "pos_encoding=rope,alibi pos_encoding.slop=1,2": "did you mean pos_encoding.slope?",
         "pos_encoding=nope pos_encoding.slope=1,2": "pos_encoding.slope",
