@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,15 +16,13 @@ from newllm.data.disk_cache import cache_folder
 from newllm.data.facts import IGNORED, ReversalFacts
 from newllm.data.passkey_rows import PasskeyRows
 from newllm.data.split import check_lengths
-from newllm.data.token_store import Store
+from newllm.data.token_store import Store, Stream
 from newllm.data.tokenizer import Tokenizer
 from newllm.errors import ConfigError
 from newllm.seeding import stream
 
 if TYPE_CHECKING:
     import torch
-
-BytesAt = Callable[[np.ndarray], np.ndarray]  # places of tokens -> UTF-8 bytes of text that they stand for, int64
 
 
 class Rows:
@@ -34,7 +32,7 @@ class Rows:
     inputs, labels: int64 [rows in memory, seq_len].
     text: all tokens of this side as one run [N], including the rest that fills no row; None if the rows are scattered.
     passkeys: writes passkeys into some rows of the stream; None if there are none.
-    text_start: place in `tokens` of the first token of `text`. bytes_at: of places in `tokens`.
+    text_start: place in `source` of the first token of `text`. source: the stream of the store that `tokens` are of.
     """
 
     def __init__(
@@ -46,14 +44,14 @@ class Rows:
         labels: np.ndarray | None = None,
         text: np.ndarray | None = None,
         text_start: int = 0,
-        bytes_at: BytesAt | None = None,
+        source: Stream | None = None,
     ) -> None:
         no_rows = np.empty((0, seq_len), dtype=np.int64)
         self.tokens, self.starts, self.seq_len, self.text = tokens, starts, seq_len, text
         self.inputs = no_rows if inputs is None else inputs
         self.labels = no_rows if labels is None else labels
         self.passkeys: PasskeyRows | None = None
-        self.text_start, self.bytes_at = text_start, bytes_at
+        self.text_start, self.source = text_start, source
 
     def __len__(self) -> int:
         return len(self.starts) + len(self.inputs)
@@ -65,8 +63,13 @@ class Rows:
 
     def text_bytes(self, places: np.ndarray) -> np.ndarray:
         """UTF-8 bytes of text that the tokens at these places of `text` stand for, int64 in the shape of `places`."""
-        assert self.bytes_at is not None
-        return self.bytes_at(places + self.text_start)
+        assert self.source is not None
+        return self.source.bytes_at(places + self.text_start)
+
+    def documents_at(self, places: np.ndarray) -> np.ndarray:
+        """Numbers of the documents of the tokens at these places of `text`, int64 in the shape of `places`."""
+        assert self.source is not None
+        return self.source.documents_at(places + self.text_start)
 
     def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and labels, int64 [B, T], of the rows `indices` [B]. Labels of -100 are not scored."""
@@ -169,9 +172,10 @@ def prepare(
     if corpus.val_joint is not None and corpus.val_documents is not None:  # joined into one document in the store
         documents += corpus.val_documents[1] - corpus.val_documents[0]
     # Bytes of the validation labels, summed in chunks to bound memory.
-    assert val.bytes_at is not None
+    assert val.source is not None
     chunks = np.array_split(val.starts, len(val) * corpus.seq_len // 1_000_000 + 1)
-    val_bytes = sum(int(val.bytes_at(starts[:, None] + np.arange(1, corpus.seq_len + 1)).sum()) for starts in chunks)
+    labels = np.arange(1, corpus.seq_len + 1)
+    val_bytes = sum(int(val.source.bytes_at(starts[:, None] + labels).sum()) for starts in chunks)
     counts = {
         "data/train_tokens": train.scored,
         "data/val_tokens": val.scored,
@@ -203,7 +207,7 @@ def split_rows(corpus: Corpus, store: Store) -> tuple[Rows, Rows, float, list[st
             stream = store.streams[side]
             count = (len(stream.tokens) - 1) // length if budget is None else budget
             starts = np.arange(count) * length
-            sides.append(Rows(stream.tokens, starts, length, text=stream.tokens, bytes_at=stream.bytes_at))
+            sides.append(Rows(stream.tokens, starts, length, text=stream.tokens, source=stream))
         return sides[0], sides[1], 0.0, []
     whole = store.streams["all"]
     training, validation = corpus.rows
@@ -218,9 +222,7 @@ def split_rows(corpus: Corpus, store: Store) -> tuple[Rows, Rows, float, list[st
 
         rows = torch.randperm(total, generator=torch.Generator().manual_seed(corpus.split_seed)).numpy()
     starts = rows.astype(np.int64) * length
-    train, val = (
-        Rows(whole.tokens, part, length, bytes_at=whole.bytes_at) for part in (starts[:training], starts[training:])
-    )
+    train, val = (Rows(whole.tokens, part, length, source=whole) for part in (starts[:training], starts[training:]))
     leak = _shared_documents(whole.document_tokens, train.starts, val.starts, length)
     if corpus.split == "chunks":
         note = (

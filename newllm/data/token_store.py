@@ -8,6 +8,7 @@ tokenizer does not tell them.
 
 from array import array
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ class Stream:
             return self.token_bytes[places].astype(np.int64)
         assert self.bytes_per_id is not None
         return self.bytes_per_id[self.tokens[places]]
+
+    def documents_at(self, places: np.ndarray) -> np.ndarray:
+        """Numbers of the documents of the tokens at these places, int64 in the shape of `places`."""
+        return np.searchsorted(self._document_ends, places, side="right")
+
+    @cached_property
+    def _document_ends(self) -> np.ndarray:
+        return np.cumsum(self.document_tokens)
 
 
 @dataclass

@@ -23,7 +23,8 @@ class Distance(Passkey):
     room for that, as at 8x in rows of 8x, the marker follows the row's first token, nearer by the length of the key.
 
     ``distance/margin@D``: mean nats per token of the wrong key − of the true one. ``distance/accuracy@D``: share of
-    trials with a margin above 0; chance is 0.5. tables/distance.csv has a line per distance. A trial has the same
+    trials with a margin above 0; chance is 0.5, and 95 % of chance results with 50 trials lie between 0.36 and 0.64.
+    tables/distance.csv has a line per distance with Wilson's binomial interval. A trial has the same
     keys and filler at all distances: only the needle moves, and chance shifts a curve as a whole.
 
     length, distances: tokens, or multiples of the training length. filler, seed: as in `Passkey`.
@@ -35,7 +36,7 @@ class Distance(Passkey):
         self,
         length: int | str = "8x",
         distances: list[int | str] = ["0.5x", "1x", "1.5x", "2x", "2.5x", "3x", "4x", "6x", "8x"],  # noqa: B006
-        trials: int = 20,
+        trials: int = 50,
         digits: int = DIGITS,
         filler: Filler = "varied",
         seed: int = 0,

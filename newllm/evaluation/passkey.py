@@ -25,8 +25,9 @@ class Passkey(Retrieval):
     both markers of a key are the same tokens.
 
     ``passkey/margin@N``: mean nats per token of the wrong key − those of the true one, over all depths.
-    ``passkey/accuracy@N``: share of trials whose margin is above 0. Chance is 0.5, and 95 % of chance results with 50
-    trials lie between 0.36 and 0.64; the table has Wilson's interval of each share.
+    ``passkey/accuracy@N``: share of trials whose margin is above 0. Chance is 0.5, and 95 % of chance results with 100
+    trials lie between 0.40 and 0.60; the table has Wilson's binomial interval of each share, since the keys and, with
+    varied filler, the texts of trials are drawn independently.
     ``passkey/exact@N``: share of trials in which greedy decoding gives the whole key.
     tables/passkey.csv has a line per length and depth.
 
@@ -42,7 +43,7 @@ class Passkey(Retrieval):
         self,
         lengths: list[int | str] = ["1x", "2x", "4x", "8x"],  # noqa: B006 (only read)
         depths: list[float] = [0.1, 0.25, 0.5, 0.75, 0.9],  # noqa: B006
-        trials: int = 10,
+        trials: int = 20,
         digits: int = DIGITS,
         filler: Filler = "varied",
         seed: int = 0,

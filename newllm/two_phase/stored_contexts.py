@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from newllm.data.dataset import BytesAt, Dataset, Rows
+from newllm.data.dataset import Dataset, Rows
 from newllm.data.facts import IGNORED
+from newllm.data.token_store import Stream
 from newllm.model.language_model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.store.atomic import replacing
@@ -124,9 +125,9 @@ class StreamRows(Rows):
     Labels are the next tokens, N - 1 in total. The last row is padded with the last token, without scored labels.
     """
 
-    def __init__(self, tokens: np.ndarray, seq_len: int, bytes_at: BytesAt | None = None) -> None:
+    def __init__(self, tokens: np.ndarray, seq_len: int, source: Stream | None = None, text_start: int = 0) -> None:
         starts = np.arange(0, max(len(tokens) - 1, 1), seq_len)
-        super().__init__(tokens, starts, seq_len, text=tokens, bytes_at=bytes_at)
+        super().__init__(tokens, starts, seq_len, text=tokens, text_start=text_start, source=source)
 
     @property
     def scored(self) -> int:
@@ -166,8 +167,8 @@ class ContextRows(StreamRows):
 
 def as_streams(data: Dataset) -> Dataset:
     """The same training and validation text as consecutive rows; raises ConfigError if data.split=chunks."""
-    train = StreamRows(data.stream("train"), data.train.seq_len, data.train.text_bytes)
-    val = StreamRows(data.stream("val"), data.train.seq_len, data.val.text_bytes)
+    train = StreamRows(data.stream("train"), data.train.seq_len, data.train.source, data.train.text_start)
+    val = StreamRows(data.stream("val"), data.train.seq_len, data.val.source, data.val.text_start)
     val_bytes = int(val.text_bytes(np.arange(1, len(val.tokens))).sum())
     counts = {
         "data/train_tokens": train.scored,

@@ -148,8 +148,8 @@ def test_a_store_counts_the_bytes_of_its_validation_text(split: str, load: Load,
         seq_len=16, min_chars=1, cache=tmp_path / "cache",
     )  # fmt: skip
     assert data.tokenizer.eot == "</s>"
-    assert data.val.bytes_at is not None
-    of_all = data.val.bytes_at(np.arange(len(data.val.tokens)))
+    assert data.val.source is not None
+    of_all = data.val.source.bytes_at(np.arange(len(data.val.tokens)))
     ends = np.cumsum(data.val.tokens == data.tokenizer.eot_id)
     per_document = np.bincount(ends - (data.val.tokens == data.tokenizer.eot_id), weights=of_all)
     sizes = {len(text.encode()) for text in texts}

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation import limits
-from newllm.evaluation.extrapolation import Extrapolation
+from newllm.evaluation.extrapolation import Extrapolation, clustered_mean
 from newllm.evaluation.limits import check_lengths, longest_row, parse_lengths, row_bytes
 from newllm.evaluation.subject import Findings, Subject
 from newllm.model import build_model
@@ -57,7 +58,7 @@ class Recorder:
 def test_slices_are_the_published_protocol(encoding, attention):
     subject = make_subject(encoding, attention)
     text = subject.data.val_tokens
-    findings = Extrapolation()(subject)
+    findings = Extrapolation(chunks=10, windows="first")(subject)
     lines = lines_by_length(findings, "slices")
     assert list(lines) == LENGTHS
     for length in LENGTHS:
@@ -74,7 +75,7 @@ def test_slices_are_the_published_protocol(encoding, attention):
 
 def test_the_windows_are_consecutive_slices_of_the_text(subject, monkeypatch):
     text, record = subject.data.val_tokens, Recorder(subject, monkeypatch)
-    Extrapolation(lengths=[48, 128], chunks=7, tail=None, sliding=[])(subject)
+    Extrapolation(lengths=[48, 128], chunks=7, windows="first", tail=None, sliding=[])(subject)
     assert len(record.rows) == 14
     windows = [text[i * length : (i + 1) * length] for length in (48, 128) for i in range(7)]
     for (inputs, labels), window in zip(record.rows, windows, strict=True):
@@ -85,7 +86,8 @@ def test_the_windows_are_consecutive_slices_of_the_text(subject, monkeypatch):
 
 def test_tail_scores_the_same_targets_with_growing_context(subject, monkeypatch):
     text, record = subject.data.val_tokens, Recorder(subject, monkeypatch)
-    findings = Extrapolation(chunks=5, tail=11, slices=False, positions=False, sliding=[])(subject)
+    options = {"chunks": 5, "windows": "first", "tail": 11, "slices": False, "positions": False, "sliding": []}
+    findings = Extrapolation(**options)(subject)
     assert len(record.rows) == 5 * len(LENGTHS)
     for length in LENGTHS:
         windows = [text[end - length : end] for end in range(256, 256 * 6, 256)]
@@ -96,14 +98,16 @@ def test_tail_scores_the_same_targets_with_growing_context(subject, monkeypatch)
     assert {len(one) for one in targets} == {11}  # and nothing else has logits
     for place in range(5):
         assert len({targets[place + 5 * length].tobytes() for length in range(len(LENGTHS))}) == 1
-    assert set(findings.metrics) == {f"extrapolation/tail_ppl@{length}" for length in LENGTHS}
+    names = ("tail_ppl", "tail_share")
+    assert set(findings.metrics) == {f"extrapolation/{name}@{length}" for name in names for length in LENGTHS}
 
 
 def test_the_longest_windows_are_read_once_for_slices_and_tail(subject, monkeypatch):
     alone = Extrapolation(slices=False, positions=False, sliding=[])(subject)
     record = Recorder(subject, monkeypatch)
     together = Extrapolation(sliding=[])(subject)
-    assert len(record.rows) == 10 * (2 * len(LENGTHS) - 1)
+    # The text fills so few windows that all are read; those of 256 once for slices and tail.
+    assert len(record.rows) == 93 + 46 + 23 + 11 + 3 * 11
     for name, value in alone.metrics.items():
         assert together.metrics[name] == pytest.approx(value, rel=1e-6)
 
@@ -130,18 +134,52 @@ def test_a_scaling_without_a_factor_adapts_to_each_length(half):
         assert by_length[f"extrapolation/{name}@128"] != plain[f"extrapolation/{name}@128"]
 
 
+def test_windows_are_spread_over_documents_and_errors_clustered_by_them(subject, monkeypatch):
+    text = subject.data.val_tokens
+    monkeypatch.setattr(subject.data.val, "documents_at", lambda places: np.searchsorted([900, 1300, 2200], places))
+    findings = Extrapolation(lengths=[32, 128], chunks=4, sliding=[32])(subject)
+    for length, count in ((32, 16), (128, 4)):
+        all_windows = len(text) // length
+        starts = [int((i + 0.5) * all_windows / count) * length for i in range(count)]
+        losses = np.array([direct_losses(subject, text[start : start + length]) for start in starts])
+        places = np.array(starts)[:, None] + np.arange(1, length)
+        documents = np.searchsorted([900, 1300, 2200], places)
+        line = lines_by_length(findings, "slices")[length]
+        assert (line["chunks"], line["documents"]) == (count, 4)
+        assert findings.metrics[f"extrapolation/share@{length}"] == line["share"] == places.size / len(text)
+        assert line["loss"] == pytest.approx(losses.mean(), abs=1e-6)
+        deviations = [(losses - losses.mean())[documents == document].sum() for document in range(4)]
+        assert line["se"] == pytest.approx(math.sqrt(4 / 3 * np.square(deviations).sum()) / losses.size, abs=1e-6)
+    sliding = lines_by_length(findings, "sliding")[32]
+    assert sliding["tokens"] == 16 * 32
+    assert sliding["share"] == 16 * 32 / len(text)
+
+
+def test_clustered_errors_cover_where_errors_over_windows_do_not():
+    """Simulated texts: losses of windows of documents of 1 to 40 windows that differ in how hard they are."""
+    random = np.random.default_rng(0)
+    hits = {"document": 0, "window": 0}
+    for _ in range(400):
+        documents = np.repeat(np.arange(25), random.integers(1, 41, size=25))
+        losses = random.normal(scale=0.5, size=25)[documents] + random.normal(scale=0.5, size=len(documents))
+        for kind, clusters, freedom in (("document", documents, 24), ("window", np.arange(len(documents)), 1000)):
+            mean, error = clustered_mean(losses, clusters)
+            hits[kind] += abs(mean) < scipy.stats.t.ppf(0.975, freedom) * error
+    assert 0.90 < hits["document"] / 400 < 0.97
+    assert hits["window"] / 400 < 0.5
+
+
 def test_tail_is_at_most_half_of_the_shortest_length(subject):
     findings = Extrapolation()(subject)
-    assert {row["tokens"] for row in lines_by_length(findings, "tail").values()} == {10 * 16}
+    assert {row["tokens"] for row in lines_by_length(findings, "tail").values()} == {11 * 16}
     assert "the last 16 tokens" in "\n".join(line for line in findings.body if isinstance(line, str))
 
 
 @pytest.mark.parametrize("stride", [None, 5])
 def test_sliding_windows_score_each_target_once_with_enough_context(subject, monkeypatch, stride):
     text, record = subject.data.val_tokens, Recorder(subject, monkeypatch)
-    findings = Extrapolation(chunks=3, slices=False, tail=None, positions=False, sliding=["1x", "2x"], stride=stride)(
-        subject
-    )
+    options = {"chunks": 3, "windows": "first", "slices": False, "tail": None, "positions": False}
+    findings = Extrapolation(**options, sliding=["1x", "2x"], stride=stride)(subject)
     read = 0
     for window in (32, 64):
         step = stride or window // 2
@@ -160,7 +198,7 @@ def test_sliding_windows_score_each_target_once_with_enough_context(subject, mon
 
 
 def test_positions_recombine_to_the_slices_and_are_means_of_direct_losses(subject):
-    findings = Extrapolation(lengths=["1x", 100], chunks=6)(subject)
+    findings = Extrapolation(lengths=["1x", 100], chunks=6, windows="first")(subject)
     for length in (32, 100):
         bins = [row for row in findings.tables["extrapolation_positions"] if row["length"] == length]
         assert [(row["from"], row["to"]) for row in bins[:3]] == [(1, 2), (2, 4), (4, 8)]
@@ -197,7 +235,7 @@ def test_a_length_that_fails_leaves_the_numbers_of_the_others(subject, monkeypat
     monkeypatch.setattr(subject, "losses_of", fail)
     monkeypatch.setattr(subject.model.position, "adapt", adapted.append)
     findings = Extrapolation()(subject)
-    lost = {"extrapolation/ppl@256", "extrapolation/tail_ppl@256"}
+    lost = {f"extrapolation/{name}@256" for name in ("ppl", "share", "tail_ppl", "tail_share")}
     assert findings.metrics == {name: ppl for name, ppl in undisturbed.metrics.items() if name not in lost}
     for protocol in ("slices", "tail"):
         line = lines_by_length(findings, protocol)[256]
@@ -214,7 +252,9 @@ def test_a_length_that_exceeds_free_memory_is_not_tried(subject, monkeypatch):
     monkeypatch.setattr(limits, "free_bytes", lambda device: free)
     findings = Extrapolation(sliding=[])(subject)
     assert set(findings.metrics) == {
-        f"extrapolation/{name}@{length}" for name in ("ppl", "tail_ppl") for length in LENGTHS[:3]
+        f"extrapolation/{name}@{length}"
+        for name in ("ppl", "share", "tail_ppl", "tail_share")
+        for length in LENGTHS[:3]
     }
     assert "are free on cpu" in lines_by_length(findings, "slices")[256]["failed"]
 
@@ -227,7 +267,7 @@ def test_losses_that_are_not_finite_fail_and_without_a_result_the_run_fails(subj
 
 
 def test_a_note_says_that_the_text_fills_fewer_windows(subject):
-    Extrapolation(lengths=["1x", 1000], sliding=[]).check(subject.data, subject.model)
+    Extrapolation(lengths=["1x", 1000], chunks=4, windows="first", sliding=[]).check(subject.data, subject.model)
     assert subject.data.notes[0].endswith("there are 3 windows of 1,000")
     assert lines_by_length(Extrapolation(lengths=["1x", 1000])(subject), "tail")[32]["chunks"] == 3
 
@@ -289,10 +329,12 @@ def test_lengths_are_tokens_or_multiples():
 
 
 def test_a_run_writes_metrics_and_tables(tmp_path: Path) -> None:
-    options = ["epochs=1", "eval=[extrapolation]", "eval.extrapolation.lengths=[1x,4x]", "eval.extrapolation.chunks=3"]
+    """The numbers at the training length agree with val/loss, which is of the same text, within the errors."""
+    options = ["epochs=1", "eval=[loss,extrapolation]", "eval.extrapolation.lengths=[1x,4x]"]
     assert run(small_config(tmp_path / "run", *options)) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    names = {"ppl@32", "ppl@128", "tail_ppl@32", "tail_ppl@128", "sliding_ppl@32"}
+    names = {f"{name}@{length}" for name in ("ppl", "share", "tail_ppl", "tail_share") for length in (32, 128)}
+    names |= {"sliding_ppl@32", "sliding_share@32"}
     assert {name for name in results if name.startswith("extrapolation/")} == {f"extrapolation/{n}" for n in names}
     with open(tmp_path / "run" / "tables" / "extrapolation.csv") as file:
         lines = list(csv.DictReader(file))
@@ -300,6 +342,9 @@ def test_a_run_writes_metrics_and_tables(tmp_path: Path) -> None:
         ("32", "slices"), ("32", "tail"), ("128", "slices"), ("128", "tail"), ("32", "sliding"),
     ]  # fmt: skip
     assert float(lines[2]["ppl"]) == results["extrapolation/ppl@128"]
+    for line in (lines[0], lines[4]):
+        assert float(line["share"]) > 0.8
+        assert float(line["loss"]) == pytest.approx(results["val/loss"], abs=3 * float(line["se"]))
     assert (tmp_path / "run" / "tables" / "extrapolation_positions.csv").exists()
 
 

@@ -27,13 +27,14 @@ OTHER: dict[str, tuple[Any, tuple[str, ...]]] = {
     "distance.digits": (3, ALL),
     "distance.filler": ("prefix", ALL),
     "distance.seed": (1, ALL),
-    "extrapolation.lengths": ([32, 128], ("extrapolation/tail_ppl",)),  # windows end with the longest ones
+    "extrapolation.lengths": ([32, 128], ALL),  # windows end with the longest ones and read as many tokens
     "extrapolation.chunks": (3, ALL),
+    "extrapolation.windows": ("first", ALL),
     "extrapolation.slices": (False, SAME),
-    "extrapolation.tail": (4, ("extrapolation/tail_ppl",)),
+    "extrapolation.tail": (4, ("extrapolation/tail",)),
     "extrapolation.positions": (False, SAME),
-    "extrapolation.sliding": ([32, 64], ("extrapolation/sliding_ppl",)),  # the text begins after the longest window
-    "extrapolation.stride": (8, ("extrapolation/sliding_ppl",)),
+    "extrapolation.sliding": ([32, 64], ("extrapolation/sliding",)),  # the text begins after the longest window
+    "extrapolation.stride": (8, ("extrapolation/sliding",)),
     "loss.weighting": ("batch_mean", ("val/loss", "val/ppl")),
     "loss.batch_size": (4, SAME),  # unused with weighting=token
     "loss.reference": (3.0, SAME),
