@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if argv and argv[0] in ("-sc", "--shell-completion"):
-        return _complete(argv)
+        return _complete(argv[1:])
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0
@@ -46,19 +46,19 @@ def _usage() -> str:
     return "\n".join(["newllm: a laboratory bench for small language models", "", *verbs, "", completion])
 
 
-def _complete(argv: list[str]) -> int:
-    """Shell completion of verbs, and through Hydra of what follows `newllm train`."""
-    line = os.environ.get("COMP_LINE", "")
-    words = line.split(" ")
-    if any("query" in word for word in argv) and len(words) <= 2:
-        print("\n".join(VERBS))
-        return 0
-    if len(words) > 2:
-        if words[1] != "train":
-            return 0
-        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
-        os.environ["COMP_POINT"] = str(int(os.environ.get("COMP_POINT", len(line))) - len(words[1]) - 1)
-    return int(import_module("newllm.train").main(argv))
+def _complete(words: list[str]) -> int:
+    """``install=SHELL``: print the script that lets a shell complete; ``query=SHELL``: what that script asks for."""
+    from newllm import completion
+
+    action, _, shell = (words or [""])[0].partition("=")
+    if action not in ("install", "query") or shell not in completion.SHELLS:
+        raise ConfigError(f"expected newllm -sc install=SHELL; SHELL is one of {', '.join(completion.SHELLS)}.")
+    if action == "install":
+        print(completion.script(shell))
+    else:
+        line, breaks = os.environ.get("COMP_LINE", ""), os.environ.get("COMP_WORDBREAKS", "")
+        print("\n".join(completion.answer(shell, line, breaks, VERBS)))
+    return 0
 
 
 if __name__ == "__main__":

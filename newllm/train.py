@@ -52,13 +52,10 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--package", "-p")
     parser.add_argument("--config-dir", "-cd")
-    parser.add_argument("--shell-completion", "-sc", action="store_true")
     args = parser.parse_intermixed_args(argv)
     if args.help:
         print(_help(catalog_for(args.config_dir)))
         return 0
-    if args.shell_completion:
-        return _hand_to_hydra(argv)
     if (args.resolve or args.package) and not args.cfg:
         raise ConfigError("--resolve and --package say how --cfg prints; add --cfg job.")
     given = {line.lstrip("+").partition("=")[0].removeprefix("sweep.") for line in args.overrides}
