@@ -12,7 +12,6 @@ positions look (phase collision; lower is less similar; it does not predict perp
 
 import csv
 import json
-import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,15 +74,19 @@ def spectra(overrides: Sequence[str], lengths: Sequence[int] = (), config_dir: s
 
 def _encoding(config: Mapping[str, Any]) -> Any:
     """The encoding, with the sizes that the model would pass to it."""
+    from newllm.attention import Attention
     from newllm.build import build
+    from newllm.config.values import class_of
+    from newllm.position.encoding import PositionEncoding
 
     model, attention = config["model"], config["attention"]
     head_dim = model["hidden_size"] // model["heads"]
     return build(
         config["pos_encoding"],
+        PositionEncoding,
         num_layers=model["num_layers"],
         heads=model["heads"],
-        head_dim=pkgutil.resolve_name(attention["_target_"]).rotary_width(attention, head_dim),
+        head_dim=class_of(attention, Attention).rotary_width(attention, head_dim),
         hidden_size=model["hidden_size"],
         seq_len=config["data"]["seq_len"],
     )

@@ -2,6 +2,7 @@
 
 import sys
 
+from newllm.config.compose import catalog_for
 from newllm.errors import ConfigError, Parser, run_command
 
 MOST_TOKENS = 1_000_000
@@ -20,7 +21,9 @@ def _run(argv: list[str]) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus of probability P in (0, 1]")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--config-dir", "-cd", metavar="FOLDER", help="of the run's classes outside newllm")
     options = parser.parse_args(argv)
+    catalog_for(options.config_dir)
     if not options.temperature >= 0:
         raise ConfigError(f"--temperature must be 0 (greedy) or greater; got {options.temperature:g}.")
     if not 0 < options.top_p <= 1:

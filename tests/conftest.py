@@ -13,6 +13,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     if os.environ.get("PYTEST_XDIST_WORKER"):
         base = base.parent
     os.environ.setdefault("NEWLLM_CACHE", str(base / "newllm-cache"))
+    os.environ["XDG_CONFIG_HOME"] = str(base / "config")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def trusted() -> None:
+    """Configurations of the tests may name the tests' own classes."""
+    os.environ["NEWLLM_TRUST"] = "tests"
 
 
 @pytest.fixture(scope="session", autouse=True)

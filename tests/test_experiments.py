@@ -9,9 +9,12 @@ import pytest
 import newllm
 from newllm.build import build
 from newllm.config import effective
+from newllm.data.corpora.corpus import Corpus
 from newllm.sweep.check import count_parameters
 from newllm.sweep.command import read
 from newllm.sweep.plan import by_signature, plan
+from newllm.training.optimizer import AdamW
+from newllm.training.trainer import Trainer
 
 RUNS = {
     "rope_frequencies_split_a": 12,
@@ -64,7 +67,8 @@ def test_studies_have_five_seeds_or_more_of_every_configuration(name: str) -> No
 def test_the_published_model_and_schedule() -> None:
     config = effective(newllm.compose(["experiment=rope_frequencies"]))
     assert count_parameters(config, 50304) == 50_928_128
-    data, trainer, optim = (build(config[name]) for name in ("data", "trainer", "optim"))
+    data, trainer = build(config["data"], Corpus), build(config["trainer"], Trainer)
+    optim = build(config["optim"], AdamW)
     assert data.rows == (24_414, None)  # 50,000,000 // 2048 rows train, the hub's validation split validates
     _, steps = trainer.steps(24_414, 2048)
     assert steps == 762 == 24_414 // 32
@@ -84,7 +88,8 @@ def test_the_published_model_and_schedule() -> None:
 def test_a_twin_trains_as_many_steps_with_the_same_schedule() -> None:
     config = effective(newllm.compose(["experiment=rope_frequencies_small"]))
     full = effective(newllm.compose(["experiment=rope_frequencies"]))
-    data, trainer, optim = (build(config[name]) for name in ("data", "trainer", "optim"))
+    data, trainer = build(config["data"], Corpus), build(config["trainer"], Trainer)
+    optim = build(config["optim"], AdamW)
     assert trainer.steps(data.rows[0], data.seq_len) == (762, 762)
     assert {**config["optim"], "lr": None} == {**full["optim"], "lr": None}
     assert int(optim.warmup * 762) == 15

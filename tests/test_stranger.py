@@ -1,4 +1,4 @@
-"""A stranger's encodings: a Python file and YAML files in a folder of their own, and nothing changed anywhere else.
+"""A stranger's encodings: a Python file and YAML files in a folder that --config-dir names, and nothing elsewhere.
 
 Every step is the command that a user would type, in that folder; it works with newllm installed from a wheel as well.
 """
@@ -92,8 +92,8 @@ Newllm = Callable[..., str]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stranger")
-    (folder / "stranger.py").write_text(MODULE)
     (folder / "conf/pos_encoding").mkdir(parents=True)
+    (folder / "conf/stranger.py").write_text(MODULE)
     (folder / "conf/pos_encoding/stretched.yaml").write_text(STRETCHED)
     (folder / "conf/pos_encoding/falling.yaml").write_text(FALLING)
     return folder
@@ -102,13 +102,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def newllm(folder: Path) -> Newllm:
     """newllm(verb, *words): what the command prints, typed in the stranger's folder."""
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def run(verb: str, *words: object) -> str:
         command = [sys.executable, "-m", f"newllm.{verb}", *map(str, words)]
-        done = subprocess.run(
-            command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
         assert done.returncode == 0, f"{verb} {words}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
         return done.stdout
 
@@ -142,6 +139,11 @@ def test_it_is_swept_and_reported(newllm: Newllm, folder: Path) -> None:
     newllm("train", "-m", "--config-dir", "conf", *words, "eval.extrapolation.lengths=[1x,2x]", "hydra.sweep.dir=sweep")
     runs = [json.loads(file.read_text())["state"] for file in sorted(folder.glob("sweep/*/status.json"))]
     assert runs == ["done"] * 3
+    # A later edit changes no run of the sweep, whose copy of the code has the class.
+    with (folder / "conf/stranger.py").open("a") as module:
+        module.write("\nraise RuntimeError('edited')\n")
+    (falling,) = folder.glob("sweep/*falling*")
+    assert newllm("generate", falling, "def main", "--max-new-tokens", 12).startswith("def main")
     newllm("report", "sweep", "baseline=pos_encoding=falling", "out=report")
     page = (folder / "report/report.html").read_text()
     assert "Spectra and results" in page

@@ -249,7 +249,7 @@ def make_rule(preset: str = "interval", **options: Any) -> Rule:
     if preset not in presets():
         raise ConfigError(f"verdict={preset} is not a rule; {did_you_mean(preset, presets(), prefix='verdict=')}.")
     text = (shipped() / "report" / "verdict" / f"{preset}.yaml").read_text(encoding="utf-8")
-    rule: Rule = build(convert_options({**yaml.safe_load(text), **options}, "verdict", owner=preset))
+    rule: Any = build(convert_options({**yaml.safe_load(text), **options}, "verdict", owner=preset), object)
     return rule
 
 

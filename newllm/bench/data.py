@@ -165,7 +165,7 @@ def _datasets(text: str, tokenizer: str, cache: str) -> dict[str, float]:
     import transformers
 
     datasets.disable_progress_bars()
-    fast = transformers.AutoTokenizer.from_pretrained(tokenizer)
+    fast = transformers.AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     fast.model_max_length = sys.maxsize  # no warning about documents longer than some model
 
     def encode(batch: dict[str, list[str]]) -> Any:

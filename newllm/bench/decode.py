@@ -25,6 +25,7 @@ from newllm.config import compose
 from newllm.model import build_model
 from newllm.model.decoder import Decoder
 from newllm.precision import Precision, resolve
+from newllm.runtime import Runtime
 
 DEFAULTS = ["model=pythia_70m", "seq_len=128"]
 LABELS = {
@@ -54,7 +55,7 @@ def measure(
         "mla": ["pos_encoding=alibi", "attention=mla", f"kv_dim={kv_dim}"],
     }
     cfg = compose([*overrides, *variants["mha"]])
-    runtime = build(cfg.runtime)
+    runtime = build(cfg.runtime, Runtime)
     runtime.apply()
     device = runtime.device()
     precision = resolve(cfg.trainer.precision, device)

@@ -32,6 +32,7 @@ from newllm.config.catalog import shipped
 from newllm.config.compose import version_base
 from newllm.data import prepare
 from newllm.errors import ConfigError, RunError
+from newllm.runtime import Runtime
 from newllm.sweep.slots import available_cores
 
 DEFAULTS = ["samples=300", "epochs=1", "facts=none", "eval=[loss]"]
@@ -63,7 +64,7 @@ def measure(
                 f"{word}: this bench chooses seeds, folders and launchers itself; type runs=N for N seeds."
             )
     cfg = compose(overrides)
-    prepare(cfg.data, cfg.facts, seed=cfg.seed, runtime=build(cfg.runtime))  # tokenizes the text beforehand
+    prepare(cfg.data, cfg.facts, seed=cfg.seed, runtime=build(cfg.runtime, Runtime))  # tokenizes the text beforehand
     slots = min(available_cores(), runs)
     seeds = [f"seed={seed}" for seed in range(1, runs + 1)]
     all_seeds = f"seed={','.join(map(str, range(1, runs + 1)))}"

@@ -5,12 +5,15 @@ Read directly from the files, so that help pages and error messages need no comp
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from newllm.errors import ConfigError
 from newllm.labels import LABELS
@@ -36,7 +39,7 @@ class Catalog:
 
     @cached_property
     def _root(self) -> dict[str, Any]:
-        return plain(OmegaConf.load(self.folders[-1] / "train.yaml"))
+        return load(self.folders[-1] / "train.yaml")
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
@@ -93,7 +96,11 @@ class Catalog:
     @property
     def search_path(self) -> list[str]:
         """The override that adds the user's folder to Hydra's search path."""
-        return [f"hydra.searchpath=['file://{folder}']" for folder in self.folders[:-1]]
+        # In quotes, backslashes before a quote are doubled.
+        quoted = [
+            re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), str(f)) for f in self.folders[:-1]
+        ]
+        return [f"hydra.searchpath=['file://{folder}']" for folder in quoted]
 
     @cached_property
     def comments(self) -> dict[str, str]:
@@ -101,20 +108,30 @@ class Catalog:
         text = (self.folders[-1] / "train.yaml").read_text(encoding="utf-8")
         return {name: comment.strip() for name, comment in re.findall(r"^ *(\w+):[^#\n]*#(.*)$", text, re.MULTILINE)}
 
+    def users_files(self) -> list[dict[str, Any]]:
+        """The contents of the user's YAML files, without broken ones."""
+        contents = []
+        for folder in self.folders[:-1]:
+            for file in [*folder.glob("*/*.yaml"), *folder.glob("*/*/*.yaml")]:
+                with suppress(ConfigError):
+                    contents.append(load(file))
+        return contents
+
     def describe(self, group: str, option: str) -> str:
         """The first comment in an option's file that is not a Hydra directive."""
-        lines = self._file(f"{group}/{option}").read_text(encoding="utf-8").splitlines()
+        lines = self._file(f"{group}/{option}").read_text(encoding="utf-8", errors="replace").splitlines()
         comments = [line[1:].strip() for line in lines if line.startswith("#") and not line.startswith("# @package")]
         return comments[0] if comments else ""
 
     def users(self, axis: str) -> dict[str, list[str]]:
         """Group -> options whose files refer to ``${axis}``."""
-        found = {
-            group: [option for option in names if axis in self._references(f"{group}/{option}")]
-            for group, names in self.groups.items()
-            if group != "experiment"
-        }
-        return {group: names for group, names in found.items() if names}
+        found: dict[str, list[str]] = {}
+        for group, names in self.groups.items():
+            for option in names if group != "experiment" else ():
+                with suppress(ConfigError):  # a broken file that is not chosen must not hide another mistake
+                    if axis in self._references(f"{group}/{option}"):
+                        found.setdefault(group, []).append(option)
+        return found
 
     def _file(self, option: str) -> Path:
         files = [folder / f"{option}.yaml" for folder in self.folders]
@@ -122,12 +139,32 @@ class Catalog:
 
     def _references(self, option: str) -> set[str]:
         """The references in the file ``group/name`` and in those of its defaults (``base``, ``shared/base@_here_``)."""
-        content = plain(OmegaConf.load(self._file(option)))
+        content = load(self._file(option))
         bases = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
         home = option.rpartition("/")[0]
         paths = (base.partition("@")[0] for base in bases)
         inherited = (self._references(path[1:] if path.startswith("/") else f"{home}/{path}") for path in paths)
         return references(content).union(*inherited)
+
+
+def load(file: Path) -> dict[str, Any]:
+    """The plain, unresolved content of a YAML file. Raises ConfigError, with the line, if it is not a mapping."""
+    try:
+        content = OmegaConf.load(file)
+    except (OSError, UnicodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise yaml_error(error, file) from None
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{file} is not a mapping of names to values; expected lines such as name: value.")
+    return plain(content)
+
+
+def yaml_error(error: Exception, file: Path | str) -> ConfigError:
+    """The ConfigError for a YAML file that cannot be read: file, line, what is wrong."""
+    mark = getattr(error, "problem_mark", None)
+    place = mark.name if mark and str(mark.name).startswith("/") else file
+    line = f", line {mark.line + 1}" if mark else ""
+    reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return ConfigError(f"{place}{line}: this is not valid YAML ({reason}); correct the file.")
 
 
 def references(content: Any) -> set[str]:

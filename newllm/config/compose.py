@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.axes import nodes, referenced, refuse_unused_axes, unused, used_axes
-from newllm.config.catalog import REFERENCE, Catalog, plain, references, shipped
+from newllm.config.catalog import REFERENCE, Catalog, plain, references, shipped, yaml_error
 from newllm.config.groups import group_of, read
 from newllm.config.identity import resolved, sorted_keys
 from newllm.config.overrides import Overrides, parse, parse_line
+from newllm.config.trust import name_packages_of, use_folder
 from newllm.config.values import check_values, signature_of, unknown_option
 from newllm.errors import ConfigError
 from newllm.labels import LABELS
@@ -144,7 +146,12 @@ def catalog_for(config_dir: str | Path | None = None) -> Catalog:
     """The choices of the shipped folder and of the user's."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder; expected one laid out like conf/.")
-    return Catalog((Path(config_dir).resolve(), shipped()) if config_dir else (shipped(),))
+    if config_dir is None:
+        return Catalog((shipped(),))
+    folder = Path(config_dir).resolve()
+    catalog = Catalog((folder, shipped()))
+    use_folder(folder, catalog.users_files())
+    return catalog
 
 
 def labels_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,10 +182,16 @@ def composed_choices(given: Overrides) -> Composed:
     with open_dict(cfg):
         del cfg["hydra"]
     tree = {**plain(cfg), "hydra": {"launcher": launcher}}
+    name_packages_of(tree)
     known = {*catalog.axes, *LABELS, *catalog.groups, *references(tree), "sweep", "hydra"}
     if unknown := [key for key in tree if key not in known]:
         raise _unknown_root(unknown[0], tree, catalog)
     choices = {group: option for group, option in chosen.items() if not group.startswith("hydra/")}
+    for group, option in choices.items():
+        file = catalog.folders[0] / group / f"{option}.yaml"
+        named = group not in catalog.groups or group == "experiment" or option == "none" or "_target_" in tree[group]
+        if not named and len(catalog.folders) > 1 and file.is_file():
+            raise ConfigError(f"{file} has no _target_; it must name the class of {group}={option}.")
     for group in catalog.lists:  # Hydra does not record them
         # An experiment may set options of a choice that the command line has left out.
         options = {
@@ -208,6 +221,7 @@ def with_values(composed: Composed, given: Overrides, missing: dict[str, NoSuchO
     unlisted = tuple(key.removesuffix("_target_") for key in given.keys if key.endswith("._target_"))
     for override in given.values:
         key, value = override.key_or_group, override.value()
+        name_packages_of({key.rpartition(".")[2]: value})
         if not key.startswith(unlisted):
             try:
                 current = _value_at(key, composed, given.catalog)
@@ -370,6 +384,8 @@ def _by_hydra(lines: Sequence[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(shipped()), job_name="train", **version_base()):
             return hydra.compose("train", list(lines), return_hydra_config=True)
+    except yaml.YAMLError as error:
+        raise yaml_error(error, "a YAML file") from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         # Hydra's message as one sentence, without its advice to use +, and with the underlying cause.
         cause = error.__cause__ or error.__context__

@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from newllm.config.catalog import plain, shipped
+from newllm.config.catalog import load, plain, shipped
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
@@ -62,7 +62,7 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / "groups.yaml"
     if not file.is_file():
         return {}
-    content = plain(OmegaConf.load(file))
+    content = load(file)
     for name, entry in content.items():
         try:
             _group(name, entry)

@@ -4,13 +4,13 @@ This imports the classes that a configuration names, most of them with torch; co
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from types import FunctionType, ModuleType, NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,8 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 from newllm.config.axes import OWN_KEYS
 from newllm.config.catalog import REFERENCE, plain
 from newllm.config.groups import group_of, parts_of
+from newllm.config.trust import require_trusted, where_looked
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean, nearest
+
+T = TypeVar("T")
 
 REQUIRED = inspect.Parameter.empty
 LARGEST = 2**63 - 1
@@ -49,11 +52,13 @@ class Signature:
 @cache
 def signature_of(target: str) -> Signature:
     """The signature of the class or function at the dotted path `target`. Raises ConfigError if there is none."""
-    value = resolve(target)
+    value = _find(target)
     try:
         parameters = inspect.signature(value, eval_str=True).parameters.values()
     except NameError:  # an annotation that is imported only for type checkers
         parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):  # a class written in C
+        raise ConfigError(f"_target_={target} is not a class that can be used here.") from None
     kinds = {parameter.kind for parameter in parameters}
     options = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)}
     handed = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
@@ -61,22 +66,56 @@ def signature_of(target: str) -> Signature:
     return Signature(options, handed, rest)
 
 
-def resolve(target: str) -> Any:
-    """The object that a `_target_` names. Raises ConfigError, with the nearest name, if it does not exist."""
+def resolve(target: str, base: type[T]) -> Callable[..., T]:
+    """The class that a `_target_` names: `base` or a subclass, or a function annotated to return one.
+
+    Nothing is imported if it is outside newllm and the packages that the user has named. Raises ConfigError, with the
+    nearest name if there is no such class.
+    """
+    value = _find(target)
+    made = value if isinstance(value, type) else inspect.get_annotations(value, eval_str=True).get("return")
+    if not (isinstance(made, type) and issubclass(made, base)) or inspect.isabstract(made):
+        raise ConfigError(f"_target_={target} is not a class that can be used here; expected a {base.__name__}.")
+    return cast(Callable[..., T], value)
+
+
+def class_of(node: Mapping[str, Any], base: type[T]) -> type[T]:
+    """The class that a node's `_target_` names, `base` or a subclass. Raises ConfigError."""
+    found = resolve(str(node.get("_target_")), base)
+    if not isinstance(found, type):
+        raise ConfigError(f"_target_={node['_target_']} is a function; expected a class, a {base.__name__}.")
+    return found
+
+
+def _find(target: str) -> type | FunctionType:
+    """The class or function at a dotted path. Raises ConfigError."""
+    require_trusted(target)
     value, parent = None, ""
     for part in target.split("."):
         path = f"{parent}.{part}" if parent else part
-        try:
-            value = getattr(value, part) if hasattr(value, part) else import_module(path)
-        except ModuleNotFoundError as error:
-            if error.name and not f"{path}.".startswith(f"{error.name}."):  # a module that this one imports is missing
-                raise ConfigError(f"_target_={target}: {path} can't be imported ({error}).") from error
-            names = list(getattr(value, "__all__", [name for name in dir(value) if not name.startswith("_")]))
-            names += [module.name for module in iter_modules(getattr(value, "__path__", []))]
-            where, names = (f" in {parent}", names) if parent else ("", [])
-            raise ConfigError(f"_target_={target}: there is no {part}{where}; {did_you_mean(part, names)}.") from None
-        parent = path
+        found = getattr(value, part, None)
+        if found is None or (isinstance(found, ModuleType) and found.__name__ != path):  # a module that `value` imports
+            found = _module(path, target, value)
+        value, parent = found, path
+    if not isinstance(value, type | FunctionType):
+        raise ConfigError(f"_target_={target} is not a class.")
     return value
+
+
+def _module(path: str, target: str, parent: Any) -> ModuleType:
+    try:
+        return import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name and not f"{path}.".startswith(f"{error.name}."):  # a module that this one imports is missing
+            raise ConfigError(f"_target_={target}: {path} can't be imported ({error}).") from error
+        place, _, part = path.rpartition(".")
+        names = list(getattr(parent, "__all__", [name for name in dir(parent) if not name.startswith("_")]))
+        names += [module.name for module in iter_modules(getattr(parent, "__path__", []))]
+        if not place:
+            raise ConfigError(f"_target_={target}: there is no module {part}{where_looked()}.") from None
+        raise ConfigError(f"_target_={target}: there is no {part} in {place}; {did_you_mean(part, names)}.") from None
+    except Exception as error:  # whatever a user's module raises
+        raise ConfigError(f"_target_={target}: {path} can't be imported ({type(error).__name__}: {error}).") from error
 
 
 # --- values and types -----------------------------------------------------------------------------------------------
@@ -177,6 +216,8 @@ def convert_options(
     path: of the node (`attention`), and owner: its choice (`attention=mla`), for error messages, which name the target
     without them. axes: option -> root key that supplies its value. Raises ConfigError.
     """
+    if "_target_" not in node:
+        raise ConfigError(f"{path or owner or 'a part'} has no _target_; it must name the class of this part.")
     target = str(node["_target_"])
     signature, prefix = signature_of(target), f"{path}." if path else ""
     converted = dict(node)

@@ -157,8 +157,8 @@ def prepare(
 
     seed: of the order of facts in their packed rows; the split does not depend on it.
     """
-    corpus: Corpus = build(data_node)
-    facts: ReversalFacts | None = build(facts_node) if facts_node and facts_node.get("_target_") else None
+    corpus = build(data_node, Corpus)
+    facts = build(facts_node, ReversalFacts) if facts_node and facts_node.get("_target_") else None
     store, notes = store_of(corpus, cache_folder(runtime))
     train, val, leak, split_notes = split_rows(corpus, store)
     notes += [*corpus.notes(), *split_notes]

@@ -189,7 +189,7 @@ def _read(name: str, **options: Any) -> Any:
     try:
         if Path(name).is_file():
             return transformers.PreTrainedTokenizerFast(tokenizer_file=name)
-        return transformers.AutoTokenizer.from_pretrained(name, **options)
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # many kinds from several libraries
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from newllm.data.facts import IGNORED
-from newllm.evaluation.subject import Findings, Subject
+from newllm.evaluation.subject import Evaluator, Findings, Subject
 from newllm.training.cross_entropy import CHUNK
 
 
-class Accuracy:
+class Accuracy(Evaluator):
     """`val/accuracy`: the share of the scored validation labels that have the largest logit.
 
     If several tokens tie, as bf16 logits often do, the hit is divided among them: a label that ties with one other

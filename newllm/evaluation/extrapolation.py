@@ -16,14 +16,14 @@ from newllm.data.facts import IGNORED
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.limits import check_lengths, parse_lengths, require_positive, require_room, try_length
-from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.evaluation.subject import Evaluator, Findings, Subject, Table
 from newllm.model import LanguageModel
 
 _OPTION = "eval.extrapolation"
 _METRICS = {"slices": "ppl", "tail": "tail_ppl", "sliding": "sliding_ppl"}
 
 
-class Extrapolation:
+class Extrapolation(Evaluator):
     """Perplexity of the validation text in windows of other lengths N than the training length.
 
     slices: ``extrapolation/ppl@N``, exp of the mean loss of some of the windows ``val[i N : (i + 1) N]``, each read

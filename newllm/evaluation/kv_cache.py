@@ -7,11 +7,11 @@ from torch import Tensor
 from newllm.attention import Cache
 from newllm.data import Dataset
 from newllm.evaluation.limits import require_attention, require_positive
-from newllm.evaluation.subject import Findings, Subject
+from newllm.evaluation.subject import Evaluator, Findings, Subject
 from newllm.model import LanguageModel, Transformer, build_model
 
 
-class KVCache:
+class KVCache(Evaluator):
     """`kv_cache/bytes_per_token` after decoding real tokens one by one; `kv_cache/reduction` relative to multi-head
     attention (MHA).
 

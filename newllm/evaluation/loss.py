@@ -8,10 +8,10 @@ from newllm.errors import ConfigError
 from newllm.evaluation.diagnosis import BYTES_PER_TOKEN, VERDICTS, rescale
 from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.limits import require_positive
-from newllm.evaluation.subject import Findings, Subject
+from newllm.evaluation.subject import Evaluator, Findings, Subject
 
 
-class Loss:
+class Loss(Evaluator):
     """`val/loss` (nats per token), `val/ppl` = exp(val/loss), `val/bits_per_byte`.
 
     weighting: "token" is the mean over all scored tokens. "batch_mean" is the mean of the means of batches of

@@ -6,10 +6,10 @@ import numpy as np
 
 from newllm.errors import ConfigError
 from newllm.evaluation.fingerprint import fingerprint
-from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.evaluation.subject import Evaluator, Findings, Subject, Table
 
 
-class Position:
+class Position(Evaluator):
     """`val/ppl_by_position/A-B`: exp of the mean loss of the labels A ≤ t < B of all validation rows.
 
     Label t is predicted from t + 1 tokens, so the first bucket holds labels with little context. The mean losses of

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from newllm.data import Dataset
 from newllm.evaluation.limits import require_attention, require_positive
-from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.evaluation.subject import Evaluator, Findings, Subject, Table
 from newllm.model import LanguageModel
 
 TENSORS = ("q_before", "k_before", "q", "k", "latent")
 
 
-class QueryKey:
+class QueryKey(Evaluator):
     """Magnitudes of q and k before (`qk/before/…`) and after (`qk/…`) rotation, without the scaling of scores.
 
     Sizes, as published: max |x|; mean |x| and unbiased std of the signed x per batch, averaged over batches. A

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from newllm.effective_rank import effective_rank
 from newllm.evaluation.limits import require_positive
-from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.evaluation.subject import Evaluator, Findings, Subject, Table
 
 
-class EffectiveRank:
+class EffectiveRank(Evaluator):
     """`rank/effective_rank` of the final hidden states, `rank/share` of the width; a table has every layer.
 
     positions: number of hidden states in the matrix, from the first validation rows; null takes 16 per dimension.

@@ -7,11 +7,11 @@ from newllm.attention import CompressedValues
 from newllm.data import Dataset
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import require_positive
-from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.evaluation.subject import Evaluator, Findings, Subject, Table
 from newllm.model import LanguageModel
 
 
-class Reconstruction:
+class Reconstruction(Evaluator):
     """`reconstruction/mse`: MSE(v', v) of the restored values v' over tokens and dims, mean over the layers.
 
     `reconstruction/relative_error` is the mean over the layers of sum (v' - v)^2 / sum v^2, which does not depend on

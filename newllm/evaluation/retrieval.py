@@ -1,6 +1,6 @@
 """Base of the retrieval tasks: rows of text with statements in it, a query at the end and candidate answers."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from newllm.errors import ConfigError, RunError
 from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.limits import parse_lengths, require_room, try_length
 from newllm.evaluation.scoring import score
-from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.evaluation.subject import Evaluator, Findings, Subject, Table
 from newllm.model import LanguageModel
 from newllm.seeding import stream
 from newllm.training.cross_entropy import CHUNK, token_losses
@@ -38,7 +38,7 @@ class Trial:
     candidates: list[list[int]]
 
 
-class Retrieval(ABC):
+class Retrieval(Evaluator):
     """Base of the tasks: subclasses define the trials and the report.
 
     Trials depend only on the evaluator's seed, so all runs with the same text and tokenizer get the same ones. A round

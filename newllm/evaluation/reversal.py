@@ -8,12 +8,12 @@ import numpy as np
 from newllm.data.facts import Question, ReversalFacts
 from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.scoring import score
-from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.evaluation.subject import Evaluator, Findings, Subject, Table
 
 _PUBLISHED_TOKENS = 63  # longest sentence under scoring=sentence
 
 
-class Reversal:
+class Reversal(Evaluator):
     """Perplexity of the facts in the trained direction (F) and in the other (B): ratio F / B and gap B - F.
 
     scoring "answer": exp of the mean nats of all answer tokens, with the prompt as context, after an end-of-text token

@@ -1,6 +1,7 @@
 """The model and data under evaluation, the findings of an evaluator, and the loop over evaluators."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,17 @@ class Findings:
     def results(self) -> dict[str, float | str]:
         """The metrics, and the fingerprints under ``scored/<metric>``: what goes into results.json."""
         return {**self.metrics, **{f"scored/{name}": value for name, value in (self.scored or {}).items()}}
+
+
+class Evaluator(ABC):
+    """Base class of evaluators: measures a trained model. Its options are those of its constructor."""
+
+    @abstractmethod
+    def __call__(self, subject: "Subject") -> Findings: ...
+
+    def check(self, data: Dataset, model: LanguageModel) -> None:
+        """Raises ConfigError if the options do not suit this text or this model; called before training."""
+        return None
 
 
 @dataclass
@@ -206,7 +218,7 @@ def evaluate(nodes: Mapping[str, Any] | None, subject: Subject) -> Iterator[Find
     owner: dict[str, str] = {}
     try:
         for name, node in (nodes or {}).items():
-            findings = build(node)(subject)
+            findings = build(node, Evaluator)(subject)
             for metric in [*findings.metrics, *(f"tables/{table}.csv" for table in findings.tables)]:
                 if metric in owner:
                     raise RunError(

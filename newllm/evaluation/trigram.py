@@ -6,12 +6,12 @@ import numpy as np
 
 from newllm.data.facts import IGNORED
 from newllm.evaluation.limits import require_positive
-from newllm.evaluation.subject import Findings, Subject
+from newllm.evaluation.subject import Evaluator, Findings, Subject
 
 _TOKENS = 2_000_000  # per chunk
 
 
-class Trigram:
+class Trigram(Evaluator):
     """`baseline/trigram_bits_per_byte` and `baseline/trigram_ppl`, to compare with the model's own bits per byte.
 
     Interpolated modified Kneser-Ney, estimated on the labels of the training rows and scored on the labels of the

@@ -25,11 +25,11 @@ def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None 
         )
     if tokens is None:
         tokens = int(cfg.model.vocab_size or vocab_size(cfg.data))
-    model: LanguageModel = build(
+    return build(
         cfg.model,
+        LanguageModel,
         **{group: OmegaConf.to_container(cfg[group], resolve=True) for group in parts_of("model", cfg)},
         tokens=tokens,
         seq_len=seq_len or cfg.data.seq_len,
         seed=cfg.trainer.seed,
     )
-    return model

@@ -1,6 +1,5 @@
 """The decoder-only transformer: one class, whose options cover the published variants."""
 
-import pkgutil
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,7 @@ from newllm.attention.cache import Cache, LayerCache
 from newllm.attention.layer import Attention, linear
 from newllm.build import build
 from newllm.checks import MOST_LAYERS, MOST_WIDTH, at_least, within
+from newllm.config.values import class_of
 from newllm.errors import ConfigError
 from newllm.model.feed_forward import Gelu, SwiGLU
 from newllm.model.init import init_weights
@@ -78,9 +78,10 @@ class Transformer(LanguageModel):
         self.vocab_size = _round_up(tokens) if vocab_size is None else vocab_size
         self.seq_len = seq_len
 
-        rotary_width = pkgutil.resolve_name(attention["_target_"]).rotary_width(attention, self.head_dim)
+        rotary_width = class_of(attention, Attention).rotary_width(attention, self.head_dim)
         self.position = build(
             pos_encoding,
+            PositionEncoding,
             num_layers=num_layers,
             heads=heads,
             head_dim=rotary_width,
@@ -96,8 +97,9 @@ class Transformer(LanguageModel):
         blocks = []
         for layer in range(num_layers):
             encoding = self.position.at_layer(layer)
-            attention_layer: Attention = build(
+            attention_layer = build(
                 attention,
+                Attention,
                 hidden_size=hidden_size,
                 heads=heads,
                 head_dim=self.head_dim,

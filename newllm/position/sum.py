@@ -17,7 +17,8 @@ class Sum(PositionEncoding):
 
     def __init__(self, parts: dict[str, Any], *, num_layers: int, **sizes: int):
         super().__init__(num_layers=num_layers)
-        self._set_parts({name: build(node, num_layers=num_layers, **sizes) for name, node in parts.items()})
+        sizes |= {"num_layers": num_layers}
+        self._set_parts({name: build(node, PositionEncoding, **sizes) for name, node in parts.items()})
 
     def _set_parts(self, parts: dict[str, PositionEncoding]) -> None:
         self.parts = nn.ModuleDict(parts)

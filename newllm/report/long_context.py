@@ -1,6 +1,7 @@
 """Long context: what each group reaches at each length, which differences are real, retrieval, spectra."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -19,6 +20,8 @@ from newllm.report.result_tables import comparison_table, verdict_kind
 from newllm.report.series import BAND, GEOMETRIC, Numbered, numbered_metrics, over_numbers, read_tables
 from newllm.report.study import Part, Section, Study
 from newllm.report.tables import ABSENT, PLUS_MINUS, Cell, Table, blank_if_unknown, make_row, mean_cell, number_cell
+from newllm.store.own_code import use_code_of_run
+from newllm.store.run_directory import RunDirectory
 
 SLICES, TAIL, WINDOW = (rf"extrapolation/{name}@(\d+)" for name in ("ppl", "tail_ppl", "sliding_ppl"))
 PROTOCOLS = {"Sequential slices": SLICES, "Same last tokens": TAIL, "Sliding window": WINDOW}
@@ -168,6 +171,9 @@ def _spectra(part: Part) -> list[Drawing]:
     if not metrics:
         return []
     longest, trained = int(metrics[-1][0]), part.trained_length
+    for one in part.drawn:
+        with suppress(ConfigError):
+            use_code_of_run(RunDirectory(one.group.runs["path"].iloc[0]))
     spectra = {one: waves for one in part.drawn if (waves := wavelengths_of(one.group.config, longest)) is not None}
     if len({waves.tobytes() for waves in spectra.values()}) < 2:
         return []

@@ -26,6 +26,7 @@ from newllm.config.identity import canonical, changed, effective, value_at, with
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import check_values
 from newllm.errors import ConfigError
+from newllm.store.own_code import use_code_of_run
 from newllm.store.run_directory import LOADER, RunDirectory
 
 _GROUPS = groups().values()
@@ -107,6 +108,7 @@ def plan_evaluation(
         raise ConfigError(f"{path} is not done but {run.observed()}; the command that started it resumes it.")
     if not os.access(run.path, os.W_OK):
         raise ConfigError(f"{path} is not writable, so results can't be added; copy it and evaluate the copy.")
+    use_code_of_run(run)
     started_in = Path(run.environment().get("folder", "."))
     for key in ("path", "tokenizer"):  # may be relative to the folder that training was started in
         if isinstance(text := config["data"].get(key), str) and not Path(text).expanduser().exists():
@@ -192,7 +194,9 @@ def _with_overrides(
     # The YAML files are read for the groups that the overrides concern: all of them if an axis is among the overrides.
     axes = roots & {*catalog.axes}
     concerned = {
-        name for name in choices if choices[name] is not None and name != "experiment" and (axes or name in roots)
+        name
+        for name in choices
+        if name in catalog.groups and choices[name] is not None and name != "experiment" and (axes or name in roots)
     }
     typed = {override.key_or_group: override for override in given.parsed if override.key_or_group in catalog.groups}
     stored_lines = {name: f"{name}={json.dumps(choices[name])}" for name in sorted(concerned)}

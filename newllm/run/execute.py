@@ -39,12 +39,14 @@ from newllm.run.stage import StageResult, run_stages
 from newllm.runtime import Place
 from newllm.store.environment import describe
 from newllm.store.output_folder import check_run_folder
+from newllm.store.own_code import code_of_run
 from newllm.store.run_directory import RunDirectory, metrics_of
 from newllm.streams import go_on_without_output
 from newllm.training import causality
 from newllm.training.checkpoint import Progress, load_weights
 from newllm.training.compilation import compile_if_worthwhile
 from newllm.training.distributed import launched_store, team
+from newllm.training.loggers import Logger
 from newllm.training.loop import Loop
 from newllm.training.run_context import Run, StepMaker
 from newllm.training.signals import Signals
@@ -183,10 +185,11 @@ def _attempt(run: Run) -> Iterator[int]:
 
 def _train_and_evaluate(run: Run, attempt: int) -> None:
     directory, console, earlier = run.directory, run.console, run.earlier
-    run.logger = build(run.cfg.logger, directory=directory.path)
+    run.logger = build(run.cfg.logger, Logger, directory=directory.path)
     device_name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device)
     environment = describe(device=device_name, threads=run.runtime.threads, precision=run.precision)
     environment["compiled"] = earlier.compiled if earlier else False
+    environment |= code_of_run(directory.config())
     directory.write_environment(environment)
     directory.tokenizer.mkdir(exist_ok=True)
     run.data.tokenizer.save(directory.tokenizer)

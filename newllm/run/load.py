@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from newllm.data import Tokenizer
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel, build_model
+from newllm.store.own_code import use_code_of_run
 from newllm.store.run_directory import RunDirectory
 from newllm.store.run_names import located
 from newllm.training.checkpoint import load_weights
@@ -69,4 +70,5 @@ def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] | No
         raise ConfigError(f"{path} {problem}; runs are in outputs/runs")
     if weights is None:
         weights = "last" if (config.get("trainer") or {}).get("eval_weights") == "last" else "best"
+    use_code_of_run(directory.trained)
     return LoadedRun(directory, OmegaConf.create(config), directory.results(), directory.status(), weights)

@@ -12,7 +12,7 @@ from newllm.config.identity import changed_content
 from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
 from newllm.errors import ConfigError
-from newllm.evaluation import Subject, judge
+from newllm.evaluation import Evaluator, Subject, judge
 from newllm.evaluation.limits import free_bytes
 from newllm.model import LanguageModel, build_model
 from newllm.precision import autocast, resolve
@@ -21,6 +21,7 @@ from newllm.runtime import Place, Runtime
 from newllm.store.environment import numeric_settings
 from newllm.store.run_directory import RunDirectory
 from newllm.training.distributed import device_of
+from newllm.training.loggers import Logger
 from newllm.training.optimizer import AdamW
 from newllm.training.run_context import Run
 from newllm.training.trainer import Trainer
@@ -47,10 +48,8 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     directory = RunDirectory(run_directory(cfg))
     resuming = trained_length is None and directory.last_checkpoint.exists()
     earlier = numeric_settings(directory.environment_file) if resuming else None
-    runtime: Runtime = build(cfg.runtime)
-    trainer: Trainer = build(cfg.trainer)
-    optim: AdamW = build(cfg.optim)
-    evaluators = [build(node) for node in cfg.eval.values()]
+    runtime, trainer, optim = build(cfg.runtime, Runtime), build(cfg.trainer, Trainer), build(cfg.optim, AdamW)
+    evaluators = [build(node, Evaluator) for node in cfg.eval.values()]
     notes = []
     if earlier and earlier.threads != runtime.threads and cfg.runtime.threads == "auto":
         notes.append(
@@ -68,7 +67,7 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
         shape = build_model(cfg, tokens=cfg.model.vocab_size or 64, seq_len=trained_length)
     shape.check_config(cfg, trained=trained_length is not None)
     _require_memory(shape, device, trained=trained_length is not None)
-    build(cfg.logger, directory=directory.path)
+    build(cfg.logger, Logger, directory=directory.path)
     for key, path in changed_content(effective(cfg)):
         if trained_length is None:
             raise ConfigError(
@@ -85,8 +84,7 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     for stage in stages.values():
         stage.check(cfg, model, data)
     for evaluator in evaluators:
-        if hasattr(evaluator, "check"):  # its options against this text and this model
-            evaluator.check(data, model)
+        evaluator.check(data, model)
     precision = resolve(trainer.precision, device)
     data.notes += notes
     if trainer.precision not in ("auto", precision):

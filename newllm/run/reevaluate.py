@@ -30,6 +30,7 @@ from newllm.store.environment import describe, numeric_settings
 from newllm.store.intact import Damaged
 from newllm.store.run_directory import RunDirectory, metrics_of
 from newllm.training.checkpoint import load_weights, weight_shapes
+from newllm.training.loggers import Logger
 from newllm.training.run_context import Run
 from newllm.training.signals import Signals
 
@@ -115,7 +116,7 @@ def reevaluate(
     _report(console, plan, directory, compared)
     if log:
         results = metrics_of(directory.results())
-        run.console, run.logger = console, build(plan.config["logger"], directory=directory.path)
+        run.console, run.logger = console, build(plan.config["logger"], Logger, directory=directory.path)
         run.log(int(results.get("train/steps", 0)) + 1, results, close=True)  # a step after those that training logged
     return metrics
 

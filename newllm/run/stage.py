@@ -94,8 +94,7 @@ def build_stage(group: str, nodes: Mapping[str, Mapping[str, Any]], seed: int) -
     for part in chosen_parts:
         if part not in handed:
             raise ConfigError(f"this {group} has no use for {part}; type {part}=none.")
-    stage: Stage = build(nodes[group], **parts, seed=seed)
-    return stage
+    return build(nodes[group], Stage, **parts, seed=seed)
 
 
 def run_stages(run: Run) -> StageResult:

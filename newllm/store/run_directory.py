@@ -166,7 +166,10 @@ class RunDirectory:
             except (yaml.YAMLError, AttributeError):  # written by another program
                 return yaml.load(text, Loader=LOADER)
 
-        return parse_mapping(self.config_file, text, in_blocks, "YAML", self._config_advice, (yaml.YAMLError,))
+        config = parse_mapping(self.config_file, text, in_blocks, "YAML", self._config_advice, (yaml.YAMLError,))
+        if "${" in text and (reference := next(_references({**config, "overrides": None}), None)):
+            raise Damaged(self.config_file, f"has a reference, {reference}, for a value", self._config_advice)
+        return config
 
     def require_config(self) -> None:
         """Raises Damaged if config.yaml is missing or broken; fast, since what has its hash is not parsed."""
@@ -467,6 +470,15 @@ def evaluated_run(path: Path) -> Path | None:
     """The run whose evaluation is in the folder `path`, None if `path` is no folder of an evaluation."""
     folder = path.absolute().parent
     return folder.parent if folder.name == "evaluations" and (folder.parent / "config.yaml").exists() else None
+
+
+def _references(value: Any) -> Iterator[str]:
+    """The texts that OmegaConf would resolve, as from this machine's environment variables."""
+    if isinstance(value, str):
+        yield from [value] if "${" in value else []
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _references(inner)
 
 
 def _now() -> str:

@@ -59,9 +59,17 @@ def _build(path: str, node: dict[str, Any]) -> None:
 
     from newllm.build import build
     from newllm.config.values import check_values, convert_options
+    from newllm.data.corpora.corpus import Corpus
+    from newllm.data.facts import ReversalFacts
+    from newllm.evaluation import Evaluator
     from newllm.run.stage import build_stage
+    from newllm.training.optimizer import AdamW
+    from newllm.training.trainer import Trainer
 
     known = groups()
+    kinds: dict[str, type] = {
+        "data": Corpus, "facts": ReversalFacts, "optim": AdamW, "trainer": Trainer, "eval": Evaluator,
+    }  # fmt: skip
     if path == "model":
         check_values(OmegaConf.create(node))
         count_parameters(node, int(node["model"].get("vocab_size") or 64))
@@ -71,7 +79,7 @@ def _build(path: str, node: dict[str, Any]) -> None:
         node = convert_options(node, path)
         if path in known and not known[path].numbers:
             return  # depends on the machine and the directory of the run
-        part = build(node)
+        part: Any = build(node, kinds.get(path.partition(".")[0], object))
         if path == "data":
             part.fingerprint()  # raises if files of the corpus are missing
 

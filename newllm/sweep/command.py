@@ -109,7 +109,7 @@ def _plan_and_start(overrides: Sequence[str], config_dir: str | None, several: b
     from newllm.sweep.plan_table import show
 
     request = read(overrides, config_dir=config_dir, several=several)
-    launcher = build(convert_options(request.launcher, "hydra.launcher"))
+    launcher: Any = build(convert_options(request.launcher, "hydra.launcher"), object)
     if request.run_dir:
         check_run_folder(request.run_dir, request.runs[0].config)
     elif several and request.name is None:
@@ -192,7 +192,7 @@ def _without_variation(given: Overrides) -> tuple[Composed, Sweep]:
     """The composition of what does not vary, and the options of the sweep."""
     single = parse([o.input_line or "" for o in given.parsed if not o.is_sweep_override()], given.catalog)
     composed = with_values(composed_choices(single), single, {})
-    return composed, build(_resolved("sweep", composed.tree["sweep"], composed.tree))
+    return composed, build(_resolved("sweep", composed.tree["sweep"], composed.tree), Sweep)
 
 
 def _resolved(name: str, node: Mapping[str, Any], tree: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.store.run_names import signature_in
 from newllm.sweep.display import plural
-from newllm.sweep.launches import Policy, choosing, launches
+from newllm.sweep.launches import Policy, choosing, launches, use_code_of_launch
 from newllm.sweep.local import Local
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import ask
@@ -165,8 +165,9 @@ def _launcher_of(record: Mapping[str, Any]) -> tuple[Local | Slurm, Policy]:
     """The launcher and the policy of an earlier launch."""
     try:
         launcher = {"local": Local, "slurm": Slurm}[record["backend"]]
+        use_code_of_launch(record)
         return launcher(**record["launcher"]), Policy(**record["policy"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise ConfigError(
             f"{record.get('file')} is from another version of newllm; type the training command again."
         ) from None

@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from newllm.config.trust import code_folder, named, use_folder
 from newllm.errors import ConfigError
 from newllm.store.atomic import is_held
 from newllm.store.intact import Damaged, read_json, write_json
+from newllm.store.own_code import sealed, use_code_of
 
 _FOLDER = Path(".sweep") / "launches"
 _LOCK = Path(".sweep") / "lock"
@@ -37,6 +39,23 @@ class Policy:
     pack: int | Literal["auto"] | None = None
 
 
+def use_code_of_launch(record: Mapping[str, Any]) -> None:
+    """Before a launch is repeated: make its packages importable. Raises ConfigError if somebody else made it for SLURM,
+    since the options of its jobs would be executed by a shell."""
+    if use_code_of(record, *_sealed_options(record)):
+        if record["config_dir"]:
+            use_folder(Path(record["config_dir"]))
+    elif record["backend"] == "slurm":
+        raise ConfigError(
+            f"{record['file']} was not written by a launch of yours, so its options for SLURM are not used; type the "
+            "training command."
+        )
+
+
+def _sealed_options(record: Mapping[str, Any]) -> list[Any]:
+    return [record["backend"], record["launcher"], record.get("config_dir")]
+
+
 @contextmanager
 def recorded(
     sweep: Path,
@@ -53,16 +72,18 @@ def recorded(
     name = f"{now:%Y%m%d-%H%M%S-%f}-{os.getpid()}"
     file = sweep / _FOLDER / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = {
+    content: dict[str, Any] = {
         "backend": backend,
         "launcher": dict(launcher),
         "policy": asdict(policy),
+        "config_dir": str(code_folder()) if code_folder() else None,
         "host": platform.node(),
         "pid": os.getpid(),
         "started": now.isoformat(timespec="seconds"),
         "ended": None,
         "runs": [run.name for run in runs],
     }
+    content = sealed(content, named(), *_sealed_options(content))
 
     def update(**changes: Any) -> None:
         content.update(changes)

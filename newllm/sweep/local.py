@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from newllm.config.trust import VARIABLE, named
 from newllm.errors import STOPPING, NewllmError, RunError, signal_name
 from newllm.store.run_directory import RunDirectory
 from newllm.streams import go_on_without_output
@@ -162,7 +163,7 @@ def discard_warm() -> None:
 
 def _process_for(sweep: Path) -> _Process:
     process = _warm.pop() if _warm else _Process()
-    process.send({"PYTHONPATH": python_path(sweep)})
+    process.send({"PYTHONPATH": python_path(sweep), VARIABLE: ",".join(named())})
     return process
 
 

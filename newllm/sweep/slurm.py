@@ -14,7 +14,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newllm.config.trust import VARIABLE, named
 from newllm.errors import ConfigError, RunError
+from newllm.store import code_digest
 from newllm.store.run_directory import RunDirectory
 from newllm.streams import go_on_without_output
 from newllm.sweep.check import build_all, parts
@@ -113,7 +115,6 @@ class Slurm:
         from submitit import SlurmExecutor
 
         options, name = self.options, f"newllm-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        path = shlex.quote(python_path(sweep))
         python = _PYTHON.format(shlex.quote(sys.executable))
         executor = SlurmExecutor(sweep.resolve() / LOGS, max_num_timeout=sys.maxsize, python=python)
         executor.update_parameters(
@@ -123,7 +124,7 @@ class Slurm:
             nodes=1,
             ntasks_per_node=1,
             wckey=None,  # clusters that use wckeys would refuse submitit's
-            setup=[*(options["setup"] or []), f"export PYTHONPATH={path}"],
+            setup=[*(options["setup"] or []), *_code_of(sweep)],
             # Some clusters requeue only on request; a job whose dependency failed would otherwise wait for ever.
             additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes", **(options["additional"] or {})},
             **{key: options[key] for key in ("partition", "account", "qos", "signal_delay_s")},
@@ -169,6 +170,16 @@ class Slurm:
                 after.append(f"afterany:{previous}")
             previous = submit(tasks, need, after)
             yield previous
+
+
+def _code_of(sweep: Path) -> list[str]:
+    """Lines of a job's script: they check the copy of the code when the job starts, and let Python import it."""
+    path = python_path(sweep)
+    copy, check = path.partition(os.pathsep)[0], Path(code_digest.__file__).read_text(encoding="utf-8")
+    return [
+        f"{shlex.quote(sys.executable)} -I -c {shlex.quote(check)} {shlex.quote(copy)} || exit 1",
+        f"export PYTHONPATH={shlex.quote(path)} {VARIABLE}={shlex.quote(','.join(named()))}",
+    ]
 
 
 def arrays(devices: Mapping[Path, int], runs_per_job: int, largest: int) -> list[tuple[int, list[list[Path]]]]:

@@ -1,20 +1,25 @@
 """Loggers, which receive the metrics in addition to metrics.jsonl."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from newllm.errors import ConfigError
 
 
-class Logger(Protocol):
+class Logger(ABC):
+    """Base class of loggers."""
+
+    @abstractmethod
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
+    @abstractmethod
     def close(self) -> None: ...
 
 
-class NoLogger:
+class NoLogger(Logger):
     """No logging except metrics.jsonl."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -24,7 +29,7 @@ class NoLogger:
         pass
 
 
-class TensorBoard:
+class TensorBoard(Logger):
     """Event files for TensorBoard, in `folder` of the run directory. Opened with the first metrics."""
 
     def __init__(self, folder: str = "tensorboard", *, directory: Path) -> None:

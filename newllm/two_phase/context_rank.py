@@ -8,7 +8,7 @@ from newllm.data import Dataset
 from newllm.effective_rank import SAMPLES, effective_rank
 from newllm.errors import ConfigError
 from newllm.evaluation.limits import require_positive
-from newllm.evaluation.subject import Findings, Subject, Table
+from newllm.evaluation.subject import Evaluator, Findings, Subject, Table
 from newllm.model import LanguageModel
 from newllm.precision import Precision
 from newllm.seeding import stream
@@ -21,7 +21,7 @@ _MAX_PASSES = 20
 _PIECE = 4096  # tokens per step of a pass
 
 
-class EffectiveRank:
+class EffectiveRank(Evaluator):
     """`context/rank@val` in dims and `context/rank_share@val` of the width C; a table of the ranks of all layers.
 
     Measures the last layer's contexts, which the next token reads, of the validation text by the true recurrence. See

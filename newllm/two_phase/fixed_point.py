@@ -134,7 +134,7 @@ class FixedPoint(Stage):
         self.train_contexts, self.freeze_embedding = train_contexts, freeze_embedding
         self.require_convergence = require_convergence
         self.folder = None if folder is None else Path(folder).expanduser()
-        self.objective: Objective = build(objective)
+        self.objective = build(objective, Objective)
         self.seed = seed
 
     def check(self, cfg: DictConfig, model: LanguageModel, data: Dataset) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from somewhere import Thing
 
 Mode = Literal["fast", "slow"]
-def scale(x: float, by: "int | None" = None, *, size): ...
+def scale(x: float, by: "int | None" = None, *, size) -> "Plain": ...
 class Plain:
     def __init__(self, path: str, mode: Mode = "fast", heads: list[int] = [1], free=3, late: float = 1 / 3,
                  *, width: int, **sizes):
@@ -51,6 +51,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"options_of_{abs(hash(tmp_path))}"
     (tmp_path / f"{name}.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("NEWLLM_TRUST", name)
     return name
 
 
@@ -70,9 +71,9 @@ def test_options_stand_before_the_star_and_what_is_handed_over_after_it(module: 
 
 
 def test_build_hands_over_what_the_signature_names(module: str) -> None:
-    built = build({"_target_": f"{module}.Plain", "path": 42, "heads": [2.0]}, width=3, depth=4)
+    built: Any = build({"_target_": f"{module}.Plain", "path": 42, "heads": [2.0]}, object, width=3, depth=4)
     assert (built.path, built.heads, built.width, built.sizes) == ("42", [2], 3, {"depth": 4})
-    assert build({"_target_": f"{module}.scale", "x": 1}, size=3, depth=4) is None
+    assert build({"_target_": f"{module}.scale", "x": 1}, object, size=3, depth=4) is None
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_build_hands_over_what_the_signature_names(module: str) -> None:
     [
         ("newllm.position.Rop", "there is no Rop in newllm.position; did you mean Rope?"),
         ("newllm.positions.Rope", "there is no positions in newllm; did you mean position?"),
-        ("no_such_package.Thing", "there is no no_such_package"),
+        ("tests.no_such_module.Thing", "there is no no_such_module in tests"),
         ("newllm.position.Rope.turn", "there is no turn in newllm.position.Rope"),
     ],
 )

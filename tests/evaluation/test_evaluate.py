@@ -5,14 +5,14 @@ import pytest
 import newllm
 from newllm.build import build
 from newllm.errors import ConfigError, RunError
-from newllm.evaluation import Findings, evaluate
+from newllm.evaluation import Evaluator, Findings, evaluate
 from tests.support.evaluation_subject import make_subject
 
 FOR_OTHER_MODELS = ["effective_rank", "reconstruction"]  # not for a plain transformer
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "eval").glob("*.yaml"))
 
 
-class ConstantEvaluator:
+class ConstantEvaluator(Evaluator):
     def __init__(self, metric: str = "a/b"):
         self.metric = metric
 
@@ -42,7 +42,7 @@ def test_every_shipped_evaluator_reports_finite_numbers(attention):
     nodes = dict(newllm.compose([f"eval=[{','.join(SHIPPED)}]"]).eval)
     for name in FOR_OTHER_MODELS:
         with pytest.raises(ConfigError):
-            build(nodes.pop(name)).check(subject.data, subject.model)
+            build(nodes.pop(name), Evaluator).check(subject.data, subject.model)
     for node in nodes.values():
         if "trials" in node:
             node.trials = 2
@@ -61,4 +61,4 @@ def test_every_shipped_evaluator_reports_finite_numbers(attention):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_constructor_has_the_values_of_its_yaml(name):
     node = newllm.compose([f"eval=[{name}]"]).eval[name]
-    assert vars(build(node)) == vars(build({"_target_": node["_target_"]}))
+    assert vars(build(node, Evaluator)) == vars(build({"_target_": node["_target_"]}, Evaluator))

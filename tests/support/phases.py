@@ -13,7 +13,9 @@ from newllm.model import build_model
 from newllm.run.stage import Stage
 from newllm.runtime import Runtime
 from newllm.store.run_directory import RunDirectory
+from newllm.training.optimizer import AdamW
 from newllm.training.run_context import Run
+from newllm.training.trainer import Trainer
 from newllm.two_phase.first_phase import timeless
 
 SMALL = [
@@ -46,8 +48,8 @@ def small_run(cfg: Any, folder: Path, **changes: Any) -> Run:
     directory.path.mkdir(parents=True, exist_ok=True)
     parts = {
         "runtime": Runtime(device="cpu", threads=1, cache_dir=str(folder / "cache")),
-        "trainer": build(cfg.trainer),
-        "optim": build(cfg.optim),
+        "trainer": build(cfg.trainer, Trainer),
+        "optim": build(cfg.optim, AdamW),
         "precision": "fp32",
     }
     model = changes.pop("model", None) or build_model(cfg, data.tokenizer.vocab_size)
@@ -57,7 +59,7 @@ def small_run(cfg: Any, folder: Path, **changes: Any) -> Run:
 
 def phase_and_run(cfg: Any, folder: Path, **changes: Any) -> tuple[Stage, Run]:
     """The first phase of a configuration, and a run for it."""
-    phase: Stage = build(cfg.phase1, objective=dict(cfg.objective), seed=cfg.trainer.seed)
+    phase = build(cfg.phase1, Stage, objective=dict(cfg.objective), seed=cfg.trainer.seed)
     return phase, small_run(cfg, folder, **changes)
 
 

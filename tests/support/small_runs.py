@@ -10,7 +10,9 @@ from typing import Any
 
 import newllm
 from newllm.config import effective
+from newllm.evaluation import Evaluator, Findings, Subject
 from newllm.store.run_directory import RunDirectory
+from newllm.training.loggers import Logger
 
 SMALL_RUN = [
     "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", "batch_size=8", "epochs=2",
@@ -45,7 +47,7 @@ def _timeless(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not key.startswith(("time/", "speed/"))}
 
 
-class SlowLogger:
+class SlowLogger(Logger):
     """Makes steps slow, so that a test can interfere."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -54,7 +56,7 @@ class SlowLogger:
     def close(self) -> None: ...
 
 
-class KillingLogger:
+class KillingLogger(Logger):
     """Kills its process at step 5, as the system does when memory runs out."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -64,8 +66,8 @@ class KillingLogger:
     def close(self) -> None: ...
 
 
-class BrokenEvaluator:
+class BrokenEvaluator(Evaluator):
     """Fails with an unexpected error."""
 
-    def __call__(self, subject: Any) -> None:
+    def __call__(self, subject: Subject) -> Findings:
         raise KeyError("head_dim")

@@ -24,6 +24,7 @@ from newllm.data.disk_cache import locked
 from newllm.errors import ConfigError, Interrupted
 from newllm.run.load import load_run
 from newllm.run.stage import build_stages
+from newllm.runtime import Runtime
 from newllm.store.run_directory import RunDirectory
 from newllm.two_phase.embeddings import Embeddings
 from tests.support.phases import small_run
@@ -66,7 +67,7 @@ def make_stage(folder: Path, text: Path) -> MakeStage:
         cfg = copy.deepcopy(composed(source))
         for key, value in options.items():
             OmegaConf.update(cfg, key.replace("__", "."), value)
-        return build(cfg.embeddings), cfg, prepare(cfg.data, None, seed=1, runtime=cfg.runtime)
+        return build(cfg.embeddings, Embeddings), cfg, prepare(cfg.data, None, seed=1, runtime=cfg.runtime)
 
     return make
 
@@ -79,7 +80,7 @@ def load_embeddings(embeddings: Embeddings, cfg: DictConfig, data: Dataset) -> t
     others = {name: one.clone() for name, one in model.named_parameters() if name != "embed.weight"}
     embeddings.check(cfg, model, data)
     with TemporaryDirectory() as folder:
-        embeddings.run(small_run(cfg, Path(folder), model=model, data=data, runtime=build(cfg.runtime)))
+        embeddings.run(small_run(cfg, Path(folder), model=model, data=data, runtime=build(cfg.runtime, Runtime)))
     assert not model.embed.weight.requires_grad
     assert all(torch.equal(one, others[name]) for name, one in model.named_parameters() if name in others)
     return model.embed.weight[: data.tokenizer.vocab_size].clone()

@@ -255,7 +255,7 @@ def test_every_objective_is_shipped_with_its_own_defaults() -> None:
         parameters = inspect.signature(objectives.__dict__[name]).parameters.values()
         assert target == f"newllm.two_phase.objectives.{name}"
         assert options == {p.name: p.default for p in parameters}
-        assert build(NODES[name]).weight == options["weight"]
+        assert build(NODES[name], Objective).weight == options["weight"]
 
 
 @pytest.mark.parametrize(

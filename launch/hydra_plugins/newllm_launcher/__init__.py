@@ -43,9 +43,10 @@ class Adapter(Launcher):
         from newllm.build import build
         from newllm.config.compose import compose_many, labels_of
         from newllm.config.identity import signature
+        from newllm.sweep.command import Sweep
         from newllm.sweep.plan import by_signature, plan
 
-        settings = build(self.config.sweep)
+        settings = build(self.config.sweep, Sweep)
         sources = OmegaConf.to_container(self.config.hydra.searchpath) or []
         config_dir = next((str(source).removeprefix("file://") for source in sources), None)
         configs = [run.config for run in compose_many([list(lines) for lines in job_overrides], config_dir=config_dir)]

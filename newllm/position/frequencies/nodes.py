@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from newllm.checks import above
+from newllm.config.trust import require_trusted
 from newllm.config.values import convert, expected
 from newllm.errors import ConfigError
 from newllm.position.frequencies import evq, families
@@ -201,6 +202,7 @@ def _user_function(
     try:
         if "." not in name:
             raise ValueError(name)
+        require_trusted(name)
         function: Callable[..., Any] = pkgutil.resolve_name(name)
         parameters = list(inspect.signature(function).parameters)
     except (ImportError, AttributeError, TypeError, ValueError):

@@ -1,0 +1,106 @@
+"""Whose code a configuration may name: newllm's, and that of packages which the user has named.
+
+A `_target_` is imported only if it is in one of them. A package is named in the environment variable NEWLLM_TRUST, or
+by whoever types a command: in its overrides, or in the YAML files of its --config-dir. The configuration of a run
+directory names none, since another person may have written it.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from newllm.errors import ConfigError
+
+VARIABLE = "NEWLLM_TRUST"  # packages, separated by commas; also how processes that a command starts learn of them
+_OTHERS = ("newllm", "hydra_plugins", "torch", "numpy", "pandas", "yaml")
+_OWN = ("newllm", "hydra_plugins.newllm_launcher")
+_NAMES = ("_target_", "frequencies", "family", "scaling", "kind")  # options that may name code
+
+
+def require_trusted(name: str) -> None:
+    """Raises ConfigError if the dotted path `name` is not in newllm or in a package that the user has named."""
+    if not all(part.isidentifier() for part in name.split(".")) or "." not in name:
+        raise ConfigError(f"{name!r} is not the dotted path of a class; expected one such as newllm.position.Rope.")
+    if not _is_in(name, (*_OWN, *named())):
+        package = name.partition(".")[0]
+        raise ConfigError(
+            f"{name}, which this configuration names, is not imported, since it is not part of newllm and you have not "
+            f"named its package; if you trust that code, set {VARIABLE}={package} or type --config-dir FOLDER."
+        )
+
+
+def _is_in(name: str, packages: Iterable[str]) -> bool:
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+
+def named() -> list[str]:
+    """The packages that the user has named."""
+    return [package for text in os.environ.get(VARIABLE, "").split(",") if (package := text.strip())]
+
+
+def name_packages_of(content: Any) -> None:
+    """Name the packages of all targets in `content`, which the user of this process has typed or chosen."""
+    found = [package for package in packages_of(content) if package not in named()]
+    if found:
+        os.environ[VARIABLE] = ",".join([*named(), *found])
+
+
+def packages_of(content: Any) -> list[str]:
+    """The packages outside newllm that targets in `content` are in."""
+    return sorted({name.partition(".")[0] for name in _names(content) if not _is_in(name, _OWN)})
+
+
+_config_dirs: list[Path] = []  # the user's --config-dir
+
+
+def use_folder(folder: Path, contents: Iterable[Any] = ()) -> None:
+    """Make the modules in the user's --config-dir importable, and name them and the packages of its YAML files.
+
+    contents: those of the YAML files. Raises ConfigError for a module that would hide another.
+    """
+    modules = _modules(folder)
+    import_from(folder, modules)
+    _config_dirs[:] = [folder]
+    for content in [{"_target_": f"{name}.x"} for name in modules] + [*contents]:
+        name_packages_of(content)
+
+
+def code_folder() -> Path | None:
+    """The user's --config-dir if it holds Python code."""
+    return next((folder for folder in _config_dirs if _modules(folder)), None)
+
+
+def where_looked() -> str:
+    """Where modules are looked for, in words."""
+    return "".join(f" in {folder} (--config-dir) or" for folder in _config_dirs) + " among the installed packages"
+
+
+def _modules(folder: Path) -> list[str]:
+    """The modules and packages at the top of a folder."""
+    found = {file.stem for file in folder.glob("*.py")} | {file.parent.name for file in folder.glob("*/*.py")}
+    return sorted(name for name in found if name.isidentifier())
+
+
+def import_from(folder: Path, modules: Iterable[str]) -> None:
+    """Make these modules of a folder importable. Raises ConfigError for one that would hide another's."""
+    modules = list(modules)
+    for name in modules:
+        if name in sys.stdlib_module_names or name in _OTHERS:
+            raise ConfigError(f"{folder / name}: {name} is the name of another module; rename this one.")
+    if modules and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _names(content: Any) -> Iterator[str]:
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if key in _NAMES and isinstance(value, str):
+                if "." in value and all(part.isidentifier() for part in value.split(".")):
+                    yield value
+            else:
+                yield from _names(value)
+    elif isinstance(content, list | tuple):
+        for item in content:
+            yield from _names(item)
