@@ -234,11 +234,13 @@ def follow(runs: Sequence[Path], display: Display) -> bool:
                 continue
             ended = means in ("broken", "ended")
             now = settle(RunDirectory(run), job_state) if ended else read_state(RunDirectory(run), job_state)
-            if now.state == "done" or ended:
+            to_evaluate = now.state == "done" and RunDirectory(run).waits()
+            if ended or (now.state == "done" and not to_evaluate):
                 del left[run]
                 running.discard(run)
-                all_done = all_done and now.state == "done"
-                display.ended(run, "failed" if now.state == "unreadable" else now.state, now.error, again=False)
+                state = "failed" if to_evaluate or now.state == "unreadable" else now.state
+                all_done = all_done and state == "done"
+                display.ended(run, state, now.error, again=False)
             elif now.state == "running" and run not in running:
                 running.add(run)
                 display.started(run)

@@ -1,5 +1,6 @@
 """Evaluators are no part of a training: a finished one is given those that it lacks, in sweeps and packs too."""
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from newllm.config import effective, signature
 from newllm.errors import ConfigError
+from newllm.evaluate import main as evaluate
 from newllm.run.execute import run
 from newllm.store.run_directory import RunDirectory, metrics_of
 from newllm.sweep.command import read
@@ -123,3 +125,32 @@ def test_effective_configurations_differ_in_evaluators_and_signatures_do_not(tmp
     assert one["eval"] != two["eval"]
     assert signature(one) == signature(two)
     assert json.dumps(one["choices"]["eval"]) == '["loss"]'
+
+
+def test_a_run_whose_text_has_moved_goes_on_and_is_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, moved = tmp_path / "here" / "a.txt", tmp_path / "there" / "b.txt"
+    text.parent.mkdir()
+    text.write_text(Path(ast.__file__).read_text())
+    with pytest.raises(KeyError):
+        train(tmp_path / "run", "data=text", f"data.path={text}", broken=True)
+    lines = RunDirectory(tmp_path / "run").metrics()
+    moved.parent.mkdir()
+    text.rename(moved)
+    directory = train(tmp_path / "run", "data=text", f"data.path={moved}", "eval=[loss]")
+    assert (directory.metrics(), directory.observed()) == (lines, "done")
+    text.write_text(moved.read_text())
+    moved.unlink()
+    assert evaluate([str(directory.path)]) == 2
+    assert f"data.path={moved} does not exist" in capsys.readouterr().err
+    assert evaluate([str(directory.path), f"data.path={text}", "eval=[loss,position]"]) == 0
+    assert not directory.evaluations.exists()  # the same text: the results are the run's own
+    edited = text.read_text().replace("node", "nude")  # of the same size
+    text.write_text(edited)
+    before = directory.results_file.read_bytes()
+    with pytest.raises(ConfigError, match=r"another configuration \(data\.path: content"):
+        train(directory.path, "data=text", f"data.path={text}", "eval=[loss]")
+    assert evaluate([str(directory.path), f"data.path={text}", "eval=[loss]"]) == 0  # another text, and named so
+    assert directory.results_file.read_bytes() == before
+    assert [folder.name.rpartition("-s42-")[0] for folder in directory.evaluations.iterdir()] == ["path-a.txt"]
