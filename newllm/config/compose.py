@@ -272,7 +272,7 @@ def _folder(key: str, value: Any, tree: Plain) -> str:
         raise ConfigError(f"{key}={'null' if found is None else found}: expected the name of a folder.")
     folder = Path(text).expanduser()
     parts = [os.fsencode(part) for part in folder.parts]
-    if max(map(len, parts)) > NAME_BYTES or sum(map(len, parts)) > PATH_BYTES:
+    if max(map(len, parts), default=0) > NAME_BYTES or sum(map(len, parts)) > PATH_BYTES:
         raise ConfigError(
             f"{key}={text[:40]}… is too long: a folder's name has at most {NAME_BYTES} bytes and its path {PATH_BYTES}."
         )

@@ -357,6 +357,7 @@ def test_a_long_slug_leaves_values_out_whole() -> None:
 
 def test_run_directory_is_the_named_one_or_follows_from_the_configuration(tmp_path: Path) -> None:
     assert run_directory(compose(["hydra.run.dir=some/where"])) == Path("some/where")
+    assert run_directory(compose(["hydra.run.dir=."])) == Path()
     by_axis, by_option = (
         compose(["theta=1e5"]),
         compose(["pos_encoding.theta=100000", f"batch_size={compose().batch_size}"]),

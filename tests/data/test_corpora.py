@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import newllm
+from newllm.build import build
+from newllm.config import effective, signature
 from newllm.data.corpora.hub import Hub
 from newllm.data.corpora.stdlib import Stdlib
 from newllm.data.corpora.text_files import PIECE_CHARS, TextFiles
@@ -52,6 +56,15 @@ def test_stdlib_without_what_is_excluded() -> None:
 def test_stdlib_is_in_one_order_and_named_without_its_place() -> None:
     assert Stdlib().fingerprint() == Stdlib().fingerprint()
     assert documents(Stdlib())[:5] == documents(Stdlib())[:5]
+
+
+def test_the_library_of_another_python_is_another_text() -> None:
+    run = effective(newllm.compose())
+    assert run["data"]["python"] == platform.python_version()
+    other = {**run, "data": {**run["data"], "python": "3.10.1"}}
+    assert signature(run) != signature(other)
+    with pytest.raises(ConfigError, match=r"data\.python=3\.10\.1: this is Python"):
+        build(other["data"])
 
 
 def test_all_kinds_of_files_in_a_folder(tmp_path: Path, texts: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import sys
 import sysconfig
 import tokenize
@@ -25,12 +26,19 @@ class Stdlib(Corpus):
     exclude: more files to leave out, as patterns of their paths below the library's folder. ``encodings/*`` are
         tables of character codes, an eighth of the text, so similar that one in training gives away another in
         validation.
+    python: the version of Python that runs, so that runs under another one, with another text, are other runs.
     """
 
     exclude: list[str] = field(default_factory=list)
+    python: str = platform.python_version()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.python != platform.python_version():
+            raise ConfigError(
+                f"data.python={self.python}: this is Python {platform.python_version()}, whose standard library is "
+                "another text; use that version, or leave data.python out"
+            )
         if not self._files():
             raise ConfigError(
                 f"data.exclude={self.exclude} excludes every file of the standard library; type other patterns"
