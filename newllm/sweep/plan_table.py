@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from newllm.config.groups import groups, parts_of, stages
-from newllm.config.identity import value_at
+from newllm.config.identity import relevant_nodes, value_at
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import PARTS, count_parameters, seedless
@@ -76,6 +76,16 @@ def _show_runs(plan: Plan, console: Console) -> None:
     if known:
         unknown = f", and {len(wanted) - len(known)} of unknown time" if len(known) < len(wanted) else ""
         console.print(f"One after another: {clock(sum(known))} by the speed of finished runs{unknown}.")
+    if len(plan.runs) > 1:
+        console.print(_what_it_can_show(plan, estimates), soft_wrap=True)
+
+
+def _what_it_can_show(plan: Plan, estimates: "Estimates") -> str:
+    from newllm.analysis.frame import load_runs  # pandas is needed for this alone
+    from newllm.analysis.planning import what_it_can_show
+
+    configs = [run.config for run in plan.runs]
+    return what_it_can_show(configs, load_runs(estimates.same_text_and_model(configs)))
 
 
 class Estimates:
@@ -84,13 +94,20 @@ class Estimates:
     def __init__(self, folders: Iterable[Path]) -> None:
         self._rates: dict[tuple[str, ...], list[float]] = defaultdict(list)  # wall seconds per token
         self._parameters: dict[tuple[str, ...], int] = {}
+        self._folders: dict[tuple[str, ...], list[Path]] = defaultdict(list)
         for file in (file for folder in dict.fromkeys(folders) for file in folder.glob("*/results.json")):
             with suppress(ConfigError, KeyError, TypeError):  # a run from another version
                 config, results = RunDirectory(file.parent).config(), RunDirectory(file.parent).results()
                 rate = results["speed/wall_seconds"] / _tokens(config)
+                self._folders[_nodes(relevant_nodes(config), ("data", "model"))].append(file.parent)
                 self._parameters.setdefault(_nodes(config, PARTS), int(results["params/total"]))
                 for names in _SIMILAR:
                     self._rates[_nodes(config, names)].append(rate)
+
+    def same_text_and_model(self, configs: Iterable[Mapping[str, Any]]) -> list[Path]:
+        """The folders of finished runs that have the text and the model of any of these configurations."""
+        kinds = dict.fromkeys(_nodes(relevant_nodes(config), ("data", "model")) for config in configs)
+        return [folder for kind in kinds for folder in self._folders.get(kind, ())]
 
     def parameters(self, config: Mapping[str, Any]) -> int | None:
         """Number of parameters; None if the vocabulary size is known only once the tokenizer is read."""
