@@ -13,15 +13,15 @@ from newllm.streams import go_on_without_output
 _USAGE = """\
 Evaluate finished runs again. Nothing is trained, and stored results never change.
 
-  newllm evaluate RUN [RUN …] [eval=[NAME,…]] [GROUP.OPTION=VALUE …]     (or python -m newllm.evaluate …)
+  newllm evaluate RUN [RUN …] ['eval=[NAME,…]'] [GROUP.OPTION=VALUE …]     (or python -m newllm.evaluate …)
 
 RUN is a run directory, or a folder of runs; then all finished runs in it are evaluated.
 
 Examples
   newllm evaluate outputs/runs/tiny-rope-…                       repeat its own evaluation and compare all numbers
-  newllm evaluate outputs/sweeps/lengths eval=[extrapolation]    add metrics to the results of each run
-  newllm evaluate outputs/sweeps/lengths eval=[extrapolation] eval.extrapolation.lengths=[512,1024]
-  newllm evaluate RUN eval=[extrapolation] pos_encoding.scaling=yarn
+  newllm evaluate outputs/sweeps/lengths 'eval=[extrapolation]'    add metrics to the results of each run
+  newllm evaluate outputs/sweeps/lengths 'eval=[extrapolation]' 'eval.extrapolation.lengths=[512,1024]'
+  newllm evaluate RUN 'eval=[extrapolation]' pos_encoding.scaling=yarn
                                                                  other settings, stored in RUN/evaluations/…
   newllm evaluate RUN data=text data.path=FILE                   on another text, with the run's own tokenizer
 
@@ -53,7 +53,7 @@ def _run(argv: list[str]) -> int:
     if options.help:
         catalog = catalog_for(options.config_dir)
         lines = [f"  {name:<16} {catalog.describe('eval', name)}".rstrip() for name in catalog.groups["eval"]]
-        print("\n".join([_USAGE, "Evaluators (eval=[…])", *lines, "", _OPTIONS.rstrip()]))
+        print("\n".join([_USAGE, "Evaluators ('eval=[…]')", *lines, "", _OPTIONS.rstrip()]))
         return 0
     folders, overrides, rerun = [], [], False
     for word in options.words:

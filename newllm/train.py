@@ -30,7 +30,7 @@ Examples
 
 FLAGS = """\
 Flags
-  -m, --multirun        sweep over a=1,2 or a=range(1,4)
+  -m, --multirun        sweep over a=1,2 or 'a=range(1,4)'
   --cfg job             print the configuration and stop; --resolve fills in references, --package GROUP shows a part
   --config-dir FOLDER   add YAML files of your own, laid out like conf/
   hydra.run.dir=FOLDER  where the run lands (default: outputs/runs/NAME-SIGNATURE); the same command resumes it

@@ -139,7 +139,7 @@ def _with_one_more_key(
     other = next(value for value in values if value != usual)
     note = (
         f"The baseline has {key}={usual}, the default, since {typed} alone fits {len(counterparts)} groups for "
-        f"{group.label} ({labels}); baseline=[{typed},{key}={other}] takes another."
+        f"{group.label} ({labels}); 'baseline=[{typed},{key}={other}]' takes another."
     )
     found = _pair_with(groups, f"[{typed},{key}={usual}]")
     return Baseline(found.words, found.pairs, {}, [note, *found.notes])

@@ -327,7 +327,7 @@ def _value_at(key: str, composed: Composed, catalog: Catalog) -> Any:
     if root in catalog.lists and rest[0] not in chosen:
         if rest[0] in catalog.groups[root]:
             names = ",".join([*chosen, rest[0]])
-            raise NoSuchOption(f"{root}.{rest[0]} is not among this run's {root}; add it with {root}=[{names}].")
+            raise NoSuchOption(f"{root}.{rest[0]} is not among this run's {root}; add it with '{root}=[{names}]'.")
         meant = did_you_mean(rest[0], catalog.groups[root], prefix=f"{root}.")
         raise ConfigError(f"{root}.{rest[0]}: unknown; {meant}.")
     if root in catalog.groups and root not in catalog.lists and "_target_" not in (node.get(root) or {}):

@@ -70,7 +70,7 @@ def _dimension(override: "Override", given: Overrides) -> Dimension:
         if not values:
             raise ConfigError(f"{line} matches no {key}; there are {', '.join(catalog.groups[key])}.")
     elif not override.is_discrete_sweep():
-        raise ConfigError(f"{line}: an interval has no discrete values to run; type {key}=range(…) or a list a,b,c.")
+        raise ConfigError(f"{line}: an interval has no discrete values to run; type '{key}=range(…)' or a list a,b,c.")
     else:
         if isinstance(value, RangeSweep):
             _require_few(line, _length(line, value))

@@ -144,17 +144,17 @@ def _check(override: "Override", catalog: Catalog, sweep: bool, other_sweeper: b
         raise ConfigError(f"{line}: {key} is no key of Hydra that newllm reads; {did_you_mean(key, _OF_HYDRA)}.")
     takes_list = key not in catalog.groups or key in catalog.lists
     if override.is_sweep_override() and key.startswith(("sweep.", "hydra.", "hydra/")):
-        raise ConfigError(f"{line}: {key} takes one value for the whole sweep; write a list as {key}=[…].")
+        raise ConfigError(f"{line}: {key} takes one value for the whole sweep; write a list as '{key}=[…]'.")
     if override.is_sweep_override() and not sweep:
         listed = takes_list and "," in line and "(" not in line
-        example = f", or write a list as {line.replace('=', '=[', 1)}]" if listed else ""
+        example = f", or write a list as '{line.replace('=', '=[', 1)}]'" if listed else ""
         raise ConfigError(f"{line} is a sweep over several runs; add -m to run them{example}.")
     if key == "hydra/launcher" and override.value() not in catalog.launchers:
         meant = did_you_mean(str(override.value()), catalog.launchers, prefix="hydra/launcher=")
         raise ConfigError(f"{line}: {meant}.")
     if override.is_delete() and not _is_hydra(override):
         alternative = f"type {key}=none" if "none" in catalog.groups.get(key, []) else "leave it out to get its default"
-        instead = f"type {key}=[] for none" if key in catalog.lists else alternative
+        instead = f"type '{key}=[]' for none" if key in catalog.lists else alternative
         raise ConfigError(f"{line}: nothing can be deleted from a configuration; {instead}.")
     if key not in catalog.groups:
         return

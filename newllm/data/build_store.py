@@ -229,7 +229,7 @@ def _sides(corpus: Corpus, layout: Layout, writers: Writers) -> Iterator[tuple[s
         first, last = corpus.val_documents
         shift = last - count + 1
         fits = first - shift >= max(corpus.documents or 0, 1)
-        nearer = f"type data.val_documents=[{first - shift},{last - shift}], or " if fits else ""
+        nearer = f"type 'data.val_documents=[{first - shift},{last - shift}]', or " if fits else ""
         raise ConfigError(
             f"data.val_documents=[{first},{last}] needs document {last} and the corpus has {count:,}, numbered from 0; "
             f"{nearer}give more text"

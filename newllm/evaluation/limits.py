@@ -40,7 +40,8 @@ def require_attention(node: str, model: LanguageModel) -> None:
     """Raises ConfigError if the model has no attention for the evaluator `node` to inspect."""
     if not all(hasattr(block, "attention") for block in model.blocks):
         raise ConfigError(
-            f"{node} looks at attention, and {type(model).__name__} has none; leave it out, as in eval=[loss,accuracy]."
+            f"{node} looks at attention, and {type(model).__name__} has none; leave it out, as in "
+            "'eval=[loss,accuracy]'."
         )
 
 

@@ -51,7 +51,7 @@ class Passkey(Retrieval):
         check_lengths(lengths, "eval.passkey.lengths")
         if not lengths or not depths:
             raise ConfigError(
-                "eval.passkey needs a length and a depth, as in lengths=[1x,2x] and depths=[0.1,0.5,0.9]."
+                "eval.passkey needs a length and a depth, as in 'lengths=[1x,2x]' and 'depths=[0.1,0.5,0.9]'."
             )
         if any(not 0 <= depth <= 1 for depth in depths) or len(set(depths)) < len(depths):
             raise ConfigError(

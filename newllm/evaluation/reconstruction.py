@@ -29,7 +29,7 @@ class Reconstruction(Evaluator):
         if not any(isinstance(module, CompressedValues) for module in model.modules()):
             raise ConfigError(
                 "eval.reconstruction compares restored values with the values, and no attention of this model restores "
-                "any; type attention=vdproj, or leave reconstruction out of eval=[…]."
+                "any; type attention=vdproj, or leave reconstruction out of 'eval=[…]'."
             )
 
     def __call__(self, subject: Subject) -> Findings:

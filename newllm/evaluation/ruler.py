@@ -109,7 +109,7 @@ class Ruler(Retrieval):
     ):
         check_lengths(lengths, "eval.ruler.lengths")
         if not lengths or not tasks:
-            raise ConfigError("eval.ruler needs a length and a task, as in lengths=[1x,2x] and tasks=[needle].")
+            raise ConfigError("eval.ruler needs a length and a task, as in 'lengths=[1x,2x]' and 'tasks=[needle]'.")
         for task in tasks:
             if task not in TASKS:
                 raise ConfigError(f"eval.ruler.tasks: there is no {task}; {did_you_mean(task, list(TASKS))}.")

@@ -223,7 +223,7 @@ def evaluate(nodes: Mapping[str, Any] | None, subject: Subject) -> Iterator[Find
                 if metric in owner:
                     raise RunError(
                         f"eval.{name} reports {metric}, which eval.{owner[metric]} has reported already: "
-                        f"remove one of them from eval=[...] or rename its output"
+                        f"remove one of them from 'eval=[...]' or rename its output"
                     )
                 owner[metric] = name
             if findings.scored is None:

@@ -74,6 +74,6 @@ def _selected_layers(layers: str | list[int], num_layers: int) -> frozenset[int]
     if isinstance(layers, str) or any(not 0 <= layer < num_layers for layer in layers):
         raise ConfigError(
             "pos_encoding.layers must be 'all', a pattern such as 'all but every 4th', or a list of layers from 0 to "
-            f"{num_layers - 1}, as in pos_encoding.layers=[0,{num_layers - 1}]; got {layers}."
+            f"{num_layers - 1}, as in 'pos_encoding.layers=[0,{num_layers - 1}]'; got {layers}."
         )
     return frozenset(layers)

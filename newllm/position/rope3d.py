@@ -39,7 +39,7 @@ class Rope3D(PositionEncoding):
         super().__init__(layers, num_layers=num_layers)
         above("theta", theta, 0, 10000)
         if len(axis) != 3 or not any(axis):
-            raise ConfigError(f"axis must be three numbers that are not all 0, as in axis=[1,2,3]; got {axis}.")
+            raise ConfigError(f"axis must be three numbers that are not all 0, as in 'axis=[1,2,3]'; got {axis}.")
         if head_dim < 3:
             raise ConfigError(
                 f"pos_encoding=rope_3d rotates 3 dims at a time, and there are {head_dim}; try rope_dim=16."

@@ -84,7 +84,7 @@ def read_options(argv: Sequence[str]) -> Options:
         try:
             value = OmegaConf.from_dotlist([f"value={text}"])["value"]
         except Exception:  # several libraries raise errors of their own for invalid YAML
-            expected = "expected key=value, lists in brackets as in by=[model]"
+            expected = "expected key=value, lists in brackets as in 'by=[model]'"
             raise ConfigError(f"{word!r} can't be read; {expected}.") from None
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if name.startswith("verdict."):

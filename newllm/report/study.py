@@ -262,7 +262,7 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     for condition in conditions:
         key, equals, typed = condition.partition("=")
         if not equals:
-            raise ConfigError(f"where={condition}: expected key=value, as in where=[attention=mha,seed=1|2].")
+            raise ConfigError(f"where={condition}: expected key=value, as in 'where=[attention=mha,seed=1|2]'.")
         values = [value_of(config, key) if config else None for config in frame["config"]]
         if not frame.empty and all(value is None for value in values):
             names = [str(name) for name in frame if "/" not in str(name)]

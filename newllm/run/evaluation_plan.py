@@ -124,7 +124,7 @@ def plan_from_config(
     given = parse_overrides(overrides, config_dir)
     config, unresolved = _with_overrides(trained, given, config_dir) if overrides else (dict(trained), trained)
     if not config["eval"]:
-        raise ConfigError("there is no evaluator to call; name the ones you want, as in eval=[loss,qk].")
+        raise ConfigError("there is no evaluator to call; name the ones you want, as in 'eval=[loss,qk]'.")
     names = dict.fromkeys([*config["choices"]["eval"], *config["eval"]])  # in the order in which they were named
     config["eval"] = {name: config["eval"][name] for name in names if name in config["eval"]}
     changes = changed(trained, config)
@@ -160,7 +160,7 @@ def parse_overrides(overrides: Sequence[str], config_dir: str | Path | None = No
         key, line = override.key_or_group, override.input_line or ""
         group = key.partition(".")[0]
         if override.is_sweep_override():
-            raise ConfigError(f"{line}: an evaluation takes one value of each key; a list is written {key}=[…].")
+            raise ConfigError(f"{line}: an evaluation takes one value of each key; a list is written '{key}=[…]'.")
         if key.startswith(("hydra.", "hydra/", "sweep.")):
             raise ConfigError(
                 f"{line.removeprefix('sweep.')}: this is an option of training, not of evaluation; leave it out."

@@ -42,7 +42,7 @@ class AdamW:
         _require(lr > 0, f"optim.lr must be above 0; {lr} was given, try lr=1e-3")
         _require(
             len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
-            f"optim.betas must be two numbers in [0, 1); {betas} was given, try optim.betas=[0.9,0.95]",
+            f"optim.betas must be two numbers in [0, 1); {betas} was given, try 'optim.betas=[0.9,0.95]'",
         )
         _require(eps > 0, f"optim.eps must be above 0; {eps} was given, try optim.eps=1e-8")
         _require(weight_decay >= 0, f"optim.weight_decay must be at least 0; {weight_decay} was given")

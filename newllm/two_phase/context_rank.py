@@ -56,7 +56,7 @@ class EffectiveRank(Evaluator):
         if not hasattr(model, "recurrence"):
             raise ConfigError(
                 "eval=effective_rank measures the contexts of a recurrence, and this model has none: "
-                "leave it out of eval=[…] (eval=[rank] measures hidden states), or type model=context_token."
+                "leave it out of 'eval=[…]' ('eval=[rank]' measures hidden states), or type model=context_token."
             )
         data.stream("val")  # raises ConfigError if its rows are scattered
 

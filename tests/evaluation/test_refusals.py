@@ -112,7 +112,7 @@ SENTENCES = [
     (
         lambda: Reconstruction(),
         "eval.reconstruction compares restored values with the values, and no attention of this model restores any; "
-        "type attention=vdproj, or leave reconstruction out of eval=[…].",
+        "type attention=vdproj, or leave reconstruction out of 'eval=[…]'.",
     ),
 ]
 

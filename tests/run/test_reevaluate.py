@@ -253,9 +253,9 @@ def test_a_text_that_has_changed_since_training_is_refused(tmp_path: Path, capsy
     ("typed", "message"),
     [
         (["eval=[los]"], "did you mean eval=loss?"),
-        (["eval=loss,rank"], "a list is written eval=[…]"),
+        (["eval=loss,rank"], "a list is written 'eval=[…]'"),
         (["eval.loss.wieghting=token"], "did you mean eval.loss.weighting?"),
-        (["eval.rank.center=true"], "add it with eval=[qk,loss,position,rank]"),
+        (["eval.rank.center=true"], "add it with 'eval=[qk,loss,position,rank]'"),
         (["eval.loss.weighting=sum"], "expected token or batch_mean"),
         (["evl=[loss]"], "did you mean eval?"),
         (["eval=[]"], "there is no evaluator to call"),

@@ -139,7 +139,7 @@ class Corpus(ABC):
         if self.streamed and separating == ["data.documents"]:
             raise ConfigError(
                 f"data.documents={self.documents} does not say which text validates, and a streamed corpus is too "
-                "large to be read whole for that; type data.val_samples=500, or data.val_documents=[FIRST,LAST]"
+                "large to be read whole for that; type data.val_samples=500, or 'data.val_documents=[FIRST,LAST]'"
             )
         if self.val_documents is None:
             if self.val_joint is not None:
@@ -161,5 +161,5 @@ class Corpus(ABC):
             fewer = f"data.documents={first} or less, or " if first else ""
             raise ConfigError(
                 f"data.documents={training} trains on documents 0 to {training - 1}, and {typed} validates on document "
-                f"{first}; type {fewer}data.val_documents=[{training},{training + last - first}]"
+                f"{first}; type {fewer}'data.val_documents=[{training},{training + last - first}]'"
             )

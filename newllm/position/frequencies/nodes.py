@@ -168,7 +168,7 @@ def _call(
     name = _name(node, key)
     options = {} if isinstance(node, str) else {option: value for option, value in node.items() if option != key}
     if name is None:
-        raise ConfigError(f"{where} needs a {key}, as in {where}={{{key}:NAME}}; {did_you_mean('', functions)}.")
+        raise ConfigError(f"{where} needs a {key}, as in '{where}={{{key}:NAME}}'; {did_you_mean('', functions)}.")
     function = functions.get(name) or _user_function(where, key, name, functions, next(iter(arguments)))
     parameters = inspect.signature(function).parameters
     known = {option: parameter for option, parameter in parameters.items() if option not in arguments}
