@@ -94,7 +94,8 @@ def require_room(option: str, lengths: list[int], model: LanguageModel, text: in
         fitting = ",".join(str(length) for length in lengths if length <= most) or str(most)
         raise ConfigError(
             f"{option} asks for rows of {longest:,} tokens, and {why}: the longest that fits has {most:,}; type "
-            f"{option}={f'[{fitting}]' if several else fitting}, or {instead}."
+            + (f"'{option}=[{fitting}]'" if several else f"{option}={fitting}")
+            + f", or {instead}."
         )
 
 

@@ -72,12 +72,12 @@ SENTENCES = [
     (
         lambda: Extrapolation(lengths=["1x", 4000, 64]),
         "eval.extrapolation.lengths asks for rows of 4,000 tokens, and the validation text has room for 3,002: the "
-        f"longest that fits has 3,002; type eval.extrapolation.lengths=[32,64], {ROOM}",
+        f"longest that fits has 3,002; type 'eval.extrapolation.lengths=[32,64]', {ROOM}",
     ),
     (
         lambda: Extrapolation(sliding=[2500]),
         "eval.extrapolation.sliding asks for rows of 2,500 tokens, and the validation text has room for 2,001: the "
-        f"longest that fits has 2,001; type eval.extrapolation.sliding=[2001], {ROOM}",
+        f"longest that fits has 2,001; type 'eval.extrapolation.sliding=[2001]', {ROOM}",
     ),
     (
         lambda: Extrapolation(stride=32),
