@@ -1,23 +1,43 @@
 """Output for the user, on the terminal and as plain text in train.log."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rich import box
 from rich.console import Console as RichConsole
-from rich.console import RenderableType
+from rich.console import ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from newllm.streams import Output, visible
 
 LOG_WIDTH = 110
 
 
 Bar = Callable[[int, float, float], None]  # takes the step, the loss and the tokens per second
+
+
+class Screen(RichConsole):
+    """rich's console on stdout, stderr or a file; control characters in what is printed are shown as text."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    @property
+    def file(self) -> IO[str]:
+        file = super().file
+        return cast(IO[str], file.styled) if isinstance(file, Output) else file
+
+    @file.setter
+    def file(self, new: IO[str]) -> None:
+        self._file = new
 
 
 class Console:
@@ -29,15 +49,15 @@ class Console:
 
     def __init__(self, bar: bool = True) -> None:
         terminal = sys.stdout.isatty()
-        self._screen = RichConsole(width=None if terminal else LOG_WIDTH, highlight=False)
+        self._screen = Screen(width=None if terminal else LOG_WIDTH, highlight=False)
         self._bar = bar and terminal
-        self._log: RichConsole | None = None
+        self._log: Screen | None = None
         self._waiting: list[RenderableType] = []
 
     def open_log(self, path: Path) -> None:
         """Append everything printed so far and from now on to `path`, as plain text."""
         file = path.open("a", encoding="utf-8", buffering=1)
-        self._log = RichConsole(file=file, width=LOG_WIDTH, no_color=True, force_terminal=False, highlight=False)
+        self._log = Screen(file=file, width=LOG_WIDTH, no_color=True, force_terminal=False, highlight=False)
         for plain in self._waiting:
             self._write(plain)
         self._waiting.clear()

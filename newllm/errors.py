@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from newllm.streams import open_outputs
+from newllm.streams import open_outputs, visible
 from newllm.suggest import did_you_mean
 
 # Signals that let a run save and stop. SLURM sends SIGUSR1 and SIGUSR2 before the time limit (submitit uses SIGUSR2), a
@@ -113,7 +113,7 @@ def print_error(error: Exception, of: str = "") -> int:
     if expected is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
     message = type(error).__name__ if expected is None else str(expected).removesuffix(".")
-    print(f"newllm: {of}{': ' if of else ''}{message}", file=sys.stderr)
+    print(visible(f"newllm: {of}{': ' if of else ''}{message}"), file=sys.stderr)
     return 1 if expected is None else expected.exit_status
 
 

@@ -8,7 +8,7 @@ from newllm.config.compose import catalog_for
 from newllm.errors import ConfigError, Interrupted, NewllmError, Parser, print_error, run_command
 from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs
 from newllm.store.run_names import located
-from newllm.streams import go_on_without_output
+from newllm.streams import go_on_without_output, visible
 
 _USAGE = """\
 Evaluate finished runs again. Nothing is trained, and stored results never change.
@@ -110,7 +110,7 @@ def _run(argv: list[str]) -> int:
     if len(runs) > 1:
         print(f"{len(runs) - len(failures)} of {len(runs)} runs evaluated.")
         if failures:
-            print(f"newllm: failed: {_listed([*failures])}.", file=sys.stderr)
+            print(visible(f"newllm: failed: {_listed([*failures])}."), file=sys.stderr)
     return int(bool(failures))
 
 

@@ -10,7 +10,6 @@ positions look (phase collision; lower is less similar; it does not predict perp
 --config-dir FOLDER adds your own YAML files, laid out like conf/.
 """
 
-import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from newllm.config.compose import catalog_for
 from newllm.errors import ConfigError, Parser, run_command
 from newllm.position.frequencies import channels_longer_than, phase_collision, wavelengths
+from newllm.store.csv_text import as_csv
 from newllm.suggest import nearest
 
 _ENDINGS = (".png", ".svg", ".csv")
@@ -123,12 +123,12 @@ def collisions(spectra: Sequence[Spectrum]) -> list[dict[str, Any]]:
 
 def write_channels(spectra: Sequence[Spectrum], file: Path) -> None:
     """Write a CSV file with a row per channel: configuration, seq_len, length, channel, inv_freq, wavelength."""
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["configuration", "seq_len", "length", "channel", "inv_freq", "wavelength"])
-        for spectrum in spectra:
-            for channel, (w, wave) in enumerate(zip(spectrum.inv_freq, wavelengths(spectrum.inv_freq), strict=True)):
-                writer.writerow([spectrum.label, spectrum.seq_len, spectrum.length, channel, float(w), float(wave)])
+    rows = []
+    for spectrum in spectra:
+        about = {"configuration": spectrum.label, "seq_len": spectrum.seq_len, "length": spectrum.length}
+        for channel, (w, wave) in enumerate(zip(spectrum.inv_freq, wavelengths(spectrum.inv_freq), strict=True)):
+            rows.append({**about, "channel": channel, "inv_freq": float(w), "wavelength": float(wave)})
+    file.write_text(as_csv(rows), encoding="utf-8", newline="")
 
 
 def draw(spectra: Sequence[Spectrum], file: Path) -> None:

@@ -20,9 +20,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 
+from newllm.console import Screen
 from newllm.errors import ConfigError, Parser, run_command
 from newllm.labels import LABELS, fits
 from newllm.store.run_directory import RunDirectory
@@ -165,7 +165,7 @@ def _table(
 ) -> dict[Path, list[RunState]]:
     """Print the table once, or refresh it every `seconds` until no run is attended; returns the last states."""
     # Lines are not cut where another program reads them, nor broken, so that commands can be copied whole.
-    console = Console(highlight=False, soft_wrap=not seconds, width=None if sys.stdout.isatty() else _WIDE)
+    console = Screen(highlight=False, soft_wrap=not seconds, width=None if sys.stdout.isatty() else _WIDE)
     states = _states(sweeps, numbers)
     if not seconds:
         many = console.is_terminal and max(map(len, states.values())) > _MANY

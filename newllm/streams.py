@@ -2,8 +2,18 @@
 
 import io
 import os
+import re
 import sys
 from typing import Any
+
+# What moves a terminal's cursor, changes its colours or the order of letters. A line may end with \r\n.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
+
+
+def visible(text: str) -> str:
+    """The text with control characters as escapes (\\u001b): names and messages in a run directory may come from
+    somebody else, and a terminal would execute them."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class Output(io.TextIOWrapper):
@@ -17,8 +27,13 @@ class Output(io.TextIOWrapper):
         file = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False))
         super().__init__(file, encoding, errors="backslashreplace", line_buffering=True)
         self.needed = needed
+        self.styled = _Styled(self)
 
     def write(self, text: str) -> int:
+        return self.write_styled(visible(text) if self.fileno() == 1 else text)  # libraries draw bars on stderr
+
+    def write_styled(self, text: str) -> int:
+        """Write text with the colours and movements of a `Screen`."""
         try:
             return super().write(text)
         except OSError as error:
@@ -38,6 +53,16 @@ class Output(io.TextIOWrapper):
             raise type(error)(error.errno, error.strerror, "the output") from None
         if self.fileno() == 1 and not isinstance(error, BrokenPipeError):
             print(f"newllm: the output can't be written ({error.strerror}); the work goes on", file=sys.stderr)
+
+
+class _Styled:
+    """An `Output` that writes control characters as they are."""
+
+    def __init__(self, output: Output) -> None:
+        self._output, self.write = output, output.write_styled
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._output, name)
 
 
 def open_outputs() -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 
+from newllm.console import Screen
 from newllm.errors import ConfigError, RunError, disk_is_full
 from newllm.store.atomic import remove, sync
+from newllm.streams import visible
 
 Entry = TypeVar("Entry")
 
@@ -101,7 +102,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 def say(line: str) -> None:
     """Print a line about slow work to stderr. Lines for the log of a run go to Dataset.notes."""
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int], None]]:
         yield lambda count: None
         return
     started = time.monotonic()
-    with Console(stderr=True).status(what) as status:
+    with Screen(stderr=True).status(what) as status:
         yield lambda count: status.update(
             f"{what}: {count:,} {unit}, {count / (time.monotonic() - started + 1e-9):,.0f}/s"
         )

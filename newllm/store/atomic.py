@@ -20,7 +20,10 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the user's umask; safetensors would close its files to everybody else
         yield temporary
+        temporary.chmod(mode)
         if durable:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())

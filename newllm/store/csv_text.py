@@ -2,22 +2,29 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
 Rows = Sequence[dict[str, Any]]
+_NUMBER = re.compile(r"[+-]?(\d[\d,.]*([eE][+-]?\d+)?( ?%)?|inf|nan|)")  # also a lone sign
 MEASURED = ("seconds", "peak_bytes")  # suffixes of columns that differ from one evaluation to the next
 
 
 def as_csv(rows: Rows, newline: str = "\r\n") -> str:
     """The columns are the keys of all rows, in order of appearance."""
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator=newline
-    )
-    writer.writeheader()
-    writer.writerows(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.writer(text, lineterminator=newline)
+    writer.writerow([_cell(column) for column in columns])
+    writer.writerows([_cell(row.get(column, "")) for column in columns] for row in rows)
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """The value; a text that a spreadsheet would execute as a formula is preceded by an apostrophe."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    return f"'{value}" if formula and not _NUMBER.fullmatch(value) else value
 
 
 def equal_csv(a: str, b: str) -> bool:

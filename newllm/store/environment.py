@@ -3,8 +3,10 @@
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +15,9 @@ from typing import Any, Literal
 from newllm.store.intact import Damaged, read_json, require_types
 
 CODE = "_code.json"  # in a copy of the package: the git state of its source
+
+_SECRET = re.compile(r"password|passwd|secret|(api|access|auth|private)[-_]?(key|token)|^-*token$|credential", re.I)
+_KEYS = re.compile(r"\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}")
 
 PACKAGES = [
     "newllm", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "tokenizers", "transformers", "datasets",
@@ -23,7 +28,7 @@ PACKAGES = [
 def describe(*, device: str, threads: int, precision: str) -> dict[str, Any]:
     """The contents of environment.json."""
     return {
-        "command": [sys.executable, *sys.orig_argv[1:]],
+        "command": without_secrets([sys.executable, *sys.orig_argv[1:]]),
         "folder": os.getcwd(),
         "git": git_state(Path(__file__).resolve().parents[1]),
         "python": platform.python_version(),
@@ -35,6 +40,19 @@ def describe(*, device: str, threads: int, precision: str) -> dict[str, Any]:
         "host": platform.node(),
         "platform": platform.platform(),
     }
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """The words of a command line with *** for what looks like a password or a key."""
+    shown, hide = [], False
+    for word in words:
+        word = re.sub(r"(\w://)[^/@\s]+@", r"\1***@", word)  # https://user:password@host
+        word = _KEYS.sub("***", word)
+        name, equals, _ = word.partition("=")
+        secret = bool(_SECRET.search(name.rpartition(".")[2]))
+        shown.append("***" if hide and not word.startswith("-") else f"{name}=***" if secret and equals else word)
+        hide = secret and not equals and word.startswith("-")  # --token VALUE
+    return shown
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from newllm.console import number
+from newllm.console import Screen, number
 from newllm.labels import LABELS
 from newllm.labels import in_words as labels_in_words
 from newllm.store.run_directory import RunDirectory
@@ -45,7 +45,7 @@ class Display:
     def __init__(self, sweep: Path, runs: Sequence[Path]) -> None:
         self._sweep, self._total = sweep, len(runs)
         self._names = short_names(run.name for run in runs)
-        self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self._console = Screen(highlight=False, soft_wrap=not sys.stdout.isatty())
         self._live: Live | None = None
         self._at_once = 1
         self._running: dict[Path, float] = {}  # run -> when it was started

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from newllm.config.groups import groups, parts_of, stages
 from newllm.config.identity import relevant_nodes, value_at
+from newllm.console import Screen
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.check import PARTS, count_parameters, seedless
@@ -34,7 +34,7 @@ def show(plan: Plan, whole: bool) -> None:
 
     The line: ``36 combinations are 15 distinct runs: 3 done, 12 new; 12 to do. Folder: outputs/sweeps/theta-seed``
     """
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     if whole:
         _show_runs(plan, console)
     runs = plural(len(plan.runs), "run")
@@ -53,7 +53,7 @@ def show(plan: Plan, whole: bool) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def _show_runs(plan: Plan, console: Console) -> None:
+def _show_runs(plan: Plan, console: Screen) -> None:
     estimates = Estimates([plan.sweep, *Path("outputs/sweeps").glob("[!.]*"), Path("outputs/runs")])
     seconds = [estimates.seconds(run.config) for run in plan.runs]
     columns = _columns(plan.runs)

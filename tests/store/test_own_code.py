@@ -1,6 +1,5 @@
 """The user's own code is used again without a word; a record that somebody else has written is not believed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from newllm.config.trust import named
 from newllm.errors import ConfigError
+from newllm.store.intact import read_json, write_json
 from newllm.store.own_code import code_of_run, use_code_of_run
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, launches, recorded, use_code_of_launch
@@ -30,7 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
 
 
 def change(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    write_json(file, {**(read_json(file) or {}), **changes})
 
 
 def test_a_run_of_ones_own_names_its_code(run: RunDirectory) -> None:
