@@ -73,7 +73,7 @@ class Group:
         return np.asarray(self.frame[metric].to_numpy()[self.positions], dtype=float)
 
     def missing(self, metric: str) -> dict[int, str]:
-        """Seed -> why it has no finite value: "diverged", "failed", "are unreadable", "have no (finite) METRIC".
+        """Seed -> why it has no finite value: "diverged", "failed", "unreadable", "not finite", "not measured".
 
         A finished run without the metric counts as missing only if it has the evaluators that all runs with the metric
         have, and did not score other tokens. Empty for a metric that no finished run of the group has, if there is any.
@@ -102,19 +102,21 @@ class Group:
                 if scored[place] is not None and usual and scored[place] not in usual:
                     continue  # it scored other tokens
                 if null[place]:
-                    reasons[int(run["seed"])] = f"have no finite {metric}"
+                    reasons[int(run["seed"])] = "not finite"
                 elif needed <= {*run["config"]["eval"]}:
-                    reasons[int(run["seed"])] = f"have no {metric}"
+                    reasons[int(run["seed"])] = "not measured"
         for row in self.lost:
             reasons.setdefault(int(self.frame["seed"].iloc[row]), _why_lost(self.frame, row))
         return reasons
 
     def missing_words(self, metric: str) -> str:
-        """`2 of 7 seeds diverged`; empty if every seed counts."""
+        """`2 of 7 seeds diverged`, or `3 of 7 seeds missing: 2 diverged, 1 failed`; empty if every seed counts."""
         missing = self.missing(metric)
         every = len({*missing, *self.frame["seed"].take(self.positions[np.isfinite(self.values(metric))])})
         counts = Counter(missing.values())
-        return ", ".join(f"{count} of {every} seeds {reason}" for reason, count in counts.items())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        what = f"missing: {reasons}" if len(counts) > 1 else "".join(counts)
+        return f"{len(missing)} of {every} seeds {what}" if missing else ""
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """Seed -> metric, of the seeds that count.
@@ -145,7 +147,7 @@ class Group:
 
 def _why_lost(frame: pd.DataFrame, row: int) -> str:
     if frame["state"].iloc[row] == "unreadable":
-        return "are unreadable"
+        return "unreadable"
     return "diverged" if "diverged" in str(frame["error"].iloc[row]) else "failed"
 
 

@@ -58,7 +58,7 @@ def long_context(study: Study) -> list[Section]:
         tables += _ruler(part)
         if every:
             title = f"Comparisons with {part.baseline.words} at each length"
-            notes = [study.options.rule.words, family]
+            notes = list(filter(None, [study.options.rule.words, family]))
             comparison_tables.append(comparison_table("length-comparisons", title, part, every, notes))
     figures = (_curves, _loss_by_position, _spectra, _retrieval, _passkey_maps)
     return [
@@ -92,8 +92,11 @@ def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell
     if comparison is None:
         return mean
     if comparison.incomplete:
-        shown = mean.text if comparison.incomplete in mean.text else f"{mean.text} ({comparison.incomplete})"
-        return replace(mean, text=shown, csv={**mean.csv, f"{metric} verdict": comparison.verdict})
+        return replace(
+            mean,
+            text=f"{mean.text} · {comparison.incomplete}",
+            csv={**mean.csv, f"{metric} verdict": comparison.verdict},
+        )
 
     def text(value: float) -> str:
         return f"{100 * value:+.1f}" if comparison.scale == "log" else f"{value:+.3f}"

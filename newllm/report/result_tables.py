@@ -67,12 +67,14 @@ def results(study: Study) -> list[Section]:
     tables, comparison_tables = [], []
     for part in study.parts:
         comparisons = part.compared(part.options.compare)
-        notes = [study.options.rule.words, study.family_in_words(part, part.options.compare)] if comparisons else []
+        family = list(filter(None, [study.family_in_words(part, part.options.compare)]))
         if part.whole or any(group.by_seed(name) for name in part.options.metrics for group in part.groups):
-            tables.append(_groups_table(part, comparisons, notes[1:]))
+            tables.append(_groups_table(part, comparisons, family))
         if comparisons:
             title = f"Comparisons with {part.baseline.words}"
-            comparison_tables.append(comparison_table("comparisons", title, part, comparisons, notes))
+            comparison_tables.append(
+                comparison_table("comparisons", title, part, comparisons, [study.options.rule.words, *family])
+            )
     repeats = [_repeats(study)] if comparison_tables else []
     return [
         Section("results", "Results", lines, tables),
@@ -85,9 +87,10 @@ def _missing_seeds(study: Study) -> list[str]:
     lines = []
     for part in (part for part in study.parts if part.whole):
         for group in part.groups:
-            every = (group.missing_words(name) for name in dict.fromkeys([part.metric, *part.options.metrics]))
-            if words := next(filter(None, every), ""):
-                lines.append(f"{part.named(group.label)}: {words}. It has no verdict, and its mean is never the best.")
+            every = {name: group.missing_words(name) for name in [part.metric, *part.options.metrics]}
+            if name := next((name for name, words in every.items() if words), None):
+                words = f"{part.named(group.label)}: {every[name]} ({name})"
+                lines.append(f"{words}, so it has no verdict, and its mean is never the best.")
     return lines
 
 
@@ -116,13 +119,15 @@ def _groups_table(part: Part, comparisons: Sequence[Comparison], family: Sequenc
             key: v if v is None or isinstance(v, int | float) else value_text(v) for key, v in group.settings.items()
         }
         missing = group.missing_words(part.metric)
-        seeds = len(group.by_seed(part.metric)) if missing else group.runs["seed"].nunique()
-        runs = len(group.positions)
-        text = ", ".join(filter(None, [f"{seeds}", missing or (f"{runs} runs" if runs != seeds else "")]))
+        seeds, runs = group.runs["seed"].nunique(), len(group.positions)
+        text = f"{seeds}" if runs == seeds else f"{seeds} ({runs} runs)"
+        if missing:
+            seeds = len(group.by_seed(part.metric))
+            text = f"{seeds} of {seeds + len(group.missing(part.metric))}"
         means = {metric: mean_cell(group, metric, bold=group in best[metric]) for metric in options.metrics}
         row = {
             "group": Cell(group.label, group.label, {"group": group.label, **settings}, kind=swatches.get(group, "")),
-            "seeds": Cell(text, seeds, {"seeds": seeds, "runs": runs, "missing": missing}),
+            "seeds": Cell(text, seeds, {"seeds": seeds, "runs": runs, "missing": missing}, hint=missing),
             first: means[first],
         }
         if compared:

@@ -99,8 +99,8 @@ def mean_cell(group: Group, metric: str, *, bold: bool = False, text: str | None
         return Cell(text or (number(mean) if constant else spread(mean, std)), mean, csv, bold=bold, hint=missing)
     if not missing:
         return Cell(ABSENT, None, csv, kind="muted")
-    shown = f"{spread(fmean(values), std)} ({len(values)} seeds, {missing})" if values else missing
-    return Cell(shown, None, dict.fromkeys(csv, ""), kind="muted", hint="a mean of the seeds that went well")
+    shown = f"{spread(fmean(values), std)} (of {len(values)} seeds)" if values else ABSENT
+    return Cell(shown, None, dict.fromkeys(csv, ""), kind="muted", hint=f"of the seeds that are left: {missing}")
 
 
 def spread(mean: float, std: float) -> str:

@@ -156,7 +156,7 @@ def test_seeds_that_failed_or_diverged_are_missing_in_their_group():
     parts += [lost(["pos_encoding=nope"], 1, 2), lost([], 1, 2, state="queued")]
     alibi, nope, rope = groups(pd.concat(parts, ignore_index=True))
     assert (alibi.label, nope.label, rope.label) == ("alibi", "nope", "rope")
-    assert alibi.missing_words("val/ppl") == "2 of 7 seeds diverged, 1 of 7 seeds failed"
+    assert alibi.missing_words("val/ppl") == "3 of 7 seeds missing: 2 diverged, 1 failed"
     assert alibi.by_seed("val/ppl") == values
     assert math.isnan(alibi.mean("val/ppl"))
     assert alibi.mean("data/val_tokens") == 7680
@@ -173,19 +173,19 @@ def test_a_failed_run_may_be_repeated_but_a_diverged_one_stays():
     assert group.missing("val/ppl") == {1: "diverged"}
     assert group.by_seed("val/ppl") == {2: 102.0, 3: 103.0}
     (group,) = groups(pd.concat([done, lost([], 4, state="unreadable")], ignore_index=True))
-    assert group.missing_words("val/ppl") == "1 of 4 seeds are unreadable"
+    assert group.missing_words("val/ppl") == "1 of 4 seeds unreadable"
 
 
 def test_a_metric_counts_as_missing_only_where_its_evaluator_was_asked():
     asked, not_asked = ["eval=[loss,rank]"], ["eval=[loss]"]
     rows = [(asked, 1, {"rank/share": 0.5}), (asked, 2, {"rank/share": 0.6}), (not_asked, 3, {})]
     assert groups(table(rows))[0].missing("rank/share") == {}
-    assert groups(table([*rows, (asked, 4, {})]))[0].missing("rank/share") == {4: "have no rank/share"}
+    assert groups(table([*rows, (asked, 4, {})]))[0].missing("rank/share") == {4: "not measured"}
     frame = table((*row, {**found, "val/ppl": math.nan}) for *row, found in rows).assign(
         not_finite=[("val/ppl",), (), ()]
     )
     frame.loc[1:, "val/ppl"] = 100.0
-    assert groups(frame)[0].missing("val/ppl") == {1: "have no finite val/ppl"}
+    assert groups(frame)[0].missing("val/ppl") == {1: "not finite"}
 
 
 def test_evaluations_lack_the_seeds_that_failed_in_training(tmp_path):
