@@ -1,9 +1,12 @@
 """Settings of the machine: device, threads, processes, cache, checkpoint interval. Not part of a run's signature."""
 
 import ctypes
+import math
 import os
+import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +16,8 @@ from newllm.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+LOAD_SECONDS = 0.2  # how long the load of the cores is measured
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -74,8 +79,9 @@ class Runtime:
     Args:
         device: "auto" (CUDA, else MPS, else CPU) or a torch device such as "cpu" or "cuda:1".
         threads: CPU threads of a run on a machine, shared by its processes there; "auto" is OMP_NUM_THREADS (under
-            torchrun for each process) or the cores this process may use. Sums over rows are split among threads, so
-            the last bits can depend on the number of threads; a resumed run keeps the number that "auto" first gave.
+            torchrun for each process), else the cores that this process may use and that are not busy with other work
+            (`load_note` says so then). Sums over rows are split among threads, so the last bits can depend on the
+            number of threads; a resumed run keeps the number that "auto" first gave, and an evaluation takes it too.
         cache_dir: folder of tokenizers and token stores; None is $NEWLLM_CACHE or ~/.cache/newllm.
         checkpoint_seconds: longest time between two checkpoints; None: only at the end of an epoch.
         checkpoint_steps: largest number of steps between two checkpoints; None: no limit.
@@ -109,7 +115,7 @@ class Runtime:
             raise ConfigError(f"runtime.checkpoint_steps must be at least 1; {checkpoint_steps} was given")
         default_cache = os.environ.get("NEWLLM_CACHE") or "~/.cache/newllm"
         self.cache_dir = Path(cache_dir or default_cache).expanduser()
-        self.threads = _available_threads() if threads == "auto" else threads
+        self.threads, self.load_note = _automatic_threads() if threads == "auto" else (threads, None)
         self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps
         self.progress, self.keep_memory, self.fused, self.compile = progress, keep_memory, fused, compile
         self._device = device
@@ -163,8 +169,72 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, -1)  # read as the largest size_t: never
 
 
-def _available_threads() -> int:
+def available_cores() -> int:
+    """The CPU cores that this process may use: those of its affinity, at most its cgroup's quota (of a container)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, _cgroup_quota())))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """CPUs' worth of time that this process's cgroups allow, infinity without a limit. Both versions of cgroups."""
+    quotas = [math.inf]
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            top = root if not controllers else root / controllers
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            inner = top / path.lstrip("/")
+            for folder in (inner, *inner.parents):  # a limit of an outer group holds for inner ones
+                with suppress(OSError, ValueError, ZeroDivisionError):
+                    if controllers:
+                        quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                    else:
+                        quota, period = (folder / "cpu.max").read_text().split()
+                    if quota != "max" and int(quota) > 0:
+                        quotas.append(int(quota) / int(period))
+                if folder == top:
+                    break
+    return min(quotas)
+
+
+def _busy_cores(seconds: float = LOAD_SECONDS) -> float:
+    """How many of the cores that this process may use are at work for others, measured for a moment while this thread
+    waits; where the system has no times of cores, the load average of the last minute, or 0."""
+    before = _core_times()
+    time.sleep(seconds if before else 0.0)
+    after = _core_times()
+    passed = {core: after[core][1] - total for core, (_, total) in before.items() if core in after}
+    if any(passed.values()):
+        return sum((after[core][0] - before[core][0]) / ticks for core, ticks in passed.items() if ticks)
+    with suppress(OSError, AttributeError):
+        return os.getloadavg()[0]
+    return 0.0
+
+
+def _core_times() -> dict[int, tuple[int, int]]:
+    """Core that this process may use -> ticks at work, ticks in all; from Linux's /proc/stat, elsewhere empty."""
+    times = {}
+    with suppress(OSError, ValueError, AttributeError):
+        allowed = os.sched_getaffinity(0)
+        for core, columns in re.findall(r"^cpu(\d+) ([\d ]+)$", Path("/proc/stat").read_text(), re.MULTILINE):
+            ticks = [int(column) for column in columns.split()[:8]]  # user, nice, system, idle, iowait, interrupts …
+            if int(core) in allowed:
+                times[int(core)] = (sum(ticks) - sum(ticks[3:5]), sum(ticks))
+    return times
+
+
+def _automatic_threads() -> tuple[int, str | None]:
+    """The threads of runtime.threads=auto, and a sentence if other work makes them fewer than the cores."""
     variable = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if variable.isdigit() and int(variable) > 0:
-        return int(variable) * Place.from_environment().local_size
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return int(variable) * Place.from_environment().local_size, None
+    cores = available_cores()
+    busy = min(_busy_cores(), cores) if cores > 1 else 0.0
+    threads = max(1, round(cores - busy))
+    if threads == cores:
+        return threads, None
+    return threads, (
+        f"{busy:.1f} of {cores} cores are busy with other work, so runtime.threads=auto takes {threads}; the last bits "
+        f"of results depend on the number, which runtime.threads={threads} fixes"
+    )

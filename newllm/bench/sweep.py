@@ -32,8 +32,7 @@ from newllm.config.catalog import shipped
 from newllm.config.compose import version_base
 from newllm.data import prepare
 from newllm.errors import ConfigError, RunError
-from newllm.runtime import Runtime
-from newllm.sweep.slots import available_cores
+from newllm.runtime import Runtime, available_cores
 
 DEFAULTS = ["samples=300", "epochs=1", "facts=none", "eval=[loss]"]
 GRID = {

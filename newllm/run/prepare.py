@@ -56,7 +56,9 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
             f"this run goes on with {earlier.threads} threads, as it began: runtime.threads=auto is {runtime.threads} "
             "now, and another number of threads can change the last bits"
         )
-        runtime.threads = earlier.threads
+        runtime.threads, runtime.load_note = earlier.threads, None
+    elif runtime.load_note and not earlier:
+        notes.append(runtime.load_note)
     place = Place.of_run(trainer.devices)
     device = device_of(runtime.device(), place)
     if device.type == "cuda":

@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from newllm.config.trust import VARIABLE, named
 from newllm.errors import STOPPING, NewllmError, RunError, signal_name
+from newllm.runtime import available_cores
 from newllm.store.run_directory import RunDirectory
 from newllm.streams import go_on_without_output
 from newllm.sweep.check import parts
 from newllm.sweep.launches import Policy
-from newllm.sweep.slots import Slots, available_cores
+from newllm.sweep.slots import Slots
 from newllm.sweep.snapshot import python_path
 from newllm.sweep.state import write_state
 

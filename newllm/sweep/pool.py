@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from newllm.errors import STOPPING, ConfigError, NewllmError, RunError, signal_name
+from newllm.runtime import available_cores
 from newllm.store.environment import numeric_settings
 from newllm.store.run_directory import RunDirectory
 from newllm.streams import go_on_without_output, open_outputs
@@ -22,7 +23,7 @@ from newllm.sweep.check import build_all
 from newllm.sweep.display import Display, plural
 from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.packing import pack
-from newllm.sweep.slots import Grant, Slots, available_cores, visible_gpus
+from newllm.sweep.slots import Grant, Slots, visible_gpus
 from newllm.sweep.state import after_worker, before_worker, write_state
 from newllm.sweep.workers import Workers, in_child
 

@@ -101,10 +101,6 @@ class Slots:
             self._shares[gpu] += 1
 
 
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def visible_gpus(
     environment: Mapping[str, str] | None = None, listing: Callable[[], str] | None = None
 ) -> tuple[str, ...]:

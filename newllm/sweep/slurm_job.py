@@ -110,8 +110,9 @@ def _queue_again(directories: Iterable[RunDirectory]) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the pool of a job; returns the exit status. The only argument is its `Task` as JSON."""
+    from newllm.runtime import available_cores
     from newllm.sweep.pool import execute, import_everything
-    from newllm.sweep.slots import Slots, available_cores, visible_gpus
+    from newllm.sweep.slots import Slots, visible_gpus
 
     import_everything()
     task = json.loads(argv[0])
