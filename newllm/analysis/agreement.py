@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from newllm.analysis.frame import metric_names
+from newllm.analysis.run_groups import lost_runs
 from newllm.analysis.scored import fingerprint
 
 
@@ -34,6 +35,19 @@ def pair_runs(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
         pairs[column] = pairs["signature"].map(runs[name].first())
     ratio = pairs["b"] / pairs["a"].replace(0, nan) - 1
     return pairs.assign(difference=ratio.where(pairs["a"] != pairs["b"], 0.0))
+
+
+def only_in_one(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> int:
+    """How many signatures have a finite metric in one table, and in the other only runs that diverged or failed."""
+
+    def finite_and_not(frame: pd.DataFrame) -> tuple[set[str], set[str]]:
+        finite = np.isfinite(frame[metric]) if metric in frame else np.zeros(len(frame), dtype=bool)
+        null = frame["not_finite"].map(lambda names: metric in names).to_numpy(dtype=bool)
+        signatures = frame["signature"]
+        return {*signatures[finite]}, {*signatures[null | lost_runs(frame)]} - {*signatures[finite]}
+
+    (here, not_here), (there, not_there) = finite_and_not(a), finite_and_not(b)
+    return len(here & not_there) + len(there & not_here)
 
 
 def summarize(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import expm1, isclose, isfinite
 
-from newllm.analysis.agreement import pair_runs, summarize
+from newllm.analysis.agreement import only_in_one, pair_runs, summarize
 from newllm.analysis.comparison import Comparison, repeat_noise
 from newllm.analysis.frame import load_runs
 from newllm.analysis.labels import value_text
@@ -275,12 +275,17 @@ def other_results(study: Study) -> Section:
     folder, title = study.options.against, "Another result set"
     if folder is None:
         return Section("agreement", title)
-    pairs = pair_runs(study.done, load_runs(folder))
+    other, metric = load_runs(folder), study.options.main_metric
+    pairs, lost = pair_runs(study.done, other), only_in_one(study.frame, other, metric)
     pairs = pairs[~pairs["metric"].str.startswith(_MACHINE)]
     if pairs.empty:
         return Section("agreement", title, [f"No run of {folder} has the configuration and seed of a run here."])
     shared = pairs["signature"].nunique()
     line = f"{shared:,} configurations with their seeds are in {folder} too; differences are there / here - 1."
+    if lost:
+        line += (
+            f" {lost:,} have {metric} on one side only, since the other one diverged or failed: they are not compared."
+        )
     by_metric = [
         make_row({
             "metric": agreement.metric,

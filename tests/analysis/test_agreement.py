@@ -2,7 +2,7 @@ from math import isnan
 
 import pytest
 
-from newllm.analysis.agreement import pair_runs, summarize
+from newllm.analysis.agreement import only_in_one, pair_runs, summarize
 from newllm.analysis.frame import load_runs
 from newllm.analysis.published import compare_groups
 from newllm.analysis.run_groups import groups
@@ -49,6 +49,25 @@ def test_the_same_configurations_on_another_machine(tmp_path):
     assert summed["val/ppl"].mean == summed["val/ppl"].largest == pytest.approx(0.02)
     assert (summed["params/total"].equal, summed["params/total"].largest) == (2, 0.0)
     assert (summed["data/fact_rows"].equal, summed["data/fact_rows"].mean) == (2, 0.0)  # 0 and 0
+
+
+def test_runs_that_went_well_on_one_machine_only_are_counted(tmp_path):
+    for place, bad in (("a", 1), ("b", 2)):
+        for seed in (1, 2, 3):
+            folder(tmp_path / place, config(seed=seed), {"val/ppl": None if seed == bad else 100.0 + seed})
+    folder(tmp_path / "a", config(seed=4), {"val/ppl": 100.0})
+    folder(tmp_path / "b", config(seed=4), None, state="failed")
+    a, b = load_runs(tmp_path / "a"), load_runs(tmp_path / "b")
+    assert pair_runs(a, b).query("metric == 'val/ppl'")["seed"].tolist() == [3]
+    assert only_in_one(a, b, "val/ppl") == 3
+
+
+def test_a_group_with_missing_seeds_has_no_distance_to_published_runs():
+    runs = [(PUBLISHED, seed, {"val/ppl": ppl}) for seed, ppl in ((1, 100.0), (2, 110.0), (3, float("inf")))]
+    (line,) = (one for one in compare_groups(groups(table(runs))) if one["metric"] == "val/ppl")
+    assert (line["n"], line["missing"]) == (2, "1 of 3 seeds not finite")
+    assert isnan(line["ours"])
+    assert isnan(line["difference"])
 
 
 def test_repeats_in_one_set_count_with_their_mean():
