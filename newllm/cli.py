@@ -11,6 +11,7 @@ VERBS = {
     "train": "train a model and evaluate it; with -m, sweep",
     "evaluate": "evaluate finished runs again, with other evaluators or settings",
     "status": "the runs of a sweep and their logs; cancel, retry",
+    "compare": "what differs in two runs or folders of runs: settings, and metrics side by side",
     "report": "tables, figures and verdicts of finished runs, as files and as a page",
     "generate": "continue a text with a finished run",
     "frequencies": "rotary spectra of configurations as a table and a picture; trains nothing",

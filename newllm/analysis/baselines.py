@@ -59,7 +59,7 @@ def choose_baseline(groups: Sequence[Group], wanted: str | None) -> Baseline:
         pool = groups
     if not pool:
         return Baseline()
-    found = _pair_with(pool, wanted) if wanted is not None else _pair_with_nearest(pool)
+    found = _pair_with(pool, wanted) if wanted is not None else _pair_with_one(pool, nearest_to_defaults(pool))
     evaluations: dict[Group, Group] = {}
     if pool is trained:
         evaluations = _evaluations(trained, [group for group in groups if _evaluated(group)], wanted)
@@ -70,14 +70,15 @@ def _evaluated(group: Group) -> str | None:
     return group.config["choices"].get("evaluated")
 
 
-def _pair_with_nearest(groups: Sequence[Group]) -> Baseline:
+def nearest_to_defaults(groups: Sequence[Group]) -> Group:
+    """The group with the most shipped defaults; of several, the one with the most runs."""
     usual = _usual()
 
     def likeness(group: Group) -> tuple[bool, int, int]:
         equal = sum(value_of(group.config, key) in (usual[key], None) for key in group.settings if key in usual)
         return len(group.positions) > 0, equal, len(group.positions)
 
-    return _pair_with_one(groups, max(groups, key=likeness))
+    return max(groups, key=likeness)
 
 
 def _pair_with_one(groups: Sequence[Group], baseline: Group) -> Baseline:
@@ -103,11 +104,11 @@ def _pair_with(groups: Sequence[Group], wanted: str) -> Baseline:
     for group in groups:
         if group in fitting:
             continue
-        counterparts = _counterparts(group, fitting, [key for key, _ in conditions])
-        if len(counterparts) > 1:
-            return _with_one_more_key(groups, group, counterparts, conditions)
-        if counterparts:
-            pairs[group] = counterparts[0]
+        equal = counterparts(group, fitting, [key for key, _ in conditions])
+        if len(equal) > 1:
+            return _with_one_more_key(groups, group, equal, conditions)
+        if equal:
+            pairs[group] = equal[0]
         else:
             alone.append(group.label)
     if not pairs:
@@ -145,7 +146,7 @@ def _with_one_more_key(
     return Baseline(found.words, found.pairs, {}, [note, *found.notes])
 
 
-def _counterparts(group: Group, fitting: Sequence[Group], keys: Sequence[str]) -> list[Group]:
+def counterparts(group: Group, fitting: Sequence[Group], keys: Sequence[str]) -> list[Group]:
     """The groups of `fitting` that are equal to `group` in all settings but `keys`.
 
     If there is none, settings that only one of the two has do not count, since they follow from another one (kv_dim

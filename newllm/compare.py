@@ -1,0 +1,276 @@
+"""`newllm compare RUN RUN`: what differs in the configuration of two runs, and their metrics side by side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import isfinite, nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from newllm.errors import ConfigError, Parser, run_command
+
+if TYPE_CHECKING:  # pandas is loaded when there is something to compare
+    import pandas as pd
+
+    from newllm.analysis.comparison import Comparison
+    from newllm.analysis.run_groups import Group
+
+_USAGE = """\
+What differs in the configuration of two runs, and their metrics side by side.
+
+  newllm compare A B [metrics=NAME,NAME]      (or python -m newllm.compare …)
+
+A and B are run directories, evaluations (RUN/evaluations/NAME), or folders of runs. Of folders, the runs of each
+configuration are compared with those of its counterpart in the other folder: the same configuration, or else the one
+that is equal in everything in which the folders do not differ as a whole. Seeds are paired.
+
+A number that scored other tokens in B than in A is shown, but not compared.
+
+  metrics=val/ppl,val/accuracy   only these, each with a verdict; otherwise all of a pair, or the main ones of several
+
+Examples
+  newllm compare outputs/runs/tiny-rope-… outputs/runs/tiny-alibi-…
+  newllm compare outputs/runs/tiny-rope-… outputs/runs/tiny-rope-…/evaluations/scaling-yarn-…
+  newllm compare here/outputs/sweeps there/outputs/sweeps metrics=val/ppl
+
+Exit status: 0; 2 for bad input, as a run that is not done.
+"""
+_ENVIRONMENT = ("git", "device", "cpu", "threads", "precision", "host")
+CONFIDENCE = 0.95
+_MOST_VALUES = 4  # of a setting in one folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command(_run, argv, _USAGE)
+
+
+def _run(argv: list[str]) -> int:
+    parser = Parser(prog="newllm compare", allow_abbrev=False)
+    parser.add_argument("words", nargs="*")
+    words = parser.parse_intermixed_args(argv).words
+    options = [word for word in words if "=" in word and not Path(word).exists()]
+    folders = [word for word in words if word not in options]
+    if len(folders) != 2:
+        raise ConfigError(f"expected two runs or folders of runs, not {len(folders)}; type newllm compare RUN RUN.")
+    wanted: list[str] = []
+    for option in options:
+        name, _, text = option.partition("=")
+        if name != "metrics" or not text.strip("[] "):
+            raise ConfigError(f"{option}: expected metrics=NAME,NAME, the only option.")
+        wanted = [metric.strip() for metric in text.strip().strip("[]").split(",")]
+
+    import pandas as pd
+
+    from newllm.analysis.frame import metric_names
+    from newllm.console import Console
+    from newllm.suggest import did_you_mean
+
+    frame = pd.concat([_finished(folder).assign(side=side) for side, folder in enumerate(folders)], ignore_index=True)
+    known = [name for name in metric_names(frame) if frame[name].notna().any()]
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"metrics={name} is not a metric of these runs; {did_you_mean(name, known)}.")
+    pairs = _pairs(frame, folders)
+    console = Console(bar=False)
+    console.settings(dict(zip("AB", folders, strict=True)))
+    rows = _differing_settings(pairs)
+    console.section("Configuration", [rows] if rows else ["No setting that may change a number differs."])
+    console.section("Metrics", _metrics(pairs, wanted, known))
+    return 0
+
+
+def _finished(folder: str) -> "pd.DataFrame":
+    """The finished runs of a side. Raises ConfigError without any."""
+    from newllm.analysis.frame import load_runs
+
+    frame = load_runs(folder)
+    if frame.empty:
+        raise ConfigError(f"{folder} has no runs; runs are in outputs/runs and sweeps in outputs/sweeps.")
+    done = frame[frame["state"] == "done"]
+    if done.empty:
+        first = frame.iloc[0]
+        why = f": {first['error']}" if first["state"] in ("failed", "unreadable") and first["error"] else ""
+        counts = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
+        raise ConfigError(f"{folder} has no finished run ({counts}){why}")
+    return done
+
+
+def _pairs(frame: "pd.DataFrame", folders: Sequence[str]) -> "list[tuple[Group, Group]]":
+    """Groups of A with their counterparts in B. Raises ConfigError if there is none."""
+    from newllm.analysis.baselines import counterparts
+    from newllm.analysis.run_groups import groups
+    from newllm.analysis.settings import canonical
+
+    side = frame["side"].to_numpy()
+    sides: list[list[Group]] = [[], []]
+    for group in groups(frame):
+        for number in (0, 1):
+            own = group.positions[side[group.positions] == number]
+            if len(own):
+                sides[number].append(replace(group, positions=own))
+    ours, theirs = sides
+    in_both = {group.label for group in ours} & {group.label for group in theirs}
+    if in_both:
+        by_label = {group.label: group for group in theirs}
+        return [(group, by_label[group.label]) for group in ours if group.label in in_both]
+    if len(ours) == len(theirs) == 1:
+        return [(ours[0], theirs[0])]
+    values = [
+        {key: {canonical(group.settings.get(key)) for group in some} for key in some[0].settings} for some in sides
+    ]
+    between = [key for key, here in values[0].items() if here.isdisjoint(values[1].get(key, set()))]
+    found = [(group, other) for group in ours for other in counterparts(group, theirs, between)]
+    if not found:
+        raise ConfigError(
+            f"no configuration in {folders[0]} is equal to one in {folders[1]} in anything but "
+            f"{', '.join(between) or 'what differs in each folder'}; name two runs."
+        )
+    if len(found) > len({group for group, _ in found}) or len(found) > len({group for _, group in found}):
+        raise ConfigError(
+            f"configurations in {folders[0]} have several counterparts in {folders[1]}, since these differ in "
+            f"{', '.join(between)} in several ways; name folders of fewer runs."
+        )
+    return found
+
+
+def _differing_settings(pairs: "Sequence[tuple[Group, Group]]") -> list[dict[str, str]]:
+    """A row for each choice, setting and part of the environment in which A and B differ."""
+    values: dict[str, tuple[list[str], list[str]]] = {}
+    for ours, theirs in pairs:
+        for key, (here, there) in {**_changes(ours, theirs), **_environments(ours, theirs)}.items():
+            for side, text in zip(values.setdefault(key, ([], [])), (here, there), strict=True):
+                if text not in side:
+                    side.append(text)
+
+    def listed(texts: Sequence[str]) -> str:
+        more = f" and {len(texts) - _MOST_VALUES} more" if len(texts) > _MOST_VALUES else ""
+        return ", ".join(texts[:_MOST_VALUES]) + more
+
+    return [{"setting": key, "A": listed(here), "B": listed(there)} for key, (here, there) in values.items()]
+
+
+def _changes(ours: "Group", theirs: "Group") -> dict[str, tuple[str, str]]:
+    """Choices, evaluators, seeds and settings in which two configurations differ.
+
+    Of a choice that differs and of an evaluator that only one has, only the options that both have.
+    """
+    from newllm.analysis.labels import value_text
+    from newllm.analysis.settings import choices_of, differing, flatten
+    from newllm.config.identity import ABSENT, changed
+
+    def outline(group: "Group") -> dict[str, str]:
+        seeds = sorted({*group.runs["seed"].tolist()})
+        return {
+            **choices_of(group.config),
+            "evaluated": str(group.config["choices"].get("evaluated", "as trained")),
+            "eval": ", ".join(sorted(group.config["eval"])),
+            "seed": ", ".join(map(str, seeds)),
+        }
+
+    here, there = outline(ours), outline(theirs)
+    names = [name for name in dict.fromkeys([*here, *there]) if here.get(name) != there.get(name)]
+    rows = {name: (here.get(name, ABSENT), there.get(name, ABSENT)) for name in names}
+    options = [flatten(group.config["eval"], "eval") for group in (ours, theirs)]
+    different = {key: (options[0][key], options[1][key]) for key in differing(options)}
+    for key, values in {**changed(ours.config, theirs.config), **different}.items():
+        follows = key.partition(".")[0] in names and (key.endswith("_target_") or ABSENT in values)
+        if key.rpartition(".")[2] != "seed" and not follows:
+            rows[key] = (value_text(values[0]), value_text(values[1]))
+    return rows
+
+
+def _environments(ours: "Group", theirs: "Group") -> dict[str, tuple[str, str]]:
+    """What differs in the code, the machine and the packages of the first runs."""
+    from newllm.store.run_directory import RunDirectory
+
+    def read(group: "Group") -> dict[str, Any]:
+        environment = RunDirectory(group.runs["path"].iloc[0]).trained.environment()
+        packages = environment.get("packages") or {}
+        return {**{name: environment.get(name) for name in _ENVIRONMENT}, "torch": packages.get("torch")}
+
+    here, there = read(ours), read(theirs)
+    return {name: (str(value), str(there[name])) for name, value in here.items() if value != there[name]}
+
+
+def _metrics(
+    pairs: "Sequence[tuple[Group, Group]]", wanted: Sequence[str], known: Sequence[str]
+) -> list[str | Sequence[Mapping[str, Any]]]:
+    """A row per metric (and pair, of several), and the sentences below."""
+    from newllm.analysis.comparison import family_in_words, judge, make_rule, measure
+    from newllm.report.options import defaults
+
+    main, rule = defaults(), make_rule()
+    shown = wanted or (known if len(pairs) == 1 else [name for name in main["metrics"] if name in known])
+    tested = wanted or [name for name in main["compare"] if name in known]
+    places = [(metric, ours, theirs) for metric in shown for ours, theirs in pairs]
+    found = {place: measure(place[2], place[1], place[0]) for place in places if _same_tokens(*place)}
+    judged: dict[Any, Comparison] = {}
+    if any(len(group.runs) > 1 for pair in pairs for group in pair):
+        kept = {place: one for place, one in found.items() if one and place[0] in tested}
+        judged = dict(zip(kept, judge([*kept.values()], rule, CONFIDENCE), strict=True))
+    rows = []
+    for place in places:
+        metric, ours, theirs = place
+        row: dict[str, Any] = {"group in A": ours.label} if len(pairs) > 1 else {}
+        row |= {"metric": metric, "A": _mean(ours, metric), "B": _mean(theirs, metric)}
+        one = judged.get(place) or found.get(place)
+        row["difference"] = _difference(one, ours, theirs) if place in found else "other tokens"
+        if judged:
+            interval = _interval(judged[place]) if place in judged else ""
+            row |= {"interval": interval, "verdict": judged[place].verdict if place in judged else ""}
+        rows.append(row)
+    lines = ["Differences are B / A - 1 in percent, or B - A in the unit of the metric; pairs have equal seeds."]
+    if others := dict.fromkeys(metric for metric, *pair in places if (metric, *pair) not in found):
+        lines.append(f"Not compared, since B scored other tokens than A: {', '.join(others)}.")
+    if any(one.family for one in judged.values()):
+        lines += [rule.words, family_in_words([*judged.values()], rule, CONFIDENCE, "comparisons of this table")]
+    return [rows, *lines]
+
+
+def _same_tokens(metric: str, *pair: "Group") -> bool:
+    """Are all numbers of the metric of the same tokens?"""
+    from newllm.analysis.scored import fingerprint
+
+    marks = {
+        fingerprint(scored, metric)
+        for group in pair
+        for scored, value in zip(group.runs["scored"], group.values(metric), strict=True)
+        if isfinite(value)
+    }
+    return len(marks) <= 1
+
+
+def _mean(group: "Group", metric: str) -> str:
+    from newllm.analysis.statistics import sample_std
+    from newllm.report.tables import spread
+
+    std = sample_std([*group.by_seed(metric).values()])
+    return spread(group.mean(metric), std or nan)  # ± 0 would say nothing of a count
+
+
+def _difference(one: "Comparison | None", ours: "Group", theirs: "Group") -> str:
+    """Over the seeds that both have; of the means where there is none."""
+    if one is None:
+        return ""
+    if one.n:
+        return _text(one.difference, one.scale)
+    here, there = ours.mean(one.metric), theirs.mean(one.metric)
+    return _text(there / here - 1 if one.scale == "log" else there - here, one.scale)
+
+
+def _interval(one: "Comparison") -> str:
+    return f"[{_text(one.low, one.scale)}, {_text(one.high, one.scale)}]" if isfinite(one.low) else ""
+
+
+def _text(difference: float, scale: str) -> str:
+    from newllm.report.tables import percent
+
+    if difference == 0:
+        return "equal"
+    if scale == "log" and abs(difference) < 5e-5:
+        return f"{100 * difference:+.1e} %"
+    return percent(difference) if scale == "log" else f"{difference:+.4g}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
