@@ -27,6 +27,7 @@ from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
 LEAST_FOR_BOOTSTRAP = 20  # paired seeds
+ROUNDING = 1e-6  # of a metric that was computed in fp32
 SIMULATED = 10_000  # studies without any difference, for the false verdicts of a rule
 
 
@@ -281,7 +282,7 @@ def measure(group: Group, baseline: Group, metric: str) -> Comparison | None:
     scale = scale_of(metric)
     if scale == "log" and (np.r_[a, b] <= 0).any():
         scale = "difference"  # no logarithm of zero
-    differences = _differences(_on_scale(a, scale), _on_scale(b, scale))
+    differences = _differences(_on_scale(a, scale), _on_scale(b, scale), scale)
     sample = statistics.describe(differences)
     return Comparison(
         candidate=group.label,
@@ -371,9 +372,12 @@ def family_in_words(
     )
 
 
-def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a - b; exactly equal where they differ by no more than what rounding does."""
+def _differences(a: np.ndarray, b: np.ndarray, scale: Scale) -> np.ndarray:
+    """a - b; exactly equal where they differ by no more than what rounding does, and 0 where all pairs are equal up to
+    the rounding of fp32, as the results of two kernels are."""
     differences = a - b
+    if (np.abs(differences) <= ROUNDING * (1.0 if scale == "log" else np.maximum(np.abs(a), np.abs(b)))).all():
+        return np.zeros(len(a))
     largest = max(1.0, *np.abs(np.r_[a, b])) if len(a) else 1.0
     equal = len(a) > 1 and np.ptp(differences) <= 64 * np.finfo(float).eps * largest
     return np.full(len(a), differences.mean()) if equal else differences

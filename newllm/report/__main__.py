@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # pandas and the like are loaded when there is something to r
 
 MOST_ROWS = 60  # of a table on the console
 WIDTH = 104  # characters of a table on the console
+LONGEST_NAME = 44  # characters of a group's name there
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,6 +67,9 @@ def _print_summary(study: "Study", sections: "Sequence[Section]", written: Seque
 def _fit_to_console(table: "Table") -> tuple[list[dict[str, str]], list[str]]:
     """The first rows with as many metrics as fit, and notes on what was left out. A star marks the best mean."""
     rows = [{name: f"{cell.text} *" if cell.bold else cell.text for name, cell in row.items()} for row in table.rows]
+    names = shorten([row["group"] for row in rows], LONGEST_NAME)
+    shortened = any(row["group"] != name for row, name in zip(rows, names, strict=True))
+    rows = [{**row, "group": name} for row, name in zip(rows, names, strict=True)]
     columns: list[str] = []
     left_out: list[str] = []
     width = 0
@@ -74,9 +78,18 @@ def _fit_to_console(table: "Table") -> tuple[list[dict[str, str]], list[str]]:
         width += max(len(text) for text in (name, *(row[name] for row in rows))) + 3
         (left_out if name in metrics[1:] and (left_out or width > WIDTH) else columns).append(name)
     notes = [f"… and {len(rows) - MOST_ROWS:,} more groups, in the files."] if len(rows) > MOST_ROWS else []
+    if shortened:
+        notes.append("Names of groups are shortened; the files have them whole.")
     if left_out:
         notes.append(f"Also in the files: {', '.join(left_out)}.")
     return [{name: row[name] for name in table.columns if name in columns} for row in rows[:MOST_ROWS]], notes
+
+
+def shorten(names: Sequence[str], longest: int) -> list[str]:
+    """The names with the middle of those that are longer left out; numbered if two would be equal."""
+    head, tail = longest // 2 - 1, longest - longest // 2 - 2
+    short = [name if len(name) <= longest else f"{name[:head]} … {name[-tail:]}" for name in names]
+    return short if len(set(short)) == len(set(names)) else [f"{n}: {name}" for n, name in enumerate(short, 1)]
 
 
 def _help() -> str:

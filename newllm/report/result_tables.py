@@ -176,37 +176,45 @@ def comparison_table(
 
 
 def _comparison_row(comparison: Comparison, name_baseline: bool) -> Row:
-    difference, interval = _difference_texts(comparison)
     names = {"group": comparison.candidate, "baseline": comparison.baseline}
-    low, high = blank_if_unknown(comparison.low), blank_if_unknown(comparison.high)
-    ends = {"scale": comparison.scale, "difference low": low, "difference high": high}
 
     def mean(mean: float, std: float, whose: str) -> Cell:
         csv = {f"{whose} mean": blank_if_unknown(mean), f"{whose} std": blank_if_unknown(std)}
         return Cell(spread(mean, std), mean if isfinite(mean) else None, csv)
 
-    def p(value: float, column: str) -> Cell:
-        return number_cell(value, column, "< 0.0001" if value < 1e-4 else f"{value:.2g}")
-
     return make_row({
         "group": Cell(comparison.candidate, comparison.candidate, names),
-        **({"baseline": Cell(comparison.baseline, comparison.baseline)} if name_baseline else {}),
+        **({"baseline": Cell(comparison.baseline, comparison.baseline, kind="name")} if name_baseline else {}),
         "metric": comparison.metric,
         "pairs": comparison.n,
-        "difference": number_cell(comparison.difference, "difference", difference),
-        "interval": Cell(interval, comparison.low if isfinite(comparison.low) else None, ends),
-        "verdict": verdict_cell(comparison),
-        "p corrected": p(comparison.p_corrected, "p corrected"),
-        "agree": number_cell(comparison.agree, "agree", f"{comparison.agree} of {len(comparison.differences)}"),
-        "seeds needed": number_cell(comparison.seeds_needed, "seeds needed"),
+        **comparison_cells(comparison),
         "group's mean": mean(comparison.candidate_mean, comparison.candidate_std, "group"),
         "baseline's mean": mean(comparison.baseline_mean, comparison.baseline_std, "baseline"),
         "spread": comparison.spread,
         "t": number_cell(comparison.t, "t", f"{comparison.t:.2f}"),
-        "p": p(comparison.p, "p"),
+        "p": _p_cell(comparison.p, "p"),
         "left out": comparison.unpaired,
         "why": text_cell(comparison.why, "why", kind="long"),
     })  # fmt: skip
+
+
+def comparison_cells(comparison: Comparison) -> Row:
+    """The difference with its interval, the verdict and what it stands on."""
+    difference, interval = _difference_texts(comparison)
+    low, high = blank_if_unknown(comparison.low), blank_if_unknown(comparison.high)
+    ends = {"scale": comparison.scale, "difference low": low, "difference high": high}
+    return {
+        "difference": number_cell(comparison.difference, "difference", difference),
+        "interval": Cell(interval, comparison.low if isfinite(comparison.low) else None, ends),
+        "verdict": verdict_cell(comparison),
+        "p corrected": _p_cell(comparison.p_corrected, "p corrected"),
+        "agree": number_cell(comparison.agree, "agree", f"{comparison.agree} of {len(comparison.differences)}"),
+        "seeds needed": number_cell(comparison.seeds_needed, "seeds needed"),
+    }
+
+
+def _p_cell(value: float, column: str) -> Cell:
+    return number_cell(value, column, "< 0.0001" if value < 1e-4 else f"{value:.2g}")
 
 
 def verdict_cell(comparison: Comparison) -> Cell:

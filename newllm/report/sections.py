@@ -3,7 +3,7 @@
 import pkgutil
 
 from newllm.config.groups import groups
-from newllm.report import curves, laws, long_context, result_tables, tradeoffs
+from newllm.report import curves, factors, laws, long_context, result_tables, tradeoffs
 from newllm.report.figures import styled
 from newllm.report.study import DrawFigures, Section, Study
 
@@ -22,6 +22,7 @@ def make_sections(study: Study) -> list[Section]:
     with styled():
         every = [
             *result_tables.results(study),
+            factors.factors(study),
             *(pkgutil.resolve_name(group.report)(study) for group in groups().values() if group.report),
             *long_context.long_context(study),
             *(study.figure_section(name, title, draw) for name, title, draw in FIGURES),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from newllm.config import compose, effective
-from newllm.report.__main__ import main
+from newllm.report.__main__ import main, shorten
 from tests.support.report_runs import grid, make_run, make_runs, read_table, with_seed, write_status
 
 
@@ -155,6 +155,29 @@ def test_runs_that_do_not_compare_get_separate_tables(tmp_path: Path, capsys: py
     assert "do not have the same tokenizer" in capsys.readouterr().out
 
 
+def test_a_crossed_sweep_is_compared_by_factor(tmp_path: Path) -> None:
+    """The README's sweep and command, without theta: each group with its counterpart, and the factors by themselves."""
+    attentions = [["attention=mha"], ["attention=mla", "kv_dim=16"], ["attention=mla", "kv_dim=32"]]
+    runs = [[f"pos_encoding={name}", *attention] for name in ("rope", "alibi", "nope") for attention in attentions]
+    make_runs(tmp_path / "sweep", runs, tables=False)
+    assert main([str(tmp_path / "sweep"), "baseline=pos_encoding=rope", "formats=[csv]"]) == 0
+    report = tmp_path / "sweep" / "report"
+    table = {line["group"]: line for line in read_table(report / "main.csv")}
+    assert [table[f"rope · {one}"]["difference"] for one in ("mha", "mla · kv_dim 16")] == ["0.0", "0.0"]
+    alibi, rope = (ppl_by_seed(tmp_path / "sweep", f"*-{name}-mha-*") for name in ("alibi", "rope"))
+    paired = statistics.mean(math.log(alibi[seed] / rope[seed]) for seed in rope)
+    assert float(table["alibi · mha"]["difference"]) == pytest.approx(math.expm1(paired), rel=1e-9)
+    assert {line["baseline"] for line in read_table(report / "comparisons.csv")} == {
+        "rope · mha", "rope · mla · kv_dim 16", "rope · mla · kv_dim 32"
+    }  # fmt: skip
+    effects = {line["change"]: line for line in read_table(report / "effects.csv")}
+    assert effects["alibi against rope"]["combinations"] == "3"
+    assert float(effects["alibi against rope"]["difference"]) == pytest.approx(math.expm1(0.067), abs=0.02)
+    assert {"mla · kv_dim 16 against mha", "mla · kv_dim 32 against mha"} <= effects.keys()
+    interactions = {line["change"]: line for line in read_table(report / "interactions.csv")}
+    assert interactions["nope against rope, with mla · kv_dim 32 against with mha"]["verdict"] == "inconclusive"
+
+
 def test_sizes_give_a_scaling_law(tmp_path: Path) -> None:
     make_runs(tmp_path, grid(samples=[600, 1200, 2400, 4800]), tables=False, noise=0.001)
     assert main([str(tmp_path), "formats=[csv,svg]"]) == 0
@@ -234,3 +257,21 @@ def test_runs_are_compared_with_published_runs_of_their_conditions(tmp_path: Pat
     assert main([str(tmp_path / "runs"), f"out={tmp_path}", "formats=[csv]"]) == 0
     table = {(line["published run"], line["metric"]): line for line in read_table(tmp_path / "published.csv")}
     assert float(table["rope25-5k", "val/best_ppl"]["published"]) == 107.4
+
+
+def test_long_names_of_groups_leave_room_for_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"pos_encoding.frequencies.{'x' * 60}{end}" for end in "ab"]
+    assert [len(name) for name in shorten(names, 44)] == [44, 44]
+    assert len({*shorten([f"{name}{'y' * 30}" for name in names], 44)}) == 2
+    assert shorten(["rope", "alibi"], 44) == ["rope", "alibi"]
+    layers = ["pos_encoding.layers=[0,2]", "pos_encoding.layers=[0,1,2,3]"]
+    axes = ["attention.kernel=plain", "optim.clip=0.25", "trainer.patience=3", "model.init_std=0.0123"]
+    make_runs(tmp_path, [[], *[[one, *axes] for one in layers]], tables=False)
+    assert (
+        main([str(tmp_path), "formats=[csv]", "by=[pos_encoding.layers,optim.clip,trainer.patience,model.init_std]"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "Names of groups are shortened" in out
+    assert all(len(line) <= 110 for line in out.splitlines() if "±" in line and "Mean" not in line)
+    assert max(len(line["group"]) for line in read_table(tmp_path / "report" / "main.csv")) > 44

@@ -26,10 +26,12 @@ def run(root: Path, encoding: str, seed: int, options: list[str], lengths: Mappi
     return folder(root, config(f"pos_encoding={encoding}", *options, seed=seed), results)
 
 
-def evaluation(path: Path, encoding: str, seed: int, lengths: Mapping[int, str], factor: float) -> None:
+def evaluation(
+    path: Path, encoding: str, seed: int, lengths: Mapping[int, str], factor: float, setting: str = "yarn"
+) -> None:
     loss = LEVEL[encoding] + 0.02 * seed + 0.001 * seed**2 * (encoding == "rope")
-    changed = config(f"pos_encoding={encoding}", "pos_encoding.scaling=yarn", *USUAL, seed=seed)
-    changed["choices"]["evaluated"] = "scaling=yarn"
+    changed = config(f"pos_encoding={encoding}", f"pos_encoding.scaling={setting}", *USUAL, seed=seed)
+    changed["choices"]["evaluated"] = f"scaling={setting}"
     results: dict[str, Any] = {"val/ppl": math.exp(loss), "scored/val/ppl": "t"}
     for length, mark in lengths.items():
         results[f"extrapolation/tail_ppl@{length}"] = math.exp(loss) * (1 + length / 1000) * factor
@@ -73,6 +75,31 @@ def test_evaluations_of_other_windows_are_in_a_table_of_their_own(
     said = capsys.readouterr().out
     assert "eval.extrapolation.lengths" in said
     assert "tables of their own" in said
+
+
+def test_an_evaluation_that_changes_nothing_changes_no_verdict(sweep: Path, tmp_path: Path) -> None:
+    """Neither of runs as trained, nor of other evaluations."""
+    lines = {}
+    for case, factors in (("none", [1.1]), ("same", [1.1, 1.0]), ("rounded", [1.1, 1 + 1e-8])):
+        root = tmp_path / case
+        for encoding in LEVEL:
+            for seed in (1, 2, 3):
+                path = run(root, encoding, seed, USUAL, {64: "a"})
+                for place, factor in enumerate(factors):
+                    if encoding == "rope":
+                        own = factor * (1 + 0.001 * seed**2 * (factor > 1.01)) + 1e-9 * seed * (
+                            place == 1 and case == "rounded"
+                        )
+                        evaluation(path, encoding, seed, {64: "a"}, own, setting=("yarn", "ntk_aware")[place])
+        tables = report(root, tmp_path / f"report-{case}", "baseline=pos_encoding=rope")
+        lines[case] = {
+            (line["group"], line["metric"]): (line["p corrected"], line["difference low"], line["verdict"])
+            for line in [*tables["comparisons"], *tables["length-comparisons"]]
+        }
+    for case in ("same", "rounded"):
+        assert {key: lines[case][key] for key in lines["none"]} == lines["none"]
+        assert lines[case]["rope · evaluated scaling=ntk_aware", "extrapolation/tail_ppl@64"][2] == "zero spread"
+    assert lines["none"]["rope · evaluated scaling=yarn", "extrapolation/tail_ppl@64"][2] == "worse"
 
 
 def test_seeds_that_scored_other_tokens_are_not_averaged(tmp_path: Path) -> None:
