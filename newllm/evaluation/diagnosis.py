@@ -1,54 +1,39 @@
-"""Verdicts on perplexities."""
+"""A judgement of a model by its bits per byte, which compare across tokenizers as perplexities do not."""
 
 import math
-import sys
 from collections.abc import Mapping
-from typing import Any
 
-# Upper bounds for tokenizers of about 50k entries, with 4.4 bytes of English text per token. None: no bound.
-VERDICTS: dict[str, float | None] = {
-    "leak or mask bug": 5,
-    "suspicious": 30,
-    "normal on little data": 100,
-    "normal from scratch": 500,
-    "high": 1000,
-    "undertrained": None,
-}
-BYTES_PER_TOKEN = 4.4
+# Fewer bits per byte than the best published language models need for new text (about 0.5 for English, 0.3 for code).
+SUSPICIOUS = 0.25
+EVEN = 0.01  # relative difference below which two models are about as good
 
 
-def rescale(ppl: float, bytes_per_token: float, reference: float = BYTES_PER_TOKEN) -> float:
-    """The perplexity of the same bits per byte under a tokenizer with `reference` bytes per token.
-
-    Bits per byte b = log2(ppl) / bytes_per_token is comparable across tokenizers, perplexity is not: at b = 1.5, a
-    tokenizer with 4.4 bytes per token has perplexity 97, one with 3 bytes per token has 23.
-    """
-    try:
-        return ppl ** (reference / bytes_per_token)
-    except OverflowError:
-        return sys.float_info.max
-
-
-def diagnose(
-    ppl: float,
-    bytes_per_token: float,
-    verdicts: Mapping[str, float | None] = VERDICTS,
-    reference: float = BYTES_PER_TOKEN,
-) -> str:
-    """The verdict on a perplexity, given the average `bytes_per_token` of the text.
-
-    `verdicts` gives the exclusive upper bound (None: no bound) of each verdict at `reference` bytes per token, in any
-    order. The perplexity is rescaled before the comparison, so a small vocabulary is not mistaken for a leak.
-    """
-    if not math.isfinite(ppl):
-        return "diverged"
-    scaled = rescale(ppl, bytes_per_token, reference)
-    bounds = {verdict: math.inf if bound is None else bound for verdict, bound in verdicts.items()}
-    above = [verdict for verdict in sorted(bounds, key=bounds.__getitem__) if scaled < bounds[verdict]]
-    return above[0] if above else f"above {max(bounds.values(), default=0):g}"
+def judge(results: Mapping[str, float]) -> str:
+    """One line on `val/bits_per_byte` beside `baseline/trigram_bits_per_byte` and `baseline/unigram_bits_per_byte`, as
+    far as these are among the results; empty without the first."""
+    bits = results.get("val/bits_per_byte")
+    if "val/bits_per_byte" not in results:
+        return ""
+    if bits is None or not math.isfinite(bits):
+        return "The validation loss is not finite: training has diverged."
+    trigram, unigram = (results.get(f"baseline/{name}_bits_per_byte") for name in ("trigram", "unigram"))
+    comparisons = []
+    if trigram is not None:
+        comparisons.append(f"{_compared(bits, trigram)} a trigram model of the same training text ({trigram:.3f})")
+    if unigram is not None:
+        comparisons.append(f"{_compared(bits, unigram)} the bare frequencies of its tokens ({unigram:.3f})")
+    line = f"{bits:.3f} bits per byte" + (f": {', '.join(comparisons)}" if comparisons else "")
+    if bits < SUSPICIOUS:
+        return (
+            f"{line}. So few are suspicious: does the validation text repeat itself or the training text, or does a "
+            "mask show the model the next token?"
+        )
+    if unigram is not None and bits > (1 - EVEN) * unigram:
+        return f"{line}. It has hardly learnt anything yet."
+    return f"{line}."
 
 
-def judge(evaluators: Mapping[str, Any], bytes_per_token: float, ppl: float) -> str:
-    """The verdict on a perplexity by the table of eval.loss, if that is among the evaluators' nodes, or by default."""
-    node = evaluators.get("loss") or {}
-    return diagnose(ppl, bytes_per_token, **{key: node[key] for key in ("verdicts", "reference") if key in node})
+def _compared(bits: float, other: float) -> str:
+    if abs(bits - other) <= EVEN * other:
+        return "about as good as"
+    return "better than" if bits < other else "worse than"

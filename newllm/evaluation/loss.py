@@ -4,8 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from newllm.errors import ConfigError
-from newllm.evaluation.diagnosis import BYTES_PER_TOKEN, VERDICTS, rescale
+from newllm.evaluation.diagnosis import judge
 from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.limits import require_positive
 from newllm.evaluation.subject import Evaluator, Findings, Subject
@@ -19,26 +18,17 @@ class Loss(Evaluator):
     batches of 8). Bits per byte is always the sum of nats of all scored tokens / ln 2 / their UTF-8 bytes of text; an
     end-of-text token has nats and no bytes.
 
-    verdicts: name -> upper bound of perplexity, null for no bound; bounds hold at `reference` bytes per token. A
-    vocabulary of 4096 has about 3, so its perplexities are lower for the same quality; bounds are compared after
-    rescaling through bits per byte (`newllm.evaluation.diagnosis`).
+    `baseline/unigram_bits_per_byte` is that of the frequencies of tokens in the training rows. One line judges the
+    model by it and, where eval.trigram measures that, by a trigram model (`newllm.evaluation.diagnosis.judge`).
     """
 
     def __init__(
         self,
         weighting: Literal["token", "batch_mean"] = "token",
         batch_size: int = 8,
-        reference: float = BYTES_PER_TOKEN,
-        verdicts: dict = VERDICTS,
     ):
-        require_positive("eval.loss", batch_size=batch_size, reference=reference)
-        bounds = list(verdicts.values())
-        if not all(bound is None or isinstance(bound, int | float) for bound in bounds) or len({*bounds}) < len(bounds):
-            raise ConfigError(
-                "eval.loss.verdicts must give each verdict a perplexity bound of its own, or null for no bound, as in "
-                f"'suspicious: 30'; got {verdicts}."
-            )
-        self.weighting, self.batch_size, self.reference = weighting, batch_size, reference
+        require_positive("eval.loss", batch_size=batch_size)
+        self.weighting, self.batch_size = weighting, batch_size
 
     def __call__(self, subject: Subject) -> Findings:
         losses, mask = subject.token_losses()
@@ -49,13 +39,15 @@ class Loss(Evaluator):
         ppl, bits = float(np.exp(loss)), subject.bits_per_byte()
         bytes_per_token = subject.scored_bytes() / tokens
         how = "token-weighted" if self.weighting == "token" else f"mean over batches of {self.batch_size}, as published"
-        body: list = [
-            f"Perplexity {ppl:.2f}: {subject.diagnose(ppl)}",
-            f"Loss {loss:.4f} nats per token ({how}), {bits:.4f} bits per byte",
-            f"{tokens:,} tokens scored, {bytes_per_token:.2f} bytes each; the verdict is that of perplexity "
-            f"{rescale(ppl, bytes_per_token, self.reference):.0f} at {self.reference:g}",
-        ]
         metrics = {"val/loss": loss, "val/ppl": ppl, "val/bits_per_byte": bits}
+        metrics["baseline/unigram_bits_per_byte"] = subject.unigram_bits_per_byte
+        body: list = [
+            judge(metrics),
+            f"Perplexity {ppl:.2f}, loss {loss:.4f} nats per token ({how})",
+            f"{tokens:,} tokens scored, {bytes_per_token:.2f} bytes each",
+        ]
+        if any(note.startswith("loses text") for note in subject.data.tokenizer_notes):
+            body.append("The tokenizer loses text, so bits per byte compare only with those of the same tokenizer")
         scored = dict.fromkeys(metrics, subject.scored_rows)
         if self.weighting == "batch_mean":  # weights the tokens differently
             scored["val/loss"] = scored["val/ppl"] = fingerprint(subject.scored_rows, self.batch_size)

@@ -38,9 +38,7 @@ class Position(Evaluator):
             name = f"val/ppl_by_position/{start}-{end}"
             metrics[name] = ppl
             scored_by[name] = fingerprint(subject.scored_rows, length, start, end)
-            rows.append(
-                {"positions": f"{start}-{end}", "ppl": ppl, "tokens": scored.size, "verdict": subject.diagnose(ppl)}
-            )
+            rows.append({"positions": f"{start}-{end}", "ppl": ppl, "tokens": scored.size})
         tables = {"position": by_position(losses, mask)}
         return Findings("Perplexity by position", metrics, tables, [rows], scored_by)
 

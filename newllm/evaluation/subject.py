@@ -17,8 +17,8 @@ from newllm.build import build
 from newllm.data.dataset import Dataset, Rows
 from newllm.data.facts import IGNORED
 from newllm.errors import RunError
-from newllm.evaluation.diagnosis import judge
 from newllm.evaluation.fingerprint import fingerprint
+from newllm.evaluation.ngrams import Order
 from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
 from newllm.training.cross_entropy import token_losses
@@ -26,6 +26,7 @@ from newllm.training.cross_entropy import token_losses
 Table = list[dict[str, Any]]
 
 _ROWS = 4096  # rows whose labels are in memory at once
+_COUNTED = 20_000_000  # training labels at most for the frequencies of tokens
 TOKENS = 4096  # smallest batch in tokens: large enough that matrix products are not bound by reading weights
 
 
@@ -172,14 +173,30 @@ class Subject:
             digest.update(labels[labels != IGNORED].tobytes())
         return digest.hexdigest()[:16]
 
-    def diagnose(self, ppl: float, bytes_per_token: float | None = None) -> str:
-        """The verdict on a perplexity by the table of `eval.loss`, scaled to this tokenizer.
+    @cached_property
+    def unigram_bits_per_byte(self) -> float:
+        """Bits per byte of a model that knows only how frequent each token is in the training rows.
 
-        bytes_per_token: of the text behind the perplexity; None takes that of the validation rows.
+        Absolute discounting; unseen tokens share the discounted mass evenly. Counts the first 20 million labels.
         """
-        if bytes_per_token is None:
-            bytes_per_token = self.scored_bytes() / max(int(self.token_losses()[1].sum()), 1)
-        return judge(self.config.get("eval") or {}, bytes_per_token, ppl)
+        train, val, vocab = self.data.train, self.data.val, self.model.vocab_size
+        length = val.arrays(np.arange(1))[1].shape[1]
+        counts, scored = (
+            _label_counts(rows, most, vocab) for rows, most in ((train, max(_COUNTED // length, 1)), (val, len(val)))
+        )
+        seen = np.flatnonzero(counts)
+        ids = np.flatnonzero(scored)
+        p = Order(seen, counts[seen], vocab).interpolate(ids, np.full(len(ids), 1 / vocab))
+        return float(-(scored[ids] * np.log2(p)).sum() / max(self.scored_bytes(), 1))
+
+
+def _label_counts(rows: Rows, most: int, vocab: int) -> np.ndarray:
+    """How often each id is a scored label in the first `most` rows, int64 [vocab]."""
+    counts, end = np.zeros(vocab, dtype=np.int64), min(most, len(rows))
+    for start in range(0, end, _ROWS):
+        labels = rows.arrays(np.arange(start, min(start + _ROWS, end)))[1]
+        counts += np.bincount(labels[labels != IGNORED], minlength=vocab)
+    return counts
 
 
 def _losses(model: LanguageModel, inputs: Tensor, labels: Tensor) -> Tensor:

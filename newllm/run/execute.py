@@ -5,7 +5,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from newllm.errors import (
     disk_is_full,
     ran_out_of_memory,
 )  # fmt: skip
-from newllm.evaluation import Findings, evaluate, judge
+from newllm.evaluation import Findings, evaluate
 from newllm.run import printing
 from newllm.run.evaluation_plan import EvaluationPlan, missing_evaluators
 from newllm.run.follower import follow
@@ -147,8 +146,7 @@ def _evaluate_done(cfg: DictConfig, directory: RunDirectory, console: Console, s
     results = metrics_of(directory.results())
     directory.label(labels_of(cfg))
     console.line(f"This run is done: {directory.path} holds its results. Another seed makes another run (seed=…).")
-    verdict = partial(judge, stored["eval"], results["data/bytes_per_token"])
-    printing.summary(console, results, verdict, str(directory.path))
+    printing.summary(console, results, str(directory.path))
     return 0
 
 
@@ -220,7 +218,7 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
     results = _evaluate(run, loop.progress, stages)
     results["speed/wall_seconds"] = earlier_seconds + time.monotonic() - run.started
     run.log(loop.progress.step, metrics_of(results), close=True)
-    printing.summary(console, metrics_of(results), run.judge, str(directory.path))
+    printing.summary(console, metrics_of(results), str(directory.path))
     directory.write_results(results)
 
 

@@ -12,7 +12,7 @@ from newllm.config.identity import changed_content
 from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
 from newllm.errors import ConfigError
-from newllm.evaluation import Evaluator, Subject, judge
+from newllm.evaluation import Evaluator, Subject
 from newllm.evaluation.limits import free_bytes
 from newllm.model import LanguageModel, build_model
 from newllm.precision import autocast, resolve
@@ -91,9 +91,8 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     data.notes += notes
     if trainer.precision not in ("auto", precision):
         data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
-    verdict = partial(judge, cfg.eval, data.counts["data/bytes_per_token"])
     parts = (runtime, trainer, optim, device, precision, data, model)
-    return Run(cfg, directory, *parts, verdict, stages, place, earlier, started)
+    return Run(cfg, directory, *parts, stages, place, earlier, started)
 
 
 def _require_memory(shape: LanguageModel, device: torch.device, trained: bool) -> None:

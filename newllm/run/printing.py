@@ -1,19 +1,21 @@
 """What a run prints before training and after evaluation: its settings, and a summary of its results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
 
 from newllm.config.groups import parts_of, stages
 from newllm.console import Console, number
+from newllm.evaluation import judge
 from newllm.model import LanguageModel
 from newllm.run.prepare import parameters
 from newllm.training.run_context import Run
 
 # Rows of the summary table; those that were not measured are left out.
 SUMMARY = [
-    "val/ppl", "val/accuracy", "val/bits_per_byte", "baseline/trigram_bits_per_byte", "val/loss", "val/best_epoch",
+    "val/ppl", "val/accuracy", "val/bits_per_byte", "baseline/trigram_bits_per_byte",
+    "baseline/unigram_bits_per_byte", "val/loss", "val/best_epoch",
     "train/ppl", *(f"{stage}/iterations" for stage in stages()), "context/rank_share@val",
     "reversal/forward_ppl", "reversal/backward_ppl", "reversal/ratio",
     "kv_cache/bytes_per_token", "kv_cache/reduction", "params/total", "memory/peak_bytes",
@@ -56,14 +58,13 @@ def header(run: Run) -> None:
         console.line(f"Note: {note}", style="yellow")
 
 
-def summary(console: Console, results: Mapping[str, float], judge: Callable[[float], str], directory: str) -> None:
-    """Print the main results, the directory of all results and the next command."""
+def summary(console: Console, results: Mapping[str, float], directory: str) -> None:
+    """Print the main results, a judgement of them, the directory of all results and the next command."""
     rows = []
     for name in SUMMARY:
         if results.get(name) is not None:
-            verdict = judge(results[name]) if name == "val/ppl" else ""
-            rows.append({"metric": name, "value": number(results[name]), "": verdict})
-    console.section("Summary", [rows])
+            rows.append({"metric": name, "value": number(results[name])})
+    console.section("Summary", [rows, *filter(None, [judge(results)])])
     console.line(f"{len(results)} results and all tables are in {directory}")
     console.line(f'Next: python -m newllm.generate {directory} "def "')
 

@@ -28,7 +28,7 @@ from newllm.training.step import Numbers, Step, cut, read_and_clear
 
 USUAL_RATE = 1e-3  # which most models of any size bear
 STATUS_SECONDS = 2.0  # between two updates of status.json
-EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}   {'time':>8}"
+EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}   {'bits/byte':>10} {'time':>8}"
 
 
 class Loop:
@@ -209,9 +209,10 @@ class Loop:
 
     def _epoch_line(self, values: Mapping[str, Any], duration: str = "") -> str:
         """One line of the epoch table; `*` marks the best epoch so far."""
+        bits = values["val/loss"] / math.log(2) / self.run.data.counts["data/bytes_per_token"]
         return (
             f"{values['epoch']:>5}{values['train/ppl']:>12,.1f}{values['val/loss']:>10.4f}{values['val/ppl']:>12,.1f} "
-            f"{'*' if values['val/best'] else ' '} {duration:>8}   {self.run.judge(values['val/ppl'])}"
+            f"{'*' if values['val/best'] else ' '} {bits:>10.4f} {duration:>8}"
         )
 
     def _seconds(self) -> float:

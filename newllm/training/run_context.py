@@ -1,7 +1,7 @@
 """The context of one run: what its stages, training loop and evaluators work with."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ class StepMaker(Protocol):
 class Run:
     """One run. `newllm.run.prepare` builds and checks all of it before anything is written.
 
-    judge: gives the verdict on a perplexity. stages: group -> stage before training. earlier: what an earlier attempt
+    stages: group -> stage before training. earlier: what an earlier attempt
     has fixed. started: by time.monotonic. packed: makes the training steps if the run is part of a pack.
     """
 
@@ -47,7 +47,6 @@ class Run:
     precision: Precision
     data: Dataset
     model: LanguageModel
-    judge: Callable[[float], str]
     stages: Any = None
     place: Place = field(default_factory=Place)
     earlier: NumericSettings | None = None

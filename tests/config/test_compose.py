@@ -408,8 +408,6 @@ def test_values_of_several_parts_are_set_whole_or_in_part() -> None:
         compose(["pos_encoding.scaling.kind=yarn", "pos_encoding.scaling.factor=8"]),
     )
     assert whole.pos_encoding.scaling == part.pos_encoding.scaling == {"kind": "yarn", "factor": 8}
-    verdicts = compose(["eval.loss.verdicts={high:900}"]).eval.loss.verdicts
-    assert (verdicts.high, verdicts.suspicious) == (900, 30)
     assert compose(["data=text", "data.path=42"]).data.path == "42"
 
 

@@ -37,8 +37,6 @@ OTHER: dict[str, tuple[Any, tuple[str, ...]]] = {
     "extrapolation.stride": (8, ("extrapolation/sliding",)),
     "loss.weighting": ("batch_mean", ("val/loss", "val/ppl")),
     "loss.batch_size": (4, SAME),  # unused with weighting=token
-    "loss.reference": (3.0, SAME),
-    "loss.verdicts": ({"all": None}, SAME),
     "passkey.lengths": ([64], SAME),
     "passkey.depths": ([0.5, 0.75], ALL),
     "passkey.trials": (3, ALL),

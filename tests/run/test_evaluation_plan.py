@@ -53,7 +53,7 @@ def test_changed_settings(trained: list[str], typed: list[str], settings: tuple[
 
 def test_stored_values_are_kept_when_defaults_have_changed() -> None:
     run = stored_config()
-    run["pos_encoding"]["rotary_pct"], run["optim"]["eps"], run["eval"]["loss"]["reference"] = 0.25, 1e-3, 7.0
+    run["pos_encoding"]["rotary_pct"], run["optim"]["eps"], run["eval"]["loss"]["batch_size"] = 0.25, 1e-3, 7
     config = plan_for(run, ["theta=100", "eval=[rank,loss]", "runtime.threads=1"]).config
     assert (config["pos_encoding"]["theta"], config["pos_encoding"]["rotary_pct"]) == (100, 0.25)
     assert config["optim"] == run["optim"]

@@ -67,6 +67,7 @@ class TextData:
     val_tokens: np.ndarray
     facts: object = None
     notes: list[str] = field(default_factory=list)
+    tokenizer_notes: list[str] = field(default_factory=list)
 
     @property
     def val_bytes(self) -> int:

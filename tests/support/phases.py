@@ -54,7 +54,7 @@ def small_run(cfg: Any, folder: Path, **changes: Any) -> Run:
     }
     model = changes.pop("model", None) or build_model(cfg, data.tokenizer.vocab_size)
     return Run(cfg=cfg, directory=directory, device=torch.device("cpu"), data=data, model=model,
-               judge=lambda ppl: "", **{**parts, **changes})  # fmt: skip
+               **{**parts, **changes})  # fmt: skip
 
 
 def phase_and_run(cfg: Any, folder: Path, **changes: Any) -> tuple[Stage, Run]:
