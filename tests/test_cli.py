@@ -211,6 +211,9 @@ def test_every_sweep_has_a_folder_of_its_own(launches: list[Launch]) -> None:
     assert folder("sweep.zip=[{lr: [0.1, 0.2], batch_size: [1, 2]}]") == "outputs/sweeps/lr-batch_size"
     assert folder("seed=1,2", "hydra.sweep.dir=outputs/sweeps") == "outputs/sweeps"
     assert folder("hydra/sweeper=basic", "seed=1,2") == "outputs/sweeps/seed"
+    started = len(launches)
+    assert folder("eval=[loss],[loss,qk]", "seed=1,2") == "outputs/sweeps/seed"
+    assert len(launches) == started, "evaluators make no other runs, and these have been called"
     assert folder("seed=7") == "outputs/sweeps/tiny-rope-mha-stdlib-s7"
     started = len(launches)
     assert train.main(["-m", "pos_encoding=rope,alibi", "seeds=1"]) == 0

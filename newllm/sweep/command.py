@@ -11,6 +11,7 @@ from newllm.build import build
 from newllm.config.axes import referenced, unused_axis_error
 from newllm.config.compose import Composed, Job, catalog_for, compose_many, composed_choices, labels_of, with_values
 from newllm.config.grid import combinations
+from newllm.config.groups import group_of
 from newllm.config.identity import resolved, safe_name, slug
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import convert_options
@@ -219,6 +220,7 @@ def folder_name(given: Overrides, settings: Sweep | None = None) -> str:
         keys += [str(key) for grid in (*settings.grids, *settings.zip) for key in grid if key != "zip"]
     if settings is not None and settings.seeds is not None:
         keys.append("seed")
+    keys = [key for key in keys if group_of(key.partition(".")[0]).trained]  # evaluators make no other runs
     names = [str(one.value()) for one in experiments if not one.is_sweep_override() and one.value()]
     return safe_name("-".join(dict.fromkeys([*names, *keys]))) if names or keys else ""
 

@@ -38,7 +38,7 @@ class PlannedRun:
 
     @property
     def state(self) -> str:
-        return "to evaluate" if self.missing else self.known.state
+        return "to evaluate" if self.missing and self.wanted else self.known.state
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def after_worker(run: RunDirectory, exit_status: int, stopped: bool) -> tuple[st
     """
     status = _status(run)
     if status["state"] == "done" and run.asked():  # evaluators that it still lacks; the training stays done
-        return ("interrupted" if stopped else "failed"), status.get("error")
+        error = status.get("error") or f"its evaluation ended with status {exit_status} and without results"
+        return ("interrupted" if stopped else "failed"), error
     if status["state"] not in ("queued", "running"):
         return "failed" if status["state"] == "unreadable" else status["state"], status.get("error")
     if run.in_use():
