@@ -110,9 +110,15 @@ def plan_evaluation(
         raise ConfigError(f"{path} is not writable, so results can't be added; copy it and evaluate the copy.")
     use_code_of_run(run)
     started_in = Path(run.environment().get("folder", "."))
-    for key in ("path", "tokenizer"):  # may be relative to the folder that training was started in
-        if isinstance(text := config["data"].get(key), str) and not Path(text).expanduser().exists():
-            config["data"][key] = str(started_in / text) if (started_in / text).exists() else text
+    for key in config.get("content", {}):  # paths may be relative to the folder that training was started in
+        group, _, option = key.partition(".")
+        there = started_in / (text := config[group][option])
+        if not os.path.exists(os.path.expanduser(text)) and os.path.exists(there):
+            config[group][option] = str(there)
+    place = config["data"].get("path")
+    lost = "data.path" in config.get("content", {}) and not os.path.exists(os.path.expanduser(place))
+    if lost and {word.partition("=")[0] for word in overrides}.isdisjoint(("data", "data.path")):
+        raise ConfigError(f"data.path={place} does not exist any more; type data.path=…, where that text is now.")
     return plan_from_config(run, config, overrides, config_dir)
 
 
