@@ -12,7 +12,7 @@ import newllm
 from newllm.config import effective
 from newllm.pack import measure, meeting
 from newllm.pack.packed_step import PackedStep
-from newllm.store.run_directory import RunDirectory, State
+from newllm.store.run_directory import RunDirectory, metrics_of, State
 from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
 from newllm.sweep.workers import ask_to_end, work
@@ -44,7 +44,7 @@ def assert_equal(run: Path, other: Path) -> None:
 
 def _metrics_and_results(run: Path) -> list[dict]:
     lines, results = timeless_results(run)
-    return [*lines, results]
+    return [*lines, metrics_of(results)]
 
 
 def states(runs: list[Path]) -> list[State]:
