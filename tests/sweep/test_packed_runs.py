@@ -12,7 +12,7 @@ import newllm
 from newllm.config import effective
 from newllm.pack import measure, meeting
 from newllm.pack.packed_step import PackedStep
-from newllm.store.run_directory import RunDirectory, metrics_of, State
+from newllm.store.run_directory import RunDirectory, State, metrics_of
 from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
 from newllm.sweep.workers import ask_to_end, work
