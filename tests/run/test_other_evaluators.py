@@ -16,12 +16,13 @@ from newllm.sweep.command import read
 from newllm.sweep.plan import Plan, by_signature, plan
 from newllm.sweep.state import after_worker, before_worker
 from newllm.sweep.workers import work
+from newllm.training.loggers import Logger
 from tests.support.small_runs import SMALL_RUN, small_config, timeless_results
 
 LOGGED: list[tuple[int, dict[str, float]]] = []
 
 
-class KeepingLogger:
+class KeepingLogger(Logger):
     def log(self, step: int, metrics: dict[str, float]) -> None:
         LOGGED.append((step, dict(metrics)))
 
