@@ -11,6 +11,7 @@ positions look (phase collision; lower is less similar; it does not predict perp
 """
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from newllm.config.catalog import plain
 from newllm.config.compose import catalog_for
 from newllm.errors import ConfigError, Parser, run_command
 from newllm.position.frequencies import channels_longer_than, phase_collision, wavelengths
@@ -54,7 +56,7 @@ def spectra(overrides: Sequence[str], lengths: Sequence[int] = (), config_dir: s
         distinct.setdefault(
             json.dumps([*nodes, run.config["data"]["seq_len"]], sort_keys=True, default=str), run.config
         )
-    configs = list(distinct.values())
+    configs = [_checked(config) for config in distinct.values()]
     results = []
     names, _ = name_groups(configs, [settings_of(nodes) for nodes in nodes_of(configs)])
     for name, config in zip(names, configs, strict=True):
@@ -70,6 +72,20 @@ def spectra(overrides: Sequence[str], lengths: Sequence[int] = (), config_dir: s
         choices = ", ".join(dict.fromkeys(str(config["choices"]["pos_encoding"]) for config in configs))
         raise ConfigError(f"pos_encoding={choices} rotates nothing, so it has no spectrum; try pos_encoding=rope.")
     return results
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with its values converted to their types. Raises ConfigError if its model can't be built."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from newllm.config.values import check_values
+    from newllm.model import build_model
+
+    checked = check_values(OmegaConf.create(dict(config)))
+    with torch.device("meta"):
+        build_model(checked, tokens=checked.model.vocab_size or 64)
+    return plain(checked)
 
 
 def _encoding(config: Mapping[str, Any]) -> Any:
@@ -194,8 +210,8 @@ def _file(name: str) -> Path:
 
 def _lengths(word: str) -> list[int]:
     parts = word.removeprefix("length=").strip("[]").split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(f"{word}: expected whole numbers above 0, as in length=4096 or length=2048,8192.")
+    if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) and int(part) for part in parts):
+        raise ConfigError(f"{word}: expected whole numbers from 1 to 10^9 - 1, as in length=4096 or length=2048,8192.")
     return [int(part) for part in parts]
 
 

@@ -1,5 +1,6 @@
 """`python -m newllm.generate RUN "prompt"`: continue a text with a finished run's model, decoding from its cache."""
 
+import math
 import sys
 
 from newllm.config.compose import catalog_for
@@ -24,8 +25,8 @@ def _run(argv: list[str]) -> int:
     parser.add_argument("--config-dir", "-cd", metavar="FOLDER", help="of the run's classes outside newllm")
     options = parser.parse_args(argv)
     catalog_for(options.config_dir)
-    if not options.temperature >= 0:
-        raise ConfigError(f"--temperature must be 0 (greedy) or greater; got {options.temperature:g}.")
+    if not 0 <= options.temperature < math.inf:
+        raise ConfigError(f"--temperature must be 0 (greedy) or a greater finite number; got {options.temperature:g}.")
     if not 0 < options.top_p <= 1:
         raise ConfigError(f"--top-p must lie in (0, 1]; got {options.top_p:g}.")
     if not 1 <= options.max_new_tokens <= MOST_TOKENS:

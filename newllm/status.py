@@ -91,9 +91,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _interval(text: str) -> float:
-    if not text.replace(".", "", 1).isdigit() or not 0.1 <= float(text) <= 86400:
+    seconds = _seconds(text)
+    if seconds is None or not 0.1 <= seconds <= 86400:
         raise ConfigError(f"--watch takes seconds between 0.1 and 86400; {text} was given, try --watch 5.")
-    return float(text)
+    return seconds
+
+
+def _seconds(text: str) -> float | None:
+    """The number that `text` is, if any."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _run(argv: list[str]) -> int:
@@ -102,7 +111,7 @@ def _run(argv: list[str]) -> int:
         following = words[i + 1] if i + 1 < len(words) else ""
         if word == "--retry" and following not in _RETRY:
             words[i] = "--retry=failed"
-        if word == "--watch" and not following.replace(".", "", 1).isdigit():
+        if word == "--watch" and _seconds(following) is None:
             words[i] = "--watch=2"
     options = _parser().parse_intermixed_args(words)
     if options.follow and not options.logs:

@@ -77,7 +77,7 @@ def test_a_users_own_encoding(tmp_path: Path) -> None:
         (["--config-dir=/no/such"], "no such folder"),
         (["outt=x.png"], "outt is unknown; did you mean out?"),
         (["lenght=9"], "lenght is unknown; did you mean length?"),
-        (["length=0"], "length=0: expected whole numbers above 0"),
+        (["length=0"], "length=0: expected whole numbers from 1"),
         (["out=spectra.pdf"], "out=spectra.pdf must be a .png, .svg or .csv file"),
         (["out=/no/such/place/spectra.png"], "in an existing folder"),
     ],

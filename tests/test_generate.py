@@ -132,8 +132,8 @@ def test_an_empty_prompt_starts_after_an_end_of_text(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--temperature", "-1"], "--temperature must be 0 (greedy) or greater; got -1"),
-        (["--temperature", "nan"], "--temperature must be 0 (greedy) or greater; got nan"),
+        (["--temperature", "-1"], "--temperature must be 0 (greedy) or a greater finite number; got -1"),
+        (["--temperature", "nan"], "--temperature must be 0 (greedy) or a greater finite number; got nan"),
         (["--top-p", "0"], "--top-p must lie in (0, 1]; got 0"),
         (["--top-p", "1.2"], "--top-p must lie in (0, 1]; got 1.2"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1; got 0"),

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ VALID = [
     [*DRY, *TINY, "lr=1e-3,2e-3", "seed=range(1,4)", "hydra.sweep.dir=sweep", "retries=2", "only=[0,1]"],
     [*DRY, *TINY, "sweep.zip=[{lr:[1e-3,5e-4],batch_size:[4,8]}]", "pack=2", "canary=true", "fail_fast=true"],
     [*DRY, *TINY, "sweep.grids=[{theta:[1e3,1e4],seed:[1,2]}]", "hydra.launcher.slots=1", "rerun=failed"],
+    [
+        "train",
+        *TINY,
+        "eval=[loss,position,reversal,qk,kv_cache,rank,trigram]",
+        "facts=reversal",
+        "model.vocab_size=320",
+    ],
+    [*DRY, "model=context_token_tiny", "phase1=published", "objective=mcdl", "embeddings=none", "data.vocab_size=300"],
     [*DRY, *TINY, "attention=mha,mla", "kv_dim=16,32", "hydra/launcher=local", "hydra.launcher.threads=1"],
     ["train", *TINY, "hydra/launcher=local", "dry_run=true", "runtime.device=cpu", "trainer.patience=2"],
     ["evaluate", "run"],
@@ -72,13 +81,14 @@ VALID = [
     ["--version"],
 ]
 ODD = [
-    "", "0", "-1", "1", "99999999999999999999", "-99999999999999999999", "1e400", "1e-400", "1e20", "nan", "inf", "-inf",
-    "null", "none", "true", "False", "abc", "é", "日本", "\U0001f600", "'", '"', "''", '"a b"', "[", "]", "[]", "[1,2]", "[[1]]",
-    "{", "}", "{}", "{a:1}", "${seed}", "'${seed}'", "'${nope}'", "'${oc.env:NOT_SET}'", "'${oc.env:HOME}'", "${", "'${'",
-    "???", "~", "*", "**", "-", "--", "=", ",", "1,", ",1", "1,2", "1,,2", "range(1,3)", "range(1,1e9)", "range(3,1)", "glob(*)",
-    "choice(1,2)", "interval(0,1)", "sort(2,1)", "(", ")", "a=b", "a:b", "\\", "\\n", "\n", "\t", "\x01", "\x1b[31m", "/", "/etc",
-    "/dev/null", "/nowhere/at all", ".", "..", "run", "text.jsonl", "run/results.json", "x" * 300, "9" * 5000, "[" * 200,
-    "0x10", "1_000", "1.5", "5e3", "1e-3", "007", "+1", "%s", "$HOME", "!!python/name:os.system", "&a", "*a", "|", ">", "#", "@", "`",
+    "", "0", "-1", "1", "99999999999999999999", "-99999999999999999999", "1e400", "1e-400", "1e20", "nan", "inf",
+    "-inf", "null", "none", "true", "False", "abc", "é", "日本", "\U0001f600", "'", '"', "''", '"a b"', "[", "]", "[]",
+    "[1,2]", "[[1]]", "{", "}", "{}", "{a:1}", "${seed}", "'${seed}'", "'${nope}'", "'${oc.env:NOT_SET}'",
+    "'${oc.env:HOME}'", "${", "'${'", "???", "~", "*", "**", "-", "--", "=", ",", "1,", ",1", "1,2", "1,,2",
+    "range(1,3)", "range(1,1e9)", "range(3,1)", "glob(*)", "choice(1,2)", "interval(0,1)", "sort(2,1)", "(", ")",
+    "a=b", "a:b", "\\", "\\n", "\n", "\t", "\x01", "\x1b[31m", "/", "/etc", "/dev/null", "/nowhere/at all", ".", "..",
+    "run", "text.jsonl", "run/results.json", "x" * 300, "9" * 5000, "[" * 200, "0x10", "1_000", "1.5", "5e3", "1e-3",
+    "007", "+1", "%s", "$HOME", "!!python/name:os.system", "&a", "*a", "|", ">", "#", "@", "`",
 ]  # fmt: skip
 
 
@@ -139,7 +149,9 @@ def _change_words(words: list[str], draw: random.Random) -> list[str]:
     at, other = _position(words, draw), draw.randrange(len(words))
     swapped = list(words)
     swapped[at], swapped[other] = words[other], words[at]
-    return draw.choice([words[:at] + words[at + 1 :], [*words, words[at]], swapped, [*words[:at], *words[at + 1 :], ""]])
+    return draw.choice(
+        [words[:at] + words[at + 1 :], [*words, words[at]], swapped, [*words[:at], *words[at + 1 :], ""]]
+    )
 
 
 def _change_value(words: list[str], draw: random.Random) -> list[str]:
@@ -165,8 +177,33 @@ def _add_again(words: list[str], draw: random.Random) -> list[str]:
     return [*words, f"{draw.choice(keys)}={draw.choice(['1', '2,3', *ODD])}"]
 
 
+@cache
+def _all_options() -> list[str]:
+    """Axes and options of every choice: ``theta``, ``attention.kv_dim``, ``eval.qk.rows``."""
+    from newllm.config.catalog import Catalog, plain, shipped
+    from newllm.config.compose import compose
+
+    catalog, options = Catalog((shipped(),)), set()
+    for group, names in catalog.groups.items():
+        for name in names if group != "experiment" else []:
+            choice = f"{group}=[{name}]" if group in catalog.lists else f"{group}={name}"
+            for root, value in plain(compose([choice], check=False)).items():
+                inner = value if isinstance(value, dict) and root not in ("choices", "groups") else {}
+                options |= {f"{root}.{key}" for key in inner if key != "_target_"}
+                options |= {
+                    f"{root}.{key}.{last}" for key, node in inner.items() if isinstance(node, dict) for last in node
+                }
+    return sorted({*options, *catalog.axes})
+
+
+def _set_any_option(words: list[str], draw: random.Random) -> list[str]:
+    """An option of a choice, which the line may or may not have, with an odd value."""
+    return [*words, f"{draw.choice(_all_options())}={draw.choice(ODD)}"]
+
+
 _MUTATIONS: list[Callable[[list[str], random.Random], list[str]]] = [
-    _change_characters, _change_words, _change_value, _change_value, _change_value, _change_key, _add_again,
+    _change_characters, _change_words, _change_value, _change_value, _change_key, _add_again,
+    _set_any_option, _set_any_option,
 ]  # fmt: skip
 
 
@@ -204,8 +241,14 @@ def _same(found: Any, value: str) -> bool:
     with suppress(TypeError, ValueError):
         if float(found) == float(text.replace("_", "")):
             return True
-    return found == read or str(found) == text or repr(found).replace(" ", "") == repr(read).replace(" ", "") or (
-        isinstance(found, list) and [str(one) for one in found] == [one.strip() for one in text.strip("[]").split(",")]
+    return (
+        found == read
+        or str(found) == text
+        or repr(found).replace(" ", "") == repr(read).replace(" ", "")
+        or (
+            isinstance(found, list)
+            and [str(one) for one in found] == [one.strip() for one in text.strip("[]").split(",")]
+        )
     )
 
 
@@ -214,9 +257,12 @@ def _same(found: Any, value: str) -> bool:
 
 def import_everything() -> None:
     """What the forked processes share."""
-    for name in ("report.__main__", "report.sections", "report.page", "report.study", "report.options", "run.execute",
-                 "run.load", "run.reevaluate", "run.evaluation_plan", "sweep.control", "sweep.plan_table", "pack.meeting",
-                 "model.decoder", "frequencies", "conformance", "status", "evaluate", "generate", "train", "bench"):  # fmt: skip
+    names = (
+        "report.__main__ report.sections report.page report.study report.options run.execute run.load run.reevaluate "
+        "run.evaluation_plan sweep.control sweep.plan_table pack.meeting model.decoder frequencies conformance status "
+        "evaluate generate train bench"
+    )
+    for name in names.split():
         import_module(f"newllm.{name}")
     import torch
 

@@ -1,5 +1,6 @@
 """The token store: whole or not at all, built once, cheap to open."""
 
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from newllm.data.corpora.corpus import Piece
 from newllm.data.corpora.text_files import TextFiles
 from newllm.data.disk_cache import cache_folder, locked
 from newllm.data.token_store import StreamWriter, read_stream, token_dtype
+from newllm.data.tokenizer import Tokenizer
 from newllm.errors import RunError
 from tests.support.corpora import SMALL, TEXT_FILES, Load, write_jsonl
 
@@ -103,14 +105,25 @@ def test_what_a_killed_process_left_is_no_store(load: Load, tmp_path: Path) -> N
     assert store_in(tmp_path) == folder
 
 
-def test_failure_leaves_nothing_behind(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("writer", "method", "error"),
+    [
+        (StreamWriter, "write", OSError(errno.ENOSPC, "No space left on device")),
+        (StreamWriter, "write", OSError(errno.EFBIG, "File too large")),  # as under ulimit -f
+        (Tokenizer, "save", Exception("No space left on device (os error 28)")),  # of the tokenizers library
+    ],
+)
+def test_a_full_disk_leaves_nothing_behind(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: type, method: str, error: Exception
+) -> None:
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
-    monkeypatch.setattr(StreamWriter, "write", full)
+    monkeypatch.setattr(writer, method, full)
     with pytest.raises(RunError, match="no space left"):
         load(cache=tmp_path)
-    assert [path for path in (tmp_path / "stores").iterdir() if path.is_dir()] == []
+    assert [path for path in tmp_path.glob("stores/*") if path.is_dir()] == []
+    assert not [*tmp_path.rglob("*.building")]
 
 
 def test_a_text_that_grows_while_it_is_read_is_refused(

@@ -180,7 +180,9 @@ def test_runs_that_are_no_longer_queued_are_left_alone(tmp_path: Path) -> None:
     assert "d elsewhere" in sweep.display.lines
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR2, 140)]
+)
 def test_a_signal_lets_running_runs_save_and_leaves_the_rest_queued(
     tmp_path: Path, signum: signal.Signals, status: int
 ) -> None:

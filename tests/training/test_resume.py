@@ -66,6 +66,7 @@ def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path,
         (signal.SIGINT, "step"),
         (signal.SIGUSR1, "validation"),
         (signal.SIGUSR2, "step"),
+        (signal.SIGHUP, "step"),
         (signal.SIGTERM, "evaluation"),
     ],
 )
