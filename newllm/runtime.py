@@ -227,7 +227,7 @@ def _core_times() -> dict[int, tuple[int, int]]:
 def _automatic_threads() -> tuple[int, str | None]:
     """The threads of runtime.threads=auto, and a sentence if other work makes them fewer than the cores."""
     variable = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if variable.isdigit() and int(variable) > 0:
+    if re.fullmatch(r"[0-9]{1,4}", variable) and int(variable):
         return int(variable) * Place.from_environment().local_size, None
     cores = available_cores()
     busy = min(_busy_cores(), cores) if cores > 1 else 0.0

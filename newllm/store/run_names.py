@@ -46,7 +46,8 @@ def numbered(folder: Path) -> list[Path]:
 
 def natural(name: str) -> list[int | str]:
     """A key to sort by: s2 before s10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]  # text and numbers alternate
+    # Text and numbers alternate; Python reads no number of thousands of digits.
+    return [int(part[:99]) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def located(typed: str | os.PathLike[str]) -> Path:
@@ -105,7 +106,7 @@ def choose(words: Sequence[str], runs: Sequence[Path], folder: Path) -> list[Pat
     short = short_names(dict.fromkeys(path.name for path in runs))
     chosen = []
     for word in words:
-        if re.fullmatch(r"0|[1-9]\d*", word) and int(word) < len(runs):
+        if re.fullmatch(r"0|[1-9][0-9]{,8}", word) and int(word) < len(runs):
             chosen.append(runs[int(word)])
             continue
         name = _matching_name(word, short, folder)

@@ -227,7 +227,7 @@ def ignored_value(words: Sequence[str]) -> str | None:
         if OmegaConf.is_dict(found) and key in cfg.choices:
             found = cfg.choices[key]
         found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
-        if "${" not in value and not _same(found, value):
+        if "${" not in value and value != "???" and not _same(found, value):
             return f"{key}={value}: {found!r}"
     return None
 
