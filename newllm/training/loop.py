@@ -23,10 +23,10 @@ from newllm.training.checkpoint import Progress, load_training, save_training, s
 from newllm.training.cross_entropy import token_losses
 from newllm.training.distributed import Team
 from newllm.training.memory import peak_bytes
+from newllm.training.optimizer import lower_rate
 from newllm.training.run_context import Run
 from newllm.training.step import Numbers, Step, cut, read_and_clear
 
-USUAL_RATE = 1e-3  # which most models of any size bear
 STATUS_SECONDS = 2.0  # between two updates of status.json
 EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}   {'bits/byte':>10} {'time':>8}"
 
@@ -112,10 +112,9 @@ class Loop:
         first = self.progress.step - len(self._pending) + 1
         for step, (loss, norm, scored) in enumerate(read_and_clear(self._pending), first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                lower = min(self.run.optim.lr / 10, USUAL_RATE)
                 raise RunError(
                     f"Training diverged at step {step}: the loss is {loss:g} and the gradient norm {norm:g}; a lower "
-                    f"rate (lr={lower:g}) or optim.clip=1.0 usually helps, in a new run"
+                    f"rate (lr={lower_rate(self.run.optim.lr):g}) or optim.clip=1.0 usually helps, in a new run"
                 )
             self.progress.add(loss, scored)
         return norm

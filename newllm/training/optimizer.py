@@ -91,6 +91,11 @@ class AdamW:
         return self.lr * (self.final + (1 - self.final) * cosine)
 
 
+def lower_rate(rate: float) -> float:
+    """What to try after `rate` has diverged: a tenth of it, at most 1e-3, which most models bear."""
+    return min(rate / 10, 1e-3)
+
+
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ConfigError(message)

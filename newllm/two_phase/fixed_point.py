@@ -25,7 +25,7 @@ from newllm.seeding import stream
 from newllm.store.atomic import remove
 from newllm.store.intact import Damaged, is_file, read_json, write_json
 from newllm.training.checkpoint import Progress, load_training, load_weights, read_header, save_training
-from newllm.training.optimizer import AdamW
+from newllm.training.optimizer import AdamW, lower_rate
 from newllm.training.run_context import Run
 from newllm.two_phase import phase_folder
 from newllm.two_phase.first_phase import Line, finish_phase, seconds_of_last, update_progress, write_lines
@@ -407,7 +407,7 @@ class Iteration:
                 if not math.isfinite(batch_loss):
                     raise RunError(
                         f"Phase 1 diverged in iteration {iteration}: the loss is {batch_loss:g}; a lower rate "
-                        f"(phase1.lr={phase.lr / 10:g}) or phase1.clip=1.0 usually helps, in a new run."
+                        f"(phase1.lr={lower_rate(phase.lr):g}) or phase1.clip=1.0 usually helps, in a new run."
                     )
                 append(file, out)
                 loss += size * batch_loss

@@ -20,7 +20,7 @@ from newllm.model import LanguageModel
 from newllm.precision import autocast
 from newllm.run.stage import Stage, StageResult
 from newllm.training.checkpoint import Progress, load_training, load_weights, save_training, save_weights
-from newllm.training.optimizer import AdamW
+from newllm.training.optimizer import AdamW, lower_rate
 from newllm.training.run_context import Run
 from newllm.training.step import BatchLoss, Numbers, Step, cut, read_and_clear
 from newllm.two_phase.first_phase import Line, finish_phase, update_progress, write_lines
@@ -185,7 +185,7 @@ class _Training:
         if not math.isfinite(error):
             raise RunError(
                 f"Phase 1 diverged by step {self.progress.step}: the error of the restored values is {error:g}; a "
-                f"lower rate (phase1.lr={self.phase.lr / 10:g}) usually helps, in a new run."
+                f"lower rate (phase1.lr={lower_rate(self.phase.lr):g}) usually helps, in a new run."
             )
         return error
 

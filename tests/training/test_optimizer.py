@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from newllm.errors import ConfigError
-from newllm.training.optimizer import AdamW
+from newllm.training.optimizer import AdamW, lower_rate
 
 
 def test_published_cosine_schedule() -> None:
@@ -46,3 +46,8 @@ def test_decay_applies_to_matrices_or_to_all() -> None:
 def test_impossible_options_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError, match=f"optim.{next(iter(options))}"):
         AdamW(**{"lr": 1e-3, "betas": [0.9, 0.95]} | options)
+
+
+@pytest.mark.parametrize(("rate", "lower"), [(1e-4, 1e-5), (5e-3, 5e-4), (0.5, 1e-3), (1e20, 1e-3)])
+def test_the_rate_to_try_after_one_that_diverged_is_one_that_can_work(rate: float, lower: float) -> None:
+    assert lower_rate(rate) == pytest.approx(lower)
