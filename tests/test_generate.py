@@ -136,8 +136,10 @@ def test_an_empty_prompt_starts_after_an_end_of_text(
         (["--temperature", "nan"], "--temperature must be 0 (greedy) or a greater finite number; got nan"),
         (["--top-p", "0"], "--top-p must lie in (0, 1]; got 0"),
         (["--top-p", "1.2"], "--top-p must lie in (0, 1]; got 1.2"),
-        (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1; got 0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must lie in [1, 1,000,000]; got 0"),
         (["--max-new-tokens", "many"], "--max-new-tokens: invalid int value: 'many'"),
+        (["--temperature", "1e400"], "got inf"),
+        (["--seed", "99999999999999999999"], "--seed must be a whole number from 0"),
         (["--beams", "4"], "unrecognized arguments: --beams 4"),
     ],
 )
