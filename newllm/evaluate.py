@@ -6,7 +6,7 @@ from pathlib import Path
 
 from newllm.config.compose import catalog_for
 from newllm.errors import ConfigError, Interrupted, NewllmError, Parser, print_error, run_command
-from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs
+from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs, is_run
 from newllm.store.run_names import located
 from newllm.streams import go_on_without_output, visible
 
@@ -120,9 +120,9 @@ def _find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     unfinished = []
     for folder in folders:
         done = inside = [folder]
-        if not (folder / "config.yaml").exists():
+        if not is_run(folder):
             inside = [path for path in find_runs(folder) if evaluated_run(path) is None]
-            done = [path for path in inside if RunDirectory(path).is_done()]
+            done = [path for path in inside if _may_be_done(path)]
             unfinished += [path for path in inside if path not in done]
         if not done:
             if not inside:
@@ -131,6 +131,13 @@ def _find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         for path in done:
             runs.setdefault(path.resolve(), path)
     return list(runs.values()), unfinished
+
+
+def _may_be_done(path: Path) -> bool:
+    try:
+        return RunDirectory(path).is_done()
+    except ConfigError:  # said when its evaluation is planned, and the others go on
+        return True
 
 
 def _listed(paths: Sequence[Path]) -> str:

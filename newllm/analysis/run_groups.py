@@ -46,7 +46,8 @@ class Group:
     label: what sets it apart from the other groups. settings: the choices, axes and options that differ among the
     groups, with this group's values. frame: the table of all runs. positions: the rows of the group's finished runs in
     it. lost: the rows of runs that failed or cannot be read, and that no finished run of the same signature replaces;
-    for evaluations under other settings, of the runs that would have been evaluated.
+    for evaluations under other settings, of the runs that would have been evaluated. damaged: what was wrong with files
+    of the runs that figures and tables would have read.
     """
 
     label: str
@@ -54,6 +55,7 @@ class Group:
     frame: pd.DataFrame = field(repr=False)
     positions: np.ndarray = field(repr=False)
     lost: np.ndarray = field(repr=False, default_factory=lambda: np.array([], dtype=int))
+    damaged: dict[str, None] = field(repr=False, init=False, default_factory=dict)
     _missing: dict[str, dict[int, str]] = field(repr=False, init=False, default_factory=dict)
 
     @cached_property
@@ -194,10 +196,8 @@ def groups(frame: pd.DataFrame, by: Sequence[str] | None = None, without: Sequen
         names, settings = name_groups(without_axes, flats)
     of_groups = [rows[places] for places in members]
     labelled = zip(names, settings, of_groups, _lost_rows(frame, of_groups), strict=True)
-    return sorted(
-        (Group(name, own, frame, places[state[places] == "done"], lost) for name, own, places, lost in labelled),
-        key=_sort_key,
-    )
+    found = [Group(name, own, frame, places[state[places] == "done"], lost) for name, own, places, lost in labelled]
+    return sorted((group for group in found if len(group.positions) or len(group.lost)), key=_sort_key)
 
 
 def lost_runs(frame: pd.DataFrame) -> np.ndarray:

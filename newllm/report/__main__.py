@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # pandas and the like are loaded when there is something to r
     from newllm.report.tables import Table
 
 MOST_ROWS = 60  # of a table on the console
+MOST_PROBLEMS = 10  # sentences on broken runs and files
 WIDTH = 104  # characters of a table on the console
 LONGEST_NAME = 44  # characters of a group's name there
 
@@ -58,6 +59,16 @@ def _print_summary(study: "Study", sections: "Sequence[Section]", written: Seque
     unfinished = study.frame["state"][study.frame["state"] != "done"].value_counts()
     if len(unfinished):
         console.line(f"Without results: {', '.join(f'{count} {state}' for state, count in unfinished.items())}.")
+    unreadable = study.frame[study.frame["state"] == "unreadable"]
+    problems = [
+        f"{run} is left out: {error}." for run, error in zip(unreadable["run"], unreadable["error"], strict=True)
+    ]
+    damaged = dict.fromkeys(error for part in study.parts for group in part.groups for error in group.damaged)
+    problems += [f"Not drawn: {error}." for error in damaged]
+    for line in problems[:MOST_PROBLEMS]:
+        console.line(line, style="yellow")
+    if len(problems) > MOST_PROBLEMS:
+        console.line(f"… and {len(problems) - MOST_PROBLEMS:,} more broken files.")
     console.line()
     if written[0].suffix == ".html":
         console.line(f"Page: {written[0]}", style="bold")

@@ -1,7 +1,7 @@
 """Lines with bands over seeds: learning curves, perplexity by position, queries and keys by layer."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,7 @@ import pandas as pd
 from newllm.report.figures import Drawing, Panel
 from newllm.report.series import BAND, GEOMETRIC, numbered_metrics, over_numbers, read_runs, read_tables
 from newllm.report.study import DrawnGroup, Part
+from newllm.store.run_directory import RunDirectory
 
 MOST_POINTS = 200  # of one learning curve
 _QK_LAYERS = ("qk_layers", ("layer", "q_max", "k_max"), "qk/q_max")
@@ -31,9 +32,9 @@ def learning_curves(part: Part) -> list[Drawing]:
     return part.figure("curves", "Learning curves", panels, GEOMETRIC)
 
 
-def _losses(run: Path) -> dict[str, pd.Series]:
+def _losses(run: RunDirectory) -> dict[str, pd.Series]:
     """The losses in metrics.jsonl over tokens: of training by logged step, of validation by epoch."""
-    log = pd.read_json(run / "metrics.jsonl", lines=True)
+    log = pd.read_json(BytesIO(run.written("metrics.jsonl") or b""), lines=True)
     log = log.reindex(columns=["train/tokens", "epoch", "train/loss", "val/loss"])
     steps, epochs = log[log["epoch"].isna()], log[log["epoch"].notna()]
     losses = {"Training": (steps, "train/loss"), "Validation": (epochs, "val/loss")}

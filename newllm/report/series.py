@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +11,8 @@ import pandas as pd
 from newllm.analysis.run_groups import Group
 from newllm.report.figures import Series
 from newllm.report.study import DrawnGroup, Part
+from newllm.store.intact import Damaged
+from newllm.store.run_directory import RunDirectory
 
 BAND = "Mean over seeds; the band is ± one sample standard deviation."
 GEOMETRIC = "Geometric mean over seeds; the band is ± one sample standard deviation of ln perplexity."
@@ -41,9 +43,10 @@ def over_numbers(groups: Sequence[DrawnGroup], metrics: Numbered, log: bool = Fa
     return [one for one in series if len(one.x)]
 
 
-def read_runs(group: Group, read: Callable[[Path], Content], metric: str = "") -> list[Content]:
+def read_runs(group: Group, read: Callable[[RunDirectory], Content], metric: str = "") -> list[Content]:
     """What `read` returns for the folders of the group's first runs, without those whose file is missing or broken.
 
+    Of a damaged file, `group.damaged` has a sentence.
     metric: only runs that have this metric, if any run has it (of those that scored other tokens it is left out).
     """
     paths = group.runs["path"].to_numpy()
@@ -52,7 +55,9 @@ def read_runs(group: Group, read: Callable[[Path], Content], metric: str = "") -
     contents = []
     for path in paths[:MOST_SEEDS]:
         try:
-            contents.append(read(Path(path)))
+            contents.append(read(RunDirectory(path)))
+        except Damaged as error:
+            group.damaged[str(error)] = None
         except (OSError, ValueError, KeyError):
             continue
     return contents
@@ -61,6 +66,9 @@ def read_runs(group: Group, read: Callable[[Path], Content], metric: str = "") -
 def read_tables(group: Group, name: str, columns: Sequence[str], metric: str = "") -> list[pd.DataFrame]:
     """These columns of tables/<name>.csv of the group's first runs (that have `metric`), of the tables that have them
     all and at least one row."""
-    file, how = f"tables/{name}.csv", {"usecols": columns, "float_precision": "round_trip"}
-    tables = read_runs(group, lambda run: pd.read_csv(run / file, **how), metric)
-    return [table for table in tables if len(table)]
+
+    def read(run: RunDirectory) -> pd.DataFrame:
+        content = run.written(f"tables/{name}.csv")
+        return pd.read_csv(BytesIO(content or b""), usecols=columns, float_precision="round_trip")
+
+    return [table for table in read_runs(group, read, metric) if len(table)]

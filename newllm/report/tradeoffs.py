@@ -79,8 +79,7 @@ def metric_by_axis(part: Part) -> list[Drawing]:
         ):
             first_index = part.first_index + COLOUR_CYCLE * (place + 100)
             series = _lines_over_numbers(part, name, values, rest, first_index)
-        if series:
-            numbers = sorted({x for one in series for x in one.x})
+        if numbers := sorted({x for one in series for x in one.x}):
             even = len(numbers) > 2 and np.ptp(np.diff(numbers)) < 1e-6 * abs(numbers[-1])
             log = min(numbers) > 0 and max(numbers) / min(numbers) >= 2 and not even
             panel = Panel(series, name, part.metric, log_x=log)
@@ -89,6 +88,7 @@ def metric_by_axis(part: Part) -> list[Drawing]:
             words = list(dict.fromkeys(word_of.values()))
             if len(words) < 2:
                 continue
+            series = []
             for one, word in word_of.items():
                 column = one.group.by_seeds([part.metric]).set_axis([words.index(word)], axis=1)
                 series.append(one.series(column))

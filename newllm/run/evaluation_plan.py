@@ -148,8 +148,8 @@ def missing_evaluators(run: RunDirectory, wanted: Mapping[str, Any]) -> dict[str
 
 def _evaluators_of_training(run: RunDirectory) -> dict[str, Any]:
     """The evaluators in the run's config.yaml, without parsing the rest, and equal ones once: for large sweeps."""
-    with suppress(OSError, ValueError):
-        if block := _EVAL_BLOCK.search(run.config_file.read_text(encoding="utf-8")):
+    if block := _EVAL_BLOCK.search(run.config_text() or ""):
+        with suppress(ValueError, KeyError, TypeError):
             return _parsed(block[0])
     return dict(run.config()["eval"])
 

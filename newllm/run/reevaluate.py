@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -198,12 +198,13 @@ def _compare(
             outcome = "kept" if from_training and metric in MEASURED_IN_TRAINING else "different"
         compared[outcome].append({"name": name, "stored": old, "now": now})
     for name, rows in tables.items():
-        content, outcome = None, "new"
-        with suppress(Damaged):  # made again
-            content = directory.written(f"tables/{name}.csv")
-        if content is not None:
-            outcome = "equal" if equal_csv(content.decode(), as_csv(rows)) else "different"
-        compared[outcome].append({"name": f"tables/{name}.csv", "stored": "other cells", "now": "other cells"})
+        line, outcome = {"name": f"tables/{name}.csv", "stored": "other cells", "now": "other cells"}, "new"
+        try:
+            if (content := directory.written(line["name"])) is not None:
+                outcome = "equal" if equal_csv(content.decode(), as_csv(rows)) else "different"
+        except Damaged as error:
+            line["damage"] = str(error).partition(";")[0]
+        compared[outcome].append(line)
     return compared
 
 
@@ -278,6 +279,9 @@ def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, com
         console.line(f"Reproduced: {len(equal)} results, all equal.", style="bold")
     elif equal:
         console.line(f"{len(equal)} stored results were reproduced.")
+    for line in compared["new"]:
+        if "damage" in line:
+            console.line(f"{line['damage']}; it was made again.", style="yellow")
     if new := [line for line in compared["new"] if not line["name"].startswith(("params/", "data/", "scored/"))]:
         console.line(f"{len(new)} new results are in {directory.path}.", style="bold")
 

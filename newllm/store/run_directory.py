@@ -167,6 +167,8 @@ class RunDirectory:
                 return yaml.load(text, Loader=LOADER)
 
         config = parse_mapping(self.config_file, text, in_blocks, "YAML", self._config_advice, (yaml.YAMLError,))
+        if not config:
+            raise Damaged(self.config_file, "holds no configuration", self._config_advice)
         if "${" in text and (reference := next(_references({**config, "overrides": None}), None)):
             raise Damaged(self.config_file, f"has a reference, {reference}, for a value", self._config_advice)
         return config
@@ -433,9 +435,12 @@ def _parsed_block(text: str) -> Any:
     return yaml.load(text, Loader=LOADER)
 
 
+_MARKS = {"config.yaml", "status.json"}  # either makes a folder a run directory, so that a run with one is not missed
+
+
 def find_runs(path: Paths) -> list[Path]:
-    """The run directories (folders with a config.yaml) at or below `path`, sorted by name, each once; each run is
-    followed by the folders of its evaluations.
+    """The run directories (folders with a config.yaml, or with a status.json if that is lost) at or below `path`,
+    sorted by name, each once; each run is followed by the folders of its evaluations.
 
     Does not search inside run directories, nor in folders whose name begins with a dot. Raises ConfigError for a path
     that does not exist.
@@ -453,9 +458,11 @@ def find_runs(path: Paths) -> list[Path]:
 
 def _walk(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
-        if "config.yaml" in files:
+        if not _MARKS.isdisjoint([*files, *folders]):
             yield Path(folder)
-            yield from (file.parent for file in sorted(Path(folder, "evaluations").glob("[!.]*/config.yaml")))
+            yield from (
+                run for run in sorted(Path(folder, "evaluations").glob("[!.]*")) if _is_finished_evaluation(run)
+            )
             folders.clear()
         else:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -469,7 +476,20 @@ def metrics_of(results: Mapping[str, Any]) -> dict[str, float]:
 def evaluated_run(path: Path) -> Path | None:
     """The run whose evaluation is in the folder `path`, None if `path` is no folder of an evaluation."""
     folder = path.absolute().parent
-    return folder.parent if folder.name == "evaluations" and (folder.parent / "config.yaml").exists() else None
+    return folder.parent if folder.name == "evaluations" and is_run(folder.parent) else None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder is a run directory."""
+    return any(os.path.lexists(folder / mark) for mark in _MARKS)
+
+
+def _is_finished_evaluation(folder: Path) -> bool:
+    """Whether the folder holds an evaluation, broken or not. One whose process was killed is none yet."""
+    try:
+        return is_run(folder) and RunDirectory(folder).status().get("state", "done") == "done"
+    except ConfigError:
+        return True
 
 
 def _references(value: Any) -> Iterator[str]:

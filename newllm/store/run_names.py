@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm.errors import ConfigError
-from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs
+from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs, is_run
 from newllm.suggest import nearest
 
 OUTPUTS = Path("outputs")
@@ -20,7 +20,7 @@ _HYPHEN = re.compile(r"(?<!\de)-")  # not the one of 1e-05
 
 def runs_in(folder: Path) -> list[Path]:
     """The run directories in a folder, by name."""
-    return sorted(file.parent for file in folder.glob("[!.]*/config.yaml"))
+    return sorted(run for run in folder.glob("[!.]*") if is_run(run))
 
 
 def numbered(folder: Path) -> list[Path]:
