@@ -17,7 +17,7 @@ with the same `run` are one configuration. `status` says whether a number is in 
 """
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from newllm.analysis.statistics import sample_std
+from newllm.analysis.statistics import standard_deviation
 from newllm.config.groups import groups, stages
 
 if TYPE_CHECKING:  # training compares itself with published runs too, and does without pandas
     from newllm.analysis.run_groups import Group
 
 TABLES = ("runs", "rope_frequencies", "context_token")
+_DDOF = {"rope_frequencies": 0}  # of the published standard deviations
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class PublishedRun:
 
     experiment: the experiment of newllm with its conditions, "" for none. weighting: of `val/ppl`, "" for any.
     weights: its numbers were measured on the weights of the "last" or the "best" epoch.
+    ddof: of the standard deviations in its table, 0 (population) or 1 (sample).
     """
 
     run: str
@@ -52,6 +54,11 @@ class PublishedRun:
     weighting: str
     weights: str
     numbers: dict[str, list[float]]
+    ddof: int = 1
+
+    def std(self, values: Sequence[float]) -> float:
+        """The standard deviation of numbers as in the published table; NaN for one."""
+        return standard_deviation(values, self.ddof)
 
     @property
     def runs(self) -> int:
@@ -62,11 +69,13 @@ class PublishedRun:
 def published_runs() -> list[PublishedRun]:
     """The configurations in the references of TABLES."""
     runs: dict[str, PublishedRun] = {}
-    for line in (line for name in TABLES for line in reference_table(name)):
+    lines = [(table, line) for table in TABLES for line in reference_table(table)]
+    for table, line in lines:
         keys = [key for key in line if ("." in key or key in groups()) and "/" not in key and key != "experiment"]
         conditions = {key: line[key] for key in keys if line[key]}
         texts = (line["run"], line["source"], line["status"], line["experiment"])
-        new = PublishedRun(*texts, conditions, line.get("weighting", ""), line.get("weights") or "last", {})
+        weights, ddof = line.get("weights") or "last", _DDOF.get(table, 1)
+        new = PublishedRun(*texts, conditions, line.get("weighting", ""), weights, {}, ddof)
         run = runs.setdefault(line["run"], new)
         assert run.conditions == conditions, f"{line['run']} names two configurations"
         for metric, cell in line.items():
@@ -85,7 +94,7 @@ def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float
     """Lines {run, metric, ours, published, std, runs, difference} for each published configuration equal to the run's.
 
     `config` is composed or effective, with its choices. `published` is the mean of `runs` published runs, `std` their
-    sample standard deviation (NaN for one); `difference` is ours / published - 1. A metric is compared only where it
+    standard deviation (NaN for one); `difference` is ours / published - 1. A metric is compared only where it
     was computed as published (weighting, weights, form of the reversal sentences); an evaluation under other settings
     than those of training is compared with nothing.
     """
@@ -101,7 +110,14 @@ def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float
             if (ours := results.get(metric)) is not None and _computed_as_published(metric, run, node):
                 line = {"run": run.run, "metric": metric, "ours": ours, "published": fmean(numbers)}
                 difference = ours / fmean(numbers) - 1
-                lines.append({**line, "std": sample_std(numbers), "runs": len(numbers), "difference": difference})
+                lines.append(
+                    {
+                        **line,
+                        "std": run.std(numbers),
+                        "runs": len(numbers),
+                        "difference": difference,
+                    }
+                )
     return lines
 
 
@@ -126,8 +142,8 @@ def compare_groups(groups: Iterable["Group"]) -> list[dict[str, Any]]:
     """For each group with the conditions of a published run, a line {group, run, metric, n, missing, ours, std,
     published, published_std, published_n, difference, source, status} per metric.
 
-    ours: mean over `n` seeds, NaN where seeds are missing, and `missing` says which; std: their sample standard
-    deviation. published, published_std: over `published_n` runs.
+    ours: mean over `n` seeds, NaN where seeds are missing, and `missing` says which; std: their standard
+    deviation, as in the published table. published, published_std: over `published_n` runs.
     difference: ours / published - 1. status: whether a log proves the number.
     """
     known = {run.run: run for run in published_runs()}
@@ -141,7 +157,7 @@ def compare_groups(groups: Iterable["Group"]) -> list[dict[str, Any]]:
         for line in distance(group.config, {name: group.mean(name) for name in values}):
             ours, run = values[line["metric"]], known[line["run"]]
             lines.append({
-                **line, "group": group.label, "n": len(ours), "std": sample_std(ours), "published_std": line["std"],
+                **line, "group": group.label, "n": len(ours), "std": run.std(ours), "published_std": line["std"],
                 "missing": group.missing_words(line["metric"]),
                 "published_n": line["runs"], "source": run.source, "status": run.status,
             })  # fmt: skip

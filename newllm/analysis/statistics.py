@@ -68,10 +68,15 @@ def interval_of(values: Numbers, confidence: float, kind: IntervalKind = "t") ->
 
 def sample_std(values: Numbers) -> float:
     """Sample standard deviation (ddof=1): NaN for one value, exactly 0 where all values are equal."""
+    return standard_deviation(values, 1)
+
+
+def standard_deviation(values: Numbers, ddof: int) -> float:
+    """The standard deviation with n - ddof in the denominator: NaN for one value, exactly 0 where all are equal."""
     x = _finite(values)
     if len(x) < 2:
         return nan
-    return 0.0 if np.ptp(x) <= 8 * np.finfo(float).eps * np.abs(x).max() else float(x.std(ddof=1))
+    return 0.0 if np.ptp(x) <= 8 * np.finfo(float).eps * np.abs(x).max() else float(x.std(ddof=ddof))
 
 
 def bootstrap_interval(values: Numbers, confidence: float = 0.95, seed: int = BOOTSTRAP_SEED) -> tuple[float, float]:

@@ -20,13 +20,15 @@ class Fope(Rope):
     over the F frequencies w_j of RoPE that complete a turn within the training length (w >= 2 pi / seq_len, the family
     "whole_turns"). The other frequencies, never trained on a whole turn, become 0: ``C = 1`` and ``S = 0``.
 
-    The coefficients a and b are drawn once and not learned, independently of each other and for each key head (shared
-    by its group of queries; MLA's rotary key uses the first set), the same for q and k. They are normal with standard
-    deviation ``gain * sqrt(2 / (F (F + H)))`` for H heads, as in the authors' code (fourier_init=eye_xavier_norm,
-    separate_basis, separate_head, learnable=false; torch's Xavier rule on a tensor [H, F, F]), which uses gains of 0.3,
-    0.4 and 0.6 for 60M, 180M and 1.2B parameters; the paper writes one real coefficient for both waves. It differs from
-    that code in three ways: all layers share one draw; all F pairs rotate (there, at most half of a head's pairs); and
-    the other pairs have the paper's zero frequency (there their sine is 1, which no frequency gives).
+    It is published in two forms. With `separate_basis`, the form of the authors' code, a and b are drawn independently;
+    without it, the form of the paper, one coefficient serves both waves (b = a).
+
+    The coefficients are drawn once and not learned, for each key head (shared by its group of queries; MLA's rotary key
+    uses the first set), the same for q and k. They are normal with standard deviation ``gain * sqrt(2 / (F (F + H)))``
+    for H heads, as in the code (fourier_init=eye_xavier_norm, separate_head, learnable=false; torch's Xavier rule on a
+    tensor [H, F, F]), which uses gains of 0.3, 0.4 and 0.6 for 60M, 180M and 1.2B parameters. It differs from that code
+    in three ways: all layers share one draw; all F pairs rotate (there, at most half of a head's pairs); and the other
+    pairs have the paper's zero frequency (there their sine is 1, which no frequency gives).
 
     The coefficients come from the model's seed and are saved with its weights. With gain > 0 the map is not a rotation:
     scores depend, weakly, on both positions and not only on their difference.
@@ -39,6 +41,7 @@ class Fope(Rope):
         frequencies: Node = "whole_turns",
         rotary_pct: float = 1.0,
         gain: float = 0.3,
+        separate_basis: bool = True,
         layout: Layout = "half",
         layers: str | list[int] = "all",
         scaling: Node | None = None,
@@ -57,9 +60,9 @@ class Fope(Rope):
         self.gain, self.relative = gain, gain == 0
         identity = torch.eye(self.width // 2).repeat(heads, 1, 1)  # [H, from frequency, to pair]
         self.register_buffer("cos_mix", identity)
-        self.register_buffer("sin_mix", identity.clone())
+        self.register_buffer("sin_mix", identity.clone() if separate_basis else None)
         self.cos_mix: Tensor
-        self.sin_mix: Tensor
+        self.sin_mix: Tensor | None
 
     def initial(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
         if name not in ("cos_mix", "sin_mix"):
@@ -76,7 +79,8 @@ class Fope(Rope):
         with torch.autocast(cos.device.type, enabled=False):
             key_heads = k.shape[1]
             cos = cos @ self.cos_mix[:key_heads].to(cos.dtype)  # [Hk, T, r/2]
-            sin = sin @ self.sin_mix[:key_heads].to(sin.dtype)
+            sin_mix = self.cos_mix if self.sin_mix is None else self.sin_mix
+            sin = sin @ sin_mix[:key_heads].to(sin.dtype)
         halves, group = self.layout == "half", q.shape[1] // key_heads
         (q,) = turn(cos.repeat_interleave(group, dim=0), sin.repeat_interleave(group, dim=0), halves, q)
         (k,) = turn(cos, sin, halves, k)

@@ -271,7 +271,8 @@ def published(study: Study) -> Section:
         for line in compare_groups([group for part in study.parts for group in part.groups])
     ]  # fmt: skip
     note = (
-        "Published numbers of several runs (seeds, repeats, machines) are their mean ± sample standard deviation. The "
+        "Numbers of several runs (seeds, repeats, machines) are their mean ± standard deviation, that of the published "
+        "table: of the population (ddof=0) for the RoPE frequencies, else of the sample (ddof=1). The "
         "difference is ours / published - 1."
     )
     table = Table("published", "Distance to published tables", rows, [note], {"runs": "published runs"})

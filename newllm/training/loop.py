@@ -160,19 +160,23 @@ class Loop:
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
-        """Mean nats per scored token, over all validation tokens with equal weight."""
+        """Mean nats per scored token, over all validation tokens or, with ``validation="batch_mean"``, of the means of
+        batches."""
         run, rows = self.run, self.data.val
         self.model.eval()
-        total, count = 0.0, 0
+        totals, counts = [], []  # of each batch
         for start in range(0, len(rows), run.trainer.batch_size):
             self._stop_if_asked()
             inputs, labels = rows.batch(np.arange(start, min(start + run.trainer.batch_size, len(rows))))
             with autocast(run.device, run.precision):
                 hidden = self.model.hidden(inputs.to(run.device))
                 losses = token_losses(hidden.flatten(0, 1), self.model.head_weight, labels.flatten().to(run.device))
-            total += losses.sum(dtype=torch.float64 if run.device.type != "mps" else None).item()
-            count += int((labels != IGNORED).sum())
-        return total / max(count, 1)
+            totals.append(losses.sum(dtype=torch.float64 if run.device.type != "mps" else None).item())
+            counts.append(int((labels != IGNORED).sum()))
+        if run.trainer.validation == "batch_mean":
+            means = [total / count for total, count in zip(totals, counts, strict=True) if count]
+            return sum(means) / max(len(means), 1)
+        return sum(totals) / max(sum(counts), 1)
 
     def _stop_if_asked(self) -> None:
         if self.team is not None:

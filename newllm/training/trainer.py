@@ -24,6 +24,8 @@ class Trainer:
             a batch are divided among them; the step is the same up to rounding. They are started on this machine
             unless torchrun or srun has started them already.
         precision: "auto" is bf16 autocast if the processor supports it natively, else fp32.
+        validation: the validation loss that picks the best epoch and that `patience` looks at. "token": the mean over
+            all scored tokens. "batch_mean": the mean of the means of batches of `batch_size` rows, as published.
         patience: stop after this many epochs without a better validation loss; None: never.
         eval_weights: the weights evaluated after training: those of the epoch with the best validation loss, or the
             last ones.
@@ -40,6 +42,7 @@ class Trainer:
         accumulate: int = 1,
         devices: int = 1,
         precision: Literal["auto", "fp32", "bf16"] = "auto",
+        validation: Literal["token", "batch_mean"] = "token",
         patience: int | None = None,
         eval_weights: Literal["best", "last"] = "best",
         log_every: int = 20,
@@ -63,7 +66,8 @@ class Trainer:
             )
         self.seed, self.epochs, self.tokens, self.batch_size = seed, epochs, tokens, batch_size
         self.shuffle, self.accumulate, self.devices, self.precision = shuffle, accumulate, devices, precision
-        self.patience, self.eval_weights, self.log_every = patience, eval_weights, log_every
+        self.validation, self.patience, self.eval_weights = validation, patience, eval_weights
+        self.log_every = log_every
 
     def order(self, data: Dataset, epoch: int) -> np.ndarray:
         """The training rows [N] of an epoch, in the order of its batches."""

@@ -239,6 +239,16 @@ def test_cope_is_its_formula(monkeypatch, kernel, key_heads):
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-8)
 
 
+def test_cope_with_a_table_in_each_layer():
+    sizes = {"hidden_size": HEADS * D, "heads": HEADS, "seq_len": T, "num_layers": 4}
+    encoding, (q, k, v) = filled(Cope(6, shared=False, layers=[1, 3], **sizes)), inputs(24)
+    assert [name for name, _ in encoding.named_parameters()] == ["table1", "table3"]
+    assert encoding.at_layer(0) is None
+    for layer in (1, 3):
+        out = kernels.attend(q, k, v, encoding.at_layer(layer).bias(), SCALE)
+        torch.testing.assert_close(out, cope_by_hand(q, k, v, getattr(encoding, f"table{layer}")))
+
+
 def test_cope_passes_a_numerical_gradient_check():
     encoding, given = cope(4), [x[:1, :2].detach().requires_grad_() for x in inputs(4)]
     leaves = (*given, encoding.table)  # perturbed in place

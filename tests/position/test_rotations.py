@@ -54,6 +54,18 @@ def test_dims_beyond_the_rotary_part_pass(encoding):
         assert (after[..., :width] - before[..., :width]).abs().amin(dim=(0, 1, 2)).max() > 1e-3
 
 
+@pytest.mark.parametrize("separate", [True, False])
+def test_fope_has_coefficients_for_both_waves_or_for_each(separate):
+    encoding, positions = fope(separate_basis=separate), torch.arange(5, 9)
+    angles = positions[:, None].double() * torch.tensor(encoding.trained, dtype=torch.float64)
+    sin_mix = encoding.sin_mix if separate else encoding.cos_mix
+    cos, sin = (wave @ mix.double() for wave, mix in ((angles.cos(), encoding.cos_mix), (angles.sin(), sin_mix)))
+    ones = torch.ones(1, 4, 4, D)
+    turned, _ = encoding.rotate(ones, ones, positions)
+    torch.testing.assert_close(turned[0, ..., : D // 2], (cos - sin).float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned[0, ..., D // 2 :], (cos + sin).float(), atol=1e-5, rtol=0)
+
+
 # --- xPos -----------------------------------------------------------------------------------------------------------
 
 

@@ -152,6 +152,16 @@ def test_patience_stops_training_when_the_loss_stays_worse(
     assert results["val/best_ppl"] == pytest.approx(math.exp(2.0))
 
 
+def test_the_mean_of_batch_means_picks_the_epoch(tmp_path: Path, do_run: Callable[..., int]) -> None:
+    batches = ["batch_size=6", "eval=[loss]", "eval.loss.weighting=batch_mean", "eval.loss.batch_size=6"]  # 6, 6, 4
+    do_run(tmp_path / "run", "precision=fp32", "trainer.validation=batch_mean", *batches)
+    run = load_run(tmp_path / "run")
+    (picked,) = [line["val/loss"] for line in run.metrics if line.get("epoch") == run.results["val/best_epoch"]]
+    assert picked == pytest.approx(run.results["val/loss"], rel=1e-6)
+    do_run(tmp_path / "tokens", "precision=fp32", "batch_size=6", "eval=[]")
+    assert load_run(tmp_path / "tokens").results["val/loss"] != pytest.approx(picked, rel=1e-6)
+
+
 @pytest.mark.parametrize("weights", ["best", "last"])
 def test_the_chosen_weights_are_evaluated_and_loaded(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, weights: str
