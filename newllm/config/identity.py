@@ -93,12 +93,14 @@ def signature(cfg: DictConfig | Mapping[str, Any], hash_of: HashOf = content_has
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
+def slug(cfg: DictConfig | Mapping[str, Any], varied: Mapping[str, str] | None = None) -> str:
     """A short, readable and safe file name: choices, then overridden values (axes first), then the seed.
 
     ``tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42``; at most 80 characters; values that do not fit are left out.
-    Takes a composed configuration or an effective one.
+    Takes a composed configuration or an effective one. varied: of a sweep's run, see `varied_parts`; these come first
+    and are never left out.
     """
+    varied = varied or {}
     config = _plain(cfg)
     named = ("experiment", *(group.name for group in groups(config).values() if group.label == "first"))
     chosen = [config["choices"].get(group) for group in named]
@@ -108,11 +110,61 @@ def slug(cfg: DictConfig | Mapping[str, Any]) -> str:
     axes = [key for key in keys if key in config and not isinstance(config[key], dict) and key != "seed"]
     identifying = {group.name for group in groups(config).values() if group.numbers and group.trained}
     options = [key for key in keys if "." in key and key.partition(".")[0] in identifying]
+    parts += varied.values()
     for key in (*axes, *options):
+        if key in varied:
+            continue
         part = safe_name(key.rpartition(".")[2] + _word(value_at(config, key)))
         if len("-".join([*parts, part])) + len(seed) <= 80 and part not in parts:
             parts.append(part)
     return "-".join(parts) + seed
+
+
+def varied_parts(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """For each effective configuration of a sweep: key -> part of the run's name, of the keys that vary in the sweep.
+
+    Choices are in names anyway if their group's label comes first. Different values have different parts:
+    ``tokenizer_a`` and ``tokenizer_b`` for a/tokenizer and b/tokenizer.
+    """
+    parts: list[dict[str, str]] = [{} for _ in configs]
+    if not configs:
+        return parts
+    known = {group.name: group for group in groups(configs[0]).values()}
+    typed = dict.fromkeys(str(line).partition("=")[0] for config in configs for line in config["overrides"])
+    for key in typed:
+        group = known.get(key.partition(".")[0])
+        if key in ("seed", "experiment") or (group and not (group.numbers and group.trained)):
+            continue
+        if group and key == group.name and group.label == "first":
+            continue
+        values = [
+            config["choices"].get(key) if group and key == group.name else value_at(config, key) for config in configs
+        ]
+        words = _distinct_words({json.dumps(canonical(value), sort_keys=True): value for value in values})
+        if len(words) > 1:
+            for part, value in zip(parts, values, strict=True):
+                if value is not None:
+                    word = words[json.dumps(canonical(value), sort_keys=True)]
+                    joint = "_" if word[:1].isalpha() else ""
+                    part[key] = safe_name(key.rpartition(".")[2] + joint + word)[:60]
+    return parts
+
+
+def _distinct_words(values: Mapping[str, Any]) -> dict[str, str]:
+    """Text of each value -> a word that no other value has: of paths the part that differs; else the whole value."""
+    words = {text: _word(value) for text, value in values.items()}
+    if len({*words.values()}) == len(words):
+        return words
+    if all(isinstance(value, str) for value in values.values()):
+        components = {text: Path(value).parts[::-1] for text, value in values.items()}
+        for place in range(max(map(len, components.values()))):
+            words = {text: (*names, "")[min(place, len(names))] for text, names in components.items()}
+            if len({*words.values()}) == len(words):
+                return words
+    exact = {text: str(value) for text, value in values.items()}
+    if len({safe_name(word)[:40] for word in exact.values()}) == len(exact):
+        return exact
+    return {text: f"{_word(value)[:30]}_{number}" for number, (text, value) in enumerate(values.items(), 1)}
 
 
 def folder_name(changed_settings: Sequence[str], cfg: Mapping[str, Any]) -> str:
@@ -203,6 +255,8 @@ def value_at(config: Mapping[str, Any], path: str) -> Any:
 
 def _word(value: Any) -> str:
     """A value as part of a file name: 10000 for 1e4, null, the last name of a path."""
+    if isinstance(value, Mapping):
+        return "_".join(f"{key}{_word(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "_".join(_word(item) for item in value)
     if value is None or isinstance(value, bool):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from newllm.config.content import content_hash
 from newllm.config.groups import groups
-from newllm.config.identity import signature, slug, with_content
+from newllm.config.identity import signature, slug, varied_parts, with_content
 from newllm.errors import ConfigError
 from newllm.run.evaluation_plan import missing_evaluators
 from newllm.store.run_directory import RunDirectory
@@ -164,8 +164,8 @@ def plan(
     folders = sorted(sweep.iterdir(), reverse=True) if sweep.is_dir() else []
     existing = {signature_in(folder.name): folder for folder in folders}
     paths = {
-        mark: Path(run_dir) if run_dir else existing.get(mark, sweep / f"{slug(config)}-{mark}")
-        for mark, config in distinct.items()
+        mark: Path(run_dir) if run_dir else existing.get(mark, sweep / f"{slug(config, varied)}-{mark}")
+        for (mark, config), varied in zip(distinct.items(), varied_parts([*distinct.values()]), strict=True)
     }
     begun = [path for path in paths.values() if (path / "status.json").exists()]
     states = {Path(run.path): run for run in read_states(sweep, begun)}

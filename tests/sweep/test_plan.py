@@ -10,6 +10,7 @@ from filelock import FileLock
 from newllm.config.identity import signature
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
+from newllm.store.run_names import short_names
 from newllm.sweep.command import read
 from newllm.sweep.launches import Policy, recorded
 from newllm.sweep.plan import Plan, by_signature, plan
@@ -38,6 +39,27 @@ def test_36_combinations_are_15_runs_and_a_fourth_seed_adds_5(tmp_path: Path) ->
     assert len(more.runs) == 20
     assert [run.config["seed"] for run in more.wanted] == [4] * 5
     assert [run.state for run in more.runs].count("done") == 15
+
+
+def test_names_of_runs_hold_what_varies_and_short_names_no_more(tmp_path: Path) -> None:
+    def short(command: str) -> list[str]:
+        return [*short_names(run.path.name for run in plan_of(command, tmp_path).runs).values()]
+
+    sizes = "model.hidden_size=256 model.num_layers=4 model.mlp_size=1024"
+    fixed = f"samples=1000 batch_size=16 lr=0.001 {sizes} optim.clip=0.5"
+    assert short(f"{fixed} facts=none,reversal optim.weight_decay=0.1,0.2") == [
+        "facts_none-weight_decay0.1", "facts_none-weight_decay0.2",
+        "facts_reversal-weight_decay0.1", "facts_reversal-weight_decay0.2",
+    ]  # fmt: skip
+    assert short("lr=0.001,0.0010000001") == ["lr0.001", "lr0.0010000001"]
+    assert short("pos_encoding.scaling=yarn,{kind:yarn,factor:8} seed=1") == [
+        "scaling_yarn",
+        "scaling_factor8_kindyarn",
+    ]
+    for parent in ("a", "b"):
+        (tmp_path / parent / "tokenizer").mkdir(parents=True)
+        (tmp_path / parent / "tokenizer" / "tokenizer.json").write_text(json.dumps({"name": parent}))
+    assert short(f"data.tokenizer={tmp_path}/a/tokenizer,{tmp_path}/b/tokenizer") == ["tokenizer_a", "tokenizer_b"]
 
 
 def test_a_run_is_recognised_however_it_was_typed_and_named(tmp_path: Path) -> None:
