@@ -177,7 +177,7 @@ def _evaluations(trained: Sequence[Group], evaluated: Sequence[Group], wanted: s
     pairs: dict[Group, Group] = {}
     others: dict[Any, list[Group]] = {}
     for group in evaluated:
-        run = home.get(str(Path(group.runs["path"].iloc[0]).parent.parent))
+        run = home.get(str(Path(group.path).parent.parent))
         if run is not None:
             pairs[group] = run
         else:

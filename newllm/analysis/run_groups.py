@@ -68,6 +68,11 @@ class Group:
         """The effective configuration of the first run."""
         return dict(self.frame["config"].iloc[[*self.positions, *self.lost][0]])
 
+    @cached_property
+    def path(self) -> str:
+        """The folder of the first run."""
+        return str(self.frame["path"].iloc[[*self.positions, *self.lost][0]])
+
     def values(self, metric: str) -> np.ndarray:
         """The metric of every finished run, NaN where a run has none."""
         if metric not in self.frame:

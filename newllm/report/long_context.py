@@ -176,7 +176,7 @@ def _spectra(part: Part) -> list[Drawing]:
     longest, trained = int(metrics[-1][0]), part.trained_length
     for one in part.drawn:
         with suppress(ConfigError):
-            use_code_of_run(RunDirectory(one.group.runs["path"].iloc[0]))
+            use_code_of_run(RunDirectory(one.group.path))
     spectra = {one: waves for one in part.drawn if (waves := wavelengths_of(one.group.config, longest)) is not None}
     if len({waves.tobytes() for waves in spectra.values()}) < 2:
         return []

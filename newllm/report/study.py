@@ -107,6 +107,7 @@ class Part:
         sign = -1 if lower_is_better(self.metric) is False else 1
         mean = np.array([group.mean(self.metric) * sign for group in self.groups])
         best = np.argsort(np.where(np.isfinite(mean), mean, np.inf), kind="stable").tolist()
+        best = [place for place in best if len(self.groups[place].positions)]  # nothing to draw of failed runs
         best.sort(key=lambda place: self.groups[place] not in self.baseline.groups)  # baselines before all others
         chosen = sorted(best[: self.options.curves])
         drawn = [self.groups[place] for place in chosen]
