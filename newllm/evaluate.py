@@ -1,13 +1,13 @@
 """`newllm evaluate RUN [RUN …] [key=value …]`: evaluate finished runs again, without training."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from newllm.config.compose import catalog_for
 from newllm.errors import ConfigError, Interrupted, NewllmError, Parser, print_error, run_command
 from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs, is_run
-from newllm.store.run_names import located
+from newllm.store.run_names import located, short_names
 from newllm.streams import go_on_without_output, visible
 
 _USAGE = """\
@@ -28,6 +28,8 @@ Examples
 Settings that may differ from training: eval, data (except the tokenizer), pos_encoding (if the weights stay the same),
 runtime, attention.kernel, trainer.precision, trainer.eval_weights. Reports show such an evaluation as a separate run.
 """
+SHOWN_METRICS = 6  # columns of the table that ends an evaluation of several runs
+
 _OPTIONS = """\
 Options
   rerun=true            compute stored results again, and compare
@@ -78,6 +80,7 @@ def _run(argv: list[str]) -> int:
     runs, unfinished = _find_runs(folders)
     plans: dict[Path, EvaluationPlan] = {}  # all are planned before the first one starts
     failures: dict[Path, Exception] = {}
+    measured: dict[Path, dict[str, float]] = {}
     for path in runs:
         try:
             plans[path] = plan_evaluation(path, overrides, options.config_dir)
@@ -96,7 +99,7 @@ def _run(argv: list[str]) -> int:
         with Signals().installed() as signals:
             for path, plan in plans.items():
                 try:
-                    reevaluate(plan, rerun, signals)
+                    measured[path] = reevaluate(plan, rerun, signals)
                 except Exception as error:
                     if len(plans) == 1:
                         raise
@@ -108,10 +111,29 @@ def _run(argv: list[str]) -> int:
     if unfinished:
         print(f"Skipped, not done: {_listed(unfinished)}.")
     if len(runs) > 1:
+        _show_together(measured)
         print(f"{len(runs) - len(failures)} of {len(runs)} runs evaluated.")
         if failures:
             print(visible(f"newllm: failed: {_listed([*failures])}."), file=sys.stderr)
     return int(bool(failures))
+
+
+def _show_together(measured: Mapping[Path, Mapping[str, float]]) -> None:
+    """One table of the metrics that differ among the runs, so that nobody has to scroll back."""
+    from newllm.console import Console, number
+
+    names = dict.fromkeys(name for metrics in measured.values() for name in metrics)
+    differ = [name for name in names if len({metrics.get(name) for metrics in measured.values()}) > 1]
+    shown = differ[:SHOWN_METRICS]
+    short = short_names(path.name for path in measured)
+    rows = [
+        {"run": short[path.name], **{name: number(metrics.get(name)) for name in shown}}
+        for path, metrics in measured.items()
+    ]
+    more = len(differ) - len(shown)
+    lines = [f"and {more} more metrics that differ, in the results of each run"] if more else []
+    if len(rows) > 1 and shown:
+        Console().section("All runs", [rows, *lines])
 
 
 def _find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:

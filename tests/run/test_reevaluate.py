@@ -14,7 +14,7 @@ import yaml
 import newllm
 from newllm.analysis.frame import load_runs
 from newllm.errors import ConfigError, RunError
-from newllm.evaluate import main
+from newllm.evaluate import _show_together, main
 from newllm.run.load import load_run
 from newllm.store.atomic import json_text
 from newllm.store.run_directory import RunDirectory
@@ -282,6 +282,20 @@ def test_bad_input_is_one_sentence_and_status_2(
     assert err.startswith("newllm: ")
     assert err.count("\n") == 1
     assert contents(finished_run) == before
+
+
+def test_an_evaluation_of_several_runs_ends_with_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    same = {"params/total": 7.0, **{f"x/{i}": 1.0 for i in range(9)}}
+    runs = {Path(f"tiny-{name}-s1-0000000{i}"): {**same, "val/ppl": 30.0 + i} for i, name in enumerate("ab")}
+    _show_together(runs)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row and row[0] in ("run", "a", "b")] == [
+        ["run", "val/ppl"],
+        ["a", "30"],
+        ["b", "31"],
+    ]
+    _show_together({path: {**same, **{f"x/{i}": float(n) for i in range(9)}} for n, path in enumerate(runs)})
+    assert "and 3 more metrics that differ" in capsys.readouterr().out
 
 
 def test_runs_that_fail_do_not_stop_the_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

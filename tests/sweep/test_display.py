@@ -8,6 +8,7 @@ import pytest
 
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.display import Display
+from newllm.sweep.state import RunState
 
 
 class Terminal(io.StringIO):
@@ -73,11 +74,47 @@ def test_a_terminal_shows_how_far_each_run_is(runs: list[Path], monkeypatch: pyt
         assert text in shown
 
 
+def test_the_live_table_keeps_what_has_ended_best_first_and_trusts_what_runs_say_of_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"tiny-{name}-s1-0000000{i}" for i, name in enumerate(("one", "two", "three", "four"))]
+    for path in paths:
+        RunDirectory(path).freeze({})
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "30")
+    monkeypatch.setattr("newllm.sweep.display.REFRESH_SECONDS", 0.0)
+    display = Display(tmp_path, paths)
+    with display.shown(1):
+        for path, ppl in zip(paths, (30.5, 20.25), strict=False):
+            display.started(path)
+            RunDirectory(path).write_results({"val/ppl": ppl})
+            RunDirectory(path).end_attempt("done")
+            display.ended(path, "done", None, again=False)
+        display.started(paths[2])
+        display.ended(paths[2], "failed", "the loss is nan", again=False)
+        display.started(paths[3])
+        RunDirectory(paths[3]).update_status(state="running", progress={"step": 1, "steps": 9, "seconds_left": 21600.0})
+        terminal.truncate(0)
+        display.tick()
+        shown = terminal.getvalue()
+    places = [shown.index(text) for text in ("four", "three", "20.25", "30.50", "2 done, 1 failed, 1 running")]
+    assert places == sorted(places)
+    assert "about 6:00:00 left" in shown
+
+
 def test_ten_thousand_queued_runs_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / f"tiny-rope-s{i}-{i:08x}" for i in range(10_000)]  # none of them exists
     monkeypatch.setattr(sys, "stdout", Terminal())
     read: list[Path] = []
-    monkeypatch.setattr(RunDirectory, "status", lambda self: read.append(self.path) or {})
+
+    def record(run: RunDirectory) -> RunState:
+        read.append(run.path)
+        return RunState(run.path.name, str(run.path), "running")
+
+    monkeypatch.setattr("newllm.sweep.display.read_state", record)
     display = Display(tmp_path, paths)
     with display.shown(2):
         display.started(paths[0])
