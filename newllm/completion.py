@@ -31,7 +31,7 @@ FLAGS: Mapping[str, Mapping[str, str | None]] = {
     },
     "report": {"--help": None},
     "compare": {"--help": None},
-    "generate": {"--help": None, "--max-new-tokens": "", "--temperature": "", "--top-p": "", "--seed": ""},
+    "generate": {"--help": None, "--max-new-tokens": "", "--temperature": "", "--top-p": "", "--seed": "", "--config-dir": "FOLDER"},
     "frequencies": {"--help": None, "--config-dir": "FOLDER", "--multirun": None},
     "conformance": {"--help": None, "--config-dir": "FOLDER"},
     "bench": {"--help": None},
@@ -95,7 +95,7 @@ def complete(words: Sequence[str], here: Path, verbs: Iterable[str]) -> list[str
         "evaluate": lambda: _keys_of_evaluations(catalog, before, last),
         "report": lambda: [f"{key}=" for key in _report() if key != "_target_"],
         "status": lambda: [f"{label}=" for label in LABELS],
-        "compare": list,
+        "compare": lambda: ["metrics="],
         "generate": list,
         "bench": lambda: [*BENCHES, "gate"],
     }.get(verb, lambda: _keys(catalog, before, last, verb))

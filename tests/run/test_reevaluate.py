@@ -210,7 +210,7 @@ def test_tables_and_reports_separate_a_run_from_its_evaluations(
     assert status([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "2 runs: 2 done; 3 evaluations under other settings" in out
-    assert [line.split()[-1] for line in out.splitlines() if line.startswith("theta-100")] == ["s1", "s2"]
+    assert [line.split()[-1] for line in out.splitlines() if line.strip().startswith("theta-100")] == ["s1", "s2"]
     assert status([str(tmp_path), "--json"]) == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
     assert [run["evaluated_from"] for run in runs] == [None, "run-s1", "run-s1", None, "run-s2"]
