@@ -31,7 +31,10 @@ FLAGS: Mapping[str, Mapping[str, str | None]] = {
     },
     "report": {"--help": None},
     "compare": {"--help": None},
-    "generate": {"--help": None, "--max-new-tokens": "", "--temperature": "", "--top-p": "", "--seed": "", "--config-dir": "FOLDER"},
+    "generate": {
+        "--help": None, "--max-new-tokens": "", "--temperature": "", "--top-p": "", "--seed": "",
+        "--config-dir": "FOLDER",
+    },
     "frequencies": {"--help": None, "--config-dir": "FOLDER", "--multirun": None},
     "conformance": {"--help": None, "--config-dir": "FOLDER"},
     "bench": {"--help": None},
