@@ -184,7 +184,7 @@ def _environments(ours: "Group", theirs: "Group") -> dict[str, tuple[str, str]]:
     from newllm.store.run_directory import RunDirectory
 
     def read(group: "Group") -> dict[str, Any]:
-        environment = RunDirectory(group.runs["path"].iloc[0]).trained.environment()
+        environment = RunDirectory(group.path).trained.environment()
         packages = environment.get("packages") or {}
         return {**{name: environment.get(name) for name in _ENVIRONMENT}, "torch": packages.get("torch")}
 
@@ -255,6 +255,8 @@ def _difference(one: "Comparison | None", ours: "Group", theirs: "Group") -> str
     if one.n:
         return _text(one.difference, one.scale)
     here, there = ours.mean(one.metric), theirs.mean(one.metric)
+    if one.scale == "log" and not here:  # no ratio
+        return ""
     return _text(there / here - 1 if one.scale == "log" else there - here, one.scale)
 
 

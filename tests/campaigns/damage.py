@@ -103,12 +103,16 @@ class Campaign:
             status, out = self.run(verb)
             assert status == 0, out
         shutil.copytree(self.work, self._whole)
-        self.right = {verb: self._outcome(*self.run(verb), verb) for verb in verbs or _COMMANDS if self.restore()}
+        self.right: dict[str, str] = {}
+        for verb in verbs or _COMMANDS:
+            self.restore()
+            status, out = self.run(verb)
+            assert status == 0, (verb, out)
+            self.right[verb] = self._outcome(status, out, verb)
 
-    def restore(self) -> bool:
+    def restore(self) -> None:
         shutil.rmtree(self.work)
         shutil.copytree(self._whole, self.work)
-        return True
 
     def cases(self) -> Iterator[Case]:
         """All cases: each file with each damage and each command that may read it."""
@@ -247,6 +251,7 @@ _COMMANDS: dict[str, Callable[[], int]] = {
     "report": _verb("report", "runs", "formats=[csv,svg]", "baseline=null"),
     "evaluate": _verb("evaluate", "runs/a"),
     "evaluate all": _verb("evaluate", "runs", "eval=[loss]"),
+    "compare": _verb("compare", "runs/a", "runs/b"),
     "generate": _verb("generate", "runs/a", "def", "--max-new-tokens", "8"),
     "load_runs": _load_runs,
 }
@@ -254,7 +259,7 @@ _READ = {  # command -> patterns of the files that it may read
     "train a": ["runs/a/"], "train cut": ["runs/cut/"], "train two": ["runs/two/"],
     "train c": ["cache/(stores|tokenizers)"], "train two_c": ["cache/"],
     "status": ["runs/"], "report": ["runs/"], "evaluate": ["runs/a/", "cache/(stores|tokenizers)"],
-    "evaluate all": ["runs/"], "generate": ["runs/a/"], "load_runs": ["runs/"],
+    "evaluate all": ["runs/"], "compare": ["runs/[ab]/"], "generate": ["runs/a/"], "load_runs": ["runs/"],
 }  # fmt: skip
 
 
