@@ -124,6 +124,20 @@ def test_a_killed_phase_resumes_to_the_same_bits(
     assert_equal(run_phase(tmp_path), uninterrupted)
 
 
+def test_a_damaged_file_repeats_the_phase(
+    tmp_path: Path, uninterrupted: RunAndResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = run_phase(tmp_path)
+    folder = next((run.runtime.cache_dir / "phase1").glob("*/meta.json")).parent
+    for file in sorted(path.name for path in folder.iterdir()):
+        content = bytearray((folder / file).read_bytes())
+        content[-2] ^= 1
+        (folder / file).write_bytes(content)
+        capsys.readouterr()
+        assert_equal(run_phase(tmp_path), uninterrupted)
+        assert "so phase 1 is repeated" in capsys.readouterr().out, file
+
+
 def test_a_signal_stops_the_phase_between_two_batches(tmp_path: Path, uninterrupted: RunAndResult) -> None:
     class Asked(Signals):
         """A signal comes while the n-th batch is under way."""
