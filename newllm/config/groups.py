@@ -80,5 +80,8 @@ def _shipped() -> dict[str, Group]:
 
 def _group(name: str, entry: dict[str, Any] | None) -> Group:
     columns: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in (entry or {}).items()}
-    columns["paths"] = {option: tuple(patterns) for option, patterns in columns.get("paths", {}).items()}
+    columns["paths"] = {
+        option: (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        for option, patterns in columns.get("paths", {}).items()
+    }
     return Group(name, **columns)

@@ -1,5 +1,6 @@
 """One run from its configuration to its results: check, prepare, probe, run stages, train or resume, evaluate."""
 
+import os
 import signal
 import time
 import traceback
@@ -133,6 +134,11 @@ def _evaluate_done(cfg: DictConfig, directory: RunDirectory, console: Console, s
     directory.require_intact()
     config, stored = effective(cfg), directory.config()
     missing = missing_evaluators(directory, {**config["eval"], **directory.asked()})
+    if missing and not os.access(directory.path, os.W_OK):
+        raise ConfigError(
+            f"{directory.path} is done but not writable, so the results of eval=[{','.join(missing)}] can't be added; "
+            "copy it and evaluate the copy."
+        )
     if missing:
         console.line(f"This training is done; what follows are the evaluators that it lacks: {', '.join(missing)}.")
         plan = EvaluationPlan(directory, stored, {**config, "eval": missing}, {}, (), repeats=False)
@@ -142,7 +148,8 @@ def _evaluate_done(cfg: DictConfig, directory: RunDirectory, console: Console, s
             console.line(f"{stop}. The same command calls the evaluators again.", style="bold")
             return stop.exit_status
         directory.update_status(error=None, traceback=None)  # of an earlier attempt at these evaluators
-    directory.ask({})
+    if directory.asked():
+        directory.ask({})
     results = metrics_of(directory.results())
     directory.label(labels_of(cfg))
     console.line(f"This run is done: {directory.path} holds its results. Another seed makes another run (seed=…).")
