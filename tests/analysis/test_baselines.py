@@ -96,7 +96,7 @@ def test_of_several_counterparts_the_one_with_the_defaults_is_taken_and_said():
     assert chosen["rope · mla · theta 500000"] == "rope · mla · theta 10000"
     assert len(chosen) == 6
     assert "theta=10000, the default" in found.notes[0]
-    assert "baseline=[pos_encoding=rope,theta=500000] takes another" in found.notes[0]
+    assert "'baseline=[pos_encoding=rope,theta=500000]' takes another" in found.notes[0]
     assert pairs(sweep(*thetas, *crossing("alibi")), "[pos_encoding=rope,theta=5e5]")["alibi · mla"].endswith("500000")
     others = [[*one, f"theta={theta}"] for one in crossing("rope") for theta in (2e4, 5e5)]
     with pytest.raises(ConfigError, match=r"add theta, as in baseline=\[pos_encoding=rope,theta=20000\]"):

@@ -41,6 +41,15 @@ def test_parameters_are_counted_or_known_from_a_finished_run(tmp_path: Path) -> 
     assert estimates.parameters(effective(compose(["data.tokenizer=some/where", "pos_encoding=nope"]))) is None
 
 
+def test_former_runs_with_the_text_and_model_of_a_plan_are_found(tmp_path: Path) -> None:
+    make_finished_run(tmp_path / "a", 1.0, "seed=1")
+    make_finished_run(tmp_path / "b", 1.0, "seed=2", "pos_encoding=nope")
+    make_finished_run(tmp_path / "c", 1.0, "samples=100")
+    make_finished_run(tmp_path / "d", 1.0, "model.hidden_size=128")
+    found = Estimates([tmp_path]).same_text_and_model([effective(compose(["pos_encoding=alibi"]))])
+    assert {folder.name for folder in found} == {"a", "b"}
+
+
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
     rows = [{"run": "0", "theta": "1e4", "slope": ""}, {"run": "10", "theta": "文文文"}]
     assert aligned(rows, {"theta"}) == ["run  theta", "  0  1e4", " 10  文文文"]
