@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> int:
     if argv and argv[0] in ("-sc", "--shell-completion"):
         return _complete(argv[1:])
+    if argv[:1] == ["help"] and len(argv) > 1:  # newllm help attention=mla, newllm help status
+        topic = argv[1:]
+        argv = [*topic, "--help"] if topic[0] in VERBS else ["train", *topic, "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0
@@ -44,7 +47,8 @@ def _dispatch(argv: list[str]) -> int:
 def _usage() -> str:
     verbs = [f"  newllm {verb:<12} {purpose}" for verb, purpose in VERBS.items()]
     completion = '  eval "$(newllm -sc install=bash)"   completes choices and keys in this shell (zsh, fish likewise)'
-    return "\n".join(["newllm: a laboratory bench for small language models", "", *verbs, "", completion])
+    help_line = "  newllm help attention=mla                        the options of a choice: type, default, meaning"
+    return "\n".join(["newllm: a laboratory bench for small language models", "", *verbs, "", help_line, completion])
 
 
 def _complete(words: list[str]) -> int:

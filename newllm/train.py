@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from newllm.config.catalog import Catalog, shipped
 from newllm.config.compose import catalog_for, compose, version_base
+from newllm.config.explain import explain
 from newllm.config.overrides import parse
 from newllm.errors import ConfigError, Parser, run_command
 from newllm.runtime import Place
@@ -31,6 +32,7 @@ Examples
 FLAGS = """\
 Flags
   -m, --multirun        sweep over a=1,2 or 'a=range(1,4)'
+  --help                with choices, as in newllm train attention=mla --help: their options, defaults and meaning
   --cfg job             print the configuration and stop; --resolve fills in references, --package GROUP shows a part
   --config-dir FOLDER   add YAML files of your own, laid out like conf/
   hydra.run.dir=FOLDER  where the run lands (default: outputs/runs/NAME-SIGNATURE); the same command resumes it
@@ -54,7 +56,8 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--config-dir", "-cd")
     args = parser.parse_intermixed_args(argv)
     if args.help:
-        print(_help(catalog_for(args.config_dir)))
+        catalog = catalog_for(args.config_dir)
+        print(explain(args.overrides, catalog) if args.overrides else _help(catalog))
         return 0
     if (args.resolve or args.package) and not args.cfg:
         raise ConfigError("--resolve and --package say how --cfg prints; add --cfg job.")

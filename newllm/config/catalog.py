@@ -4,7 +4,7 @@ Read directly from the files, so that help pages and error messages need no comp
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -122,6 +122,14 @@ class Catalog:
         lines = self._file(f"{group}/{option}").read_text(encoding="utf-8", errors="replace").splitlines()
         comments = [line[1:].strip() for line in lines if line.startswith("#") and not line.startswith("# @package")]
         return comments[0] if comments else ""
+
+    def texts(self, group: str, option: str) -> Iterator[str]:
+        """The texts of a choice's file and of the files of its group that it is based on."""
+        yield self._file(f"{group}/{option}").read_text(encoding="utf-8", errors="replace")
+        with suppress(ConfigError):
+            for base in load(self._file(f"{group}/{option}")).get("defaults", []):
+                if isinstance(base, str) and (base := base.partition("@")[0]) in self.groups[group]:
+                    yield from self.texts(group, base)
 
     def users(self, axis: str) -> dict[str, list[str]]:
         """Group -> options whose files refer to ``${axis}``."""

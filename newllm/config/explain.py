@@ -1,0 +1,112 @@
+"""Help on choices: `newllm help attention=mla` shows each option with its default, its type and its comment."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from newllm.config.catalog import Catalog
+from newllm.config.compose import composed_choices, with_values
+from newllm.config.identity import value_at
+from newllm.config.overrides import parse
+from newllm.config.values import REQUIRED, expected, signature_of
+from newllm.errors import ConfigError
+from newllm.suggest import did_you_mean
+
+
+def explain(words: Sequence[str], catalog: Catalog) -> str:
+    """Help on words of a command line: a choice (``attention=mla``) or several, a group, an axis, an option's key.
+
+    Raises ConfigError for a word that is none of them.
+    """
+    given = parse([word for word in words if "=" in word], catalog, sweep=True)
+    parts = [_overview(word, catalog) for word in words if "=" not in word]
+    single = parse([o.input_line or "" for o in given.parsed if not o.is_sweep_override()], catalog)
+    composed = with_values(composed_choices(single), single, {})
+    for key in dict.fromkeys(key.partition(".")[0] for key in given.keys):
+        swept = [o for o in given.parsed if o.key_or_group == key and o.is_sweep_override()]
+        if key not in catalog.groups or key == "experiment" or swept:
+            parts.append(_overview(key, catalog))
+        elif key in catalog.lists:
+            for name, node in composed.tree[key].items():
+                parts.append(_choice(f"{key}.{name}", key, name, node, composed.tree, catalog))
+        else:
+            parts.append(_choice(key, key, str(composed.choices[key]), composed.tree[key], composed.tree, catalog))
+    return "\n\n".join(parts)
+
+
+def _overview(word: str, catalog: Catalog) -> str:
+    """A group with its choices, or an axis with its default, its meaning and the choices that use it."""
+    if word in catalog.groups:
+        names = catalog.groups[word]
+        width = max(map(len, names), default=0)
+        lines = [f"  {name:<{width}}  {catalog.describe(word, name)}".rstrip() for name in names]
+        example = f"newllm help {word}={names[0]}"
+        return "\n".join([f"{word}=", *lines, f"{example} shows the options of a choice."])
+    if word in catalog.axes:
+        lines = [f"{word}={_typed(catalog.axes[word])}  {catalog.comments.get(word, '')}".rstrip()]
+        lines += [f"  used by {group}={', '.join(names)}" for group, names in catalog.users(word).items()]
+        return "\n".join(lines)
+    if word in catalog.sweep_options:
+        return f"{word}={_typed(catalog.sweep_options[word])}  {catalog.comments.get(word, '')}".rstrip()
+    known = [*catalog.groups, *catalog.axes, *catalog.sweep_options]
+    raise ConfigError(f"{word}: there is no such choice or key; {did_you_mean(word, known)}.")
+
+
+def _choice(path: str, group: str, name: str, node: Any, tree: Any, catalog: Catalog) -> str:
+    title = f"{group}={f'[{name}]' if group in catalog.lists else name}"
+    lines = [f"{title}  {catalog.describe(group, name)}".rstrip()]
+    if not node or "_target_" not in node:
+        return "\n".join([*lines, "  no options"])
+    parameters, comments = signature_of(str(node["_target_"])).options, _comments(group, name, catalog)
+    rows = []
+    for option, value in node.items():
+        if option == "_target_":
+            continue
+        source = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None  # ${theta}, ${model.bias}
+        annotation = parameters[option].annotation if option in parameters else REQUIRED
+        kind = "" if annotation is REQUIRED else expected(annotation)
+        comment = comments.get(option) or (catalog.comments.get(source[1], "") if source else "")
+        about = f"follows {source[1]}" if source else ""
+        shown = _typed(value_at(tree, source[1]) if source else value)
+        rows.append((f"{path}.{option}={shown}", "; ".join(text for text in (kind, about, comment) if text)))
+    width = min(40, max((len(row[0]) for row in rows), default=0))
+    options = [f"  {key:<{width}}  {about}".rstrip() for key, about in rows]
+    return "\n".join([*lines, *(options or ["  no options"])])
+
+
+def _comments(group: str, name: str, catalog: Catalog) -> dict[str, str]:
+    """Option -> its comment in the choice's file, in those it is based on, or in another of the same class."""
+    found: dict[str, str] = {}
+    own, target = [*catalog.texts(group, name)], ""
+    for text in own:
+        target = target or next(iter(re.findall(r"^_target_: *(\S+)", text, re.MULTILINE)), "")
+        found = {**dict(_commented(text)), **found}
+    for other in catalog.groups[group]:
+        text = next(iter(catalog.texts(group, other)), "")
+        if target and re.search(rf"^_target_: *{re.escape(target)}\s*$", text, re.MULTILINE):
+            found = {**dict(_commented(text)), **found}
+    return found
+
+
+def _commented(text: str) -> Iterator[tuple[str, str]]:
+    """(key, comment) of the lines ``key: value  # comment`` at the top level, with comments that go on below."""
+    key = ""
+    for line in text.splitlines():
+        match = re.match(r"(\w+):(?:[^#'\"]|'[^']*'|\"[^\"]*\")*?\s#\s?(.*)$", line)
+        if match:
+            key = match[1]
+            yield key, match[2].strip()
+        elif re.match(r"\w+:", line):
+            key = ""
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_typed, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_typed(inner)}" for key, inner in value.items() if key != "_target_") + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,61 @@
+"""Help on a choice shows each of its options with default, type and comment."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from newllm.cli import main
+from newllm.config.catalog import shipped
+from newllm.config.compose import catalog_for
+from newllm.config.explain import explain
+from newllm.config.values import signature_of
+
+CATALOG = catalog_for()
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ("attention=mla", [
+            "attention.kv_dim=64 a whole number; follows kv_dim; MLA latent width",
+            "attention.latent_norm=false true or false; RMS norm on the latent (true in DeepSeek)",
+        ]),
+        ("attention=mla kv_dim=32", ["attention.kv_dim=32 a whole number; follows kv_dim; MLA latent width"]),
+        ("attention=gqa", ["attention.bias=false true or false; follows model.bias"]),
+        ("model=llama_350m", ["model.vocab_size=50304 a whole number or null; null: the tokenizer's, rounded up"]),
+        ("eval=[loss]", ["eval.loss.batch_size=8 a whole number; rows in a batch of batch_mean"]),
+        ("pos_encoding=rope,alibi", ["rope_alibi", "newllm help pos_encoding=alibi shows the options of a choice."]),
+        ("theta", ["theta=10000 RoPE base", "used by pos_encoding=fope, p_rope"]),
+        ("logger=none", ["no options"]),
+    ],
+)  # fmt: skip
+def test_options_have_their_default_type_and_comment(words: str, lines: list[str]) -> None:
+    shown = re.sub(r" +", " ", explain(words.split(), CATALOG))
+    for line in lines:
+        assert line in shown, shown
+
+
+def test_every_option_of_every_choice_is_explained() -> None:
+    for group in ("attention", "optim"):
+        for name in CATALOG.groups[group]:
+            target = re.search(r"^_target_: (\S+)", "\n".join(CATALOG.texts(group, name)), re.MULTILINE)
+            shown = explain([f"{group}={name}"], CATALOG)
+            assert CATALOG.describe(group, name) in shown
+            for option in signature_of(target[1]).options if target else ():
+                assert f"  {group}.{option}=" in shown
+
+
+def test_a_choice_of_one_s_own_is_explained_too(tmp_path: Path) -> None:
+    (tmp_path / "optim").mkdir()
+    text = (shipped() / "optim/adamw.yaml").read_text().replace("# largest norm of", "# mine: # of")
+    (tmp_path / "optim/mine.yaml").write_text(text)
+    assert "a number or null; mine: # of the whole gradient" in explain(["optim=mine"], catalog_for(tmp_path))
+
+
+def test_help_is_asked_for_in_two_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "attention=mla"]) == main(["train", "attention=mla", "--help"]) == 0
+    first, second = capsys.readouterr().out.split("attention=mla  ")[1:]
+    assert first == second
+    assert main(["help", "attenton=mla"]) == 2
+    assert main(["help", "conformance"]) == 0
