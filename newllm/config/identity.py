@@ -18,6 +18,7 @@ from newllm.errors import ConfigError
 
 SCHEMA = 1  # incremented when the same configuration comes to produce other numbers
 ABSENT = "absent"
+SHARED_LENGTH = 30  # characters in the names of a sweep's runs for what does not vary
 
 HashOf = Callable[[str, Sequence[str]], str | None]  # path, patterns -> hash of the files read there
 
@@ -97,10 +98,9 @@ def slug(cfg: DictConfig | Mapping[str, Any], varied: Mapping[str, str] | None =
     """A short, readable and safe file name: choices, then overridden values (axes first), then the seed.
 
     ``tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42``; at most 80 characters; values that do not fit are left out.
-    Takes a composed configuration or an effective one. varied: of a sweep's run, see `varied_parts`; these come first
-    and are never left out.
+    Takes a composed configuration or an effective one. varied: of a run of a sweep, see `varied_parts`; these come
+    first and are never left out, and all runs of the sweep have the same of the other values.
     """
-    varied = varied or {}
     config = _plain(cfg)
     named = ("experiment", *(group.name for group in groups(config).values() if group.label == "first"))
     chosen = [config["choices"].get(group) for group in named]
@@ -110,12 +110,15 @@ def slug(cfg: DictConfig | Mapping[str, Any], varied: Mapping[str, str] | None =
     axes = [key for key in keys if key in config and not isinstance(config[key], dict) and key != "seed"]
     identifying = {group.name for group in groups(config).values() if group.numbers and group.trained}
     options = [key for key in keys if "." in key and key.partition(".")[0] in identifying]
-    parts += varied.values()
+    shared = 0
+    parts += (varied or {}).values()
     for key in (*axes, *options):
-        if key in varied:
+        if varied is not None and key in varied:
             continue
         part = safe_name(key.rpartition(".")[2] + _word(value_at(config, key)))
-        if len("-".join([*parts, part])) + len(seed) <= 80 and part not in parts:
+        shared += len(part) + 1
+        fits = len("-".join([*parts, part])) + len(seed) <= 80 if varied is None else shared <= SHARED_LENGTH
+        if fits and part not in parts:
             parts.append(part)
     return "-".join(parts) + seed
 

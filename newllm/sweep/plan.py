@@ -163,9 +163,10 @@ def plan(
         )
     folders = sorted(sweep.iterdir(), reverse=True) if sweep.is_dir() else []
     existing = {signature_in(folder.name): folder for folder in folders}
+    parts: Sequence[Mapping[str, str] | None] = varied_parts([*distinct.values()]) if len(distinct) > 1 else [None]
     paths = {
         mark: Path(run_dir) if run_dir else existing.get(mark, sweep / f"{slug(config, varied)}-{mark}")
-        for (mark, config), varied in zip(distinct.items(), varied_parts([*distinct.values()]), strict=True)
+        for (mark, config), varied in zip(distinct.items(), parts, strict=False)
     }
     begun = [path for path in paths.values() if (path / "status.json").exists()]
     states = {Path(run.path): run for run in read_states(sweep, begun)}

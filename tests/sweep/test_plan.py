@@ -51,6 +51,7 @@ def test_names_of_runs_hold_what_varies_and_short_names_no_more(tmp_path: Path) 
         "facts_none-weight_decay0.1", "facts_none-weight_decay0.2",
         "facts_reversal-weight_decay0.1", "facts_reversal-weight_decay0.2",
     ]  # fmt: skip
+    assert short(f"{fixed} pos_encoding=rope,rope_anchored_poly") == ["rope", "rope_anchored_poly"]
     assert short("lr=0.001,0.0010000001") == ["lr0.001", "lr0.0010000001"]
     assert short("pos_encoding.scaling=yarn,{kind:yarn,factor:8} seed=1") == [
         "scaling_yarn",
