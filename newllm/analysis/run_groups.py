@@ -94,14 +94,13 @@ class Group:
         finite = np.isfinite(values)
         reasons: dict[int, str] = {}
         if not finite.all():
-            runs = self.frame.iloc[self.positions]
             null = np.isinf(values)
-            if "not_finite" in runs:
-                null |= [metric in names for names in runs["not_finite"]]
-            measured = [{*config["eval"]} for config in runs["config"][finite | null]]
-            if not measured and len(values):
+            if "not_finite" in self.frame:
+                null |= [metric in names for names in self.frame["not_finite"].take(self.positions)]
+            if not (finite | null).any():
                 return {}
-            needed = set.intersection(*measured)
+            runs = self.runs
+            needed = set.intersection(*({*config["eval"]} for config in runs["config"][finite | null]))
             scored = [fingerprint(one, metric) for one in runs["scored"]] if "scored" in runs else [None] * len(runs)
             usual = {scored[place] for place in np.flatnonzero(finite)}
             for place in np.flatnonzero(~finite):
