@@ -25,6 +25,7 @@ from rich.live import Live
 from newllm.console import Screen
 from newllm.errors import ConfigError, Parser, run_command
 from newllm.labels import LABELS, fits
+from newllm.store.intact import is_file
 from newllm.store.run_directory import RunDirectory
 from newllm.store.run_names import choose, located, numbered, runs_in
 from newllm.sweep.display import page
@@ -225,7 +226,7 @@ def _logs(runs: list[tuple[Path, Path]], follow: bool) -> int:
 
 def _print_from(file: Path, position: int) -> int:
     """Print `file` from `position` on, or from its start if it has become shorter; returns its length."""
-    if not file.exists():
+    if not is_file(file):
         return 0
     with file.open("rb") as stream:
         stream.seek(position if stream.seek(0, 2) >= position else 0)

@@ -134,7 +134,7 @@ def retry(sweep: Path, runs: Sequence[Path], which: Literal["failed", "interrupt
         if not chosen:
             print(f"Nothing to retry in {sweep}: no run {none[which]}.")
             return 0
-        records = launches(sweep)
+        records = launches(sweep, strict=True)
         busy = next((record for record in records if record["alive"] and record.get("backend") == "local"), None)
         if busy:
             raise ConfigError(

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,16 +97,16 @@ def recorded(
             update(ended=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-def launches(sweep: Path) -> list[dict[str, Any]]:
+def launches(sweep: Path, strict: bool = False) -> list[dict[str, Any]]:
     """The launches of a sweep folder, oldest first, each with `alive` (its process holds the lock) and `file`.
 
-    Skips files that cannot be read: the run directories hold all that matters.
+    Skips files that cannot be read, since the run directories hold all that matters; strict: raises Damaged.
     """
     found = []
     for file in sorted((sweep / _FOLDER).glob("*.json")):
         content = None
-        with suppress(Damaged):
-            content = read_json(file)
+        with nullcontext() if strict else suppress(Damaged):
+            content = read_json(file, "delete it and type the training command again")
         if content is not None:
             alive = not content.get("ended") and is_held(file.with_suffix(".lock"))
             found.append({**content, "alive": alive, "file": str(file)})

@@ -135,7 +135,8 @@ class Campaign:
             return f"no answer in {SECONDS:g} s"
         if "Traceback (most recent call last)" in out or status not in (0, 1, 2):
             return f"traceback, status {status}: {out[-600:]}"
-        said = status == 2 or file.name in out or any(word in out for word in _WORDS)
+        skipped = re.search(rf"Skipped, not done: .*\b{case.file.split('/')[1]}\b", out)
+        said = status == 2 or file.name in out or skipped or any(word in out for word in _WORDS)
         if not said and (found := self._outcome(status, out, case.verb)) != self.right[case.verb]:
             return f"silent, status {status}: {_difference(self.right[case.verb], found)}"
         return None
