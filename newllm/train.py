@@ -36,7 +36,7 @@ Flags
   --cfg job             print the configuration and stop; --resolve fills in references, --package GROUP shows a part
   --config-dir FOLDER   add YAML files of your own, laid out like conf/
   hydra.run.dir=FOLDER  where the run lands (default: outputs/runs/NAME-SIGNATURE); the same command resumes it
-  hydra.sweep.dir=FOLDER  where a sweep lands (default: outputs/sweeps/KEYS, as in outputs/sweeps/pos_encoding-seed)
+  hydra.sweep.dir=FOLDER  where a sweep lands (default: outputs/sweeps/NAME; without name=NAME, the keys that vary)
   HYDRA_FULL_ERROR=1    (environment) show tracebacks"""
 
 

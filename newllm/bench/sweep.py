@@ -113,7 +113,7 @@ def _time_sweep(label: str, command: Callable[[Path], None], runs: int) -> tuple
         start = time.perf_counter()
         command(Path(folder))
         wall = time.perf_counter() - start
-        results = sorted(Path(folder).glob("outputs/*/*/results.json"))
+        results = sorted(Path(folder).glob("outputs/**/results.json"))
         if len(results) != runs:
             raise RunError(
                 f"{label} has finished {len(results)} of {runs} runs; newllm train with these overrides says why"

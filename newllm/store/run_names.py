@@ -124,14 +124,14 @@ def _matching_name(word: str, short: Mapping[str, str], folder: Path) -> str:
         return all(piece in rest for piece in _HYPHEN.split(part))
 
     exact = [name for name in short if part in (name, signature_in(name), short[name])]
+    if not exact and re.fullmatch(r"\d{1,7}", word) and str(int(word)) == word:  # a number that no run has
+        raise ConfigError(f"there is no run {word} in {folder}; its runs have the numbers 0 to {len(short) - 1}.")
     found = exact or [name for name in short if part in name] or [name for name in short if in_order(name)]
     if len(found) == 1:
         return found[0]
     if found:
         listed = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         raise ConfigError(f"{word!r} is part of the names of {len(found)} runs; be more specific: {listed}.")
-    if re.fullmatch(r"\d{1,7}", word):
-        raise ConfigError(f"there is no run {word} in {folder}; its runs have the numbers 0 to {len(short) - 1}.")
     close = nearest(word, {*short.values(), *short})
     hint = f"did you mean {close}?" if close else f"there are {', '.join(list(short.values())[:4])}"
     raise ConfigError(f"there is no run {word!r} in {folder}; {hint}{' …' if not close and len(short) > 4 else ''}")

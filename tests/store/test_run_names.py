@@ -35,13 +35,14 @@ def test_every_command_finds_a_run_by_its_folder_and_number_or_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert located("3") == Path("3"), "outputs/ does not exist"
-    names = ("rope-s1-0000000a", "alibi-s1-0000000b", "rope-s2-0000000c")
+    names = ("rope-s1-0000000a", "alibi-s1-0000000b", "rope-s2-0099000c")
     one, two, three = (make_run(Path("outputs/sweeps/seed"), name).path for name in names)
     other = make_run(Path("outputs/runs"), names[0]).path
     for typed, meant in {
         "outputs/sweeps/seed:2": three, "outputs/sweeps/seed:alibi": two, "outputs/sweeps/seed:s2": three, "3": other,
         "0": one, "outputs:1": two, "0000000b": two, str(two): two, "outputs/sweeps": Path("outputs/sweeps"),
-        "outputs/swps": Path("outputs/swps"), "x" * 300: None, "7": None, "s1": None, "rope-s1": None,
+        "outputs/swps": Path("outputs/swps"), "x" * 300: None, "7": None, "outputs:99": None,
+        "s1": None, "rope-s1": None,
     }.items():  # fmt: skip
         if meant is not None:
             assert located(typed) == meant, typed
