@@ -401,7 +401,10 @@ def test_options_of_sweeps_need_m(runs: list[DictConfig], capfd: pytest.CaptureF
         (["lr=range(0,1,0.0)"], "expected finite numbers and a step other than 0"),
         (["seed=1,2", "seed=3,4"], "seed is given twice, as seed=1,2 and as seed=3,4; give all its values once"),
         (["lr=1e-3,2e-3", "lr=5e-3"], "lr is given twice"),
-        (["seed=1,2", "hydra.sweeper.params.lr='1,2'"], "hydra.sweeper.params.lr is no key of Hydra that newllm reads"),
+        (
+            ["seed=1,2", "hydra.sweeper.params.lr='1,2'"],
+            "hydra.sweeper.params.lr is of another sweeper; type hydra/sweeper=NAME too",
+        ),
         (["seed=1,2", "hydra.sweep.dirr=x"], "did you mean hydra.sweep.dir?"),
         (["zip={lr:[1,2]}"], "zip={lr:[1,2]}: expected a list"),
         (["zip=[{lr:1}]"], "got {lr:1}"),

@@ -141,6 +141,10 @@ def _syntax_error(line: str, catalog: Catalog) -> str:
 def _check(override: "Override", catalog: Catalog, sweep: bool, other_sweeper: bool) -> None:
     key, line = override.key_or_group, override.input_line or ""
     if _is_hydra(override) and not (key in _OF_HYDRA or (other_sweeper and key.startswith("hydra.sweeper."))):
+        if key.startswith("hydra.sweeper"):
+            raise ConfigError(
+                f"{line}: {key} is of another sweeper; type hydra/sweeper=NAME too, or values as lr=1e-3,2e-3."
+            )
         raise ConfigError(f"{line}: {key} is no key of Hydra that newllm reads; {did_you_mean(key, _OF_HYDRA)}.")
     takes_list = key not in catalog.groups or key in catalog.lists
     if override.is_sweep_override() and key.startswith(("sweep.", "hydra.", "hydra/")):
