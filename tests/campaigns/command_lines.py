@@ -1,6 +1,6 @@
 """Mutated command lines of all verbs: none may end in a traceback, hang, or succeed with a value that was ignored.
 
-    python -m tests.campaigns.command_lines [COUNT] [SEED]
+    python -m tests.campaigns.command_lines [COUNT] [SEED] [FIRST]
 
 Each line is a valid one with one or two mutations: characters and words dropped, doubled or swapped, odd values,
 misspelt keys, other groups. Each runs in a process forked from one that has imported everything, in a folder with a
@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -345,25 +345,23 @@ def _without_measurements() -> None:
     bench._bench = checked_only
 
 
-def campaign(numbers: Sequence[int], seed: int, folder: Path) -> Iterator[Outcome]:
-    for number in numbers:
-        yield run(mutated(number, seed), folder)
-
-
-def main(count: int = 2000, seed: int = 0) -> int:
+def main(count: int = 2000, seed: int = 0, first: int = 0) -> int:
+    """Run the lines `first` to `count` - 1 of a seed; Ctrl-C stops with the counts so far."""
     import_everything()
     faults: Counter[str] = Counter()
     statuses: Counter[int | None] = Counter()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, suppress(KeyboardInterrupt):
         prepare(Path(name))
-        for number, outcome in enumerate(campaign(range(count), seed, Path(name))):
+        for number in range(first, count):
+            outcome = run(mutated(number, seed), Path(name))
             statuses[outcome.status] += 1
             if fault := outcome.fault():
                 faults[fault] += 1
                 shown = " ".join(repr(word)[:80] for word in outcome.words if word not in TINY)
                 last = (outcome.err.strip().splitlines() or [""])[-1]
                 print(f"{number} {fault} {outcome.status}: {shown}\n    {last[:300]}", flush=True)
-    print(f"{count} lines, seed {seed}: {dict(faults) or 'no faults'}; by exit status: {dict(statuses)}")
+    lines = f"{statuses.total()} lines from {first}, seed {seed}"
+    print(f"{lines}: {dict(faults) or 'no faults'}; by exit status: {dict(statuses)}")
     return int(bool(faults))
 
 
