@@ -136,8 +136,8 @@ def _evaluate_done(cfg: DictConfig, directory: RunDirectory, console: Console, s
     missing = missing_evaluators(directory, {**config["eval"], **directory.asked()})
     if missing and not os.access(directory.path, os.W_OK):
         raise ConfigError(
-            f"{directory.path} is done but not writable, so the results of eval=[{','.join(missing)}] can't be added; "
-            "copy it and evaluate the copy."
+            f"{directory.path} is done but not writable, so the results of 'eval=[{','.join(missing)}]' can't be "
+            "added; copy it and evaluate the copy."
         )
     if missing:
         console.line(f"This training is done; what follows are the evaluators that it lacks: {', '.join(missing)}.")
