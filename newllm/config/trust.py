@@ -52,6 +52,7 @@ def packages_of(content: Any) -> list[str]:
     return sorted({name.partition(".")[0] for name in _names(content) if not _is_in(name, _OWN)})
 
 
+import_folders: list[str] = []  # that this process has added to sys.path; a sweep's runs need them too
 _config_dirs: list[Path] = []  # the user's --config-dir
 
 
@@ -91,6 +92,7 @@ def import_from(folder: Path, modules: Iterable[str]) -> None:
             raise ConfigError(f"{folder / name}: {name} is the name of another module; rename this one.")
     if modules and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+        import_folders.append(str(folder))
 
 
 def _names(content: Any) -> Iterator[str]:

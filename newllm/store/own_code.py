@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from newllm.config.trust import import_from, name_packages_of, packages_of
+from newllm.config.trust import import_from, name_packages_of, packages_of, use_folder
 from newllm.store.code_digest import is_unchanged
 from newllm.store.run_directory import RunDirectory
 
@@ -40,9 +40,13 @@ def use_code_of(record: Mapping[str, Any], *content: Any) -> bool:
         return False
     for package, folder in dict(folders or {}).items():
         copy = Path(folder).parent  # of a sweep: .sweep/code/HASH/user
-        if copy.parent.name != "code" or is_unchanged(copy):
+        if copy.parent.name != "code":
             import_from(Path(folder), [package])
-            name_packages_of({"_target_": f"{package}.x"})
+        elif is_unchanged(copy):
+            use_folder(Path(folder))  # a sweep that is launched again copies it again
+        else:
+            continue
+        name_packages_of({"_target_": f"{package}.x"})
     return True
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import newllm
 from newllm.config.catalog import shipped
-from newllm.config.trust import code_folder
+from newllm.config.trust import code_folder, import_folders
 from newllm.errors import ConfigError
 from newllm.store.code_digest import digest, is_unchanged
 from newllm.store.environment import CODE, git_state
@@ -22,8 +22,8 @@ def python_path(sweep: Path) -> str:
     """
     copy = snapshot(sweep)
     users = [str(copy / _USER)] if (copy / _USER).is_dir() else []
-    path = [str(copy), *users, os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return os.pathsep.join(dict.fromkeys(path))
+    path = [str(copy), *users, os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *import_folders]
+    return os.pathsep.join(dict.fromkeys(filter(None, path)))
 
 
 def snapshot(sweep: Path) -> Path:
