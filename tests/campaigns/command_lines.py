@@ -348,6 +348,7 @@ def _without_measurements() -> None:
 def main(count: int = 2000, seed: int = 0, first: int = 0) -> int:
     """Run the lines `first` to `count` - 1 of a seed; Ctrl-C stops with the counts so far."""
     import_everything()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in the background job of a script
     faults: Counter[str] = Counter()
     statuses: Counter[int | None] = Counter()
     with tempfile.TemporaryDirectory() as name, suppress(KeyboardInterrupt):
