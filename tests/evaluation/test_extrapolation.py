@@ -275,7 +275,7 @@ def test_a_note_says_that_the_text_fills_fewer_windows(subject):
 def test_lengths_beyond_the_table_of_an_encoding_are_refused(small_model, subject):
     learned = small_model("learned", "mha", "seq_len=64")
     with pytest.raises(
-        ConfigError, match=r"512 tokens, and pos_encoding has values for 64 positions: .*=\[64\], or train"
+        ConfigError, match=r"512 tokens, and pos_encoding has values for 64 positions: .*=\[64\]', or train"
     ):
         Extrapolation().check(subject.data, learned)
     Extrapolation(lengths=["0.5x", "1x"]).check(subject.data, learned)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from newllm.evaluation.subject import Findings, Subject, evaluate
+from newllm.evaluation.subject import Evaluator, Findings, Subject, evaluate
 from tests.support.evaluation_subject import make_subject
 
 CONF = Path(__file__).parents[2] / "conf" / "eval"
@@ -115,7 +115,7 @@ def test_another_model_or_batch_size_has_the_same_fingerprints_and_another_text_
         assert unchanged == ({*before} if name == "reversal" else set()), name
 
 
-class Stranger:
+class Stranger(Evaluator):
     """An evaluator that says nothing of what it scores."""
 
     def __init__(self, rows: int = 3):

@@ -53,7 +53,7 @@ def test_evaluators_that_need_hidden_states_only(subject: Subject, evaluator: Ca
 
 @pytest.mark.parametrize("evaluator", [QueryKey(), KVCache()])
 def test_evaluators_of_attention_are_refused(subject: Subject, evaluator: QueryKey | KVCache) -> None:
-    with pytest.raises(ConfigError, match=r"ContextToken has none; leave it out, as in eval=\[loss,accuracy\]"):
+    with pytest.raises(ConfigError, match=r"ContextToken has none; leave it out, as in 'eval=\[loss,accuracy\]'"):
         evaluator.check(subject.data, subject.model)
     evaluator.check(subject.data, make_subject().model)
 
