@@ -18,7 +18,7 @@ def build(node: Mapping[str, Any] | DictConfig, base: type[T], **handed: Any) ->
     The caller passes the target's keyword-only parameters: of `handed`, the target gets those that its signature names
     (all, if it takes ``**``). Nested nodes are passed as plain dicts; the target builds them itself, with its own
     sizes. Raises ConfigError for an option or a value that the target does not take, for a target of another kind, or
-    one in a package that the user has not named (`newllm.config.trust`).
+    one in a package that the user has not named (`newllm.trust`).
     """
     plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     options = convert_options(plain)

@@ -20,11 +20,11 @@ from newllm.config.catalog import REFERENCE, Catalog, plain, references, shipped
 from newllm.config.groups import group_of, read
 from newllm.config.identity import resolved, sorted_keys
 from newllm.config.overrides import Overrides, parse, parse_line
-from newllm.config.trust import name_packages_of, use_folder
 from newllm.config.values import check_values, signature_of, unknown_option
 from newllm.errors import ConfigError
 from newllm.labels import LABELS
 from newllm.suggest import did_you_mean, nearest
+from newllm.trust import name_packages_of, use_folder
 
 NAME_BYTES, PATH_BYTES = 255, 3800  # Linux's limits, with room for the files inside
 _VALUE = "the value"  # a key that no configuration has

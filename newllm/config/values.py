@@ -18,9 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from newllm.config.axes import OWN_KEYS
 from newllm.config.catalog import REFERENCE, plain
 from newllm.config.groups import group_of, parts_of
-from newllm.config.trust import require_trusted, where_looked
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean, nearest
+from newllm.trust import require_trusted, where_looked
 
 T = TypeVar("T")
 

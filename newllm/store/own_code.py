@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from newllm.config.trust import import_from, name_packages_of, packages_of, use_folder
 from newllm.store.code_digest import is_unchanged
 from newllm.store.run_directory import RunDirectory
+from newllm.trust import import_from, name_packages_of, packages_of, use_folder
 
 
 def code_of_run(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from newllm.config.trust import code_folder, named, use_folder
 from newllm.errors import ConfigError
 from newllm.store.atomic import is_held
 from newllm.store.intact import Damaged, read_json, write_json
 from newllm.store.own_code import sealed, use_code_of
+from newllm.trust import code_folder, named, use_folder
 
 _FOLDER = Path(".sweep") / "launches"
 _LOCK = Path(".sweep") / "lock"

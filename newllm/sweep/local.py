@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from newllm.config.trust import VARIABLE, named
 from newllm.errors import STOPPING, NewllmError, RunError, signal_name
 from newllm.runtime import available_cores
 from newllm.store.run_directory import RunDirectory
@@ -24,6 +23,7 @@ from newllm.sweep.launches import Policy
 from newllm.sweep.slots import Slots
 from newllm.sweep.snapshot import python_path
 from newllm.sweep.state import write_state
+from newllm.trust import VARIABLE, named
 
 DEATHS = 3  # the launcher gives up when its process dies this often without finishing a run
 

@@ -14,7 +14,6 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newllm.config.trust import VARIABLE, named
 from newllm.errors import ConfigError, RunError
 from newllm.store import code_digest
 from newllm.store.run_directory import RunDirectory
@@ -26,6 +25,7 @@ from newllm.sweep.slurm_job import Task
 from newllm.sweep.slurm_states import GONE, LOGS, ask, error_text, job_states, meaning
 from newllm.sweep.snapshot import python_path
 from newllm.sweep.state import RunState, read_state, write_state
+from newllm.trust import VARIABLE, named
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor

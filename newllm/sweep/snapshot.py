@@ -6,11 +6,11 @@ from pathlib import Path
 
 import newllm
 from newllm.config.catalog import shipped
-from newllm.config.trust import code_folder, import_folders
 from newllm.errors import ConfigError
 from newllm.store.code_digest import digest, is_unchanged
 from newllm.store.environment import CODE, git_state
 from newllm.store.intact import write_json
+from newllm.trust import code_folder, import_folders
 
 _USER = "user"  # folder of the copy with the Python files of --config-dir
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from newllm.config.trust import named
 from newllm.errors import ConfigError
 from newllm.store.intact import read_json, write_json
 from newllm.store.own_code import code_of_run, use_code_of_run
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.launches import Policy, launches, recorded, use_code_of_launch
+from newllm.trust import named
 
 CONFIG = {"pos_encoding": {"_target_": "waves.Wave", "tau": 0.5}, "overrides": [], "trainer": {"seed": 1}}
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from newllm.checks import above
-from newllm.config.trust import require_trusted
 from newllm.config.values import convert, expected
 from newllm.errors import ConfigError
 from newllm.position.frequencies import evq, families
 from newllm.position.frequencies import scaling as rules
 from newllm.suggest import did_you_mean
+from newllm.trust import require_trusted
 
 Node = str | dict[str, Any]  # sigmoid, or {family: sigmoid, steepness: 7}; yarn, or {kind: yarn, factor: 8}
 

@@ -11,7 +11,6 @@ import yaml
 
 from newllm import generate
 from newllm.config import compose, effective, trust
-from newllm.config.trust import named
 from newllm.data.tokenizer import train_bpe
 from newllm.errors import ConfigError
 from newllm.model import build_model
@@ -19,6 +18,7 @@ from newllm.run.evaluation_plan import plan_evaluation
 from newllm.run.load import load_run
 from newllm.run.reevaluate import evaluate_run
 from newllm.store.run_directory import RunDirectory
+from newllm.trust import named
 
 EVIL = "from pathlib import Path\nPath({mark!r}).touch()\ndef f(dim): ...\nclass Model: ...\n"
 SHELL = {"_target_": "subprocess.getoutput", "cmd": "touch MARK"}
