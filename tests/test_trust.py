@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from newllm import generate
-from newllm.config import compose, effective, trust
+from newllm import generate, trust
+from newllm.config import compose, effective
 from newllm.data.tokenizer import train_bpe
 from newllm.errors import ConfigError
 from newllm.model import build_model
@@ -18,7 +18,6 @@ from newllm.run.evaluation_plan import plan_evaluation
 from newllm.run.load import load_run
 from newllm.run.reevaluate import evaluate_run
 from newllm.store.run_directory import RunDirectory
-from newllm.trust import named
 
 EVIL = "from pathlib import Path\nPath({mark!r}).touch()\ndef f(dim): ...\nclass Model: ...\n"
 SHELL = {"_target_": "subprocess.getoutput", "cmd": "touch MARK"}
@@ -116,7 +115,7 @@ def test_the_choices_of_a_run_add_no_folder_of_yaml_files(mark: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     plan_evaluation(run, ["eval=[loss,accuracy]", "theta=500"])
     assert not mark.exists()
-    assert "evil" not in named()
+    assert "evil" not in trust.named()
 
 
 def test_the_message_says_what_to_set(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
