@@ -278,16 +278,28 @@ def measure(group: Group, baseline: Group, metric: str) -> Comparison | None:
     incomplete = "; ".join(f"{name}{words}" for name, words in whose.items() if words)
     if not (ours or group.missing(metric)) or not (theirs or baseline.missing(metric)):
         return None
+    positive = all(value > 0 for side in (ours, theirs) for value in side.values())
+    scale = scale_of(metric) if positive else "difference"  # no logarithm of zero
+    return paired(group.label, baseline.label, metric, scale, ours, theirs, incomplete)
+
+
+def paired(
+    candidate: str,
+    baseline: str,
+    metric: str,
+    scale: Scale,
+    ours: Mapping[int, float],
+    theirs: Mapping[int, float],
+    incomplete: str,
+) -> Comparison:
+    """The differences of two values by seed, for `judge`. The arguments are those of `Comparison`."""
     seeds = [seed for seed in ours if seed in theirs]
     a, b = (np.array([side[seed] for seed in seeds] if not incomplete else []) for side in (ours, theirs))
-    scale = scale_of(metric)
-    if scale == "log" and (np.r_[a, b] <= 0).any():
-        scale = "difference"  # no logarithm of zero
     differences = _differences(_on_scale(a, scale), _on_scale(b, scale), scale)
     sample = statistics.describe(differences)
     return Comparison(
-        candidate=group.label,
-        baseline=baseline.label,
+        candidate=candidate,
+        baseline=baseline,
         metric=metric,
         scale=scale,
         lower_is_better=lower_is_better(metric),
@@ -379,7 +391,7 @@ def _differences(a: np.ndarray, b: np.ndarray, scale: Scale) -> np.ndarray:
     differences = a - b
     if (np.abs(differences) <= ROUNDING * (1.0 if scale == "log" else np.maximum(np.abs(a), np.abs(b)))).all():
         return np.zeros(len(a))
-    largest = max(1.0, *np.abs(np.r_[a, b])) if len(a) else 1.0
+    largest = max(float(scale == "log"), *np.abs(np.r_[a, b]))  # a relative error is one of that size in logarithms
     equal = len(a) > 1 and np.ptp(differences) <= 64 * np.finfo(float).eps * largest
     return np.full(len(a), differences.mean()) if equal else differences
 

@@ -13,16 +13,14 @@ from itertools import combinations, product
 from math import prod
 
 import numpy as np
-import pandas as pd
 
-from newllm.analysis.comparison import Comparison, measure
+from newllm.analysis.comparison import Comparison, paired
 from newllm.analysis.labels import SEPARATOR, value_text
-from newllm.analysis.metrics import scale_of
+from newllm.analysis.metrics import Scale, scale_of
 from newllm.analysis.run_groups import Group
 from newllm.analysis.settings import canonical
 
 Terms = Sequence[Sequence[tuple[int, Group]]]  # of each combination, the groups to add (1) and to subtract (-1)
-Measured = Mapping[Group, Mapping[int, float]]  # seed -> metric
 
 LEAST_COMPLETE = 0.75  # of all combinations must have been trained
 
@@ -95,23 +93,21 @@ def _texts(group: Group, keys: Sequence[str]) -> list[str]:
 def main_effects(crossing: Crossing, reference: Group, metric: str) -> list[Effect]:
     """The effect of each value of each factor against the value of `reference`, where it is an average of at least two
     combinations of the other factors."""
-    effects, measured = [], _measured(crossing, metric)
+    effects, cells, usual = [], _measured(crossing, metric), crossing.values_of(reference)
     for place, (name, values) in enumerate(crossing.factors.items()):
-        usual = crossing.values_of(reference)[place]
         for value in values:
-            own = [cell for cell in crossing.cells if cell[place] == value != usual]
-            pairs = [(cell, other) for cell in own if (other := _with(cell, place, usual)) in crossing.cells]
-            ours, theirs = ([[(1, crossing.cells[pair[side]])] for pair in pairs] for side in (0, 1))
+            own = [cell for cell in cells if cell[place] == value != usual[place]]
+            pairs = [(cell, other) for cell in own if (other := _with(cell, place, usual[place])) in cells]
+            ours, theirs = ([[(1, cells[pair[side]])] for pair in pairs] for side in (0, 1))
             if len(pairs) > 1:
-                effects.append(_effect(name, f"{value} against {usual}", metric, ours, theirs, measured))
-    return [effect for effect in effects if effect]
+                effects.append(_effect(name, f"{value} against {usual[place]}", metric, ours, theirs))
+    return effects
 
 
 def interactions(crossing: Crossing, reference: Group, metric: str) -> list[Effect]:
     """For each two values of two factors: how the first one's difference to its value in `reference` changes where the
     second factor has the second value instead of that of `reference`."""
-    cells, usual = crossing.cells, crossing.values_of(reference)
-    effects, measured = [], _measured(crossing, metric)
+    effects, cells, usual = [], _measured(crossing, metric), crossing.values_of(reference)
     for (a, first), (b, second) in combinations(enumerate(crossing.factors), 2):
         for one, other in product(crossing.factors[first], crossing.factors[second]):
             changed, same = [], []
@@ -123,34 +119,34 @@ def interactions(crossing: Crossing, reference: Group, metric: str) -> list[Effe
                     same.append([(1, cells[alone]), (-1, cells[neither])])
             if changed:
                 change = f"{one} against {usual[a]}, with {other} against with {usual[b]}"
-                effects.append(_effect(f"{first}{SEPARATOR}{second}", change, metric, changed, same, measured))
+                effects.append(_effect(f"{first}{SEPARATOR}{second}", change, metric, changed, same))
     # In neither direction is an interaction good.
-    return [replace(one, comparison=replace(one.comparison, lower_is_better=None)) for one in effects if one]
+    return [replace(one, comparison=replace(one.comparison, lower_is_better=None)) for one in effects]
 
 
-def _measured(crossing: Crossing, metric: str) -> Measured:
-    return {group: group.by_seed(metric) for group in crossing.cells.values()}
+def _measured(crossing: Crossing, metric: str) -> dict[tuple[str, ...], Group]:
+    """The cells whose groups have the metric, or were to have it."""
+    return {cell: one for cell, one in crossing.cells.items() if one.by_seed(metric) or one.missing(metric)}
 
 
-def _effect(factor: str, change: str, metric: str, side: Terms, other: Terms, measured: Measured) -> Effect | None:
-    """The effect; None where a seed of one of the groups diverged or failed, and where they have no seed in common."""
-    log = scale_of(metric) == "log"
-    groups = [group for terms in (*side, *other) for _, group in terms]
-    seeds = sorted(set.intersection(*(set(measured[group]) for group in groups)))
-    values = {group: np.array([measured[group][seed] for seed in seeds]) for group in groups}
-    if not seeds or any(group.missing(metric) for group in groups):
-        return None
-    if log and min(one.min() for one in values.values()) <= 0:
-        return None
+def _effect(factor: str, change: str, metric: str, side: Terms, other: Terms) -> Effect:
+    """The effect; without numbers if a seed of one of the groups diverged or failed."""
+    groups = [*dict.fromkeys(group for terms in (*side, *other) for _, group in terms)]
+    incomplete = "; ".join(f"{group.label}: {words}" for group in groups if (words := group.missing_words(metric)))
+    measured = {group: group.by_seed(metric) for group in groups}
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in measured.values())))
+    values = {group: np.array([by_seed[seed] for seed in seeds]) for group, by_seed in measured.items()}
+    log = scale_of(metric) == "log" and all((one > 0).all() for one in values.values())
 
-    def averaged(some: Terms) -> Group:
+    def averaged(some: Terms) -> dict[int, float]:
         scaled = [[sign * (np.log(values[one]) if log else values[one]) for sign, one in terms] for terms in some]
         mean = np.array(scaled).sum(axis=1).mean(axis=0)  # [combinations, terms, seeds]
-        columns = {"seed": seeds, metric: np.exp(mean) if log else mean, "config": [{"eval": {}}] * len(seeds)}
-        return Group(change, {}, pd.DataFrame(columns), np.arange(len(seeds)))
+        with np.errstate(over="ignore"):
+            return dict(zip(seeds, (np.exp(mean) if log else mean).tolist(), strict=True))
 
-    comparison = measure(averaged(side), averaged(other), metric)
-    return None if comparison is None else Effect(factor, change, len(side), comparison)
+    scale: Scale = "log" if log else "difference"
+    comparison = paired(change, change, metric, scale, averaged(side), averaged(other), incomplete)
+    return Effect(factor, change, len(side), comparison)
 
 
 def _with(cell: tuple[str, ...], place: int, value: str) -> tuple[str, ...]:

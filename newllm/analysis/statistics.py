@@ -71,6 +71,7 @@ def sample_std(values: Numbers) -> float:
     return standard_deviation(values, 1)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def standard_deviation(values: Numbers, ddof: int) -> float:
     """The standard deviation with n - ddof in the denominator: NaN for one value, exactly 0 where all are equal."""
     x = _finite(values)

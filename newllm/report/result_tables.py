@@ -201,14 +201,14 @@ def _comparison_row(comparison: Comparison, name_baseline: bool) -> Row:
 def comparison_cells(comparison: Comparison) -> Row:
     """The difference with its interval, the verdict and what it stands on."""
     difference, interval = _difference_texts(comparison)
-    low, high = blank_if_unknown(comparison.low), blank_if_unknown(comparison.high)
+    low, high, pairs = blank_if_unknown(comparison.low), blank_if_unknown(comparison.high), len(comparison.differences)
     ends = {"scale": comparison.scale, "difference low": low, "difference high": high}
     return {
         "difference": number_cell(comparison.difference, "difference", difference),
         "interval": Cell(interval, comparison.low if isfinite(comparison.low) else None, ends),
         "verdict": verdict_cell(comparison),
         "p corrected": _p_cell(comparison.p_corrected, "p corrected"),
-        "agree": number_cell(comparison.agree, "agree", f"{comparison.agree} of {len(comparison.differences)}"),
+        "agree": number_cell(comparison.agree if pairs else None, "agree", f"{comparison.agree} of {pairs}"),
         "seeds needed": number_cell(comparison.seeds_needed, "seeds needed"),
     }
 

@@ -115,7 +115,8 @@ def spread(mean: float, std: float) -> str:
 
 def percent(ratio: float) -> str:
     """A relative difference as `+7.0 %`."""
-    return f"{100 * ratio:+.{2 if abs(ratio) < 0.01 else 1}f} %" if isfinite(ratio) else ABSENT
+    digits = "2f" if abs(ratio) < 0.01 else "1f" if abs(ratio) < 1e4 else "3g"
+    return f"{100 * ratio:+.{digits}} %" if isfinite(ratio) else ABSENT
 
 
 def blank_if_unknown(value: float) -> float | str:

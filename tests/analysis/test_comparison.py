@@ -168,6 +168,12 @@ def test_pairs_that_all_differ_alike_are_not_tested(metric, rope, alibi, differe
     assert "no noise to test it against" in one.why
 
 
+def test_tiny_values_have_a_spread():
+    one = compared(metric="val/loss", rope=[1e-15, 2e-15, 3e-15], alibi=[2e-15, 4e-15, 7e-15])
+    assert one.family == 1
+    assert one.spread == pytest.approx(1.5275e-15, rel=1e-4)
+
+
 def test_the_published_rule():
     """Mean better, spread small against the gap, at least two thirds of the seeds."""
     rule = make_rule("published")

@@ -89,6 +89,39 @@ def test_combinations_that_are_missing_or_lack_seeds_are_left_out() -> None:
     assert (first.over, first.comparison.n, first.comparison.difference) == (3, 3, 10.0)
 
 
+def test_effects_of_groups_with_missing_seeds_say_so_and_have_no_numbers() -> None:
+    values = {cell: 100 + np.arange(4.0) for cell in cells("ab", "xyz")}
+    values["b", "x"][2] = np.inf
+    values["a", "z"] = values["a", "z"][:0]  # not measured
+    found = crossed(values)
+    crossing = find_crossing(found)
+    assert crossing is not None
+    every = [*main_effects(crossing, found[0], METRIC), *interactions(crossing, found[0], METRIC)]
+    judged = judge([effect.comparison for effect in every], Interval())
+    said = {effect.change: (effect.over, one.verdict) for effect, one in zip(every, judged, strict=True)}
+    incomplete = "b x: 1 of 4 seeds not finite"
+    assert said == {
+        "b against a": (2, incomplete),
+        "y against x": (2, incomplete),
+        "b against a, with y against with x": (1, incomplete),
+    }
+    assert all(np.isnan(one.difference) for one in judged)
+
+
+def test_effects_without_common_seeds_say_so_and_zeros_are_compared_by_differences() -> None:
+    found = crossed({cell: np.arange(3.0) + 5 * (cell[0] == "b") for cell in cells("ab", "xy")})
+    crossing = find_crossing(found)
+    assert crossing is not None
+    first = main_effects(crossing, found[0], METRIC)[0].comparison
+    assert (first.scale, first.difference) == ("difference", 5.0)
+    apart = crossed({cell: np.arange(3.0) for cell in cells("ab", "xy")})
+    apart[0].frame["seed"] = range(12)
+    crossing = find_crossing(apart)
+    assert crossing is not None
+    effects = main_effects(crossing, apart[0], METRIC)
+    assert {one.verdict for one in judge([effect.comparison for effect in effects], Interval())} == {"no common seed"}
+
+
 @pytest.mark.parametrize("effects", [main_effects, interactions])
 def test_intervals_cover_the_truth(effects: Callable[..., list]) -> None:
     """400 studies of 2 x 3 groups and four seeds, with noise that differs by group and is partly that of the seed: the

@@ -168,6 +168,7 @@ def test_small_and_odd_samples_are_defined_and_silent():
     zeros = describe([0.0, 0.0, 0.0])
     assert (zeros.std, zeros.agree) == (0.0, 3)
     assert interval_of([0.0, 0.0, 0.0], 0.95, "bootstrap") == (0.0, 0.0)
+    assert sample_std([1e300, -1e300]) == inf
     with_gaps = describe([1.0, float("nan"), 2.0, inf, 4.0])
     assert (with_gaps.n, with_gaps.mean) == (3, pytest.approx(7 / 3))
     low, high = bootstrap_interval([1.0, 2.0])

@@ -30,7 +30,7 @@ def test_a_mean_is_given_to_the_place_of_its_deviation(mean: float, std: float, 
 
 
 def test_relative_differences() -> None:
-    assert [percent(x) for x in (0.0704, -0.0012, 0.0)] == ["+7.0 %", "-0.12 %", "+0.00 %"]
+    assert [percent(x) for x in (0.0704, -0.0012, 0.0, 4e260)] == ["+7.0 %", "-0.12 %", "+0.00 %", "+4e+262 %"]
 
 
 def test_numbers_on_axes() -> None:
