@@ -1,6 +1,7 @@
 """Damages files of runs and of the cache, and judges what each command makes of them.
 
-`python -m tests.campaigns.damage N [SEED]` tries N cases, drawn at random, and prints what was wrong and the counts.
+`python -m tests.campaigns.damage N [SEED]` tries N cases, drawn at random, and prints what was wrong and the counts;
+as root, after `setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-all`, since root reads any file.
 A case is a file, a damage and a command. A fault is a silent wrong number (the command gives another output than
 without the damage, and neither names the file nor says that something is damaged, missing or made again), a traceback,
 or no answer in time. Each command runs in a process that is forked from this one, which has imported everything.
@@ -80,6 +81,7 @@ DAMAGES: dict[str, Damage] = {
     "random": lambda path: path.write_bytes(random.Random(1).randbytes(4096)) and None,
     "folder": _replaced(Path.mkdir), "pipe": _replaced(os.mkfifo),
     "link": _replaced(lambda path: path.symlink_to(path.name)),
+    "unreadable": lambda path: path.chmod(0),
 }  # fmt: skip
 
 
@@ -99,7 +101,7 @@ class Campaign:
         self.work, self._whole = folder / "work", folder / "whole"
         self.work.mkdir()
         os.environ["NEWLLM_CACHE"] = str(self.work / "cache")
-        for verb in ("make a", "make b", "make cut", "make two", "make evaluations"):
+        for verb in ("make a", "make b", "make cut", "make two", "make sweep", "make evaluations"):
             status, out = self.run(verb)
             assert status == 0, out
         shutil.copytree(self.work, self._whole)
@@ -130,6 +132,8 @@ class Campaign:
         if case.damage in ("bit", "digit") and not file.stat().st_size:
             return None
         DAMAGES[case.damage](file)
+        if case.damage == "unreadable" and os.access(file, os.R_OK):
+            return None
         status, out = self.run(case.verb)
         if status is None:
             return f"no answer in {SECONDS:g} s"
@@ -193,6 +197,13 @@ def _train(name: str, *overrides: str) -> int:
     return main([*SMALL, *overrides, f"hydra.run.dir=runs/{name}"])
 
 
+def _sweep() -> int:
+    from newllm.train import main
+
+    runs = ["-m", "seed=1,2", "hydra.sweep.dir=sweep", "hydra.launcher.slots=1"]
+    return main([*SMALL, *RUN[:-1], "eval=[loss]", "trainer.max_steps=2", *runs])
+
+
 def _train_and_stop() -> int:
     """A run that a signal stops in its second epoch."""
     from newllm.training.loop import Loop
@@ -238,6 +249,7 @@ _MAKE: dict[str, Callable[[], int]] = {
     "make b": lambda: _train("b", *RUN, "seed=2"),
     "make cut": _train_and_stop,
     "make two": lambda: _train("two", *TWO_PHASES),
+    "make sweep": lambda: _sweep(),
     "make evaluations": lambda: (
         _verb("evaluate", "runs/a", "eval=[rank]")() or _verb("evaluate", "runs/a", "eval=[loss]", "theta=100")()
     ),
@@ -248,7 +260,10 @@ _COMMANDS: dict[str, Callable[[], int]] = {
     "train two": _MAKE["make two"],
     "train c": lambda: _train("c", *RUN, "seed=4"),
     "train two_c": lambda: _train("two_c", *TWO_PHASES, "lr=0.002"),
+    "train sweep": _sweep,
     "status": _verb("status", "runs"),
+    "status sweep": _verb("status", "sweep"),
+    "report sweep": _verb("report", "sweep", "formats=[csv]", "baseline=null"),
     "report": _verb("report", "runs", "formats=[csv,svg]", "baseline=null"),
     "evaluate": _verb("evaluate", "runs/a"),
     "evaluate all": _verb("evaluate", "runs", "eval=[loss]"),
@@ -259,6 +274,7 @@ _COMMANDS: dict[str, Callable[[], int]] = {
 _READ = {  # command -> patterns of the files that it may read
     "train a": ["runs/a/"], "train cut": ["runs/cut/"], "train two": ["runs/two/"],
     "train c": ["cache/(stores|tokenizers)"], "train two_c": ["cache/"],
+    "train sweep": ["sweep/"], "status sweep": ["sweep/"], "report sweep": ["sweep/"],
     "status": ["runs/"], "report": ["runs/"], "evaluate": ["runs/a/", "cache/(stores|tokenizers)"],
     "evaluate all": ["runs/"], "compare": ["runs/[ab]/"], "generate": ["runs/a/"], "load_runs": ["runs/"],
 }  # fmt: skip
