@@ -122,6 +122,8 @@ class Campaign:
             name = path.relative_to(self._whole).as_posix()
             if not path.is_file() or path.name.endswith(".lock") or "train.log" in name:
                 continue
+            if "/.sweep/code/" in name and path.name not in ("cli.py", "rope.py"):  # two of its files stand for all
+                continue
             verbs = [verb for verb in self.right if any(re.match(p, name) for p in _READ[verb])]
             yield from (Case(name, damage, verb) for verb in verbs for damage in DAMAGES)
 
@@ -201,7 +203,7 @@ def _sweep() -> int:
     from newllm.train import main
 
     runs = ["-m", "seed=1,2", "hydra.sweep.dir=sweep", "hydra.launcher.slots=1"]
-    return main([*SMALL, *RUN[:-1], "eval=[loss]", "trainer.max_steps=2", *runs])
+    return main([*SMALL, *RUN[:-1], "eval=[loss]", *runs])
 
 
 def _train_and_stop() -> int:
