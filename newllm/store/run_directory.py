@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from newllm.errors import ConfigError
-from newllm.store.atomic import is_held, json_line, json_text, write_text
+from newllm.store.atomic import LOCK_BY_FILES, file_lock, is_held, json_line, json_text, write_text
 from newllm.store.csv_text import Rows, as_csv
 from newllm.store.intact import (
     Damaged,
@@ -114,7 +114,7 @@ class RunDirectory:
                 "hydra.run.dir=…"
             ) from None
         self._require_kinds()
-        lock = FileLock(self.path / ".lock")
+        lock = file_lock(self.path / ".lock")
         try:
             lock.acquire(timeout=patience, poll_interval=0.01)
         except Timeout:
@@ -128,7 +128,7 @@ class RunDirectory:
             reason = getattr(error, "strerror", None) or "its file system has no locks"
             raise ConfigError(
                 f"the run directory {self.path} cannot be locked ({reason}), and two processes could write into it; "
-                "choose another directory with hydra.run.dir=…"
+                f"{LOCK_BY_FILES}, or choose another directory with hydra.run.dir=…"
             ) from None
         try:
             yield self
@@ -217,7 +217,7 @@ class RunDirectory:
 
     def in_use(self) -> bool:
         """True if a living process holds the directory."""
-        return (self.path / ".lock").exists() and is_held(self.path / ".lock")
+        return is_held(self.path / ".lock")
 
     def observed(self, status: Mapping[str, Any] | None = None) -> State:
         """The actual state: interrupted if status.json says `running` and no process holds the run, or `done` and

@@ -9,10 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from newllm.errors import ConfigError
-from newllm.store.atomic import is_held
+from newllm.store.atomic import LOCK_BY_FILES, file_lock, is_held
 from newllm.store.intact import Damaged, read_json, write_json
 from newllm.store.own_code import sealed, use_code_of
 from newllm.trust import code_folder, named, use_folder
@@ -89,7 +87,7 @@ def recorded(
         content.update(changes)
         write_json(file, content)
 
-    with FileLock(file.with_suffix(".lock")):
+    with file_lock(file.with_suffix(".lock")):
         update()
         try:
             yield update
@@ -113,17 +111,28 @@ def launches(sweep: Path, strict: bool = False) -> list[dict[str, Any]]:
     return found
 
 
-def choosing(sweep: Path) -> FileLock:
-    """The lock to hold while runs of the sweep are chosen and queued, since two launchers must not take the same run.
+@contextmanager
+def choosing(sweep: Path) -> Iterator[None]:
+    """Hold the sweep's lock while its runs are chosen and queued, since two launchers must not take the same run.
 
     Creates the folder if needed. Raises ConfigError if that is not possible.
     """
-    lock = sweep / _LOCK
+    lock = file_lock(sweep / _LOCK)
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        (sweep / _LOCK).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"The sweep's folder {sweep} cannot be created ({error.strerror}); choose another with "
             "hydra.sweep.dir=FOLDER."
         ) from None
-    return FileLock(lock)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise ConfigError(
+            f"The sweep's folder {sweep} cannot be locked ({getattr(error, 'strerror', None) or error}); "
+            f"{LOCK_BY_FILES}, or choose another with hydra.sweep.dir=FOLDER."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
