@@ -36,9 +36,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: Callable[[Path], AbstractContextManager[Any]]
 ) -> None:
-    with pytest.raises(
-        ConfigError, match=r"cannot be locked \(No locks available\).* set NEWLLM_LOCKS=files to"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot be locked \(No locks available\).* set NEWLLM_LOCKS=files to"):
         hold(tmp_path / "x").__enter__()
     monkeypatch.setenv("NEWLLM_LOCKS", "files")
     with hold(tmp_path / "x"):
