@@ -66,6 +66,7 @@ _STATUS_TYPES: dict[str, Any] = {
     "labels": (dict, _NONE), **dict.fromkeys(("created", "started", "finished", "updated"), (str, _NONE)),
 }  # fmt: skip
 _KEEP_CHANGE = "or delete the line with its sha256 to keep a change of your own"
+_MOST_FOLDERS = 20_000  # without a run in them, which are searched in a few seconds
 _LOCK_PATIENCE = 0.2  # seconds; in_use() holds the lock for an instant, which must not stop a run from starting
 
 
@@ -443,7 +444,7 @@ def find_runs(path: Paths) -> list[Path]:
     sorted by name, each once; each run is followed by the folders of its evaluations.
 
     Does not search inside run directories, nor in folders whose name begins with a dot. Raises ConfigError for a path
-    that does not exist.
+    that does not exist, or that is no folder of runs, since it holds thousands of other folders.
     """
     found: dict[Path, Path] = {}
     for root in map(Path, [path] if isinstance(path, str | os.PathLike) else path):
@@ -457,6 +458,7 @@ def find_runs(path: Paths) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
+    others = 0
     for folder, folders, files in os.walk(root):
         if not _MARKS.isdisjoint([*files, *folders]):
             yield Path(folder)
@@ -466,6 +468,11 @@ def _walk(root: Path) -> Iterator[Path]:
             folders.clear()
         else:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            others += 1
+            if others > _MOST_FOLDERS:
+                raise ConfigError(
+                    f"{root} holds more than {_MOST_FOLDERS:,} folders that are no runs; name one nearer to the runs."
+                )
 
 
 def metrics_of(results: Mapping[str, Any]) -> dict[str, float]:
