@@ -65,50 +65,62 @@ def _run(argv: list[str]) -> int:
     from newllm.console import Console
     from newllm.suggest import did_you_mean
 
-    frame = pd.concat([_finished(folder).assign(side=side) for side, folder in enumerate(folders)], ignore_index=True)
+    # Repeats count only within a side: a run that failed in one folder may have finished in the other.
+    runs = [_runs(folder).assign(side=side) for side, folder in zip("AB", folders, strict=True)]
+    frame = pd.concat([one.assign(signature=one["side"] + one["signature"]) for one in runs], ignore_index=True)
     known = [name for name in metric_names(frame) if frame[name].notna().any()]
     for name in wanted:
         if name not in known:
             raise ConfigError(f"metrics={name} is not a metric of these runs; {did_you_mean(name, known)}.")
-    pairs = _pairs(frame, folders)
+    sides = _groups_of_sides(frame)
+    pairs = _pairs(*sides, folders)
     console = Console(bar=False)
     console.settings(dict(zip("AB", folders, strict=True)))
     rows = _differing_settings(pairs)
     console.section("Configuration", [rows] if rows else ["No setting that may change a number differs."])
-    console.section("Metrics", _metrics(pairs, wanted, known))
+    unfinished = frame[frame["state"] != "done"].groupby("side")["state"].value_counts()
+    paired = {group for pair in pairs for group in pair}
+    alone = [[group.label for group in some if group not in paired] for some in sides]
+    lines = [f"Only in {side}: {', '.join(labels)}." for side, labels in zip("AB", alone, strict=True) if labels]
+    lines += [f"Without results in {side}: {count} {state}." for (side, state), count in unfinished.items()]
+    console.section("Metrics", [*_metrics(pairs, wanted, known), *lines])
     return 0
 
 
-def _finished(folder: str) -> "pd.DataFrame":
-    """The finished runs of a side. Raises ConfigError without any."""
+def _runs(folder: str) -> "pd.DataFrame":
+    """The runs of a side. Raises ConfigError without a finished one."""
     from newllm.analysis.frame import load_runs
 
     frame = load_runs(folder)
     if frame.empty:
         raise ConfigError(f"{folder} has no runs; runs are in outputs/runs and sweeps in outputs/sweeps.")
-    done = frame[frame["state"] == "done"]
-    if done.empty:
+    if not (frame["state"] == "done").any():
         first = frame.iloc[0]
         why = f": {first['error']}" if first["state"] in ("failed", "unreadable") and first["error"] else ""
         counts = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
         raise ConfigError(f"{folder} has no finished run ({counts}){why}")
-    return done
+    return frame
 
 
-def _pairs(frame: "pd.DataFrame", folders: Sequence[str]) -> "list[tuple[Group, Group]]":
-    """Groups of A with their counterparts in B. Raises ConfigError if there is none."""
-    from newllm.analysis.baselines import counterparts
+def _groups_of_sides(frame: "pd.DataFrame") -> "tuple[list[Group], list[Group]]":
+    """The groups of A and of B, with labels that tell all of them apart."""
     from newllm.analysis.run_groups import groups
-    from newllm.analysis.settings import canonical
 
     side = frame["side"].to_numpy()
-    sides: list[list[Group]] = [[], []]
+    sides: tuple[list[Group], list[Group]] = ([], [])
     for group in groups(frame):
-        for number in (0, 1):
-            own = group.positions[side[group.positions] == number]
-            if len(own):
-                sides[number].append(replace(group, positions=own))
-    ours, theirs = sides
+        for some, name in zip(sides, "AB", strict=True):
+            own, lost = (rows[side[rows] == name] for rows in (group.positions, group.lost))
+            if len(own) or len(lost):
+                some.append(replace(group, positions=own, lost=lost))
+    return sides
+
+
+def _pairs(ours: "list[Group]", theirs: "list[Group]", folders: Sequence[str]) -> "list[tuple[Group, Group]]":
+    """Groups of A with their counterparts in B. Raises ConfigError if there is none."""
+    from newllm.analysis.baselines import counterparts
+    from newllm.analysis.settings import canonical
+
     in_both = {group.label for group in ours} & {group.label for group in theirs}
     if in_both:
         by_label = {group.label: group for group in theirs}
@@ -116,7 +128,8 @@ def _pairs(frame: "pd.DataFrame", folders: Sequence[str]) -> "list[tuple[Group, 
     if len(ours) == len(theirs) == 1:
         return [(ours[0], theirs[0])]
     values = [
-        {key: {canonical(group.settings.get(key)) for group in some} for key in some[0].settings} for some in sides
+        {key: {canonical(group.settings.get(key)) for group in some} for key in some[0].settings}
+        for some in (ours, theirs)
     ]
     between = [key for key, here in values[0].items() if here.isdisjoint(values[1].get(key, set()))]
     found = [(group, other) for group in ours for other in counterparts(group, theirs, between)]
@@ -205,7 +218,7 @@ def _metrics(
     places = [(metric, ours, theirs) for metric in shown for ours, theirs in pairs]
     found = {place: measure(place[2], place[1], place[0]) for place in places if _same_tokens(*place)}
     judged: dict[Any, Comparison] = {}
-    if any(len(group.runs) > 1 for pair in pairs for group in pair):
+    if any(len(group.positions) + len(group.lost) > 1 for pair in pairs for group in pair):
         kept = {place: one for place, one in found.items() if one and place[0] in tested}
         judged = dict(zip(kept, judge([*kept.values()], rule, CONFIDENCE), strict=True))
     rows = []
@@ -267,6 +280,8 @@ def _interval(one: "Comparison") -> str:
 def _text(difference: float, scale: str) -> str:
     from newllm.report.tables import percent
 
+    if not isfinite(difference):
+        return ""
     if difference == 0:
         return "equal"
     if scale == "log" and abs(difference) < 5e-5:

@@ -65,6 +65,22 @@ def test_folders_are_paired_by_configuration_and_seed(tmp_path: Path, capsys: py
     assert "worse" not in out
 
 
+def test_survivors_do_not_win_and_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that failed in one folder and finished in the other is missing in the first."""
+    for seed in (1, 2, 3, 4):
+        run(tmp_path / "here", seed=seed, val__ppl=100.0 + seed, val__loss=4.6)
+        state = "failed" if seed == 2 else "done"
+        run(tmp_path / "there", seed=seed, state=state, val__ppl=90.0 + seed**2, val__loss=4.5)
+    run(tmp_path / "there", "pos_encoding=nope", val__ppl=1.0)
+    assert cli.main(["compare", str(tmp_path / "here"), str(tmp_path / "there"), "metrics=val/ppl,val/loss"]) == 0
+    out = capsys.readouterr().out
+    rows = table(out)
+    assert rows["val/ppl"][-1] == rows["val/loss"][-1] == "1 of 4 seeds failed"
+    assert "nan" not in out
+    assert "Only in B: nope." in out
+    assert "Without results in B: 1 failed." in out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

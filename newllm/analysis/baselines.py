@@ -9,13 +9,13 @@ evaluate.
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from newllm.analysis.labels import SEPARATOR, value_text
 from newllm.analysis.run_groups import Group, is_typed, value_of
-from newllm.analysis.settings import canonical
+from newllm.analysis.settings import axes_of, canonical, choices_of, differing
 from newllm.config.catalog import Catalog, shipped
 from newllm.errors import ConfigError
 from newllm.suggest import nearest
@@ -39,9 +39,9 @@ class Baseline:
     notes: Sequence[str] = ()
 
     @property
-    def groups(self) -> list[Group]:
-        """The groups that others are compared with, each once."""
-        return [*dict.fromkeys([*self.pairs.values(), *self.evaluations.values()])]
+    def labels(self) -> set[str]:
+        """Those of the groups that others are compared with."""
+        return {group.label for group in (*self.pairs.values(), *self.evaluations.values())}
 
 
 def choose_baseline(groups: Sequence[Group], wanted: str | None) -> Baseline:
@@ -63,7 +63,8 @@ def choose_baseline(groups: Sequence[Group], wanted: str | None) -> Baseline:
     evaluations: dict[Group, Group] = {}
     if pool is trained:
         evaluations = _evaluations(trained, [group for group in groups if _evaluated(group)], wanted)
-    return Baseline(found.words, found.pairs, evaluations, found.notes)
+    words = found.words or ("the same runs as trained" if evaluations else "")
+    return Baseline(words, found.pairs, evaluations, found.notes)
 
 
 def _evaluated(group: Group) -> str | None:
@@ -179,13 +180,55 @@ def _evaluations(trained: Sequence[Group], evaluated: Sequence[Group], wanted: s
     for group in evaluated:
         run = home.get(str(Path(group.path).parent.parent))
         if run is not None:
-            pairs[group] = run
+            pairs[group] = _evaluated_by(group, run)
         else:
             others.setdefault(_evaluated(group), []).append(group)
     for same in others.values():
         with suppress(ConfigError):  # not every set of evaluations has the baseline
             pairs |= choose_baseline(same, wanted).pairs
     return pairs
+
+
+def _evaluated_by(evaluation: Group, trained: Group) -> Group:
+    """The trained group without those runs of an evaluated seed that were not evaluated: repeats, and with ``by=…``
+    runs with other settings."""
+    origins = [str(Path(path).parent.parent) for path in evaluation.runs["path"]]
+    evaluated, seeds = trained.runs["path"].isin(origins), trained.runs["seed"]
+    kept = evaluated | ~seeds.isin(seeds[evaluated])
+    return trained if kept.all() else replace(trained, positions=trained.positions[kept.to_numpy()])
+
+
+def unequal_groups(pairs: Pairs, by: Sequence[str]) -> list[str]:
+    """A sentence if groups by the keys `by` differ from their baselines in the combinations of other settings too, over
+    the seeds that both have."""
+    unequal: dict[str, list[str]] = {}
+    for group, baseline in pairs.items():
+        seeds = {*group.runs["seed"]} & {*baseline.runs["seed"]}
+        runs = [one.runs[one.runs["seed"].isin(seeds)] for one in (group, baseline)]
+        settings = [[_choices_and_settings(config) for config in some["config"]] for some in runs]
+        every = [one for side in settings for one in side]
+        keys = [
+            key
+            for key in differing(every)
+            if all(key in one for one in every) and not any(f"{key}.".startswith(f"{name}.") for name in by)
+        ]
+        combinations = [
+            {(seed, canonical([one[key] for key in keys])) for seed, one in zip(some["seed"], side, strict=True)}
+            for some, side in zip(runs, settings, strict=True)
+        ]
+        if combinations[0] != combinations[1]:
+            unequal[group.label] = [*dict.fromkeys([*unequal.get(group.label, []), *keys])]
+    if not unequal:
+        return []
+    keys = [*dict.fromkeys(key for some in unequal.values() for key in some)]
+    return [
+        f"{_listed([*unequal])}: the combinations of {', '.join(keys)} are not those of the baseline, so the "
+        f"difference is not that of {', '.join(by)} alone."
+    ]
+
+
+def _choices_and_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**choices_of(config), **axes_of(config)}
 
 
 def _fitting(groups: Sequence[Group], wanted: str) -> list[Group]:

@@ -29,7 +29,7 @@ def factors(study: Study) -> Section:
         crossing = find_crossing(trained) if part.whole else None
         if crossing is None:
             continue
-        baselines = [group for group in part.baseline.groups if group in trained]
+        baselines = [group for group in trained if group.label in part.baseline.labels]
         reference = nearest_to_defaults(baselines or trained)
         measured = {"effects": main_effects, "interactions": interactions}
         for name, measure in measured.items():

@@ -131,7 +131,7 @@ def _groups_table(part: Part, comparisons: Sequence[Comparison], family: Sequenc
             first: means[first],
         }
         if compared:
-            is_baseline = group in part.baseline.groups
+            is_baseline = group.label in part.baseline.labels
             row[delta], row["verdict"] = _difference_and_verdict(compared.get(group.label), is_baseline)
         rows.append({**row, **{metric: means[metric] for metric in others}})
     return Table(f"main{part.mark}", part.named("Groups"), rows, notes, hints)
@@ -169,7 +169,7 @@ def comparison_table(
     method = {"t": "Student's t", "bootstrap": BOOTSTRAP}[part.options.interval]
     scales = [_SCALES[scale] for scale in dict.fromkeys(comparison.scale for comparison in comparisons)]
     notes = [*scales, f"Intervals by {method}.", *notes]
-    rows = [_comparison_row(comparison, len(part.baseline.groups) > 1) for comparison in comparisons]
+    rows = [_comparison_row(comparison, len(part.baseline.labels) > 1) for comparison in comparisons]
     if part.baseline.evaluations:
         notes.append(OF_EVALUATIONS)
     return Table(f"{name}{part.mark}", part.named(title), rows, notes, _COMPARISON_HINTS)

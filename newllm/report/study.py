@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from newllm.analysis.baselines import Baseline, choose_baseline
+from newllm.analysis.baselines import Baseline, choose_baseline, unequal_groups
 from newllm.analysis.comparable import split_comparable
 from newllm.analysis.comparison import Comparison, family_in_words, judge, measure_all
 from newllm.analysis.frame import load_runs, metric_names
@@ -108,7 +108,7 @@ class Part:
         mean = np.array([group.mean(self.metric) * sign for group in self.groups])
         best = np.argsort(np.where(np.isfinite(mean), mean, np.inf), kind="stable").tolist()
         best = [place for place in best if len(self.groups[place].positions)]  # nothing to draw of failed runs
-        best.sort(key=lambda place: self.groups[place] not in self.baseline.groups)  # baselines before all others
+        best.sort(key=lambda place: self.groups[place].label not in self.baseline.labels)  # baselines before all others
         chosen = sorted(best[: self.options.curves])
         drawn = [self.groups[place] for place in chosen]
         return [DrawnGroup(self.first_index + i, one, one.missing_words(self.metric)) for i, one in enumerate(drawn)]
@@ -209,6 +209,9 @@ def read_study(options: Options) -> Study:
         for title, some in tables:
             try:
                 baseline = choose_baseline(some, options.baseline)
+                if options.by:
+                    notes = [*baseline.notes, *unequal_groups(baseline.pairs, options.by)]
+                    baseline = replace(baseline, notes=notes)
             except ConfigError as error:  # one of several parts may be without the baseline
                 errors.append(error)
                 baseline = Baseline(notes=[f"{title}: {error}"])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 import pytest
 
-from newllm.analysis.baselines import choose_baseline
+from newllm.analysis.baselines import choose_baseline, unequal_groups
 from newllm.analysis.run_groups import groups
 from newllm.errors import ConfigError
 from tests.support.run_folders import table
@@ -116,3 +116,32 @@ def test_a_baseline_is_a_group_as_trained_and_evaluations_are_compared_with_thei
     assert {group.label for group in said.pairs} == {"mha", "mla", "mla · evaluated scaling=yarn"}
     only = frame[frame["path"].str.contains("evaluations")].reset_index(drop=True)  # as on another text
     assert pairs(only, "attention=mha") == {"mla": "mha"}
+
+
+def test_an_evaluation_is_compared_with_the_runs_that_it_is_of():
+    """Not with the mean of runs of several encodings, of which one was evaluated."""
+    frame = table(
+        ([f"pos_encoding={name}"], seed, {"val/ppl": level + seed**2})
+        for name, level in (("rope", 100.0), ("alibi", 200.0))
+        for seed in (1, 2, 3)
+    )
+    frame["path"] = [f"sweep/run{row}" for row in range(6)]
+    found = choose_baseline(groups(evaluated(frame).drop(index=range(9, 12)), by=["attention"]), None)
+    assert found.words == "the same runs as trained"
+    assert not found.pairs
+    ((evaluation, trained),) = found.evaluations.items()
+    assert trained.by_seed("val/ppl") == evaluation.by_seed("val/ppl")
+    assert found.labels == {trained.label} == {"mha · as trained"}
+
+
+def test_groups_that_differ_in_more_than_their_keys_are_named():
+    frame = sweep(*crossing("rope alibi"), ["pos_encoding=rope", "attention=gqa"])
+    by = ["pos_encoding"]
+    (note,) = unequal_groups(choose_baseline(groups(frame, by=by), "rope").pairs, by)
+    assert note.startswith("alibi: the combinations of attention are not those of the baseline")
+    complete = frame[[config["choices"]["attention"] != "gqa" for config in frame["config"]]].reset_index(drop=True)
+    assert not unequal_groups(choose_baseline(groups(complete, by=by), "rope").pairs, by)
+    # A seed that only one of the two has is not compared.
+    assert not unequal_groups(choose_baseline(groups(complete.drop(index=[0, 3]), by=by), "rope").pairs, by)
+    later = choose_baseline(groups(complete.drop(index=[0]), by=by), "rope")
+    assert unequal_groups(later.pairs, by)
