@@ -52,7 +52,8 @@ class Comparison:
     low, high: the interval; all intervals of the family hold together with the confidence that was asked for.
     p_corrected: p times `family`, at most 1. Below 1 - confidence just where Student's interval leaves out 0.
     seeds_needed: with which the interval leaves out 0 with 80 % probability, if the observed mean and spread of the
-        differences are the true ones; None where it leaves out 0 already, and where it is unknown.
+        differences are the true ones; None where it leaves out 0 already, where it is unknown, and for rules that do
+        not look at the interval.
     verdict: "better", "worse", "differs" (for a metric without a good direction), "inconclusive"; without a test
         "zero spread", "too few seeds", "one seed", "no common seed", or `incomplete`. why: the reason for it.
     """
@@ -179,9 +180,9 @@ class Published:
     def words(self) -> str:
         return (
             f"A difference is called better or worse if the larger of the two sample standard deviations is at most "
-            f"{self.spread:g} times the gap of the means, at least {self.share:.0%} of the paired seeds agree with it, "
-            f"and at least {self.least_seeds} seeds are paired. The rule does not look at the intervals, and does not "
-            "correct for the number of comparisons."
+            f"{self.spread:g} times the gap of the means, at least {100 * self.share:.0f} % of the paired seeds agree "
+            f"with it, and at least {self.least_seeds} seeds are paired. The rule does not look at the intervals, and "
+            "does not correct for the number of comparisons."
         )
 
     def is_real(self, comparison: Comparison) -> tuple[bool, str]:
@@ -209,8 +210,9 @@ class Published:
         many = f"at least one of these {len(sizes)} comparisons" if len(sizes) > 1 else "this one comparison"
         return (
             f"False verdicts: without any true difference, this rule calls {many} ({seeds} seeds) better or worse in "
-            f"{alone:.1%} of studies where the runs of a seed have nothing in common, and in {half:.1%} where half of "
-            "the variance is the seed's (simulated, of comparisons that have nothing but the baseline in common)."
+            f"{100 * alone:.1f} % of studies where the runs of a seed have nothing in common, and in {100 * half:.1f} "
+            "% where half of the variance is the seed's (simulated, of comparisons that have nothing but the baseline "
+            "in common)."
         )
 
     def false_rate(self, seeds: Sequence[int], correlation: float) -> float:
@@ -347,7 +349,11 @@ def judge(
             low, high = statistics.interval_of(one.differences, each, interval)
             mean = float(np.mean(one.differences))
             known = low > 0 or high < 0
-            needed = None if known else statistics.seeds_needed(mean, one.spread, alpha=1 - each)
+            needed = (
+                None
+                if known or not isinstance(rule, Interval)
+                else statistics.seeds_needed(mean, one.spread, alpha=1 - each)
+            )
             needed = max(needed, one.n + 1) if needed else None  # a bootstrap interval is not quite Student's
             one = replace(
                 one,

@@ -16,7 +16,7 @@ from newllm.position.frequencies import wavelengths
 from newllm.position.frequencies.nodes import scale, spectrum
 from newllm.position.frequencies.spectrum import rotary_dims
 from newllm.report.figures import Drawing, Panel, heat_maps
-from newllm.report.result_tables import comparison_table, verdict_kind
+from newllm.report.result_tables import comparison_table, verdict_cell, verdict_kind
 from newllm.report.series import BAND, GEOMETRIC, Numbered, numbered_metrics, over_numbers, read_tables
 from newllm.report.study import Part, Section, Study
 from newllm.report.tables import ABSENT, PLUS_MINUS, Cell, Table, blank_if_unknown, make_row, mean_cell, number_cell
@@ -101,7 +101,7 @@ def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell
     def text(value: float) -> str:
         return f"{100 * value:+.1f}" if comparison.scale == "log" else f"{value:+.3f}"
 
-    verdict = f" {comparison.verdict}" if comparison.verdict in ("better", "worse", "differs") else ""
+    verdict = f" {verdict_cell(comparison).text}" if comparison.verdict in ("better", "worse", "differs") else ""
     interval = f" [{text(comparison.low)}, {text(comparison.high)}]" if isfinite(comparison.low) else ""
     unit = " %" if comparison.scale == "log" else ""
     csv = {

@@ -105,6 +105,7 @@ def _groups_table(part: Part, comparisons: Sequence[Comparison], family: Sequenc
         delta = f"Δ {options.compare[0]}"
         compared = {c.candidate: c for c in comparisons if c.metric == options.compare[0]}
         notes.append(f"Δ is the difference to {part.baseline.words}, with its {confidence}, paired by seed.")
+        notes += [f"Intervals by {BOOTSTRAP}."] if options.interval == "bootstrap" else []
         notes += family
         if part.baseline.evaluations:
             notes.append(OF_EVALUATIONS)
@@ -218,9 +219,13 @@ def _p_cell(value: float, column: str) -> Cell:
 
 
 def verdict_cell(comparison: Comparison) -> Cell:
-    """The verdict, with the seeds that it would take where it is inconclusive."""
-    needed = comparison.seeds_needed if comparison.verdict == "inconclusive" else None
-    text = f"{comparison.verdict} (needs {needed:,} seeds)" if needed else comparison.verdict
+    """The verdict, with the seeds that it would take where it is inconclusive, and with the interval where a rule that
+    does not look at it says something else."""
+    inconclusive, text = comparison.verdict == "inconclusive", comparison.verdict
+    if isfinite(comparison.low) and inconclusive == comparison.excludes_zero:
+        text += f" (the interval {'leaves out' if inconclusive else 'includes'} 0)"
+    elif inconclusive and comparison.seeds_needed:
+        text += f" (needs {comparison.seeds_needed:,} seeds)"
     return Cell(text, text, {"verdict": comparison.verdict}, kind=verdict_kind(comparison), hint=comparison.why)
 
 

@@ -285,6 +285,8 @@ def _with_known_metrics(options: Options, done: pd.DataFrame) -> Options:
     metrics, compared = ([name for name in names if name in known] for names in (options.metrics, options.compare))
     for name in [*options.metrics, *options.compare]:
         if name not in known and (name not in optional or not metrics):
+            if name in done:
+                raise ConfigError(f"no finished run has a finite {name}, so there is nothing to report on it.")
             raise ConfigError(f"{name} is not a metric of these runs; {did_you_mean(name, known)}.")
     return replace(options, metrics=metrics, compare=compared)
 

@@ -184,6 +184,7 @@ def test_the_published_rule():
     half = compared(make_rule("published", spread=10.0), rope=[100, 101, 99, 100], alibi=[99, 100, 100.2, 100.2])
     assert (half.agree, half.verdict) == (2, "inconclusive")
     assert "only 2 of 4 seeds agree" in half.why
+    assert half.seeds_needed is None
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_rules_are_options_in_yaml():
     assert compared(strict, **values).verdict == "too few seeds"
     assert "at least 4 seeds" in strict.words
     assert compare_with_rope(groups_with(**values), confidence=0.999)[0].verdict == "inconclusive"
-    assert "67%" in make_rule("published").words
+    assert "67 %" in make_rule("published").words
 
 
 def test_the_bootstrap_interval():

@@ -12,6 +12,7 @@ import pytest
 from newllm.config import compose, effective
 from newllm.report.__main__ import main, shorten
 from tests.support.report_runs import grid, make_run, make_runs, read_table, with_seed, write_status
+from tests.support.run_folders import config, folder
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,20 @@ def test_one_seed_never_gives_a_verdict(tmp_path: Path, capsys: pytest.CaptureFi
     assert line["verdict"] == "one seed"
     assert line["difference low"] == ""
     assert "no verdicts" in capsys.readouterr().out
+
+
+def test_a_verdict_of_the_published_rule_says_if_the_interval_does_not_agree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"rope": [100.0, 101.0, 99.0], "alibi": [95.0, 95.0, 99.5]}
+    for encoding, numbers in values.items():
+        for seed, value in enumerate(numbers):
+            folder(tmp_path, config(f"pos_encoding={encoding}", seed=seed), {"val/ppl": value, "val/loss": None})
+    words = [str(tmp_path), "formats=[csv]", "size=data/val_tokens"]
+    assert main([*words, "verdict=published"]) == 0
+    assert "better (the interval includes 0)" in capsys.readouterr().out
+    assert main([*words, "compare=[val/loss]"]) == 2
+    assert "no finished run has a finite val/loss" in capsys.readouterr().err
 
 
 def test_survivors_do_not_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
