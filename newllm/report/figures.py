@@ -30,6 +30,7 @@ ON_PALE, ON_DARK = "#14171a", "#fcfcfb"  # numbers in cells; not among the colou
 PNG_DPI = 160
 MOST_MARKS = 15  # lines with more points have no marks
 MOST_TICKS = 8  # that stand at the values themselves
+TOO_LARGE = 1e100  # the perplexity of a model that diverged; matplotlib's ticks overflow far beyond
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
@@ -64,9 +65,10 @@ class Series:
         """Mean ± sample standard deviation over the rows of `values`; `log` averages logarithms (geometric mean).
 
         values: a table with a row per seed and a column per x, as pandas.DataFrame understands it. Values that are
-        missing or infinite are left out; an x that no seed has is dropped.
+        missing, infinite or too large for an axis are left out; an x that no seed has is dropped.
         """
         table = pd.DataFrame(values).astype(float)
+        table = table.where(table.abs() < TOO_LARGE)
         if log:
             with np.errstate(divide="ignore", invalid="ignore"):
                 table = np.log(table)
@@ -116,7 +118,8 @@ def plot(panels: Sequence[Panel], width: float = 8.4, height: float = 3.5) -> "F
             axes.set_xlim(-0.5, len(panel.words) - 0.5)
             axes.grid(axis="x", visible=False)
         else:
-            _scale(axes.xaxis, panel.log_x, [x for series in panel.series for x in series.x])
+            places = [x for series in panel.series for x in series.x]
+            _scale(axes.xaxis, panel.log_x and min(places, default=0) > 0, places)
         if panel.log_y:
             _scale(axes.yaxis, log=True)
         mark_value(axes, panel.mark_x, panel.mark_y)

@@ -109,6 +109,8 @@ def spread(mean: float, std: float) -> str:
         return ABSENT
     if not isfinite(std) or std == 0:
         return number(mean) + (" ± 0" if std == 0 else "")
+    if not 1e-3 <= max(abs(mean), std) < 1e15:
+        return f"{mean:.3g} ± {std:.2g}"
     places = next((n for n in range(6) if round(std * 10**n) >= 10), 6)
     return f"{mean:,.{places}f} ± {std:,.{places}f}"
 
