@@ -7,13 +7,14 @@ from typing import Any
 
 from newllm.config.identity import places
 from newllm.errors import ConfigError
+from newllm.store.run_directory import is_run
 
 _OF_AN_EARLIER_ATTEMPT = (".lock", ".tmp", ".end")  # all that a run stopped before its config.yaml leaves
 
 
 def check_run_folder(folder: str | Path, config: Mapping[str, Any]) -> None:
     """Raises ConfigError unless `folder`, named by hydra.run.dir, is new, empty, or a run directory."""
-    _check("hydra.run.dir", Path(folder), [config], lambda path: (path / "config.yaml").exists())
+    _check("hydra.run.dir", Path(folder), [config], is_run)
 
 
 def check_sweep_folder(folder: str | Path, configs: Iterable[Mapping[str, Any]]) -> None:

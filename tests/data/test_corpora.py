@@ -13,6 +13,7 @@ import pytest
 import newllm
 from newllm.build import build
 from newllm.config import effective, signature
+from newllm.data.corpora.corpus import Corpus
 from newllm.data.corpora.hub import Hub
 from newllm.data.corpora.stdlib import Stdlib
 from newllm.data.corpora.text_files import PIECE_CHARS, TextFiles
@@ -64,7 +65,7 @@ def test_the_library_of_another_python_is_another_text() -> None:
     other = {**run, "data": {**run["data"], "python": "3.10.1"}}
     assert signature(run) != signature(other)
     with pytest.raises(ConfigError, match=r"data\.python=3\.10\.1: this is Python"):
-        build(other["data"])
+        build(other["data"], Corpus)
 
 
 def test_all_kinds_of_files_in_a_folder(tmp_path: Path, texts: list[str]) -> None:

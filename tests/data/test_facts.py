@@ -136,5 +136,5 @@ def test_no_repeats_trains_no_fact(load: Load) -> None:
     data = load({**FACTS, "repeats": 0})
     assert data.counts["data/fact_rows"] == 0
     assert data.facts is not None
-    with pytest.raises(ConfigError, match=r"facts\.repeats must be 0 or greater"):
+    with pytest.raises(ConfigError, match=r"facts\.repeats must lie in \[0, 100000\]"):
         ReversalFacts(repeats=-1)

@@ -116,12 +116,12 @@ OPTIONS: list[tuple[dict, str]] = [
     (
         {"documents": 10, "val_documents": [9, 12]},
         r"trains on documents 0 to 9, and data\.val_documents=\[9,12\] validates on document 9; "
-        r"type data\.documents=9 or less, or data\.val_documents=\[10,13\]",
+        r"type data\.documents=9 or less, or 'data\.val_documents=\[10,13\]'",
     ),
     (
         {"documents": 5, "val_documents": [30, 39]},
         r"data\.val_documents=\[30,39\] needs document 39 and the corpus has 32, numbered from 0; "
-        r"type data\.val_documents=\[22,31\], or give more text",
+        r"type 'data\.val_documents=\[22,31\]', or give more text",
     ),
     ({"documents": 25, "val_documents": [30, 39]}, r"has 32, numbered from 0; give more text"),
     ({"documents": 40, "val_documents": [50, 51]}, r"needs document 51 and the corpus has 32"),
@@ -147,7 +147,7 @@ def test_impossible_options(load: Load, monkeypatch: pytest.MonkeyPatch, options
         ({"column": "body"}, r"no text in column 'body' \(found: text\); type data\.column=COLUMN"),
         (
             {"val_hub_split": None, "samples": None, "documents": 5},
-            r"does not say which text validates.*data\.val_samples=500, or data\.val_documents",
+            r"does not say which text validates.*data\.val_samples=500, or 'data\.val_documents",
         ),
     ],
 )
