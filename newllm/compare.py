@@ -57,7 +57,7 @@ def _run(argv: list[str]) -> int:
         name, _, text = option.partition("=")
         if name != "metrics" or not text.strip("[] "):
             raise ConfigError(f"{option}: expected metrics=NAME,NAME, the only option.")
-        wanted = [metric.strip() for metric in text.strip().strip("[]").split(",")]
+        wanted = [metric.strip() for metric in text.strip("[] ").split(",") if metric.strip()]
 
     import pandas as pd
 
@@ -70,6 +70,8 @@ def _run(argv: list[str]) -> int:
     frame = pd.concat([one.assign(signature=one["side"] + one["signature"]) for one in runs], ignore_index=True)
     known = [name for name in metric_names(frame) if frame[name].notna().any()]
     for name in wanted:
+        if name not in known and name in frame:
+            raise ConfigError(f"metrics={name}: no finished run has a finite one.")
         if name not in known:
             raise ConfigError(f"metrics={name} is not a metric of these runs; {did_you_mean(name, known)}.")
     sides = _groups_of_sides(frame)

@@ -88,7 +88,8 @@ def test_survivors_do_not_win_and_what_is_left_out_is_said(tmp_path: Path, capsy
         (["{done}", "{done}", "{done}"], "not 3"),
         (["{done}", "{waits}"], "no finished run (1 queued)"),
         (["{done}", "{tmp}/nowhere"], "nowhere"),
-        (["{done}", "{done}", "metrics=[val/pl]"], "did you mean val/ppl"),
+        (["{done}", "{done}", "metrics=[val/pl,]"], "did you mean val/ppl"),
+        (["{done}", "{done}", "metrics=[val/ppl,val/loss]"], "metrics=val/loss: no finished run has a finite one"),
         (["{done}", "{done}", "metric=val/ppl"], "expected metrics=NAME"),
         (["{done}", "{done}", "--metrics"], "--help"),
     ],
@@ -97,7 +98,7 @@ def test_bad_input_gets_a_sentence(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = {
-        "done": run(tmp_path / "a", val__ppl=100.0),
+        "done": run(tmp_path / "a", val__ppl=100.0, val__loss=None),
         "waits": run(tmp_path / "b", state="queued"),
         "tmp": tmp_path,
     }
