@@ -136,7 +136,7 @@ def _with_one_more_key(
     if usual is None:
         raise ConfigError(
             f"baseline={typed} fits {len(counterparts)} groups for {group.label} ({labels}); add {key}, as in "
-            f"baseline=[{typed},{key}={values[0]}]."
+            f"'baseline=[{typed},{key}={values[0]}]'."
         )
     other = next(value for value in values if value != usual)
     note = (

@@ -55,7 +55,8 @@ class Comparison:
         differences are the true ones; None where it leaves out 0 already, where it is unknown, and for rules that do
         not look at the interval.
     verdict: "better", "worse", "differs" (for a metric without a good direction), "inconclusive"; without a test
-        "zero spread", "too few seeds", "one seed", "no common seed", or `incomplete`. why: the reason for it.
+        "zero spread", "too few seeds", "one seed", "one common seed", "no common seed", or `incomplete`.
+    why: the reason for it.
     """
 
     candidate: str
@@ -115,7 +116,10 @@ def why_untested(comparison: Comparison, least_seeds: int) -> tuple[str, str] | 
     if n == 0:
         return "no common seed", "no seed is in both groups"
     if n == 1:
-        return "one seed", "one paired seed says nothing about other seeds"
+        return (
+            "one common seed" if comparison.unpaired else "one seed",
+            "one paired seed says nothing about other seeds",
+        )
     if comparison.spread == 0:
         what = "ratio" if comparison.scale == "log" else "difference"
         return "zero spread", f"all {n} pairs have the same {what}, so there is no noise to test it against"

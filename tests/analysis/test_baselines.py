@@ -99,7 +99,7 @@ def test_of_several_counterparts_the_one_with_the_defaults_is_taken_and_said():
     assert "'baseline=[pos_encoding=rope,theta=500000]' takes another" in found.notes[0]
     assert pairs(sweep(*thetas, *crossing("alibi")), "[pos_encoding=rope,theta=5e5]")["alibi · mla"].endswith("500000")
     others = [[*one, f"theta={theta}"] for one in crossing("rope") for theta in (2e4, 5e5)]
-    with pytest.raises(ConfigError, match=r"add theta, as in baseline=\[pos_encoding=rope,theta=20000\]"):
+    with pytest.raises(ConfigError, match=r"add theta, as in 'baseline=\[pos_encoding=rope,theta=20000\]'"):
         choose_baseline(groups(sweep(*others, *crossing("alibi"))), "pos_encoding=rope")
 
 

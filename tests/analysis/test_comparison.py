@@ -138,6 +138,7 @@ def test_unpaired_seeds_are_left_out_and_counted():
     one = compared(rope={1: 100, 2: 110, 3: 120, 4: 1e9}, alibi={1: 90, 2: 99, 3: 108.5, 8: 1, 9: 1})
     assert (one.n, one.unpaired) == (3, 3)
     assert (one.baseline_mean, one.candidate_mean) == (110, pytest.approx(99.17, abs=0.01))
+    assert compared(rope={1: 100, 2: 110}, alibi={2: 90, 4: 99}).verdict == "one common seed"
     none = compared(rope={1: 100, 2: 110}, alibi={3: 90, 4: 99})
     assert (none.n, none.unpaired, none.verdict) == (0, 4, "no common seed")
     assert none.why == "no seed is in both groups"
