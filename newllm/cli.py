@@ -11,7 +11,7 @@ VERBS = {
     "train": "train a model and evaluate it; with -m, sweep",
     "evaluate": "evaluate finished runs again, with other evaluators or settings",
     "status": "the runs of a sweep and their logs; cancel, retry",
-    "compare": "what differs in two runs or folders of runs: settings, and metrics side by side",
+    "compare": "what differs between two runs or folders of runs: settings, and metrics side by side",
     "report": "tables, figures and verdicts of finished runs, as files and as a page",
     "generate": "continue a text with a finished run",
     "frequencies": "rotary spectra of configurations as a table and a picture; trains nothing",
@@ -39,7 +39,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     verb, *rest = argv
     if verb not in VERBS:
-        raise ConfigError(f"{verb!r} is no command; {did_you_mean(verb, VERBS, prefix='newllm ')}.")
+        raise ConfigError(f"{verb!r} is not a command; {did_you_mean(verb, VERBS, prefix='newllm ')}.")
     module = "newllm.report.__main__" if verb == "report" else f"newllm.{verb}"  # `newllm.report` itself is a package
     return int(import_module(module).main(rest))
 

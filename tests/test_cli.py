@@ -313,9 +313,10 @@ def test_a_run_that_cannot_be_built_is_named_and_the_others_go_on_without_it(
     assert train.main([*sweep, "dry_run=true", "skip_invalid=true"]) == 0
     assert "2 invalid, 4 new; 4 to do" in capfd.readouterr().out
     assert not launches
+    assert train.main([*sweep, "only=0"]) == 0
     assert train.main([*sweep, "only=[0,1]"]) == 0
     assert train.main([*sweep, "skip_invalid=true"]) == 0
-    assert [len(launch.runs) for launch in launches] == [2, 2]
+    assert [len(launch.runs) for launch in launches] == [1, 1, 2]
     assert "Run 5 (pos_encoding=rope_list, seed=2) is left out: " in capfd.readouterr().out
     assert train.main(["-m", "pos_encoding=rope_list", "seed=1,2", "skip_invalid=true"]) == 2
 

@@ -20,10 +20,12 @@ def explain(words: Sequence[str], catalog: Catalog) -> str:
     Raises ConfigError for a word that is none of them.
     """
     given = parse([word for word in words if "=" in word], catalog, sweep=True)
-    parts = [_overview(word, catalog) for word in words if "=" not in word]
+    bare = [word for word in words if "=" not in word]
+    dotted = [word for word in bare if "." in word and word.partition(".")[0] in catalog.groups]
+    parts = [_overview(word, catalog) for word in bare if word not in dotted]
     single = parse([o.input_line or "" for o in given.parsed if not o.is_sweep_override()], catalog)
     composed = with_values(composed_choices(single), single, {})
-    for key in dict.fromkeys(key.partition(".")[0] for key in given.keys):
+    for key in dict.fromkeys(key.partition(".")[0] for key in (*given.keys, *dotted)):
         swept = [o for o in given.parsed if o.key_or_group == key and o.is_sweep_override()]
         if key not in catalog.groups or key == "experiment" or swept:
             parts.append(_overview(key, catalog))
@@ -36,21 +38,19 @@ def explain(words: Sequence[str], catalog: Catalog) -> str:
 
 
 def _overview(word: str, catalog: Catalog) -> str:
-    """A group with its choices, or an axis with its default, its meaning and the choices that use it."""
+    """A group with its choices, or another key with its default, its meaning and the choices that use it."""
     if word in catalog.groups:
         names = catalog.groups[word]
         width = max(map(len, names), default=0)
         lines = [f"  {name:<{width}}  {catalog.describe(word, name)}".rstrip() for name in names]
         example = f"newllm help {word}={names[0]}"
         return "\n".join([f"{word}=", *lines, f"{example} shows the options of a choice."])
-    if word in catalog.axes:
-        lines = [f"{word}={_typed(catalog.axes[word])}  {catalog.comments.get(word, '')}".rstrip()]
+    defaults = {**catalog.axes, **catalog.labels, **catalog.sweep_options}
+    if word in defaults:
+        lines = [f"{word}={_typed(defaults[word])}  {catalog.comments.get(word, '')}".rstrip()]
         lines += [f"  used by {group}={', '.join(names)}" for group, names in catalog.users(word).items()]
         return "\n".join(lines)
-    if word in catalog.sweep_options:
-        return f"{word}={_typed(catalog.sweep_options[word])}  {catalog.comments.get(word, '')}".rstrip()
-    known = [*catalog.groups, *catalog.axes, *catalog.sweep_options]
-    raise ConfigError(f"{word}: there is no such choice or key; {did_you_mean(word, known)}.")
+    raise ConfigError(f"{word}: there is no such choice or key; {did_you_mean(word, [*catalog.groups, *defaults])}.")
 
 
 def _choice(path: str, group: str, name: str, node: Any, tree: Any, catalog: Catalog) -> str:

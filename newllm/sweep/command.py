@@ -35,7 +35,7 @@ class Sweep:
             on the command line (``1,2`` or ``range(1,4)``). Keys on the command line override those of a grid.
         zip: mappings of keys to lists of equal length that vary together, in every grid. A grid may have its own
             `zip`.
-        only: numbers of the wanted runs in the plan.
+        only: number of the wanted run in the plan, or a list of numbers.
         dry_run: show the plan and start nothing.
         skip_invalid: leave out runs that cannot be built, instead of refusing the sweep.
         rerun: which ended runs to run again. "failed": failed runs resume from their last checkpoint; "none": no run;
@@ -48,7 +48,7 @@ class Sweep:
         seeds: int | None = None,
         grids: list[dict[str, Any]] | None = None,
         zip: list[dict[str, Any]] | None = None,
-        only: list[int] | None = None,
+        only: int | list[int] | None = None,
         dry_run: bool = False,
         skip_invalid: bool = False,
         rerun: Literal["failed", "none", "all"] = "failed",
@@ -60,7 +60,8 @@ class Sweep:
         for name, value, least, example in (("seeds", seeds, 1, 5), ("retries", retries, 0, 2), ("pack", pack, 1, 4)):
             if isinstance(value, int) and value < least:
                 raise ConfigError(f"{name} must be at least {least}; {value} was given, try {name}={example}")
-        self.seeds, self.grids, self.zip, self.only = seeds, grids or [], zip or [], only
+        self.seeds, self.grids, self.zip = seeds, grids or [], zip or []
+        self.only = [only] if isinstance(only, int) else only
         self.dry_run, self.skip_invalid, self.rerun = dry_run, skip_invalid, rerun
         self.policy = Policy(retries, fail_fast, canary, pack)
 

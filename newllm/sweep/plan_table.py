@@ -16,6 +16,7 @@ from newllm.config.identity import relevant_nodes, value_at
 from newllm.console import Screen
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory
+from newllm.store.run_names import numbered
 from newllm.sweep.check import PARTS, count_parameters, seedless
 from newllm.sweep.display import aligned, clock, in_words, plural
 from newllm.sweep.plan import Plan, PlannedRun
@@ -57,6 +58,9 @@ def _show_runs(plan: Plan, console: Screen) -> None:
     estimates = Estimates([plan.sweep, *Path("outputs/sweeps").glob("[!.]*"), Path("outputs/runs")])
     seconds = [estimates.seconds(run.config) for run in plan.runs]
     columns = _columns(plan.runs)
+    numbers = {}
+    with suppress(ConfigError):  # no run has begun
+        numbers = {path: str(number) for number, path in enumerate(numbered(plan.sweep))}
     rows = []
     for number, run in enumerate(plan.runs):
         parameters = None
@@ -67,10 +71,12 @@ def _show_runs(plan: Plan, console: Screen) -> None:
             "time": "?" if seconds[number] is None else clock(seconds[number]),
         }
         values = {column: _value(run.config, column) for column in columns}
-        rows.append({"run": str(number), **values, "state": run.state, **cost})
+        rows.append({"plan": str(number), "#": numbers.get(run.path, ""), **values, "state": run.state, **cost})
     heading, *lines = aligned(rows, {*columns, "state"})
     console.out(heading, style="bold", highlight=False)
     console.out("\n".join(lines), highlight=False)
+    if numbers:
+        console.print("only= takes the numbers under plan; all other commands take those under #.", soft_wrap=True)
     wanted = [time for run, time in zip(plan.runs, seconds, strict=True) if run.wanted and not run.missing]
     known = [time for time in wanted if time is not None]
     if known:

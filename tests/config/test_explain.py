@@ -28,6 +28,8 @@ CATALOG = catalog_for()
         ("pos_encoding=rope,alibi", ["rope_alibi", "newllm help pos_encoding=alibi shows the options of a choice."]),
         ("theta", ["theta=10000 RoPE base", "used by pos_encoding=fope, p_rope"]),
         ("logger=none", ["no options"]),
+        ("trainer.patience", ["trainer.patience=null a whole number or null; stop after this many epochs without a"]),
+        ("tags dry_run", ["tags=[] [long_context, draft]", "dry_run=false show the plan, start nothing"]),
     ],
 )  # fmt: skip
 def test_options_have_their_default_type_and_comment(words: str, lines: list[str]) -> None:

@@ -8,7 +8,8 @@ import pytest
 from newllm.config import compose, effective
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep.display import aligned
-from newllm.sweep.plan_table import Estimates
+from newllm.sweep.plan import by_signature, plan
+from newllm.sweep.plan_table import Estimates, show
 
 
 def make_finished_run(folder: Path, seconds: float, *overrides: str) -> None:
@@ -53,3 +54,15 @@ def test_former_runs_with_the_text_and_model_of_a_plan_are_found(tmp_path: Path)
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
     rows = [{"run": "0", "theta": "1e4", "slope": ""}, {"run": "10", "theta": "文文文"}]
     assert aligned(rows, {"theta"}) == ["run  theta", "  0  1e4", " 10  文文文"]
+
+
+def test_a_plan_has_the_numbers_for_only_and_those_of_begun_runs_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = by_signature(effective(compose([f"seed={seed}"])) for seed in (1, 2))
+    plan(runs, Path("sweep"), only=[1]).freeze()
+    show(plan(runs, Path("sweep")), whole=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:3]] == [["plan", "#"], ["0", "tiny"], ["1", "0"]]
+    assert "only= takes the numbers under plan" in lines[3]
