@@ -25,6 +25,11 @@ def require_trusted(name: str) -> None:
         raise ConfigError(f"{name!r} is not the dotted path of a class; expected one such as newllm.position.Rope.")
     if not _is_in(name, (*_OWN, *named())):
         package = name.partition(".")[0]
+        if package in sys.stdlib_module_names:
+            raise ConfigError(
+                f"{name}, which this configuration names, is not imported: {package} is a module of Python, and no "
+                "configuration of newllm names one; do not use this configuration."
+            )
         raise ConfigError(
             f"{name}, which this configuration names, is not imported, since it is not part of newllm and you have not "
             f"named its package; if you trust that code, set {VARIABLE}={package} or type --config-dir FOLDER."

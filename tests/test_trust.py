@@ -90,6 +90,14 @@ def test_only_models_of_newllm_are_imported_for_a_model(mark: Path, target: str)
         {"runtime": {"_target_": "evil.Model", "threads": 1}},
         {"model": {"_target_": ["evil.Model"]}},
         {"model": {"cmd": "no target"}},
+        {"trainer": {"seed": 1}},
+        {"data": None},
+        {"eval": "loss"},
+        {"choices": "subprocess"},
+        {"choices": {"eval": SHELL}},
+        {"overrides": 3},
+        {"groups": {"model": {"paths": 3}}},
+        {"content": {"data.tokens": "ab"}},
     ],
 )
 def test_no_part_of_a_stranger_s_run_is_imported(mark: Path, nodes: dict[str, Any]) -> None:
@@ -116,6 +124,12 @@ def test_the_choices_of_a_run_add_no_folder_of_yaml_files(mark: Path) -> None:
     plan_evaluation(run, ["eval=[loss,accuracy]", "theta=500"])
     assert not mark.exists()
     assert "evil" not in trust.named()
+
+
+def test_the_message_advises_nobody_to_trust_python_s_own_modules(mark: Path) -> None:
+    run = run_of_a_stranger(mark.parent / "run", pos_encoding=SHELL)
+    with pytest.raises(ConfigError, match=r"subprocess is a module of Python, and no config.*; do not use this conf"):
+        evaluate_run(run)
 
 
 def test_the_message_says_what_to_set(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,14 +89,14 @@ def _read_run(
         config = _read_config(run, parse_yaml)
         fixed |= {"config": config, "overrides": [str(line) for line in config.get("overrides") or []]}
         fixed |= {"seed": config["trainer"]["seed"], "signature": _signature(folder, config)}
-        if run.evaluations_file.exists():
+        status = run.status()
+        if run.evaluations_file.name in status.get("files", {}) or os.path.lexists(run.evaluations_file):
             fixed["config"] = config = _with_later_evaluators(run, config)
         for group, choice in config["choices"].items():
             named[str(group)] = "+".join(map(str, choice)) if isinstance(choice, list) else choice
         for name, value in config.items():
             if not isinstance(value, dict) and name not in FIXED:
                 named[name] = tuple(value) if isinstance(value, list) else value  # a tuple can be grouped by
-        status = run.status()
         named |= in_words(status.get("labels") or {})
         fixed |= {"state": run.observed(status), "error": status.get("error")}
         if fixed["state"] == "done":

@@ -39,7 +39,10 @@ def groups(config: Mapping[str, Any] | None = None) -> dict[str, Group]:
     if not entries:
         return _shipped()
     entries = plain(entries) if isinstance(entries, DictConfig) else entries
-    return _shipped() | {name: _group(name, entry) for name, entry in entries.items()}
+    try:
+        return _shipped() | {name: _group(name, entry) for name, entry in entries.items()}
+    except (TypeError, AttributeError) as error:  # in a run directory of somebody else
+        raise ConfigError(f"the stored configuration has wrong properties of its groups ({error}).") from None
 
 
 def group_of(name: str, config: Mapping[str, Any] | None = None) -> Group:

@@ -273,6 +273,17 @@ def check_values(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
+def check_stored(config: Mapping[str, Any]) -> DictConfig:
+    """The configuration of a run directory, which somebody else may have written, with checked values.
+
+    Raises ConfigError.
+    """
+    for name in ("data", "model", "optim", "runtime", "trainer"):
+        if "_target_" not in (config.get(name) or {}):
+            raise ConfigError(f"the stored configuration has no {name}._target_, so newllm has not written it.")
+    return check_values(OmegaConf.create(dict(config)))
+
+
 def _targets(parent: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
     """Path and node of every mapping with a `_target_`, at any depth."""
     keys: Iterable[Any] = range(len(parent)) if isinstance(parent, ListConfig) else parent
@@ -296,7 +307,7 @@ def _check_parts(cfg: DictConfig) -> None:
         return
     taken, model = signature_of(str(cfg.model["_target_"])), f"model={cfg.choices.get('model')}"
     for group in parts_of("model", cfg):
-        given = "_target_" in cfg[group]
+        given = "_target_" in (cfg.get(group) or {})
         if not given and group in taken.handed:
             raise ConfigError(f"{group}=none: {model} needs one; type {group}={group_of(group, cfg).suggest}.")
         if given and group not in taken.handed and not taken.open:

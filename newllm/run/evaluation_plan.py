@@ -65,7 +65,7 @@ class EvaluationPlan:
         """
         choices = {
             **self.config["choices"],
-            "eval": self.trained["choices"]["eval"],
+            "eval": self.trained["choices"].get("eval"),
             "evaluated": ",".join(self.settings),
         }
         overrides = [*self.trained["overrides"], *self.config["overrides"]]
@@ -129,9 +129,11 @@ def plan_from_config(
     trained = {key: value for key, value in stored.items() if key != "run_dir"}
     given = parse_overrides(overrides, config_dir)
     config, unresolved = _with_overrides(trained, given, config_dir) if overrides else (dict(trained), trained)
-    if not config["eval"]:
+    if not config.get("eval"):
         raise ConfigError("there is no evaluator to call; name the ones you want, as in 'eval=[loss,qk]'.")
-    names = dict.fromkeys([*config["choices"]["eval"], *config["eval"]])  # in the order in which they were named
+    names = dict.fromkeys(
+        [*(config["choices"].get("eval") or ()), *config["eval"]]
+    )  # in the order in which they were named
     config["eval"] = {name: config["eval"][name] for name in names if name in config["eval"]}
     changes = changed(trained, config)
     settings = _changed_settings(given, config, unresolved, changes)

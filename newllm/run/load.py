@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from newllm.config.values import check_stored
 from newllm.data import Tokenizer
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel, build_model
@@ -50,7 +51,8 @@ class LoadedRun:
     def model(self) -> LanguageModel:
         """The trained model on the CPU, in evaluation mode. Reads safetensors only."""
         trained = self.directory.trained
-        model = build_model(self.config, self.tokenizer.vocab_size, trained.config()["data"]["seq_len"])
+        length = check_stored(trained.config()).data.seq_len
+        model = build_model(check_stored(self.directory.config()), self.tokenizer.vocab_size, length)
         load_weights(self.checkpoint, model)
         return model.eval()
 

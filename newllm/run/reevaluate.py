@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from newllm.build import build
 from newllm.config.identity import canonical, folder_name
+from newllm.config.values import check_stored
 from newllm.console import Console, number
 from newllm.data.tokenizer import Tokenizer
 from newllm.errors import ConfigError, RunError
@@ -136,7 +136,7 @@ def _results_directory(plan: EvaluationPlan) -> RunDirectory:
 def _prepare(plan: EvaluationPlan) -> Run:
     """The run's model with its trained weights, and its data, under the settings of the plan."""
     directory = plan.run
-    trained, cfg = OmegaConf.create(plan.trained), OmegaConf.create(plan.config)
+    trained, cfg = check_stored(plan.trained), check_stored(plan.config)
     length, tokens = trained.data.seq_len, Tokenizer.load(directory.tokenizer).vocab_size
     with torch.device("meta"):
         stored, needed = (weight_shapes(build_model(config, tokens, length)) for config in (trained, cfg))

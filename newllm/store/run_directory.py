@@ -65,6 +65,10 @@ _STATUS_TYPES: dict[str, Any] = {
     "host": (str, _NONE), "pid": (int, _NONE), "error": (str, _NONE), "traceback": (str, _NONE),
     "labels": (dict, _NONE), **dict.fromkeys(("created", "started", "finished", "updated"), (str, _NONE)),
 }  # fmt: skip
+_CONFIG_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("choices", "content", "groups", "data", "model", "trainer"), dict), "eval": (dict, _NONE), "overrides": list,
+}  # fmt: skip
+_ENTRY_TYPES: dict[str, Any] = {"choices": (str, list, _NONE), "content": str, "groups": (dict, _NONE)}
 _KEEP_CHANGE = "or delete the line with its sha256 to keep a change of your own"
 _MOST_FOLDERS = 20_000  # without a run in them, which are searched in a few seconds
 _LOCK_PATIENCE = 0.2  # seconds; in_use() holds the lock for an instant, which must not stop a run from starting
@@ -172,6 +176,14 @@ class RunDirectory:
             raise Damaged(self.config_file, "holds no configuration", self._config_advice)
         if "${" in text and (reference := next(_references({**config, "overrides": None}), None)):
             raise Damaged(self.config_file, f"has a reference, {reference}, for a value", self._config_advice)
+        require_types(self.config_file, config, _CONFIG_TYPES, self._config_advice)
+        for key, types in _ENTRY_TYPES.items():
+            entries = config.get(key, {})
+            require_types(self.config_file, entries, dict.fromkeys(entries, types), self._config_advice)
+        for key in config.get("content", {}):
+            group, _, option = key.partition(".")
+            if not (isinstance(node := config.get(group), dict) and isinstance(node.get(option), str)):
+                raise Damaged(self.config_file, f"has a hash of {key}, which is no path", self._config_advice)
         return config
 
     def require_config(self) -> None:
