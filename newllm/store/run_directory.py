@@ -66,7 +66,8 @@ _STATUS_TYPES: dict[str, Any] = {
     "labels": (dict, _NONE), **dict.fromkeys(("created", "started", "finished", "updated"), (str, _NONE)),
 }  # fmt: skip
 _CONFIG_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("choices", "content", "groups", "data", "model", "trainer"), dict), "eval": (dict, _NONE), "overrides": list,
+    **dict.fromkeys(("choices", "content", "groups", "data", "model", "trainer"), dict),
+    "eval": (dict, _NONE), "overrides": list,
 }  # fmt: skip
 _ENTRY_TYPES: dict[str, Any] = {"choices": (str, list, _NONE), "content": str, "groups": (dict, _NONE)}
 _KEEP_CHANGE = "or delete the line with its sha256 to keep a change of your own"
