@@ -85,7 +85,7 @@ def complete(words: Sequence[str], here: Path, verbs: Iterable[str]) -> list[str
     """The words that may take the place of the last one, which is being typed. words: those after ``newllm``."""
     *before, last = words
     if not before:
-        return _starting([*verbs, "--help", "--version"], last)
+        return _starting([*verbs, "help", "--help", "--version"], last)
     verb, *before = before
     flags = FLAGS.get(verb, {})
     if before and (following := flags.get({"-cd": "--config-dir", "-c": "--cfg"}.get(before[-1], before[-1]))):

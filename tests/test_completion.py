@@ -117,6 +117,7 @@ def test_the_shells_get_words_that_fit_what_they_replace(tmp_path: Path, monkeyp
     assert offered("zsh", "newllm train pos_encoding=rope,alibi_") == ["pos_encoding=rope,alibi_per_head"]
     assert offered("zsh", "newllm train eval=\\[loss,posi") == ["eval=[loss,position"]
     assert offered("fish", "newllm sta") == ["status"]
+    assert offered("fish", "newllm he") == ["help"]
     (tmp_path / "newllm").write_text(f'#!/bin/sh\nexec {sys.executable} -m newllm.cli "$@"\n')
     (tmp_path / "newllm").chmod(0o755)
     source = Path(completion.__file__).parents[1]
