@@ -278,10 +278,23 @@ def check_stored(config: Mapping[str, Any]) -> DictConfig:
 
     Raises ConfigError.
     """
-    for name in ("data", "model", "optim", "runtime", "trainer"):
-        if "_target_" not in (config.get(name) or {}):
-            raise ConfigError(f"the stored configuration has no {name}._target_, so newllm has not written it.")
+    require_parts(config)
     return check_values(OmegaConf.create(dict(config)))
+
+
+def require_parts(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a stored configuration lacks what newllm writes into each."""
+    nodes = {name: config.get(name) for name in ("data", "model", "optim", "runtime", "trainer")}
+    evaluators = config.get("eval") or {}
+    if isinstance(evaluators, Mapping):
+        nodes |= {f"eval.{name}": node for name, node in evaluators.items()}
+    for name, node in nodes.items():
+        if not (isinstance(node, Mapping) and "_target_" in node):
+            raise ConfigError(f"the stored configuration has no {name}._target_, so newllm has not written it.")
+    choices = config.get("choices")
+    lacking = [name for name in nodes if "." not in name and not (isinstance(choices, Mapping) and name in choices)]
+    if lacking:
+        raise ConfigError(f"the stored configuration has no choices.{lacking[0]}, so newllm has not written it.")
 
 
 def _targets(parent: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from newllm.config.catalog import shipped
-from newllm.errors import run_command
+from newllm.errors import ConfigError, run_command
 
 if TYPE_CHECKING:  # pandas and the like are loaded when there is something to report
     from newllm.report.study import Section, Study
@@ -24,9 +24,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if not argv or any(word in ("-h", "--help") for word in argv):
+    if any(word in ("-h", "--help") for word in argv):
         print(_help())
         return 0
+    if not argv:
+        raise ConfigError("name a folder of runs, as in newllm report outputs; newllm report --help has the options.")
     from newllm.report.options import read_options
 
     options = read_options(argv)

@@ -24,7 +24,7 @@ from newllm.config.compose import Composed, catalog_for, composed_choices, with_
 from newllm.config.groups import group_of, groups
 from newllm.config.identity import canonical, changed, effective, value_at, with_content
 from newllm.config.overrides import Overrides, parse
-from newllm.config.values import check_values
+from newllm.config.values import check_values, require_parts
 from newllm.errors import ConfigError
 from newllm.store.own_code import use_code_of_run
 from newllm.store.run_directory import LOADER, RunDirectory
@@ -98,6 +98,7 @@ def plan_evaluation(
     if not config:
         problem = "is no run directory, since it has no config.yaml" if run.path.exists() else "does not exist"
         raise ConfigError(f"{path} {problem}; runs are in outputs/runs.")
+    require_parts(config)
     if run.trained is not run:
         typed = shlex.join(next((line["overrides"] for line in reversed(run.evaluated())), []))
         raise ConfigError(

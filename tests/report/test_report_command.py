@@ -266,9 +266,10 @@ def test_without_a_finished_run_there_is_no_report(tmp_path: Path, capsys: pytes
     assert "no run is done (1 failed)" in capsys.readouterr().err
 
 
-def test_without_folders_it_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 0
+def test_it_needs_a_folder_and_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
     assert "baseline=null" in capsys.readouterr().out
+    assert main([]) == 2
     assert main(["baseline=rope"]) == 2
 
 

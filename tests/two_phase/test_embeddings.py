@@ -258,7 +258,7 @@ def test_refusals_of_corpus(make_stage: MakeStage, tmp_path: Path, text: Path) -
     for name in ("tokens", "epochs", "batch_tokens"):
         with pytest.raises(ConfigError, match=rf"embeddings\.{name} must"):
             make_stage("corpus", **{f"embeddings__{name}": 0})
-    assert "num_layers must be greater than 0" in refusal(make_stage("corpus", embeddings__num_layers=0))
+    assert "num_layers must lie in [1, " in refusal(make_stage("corpus", embeddings__num_layers=0))
     (tmp_path / "one.txt").write_text(json.loads(text.read_text().splitlines()[1])["text"])
     single = {"embeddings__tokens": 5000, "data__path": str(tmp_path / "one.txt"), "data__samples": 20}
     with pytest.raises(ConfigError, match=r"single document.*type embeddings\.tokens=same"):
