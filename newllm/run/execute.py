@@ -106,7 +106,7 @@ def execute(cfg: DictConfig, signals: Signals, packed: StepMaker | None = None) 
             if not done:
                 with _attempt(this) as attempt:
                     _train_and_evaluate(this, attempt)
-        if done:
+        if done or directory.asked():
             return _evaluate_done(cfg, directory, console, signals)
     except Interrupted as stop:
         console.line(f"{stop}. The same command goes on from here.", style="bold")
@@ -226,6 +226,9 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
     results["speed/wall_seconds"] = earlier_seconds + time.monotonic() - run.started
     run.log(loop.progress.step, metrics_of(results), close=True)
     printing.summary(console, metrics_of(results), str(directory.path))
+    # Of a run that was done and whose results or status were lost, the evaluators that it was given later are called anew.
+    directory.ask({name: options for line in directory.evaluated() for name, options in line["eval"].items()})
+    directory.evaluations_file.unlink(missing_ok=True)
     directory.write_results(results)
 
 

@@ -38,6 +38,18 @@ def train(folder: Path, *overrides: str, broken: bool = False) -> RunDirectory:
     return RunDirectory(folder)
 
 
+@pytest.mark.parametrize("lost", ["results.json", "status.json"])
+def test_lost_results_are_made_again_with_those_of_later_evaluators(tmp_path: Path, lost: str) -> None:
+    directory = train(tmp_path, "eval=[loss]")
+    train(tmp_path, "eval=[loss,position]")
+    expected = timeless_results(tmp_path)
+    (tmp_path / lost).unlink()
+    train(tmp_path, "eval=[loss]")
+    assert timeless_results(tmp_path) == expected
+    assert [[*line["eval"]] for line in directory.evaluated()] == [["position"]]
+    assert not directory.asked()
+
+
 def test_train_gives_a_finished_run_the_evaluators_that_it_lacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,7 +106,7 @@ def test_a_finished_run_whose_results_were_deleted_is_to_be_evaluated_again(tmp_
 
 def test_a_run_of_another_version_is_listed_with_what_can_be_known(tmp_path: Path) -> None:
     directory = make_run(tmp_path, "old-s1", "interrupted", progress={"step": "one"}, started="yesterday")
-    directory.config_file.write_text("model: [no, longer, like, this]\nunknown: {nodes: 1}\n")
+    directory.config_file.write_text("model: {longer: no}\nunknown: {nodes: 1}\n")
     run = only_run(tmp_path)
     assert (run.state, run.attempt, run.step, run.seconds) == ("interrupted", 0, None, None)
     with locked_elsewhere(directory):
