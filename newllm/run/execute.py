@@ -226,7 +226,7 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
     results["speed/wall_seconds"] = earlier_seconds + time.monotonic() - run.started
     run.log(loop.progress.step, metrics_of(results), close=True)
     printing.summary(console, metrics_of(results), str(directory.path))
-    # Of a run that was done and whose results or status were lost, the evaluators that it was given later are called anew.
+    # If the run was done and its results or its status are lost, the evaluators it was given later are called again.
     directory.ask({name: options for line in directory.evaluated() for name, options in line["eval"].items()})
     directory.evaluations_file.unlink(missing_ok=True)
     directory.write_results(results)
