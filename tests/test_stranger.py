@@ -105,7 +105,9 @@ def newllm(folder: Path) -> Newllm:
 
     def run(verb: str, *words: object) -> str:
         command = [sys.executable, "-m", f"newllm.{verb}", *map(str, words)]
-        done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{verb} {words}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
         return done.stdout
 
