@@ -54,7 +54,7 @@ def located(typed: str | os.PathLike[str]) -> Path:
     """The run or folder that a user means: a path; ``FOLDER:RUN``; or ``RUN``, which is one in outputs/.
 
     RUN is a number in the table of ``newllm status FOLDER``, or whatever `choose` takes. A text that may be a mistyped
-    path is returned as it is. Raises ConfigError if RUN fits no run or several.
+    path is returned as it is. Raises ConfigError if RUN fits several runs, or none in a folder that holds runs.
     """
     text = os.fspath(typed)
     folder, colon, run = text.rpartition(":")
@@ -62,7 +62,7 @@ def located(typed: str | os.PathLike[str]) -> Path:
         return Path(text)
     if colon and run and os.path.isdir(folder or OUTPUTS):
         word, inside = run, Path(folder or OUTPUTS)
-    elif os.sep not in text and OUTPUTS.is_dir():
+    elif os.sep not in text and OUTPUTS.is_dir() and find_runs(OUTPUTS):
         word, inside = text, OUTPUTS
     else:
         return Path(text)

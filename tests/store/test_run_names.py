@@ -35,6 +35,8 @@ def test_every_command_finds_a_run_by_its_folder_and_number_or_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert located("3") == Path("3"), "outputs/ does not exist"
+    Path("outputs").mkdir()
+    assert located("3") == Path("3"), "outputs/ holds no runs"
     names = ("rope-s1-0000000a", "alibi-s1-0000000b", "rope-s2-0099000c")
     one, two, three = (make_run(Path("outputs/sweeps/seed"), name).path for name in names)
     other = make_run(Path("outputs/runs"), names[0]).path
