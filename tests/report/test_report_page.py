@@ -109,7 +109,9 @@ def test_runs_filter_sort_and_lead_to_their_configuration(page: Any) -> None:
     link = the_only(page, "#run-table tbody a")
     name = link.text
     click(page, link)
-    assert the_only(page, "#details-title").text == name
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(page, 10).until(lambda page: the_only(page, "#details-title").text == name)  # follows an event
     yaml = the_only(page, "#details pre").text
     assert "attention:\n  _target_: newllm.attention.Latent" in yaml
     assert "\nkv_dim: 128\n" in yaml
