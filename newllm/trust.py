@@ -58,17 +58,21 @@ def packages_of(content: Any) -> list[str]:
 
 
 import_folders: list[str] = []  # that this process has added to sys.path; a sweep's runs need them too
-_config_dirs: list[Path] = []  # the user's --config-dir
+_config_dirs: list[Path] = []  # the --config-dir of the latest command or call, if it has one
 
 
-def use_folder(folder: Path, contents: Iterable[Any] = ()) -> None:
+def use_folder(folder: Path | None, contents: Iterable[Any] = ()) -> None:
     """Make the modules in the user's --config-dir importable, and name them and the packages of its YAML files.
 
-    contents: those of the YAML files. Raises ConfigError for a module that would hide another.
+    folder: None if the user gives none; modules of an earlier one stay importable, since its configurations may be
+    built later. contents: those of the YAML files. Raises ConfigError for a module that would hide another.
     """
+    _config_dirs.clear()
+    if folder is None:
+        return
     modules = _modules(folder)
     import_from(folder, modules)
-    _config_dirs[:] = [folder]
+    _config_dirs.append(folder)
     for content in [{"_target_": f"{name}.x"} for name in modules] + [*contents]:
         name_packages_of(content)
 

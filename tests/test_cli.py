@@ -225,7 +225,7 @@ def test_name_tags_and_notes_are_kept_beside_the_runs_and_change_none(
 ) -> None:
     command = ["-m", "seed=1,2", "name=My first", "tags=draft,long", "notes=lr: (too) high, again?"]
     assert train.main(command) == 0
-    folder = Path("outputs/sweeps/My_first")
+    folder = Path("outputs/sweeps/My_first-a673")
     assert launches[-1].sweep == folder
     first, second = map(RunDirectory, launches[-1].runs)
     assert first.labels() == {"name": "My first", "tags": ["draft", "long"], "notes": "lr: (too) high, again?"}
@@ -241,6 +241,8 @@ def test_name_tags_and_notes_are_kept_beside_the_runs_and_change_none(
     assert [*frame["name"]] == ["My first"] * 2
     assert train.main(["-m", "seed=1,2", "nmae=x"]) == 2
     assert "did you mean name?" in capfd.readouterr().err
+    assert train.main(["-m", "seed=1,2", "name=My/first"]) == 0
+    assert launches[-1].sweep != folder, "names that differ only in characters that no folder's name has"
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(

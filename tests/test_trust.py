@@ -169,7 +169,6 @@ def test_a_mistake_in_a_folder_of_one_s_own_is_found_there(
 ) -> None:
     monkeypatch.setenv("NEWLLM_TRUST", "")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(trust, "_config_dirs", [])
     sys.modules.pop("own_waves", None)
     folder = tmp_path / "it's [mine], ok"
     (folder / "pos_encoding").mkdir(parents=True)
@@ -179,6 +178,9 @@ def test_a_mistake_in_a_folder_of_one_s_own_is_found_there(
         build_model(compose(["pos_encoding=own"], config_dir=folder), tokens=300)
     with pytest.raises(ConfigError, match="slope is an axis of"):  # a broken file does not hide another mistake
         compose(["slope=3"], config_dir=folder)
+    assert trust.code_folder() == folder
+    compose()
+    assert trust.code_folder() is None, "a later call without config_dir uses no earlier one"
 
 
 def test_a_module_of_one_s_own_hides_no_other(tmp_path: Path) -> None:

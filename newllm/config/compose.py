@@ -147,6 +147,7 @@ def catalog_for(config_dir: str | Path | None = None) -> Catalog:
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder; expected one laid out like conf/.")
     if config_dir is None:
+        use_folder(None)
         return Catalog((shipped(),))
     folder = Path(config_dir).resolve()
     catalog = Catalog((folder, shipped()))

@@ -16,6 +16,7 @@ from newllm.config.identity import resolved, safe_name, slug
 from newllm.config.overrides import Overrides, parse
 from newllm.config.values import convert_options
 from newllm.errors import ConfigError
+from newllm.store.intact import sha256
 from newllm.store.output_folder import check_run_folder, check_sweep_folder
 from newllm.sweep.check import build_all, parts
 from newllm.sweep.launches import Policy, choosing
@@ -176,7 +177,7 @@ def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> 
         folder = Path(composed.run_dir).parent if composed.run_dir else Path("outputs/runs")
     elif composed.sweep_dir == catalog.sweeps and "hydra.sweep.dir" not in given.keys:
         if "name" in labels:
-            folder /= safe_name(labels["name"])
+            folder /= _named_folder(labels["name"])
         else:
             name = folder_name(given, settings) or slug(runs[0].config)
     launcher = _resolved("hydra.launcher", composed.tree["hydra"]["launcher"], composed.tree)
@@ -214,7 +215,7 @@ def folder_name(given: Overrides, settings: Sweep | None = None) -> str:
     """The name of a sweep's folder: `name` if given, else its experiment and the keys that it varies, as in
     ``pos_encoding-seed``; "" if there are none."""
     if name := next((override.value() for override in given.parsed if override.key_or_group == "name"), None):
-        return safe_name(str(name))
+        return _named_folder(str(name))
     keys = [override.key_or_group for override in given.parsed if override.is_sweep_override()]
     experiments = [override for override in given.parsed if override.key_or_group == "experiment"]
     if settings is not None and not experiments:
@@ -224,6 +225,12 @@ def folder_name(given: Overrides, settings: Sweep | None = None) -> str:
     keys = [key for key in keys if group_of(key.partition(".")[0]).trained]  # evaluators make no other runs
     names = [str(one.value()) for one in experiments if not one.is_sweep_override() and one.value()]
     return safe_name("-".join(dict.fromkeys([*names, *keys]))) if names or keys else ""
+
+
+def _named_folder(name: str) -> str:
+    """The folder's name for ``name=``: another one for each name, also where it cannot stand in a path."""
+    safe = safe_name(name)
+    return safe if safe == name else f"{safe}-{sha256(name)[:4]}"
 
 
 def _by_experiment(given: Overrides) -> list[list[str]]:
