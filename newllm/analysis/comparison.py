@@ -116,10 +116,8 @@ def why_untested(comparison: Comparison, least_seeds: int) -> tuple[str, str] | 
     if n == 0:
         return "no common seed", "no seed is in both groups"
     if n == 1:
-        return (
-            "one common seed" if comparison.unpaired else "one seed",
-            "one paired seed says nothing about other seeds",
-        )
+        seeds = "one common seed" if comparison.unpaired else "one seed"
+        return seeds, "one paired seed says nothing about other seeds"
     if comparison.spread == 0:
         what = "ratio" if comparison.scale == "log" else "difference"
         return "zero spread", f"all {n} pairs have the same {what}, so there is no noise to test it against"
@@ -131,10 +129,7 @@ def why_untested(comparison: Comparison, least_seeds: int) -> tuple[str, str] | 
 
 
 def decide(comparison: Comparison, rule: Rule) -> tuple[str, str]:
-    """The verdict on a comparison with its interval, and why. One seed never gives one, whatever the rule."""
-    untested = why_untested(comparison, rule.least_seeds)
-    if untested:
-        return untested
+    """The verdict on a comparison that was tested, with its interval, and why."""
     real, why = rule.is_real(comparison)
     if not real:
         return "inconclusive", why
@@ -261,19 +256,8 @@ def make_rule(preset: str = "interval", **options: Any) -> Rule:
     return rule
 
 
-def compare(
-    pairs: Mapping[Group, Group],
-    metrics: Sequence[str],
-    rule: Rule,
-    confidence: float = 0.95,
-    interval: statistics.IntervalKind = "t",
-) -> list[Comparison]:
-    """Each group against its baseline (`pairs`: group -> baseline) on every metric, as one family."""
-    return judge(measure_all(pairs, metrics), rule, confidence, interval)
-
-
 def measure_all(pairs: Mapping[Group, Group], metrics: Sequence[str]) -> list[Comparison]:
-    """Each group against its baseline on every metric that both have, for `judge`."""
+    """Each group against its baseline (`pairs`: group -> baseline) on every metric that both have, for `judge`."""
     return [one for name in metrics for pair in pairs.items() if (one := measure(*pair, name))]
 
 
@@ -338,7 +322,8 @@ def judge(
 
     Raises ConfigError for a bootstrap of fewer than LEAST_FOR_BOOTSTRAP seeds.
     """
-    tested = [one for one in measured if why_untested(one, rule.least_seeds) is None]
+    untested = [why_untested(one, rule.least_seeds) for one in measured]
+    tested = [one for one, why in zip(measured, untested, strict=True) if why is None]
     few = min(tested, key=lambda one: one.n, default=None)
     if interval == "bootstrap" and few and few.n < LEAST_FOR_BOOTSTRAP:
         raise ConfigError(
@@ -348,29 +333,19 @@ def judge(
         )
     each = statistics.bonferroni(confidence, len(tested))
     result = []
-    for one in measured:
-        if why_untested(one, rule.least_seeds) is None:
-            low, high = statistics.interval_of(one.differences, each, interval)
-            mean = float(np.mean(one.differences))
-            known = low > 0 or high < 0
-            needed = (
-                None
-                if known or not isinstance(rule, Interval)
-                else statistics.seeds_needed(mean, one.spread, alpha=1 - each)
-            )
-            needed = max(needed, one.n + 1) if needed else None  # a bootstrap interval is not quite Student's
-            one = replace(
-                one,
-                family=len(tested),
-                low=_from_scale(low, one.scale),
-                high=_from_scale(high, one.scale),
-                p_corrected=min(1.0, len(tested) * one.p),
-                seeds_needed=needed,
-            )
+    for one, outcome in zip(measured, untested, strict=True):
+        if outcome is None:
+            low, high = (_from_scale(end, one.scale) for end in statistics.interval_of(one.differences, each, interval))
+            p_corrected = min(1.0, len(tested) * one.p)
+            one = replace(one, family=len(tested), low=low, high=high, p_corrected=p_corrected)
+            if isinstance(rule, Interval) and not one.excludes_zero:
+                needed = statistics.seeds_needed(float(np.mean(one.differences)), one.spread, alpha=1 - each)
+                # A bootstrap interval is not quite Student's.
+                one = replace(one, seeds_needed=max(needed, one.n + 1) if needed else None)
+            outcome = decide(one, rule)
         else:
             one = replace(one, t=nan, p=nan)
-        verdict, why = decide(one, rule)
-        result.append(replace(one, verdict=verdict, why=why))
+        result.append(replace(one, verdict=outcome[0], why=outcome[1]))
     return result
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from newllm.analysis.statistics import standard_deviation
+from newllm.analysis.statistics import sample_std
 from newllm.config.groups import groups, stages
 
 if TYPE_CHECKING:  # training compares itself with published runs too, and does without pandas
@@ -58,7 +58,7 @@ class PublishedRun:
 
     def std(self, values: Sequence[float]) -> float:
         """The standard deviation of numbers as in the published table; NaN for one."""
-        return standard_deviation(values, self.ddof)
+        return sample_std(values, self.ddof)
 
     @property
     def runs(self) -> int:

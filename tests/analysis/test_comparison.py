@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from newllm.analysis.baselines import choose_baseline
-from newllm.analysis.comparison import Interval, Published, compare, family_in_words, make_rule, presets, repeat_noise
+from newllm.analysis.comparison import (
+    Interval,
+    Published,
+    family_in_words,
+    judge,
+    make_rule,
+    measure_all,
+    presets,
+    repeat_noise,
+)
 from newllm.analysis.metrics import lower_is_better, scale_of
 from newllm.analysis.run_groups import groups
 from newllm.errors import ConfigError
@@ -25,7 +34,7 @@ def groups_with(metric=METRIC, **by_label):
 
 
 def compare_with_rope(members, rule=None, metrics=(METRIC,), **options):
-    return compare(choose_baseline(members, "rope").pairs, metrics, rule or Interval(), **options)
+    return judge(measure_all(choose_baseline(members, "rope").pairs, metrics), rule or Interval(), **options)
 
 
 def compared(rule=None, metric=METRIC, **by_label):
@@ -94,7 +103,7 @@ def test_interval_verdict_p_and_seeds_needed_say_one_thing(n):
             for seed, (v, e) in enumerate(zip(shared, row, strict=True))
         ]
     members = groups(table(runs))
-    comparisons = compare(choose_baseline(members, "theta 10000").pairs, [METRIC], Interval())
+    comparisons = judge(measure_all(choose_baseline(members, "theta 10000").pairs, [METRIC]), Interval())
     verdicts = {one.verdict for one in comparisons}
     assert verdicts <= {"better", "worse", "inconclusive"}
     assert n < 5 or len(verdicts) == 3
