@@ -46,6 +46,17 @@ def test_the_table_shows_every_run_and_what_to_type_next(sweep: Path, capsys: py
     assert f"newllm status {sweep} --retry all" in out
 
 
+def test_an_evaluation_that_failed_after_the_training_is_said_and_the_run_stays_done(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = "eval.qk: the disk is full."
+    RunDirectory(sweep / "tiny-rope-s1-0000000a").update_status(error=error)
+    assert main([str(sweep), "rope-s1"]) == 0
+    out = capsys.readouterr().out
+    assert "1 run: 1 done" in out
+    assert f"s1-0000000a: done, but an evaluation after the training failed: {error}" in out
+
+
 def test_the_exit_status_says_whether_one_of_the_runs_shown_failed(sweep: Path) -> None:
     assert main([str(sweep), "rope-s1", "alibi-s1"]) == 0
     assert main([str(sweep), "0000000b", "--json"]) == 1

@@ -99,6 +99,8 @@ def _read_run(
                 named[name] = tuple(value) if isinstance(value, list) else value  # a tuple can be grouped by
         named |= in_words(status.get("labels") or {})
         fixed |= {"state": run.observed(status), "error": status.get("error")}
+        if fixed["state"] == "interrupted" and status["state"] == "done":
+            fixed["error"] = run.lost_results()
         if fixed["state"] == "done":
             stored = run.results(status)
             fixed["scored"] = {name.removeprefix(SCORED): v for name, v in stored.items() if name.startswith(SCORED)}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from newllm.effective_rank import effective_rank
+from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.limits import require_positive
 from newllm.evaluation.subject import Evaluator, Findings, Subject, Table
 
@@ -26,7 +27,8 @@ class EffectiveRank(Evaluator):
 
     def __call__(self, subject: Subject) -> Findings:
         width = subject.model.hidden_size
-        states = hidden_states(subject, self.positions or 16 * width)
+        wanted = self.positions or 16 * width
+        states = hidden_states(subject, wanted)
         rows: Table = []
         for layer, matrix in states.items():
             rank = effective_rank(matrix, samples=None, centred=self.center)
@@ -36,7 +38,10 @@ class EffectiveRank(Evaluator):
         if used < 16 * width:
             body.append(f"Fewer than 16 positions per dimension ({16 * width:,}): the rank is biased down")
         metrics = {"rank/effective_rank": rows[-1]["effective_rank"], "rank/share": rows[-1]["share"]}
-        return Findings("Effective rank of hidden states", metrics, {"rank": rows}, body)
+        # Models of other widths compare at as many positions per dimension, unless a short text gives fewer.
+        how = self.positions, self.center, used / wanted
+        scored = fingerprint(subject.scored_rows, subject.data.val.seq_len, how)
+        return Findings("Effective rank of hidden states", metrics, {"rank": rows}, body, {"rank": scored})
 
 
 @torch.inference_mode()

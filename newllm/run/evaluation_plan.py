@@ -7,7 +7,6 @@ concern: for the options of a new choice, and to see which options follow an axi
 import json
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -100,10 +99,9 @@ def plan_evaluation(
         raise ConfigError(f"{path} {problem}; runs are in outputs/runs.")
     require_parts(config)
     if run.trained is not run:
-        typed = shlex.join(next((line["overrides"] for line in reversed(run.evaluated())), []))
         raise ConfigError(
-            f"{path} is an evaluation of another run; type newllm evaluate {run.trained.path} {typed} rerun=true to "
-            "see its numbers again."
+            f"{path} is an evaluation of another run; type {run.evaluation_command()} rerun=true to see its numbers "
+            "again."
         )
     if not run.is_done():
         raise ConfigError(f"{path} is not done but {run.observed()}; the command that started it resumes it.")

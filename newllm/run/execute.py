@@ -147,9 +147,10 @@ def _evaluate_done(cfg: DictConfig, directory: RunDirectory, console: Console, s
         except Interrupted as stop:
             console.line(f"{stop}. The same command calls the evaluators again.", style="bold")
             return stop.exit_status
-        directory.update_status(error=None, traceback=None)  # of an earlier attempt at these evaluators
     if directory.asked():
         directory.ask({})
+    if directory.status().get("error"):  # of an earlier attempt at these evaluators
+        directory.update_status(error=None, traceback=None)
     results = metrics_of(directory.results())
     directory.label(labels_of(cfg))
     console.line(f"This run is done: {directory.path} holds its results. Another seed makes another run (seed=…).")

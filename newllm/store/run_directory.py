@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -395,6 +396,17 @@ class RunDirectory:
     def asked(self) -> dict[str, Any]:
         """Evaluators, with their options, that a sweep has asked for since the run was done; {} if none is left."""
         return read_json(self.asked_file, "delete it and type the sweep's command again") or {}
+
+    def lost_results(self) -> str:
+        """What to do about results.json of a finished run that is gone: a sentence."""
+        if self.trained is self:
+            return "Its results.json is gone; its command evaluates it again, without training."
+        return f"Its results.json is gone; {self.evaluation_command()} makes it again."
+
+    def evaluation_command(self) -> str:
+        """The latest command that evaluated into this folder of an evaluation. Raises Damaged."""
+        typed: list[str] = next((line["overrides"] for line in reversed(self.evaluated())), [])
+        return shlex.join(["newllm", "evaluate", str(self.trained.path), *typed])
 
     def ask(self, evaluators: Mapping[str, Any]) -> None:
         """Ask the next worker of this finished run to call these evaluators; {}: nothing is left to ask for."""

@@ -309,8 +309,9 @@ def _errors(runs: Sequence[RunState], limit: int | None) -> list[Text]:
     short = short_names(run.name for run in runs)
     by_error: dict[str, list[RunState]] = defaultdict(list)
     for run in _in_order(runs):
-        if run.error and run.state not in ("running", "done"):
-            by_error[run.error].append(run)
+        if run.error and run.state != "running":
+            later = "done, but an evaluation after the training failed: " if run.state == "done" else ""
+            by_error[later + run.error].append(run)
     lines = []
     for error, failed in list(by_error.items())[:limit]:
         names = [short[run.name] for run in failed]
@@ -324,7 +325,11 @@ def _advice(sweep: Path, runs: Sequence[RunState]) -> list[str]:
     """What to type next, if anything is left to do."""
     advice = []
     failed = [run.name for run in runs if run.state == "failed"]
-    unattended = count_states(run for run in runs if run.state in ("interrupted", "queued") and not run.attended)
+    unattended = count_states(
+        run
+        for run in runs
+        if run.state in ("interrupted", "queued") and not run.attended and run.evaluated_from is None
+    )
     if any(run.attended and run.slurm and run.slurm_state is None for run in runs):
         advice.append("SLURM does not answer here, so its runs are shown as their status.json says.")
     if unattended:

@@ -185,7 +185,7 @@ def _status(directory: RunDirectory) -> dict[str, Any]:
         directory.require_config()
         status = {"state": "queued", **directory.status()}
         if status["state"] == "done" and not is_file(directory.results_file):
-            status |= {"state": "interrupted", "error": "Its results.json is gone; it is evaluated again, not trained."}
+            status |= {"state": "interrupted", "error": directory.lost_results()}
         if status["state"] == "done":
             status["val/ppl"] = directory.results(status).get("val/ppl")
     except ConfigError as error:

@@ -77,6 +77,12 @@ def test_evaluations_under_other_settings_are_rows_after_their_run(tmp_path: Pat
     assert frame["evaluated"].fillna("").tolist() == ["", "theta=100", "", "theta=100"]
     assert frame["sweep"].unique().tolist() == [str(tmp_path / "sweep")]
     assert frame["val/ppl"].tolist() == [100.0, 120.0, 100.0, 120.0]
+    lost = Path(frame["path"].iloc[1])
+    (lost / "results.json").unlink()
+    (lost / "evaluations.jsonl").write_text(json.dumps({"eval": {}, "overrides": ["theta=100", "eval=[loss,qk]"]}))
+    state, error = load_runs(tmp_path, evaluations=True)[["state", "error"]].iloc[1]
+    command = f"newllm evaluate {runs[0]} theta=100 'eval=[loss,qk]'"
+    assert (state, error) == ("interrupted", f"Its results.json is gone; {command} makes it again.")
 
 
 def test_later_evaluators_are_in_the_configuration(tmp_path: Path):

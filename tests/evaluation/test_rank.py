@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from newllm.evaluation.rank import EffectiveRank, hidden_states
+from newllm.model import build_model
 from tests.support.evaluation_subject import LENGTH
 
 
@@ -29,3 +33,12 @@ def test_the_number_of_positions_is_shown_with_a_warning_if_too_few(subject):
     full = EffectiveRank()(subject).body
     assert "1,024 positions" in full[1]
     assert len(full) == 2
+
+
+def test_ranks_compare_at_as_many_positions_per_dimension_and_not_if_a_text_is_too_short_for_that(subject):
+    def scored(width: int) -> str:
+        config = OmegaConf.merge(subject.config, {"model": {"hidden_size": width}})
+        return EffectiveRank()(replace(subject, model=build_model(config, tokens=257))).scored["rank"]
+
+    assert scored(32) == scored(64)
+    assert scored(64) != scored(256)  # of 2,944 positions instead of 4,096

@@ -101,7 +101,7 @@ def test_a_finished_run_whose_results_were_deleted_is_to_be_evaluated_again(tmp_
     directory = make_run(tmp_path, "a-s1", "done")
     directory.results_file.unlink()
     assert only_run(tmp_path).state == "interrupted"
-    assert "evaluated again" in (only_run(tmp_path).error or "")
+    assert "evaluates it again" in (only_run(tmp_path).error or "")
 
 
 def test_a_run_of_another_version_is_listed_with_what_can_be_known(tmp_path: Path) -> None:
