@@ -1,9 +1,12 @@
 """Fixtures for all tests: a cache of the session's own, one thread per process, composition."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from newllm import trust
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,11 +25,23 @@ def trusted() -> None:
     os.environ["NEWLLM_TRUST"] = "tests"
 
 
+@pytest.fixture(autouse=True)
+def own_config_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test's --config-dir has made importable and named is not there in the next."""
+    monkeypatch.setenv("NEWLLM_TRUST", os.environ["NEWLLM_TRUST"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    trust.import_folders.clear()
+    trust._config_dirs.clear()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
+    """Two workers of pytest share two cores: neither they nor the processes that they start take more than one."""
     import torch
 
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
