@@ -4,15 +4,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+
+from newllm.analysis.baselines import counterparts
+from newllm.analysis.comparison import Comparison, family_in_words, judge, make_rule, measure
+from newllm.analysis.frame import known_metrics, load_runs, require_metric, states_in_words
+from newllm.analysis.labels import value_text
+from newllm.analysis.run_groups import Group, groups
+from newllm.analysis.scored import fingerprint
+from newllm.analysis.settings import canonical, choices_of, differing, flatten
+from newllm.analysis.statistics import sample_std
+from newllm.config.identity import ABSENT, changed
+from newllm.console import Console
 from newllm.errors import ConfigError, Parser, run_command
-
-if TYPE_CHECKING:  # pandas is loaded when there is something to compare
-    import pandas as pd
-
-    from newllm.analysis.comparison import Comparison
-    from newllm.analysis.run_groups import Group
+from newllm.report.options import defaults
+from newllm.report.tables import difference_text, difference_texts, spread
+from newllm.store.run_directory import RunDirectory
+from newllm.suggest import listed
 
 _USAGE = """\
 What differs in the configuration of two runs, and their metrics side by side.
@@ -38,6 +48,8 @@ _ENVIRONMENT = ("git", "device", "cpu", "threads", "precision", "host")
 CONFIDENCE = 0.95
 _MOST_VALUES = 4  # of a setting in one folder
 
+Pair = tuple[Group, Group]  # of A and of B
+
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
@@ -58,22 +70,11 @@ def _run(argv: list[str]) -> int:
         if name != "metrics" or not text.strip("[] "):
             raise ConfigError(f"{option}: expected metrics=NAME,NAME, the only option.")
         wanted = [metric.strip() for metric in text.strip("[] ").split(",") if metric.strip()]
-
-    import pandas as pd
-
-    from newllm.analysis.frame import metric_names
-    from newllm.console import Console
-    from newllm.suggest import did_you_mean
-
     # Repeats count only within a side: a run that failed in one folder may have finished in the other.
     runs = [_runs(folder).assign(side=side) for side, folder in zip("AB", folders, strict=True)]
     frame = pd.concat([one.assign(signature=one["side"] + one["signature"]) for one in runs], ignore_index=True)
-    known = [name for name in metric_names(frame) if frame[name].notna().any()]
     for name in wanted:
-        if name not in known and name in frame:
-            raise ConfigError(f"metrics={name}: no finished run has a finite one.")
-        if name not in known:
-            raise ConfigError(f"metrics={name} is not a metric of these runs; {did_you_mean(name, known)}.")
+        require_metric(frame, name)
     sides = _groups_of_sides(frame)
     pairs = _pairs(*sides, folders)
     console = Console(bar=False)
@@ -85,29 +86,24 @@ def _run(argv: list[str]) -> int:
     alone = [[group.label for group in some if group not in paired] for some in sides]
     lines = [f"Only in {side}: {', '.join(labels)}." for side, labels in zip("AB", alone, strict=True) if labels]
     lines += [f"Without results in {side}: {count} {state}." for (side, state), count in unfinished.items()]
-    console.section("Metrics", [*_metrics(pairs, wanted, known), *lines])
+    console.section("Metrics", [*_metrics(pairs, wanted, known_metrics(frame)), *lines])
     return 0
 
 
-def _runs(folder: str) -> "pd.DataFrame":
+def _runs(folder: str) -> pd.DataFrame:
     """The runs of a side. Raises ConfigError without a finished one."""
-    from newllm.analysis.frame import load_runs
-
     frame = load_runs(folder)
     if frame.empty:
         raise ConfigError(f"{folder} has no runs; runs are in outputs/runs and sweeps in outputs/sweeps.")
     if not (frame["state"] == "done").any():
         first = frame.iloc[0]
         why = f": {first['error']}" if first["state"] in ("failed", "unreadable") and first["error"] else ""
-        counts = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
-        raise ConfigError(f"{folder} has no finished run ({counts}){why}")
+        raise ConfigError(f"{folder} has no finished run ({states_in_words(frame)}){why}")
     return frame
 
 
-def _groups_of_sides(frame: "pd.DataFrame") -> "tuple[list[Group], list[Group]]":
+def _groups_of_sides(frame: pd.DataFrame) -> tuple[list[Group], list[Group]]:
     """The groups of A and of B, with labels that tell all of them apart."""
-    from newllm.analysis.run_groups import groups
-
     side = frame["side"].to_numpy()
     sides: tuple[list[Group], list[Group]] = ([], [])
     for group in groups(frame):
@@ -118,29 +114,25 @@ def _groups_of_sides(frame: "pd.DataFrame") -> "tuple[list[Group], list[Group]]"
     return sides
 
 
-def _pairs(ours: "list[Group]", theirs: "list[Group]", folders: Sequence[str]) -> "list[tuple[Group, Group]]":
+def _pairs(ours: list[Group], theirs: list[Group], folders: Sequence[str]) -> list[Pair]:
     """Groups of A with their counterparts in B. Raises ConfigError if there is none."""
-    from newllm.analysis.baselines import counterparts
-    from newllm.analysis.settings import canonical
-
-    in_both = {group.label for group in ours} & {group.label for group in theirs}
-    if in_both:
-        by_label = {group.label: group for group in theirs}
-        return [(group, by_label[group.label]) for group in ours if group.label in in_both]
+    by_label = {group.label: group for group in theirs}
+    if same := [(group, by_label[group.label]) for group in ours if group.label in by_label]:
+        return same
     if len(ours) == len(theirs) == 1:
         return [(ours[0], theirs[0])]
-    values = [
+    here, there = (
         {key: {canonical(group.settings.get(key)) for group in some} for key in some[0].settings}
         for some in (ours, theirs)
-    ]
-    between = [key for key, here in values[0].items() if here.isdisjoint(values[1].get(key, set()))]
+    )
+    between = [key for key in here if here[key].isdisjoint(there.get(key, set()))]
     found = [(group, other) for group in ours for other in counterparts(group, theirs, between)]
     if not found:
         raise ConfigError(
             f"no configuration in {folders[0]} is equal to one in {folders[1]} in anything but "
             f"{', '.join(between) or 'what differs in each folder'}; name two runs."
         )
-    if len(found) > len({group for group, _ in found}) or len(found) > len({group for _, group in found}):
+    if any(len(found) > len({*side}) for side in zip(*found, strict=True)):
         raise ConfigError(
             f"configurations in {folders[0]} have several counterparts in {folders[1]}, since these differ in "
             f"{', '.join(between)} in several ways; name folders of fewer runs."
@@ -148,38 +140,31 @@ def _pairs(ours: "list[Group]", theirs: "list[Group]", folders: Sequence[str]) -
     return found
 
 
-def _differing_settings(pairs: "Sequence[tuple[Group, Group]]") -> list[dict[str, str]]:
+def _differing_settings(pairs: Sequence[Pair]) -> list[dict[str, str]]:
     """A row for each choice, setting and part of the environment in which A and B differ."""
-    values: dict[str, tuple[list[str], list[str]]] = {}
-    for ours, theirs in pairs:
-        for key, (here, there) in {**_changes(ours, theirs), **_environments(ours, theirs)}.items():
-            for side, text in zip(values.setdefault(key, ([], [])), (here, there), strict=True):
-                if text not in side:
-                    side.append(text)
-
-    def listed(texts: Sequence[str]) -> str:
-        more = f" and {len(texts) - _MOST_VALUES} more" if len(texts) > _MOST_VALUES else ""
-        return ", ".join(texts[:_MOST_VALUES]) + more
-
-    return [{"setting": key, "A": listed(here), "B": listed(there)} for key, (here, there) in values.items()]
+    values: dict[str, list[tuple[str, str]]] = {}
+    for pair in pairs:
+        for key, texts in (_changes(*pair) | _environments(*pair)).items():
+            values.setdefault(key, []).append(texts)
+    sides = {key: [[*dict.fromkeys(side)] for side in zip(*texts, strict=True)] for key, texts in values.items()}
+    return [
+        {"setting": key, "A": listed(here, _MOST_VALUES), "B": listed(there, _MOST_VALUES)}
+        for key, (here, there) in sides.items()
+    ]
 
 
-def _changes(ours: "Group", theirs: "Group") -> dict[str, tuple[str, str]]:
+def _changes(ours: Group, theirs: Group) -> dict[str, tuple[str, str]]:
     """Choices, evaluators, seeds and settings in which two configurations differ.
 
     Of a choice that differs and of an evaluator that only one has, only the options that both have.
     """
-    from newllm.analysis.labels import value_text
-    from newllm.analysis.settings import choices_of, differing, flatten
-    from newllm.config.identity import ABSENT, changed
 
-    def outline(group: "Group") -> dict[str, str]:
-        seeds = sorted({*group.runs["seed"].tolist()})
+    def outline(group: Group) -> dict[str, str]:
         return {
             **choices_of(group.config),
             "evaluated": str(group.config["choices"].get("evaluated", "as trained")),
             "eval": ", ".join(sorted(group.config["eval"])),
-            "seed": ", ".join(map(str, seeds)),
+            "seed": ", ".join(map(str, sorted({*group.runs["seed"]}))),
         }
 
     here, there = outline(ours), outline(theirs)
@@ -194,11 +179,10 @@ def _changes(ours: "Group", theirs: "Group") -> dict[str, tuple[str, str]]:
     return rows
 
 
-def _environments(ours: "Group", theirs: "Group") -> dict[str, tuple[str, str]]:
+def _environments(ours: Group, theirs: Group) -> dict[str, tuple[str, str]]:
     """What differs in the code, the machine and the packages of the first runs."""
-    from newllm.store.run_directory import RunDirectory
 
-    def read(group: "Group") -> dict[str, Any]:
+    def read(group: Group) -> dict[str, Any]:
         environment = RunDirectory(group.path).trained.environment()
         packages = environment.get("packages") or {}
         return {**{name: environment.get(name) for name in _ENVIRONMENT}, "torch": packages.get("torch")}
@@ -208,12 +192,9 @@ def _environments(ours: "Group", theirs: "Group") -> dict[str, tuple[str, str]]:
 
 
 def _metrics(
-    pairs: "Sequence[tuple[Group, Group]]", wanted: Sequence[str], known: Sequence[str]
+    pairs: Sequence[Pair], wanted: Sequence[str], known: Sequence[str]
 ) -> list[str | Sequence[Mapping[str, Any]]]:
     """A row per metric (and pair, of several), and the sentences below."""
-    from newllm.analysis.comparison import family_in_words, judge, make_rule, measure
-    from newllm.report.options import defaults
-
     main, rule = defaults(), make_rule()
     shown = wanted or (known if len(pairs) == 1 else [name for name in main["metrics"] if name in known])
     tested = wanted or [name for name in main["compare"] if name in known]
@@ -228,24 +209,21 @@ def _metrics(
         metric, ours, theirs = place
         row: dict[str, Any] = {"group in A": ours.label} if len(pairs) > 1 else {}
         row |= {"metric": metric, "A": _mean(ours, metric), "B": _mean(theirs, metric)}
-        one = judged.get(place) or found.get(place)
-        row["difference"] = _difference(one, ours, theirs) if place in found else "other tokens"
+        one = judged.get(place)
+        row["difference"] = _difference(one or found[place], ours, theirs) if place in found else "other tokens"
         if judged:
-            interval = _interval(judged[place]) if place in judged else ""
-            row |= {"interval": interval, "verdict": judged[place].verdict if place in judged else ""}
+            row |= {"interval": difference_texts(one)[1] if one else "", "verdict": one.verdict if one else ""}
         rows.append(row)
     lines = ["Differences are B / A - 1 in percent, or B - A in the unit of the metric; pairs have equal seeds."]
-    if others := dict.fromkeys(metric for metric, *pair in places if (metric, *pair) not in found):
+    if others := dict.fromkeys(place[0] for place in places if place not in found):
         lines.append(f"Not compared, since B scored other tokens than A: {', '.join(others)}.")
     if any(one.family for one in judged.values()):
         lines += [rule.words, family_in_words([*judged.values()], rule, CONFIDENCE, "comparisons of this table")]
     return [rows, *lines]
 
 
-def _same_tokens(metric: str, *pair: "Group") -> bool:
+def _same_tokens(metric: str, *pair: Group) -> bool:
     """Are all numbers of the metric of the same tokens?"""
-    from newllm.analysis.scored import fingerprint
-
     marks = {
         fingerprint(scored, metric)
         for group in pair
@@ -255,40 +233,21 @@ def _same_tokens(metric: str, *pair: "Group") -> bool:
     return len(marks) <= 1
 
 
-def _mean(group: "Group", metric: str) -> str:
-    from newllm.analysis.statistics import sample_std
-    from newllm.report.tables import spread
-
+def _mean(group: Group, metric: str) -> str:
     std = sample_std([*group.by_seed(metric).values()])
     return spread(group.mean(metric), std or nan)  # ± 0 would say nothing of a count
 
 
-def _difference(one: "Comparison | None", ours: "Group", theirs: "Group") -> str:
+def _difference(one: Comparison | None, ours: Group, theirs: Group) -> str:
     """Over the seeds that both have; of the means where there is none."""
     if one is None:
         return ""
-    if one.n:
-        return _text(one.difference, one.scale)
-    here, there = ours.mean(one.metric), theirs.mean(one.metric)
-    if one.scale == "log" and not here:  # no ratio
-        return ""
-    return _text(there / here - 1 if one.scale == "log" else there - here, one.scale)
-
-
-def _interval(one: "Comparison") -> str:
-    return f"[{_text(one.low, one.scale)}, {_text(one.high, one.scale)}]" if isfinite(one.low) else ""
-
-
-def _text(difference: float, scale: str) -> str:
-    from newllm.report.tables import percent
-
-    if not isfinite(difference):
-        return ""
-    if difference == 0:
-        return "equal"
-    if scale == "log" and abs(difference) < 5e-5:
-        return f"{100 * difference:+.1e} %"
-    return percent(difference) if scale == "log" else f"{difference:+.4g}"
+    difference = one.difference
+    if not one.n:
+        here, there = ours.mean(one.metric), theirs.mean(one.metric)
+        ratio = there / here - 1 if here else nan
+        difference = ratio if one.scale == "log" else there - here
+    return "equal" if difference == 0 else difference_text(difference, one.scale)
 
 
 if __name__ == "__main__":

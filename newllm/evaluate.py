@@ -9,6 +9,7 @@ from newllm.errors import ConfigError, Interrupted, NewllmError, Parser, print_e
 from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs, is_run
 from newllm.store.run_names import located, short_names
 from newllm.streams import go_on_without_output, visible
+from newllm.suggest import listed
 
 _USAGE = """\
 Evaluate finished runs again. Nothing is trained, and stored results never change.
@@ -109,12 +110,12 @@ def _run(argv: list[str]) -> int:
         print(f"{stop}. Finished evaluations are kept; the same command continues with the others.")
         return stop.exit_status
     if unfinished:
-        print(f"Skipped, not done: {_listed(unfinished)}.")
+        print(f"Skipped, not done: {listed([path.name for path in unfinished])}.")
     if len(runs) > 1:
         _show_together(measured)
         print(f"{len(runs) - len(failures)} of {len(runs)} runs evaluated.")
         if failures:
-            print(visible(f"newllm: failed: {_listed([*failures])}."), file=sys.stderr)
+            print(visible(f"newllm: failed: {listed([path.name for path in failures])}."), file=sys.stderr)
     return int(bool(failures))
 
 
@@ -160,11 +161,6 @@ def _may_be_done(path: Path) -> bool:
         return RunDirectory(path).is_done()
     except ConfigError:  # said when its evaluation is planned, and the others go on
         return True
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    names = [path.name for path in paths]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Suggestions for a mistyped name."""
+"""Names in messages: suggestions for a mistyped one, and lists."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher, get_close_matches
 
 
@@ -18,3 +18,8 @@ def did_you_mean(word: str, names: Iterable[str], prefix: str = "") -> str:
     close = nearest(word, names)
     listed = ", ".join(names) if names else "nothing"
     return f"did you mean {prefix}{close}? (there are: {listed})" if close else f"expected one of: {listed}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """``a, b and 3 more``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

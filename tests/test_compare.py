@@ -89,7 +89,7 @@ def test_survivors_do_not_win_and_what_is_left_out_is_said(tmp_path: Path, capsy
         (["{done}", "{waits}"], "no finished run (1 queued)"),
         (["{done}", "{tmp}/nowhere"], "nowhere"),
         (["{done}", "{done}", "metrics=[val/pl,]"], "did you mean val/ppl"),
-        (["{done}", "{done}", "metrics=[val/ppl,val/loss]"], "metrics=val/loss: no finished run has a finite one"),
+        (["{done}", "{done}", "metrics=[val/ppl,val/loss]"], "no finished run has a finite val/loss"),
         (["{done}", "{done}", "metric=val/ppl"], "expected metrics=NAME"),
         (["{done}", "{done}", "--metrics"], "--help"),
     ],

@@ -18,10 +18,9 @@ from newllm.analysis.run_groups import Group, is_typed, value_of
 from newllm.analysis.settings import axes_of, canonical, choices_of, differing
 from newllm.config.catalog import Catalog, shipped
 from newllm.errors import ConfigError
-from newllm.suggest import nearest
+from newllm.suggest import listed, nearest
 
 Pairs = Mapping[Group, Group]
-_MOST_LISTED = 8  # labels in a message
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,12 @@ def _pair_with(groups: Sequence[Group], wanted: str) -> Baseline:
     if not fitting:
         shown = [group.label for group in groups]
         close = nearest(_bare(wanted), shown)
-        hint = f"did you mean {close}? (there are: {_listed(shown)})" if close else f"expected one of: {_listed(shown)}"
+        hint = f"did you mean {close}? (there are: {listed(shown)})" if close else f"expected one of: {listed(shown)}"
         raise ConfigError(f"baseline={wanted} is not a group; {hint}.")
     if len(fitting) == 1:
         return _pair_with_one(groups, fitting[0])
     conditions = _conditions(fitting, wanted)
-    labels = _listed([group.label for group in fitting])
+    labels = listed([group.label for group in fitting])
     if conditions is None:
         raise ConfigError(f"baseline={wanted} fits {len(fitting)} groups ({labels}); type more of one label.")
     pairs: dict[Group, Group] = {}
@@ -119,7 +118,7 @@ def _pair_with(groups: Sequence[Group], wanted: str) -> Baseline:
         )
     words = ", ".join(f"{key}={value}" for key, value in conditions)
     notes = (
-        [f"Not compared, since no group with {words} is equal in everything else: {_listed(alone)}."] if alone else []
+        [f"Not compared, since no group with {words} is equal in everything else: {listed(alone)}."] if alone else []
     )
     return Baseline(f"the group with {words} that is equal in everything else", pairs, {}, notes)
 
@@ -132,7 +131,7 @@ def _with_one_more_key(
     key = next(key for key in group.settings if len({canonical(one.settings.get(key)) for one in counterparts}) > 1)
     values = [value_text(one.settings.get(key)) for one in counterparts]
     usual = next((value for value in values if is_typed(_usual().get(key), value)), None)
-    labels = _listed([one.label for one in counterparts])
+    labels = listed([one.label for one in counterparts])
     if usual is None:
         raise ConfigError(
             f"baseline={typed} fits {len(counterparts)} groups for {group.label} ({labels}); add {key}, as in "
@@ -222,7 +221,7 @@ def unequal_groups(pairs: Pairs, by: Sequence[str]) -> list[str]:
         return []
     keys = [*dict.fromkeys(key for some in unequal.values() for key in some)]
     return [
-        f"{_listed([*unequal])}: the combinations of {', '.join(keys)} are not those of the baseline, so the "
+        f"{listed([*unequal])}: the combinations of {', '.join(keys)} are not those of the baseline, so the "
         f"difference is not that of {', '.join(by)} alone."
     ]
 
@@ -271,11 +270,6 @@ def _typed_pairs(text: str) -> list[tuple[str, str]]:
 def _bare(wanted: str) -> str:
     text = wanted.strip()
     return text[1:-1].strip() if text.startswith("[") and text.endswith("]") else text
-
-
-def _listed(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - _MOST_LISTED} more" if len(labels) > _MOST_LISTED else ""
-    return ", ".join(labels[:_MOST_LISTED]) + more
 
 
 def _usual() -> dict[str, Any]:

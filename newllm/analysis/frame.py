@@ -16,6 +16,7 @@ from newllm.errors import ConfigError
 from newllm.labels import in_words
 from newllm.store.run_directory import LOADER, Paths, RunDirectory, evaluated_run, find_runs, metrics_of
 from newllm.store.run_names import located
+from newllm.suggest import did_you_mean
 
 FIXED = (
     "run", "path", "sweep", "evaluated_from", "state", "signature", "seed", "not_finite", "overrides", "config",
@@ -70,6 +71,25 @@ def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
 def metric_names(frame: pd.DataFrame) -> list[str]:
     """The columns that hold metrics."""
     return [str(name) for name in frame if "/" in str(name)]
+
+
+def known_metrics(frame: pd.DataFrame) -> list[str]:
+    """The metrics of which a finished run has a finite number."""
+    return [name for name in metric_names(frame) if frame[name].notna().any()]
+
+
+def require_metric(frame: pd.DataFrame, name: str) -> None:
+    """Raises ConfigError if no finished run has a finite number of the metric."""
+    known = known_metrics(frame)
+    if name not in known and name in frame:
+        raise ConfigError(f"no finished run has a finite {name}.")
+    if name not in known:
+        raise ConfigError(f"{name} is not a metric of these runs; {did_you_mean(name, known)}.")
+
+
+def states_in_words(frame: pd.DataFrame) -> str:
+    """``3 done, 1 failed``."""
+    return ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
 
 
 def _read_run(

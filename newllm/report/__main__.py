@@ -44,6 +44,7 @@ def _run(argv: list[str]) -> int:
 
 def _print_summary(study: "Study", sections: "Sequence[Section]", written: Sequence[Path]) -> None:
     """The main tables, the rule for verdicts, the paths."""
+    from newllm.analysis.frame import states_in_words
     from newllm.console import Console
     from newllm.report.result_tables import BEST_IS_BOLD
 
@@ -58,9 +59,8 @@ def _print_summary(study: "Study", sections: "Sequence[Section]", written: Seque
         console.line()
         for line in [study.options.rule.words, *by_name["comparisons"].lines]:
             console.line(line)
-    unfinished = study.frame["state"][study.frame["state"] != "done"].value_counts()
-    if len(unfinished):
-        console.line(f"Without results: {', '.join(f'{count} {state}' for state, count in unfinished.items())}.")
+    if unfinished := states_in_words(study.frame[study.frame["state"] != "done"]):
+        console.line(f"Without results: {unfinished}.")
     unreadable = study.frame[study.frame["state"] == "unreadable"]
     problems = [
         f"{run} is left out: {error}." for run, error in zip(unreadable["run"], unreadable["error"], strict=True)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,17 @@ from newllm.report.figures import Drawing, Panel, heat_maps
 from newllm.report.result_tables import comparison_table, verdict_cell, verdict_kind
 from newllm.report.series import BAND, GEOMETRIC, Numbered, numbered_metrics, over_numbers, read_tables
 from newllm.report.study import Part, Section, Study
-from newllm.report.tables import ABSENT, PLUS_MINUS, Cell, Table, blank_if_unknown, make_row, mean_cell, number_cell
+from newllm.report.tables import (
+    ABSENT,
+    PLUS_MINUS,
+    Cell,
+    Table,
+    blank_if_unknown,
+    difference_texts,
+    make_row,
+    mean_cell,
+    number_cell,
+)
 from newllm.store.own_code import use_code_of_run
 from newllm.store.run_directory import RunDirectory
 
@@ -97,13 +106,8 @@ def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell
             text=f"{mean.text} · {comparison.incomplete}",
             csv={**mean.csv, f"{metric} verdict": comparison.verdict},
         )
-
-    def text(value: float) -> str:
-        return f"{100 * value:+.1f}" if comparison.scale == "log" else f"{value:+.3f}"
-
+    difference, interval = difference_texts(comparison)
     verdict = f" {verdict_cell(comparison).text}" if comparison.verdict in ("better", "worse", "differs") else ""
-    interval = f" [{text(comparison.low)}, {text(comparison.high)}]" if isfinite(comparison.low) else ""
-    unit = " %" if comparison.scale == "log" else ""
     csv = {
         **mean.csv,
         f"{metric} difference": blank_if_unknown(comparison.difference),
@@ -112,7 +116,7 @@ def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell
         f"{metric} p corrected": blank_if_unknown(comparison.p_corrected),
         f"{metric} verdict": comparison.verdict,
     }
-    shown = f"{text(comparison.difference)}{unit}{interval}{verdict}"
+    shown = f"{difference}{verdict}" if interval == ABSENT else f"{difference} {interval}{verdict}"
     return Cell(shown, mean.value, csv, kind=verdict_kind(comparison), hint=f"{mean.text}; {comparison.why}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from newllm.analysis.frame import metric_names
+from newllm.analysis.frame import known_metrics
 from newllm.analysis.settings import flatten
 from newllm.errors import ConfigError
 from newllm.report.figures import COLOURS
@@ -88,7 +88,7 @@ def _runs_and_columns(study: Study) -> dict[str, Any]:
     """All runs for the page, and the columns of its table: name, state, group, then the choices and axes that differ,
     then the main metrics."""
     frame = study.frame
-    metrics = [name for name in metric_names(frame) if frame[name].notna().any()]
+    metrics = known_metrics(frame)
     members = ((group, [*group.positions, *group.lost]) for part in study.parts for group in part.groups)
     label = {path: group.label for group, rows in members for path in group.frame["path"].iloc[rows]}
     groups = [label.get(path, "") for path in frame["path"]]

@@ -19,6 +19,7 @@ from newllm.report.tables import (
     Row,
     Table,
     blank_if_unknown,
+    difference_texts,
     make_row,
     mean_cell,
     number_cell,
@@ -157,7 +158,7 @@ def _difference_and_verdict(comparison: Comparison | None, is_baseline: bool) ->
     verdict = verdict_cell(comparison)
     if not isfinite(comparison.difference):
         return Cell(ABSENT, kind="muted", hint=comparison.why), verdict
-    difference, interval = _difference_texts(comparison)
+    difference, interval = difference_texts(comparison)
     csv = {"difference": comparison.difference, "difference low": blank_if_unknown(comparison.low),
            "difference high": blank_if_unknown(comparison.high)}  # fmt: skip
     return Cell(difference if interval == ABSENT else f"{difference} {interval}", comparison.difference, csv), verdict
@@ -201,7 +202,7 @@ def _comparison_row(comparison: Comparison, name_baseline: bool) -> Row:
 
 def comparison_cells(comparison: Comparison) -> Row:
     """The difference with its interval, the verdict and what it stands on."""
-    difference, interval = _difference_texts(comparison)
+    difference, interval = difference_texts(comparison)
     low, high, pairs = blank_if_unknown(comparison.low), blank_if_unknown(comparison.high), len(comparison.differences)
     ends = {"scale": comparison.scale, "difference low": low, "difference high": high}
     return {
@@ -232,16 +233,6 @@ def verdict_cell(comparison: Comparison) -> Cell:
 def verdict_kind(comparison: Comparison) -> str:
     """The look of a verdict on the page."""
     return comparison.verdict if comparison.verdict in ("better", "worse") else "open"
-
-
-def _difference_texts(comparison: Comparison) -> tuple[str, str]:
-    """The difference and its interval, as percent where the comparison is by ratio."""
-
-    def text(value: float) -> str:
-        return percent(value) if comparison.scale == "log" else f"{value:+.4g}" if isfinite(value) else ABSENT
-
-    known = isfinite(comparison.low)
-    return text(comparison.difference), f"[{text(comparison.low)}, {text(comparison.high)}]" if known else ABSENT
 
 
 def _repeats(study: Study) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from newllm.analysis.baselines import Baseline, choose_baseline, unequal_groups
 from newllm.analysis.comparable import split_comparable
 from newllm.analysis.comparison import Comparison, family_in_words, judge, measure_all
-from newllm.analysis.frame import load_runs, metric_names
+from newllm.analysis.frame import known_metrics, load_runs, require_metric, states_in_words
 from newllm.analysis.labels import SEPARATOR
 from newllm.analysis.metrics import lower_is_better
 from newllm.analysis.run_groups import Group, groups, is_typed, value_of
@@ -280,14 +280,12 @@ def _with_known_metrics(options: Options, done: pd.DataFrame) -> Options:
 
     Raises ConfigError for any other metric that no run has, and where none is left.
     """
-    known = [name for name in metric_names(done) if done[name].notna().any()]
+    known = known_metrics(done)
     optional = [*defaults()["metrics"], *defaults()["compare"]]
     metrics, compared = ([name for name in names if name in known] for names in (options.metrics, options.compare))
     for name in [*options.metrics, *options.compare]:
         if name not in known and (name not in optional or not metrics):
-            if name in done:
-                raise ConfigError(f"no finished run has a finite {name}, so there is nothing to report on it.")
-            raise ConfigError(f"{name} is not a metric of these runs; {did_you_mean(name, known)}.")
+            require_metric(done, name)
     return replace(options, metrics=metrics, compare=compared)
 
 
@@ -296,8 +294,7 @@ def _nothing_done(options: Options, frame: pd.DataFrame) -> str:
     if frame.empty:
         chosen = f" with {', '.join(options.where)}" if options.where else ""
         return f"{places}: no runs{chosen} found; expected run directories, as newllm train writes to outputs/runs."
-    counts = ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
     return (
-        f"{places}: no run is done ({counts}), so there is nothing to report; newllm status {options.folders[0]} "
-        "shows the runs, and the command that started them resumes them."
+        f"{places}: no run is done ({states_in_words(frame)}), so there is nothing to report; newllm status "
+        f"{options.folders[0]} shows the runs, and the command that started them resumes them."
     )

@@ -7,6 +7,8 @@ from numbers import Real
 from statistics import fmean
 from typing import Any
 
+from newllm.analysis.comparison import Comparison
+from newllm.analysis.metrics import Scale
 from newllm.analysis.run_groups import Group
 from newllm.analysis.statistics import sample_std
 from newllm.console import number
@@ -117,8 +119,20 @@ def spread(mean: float, std: float) -> str:
 
 def percent(ratio: float) -> str:
     """A relative difference as `+7.0 %`."""
-    digits = "2f" if abs(ratio) < 0.01 else "1f" if abs(ratio) < 1e4 else "3g"
+    digits = "1e" if 0 < abs(ratio) < 5e-5 else "2f" if abs(ratio) < 0.01 else "1f" if abs(ratio) < 1e4 else "3g"
     return f"{100 * ratio:+.{digits}} %" if isfinite(ratio) else ABSENT
+
+
+def difference_text(difference: float, scale: Scale) -> str:
+    """A difference: in percent where it is a ratio, else in the metric's own unit."""
+    return percent(difference) if scale == "log" else f"{difference:+.4g}" if isfinite(difference) else ABSENT
+
+
+def difference_texts(comparison: Comparison) -> tuple[str, str]:
+    """The difference and its interval."""
+    ends = [difference_text(end, comparison.scale) for end in (comparison.low, comparison.high)]
+    interval = f"[{', '.join(ends)}]" if isfinite(comparison.low) else ABSENT
+    return difference_text(comparison.difference, comparison.scale), interval
 
 
 def blank_if_unknown(value: float) -> float | str:

@@ -42,6 +42,7 @@ from newllm.store.output_folder import check_run_folder
 from newllm.store.own_code import code_of_run
 from newllm.store.run_directory import RunDirectory, metrics_of
 from newllm.streams import go_on_without_output
+from newllm.suggest import listed
 from newllm.training import causality
 from newllm.training.checkpoint import Progress, load_weights
 from newllm.training.compilation import compile_if_worthwhile
@@ -121,10 +122,9 @@ def _is_done(cfg: DictConfig, directory: RunDirectory) -> bool:
     stored = directory.config()
     if stored and signature(stored) != signature(cfg):
         found = differences(stored, cfg)
-        listed = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
         raise ConfigError(
-            f"{directory.path} holds a run of another configuration ({listed}); give this run a directory of its own "
-            "with hydra.run.dir=…, or leave that out to have one named for it"
+            f"{directory.path} holds a run of another configuration ({listed(found)}); give this run a directory of "
+            "its own with hydra.run.dir=…, or leave that out to have one named for it"
         )
     return directory.is_done()
 

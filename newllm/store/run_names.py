@@ -10,7 +10,7 @@ from typing import Any
 
 from newllm.errors import ConfigError
 from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs, is_run
-from newllm.suggest import nearest
+from newllm.suggest import listed, nearest
 
 OUTPUTS = Path("outputs")
 
@@ -130,8 +130,7 @@ def _matching_name(word: str, short: Mapping[str, str], folder: Path) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        listed = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-        raise ConfigError(f"{word!r} is part of the names of {len(found)} runs; be more specific: {listed}.")
+        raise ConfigError(f"{word!r} is part of the names of {len(found)} runs; be more specific: {listed(found)}.")
     close = nearest(word, {*short.values(), *short})
     hint = f"did you mean {close}?" if close else f"there are {', '.join(list(short.values())[:4])}"
     raise ConfigError(f"there is no run {word!r} in {folder}; {hint}{' …' if not close and len(short) > 4 else ''}")

@@ -12,6 +12,7 @@ from newllm.config.identity import signature
 from newllm.errors import ConfigError, RunError
 from newllm.store.run_directory import RunDirectory
 from newllm.store.run_names import signature_in
+from newllm.suggest import listed
 from newllm.sweep.display import plural
 from newllm.sweep.launches import Policy, choosing, launches, use_code_of_launch
 from newllm.sweep.local import Local
@@ -81,8 +82,7 @@ def _cancel_jobs(jobs: Sequence[str]) -> bool:
     except RunError as error:
         print(f"{error}.")
         return False
-    listed = ", ".join(jobs[:8]) + (f" and {len(jobs) - 8} more" if len(jobs) > 8 else "")
-    print(f"Cancelled SLURM's {'job' if len(jobs) == 1 else 'jobs'} {listed}; running runs save and stop.")
+    print(f"Cancelled SLURM's {'job' if len(jobs) == 1 else 'jobs'} {listed(jobs)}; running runs save and stop.")
     return True
 
 

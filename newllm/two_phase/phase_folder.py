@@ -24,6 +24,7 @@ from newllm.config.identity import canonical, differences
 from newllm.errors import ConfigError
 from newllm.store.atomic import remove
 from newllm.store.intact import Damaged, check_file, file_sha256, is_file, read_json, write_json
+from newllm.suggest import listed
 from newllm.training.run_context import Run
 from newllm.two_phase.stored_contexts import open_contexts
 
@@ -78,10 +79,9 @@ def check(folder: Path, content: Content) -> None:
         return
     different = differences({part: stored.get(part, {}) for part in content}, content)
     if different:
-        listed = ", ".join(different[:5]) + (f" and {len(different) - 5} more" if len(different) > 5 else "")
         raise ConfigError(
-            f"{folder} holds a first phase of another configuration ({listed}); name another phase1.folder, or leave "
-            "it out to have one in the cache."
+            f"{folder} holds a first phase of another configuration ({listed(different)}); name another phase1.folder, "
+            "or leave it out to have one in the cache."
         )
 
 
