@@ -16,10 +16,10 @@ from newllm.analysis.run_groups import Group, groups
 from newllm.analysis.scored import fingerprint
 from newllm.analysis.settings import canonical, choices_of, differing, flatten
 from newllm.analysis.statistics import sample_std
+from newllm.config.catalog import report_defaults
 from newllm.config.identity import ABSENT, changed
 from newllm.console import Console
 from newllm.errors import ConfigError, Parser, run_command
-from newllm.report.options import defaults
 from newllm.report.tables import difference_text, difference_texts, spread
 from newllm.store.run_directory import RunDirectory
 from newllm.suggest import listed
@@ -195,7 +195,7 @@ def _metrics(
     pairs: Sequence[Pair], wanted: Sequence[str], known: Sequence[str]
 ) -> list[str | Sequence[Mapping[str, Any]]]:
     """A row per metric (and pair, of several), and the sentences below."""
-    main, rule = defaults(), make_rule()
+    main, rule = report_defaults(), make_rule()
     shown = wanted or (known if len(pairs) == 1 else [name for name in main["metrics"] if name in known])
     tested = wanted or [name for name in main["compare"] if name in known]
     places = [(metric, ours, theirs) for metric in shown for ours, theirs in pairs]

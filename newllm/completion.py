@@ -4,18 +4,19 @@
 which gives the line up to the cursor in COMP_LINE.
 """
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
 from newllm.bench import BENCHES
-from newllm.config.catalog import Catalog, plain, shipped
+from newllm.config.catalog import Catalog, report_defaults, shipped
 from newllm.config.compose import catalog_for
 from newllm.config.groups import group_of, groups
+from newllm.config.identity import value_at
+from newllm.errors import ConfigError
 from newllm.labels import LABELS
 
 # Verb -> flag -> the words that may follow it; None: no word, "": a word of any kind.
@@ -96,7 +97,7 @@ def complete(words: Sequence[str], here: Path, verbs: Iterable[str]) -> list[str
     catalog = catalog_for(folder if folder and Path(folder).is_dir() else None)
     keys: Callable[[], list[str]] = {
         "evaluate": lambda: _keys_of_evaluations(catalog, before, last),
-        "report": lambda: [f"{key}=" for key in _report() if key != "_target_"],
+        "report": lambda: [f"{key}=" for key in report_defaults() if key != "_target_"],
         "status": lambda: [f"{label}=" for label in LABELS],
         "compare": lambda: ["metrics="],
         "generate": list,
@@ -111,25 +112,13 @@ def complete(words: Sequence[str], here: Path, verbs: Iterable[str]) -> list[str
 
 def _words(line: str) -> tuple[list[str], bool]:
     """The words of a line as a shell reads them, and whether the last one is in quotes that are still open."""
-    words, quote, escaped, begun = [""], "", False, False
-    for character in line:
-        if escaped:
-            words[-1], escaped = words[-1] + character, False
-        elif character == "\\" and quote != "'":
-            escaped = True
-        elif quote or (character in "'\"" and not quote):
-            if character == quote or not quote:
-                quote, begun = "" if quote else character, True
-            else:
-                words[-1] += character
-        elif character.isspace():
-            if words[-1] or begun:
-                words.append("")
-            begun = False
-        else:
-            words[-1] += character
-    commands = [place for place, word in enumerate(words) if Path(word).name == "newllm"]
-    return words[commands[0] if commands else 0 :], bool(quote)
+    for quote in ("", "'", '"'):
+        with suppress(ValueError):  # another quote is open
+            *words, last = shlex.split(f"{line}x{quote}")  # the x is a word of its own after a space
+            words.append(last[:-1])
+            start = next((place for place, word in enumerate(words) if Path(word).name == "newllm"), 0)
+            return words[start:], bool(quote)
+    return [""], False
 
 
 def _starting(names: Iterable[str], text: str) -> list[str]:
@@ -198,30 +187,17 @@ def _options(catalog: Catalog, before: Sequence[str], typed: str) -> list[str]:
 
 def _listed(catalog: Catalog, group: str, names: Iterable[str], path: Sequence[str] = ()) -> list[str]:
     """The options in the files of these choices, of the node at `path` inside."""
-    found: dict[str, None] = {}
-    for name in names:
-        for content in _contents(catalog, f"{group}/{name}"):
-            node: Any = content
-            for key in path:
-                node = node.get(key) if isinstance(node, dict) else None
-            keys = node if isinstance(node, dict) else {}
-            found |= dict.fromkeys(str(key) for key in keys if key not in ("_target_", "defaults"))
-    return [*found]
+    contents = [content for name in names for content in _contents(catalog, f"{group}/{name}")]
+    nodes = [value_at(content, ".".join(path)) if path else content for content in contents]
+    found = dict.fromkeys(str(key) for node in nodes if isinstance(node, dict) for key in node)
+    return [key for key in found if key != "_target_"]
 
 
 def _contents(catalog: Catalog, option: str) -> list[dict[str, Any]]:
-    """The content of an option's file and of the files that it is based on."""
-    file = next((path for folder in catalog.folders if (path := folder / f"{option}.yaml").is_file()), None)
-    if file is None:
-        return []
-    try:
-        content = plain(OmegaConf.load(file))
-    except Exception:  # a file of the user that is no YAML: the command will say so
-        return []
-    home = option.rpartition("/")[0]
-    bases = [str(base).partition("@")[0] for base in content.get("defaults", []) if isinstance(base, str)]
-    paths = [base[1:] if base.startswith("/") else f"{home}/{base}" for base in bases if base != "_self_"]
-    return [*(one for path in paths for one in _contents(catalog, path)), content]
+    """The contents of an option's file and of the files that it is based on; none of a broken file."""
+    with suppress(ConfigError):
+        return [*catalog.contents(option)]
+    return []
 
 
 def _values(catalog: Catalog, verb: str, key: str, last: str, here: Path) -> list[str]:
@@ -230,7 +206,7 @@ def _values(catalog: Catalog, verb: str, key: str, last: str, here: Path) -> lis
     name = key.lstrip("+")
     if verb == "report":
         rules = [file.stem for file in sorted((shipped() / "report" / "verdict").glob("*.yaml"))]
-        known = {"verdict": rules}.get(name, _booleans(_report().get(name)))
+        known = {"verdict": rules}.get(name, _booleans(report_defaults().get(name)))
         return _starting([f"{key}={one}" for one in known], last)
     root, _, option = name.partition(".")
     paths = group_of(root).paths if root in groups() else {}
@@ -246,7 +222,7 @@ def _values(catalog: Catalog, verb: str, key: str, last: str, here: Path) -> lis
     values = {"rerun": ["failed", "none", "all"]} if verb == "train" else {"rerun": ["true", "false"]}
     default: Any = {**catalog.axes, **catalog.sweep_options}.get(name)
     if "." in name:
-        node = next(iter(_contents(catalog, f"{root}/{catalog.defaults.get(root)}")[::-1]), {})
+        *_, node = [{}, *_contents(catalog, f"{root}/{catalog.defaults.get(root)}")]
         default = node.get(option)
     return _starting([f"{key}={one}" for one in values.get(name, _booleans(default))], last)
 
@@ -270,7 +246,3 @@ def _keys_of_evaluations(catalog: Catalog, before: Sequence[str], last: str) -> 
         else:
             keys.append(f"{name}.")
     return [*keys, "rerun="]
-
-
-def _report() -> dict[str, Any]:
-    return dict(yaml.safe_load((shipped() / "report.yaml").read_text(encoding="utf-8")))

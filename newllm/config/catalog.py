@@ -137,22 +137,30 @@ class Catalog:
         for group, names in self.groups.items():
             for option in names if group != "experiment" else ():
                 with suppress(ConfigError):  # a broken file that is not chosen must not hide another mistake
-                    if axis in self._references(f"{group}/{option}"):
+                    if any(axis in references(content) for content in self.contents(f"{group}/{option}")):
                         found.setdefault(group, []).append(option)
         return found
 
     def _file(self, option: str) -> Path:
-        files = [folder / f"{option}.yaml" for folder in self.folders]
-        return next(file for file in files if file.is_file())
+        for folder in self.folders:
+            if (file := folder / f"{option}.yaml").is_file():
+                return file
+        raise ConfigError(f"there is no {option}.yaml in {' or '.join(map(str, self.folders))}.")
 
-    def _references(self, option: str) -> set[str]:
-        """The references in the file ``group/name`` and in those of its defaults (``base``, ``shared/base@_here_``)."""
-        content = load(self._file(option))
-        bases = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
-        home = option.rpartition("/")[0]
-        paths = (base.partition("@")[0] for base in bases)
-        inherited = (self._references(path[1:] if path.startswith("/") else f"{home}/{path}") for path in paths)
-        return references(content).union(*inherited)
+    def contents(self, option: str) -> Iterator[dict[str, Any]]:
+        """The contents of the files in the defaults (``base``, ``shared/base@_here_``) of the file ``group/name``; then
+        its own. Raises ConfigError for a file that is missing or broken."""
+        content, home = load(self._file(option)), option.rpartition("/")[0]
+        for base in content.pop("defaults", []):
+            if isinstance(base, str) and base != "_self_":
+                path = base.partition("@")[0]
+                yield from self.contents(path[1:] if path.startswith("/") else f"{home}/{path}")
+        yield content
+
+
+def report_defaults() -> dict[str, Any]:
+    """The options of a report with their defaults."""
+    return load(shipped() / "report.yaml")
 
 
 def load(file: Path) -> dict[str, Any]:

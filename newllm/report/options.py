@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from omegaconf import OmegaConf
 
 from newllm.analysis.comparison import Rule, make_rule
-from newllm.config.catalog import shipped
+from newllm.config.catalog import report_defaults
 from newllm.config.values import convert_options
 from newllm.errors import ConfigError
 from newllm.store.run_names import located
@@ -64,17 +63,12 @@ class Options:
         return (self.compare or self.metrics)[0]
 
 
-def defaults() -> dict[str, Any]:
-    """conf/report.yaml."""
-    return dict(yaml.safe_load((shipped() / "report.yaml").read_text(encoding="utf-8")))
-
-
 def read_options(argv: Sequence[str]) -> Options:
     """Words with an ``=`` that are no folders are options, the others are folders.
 
     Raises ConfigError for an unknown option or a value of the wrong type.
     """
-    folders, node, of_rule = [], defaults(), {}
+    folders, node, of_rule = [], report_defaults(), {}
     lists = [name for name, value in node.items() if isinstance(value, list) or name == "by"]
     for word in argv:
         name, equals, text = word.partition("=")

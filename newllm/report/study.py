@@ -17,9 +17,10 @@ from newllm.analysis.labels import SEPARATOR
 from newllm.analysis.metrics import lower_is_better
 from newllm.analysis.run_groups import Group, groups, is_typed, value_of
 from newllm.analysis.scored import OtherTokens, split_scored
+from newllm.config.catalog import report_defaults
 from newllm.errors import ConfigError
 from newllm.report.figures import Drawing, Panel, Series, plot
-from newllm.report.options import Options, defaults
+from newllm.report.options import Options
 from newllm.report.tables import Table
 from newllm.suggest import did_you_mean
 
@@ -281,7 +282,7 @@ def _with_known_metrics(options: Options, done: pd.DataFrame) -> Options:
     Raises ConfigError for any other metric that no run has, and where none is left.
     """
     known = known_metrics(done)
-    optional = [*defaults()["metrics"], *defaults()["compare"]]
+    optional = [*report_defaults()["metrics"], *report_defaults()["compare"]]
     metrics, compared = ([name for name in names if name in known] for names in (options.metrics, options.compare))
     for name in [*options.metrics, *options.compare]:
         if name not in known and (name not in optional or not metrics):
