@@ -6,8 +6,8 @@ from pathlib import Path
 
 from newllm.config.compose import catalog_for
 from newllm.errors import ConfigError, Interrupted, NewllmError, Parser, print_error, run_command
-from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs, is_run
-from newllm.store.run_names import located, short_names
+from newllm.store.run_directory import RunDirectory, evaluated_run, is_run
+from newllm.store.run_names import find_runs, located, short_names
 from newllm.streams import go_on_without_output, visible
 from newllm.suggest import listed
 

@@ -335,7 +335,7 @@ def test_a_run_that_cannot_be_built_is_named_and_the_others_go_on_without_it(
         (["seed=1,2", "hydra.launcher.slot=2"], "did you mean hydra.launcher.slots?"),
         (["data=text", "data.path=/no/a,/no/b", "dry_run=true"], "data.path=/no/a does not exist"),
         (["seed=1,2", "hydra.launcher.slots=0", "dry_run=true"], "hydra.launcher.slots must be at least 1"),
-        (["seed=1,2", "hydra.sweep.dir=/dev/null"], "/dev/null cannot be created (Not a directory)"),
+        (["seed=1,2", "hydra.sweep.dir=/dev/null"], "/dev/null cannot be written (Not a directory)"),
         (["seed=1,2", "hydra/launcher=slrum"], "did you mean hydra/launcher=slurm?"),
         (["seed=1,2", "hydra/launcher=basic"], "expected one of: local, slurm"),
         (["seed=1,2", "hydra.run.dir=x"], "that of a sweep is hydra.sweep.dir=FOLDER"),

@@ -2,20 +2,18 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from newllm.config.identity import signature
 from newllm.errors import ConfigError
 from newllm.labels import in_words
-from newllm.store.run_directory import LOADER, Paths, RunDirectory, evaluated_run, find_runs, metrics_of
-from newllm.store.run_names import located
+from newllm.store.run_directory import RunDirectory, evaluated_run, metrics_of
+from newllm.store.run_names import Paths, find_runs, located
 from newllm.suggest import did_you_mean
 
 FIXED = (
@@ -51,13 +49,11 @@ def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
 
     Raises ConfigError if `path` does not exist; a folder without runs gives an empty table.
     """
-    # The runs of a sweep share most blocks of their config.yaml: each is parsed once, and kept in memory once.
-    parse_yaml = cache(lambda text: yaml.load(text, Loader=LOADER))
     folders = find_runs([located(one) for one in ([path] if isinstance(path, str | os.PathLike) else path)])
     if not evaluations:
         runs = {folder.absolute() for folder in folders}
         folders = [folder for folder in folders if evaluated_run(folder) not in runs]
-    rows = [_read_run(RunDirectory(folder), parse_yaml) for folder in folders]
+    rows = [_read_run(RunDirectory(folder)) for folder in folders]
     metrics = list(dict.fromkeys(name for _, _, results in rows for name in results))
     named = list(dict.fromkeys(name for _, named, _ in rows for name in named if name not in FIXED))
     columns: dict[str, Any] = {name: [fixed[name] for fixed, _, _ in rows] for name in FIXED if name not in WIDE}
@@ -92,9 +88,7 @@ def states_in_words(frame: pd.DataFrame) -> str:
     return ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
 
 
-def _read_run(
-    run: RunDirectory, parse_yaml: Callable[[str], Any]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
+def _read_run(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
     """The row of a run: fixed columns; choices and axes; metrics."""
     folder = run.path
     origin = evaluated_run(folder) if folder.parent.name == "evaluations" else None
@@ -106,7 +100,7 @@ def _read_run(
     named: dict[str, Any] = {}
     results: dict[str, float] = {}
     try:
-        config = _read_config(run, parse_yaml)
+        config = _read_config(run)
         fixed |= {"config": config, "overrides": [str(line) for line in config.get("overrides") or []]}
         fixed |= {"seed": config["trainer"]["seed"], "signature": _signature(folder, config)}
         status = run.status()
@@ -132,9 +126,9 @@ def _read_run(
     return fixed, named, results
 
 
-def _read_config(run: RunDirectory, parse_yaml: Callable[[str], Any]) -> dict[str, Any]:
+def _read_config(run: RunDirectory) -> dict[str, Any]:
     """The stored configuration. Raises ConfigError if another version of newllm wrote it."""
-    config = run.config(parse_yaml)
+    config = run.config()
     missing = [name for name in NEEDED if not isinstance(config.get(name), dict)]
     if not missing and type(config["trainer"].get("seed")) is not int:
         missing = ["trainer.seed"]

@@ -18,7 +18,7 @@ from newllm.errors import ConfigError
 
 LARGE = 64 << 20  # bytes; the hash of a larger text is also kept in the cache folder
 SETTLED = 2_000_000_000  # nanoseconds; a file that changed since may change again without another time stamp
-RUN_FILES = {"config.yaml", "status.json"}  # a folder with both is a run directory, whose files are results and no text
+RUN_FILES = {"config.yaml", "status.json"}  # of a run directory; a folder with both holds results and no text
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The cache folder that all runs of a machine share: one process builds an entry, the others wait for it."""
 
-import errno
 import hashlib
 import json
 import os
@@ -12,11 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import Timeout
-
 from newllm.console import Screen
-from newllm.errors import ConfigError, RunError, disk_is_full
-from newllm.store.atomic import LOCK_BY_FILES, file_lock, remove, sync
+from newllm.errors import RunError, disk_is_full
+from newllm.store import locks
+from newllm.store.atomic import remove, sync
 from newllm.streams import visible
 
 Entry = TypeVar("Entry")
@@ -82,25 +80,15 @@ def find_or_build(
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Hold the lock of `folder`, after waiting for its holder. The system frees the lock if its holder dies."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = file_lock(folder.with_name(f"{folder.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"another process is building the {what}; waiting for it ({lock.lock_file})")
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        unlockable = isinstance(error, NotImplementedError) or error.errno in (errno.ENOLCK, errno.EOPNOTSUPP)
-        what_fails, advice = ("locked", f"{LOCK_BY_FILES}, or ") if unlockable else ("written", "")
-        raise ConfigError(
-            f"the cache folder {folder.parent} cannot be {what_fails} ({getattr(error, 'strerror', None) or error}); "
-            f"{advice}type runtime.cache_dir=FOLDER or set NEWLLM_CACHE"
-        ) from None
-    try:
+    lock = folder.with_name(f"{folder.name}.lock")
+    about = f"the cache folder {folder.parent}", "type runtime.cache_dir=FOLDER or set NEWLLM_CACHE"
+    with locks.locked(lock, *about, patience=0.0) as free:
+        if free:
+            yield
+            return
+    say(f"another process is building the {what}; waiting for it ({lock})")
+    with locks.locked(lock, *about):
         yield
-    finally:
-        lock.release()
 
 
 def say(line: str) -> None:

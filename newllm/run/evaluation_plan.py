@@ -6,15 +6,12 @@ concern: for the options of a new choice, and to see which options follow an axi
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from newllm.config.axes import refuse_unused_axes
@@ -26,7 +23,7 @@ from newllm.config.overrides import Overrides, parse
 from newllm.config.values import check_values, require_parts
 from newllm.errors import ConfigError
 from newllm.store.own_code import use_code_of_run
-from newllm.store.run_directory import LOADER, RunDirectory
+from newllm.store.run_directory import RunDirectory
 
 _GROUPS = groups().values()
 FREE_CHOICES = tuple(group.name for group in _GROUPS if group.evaluate == "any")  # groups whose choice may change
@@ -34,7 +31,6 @@ FREE_GROUPS = tuple(group.name for group in _GROUPS if group.evaluate in ("any",
 FREE_OPTIONS = tuple(
     f"{group.name}.{option}" for group in _GROUPS for option in group.evaluate if group.name not in FREE_GROUPS
 )
-_EVAL_BLOCK = re.compile(r"^eval:\n(?: .*\n)+", re.MULTILINE)
 FIXED_OPTIONS = tuple(f"{group.name}.{option}" for group in _GROUPS for option in group.kept)
 
 
@@ -93,10 +89,7 @@ def plan_evaluation(
     Raises ConfigError if the run is not done, its directory is not writable, or an override is not allowed.
     """
     run = RunDirectory(path)
-    config = run.config()
-    if not config:
-        problem = "is no run directory, since it has no config.yaml" if run.path.exists() else "does not exist"
-        raise ConfigError(f"{path} {problem}; runs are in outputs/runs.")
+    config = dict(run.existing_config())
     require_parts(config)
     if run.trained is not run:
         raise ConfigError(
@@ -113,7 +106,7 @@ def plan_evaluation(
         group, _, option = key.partition(".")
         there = started_in / (text := config[group][option])
         if not os.path.exists(os.path.expanduser(text)) and os.path.exists(there):
-            config[group][option] = str(there)
+            config[group] = {**config[group], option: str(there)}
     place = config["data"].get("path")
     lost = "data.path" in config.get("content", {}) and not os.path.exists(os.path.expanduser(place))
     if lost and {word.partition("=")[0] for word in overrides}.isdisjoint(("data", "data.path")):
@@ -130,10 +123,8 @@ def plan_from_config(
     config, unresolved = _with_overrides(trained, given, config_dir) if overrides else (dict(trained), trained)
     if not config.get("eval"):
         raise ConfigError("there is no evaluator to call; name the ones you want, as in 'eval=[loss,qk]'.")
-    names = dict.fromkeys(
-        [*(config["choices"].get("eval") or ()), *config["eval"]]
-    )  # in the order in which they were named
-    config["eval"] = {name: config["eval"][name] for name in names if name in config["eval"]}
+    named = [name for name in config["choices"].get("eval") or () if name in config["eval"]]
+    config["eval"] = {**{name: config["eval"][name] for name in named}, **config["eval"]}  # in the order of the names
     changes = changed(trained, config)
     settings = _changed_settings(given, config, unresolved, changes)
     repeats = all(key.partition(".")[0] == "runtime" for key in given.keys)
@@ -142,22 +133,9 @@ def plan_from_config(
 
 def missing_evaluators(run: RunDirectory, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the evaluators `wanted` (name -> options) whose results the finished run doesn't have."""
-    called = [_evaluators_of_training(run), *(line["eval"] for line in run.evaluated())]
+    called = [run.config().get("eval") or {}, *(line["eval"] for line in run.evaluated())]
     known = {(name, str(canonical(options))) for evaluators in called for name, options in evaluators.items()}
     return {name: options for name, options in wanted.items() if (name, str(canonical(options))) not in known}
-
-
-def _evaluators_of_training(run: RunDirectory) -> dict[str, Any]:
-    """The evaluators in the run's config.yaml, without parsing the rest, and equal ones once: for large sweeps."""
-    if block := _EVAL_BLOCK.search(run.config_text() or ""):
-        with suppress(ValueError, KeyError, TypeError):
-            return _parsed(block[0])
-    return dict(run.config()["eval"])
-
-
-@cache
-def _parsed(block: str) -> dict[str, Any]:
-    return dict(yaml.load(block, Loader=LOADER)["eval"])
 
 
 def parse_overrides(overrides: Sequence[str], config_dir: str | Path | None = None) -> Overrides:

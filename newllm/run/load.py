@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.values import check_stored
 from newllm.data import Tokenizer
-from newllm.errors import ConfigError
 from newllm.model import LanguageModel, build_model
 from newllm.store.own_code import use_code_of_run
 from newllm.store.run_directory import RunDirectory
@@ -66,10 +65,7 @@ def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] | No
     Raises ConfigError if there is no run.
     """
     directory = RunDirectory(located(path))
-    config = directory.config()
-    if not config:
-        problem = "is no run directory, since it has no config.yaml" if directory.path.exists() else "does not exist"
-        raise ConfigError(f"{path} {problem}; runs are in outputs/runs")
+    config = directory.existing_config()
     if weights is None:
         weights = "last" if (config.get("trainer") or {}).get("eval_weights") == "last" else "best"
     use_code_of_run(directory.trained)

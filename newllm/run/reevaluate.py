@@ -8,7 +8,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from newllm.store.atomic import json_line, json_text
 from newllm.store.csv_text import as_csv, equal_csv
 from newllm.store.environment import describe, numeric_settings
 from newllm.store.intact import Damaged
-from newllm.store.run_directory import RunDirectory, metrics_of
+from newllm.store.run_directory import RunDirectory, metrics_of, timestamp
 from newllm.training.checkpoint import load_weights, weight_shapes
 from newllm.training.loggers import Logger
 from newllm.training.run_context import Run
@@ -73,7 +72,7 @@ def reevaluate(
             console.line("rerun=true computes them again and compares.")
             return stored
 
-    started = _now()
+    started = timestamp()
     run = _prepare(plan)
     console.title("newllm evaluate")
     console.settings({
@@ -106,7 +105,7 @@ def reevaluate(
                 console.close_log()
                 if not directory.is_done():  # a new folder, or one of an evaluation that was killed here
                     process: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
-                    times: dict[str, Any] = {"started": started, "finished": _now()}
+                    times: dict[str, Any] = {"started": started, "finished": timestamp()}
                     directory.write_config(plan.folder_config())
                     directory.update_status(state="done", attempt=1, error=None, **times, **process)
     except OSError as error:
@@ -222,7 +221,7 @@ def _add(
     here = describe(device=str(run.device), threads=run.runtime.threads, precision=run.precision)
     environment = {name: here[name] for name in ("git", "device", "threads", "precision", "cpu", "host")}
     line = {
-        "time": _now(),
+        "time": timestamp(),
         "overrides": list(plan.config["overrides"]),
         "eval": plan.config["eval"],
         "metrics": [*metrics_of(results)],
@@ -288,7 +287,3 @@ def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, com
 
 def _exact(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

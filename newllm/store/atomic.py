@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, even in a power cut; and whether a lock is held."""
+"""Files that are written whole or not at all, even in a power cut."""
 
 import json
 import os
@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import BaseFileLock, FileLock, SoftFileLock
 
 
 @contextmanager
@@ -32,30 +30,6 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
             sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-LOCKS = "NEWLLM_LOCKS"  # "files" locks by files that name their process, where the file system has no locks
-LOCK_BY_FILES = f"set {LOCKS}=files to lock by files"
-
-
-def file_lock(path: Path) -> BaseFileLock:
-    """The lock at `path`, not held yet. The holder's death frees it; of one by files on its own machine only."""
-    if os.environ.get(LOCKS) == "files":  # another name, since a lock of the system leaves its file behind
-        return SoftFileLock(path.with_name(f"{path.name.removesuffix('.lock')}.file.lock"))
-    return FileLock(path)
-
-
-def is_held(lock: Path) -> bool:
-    """True if a living process holds this lock, or if that cannot be known, as in another user's folder."""
-    probe = file_lock(lock)
-    if not os.path.exists(probe.lock_file):
-        return False
-    try:
-        probe.acquire(timeout=0)
-    except (OSError, NotImplementedError):  # a Timeout is an OSError
-        return True
-    probe.release()
-    return False
 
 
 def remove(path: Path) -> None:

@@ -1,21 +1,69 @@
-"""Which runs a user means: those in a folder, one by its number or a word; and the short names that tables show."""
+"""Finds runs: all in a folder, or the one that a number or a word means; and the short names that tables show."""
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from newllm.config.content import RUN_FILES
 from newllm.errors import ConfigError
-from newllm.store.run_directory import RunDirectory, evaluated_run, find_runs, is_run
+from newllm.store.run_directory import RunDirectory, evaluated_run, is_run
 from newllm.suggest import listed, nearest
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 OUTPUTS = Path("outputs")
 
+_MOST_FOLDERS = 20_000  # without a run in them, which are searched in a few seconds
 _SIGNATURE = re.compile(r"-([0-9a-f]{8})$")
 _HYPHEN = re.compile(r"(?<!\de)-")  # not the one of 1e-05
+
+
+def find_runs(path: Paths) -> list[Path]:
+    """The run directories (folders with a config.yaml, or with a status.json if that is lost) at or below `path`,
+    sorted by name, each once; each run is followed by the folders of its evaluations.
+
+    Does not search inside run directories, nor in folders whose name begins with a dot. Raises ConfigError for a path
+    that does not exist, or that is no folder of runs, since it holds thousands of other folders.
+    """
+    found: dict[Path, Path] = {}
+    for root in map(Path, [path] if isinstance(path, str | os.PathLike) else path):
+        if not root.is_dir():
+            wrong = f"{root} is a file" if root.exists() else f"{root}: no such folder"
+            raise ConfigError(f"{wrong}; expected a run directory or a folder of runs, as outputs/runs")
+        real = root.resolve()
+        for folder in _walk(root):  # follows no links, so only `root` has to be resolved
+            found.setdefault(real / folder.relative_to(root), folder)
+    return list(found.values())
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    others = 0
+    for folder, folders, files in os.walk(root):
+        if not RUN_FILES.isdisjoint([*files, *folders]):
+            yield Path(folder)
+            yield from (
+                run for run in sorted(Path(folder, "evaluations").glob("[!.]*")) if _is_finished_evaluation(run)
+            )
+            folders.clear()
+        else:
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            others += 1
+            if others > _MOST_FOLDERS:
+                raise ConfigError(
+                    f"{root} holds more than {_MOST_FOLDERS:,} folders that are no runs; name one nearer to the runs."
+                )
+
+
+def _is_finished_evaluation(folder: Path) -> bool:
+    """Whether the folder holds an evaluation, broken or not. One whose process was killed is none yet."""
+    try:
+        return is_run(folder) and RunDirectory(folder).status().get("state", "done") == "done"
+    except ConfigError:
+        return True
 
 
 def runs_in(folder: Path) -> list[Path]:

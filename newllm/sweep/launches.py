@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from newllm.errors import ConfigError
-from newllm.store.atomic import LOCK_BY_FILES, file_lock, is_held
 from newllm.store.intact import Damaged, read_json, write_json
+from newllm.store.locks import file_lock, is_held, locked
 from newllm.store.own_code import sealed, use_code_of
 from newllm.trust import code_folder, named, use_folder
 
 _FOLDER = Path(".sweep") / "launches"
-_LOCK = Path(".sweep") / "lock"
 
 
 @dataclass(frozen=True)
@@ -117,22 +116,5 @@ def choosing(sweep: Path) -> Iterator[None]:
 
     Creates the folder if needed. Raises ConfigError if that is not possible.
     """
-    lock = file_lock(sweep / _LOCK)
-    try:
-        (sweep / _LOCK).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"The sweep's folder {sweep} cannot be created ({error.strerror}); choose another with "
-            "hydra.sweep.dir=FOLDER."
-        ) from None
-    try:
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        raise ConfigError(
-            f"The sweep's folder {sweep} cannot be locked ({getattr(error, 'strerror', None) or error}); "
-            f"{LOCK_BY_FILES}, or choose another with hydra.sweep.dir=FOLDER."
-        ) from None
-    try:
+    with locked(sweep / ".sweep" / "lock", f"the sweep's folder {sweep}", "choose another with hydra.sweep.dir=FOLDER"):
         yield
-    finally:
-        lock.release()

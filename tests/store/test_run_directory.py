@@ -4,10 +4,9 @@ import pytest
 
 from newllm.errors import ConfigError
 from newllm.run.load import load_run
-from newllm.store import run_directory
 from newllm.store.atomic import replacing
 from newllm.store.intact import read_json, write_json
-from newllm.store.run_directory import RunDirectory, find_runs
+from newllm.store.run_directory import RunDirectory
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -81,14 +80,3 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(ConfigError, match=r"status\.json"):
         RunDirectory(tmp_path).status()
-
-
-def test_a_folder_of_many_others_is_no_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_directory, "_MOST_FOLDERS", 3)
-    for number in range(3):
-        (tmp_path / str(number)).mkdir()
-    with pytest.raises(ConfigError, match="more than 3 folders"):
-        find_runs(tmp_path)
-    for number in range(3):
-        (tmp_path / str(number) / "config.yaml").touch()
-    assert len(find_runs(tmp_path)) == 3

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from newllm.errors import ConfigError
+from newllm.store import run_names
 from newllm.store.run_directory import RunDirectory
-from newllm.store.run_names import choose, located, numbered, short_names
+from newllm.store.run_names import choose, find_runs, located, numbered, short_names
 from tests.support.sweep_folders import make_run
 
 
@@ -82,3 +83,14 @@ def test_a_word_means_the_one_run_that_it_fits() -> None:
     same_names = [Path("x/tiny-s1-0000000a"), Path("y/tiny-s1-0000000a")]
     assert choose(["s1"], same_names, Path(".")) == same_names
     assert choose(["y/tiny-s1-0000000a"], same_names, Path(".")) == same_names[1:]
+
+
+def test_a_folder_of_many_others_is_no_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_names, "_MOST_FOLDERS", 3)
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+    with pytest.raises(ConfigError, match="more than 3 folders"):
+        find_runs(tmp_path)
+    for number in range(3):
+        (tmp_path / str(number) / "config.yaml").touch()
+    assert len(find_runs(tmp_path)) == 3
