@@ -292,7 +292,18 @@ def test_what_changes_a_number_changes_the_signature(change: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["runtime.threads=2", "runtime.checkpoint_steps=5", "logger=tensorboard", "hydra.run.dir=x", "eval=[loss]"],
+    [
+        "runtime.threads=2",
+        "runtime.checkpoint_steps=5",
+        "logger=tensorboard",
+        "hydra.run.dir=x",
+        "eval=[loss]",
+        "trainer.log_every=1",
+        "lr=1e-3",
+        "optim.lr=0.001",
+        "name=x",
+        "tags=[a,b]",
+    ],
 )
 def test_what_changes_no_number_does_not(change: str) -> None:
     assert signature(compose([change])) == signature(compose())
