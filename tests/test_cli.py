@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,8 @@ from newllm.config import compose, run_directory
 from newllm.errors import ConfigError, RunError, run_command
 from newllm.results import load_runs
 from newllm.store.run_directory import RunDirectory
+from newllm.sweep import command as sweep_command
+from newllm.sweep.check import build_all, parts
 from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
 
@@ -154,7 +157,10 @@ class Launch:
 
 @pytest.fixture
 def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
-    """A local launcher that finishes every run at once; one with seed 13 fails. The working directory is empty."""
+    """A local launcher that finishes every run at once, in this process; one with seed 13 fails.
+
+    The working directory is empty.
+    """
     monkeypatch.chdir(tmp_path)
     calls: list[Launch] = []
 
@@ -166,7 +172,12 @@ def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
             RunDirectory(run).end_attempt("failed" if failed else "done")
         return int(any(RunDirectory(run).status()["state"] == "failed" for run in runs))
 
+    def check(self: Local, sweep: Path, configs: Iterable[Mapping]) -> dict[int, str]:
+        return build_all(parts(configs))
+
     monkeypatch.setattr(Local, "start", start)
+    monkeypatch.setattr(Local, "check", check)
+    monkeypatch.setattr(sweep_command, "warm_up", lambda: None)
     return calls
 
 
