@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from newllm.errors import ConfigError, Interrupted, RunError
+from newllm.run.execute import run
 from newllm.store.run_directory import RunDirectory
 from newllm.training.loop import Loop
 from newllm.training.step import Step
-from tests.support.small_runs import SMALL_RUN, read_status, timeless_results
+from tests.support.small_runs import SMALL_RUN, read_status, small_config, timeless_results
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERRIDES = ["facts=reversal", "samples=240", "epochs=3", "runtime.checkpoint_steps=3", "trainer.log_every=2"]
@@ -30,6 +31,14 @@ def start(directory: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], dict]:
+    """The metrics and results of a small run that nothing has stopped."""
+    directory = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run(small_config(directory))
+    return timeless_results(directory)
 
 
 def wait_for_lines(process: subprocess.Popen[str], directory: Path, lines: int) -> None:
@@ -71,7 +80,12 @@ def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path,
     ],
 )
 def test_a_signal_saves_and_the_same_command_resumes_to_equal_results(
-    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, place: str
+    tmp_path: Path,
+    do_run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: tuple[list[dict], dict],
+    signum: signal.Signals,
+    place: str,
 ) -> None:
     places = {
         "step": (Step, "__call__"),
@@ -97,8 +111,7 @@ def test_a_signal_saves_and_the_same_command_resumes_to_equal_results(
     assert "The same command goes on" in (tmp_path / "stopped" / "train.log").read_text()
 
     assert do_run(tmp_path / "stopped") == 0
-    do_run(tmp_path / "whole")
-    assert timeless_results(tmp_path / "stopped") == timeless_results(tmp_path / "whole")
+    assert timeless_results(tmp_path / "stopped") == uninterrupted
 
 
 def test_a_second_ctrl_c_ends_at_once_and_the_run_still_resumes(
@@ -122,7 +135,10 @@ def test_a_second_ctrl_c_ends_at_once_and_the_run_still_resumes(
 
 
 def test_a_full_disk_fails_the_run_and_the_last_checkpoint_stays(
-    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    do_run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    uninterrupted: tuple[list[dict], dict],
 ) -> None:
     real = RunDirectory.append_metrics
 
@@ -138,8 +154,7 @@ def test_a_full_disk_fails_the_run_and_the_last_checkpoint_stays(
     assert read_status(tmp_path / "run")["state"] == "failed"
     assert do_run(tmp_path / "run", "runtime.checkpoint_steps=4") == 0
     assert "goes on after step 8 of" in (tmp_path / "run" / "train.log").read_text()
-    do_run(tmp_path / "whole")
-    assert timeless_results(tmp_path / "run") == timeless_results(tmp_path / "whole")
+    assert timeless_results(tmp_path / "run") == uninterrupted
 
 
 def test_a_resumed_run_keeps_the_number_of_threads_it_began_with(
