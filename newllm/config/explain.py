@@ -1,6 +1,5 @@
 """Help on choices: `newllm help attention=mla` shows each option with its default, its type and its comment."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from newllm.config.catalog import Catalog
 from newllm.config.compose import composed_choices, with_values
 from newllm.config.identity import value_at
 from newllm.config.overrides import parse
-from newllm.config.values import REQUIRED, expected, signature_of
+from newllm.config.values import REQUIRED, expected, shown, signature_of
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
@@ -47,7 +46,7 @@ def _overview(word: str, catalog: Catalog) -> str:
         return "\n".join([f"{word}=", *lines, f"{example} shows the options of a choice."])
     defaults = {**catalog.axes, **catalog.labels, **catalog.sweep_options}
     if word in defaults:
-        lines = [f"{word}={_typed(defaults[word])}  {catalog.comments.get(word, '')}".rstrip()]
+        lines = [f"{word}={shown(defaults[word])}  {catalog.comments.get(word, '')}".rstrip()]
         lines += [f"  used by {group}={', '.join(names)}" for group, names in catalog.users(word).items()]
         return "\n".join(lines)
     raise ConfigError(f"{word}: there is no such choice or key; {did_you_mean(word, [*catalog.groups, *defaults])}.")
@@ -68,8 +67,8 @@ def _choice(path: str, group: str, name: str, node: Any, tree: Any, catalog: Cat
         kind = "" if annotation is REQUIRED else expected(annotation)
         comment = comments.get(option) or (catalog.comments.get(source[1], "") if source else "")
         about = f"follows {source[1]}" if source else ""
-        shown = _typed(value_at(tree, source[1]) if source else value)
-        rows.append((f"{path}.{option}={shown}", "; ".join(text for text in (kind, about, comment) if text)))
+        typed = shown(value_at(tree, source[1]) if source else value)
+        rows.append((f"{path}.{option}={typed}", "; ".join(text for text in (kind, about, comment) if text)))
     width = min(40, max((len(row[0]) for row in rows), default=0))
     options = [f"  {key:<{width}}  {about}".rstrip() for key, about in rows]
     return "\n".join([*lines, *(options or ["  no options"])])
@@ -99,14 +98,3 @@ def _commented(text: str) -> Iterator[tuple[str, str]]:
             yield key, match[2].strip()
         elif re.match(r"\w+:", line):
             key = ""
-
-
-def _typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_typed, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_typed(inner)}" for key, inner in value.items() if key != "_target_") + "}"
-    return f"{value:g}" if isinstance(value, float) else str(value)

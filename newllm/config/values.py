@@ -4,6 +4,7 @@ This imports the classes that a configuration names, most of them with torch; co
 """
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -328,9 +329,12 @@ def _check_parts(cfg: DictConfig) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as it is typed: ``{lr:[1,2]}``, without quotes."""
+    """A value as it is typed on the command line, without quotes: ``{lr:[1,2]}``, null, 1e-05."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
+        return "{" + ",".join(f"{key}:{shown(item)}" for key, item in value.items() if key != "_target_") + "}"
+    if isinstance(value, list | tuple):
         return "[" + ",".join(map(shown, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value) if isinstance(value, float) and float(short) != value else short

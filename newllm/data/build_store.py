@@ -91,18 +91,17 @@ def store_of(corpus: Corpus, cache: Path) -> tuple[Store, list[str]]:
 def _unchanged(corpus: Corpus, fingerprint: str) -> Iterator[None]:
     """Raises RunError if the text changes while the block reads it, whatever the block makes of that."""
 
-    def changed() -> RunError | None:
-        message = "the text has changed while it was read; type the same command again when it is complete"
-        return RunError(message) if corpus.fingerprint() != fingerprint else None
-
+    error = None
     try:
         yield
-    except Exception as error:
-        if reason := changed():
-            raise reason from error
-        raise
-    if reason := changed():
-        raise reason
+    except Exception as raised:
+        error = raised
+    if corpus.fingerprint() != fingerprint:
+        raise RunError(
+            "the text has changed while it was read; type the same command again when it is complete"
+        ) from error
+    if error is not None:
+        raise error
 
 
 def _fill(corpus: Corpus, folder: Path, cache: Path, made_from: dict[str, Any]) -> None:

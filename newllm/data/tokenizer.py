@@ -139,7 +139,7 @@ def pretrained(name: str, cache: Path) -> Tokenizer:
 
 def identity(name: str) -> str:
     """Identifies a Hugging Face tokenizer in the cache: by name, or by the content of its folder or tokenizer.json."""
-    found = content_hash(name, group_of("data").paths["tokenizer"]) if Path(name).expanduser().exists() else None
+    found = content_hash(name, group_of("data").paths["tokenizer"])
     return f"folder:{found}" if found else f"hub:{name}"
 
 
@@ -203,7 +203,8 @@ def _token_bytes(spec: Mapping[str, Any], vocab: Mapping[str, int], size: int) -
     model = spec["model"]
     affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
     whole_alphabet = vocab.keys() >= {*pre_tokenizers.ByteLevel.alphabet()}
-    if model["type"] != "BPE" or affixes or not whole_alphabet or "ByteLevel" not in _types(spec.get("pre_tokenizer")):
+    in_bytes = any(step["type"] == "ByteLevel" for step in _steps(spec.get("pre_tokenizer")))
+    if model["type"] != "BPE" or affixes or not whole_alphabet or not in_bytes:
         return None
     lengths = np.zeros(size, dtype=np.int64)
     for token, index in vocab.items():
@@ -249,10 +250,6 @@ def _steps(node: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
         return []
     inner = node.get("normalizers") or node.get("pretokenizers")
     return [step for part in inner for step in _steps(part)] if inner else [node]
-
-
-def _types(node: Mapping[str, Any] | None) -> set[str]:
-    return {step["type"] for step in _steps(node)}
 
 
 def _bytes_before(text: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from newllm.config.compose import Composed, catalog_for, composed_choices, with_
 from newllm.config.groups import group_of, groups
 from newllm.config.identity import canonical, changed, effective, value_at, with_content
 from newllm.config.overrides import Overrides, parse
-from newllm.config.values import check_values, require_parts
+from newllm.config.values import check_values, require_parts, shown
 from newllm.errors import ConfigError
 from newllm.store.own_code import use_code_of_run
 from newllm.store.run_directory import RunDirectory
@@ -77,7 +77,7 @@ class EvaluationPlan:
                 old, new = value_at(self.trained, key), value_at(self.config, key)
                 new = f"{new} (with other content)" if old == new else new
             if key.partition(".")[0] not in rechosen and not nested:
-                lines.append(f"{key} is {_as_typed(new)}, was {_as_typed(old)}")
+                lines.append(f"{key} is {shown(new)}, was {shown(old)}")
         return lines
 
 
@@ -252,7 +252,7 @@ def _changed_settings(
     for key in given.keys:
         if key in given.catalog.groups:
             if any(change.startswith(f"{key}.") for change in changes):
-                choices.append(f"{key}={_as_typed(config['choices'][key])}")
+                choices.append(f"{key}={shown(config['choices'][key])}")
         elif key in given.catalog.axes:
             options |= {change for change in changes if key in references(value_at(unresolved, change))}
         elif any(f"{change}.".startswith(f"{key}.") or key.startswith(f"{change}.") for change in changes):
@@ -260,16 +260,5 @@ def _changed_settings(
     parts = []
     for key in sorted(options):
         value = Path(value_at(config, key)).name if key == "data.path" else value_at(config, key)
-        parts.append(f"{key.partition('.')[2]}={_as_typed(value)}")
+        parts.append(f"{key.partition('.')[2]}={shown(value)}")
     return (*sorted(choices), *parts)
-
-
-def _as_typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_as_typed(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_as_typed, value))}]"
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -180,10 +180,10 @@ def _attempt(run: Run) -> Iterator[int]:
                 "command to go on"
             )
         with suppress(OSError):  # a full disk must not hide what went wrong
-            if not isinstance(reason, NewllmError):
-                run.console.log_only(traceback.format_exc())
-                directory.update_status(traceback=traceback.format_exc())
-            directory.end_attempt("failed", error=str(reason) or type(reason).__name__)
+            trace = None if isinstance(reason, NewllmError) else traceback.format_exc()
+            if trace:
+                run.console.log_only(trace)
+            directory.end_attempt("failed", str(reason) or type(reason).__name__, trace)
         if reason is not error:
             raise reason from error
         raise

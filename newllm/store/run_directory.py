@@ -263,14 +263,14 @@ class RunDirectory:
         self.update_status(state="running", attempt=attempt, **here, error=None, traceback=None)
         return attempt
 
-    def end_attempt(self, state: State, error: str | None = None) -> None:
+    def end_attempt(self, state: State, error: str | None = None, traceback: str | None = None) -> None:
         """Record how this process's work on the run has ended; of a finished run, the hashes of its files as well."""
         hashes: dict[str, Any] = {}
         if state == "done":
             written = [self.results_file, self.metrics_file, self.evaluations_file, *sorted(self.tables.glob("*.csv"))]
             contents = {file.relative_to(self.path).as_posix(): read_bytes(file) for file in written}
             hashes["files"] = {name: [sha256(content)] for name, content in contents.items() if content is not None}
-        self.update_status(state=state, error=error, finished=timestamp(), **hashes)
+        self.update_status(state=state, error=error, traceback=traceback, finished=timestamp(), **hashes)
 
     def replace_files(self, texts: Mapping[str, str]) -> None:
         """Write these files of a finished run, name -> content, in this order.

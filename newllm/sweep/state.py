@@ -128,15 +128,15 @@ def after_worker(run: RunDirectory, exit_status: int, stopped: bool) -> tuple[st
     return "failed", error
 
 
-def write_state(run: RunDirectory, state: State, error: str | None = None) -> None:
+def write_state(run: RunDirectory, state: State, error: str | None = None, traceback: str | None = None) -> None:
     """Write the state of a run whose worker has ended, unless another process has the directory or it is read only."""
     with suppress(ConfigError, OSError), run.locked():
         if run.is_done():  # only an evaluation of it has failed
-            run.update_status(error=error)
+            run.update_status(error=error, traceback=traceback)
         elif state == "queued":
             run.update_status(state=state, error=error)
         else:
-            run.end_attempt(state, error)
+            run.end_attempt(state, error, traceback)
 
 
 def _run_state(
@@ -147,7 +147,7 @@ def _run_state(
     if state != status["state"]:  # it may have ended and written so in the meantime
         status = _status(directory)
         state, error, job_state = _observed_state(directory, status, jobs)
-    progress = status["progress"] if isinstance(status.get("progress"), dict) else {}
+    progress = status.get("progress") or {}
     keys = ("step", "steps", "epoch", "loss", "tokens_per_second", "seconds_left")
     seconds = None
     if state != "queued":
@@ -175,7 +175,7 @@ def _run_state(
         updated=status.get("updated"),
         error=error,
         evaluated_from=None if evaluated is directory else evaluated.path.name,
-        labels=labels if isinstance(labels := status.get("labels"), dict) else {},
+        labels=status.get("labels") or {},
     )
 
 
@@ -203,27 +203,20 @@ def _observed_state(
     claimed, error, job = status["state"], status.get("error"), _job(status)
     if job is None or jobs is None or claimed == "done":
         here = job is None or status.get("host") == platform.node()
-        if claimed == "running" and here and not _held(directory):
+        if claimed == "running" and here and not directory.in_use():
             return "interrupted", "Its process is gone.", None
         return claimed, error, None
     job_state = jobs.get(job, GONE)
     means = meaning(job_state)
     if means == "waiting" and claimed in ("running", "interrupted"):  # requeued
         return "queued", None, job_state
-    if means in ("broken", "ended") and claimed in ("running", "queued", "interrupted") and not _held(directory):
+    if means in ("broken", "ended") and claimed in ("running", "queued", "interrupted") and not directory.in_use():
         state = "failed" if means == "broken" and claimed != "interrupted" else "interrupted"
         began = " before the run began" if claimed == "queued" else ""
         log = directory.path.parent / LOGS / f"{job}_0_log.err"
         more = f"; {log} says more" if state == "failed" and log.exists() else ""
         return state, error or f"SLURM ended job {job}{began}: {job_state}{more}.", job_state
     return claimed, error, job_state
-
-
-def _held(directory: RunDirectory) -> bool:
-    try:
-        return directory.in_use()
-    except OSError:  # another user's folder may be read only; the run is believed then
-        return True
 
 
 def _job(status: Mapping[str, Any]) -> str | None:

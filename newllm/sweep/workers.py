@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from newllm.errors import LESS_MEMORY, STOPPING, ConfigError, NewllmError, RunError, ran_out_of_memory
 from newllm.store.run_directory import RunDirectory
+from newllm.sweep.state import write_state
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -180,13 +181,7 @@ def work(*paths: str | os.PathLike[str]) -> int:
         if isinstance(end, BaseException):
             expected = isinstance(end, NewllmError)
             trace = None if expected else "".join(traceback.format_exception(end))
-            with suppress(NewllmError, OSError), directory.locked():
-                directory.update_status(traceback=trace)
-                reason = str(end) if expected else sentence(end)
-                if directory.is_done():  # an evaluation of it has failed; its results stay
-                    directory.update_status(error=reason)
-                else:
-                    directory.end_attempt("failed", error=reason)
+            write_state(directory, "failed", str(end) if expected else sentence(end), trace)
             end = end.exit_status if isinstance(end, NewllmError) else 1
         statuses.append(end)
     return 1 if 1 in statuses else next(filter(None, statuses), 0)

@@ -80,9 +80,7 @@ class Hub(Corpus):
             ) from error
 
     def fingerprint(self) -> str:
-        found = (
-            content_hash(self.name, group_of("data").paths["name"]) if self.name and Path(self.name).is_dir() else None
-        )
+        found = content_hash(self.name, group_of("data").paths["name"]) if self.name else None
         splits = self.hub_split if self.val_hub_split is None else f"{self.hub_split}+{self.val_hub_split}"
         return f"hub:{found or self.name}:{self.config}:{self.revision}:{splits}:{self.column}"
 
