@@ -99,7 +99,7 @@ def slug(cfg: DictConfig | Mapping[str, Any], varied: Mapping[str, str] | None =
 
     ``tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42``; at most 80 characters; values that do not fit are left out.
     Takes a composed configuration or an effective one. varied: of a run of a sweep, see `varied_parts`; these come
-    first and are never left out, and all runs of the sweep have the same of the other values.
+    first and are never left out, and the other values are equal in the names of all its runs.
     """
     config = _plain(cfg)
     named = ("experiment", *(group.name for group in groups(config).values() if group.label == "first"))

@@ -2,7 +2,6 @@
 this text as a script, with the copy's folder as its argument, before it imports anything from the copy."""
 
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -22,22 +21,8 @@ def digest(files: Mapping[str, Path]) -> str:
     return sha.hexdigest()[:16]
 
 
-def files_in(copy: Path) -> dict[str, Path]:
-    """All files of a copy by name, also hidden ones; a link has a name that no file has."""
-    found = {}
-    for folder, folders, names in os.walk(copy):
-        for name in [*names, *folders]:
-            path = Path(folder, name)
-            if path.is_symlink():
-                found[f"{path}//link"] = Path(os.devnull)
-            elif name in names:
-                found[path.relative_to(copy).as_posix()] = path
-        folders[:] = [inner for inner in folders if inner != COMPILED]
-    return {name: path for name, path in found.items() if name != ABOUT}
-
-
 def is_unchanged(copy: Path) -> bool:
-    """Whether a copy still has the content that its name says.
+    """Whether a copy still has the content that its name says, and no links.
 
     Deletes its compiled files first, since Python would not compare them with the source. Other jobs that execute the
     copy may write them again meanwhile.
@@ -46,7 +31,10 @@ def is_unchanged(copy: Path) -> bool:
         for folder in list(copy.rglob(COMPILED)):
             with suppress(FileNotFoundError):
                 shutil.rmtree(folder)
-        return not copy.is_symlink() and digest(files_in(copy)) == copy.name
+        paths = [copy, *copy.rglob("*")]
+        files = {path.relative_to(copy).as_posix(): path for path in paths if path.is_file()}
+        files = {name: path for name, path in files.items() if name != ABOUT and COMPILED not in Path(name).parts}
+        return not any(path.is_symlink() for path in paths) and digest(files) == copy.name
     except OSError:
         return False
 

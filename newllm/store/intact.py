@@ -101,13 +101,9 @@ def with_hash(yaml: str) -> str:
     return f"{_YAML_HEAD}{sha256(yaml)}\n{yaml}"
 
 
-def has_hash(yaml: str) -> bool:
-    return yaml.startswith(_YAML_HEAD)
-
-
 def without_hash(path: Path, yaml: str, advice: str = "") -> str:
     """The text of `with_hash`, checked. Raises Damaged."""
-    if not has_hash(yaml):
+    if not yaml.startswith(_YAML_HEAD):
         return yaml
     first, _, rest = yaml.partition("\n")
     if first != _YAML_HEAD + sha256(rest):

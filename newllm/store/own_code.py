@@ -1,8 +1,7 @@
-"""The user's own code in runs and launches of the user's: it is used again without being named again.
+"""Code outside newllm that a run or a launch has used: its user need not name it again.
 
-A run and a launch record which packages they have used and where those were. The record counts only with a seal, which
-needs the key in the user's configuration folder (~/.config/newllm/key). What somebody else has written has no such
-seal, so that its packages have to be named.
+A run and a launch record the packages that they use, and their folders, with a seal by the key in the user's
+configuration folder (~/.config/newllm/key). A record of somebody else has no such seal, so its packages must be named.
 """
 
 import hmac
@@ -27,13 +26,13 @@ def code_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sealed(about: Mapping[str, Any], packages: Iterable[str], *content: Any) -> dict[str, Any]:
-    """`about` with the folders of `packages` (`code`) and a seal of both and of `content`."""
+    """`about` with `code`, package -> folder, and `seal`, which covers `code` and `content`."""
     folders = {package: folder for package in packages if (folder := _folder_of(package))}
     return {**about, "code": folders, "seal": _seal(folders, *content)}
 
 
 def use_code_of(record: Mapping[str, Any], *content: Any) -> bool:
-    """Make the packages of a sealed record importable, and name them; returns False if the seal is not the user's."""
+    """Trust the packages of a sealed record and make them importable; returns False if the seal is not the user's."""
     folders = record.get("code")
     seal = _seal(folders, *content)
     if seal is None or not hmac.compare_digest(seal.encode(), str(record.get("seal")).encode()):
@@ -51,7 +50,7 @@ def use_code_of(record: Mapping[str, Any], *content: Any) -> bool:
 
 
 def use_code_of_run(directory: RunDirectory) -> None:
-    """Make the packages that a run of the user's names importable, and name them."""
+    """Trust the packages that a run uses and make them importable, if it is the user's own."""
     record = directory.environment()
     if record.get("code"):
         use_code_of(record, directory.config())

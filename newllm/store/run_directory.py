@@ -41,7 +41,6 @@ from newllm.store.csv_text import Rows, as_csv
 from newllm.store.intact import (
     Damaged,
     changed,
-    has_hash,
     is_file,
     parse_mapping,
     read_bytes,
@@ -167,9 +166,7 @@ class RunDirectory:
         text = read_text(self.config_file, self._config_advice)
         if text is None:
             raise Damaged(self.config_file, "is missing", self._config_advice)
-        if has_hash(text):
-            without_hash(self.config_file, text, self._config_advice)
-        else:
+        if without_hash(self.config_file, text, self._config_advice) == text:
             self.config()
 
     @property

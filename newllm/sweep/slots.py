@@ -3,7 +3,7 @@
 import os
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
@@ -101,21 +101,18 @@ class Slots:
             self._shares[gpu] += 1
 
 
-def visible_gpus(
-    environment: Mapping[str, str] | None = None, listing: Callable[[], str] | None = None
-) -> tuple[str, ...]:
+def visible_gpus() -> tuple[str, ...]:
     """CUDA names of the GPUs this process may use: the entries of CUDA_VISIBLE_DEVICES (numbers, UUIDs, MIG
     instances), else the numbers of the GPUs, or their MIG instances, from ``nvidia-smi -L``.
 
     Does not initialise CUDA, so that workers can be forked.
     """
-    given = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         entries = [entry.strip() for entry in given.split(",")]  # CUDA ignores all entries after an invalid one
         named = takewhile(lambda entry: entry and not entry.startswith("-") and entry != "NoDevFiles", entries)
         return tuple(dict.fromkeys(named))
     names: list[str] = []
-    for gpu in re.split(r"^GPU (?=\d)", (listing or _nvidia_smi)(), flags=re.MULTILINE)[1:]:
+    for gpu in re.split(r"^GPU (?=\d)", _nvidia_smi(), flags=re.MULTILINE)[1:]:
         names += re.findall(r"MIG .*UUID: ([^)\s]+)", gpu) or [gpu.partition(":")[0]]
     return tuple(names)
 

@@ -1,6 +1,7 @@
 import pytest
 
 from newllm.errors import ConfigError
+from newllm.sweep import slots
 from newllm.sweep.slots import Grant, Slots, visible_gpus
 
 LISTING = """GPU 0: NVIDIA A100 (UUID: GPU-aaaa)
@@ -107,10 +108,17 @@ def test_numbers_that_make_no_sense_are_refused(options: dict) -> None:
         ("NoDevFiles", ()),
     ],
 )
-def test_an_outer_choice_of_gpus_is_passed_on_as_it_stands(given: str, found: tuple[str, ...]) -> None:
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": given}, lambda: LISTING) == found
+def test_an_outer_choice_of_gpus_is_passed_on_as_it_stands(
+    given: str, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert visible_gpus() == found
 
 
-def test_without_one_all_gpus_are_used_and_mig_instances_in_place_of_their_gpu() -> None:
-    assert visible_gpus({}, lambda: LISTING) == ("0", "MIG-cccc", "MIG-dddd")
-    assert visible_gpus({}, lambda: "") == ()
+@pytest.mark.parametrize(("listing", "found"), [(LISTING, ("0", "MIG-cccc", "MIG-dddd")), ("", ())])
+def test_without_one_all_gpus_are_used_and_mig_instances_in_place_of_their_gpu(
+    listing: str, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(slots, "_nvidia_smi", lambda: listing)
+    assert visible_gpus() == found
