@@ -69,7 +69,7 @@ if os.environ.get("RANK") == "1":
 
 def test_two_processes_reproduce_the_result_of_one(tmp_path: Path, do_run: Callable[..., int]) -> None:
     """With batches in pieces, rows that are scored in part, and a last batch that has no row for the second process."""
-    overrides = ["facts=reversal", "precision=fp32", "trainer.accumulate=2"]
+    overrides = ["facts=reversal", "facts.repeats=2", "precision=fp32", "trainer.accumulate=2"]
     rows = len(prepare(small_config(tmp_path / "data", *overrides)).data.train)
     size = next(size for size in range(6, 16) if rows % size == 1)
     for devices in (1, 2):

@@ -55,7 +55,7 @@ def test_two_encodings_with_one_seed_train_on_the_same_batches(
         "another seed": ["pos_encoding=rope", "seed=43"],
     }.items():
         digests[name] = hashlib.sha256()
-        assert do_run(tmp_path / name, "facts=reversal", *overrides) == 0
+        assert do_run(tmp_path / name, "facts=reversal", "facts.repeats=2", *overrides) == 0
     rope, alibi, other = (digest.hexdigest() for digest in digests.values())
     assert rope == alibi
     assert rope != other

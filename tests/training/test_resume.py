@@ -22,7 +22,14 @@ from newllm.training.step import Step
 from tests.support.small_runs import SMALL_RUN, read_status, small_config, timeless_results
 
 ROOT = Path(__file__).resolve().parents[2]
-OVERRIDES = ["facts=reversal", "samples=240", "epochs=3", "runtime.checkpoint_steps=3", "trainer.log_every=2"]
+OVERRIDES = [
+    "facts=reversal",
+    "facts.repeats=2",
+    "samples=240",
+    "epochs=3",
+    "runtime.checkpoint_steps=3",
+    "trainer.log_every=2",
+]
 
 
 def start(directory: Path) -> subprocess.Popen[str]:
