@@ -54,14 +54,13 @@ def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
         runs = {folder.absolute() for folder in folders}
         folders = [folder for folder in folders if evaluated_run(folder) not in runs]
     rows = [_read_run(RunDirectory(folder)) for folder in folders]
-    metrics = list(dict.fromkeys(name for _, _, results in rows for name in results))
-    named = list(dict.fromkeys(name for _, named, _ in rows for name in named if name not in FIXED))
-    columns: dict[str, Any] = {name: [fixed[name] for fixed, _, _ in rows] for name in FIXED if name not in WIDE}
+    more = dict.fromkeys(name for row in rows for name in row if name not in FIXED)
+    names = [*(name for name in FIXED if name not in WIDE), *sorted(more, key=lambda name: "/" in name), *WIDE]
+    columns: dict[str, Any] = {
+        name: [row.get(name, float("nan") if "/" in name else None) for row in rows] for name in names
+    }
     columns["seed"] = pd.array(columns["seed"], dtype="Int64")
-    columns |= {name: [row.get(name) for _, row, _ in rows] for name in named}
-    columns |= {name: [results.get(name, float("nan")) for *_, results in rows] for name in metrics}
-    columns |= {name: pd.Series([fixed[name] for fixed, _, _ in rows], dtype=object) for name in WIDE}
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns | {name: pd.Series(columns[name], dtype=object) for name in WIDE})
 
 
 def metric_names(frame: pd.DataFrame) -> list[str]:
@@ -88,42 +87,42 @@ def states_in_words(frame: pd.DataFrame) -> str:
     return ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
 
 
-def _read_run(run: RunDirectory) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-    """The row of a run: fixed columns; choices and axes; metrics."""
+def _read_run(run: RunDirectory) -> dict[str, Any]:
+    """The row of a run."""
     folder = run.path
     origin = evaluated_run(folder) if folder.parent.name == "evaluations" else None
     sweep = folder.parent.parent.parent if origin else folder.parent
-    fixed: dict[str, Any] = dict.fromkeys(FIXED)
-    fixed |= {"run": folder.name, "path": str(folder), "sweep": str(sweep), "overrides": [], "config": {}}
-    fixed |= {"scored": {}, "not_finite": ()}
-    fixed["evaluated_from"] = origin.name if origin else None
-    named: dict[str, Any] = {}
-    results: dict[str, float] = {}
+    row: dict[str, Any] = dict.fromkeys(FIXED)
+    row |= {"run": folder.name, "path": str(folder), "sweep": str(sweep), "overrides": [], "config": {}}
+    row |= {"scored": {}, "not_finite": (), "evaluated_from": origin.name if origin else None}
     try:
         config = _read_config(run)
-        fixed |= {"config": config, "overrides": [str(line) for line in config.get("overrides") or []]}
-        fixed |= {"seed": config["trainer"]["seed"], "signature": _signature(folder, config)}
+        row |= {"config": config, "overrides": [str(line) for line in config.get("overrides") or []]}
+        row |= {"seed": config["trainer"]["seed"], "signature": _signature(folder, config)}
         status = run.status()
         if run.evaluations_file.name in status.get("files", {}) or os.path.lexists(run.evaluations_file):
-            fixed["config"] = config = _with_later_evaluators(run, config)
-        for group, choice in config["choices"].items():
-            named[str(group)] = "+".join(map(str, choice)) if isinstance(choice, list) else choice
+            row["config"] = config = _with_later_evaluators(run, config)
+        named: dict[str, Any] = {
+            str(group): "+".join(map(str, choice)) if isinstance(choice, list) else choice
+            for group, choice in config["choices"].items()
+        }
         for name, value in config.items():
-            if not isinstance(value, dict) and name not in FIXED:
+            if not isinstance(value, dict):
                 named[name] = tuple(value) if isinstance(value, list) else value  # a tuple can be grouped by
         named |= in_words(status.get("labels") or {})
-        fixed |= {"state": run.observed(status), "error": status.get("error")}
-        if fixed["state"] == "interrupted" and status["state"] == "done":
-            fixed["error"] = run.lost_results()
-        if fixed["state"] == "done":
+        row = {**named, **row}
+        row |= {"state": run.observed(status), "error": status.get("error")}
+        if row["state"] == "interrupted" and status["state"] == "done":
+            row["error"] = run.lost_results()
+        if row["state"] == "done":
             stored = run.results(status)
-            fixed["scored"] = {name.removeprefix(SCORED): v for name, v in stored.items() if name.startswith(SCORED)}
+            row["scored"] = {name.removeprefix(SCORED): v for name, v in stored.items() if name.startswith(SCORED)}
             results = {name: float("nan") if v is None else float(v) for name, v in metrics_of(stored).items()}
-            fixed["not_finite"] = tuple(name for name, value in results.items() if not isfinite(value))
+            row["not_finite"] = tuple(name for name, value in results.items() if not isfinite(value))
+            row = {**results, **row}
     except (ConfigError, OSError, OverflowError) as error:
-        fixed |= {"state": "unreadable", "error": str(error)}
-        results = {}
-    return fixed, named, results
+        row |= {"state": "unreadable", "error": str(error)}
+    return row
 
 
 def _read_config(run: RunDirectory) -> dict[str, Any]:

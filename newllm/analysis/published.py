@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import groupby
 from math import isfinite
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -90,78 +91,74 @@ def reference_table(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Lines {run, metric, ours, published, std, runs, difference} for each published configuration equal to the run's.
+@dataclass(frozen=True)
+class Distance:
+    """A metric of a run, or its mean over the seeds of a group, beside that of a published configuration."""
 
-    `config` is composed or effective, with its choices. `published` is the mean of `runs` published runs, `std` their
-    standard deviation (NaN for one); `difference` is ours / published - 1. A metric is compared only where it
-    was computed as published (weighting, weights, form of the reversal sentences); an evaluation under other settings
-    than those of training is compared with nothing.
+    run: PublishedRun
+    metric: str
+    ours: float
+
+    @property
+    def numbers(self) -> list[float]:
+        """Those of the published runs; `published` is their mean, `std` their standard deviation (NaN of one)."""
+        return self.run.numbers[self.metric]
+
+    @property
+    def published(self) -> float:
+        return fmean(self.numbers)
+
+    @property
+    def std(self) -> float:
+        return self.run.std(self.numbers)
+
+    @property
+    def difference(self) -> float:
+        return self.ours / self.published - 1
+
+
+def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> list[Distance]:
+    """The metrics of each published configuration that is equal to the run's, where they were computed as published
+    (weighting, weights, form of the reversal sentences). None for an evaluation under other settings than training's.
+
+    config: composed or effective, with its choices.
     """
     node = config if isinstance(config, DictConfig) else OmegaConf.create(dict(config))
     if OmegaConf.select(node, "choices.evaluated"):
         return []
-    lines = []
+    found = []
     for run in published_runs():
         paths = {key if "." in key else f"choices.{key}": cell for key, cell in run.conditions.items()}
-        if not all(_equal(cell, OmegaConf.select(node, path)) for path, cell in paths.items()):
-            continue
-        for metric, numbers in run.numbers.items():
-            if (ours := results.get(metric)) is not None and _computed_as_published(metric, run, node):
-                line = {"run": run.run, "metric": metric, "ours": ours, "published": fmean(numbers)}
-                difference = ours / fmean(numbers) - 1
-                lines.append(
-                    {
-                        **line,
-                        "std": run.std(numbers),
-                        "runs": len(numbers),
-                        "difference": difference,
-                    }
-                )
-    return lines
+        if all(_equal(cell, OmegaConf.select(node, path)) for path, cell in paths.items()):
+            metrics = [name for name in run.numbers if results.get(name) is not None]
+            found += [Distance(run, one, results[one]) for one in metrics if _computed_as_published(one, run, node)]
+    return found
 
 
-def for_console(lines: Iterable[Mapping[str, Any]]) -> list[str | list[dict[str, Any]]]:
-    """The lines of `distance` as a section of the console: for each published run a sentence and a table."""
-    known = {published.run: published for published in published_runs()}
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        row = {"metric": line["metric"], "ours": line["ours"], "published": line["published"]}
-        if known[line["run"]].runs > 1:
-            row["±"] = f"{line['std']:.3g}" if isfinite(line["std"]) else ""
-        tables.setdefault(line["run"], []).append({**row, "difference": f"{line['difference']:+.1%}"})
+def for_console(distances: Iterable[Distance]) -> list[str | list[dict[str, Any]]]:
+    """A section of the console: for each published run a sentence and a table."""
     body: list[str | list[dict[str, Any]]] = []
-    for run, table in tables.items():
-        published = known[run]
-        seeds = f"mean ± standard deviation of up to {published.runs} runs" if published.runs > 1 else "one seed"
-        body += [f"{run}, {published.source} ({published.status}), {seeds}", table]
+    for run, some in groupby(distances, lambda one: one.run):
+        rows = []
+        for one in some:
+            row: dict[str, Any] = {"metric": one.metric, "ours": one.ours, "published": one.published}
+            if run.runs > 1:
+                row["±"] = f"{one.std:.3g}" if isfinite(one.std) else ""
+            rows.append({**row, "difference": f"{one.difference:+.1%}"})
+        seeds = f"mean ± standard deviation of up to {run.runs} runs" if run.runs > 1 else "one seed"
+        body += [f"{run.run}, {run.source} ({run.status}), {seeds}", rows]
     return body
 
 
-def compare_groups(groups: Iterable["Group"]) -> list[dict[str, Any]]:
-    """For each group with the conditions of a published run, a line {group, run, metric, n, missing, ours, std,
-    published, published_std, published_n, difference, source, status} per metric.
-
-    ours: mean over `n` seeds, NaN where seeds are missing, and `missing` says which; std: their standard
-    deviation, as in the published table. published, published_std: over `published_n` runs.
-    difference: ours / published - 1. status: whether a log proves the number.
-    """
-    known = {run.run: run for run in published_runs()}
-    corpora = {run.conditions.get("data", "") for run in known.values()}
-    lines = []
+def compare_groups(groups: Iterable["Group"]) -> list[tuple["Group", Distance]]:
+    """The means of each group with the conditions of a published run; NaN where seeds are missing."""
+    corpora = {run.conditions.get("data", "") for run in published_runs()}
+    found = []
     for group in groups:
-        if group.config["choices"].get("data") not in corpora and "" not in corpora:
-            continue
-        metrics = {str(name) for name in group.frame if "/" in str(name)}
-        values = {name: [*by_seed.values()] for name in metrics if (by_seed := group.by_seed(name))}
-        for line in distance(group.config, {name: group.mean(name) for name in values}):
-            ours, run = values[line["metric"]], known[line["run"]]
-            lines.append({
-                **line, "group": group.label, "n": len(ours), "std": run.std(ours), "published_std": line["std"],
-                "missing": group.missing_words(line["metric"]),
-                "published_n": line["runs"], "source": run.source, "status": run.status,
-            })  # fmt: skip
-    return lines
+        if group.config["choices"].get("data") in corpora or "" in corpora:
+            means = {str(name): group.mean(name) for name in group.frame if "/" in str(name) and group.by_seed(name)}
+            found += [(group, one) for one in distance(group.config, means)]
+    return found
 
 
 def _equal(cell: str, value: Any) -> bool:

@@ -3,7 +3,7 @@ floor, fitted by least squares of the perplexity itself.
 """
 
 from dataclasses import dataclass, field
-from math import exp, inf, log, nan, sqrt
+from math import exp, inf, log, nan
 
 import numpy as np
 import pandas as pd
@@ -102,18 +102,12 @@ def fit(x: Numbers, y: Numbers, confidence: float = 0.95) -> Fit:
     n = len(a)
     if n < 2 or np.ptp(a) == 0:
         return Fit(nan, nan, nan, nan, nan, n, confidence)
-    u, v = a - a.mean(), b - b.mean()
-    sxx, sxy, syy = float(u @ u), float(u @ v), float(v @ v)
-    slope = sxy / sxx
-    r2 = sxy**2 / (sxx * syy) if syy else 1.0
-    low = high = nan
-    if n > 2:
-        from scipy.special import stdtrit
+    from scipy import stats
 
-        error = sqrt(max(0.0, syy - slope * sxy) / (n - 2) / sxx)
-        half = float(stdtrit(n - 2, (1 + confidence) / 2)) * error
-        low, high = slope - half, slope + half
-    return Fit(slope, float(b.mean() - slope * a.mean()), r2, low, high, n, confidence)
+    line = stats.linregress(a, b)
+    slope, r2 = float(line.slope), float(line.rvalue**2) if np.ptp(b) else 1.0
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 2) * line.stderr) if n > 2 else nan
+    return Fit(slope, float(line.intercept), r2, slope - half, slope + half, n, confidence)
 
 
 def lack_of_fit(x: Numbers, y: Numbers) -> float:

@@ -8,7 +8,7 @@ import pandas as pd
 from newllm.analysis.scaling_laws import Fit, Law, Saturation, laws, saturating
 from newllm.report.figures import Drawing, Panel, Series, plot
 from newllm.report.study import COLOUR_CYCLE, Section, Study
-from newllm.report.tables import ABSENT, Cell, Table, blank_if_unknown, make_row, number_cell, text_cell
+from newllm.report.tables import ABSENT, Cell, Table, make_row, number_cell, text_cell
 
 ALPHA = "\u03b1"
 
@@ -28,12 +28,10 @@ def scaling_laws(study: Study) -> Section:
 
 def exponent_cells(fit: Fit) -> dict[str, Cell]:
     """The exponent of a law and its interval."""
-    known = np.isfinite(fit.low)
-    ends = {"low": blank_if_unknown(fit.low), "high": blank_if_unknown(fit.high)}
-    interval = f"[{fit.low:.4f}, {fit.high:.4f}]" if known else ABSENT
+    interval, kind = (f"[{fit.low:.4f}, {fit.high:.4f}]", "") if np.isfinite(fit.low) else (ABSENT, "muted")
     return {
         ALPHA: number_cell(fit.slope, "alpha", f"{fit.slope:.4f}"),
-        f"{fit.confidence:.0%} interval": Cell(interval, None, ends, kind="" if known else "muted"),
+        f"{fit.confidence:.0%} interval": Cell(interval, None, {"low": fit.low, "high": fit.high}, kind=kind),
     }
 
 

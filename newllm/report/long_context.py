@@ -23,7 +23,6 @@ from newllm.report.tables import (
     PLUS_MINUS,
     Cell,
     Table,
-    blank_if_unknown,
     difference_texts,
     make_row,
     mean_cell,
@@ -110,10 +109,10 @@ def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell
     verdict = f" {verdict_cell(comparison).text}" if comparison.verdict in ("better", "worse", "differs") else ""
     csv = {
         **mean.csv,
-        f"{metric} difference": blank_if_unknown(comparison.difference),
-        f"{metric} low": blank_if_unknown(comparison.low),
-        f"{metric} high": blank_if_unknown(comparison.high),
-        f"{metric} p corrected": blank_if_unknown(comparison.p_corrected),
+        f"{metric} difference": comparison.difference,
+        f"{metric} low": comparison.low,
+        f"{metric} high": comparison.high,
+        f"{metric} p corrected": comparison.p_corrected,
         f"{metric} verdict": comparison.verdict,
     }
     shown = f"{difference}{verdict}" if interval == ABSENT else f"{difference} {interval}{verdict}"

@@ -18,7 +18,6 @@ from newllm.report.tables import (
     Cell,
     Row,
     Table,
-    blank_if_unknown,
     difference_texts,
     make_row,
     mean_cell,
@@ -159,8 +158,7 @@ def _difference_and_verdict(comparison: Comparison | None, is_baseline: bool) ->
     if not isfinite(comparison.difference):
         return Cell(ABSENT, kind="muted", hint=comparison.why), verdict
     difference, interval = difference_texts(comparison)
-    csv = {"difference": comparison.difference, "difference low": blank_if_unknown(comparison.low),
-           "difference high": blank_if_unknown(comparison.high)}  # fmt: skip
+    csv = {"difference": comparison.difference, "difference low": comparison.low, "difference high": comparison.high}
     return Cell(difference if interval == ABSENT else f"{difference} {interval}", comparison.difference, csv), verdict
 
 
@@ -181,8 +179,7 @@ def _comparison_row(comparison: Comparison, name_baseline: bool) -> Row:
     names = {"group": comparison.candidate, "baseline": comparison.baseline}
 
     def mean(mean: float, std: float, whose: str) -> Cell:
-        csv = {f"{whose} mean": blank_if_unknown(mean), f"{whose} std": blank_if_unknown(std)}
-        return Cell(spread(mean, std), mean if isfinite(mean) else None, csv)
+        return Cell(spread(mean, std), mean if isfinite(mean) else None, {f"{whose} mean": mean, f"{whose} std": std})
 
     return make_row({
         "group": Cell(comparison.candidate, comparison.candidate, names),
@@ -203,8 +200,8 @@ def _comparison_row(comparison: Comparison, name_baseline: bool) -> Row:
 def comparison_cells(comparison: Comparison) -> Row:
     """The difference with its interval, the verdict and what it stands on."""
     difference, interval = difference_texts(comparison)
-    low, high, pairs = blank_if_unknown(comparison.low), blank_if_unknown(comparison.high), len(comparison.differences)
-    ends = {"scale": comparison.scale, "difference low": low, "difference high": high}
+    ends = {"scale": comparison.scale, "difference low": comparison.low, "difference high": comparison.high}
+    pairs = len(comparison.differences)
     return {
         "difference": number_cell(comparison.difference, "difference", difference),
         "interval": Cell(interval, comparison.low if isfinite(comparison.low) else None, ends),
@@ -254,17 +251,18 @@ def published(study: Study) -> Section:
     """Groups with the conditions of a published run, metric by metric."""
     rows = [
         make_row({
-            "group": line["group"],
-            "published run": line["run"],
-            "metric": line["metric"],
-            "n": text_cell(f"{line['n']}, {line['missing']}", "n") if line["missing"] else line["n"],
-            "ours": number_cell(line["ours"], "ours", spread(line["ours"], line["std"])),
-            "published": number_cell(line["published"], "published", spread(line["published"], line["published_std"])),
-            "runs": number_cell(line["published_n"], "published runs"),
-            "difference": percent_cell(line["difference"], "difference"),
-            "source": f"{line['source']} ({line['status']})",
+            "group": group.label,
+            "published run": line.run.run,
+            "metric": line.metric,
+            "n": text_cell(f"{len(values)}, {missing}", "n") if missing else len(values),
+            "ours": number_cell(line.ours, "ours", spread(line.ours, line.run.std(values))),
+            "published": number_cell(line.published, "published", spread(line.published, line.std)),
+            "runs": number_cell(len(line.numbers), "published runs"),
+            "difference": percent_cell(line.difference, "difference"),
+            "source": f"{line.run.source} ({line.run.status})",
         })
-        for line in compare_groups([group for part in study.parts for group in part.groups])
+        for group, line in compare_groups(group for part in study.parts for group in part.groups)
+        for values, missing in [([*group.by_seed(line.metric).values()], group.missing_words(line.metric))]
     ]  # fmt: skip
     note = (
         "Numbers of several runs (seeds, repeats, machines) are their mean ± standard deviation, that of the published "

@@ -236,19 +236,18 @@ def _compared(parts: Sequence[Part], options: Options) -> list[Part]:
     Those of runs as trained are one family, and those of evaluations another, since they are of the same trained runs;
     with family=table each table has its own.
     """
-    measured: list[tuple[Any, int, Comparison]] = []  # family, part, comparison
+    families: dict[Any, list[tuple[int, Comparison]]] = {}  # each comparison with the number of its part
     for part in parts:
         lengths = [str(name) for name in part.frame if re.fullmatch(AT_LENGTHS, str(name))]
         for kind, pairs in (("comparisons", part.baseline.pairs), ("evaluations", part.baseline.evaluations)):
             for one in measure_all(pairs, list(dict.fromkeys([*options.compare, *lengths]))):
                 table = (part.number, one.metric in options.compare) if options.family == "table" else ()
-                measured.append(((kind, table), part.number, one))
+                families.setdefault((kind, table), []).append((part.number, one))
     judged: dict[tuple[int, str], list[Comparison]] = {}
-    for family in dict.fromkeys(family for family, *_ in measured):
-        members = [(number, one) for of, number, one in measured if of == family]
+    for (kind, _), members in families.items():
         comparisons = judge([one for _, one in members], options.rule, options.confidence, options.interval)
         for (number, _), one in zip(members, comparisons, strict=True):
-            judged.setdefault((number, family[0]), []).append(one)
+            judged.setdefault((number, kind), []).append(one)
     return [
         replace(
             part,

@@ -80,7 +80,7 @@ def text_cell(text: Any, column: str = "", **look: Any) -> Cell:
 def number_cell(value: Any, column: str, text: str | None = None) -> Cell:
     """A cell of one number, shown as `text`; a dash where it is missing or not finite."""
     if value is None or not isfinite(value):
-        return Cell(ABSENT, None, {column: ""}, kind="muted")
+        return Cell(ABSENT, None, {column: value}, kind="muted")
     return Cell(number(value) if text is None else text, float(value), {column: value})
 
 
@@ -95,7 +95,7 @@ def mean_cell(group: Group, metric: str, *, bold: bool = False, text: str | None
     """
     values, mean = [*group.by_seed(metric).values()], group.mean(metric)
     std, missing = sample_std(values), group.missing_words(metric)
-    csv = {f"{metric} mean": blank_if_unknown(mean), f"{metric} std": blank_if_unknown(std)}
+    csv = {f"{metric} mean": mean, f"{metric} std": std}
     if isfinite(mean):
         constant = std == 0  # a count, such as parameters: ± 0 would say nothing
         return Cell(text or (number(mean) if constant else spread(mean, std)), mean, csv, bold=bold, hint=missing)
@@ -135,14 +135,13 @@ def difference_texts(comparison: Comparison) -> tuple[str, str]:
     return difference_text(comparison.difference, comparison.scale), interval
 
 
-def blank_if_unknown(value: float) -> float | str:
-    """An empty cell of the CSV file in place of NaN and infinity."""
-    return value if isfinite(value) else ""
-
-
 def to_csv(table: Table) -> str:
-    """One line per row; the columns are those that the cells name, in order of appearance."""
-    rows = [{key: value for cell in row.values() for key, value in cell.csv.items()} for row in table.rows]
+    """One line per row; the columns are those that the cells name, in order of appearance; what is not finite is blank."""
+
+    def known(value: Any) -> Any:
+        return "" if isinstance(value, float) and not isfinite(value) else value
+
+    rows = [{key: known(value) for cell in row.values() for key, value in cell.csv.items()} for row in table.rows]
     return as_csv(rows, newline="\n")
 
 

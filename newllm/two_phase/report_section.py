@@ -88,7 +88,7 @@ def _draw_iterations(part: Part) -> list[Drawing]:
         if np.isfinite(bound):
             bound_line = figure.axes[0].axhline(bound, color=colour(one.index), linewidth=1, linestyle=DASHED)
             of_group(one.index, bound_line)
-        published_runs = {line["run"] for line in distance(one.group.config, {"val/best_ppl": 1.0})}
+        published_runs = {line.run.run for line in distance(one.group.config, {"val/best_ppl": 1.0})}
         published = [line for line in reference_table("context_token_phase1") if line["run"] in published_runs]
         for axes, column in zip(figure.axes, ("loss", "converged"), strict=True):
             x, y = ([float(line[name]) for line in published] for name in ("iteration", column))

@@ -22,7 +22,7 @@ RESULTS = {
 
 def compare(*overrides):
     lines = distance(newllm.compose(overrides), RESULTS)
-    return {(line["run"], line["metric"]): line for line in lines}
+    return {(line.run.run, line.metric): line for line in lines}
 
 
 OURS = [one for one in published_runs() if one.experiment]
@@ -45,7 +45,7 @@ def test_each_published_configuration_is_found_by_its_experiment(one):
         if name in SHAPE:
             OmegaConf.update(cfg, name, int(cell))
     results = dict.fromkeys(one.numbers, 7.0)
-    compared = {(line["run"], line["metric"]) for line in distance(cfg, results)}
+    compared = {(line.run.run, line.metric) for line in distance(cfg, results)}
     wanted = {name for name in one.numbers if name == "val/best_ppl" or name.startswith("extrapolation/")}
     assert wanted
     assert {(one.run, name) for name in wanted} <= compared
@@ -60,9 +60,9 @@ def test_runs_of_one_configuration_are_pooled():
     assert (one.runs, min(at_end), max(at_end)) == (22, 15.788, 21.327)
     results = {"extrapolation/ppl@16384": 20.0, "extrapolation/tail_ppl@16384": 20.0}
     (line,) = distance(newllm.compose(["experiment=rope_frequencies"]), results)
-    assert (line["run"], line["runs"]) == ("geo_500k", 22)
-    assert line["published"] == pytest.approx(fmean(at_end))
-    assert line["std"] == pytest.approx(pstdev(at_end))  # as published
+    assert (line.run.run, len(line.numbers)) == ("geo_500k", 22)
+    assert line.published == pytest.approx(fmean(at_end))
+    assert line.std == pytest.approx(pstdev(at_end))  # as published
     assert "up to 22 runs" in for_console([line])[0]
 
 
@@ -72,7 +72,7 @@ def test_runs_of_one_configuration_are_pooled():
 )  # fmt: skip
 def test_a_frequency_run_under_other_conditions_is_not_compared(change):
     cfg = newllm.compose(["experiment=rope_frequencies", change])
-    assert not [line for line in distance(cfg, {"extrapolation/ppl@16384": 20.0}) if line["run"] == "geo_500k"]
+    assert not [line for line in distance(cfg, {"extrapolation/ppl@16384": 20.0}) if line.run.run == "geo_500k"]
 
 
 def test_published_means_and_deviations_follow_from_the_runs():
@@ -98,9 +98,9 @@ def test_numbers_and_their_distance():
     lines = compare("experiment=rope_settings", "theta=5000")
     assert {run for run, _ in lines} == {"rope100-theta5000-5k"}
     line = lines["rope100-theta5000-5k", "val/ppl"]
-    assert (line["ours"], line["published"]) == (108.5, 105.4)
-    assert line["difference"] == pytest.approx(108.5 / 105.4 - 1)
-    assert lines["rope100-theta5000-5k", "params/total"]["difference"] == 0
+    assert (line.ours, line.published) == (108.5, 105.4)
+    assert line.difference == pytest.approx(108.5 / 105.4 - 1)
+    assert lines["rope100-theta5000-5k", "params/total"].difference == 0
     assert ("rope100-theta5000-5k", "val/bits_per_byte") not in lines  # not published
 
 
@@ -162,7 +162,7 @@ def context_token(*overrides):
     results = {"val/best_ppl": 400.0, "val/accuracy": 0.19, "context/rank_share@val": 0.75, "phase1/iterations": 7,
                "params/total": 52_782_336}  # fmt: skip
     lines = distance(newllm.compose(["experiment=context_token", "data.documents=100", *overrides]), results)
-    return {line["metric"]: line["published"] for line in lines}
+    return {line.metric: line.published for line in lines}
 
 
 def test_a_shape_is_compared_with_its_own_published_runs():
