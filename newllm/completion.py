@@ -144,7 +144,7 @@ def _keys(catalog: Catalog, before: Sequence[str], last: str, verb: str) -> list
     """Choices, axes, labels and options of the sweep; after ``GROUP.`` the options of the group's choice."""
     prefix = "+" * last.startswith("+")
     if "." in last:
-        found = _options(catalog, before, last.lstrip("+"))
+        found = [*_options(catalog, before, last.lstrip("+")), "hydra.run.dir", "hydra.sweep.dir"]
         return [prefix + key + "=" * (not key.endswith(".")) for key in found]
     keys = [*catalog.groups, *catalog.axes]
     if verb == "train":
@@ -160,12 +160,9 @@ def _options(catalog: Catalog, before: Sequence[str], typed: str) -> list[str]:
     """The dotted keys of the options below the node that is being typed, as the chosen YAML files list them."""
     root, *path = typed.split(".")[:-1]
     if root == "hydra":
-        places = {"run": ["dir"], "sweep": ["dir"]}
-        if path[:1] == ["launcher"]:
-            given = [word.partition("=")[2] for word in before if word.startswith("hydra/launcher=")]
-            known = [name for name in given if name in catalog.launchers] or ["local"]
-            return [f"hydra.launcher.{key}" for key in _listed(catalog, "hydra/launcher", known)]
-        return [f"hydra.{path[0]}.{key}" for key in places.get(path[0], [])] if path else []
+        given = [word.partition("=")[2] for word in before if word.startswith("hydra/launcher=")]
+        known = [name for name in given if name in catalog.launchers] or ["local"]
+        return [f"hydra.launcher.{key}" for key in _listed(catalog, "hydra/launcher", known)]
     if root == "sweep":
         return [f"sweep.{key}" for key in catalog.sweep_options]
     if root not in catalog.groups:

@@ -71,7 +71,7 @@ def find_crossing(groups: Sequence[Group]) -> Crossing | None:
 
 
 def _follows(values: Sequence[str], owner: Sequence[str]) -> bool:
-    """Does a value of `owner` tell the value, or whether there is one?"""
+    """Whether the value of `owner` determines the value, or determines if there is one."""
     told: dict[str, set[str]] = {}
     for value, by in zip(values, owner, strict=True):
         told.setdefault(by, set()).add(value)

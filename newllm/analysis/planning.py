@@ -42,9 +42,10 @@ def what_it_can_show(configs: Sequence[Mapping[str, Any]], former: pd.DataFrame,
 
 
 def paired_spread(runs: pd.DataFrame) -> tuple[float, str]:
-    """Standard deviation of the differences in ln perplexity of two groups by seed, and what runs tell it; NaN if none.
+    """Standard deviation of the differences by seed in ln perplexity of two groups, NaN if unknown; and its source in
+    words.
 
-    Pooled over all pairs of groups. Of a single group: as if seeds had nothing in common.
+    Pooled over all pairs of groups. With a single group, its runs are taken as independent of each other.
     """
     if METRIC not in runs:
         return float("nan"), ""

@@ -40,8 +40,8 @@ LOST = ("failed", "unreadable")  # states of runs that have no results and will 
 class Group:
     """Runs that are equal up to their seeds (or in the keys they were grouped by).
 
-    A seed counts for a metric if every run of it that was to give the metric gave a finite number. `missing` says which
-    seeds do not count, and why: a mean over the other seeds is that of the survivors, so there is none.
+    A seed counts for a metric if all of its runs that should have measured the metric have a finite number. `missing`
+    says which seeds do not count, and why. Then the group has no mean: it would be that of the survivors.
 
     label: what sets it apart from the other groups. settings: the choices, axes and options that differ among the
     groups, with this group's values. frame: the table of all runs. positions: the rows of the group's finished runs in

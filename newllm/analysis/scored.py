@@ -19,10 +19,10 @@ from newllm.analysis.settings import differing, flatten, places_of
 
 @dataclass(frozen=True)
 class OtherTokens:
-    """Numbers of tokens that most runs did not score.
+    """Numbers that were measured on other tokens than those of most runs.
 
-    title: the options that differ, with their values here; or the fingerprint. usual: the same options as most runs
-    have them, "" if none differs. metrics: their names. places: rows of `frame`, which has these numbers alone.
+    title: the options that differ, with their values here; or the fingerprint. usual: the values of these options in
+    most runs, "" if none differs. metrics: names. places: rows of `frame`, which has these numbers alone.
     """
 
     title: str
@@ -43,18 +43,15 @@ class OtherTokens:
 def fingerprint(scored: Mapping[str, str], metric: str) -> str | None:
     """The fingerprint of a metric among those of a run (the column `scored` of `load_runs`).
 
-    ``E/x@64`` has that of its own name, else that of the longest name E/PART whose words are its own, else that of E.
+    An entry for the metric itself comes first; then the longest entry EVALUATOR/PART whose words are all in the
+    metric's name (`extrapolation/ppl` for `extrapolation/ppl@64`); then the entry of the evaluator.
     """
     if metric in scored:
         return scored[metric]
     evaluator, _, rest = metric.partition("/")
-    words = set(re.split("[/@]", rest))
-    inside = [name for name in scored if name.startswith(f"{evaluator}/") and words >= _words_of_part(name)]
+    words = {evaluator, *re.split("[/@]", rest)}
+    inside = [name for name in scored if name.startswith(f"{evaluator}/") and words >= {*re.split("[/@]", name)}]
     return scored[max(inside, key=len)] if inside else scored.get(evaluator)
-
-
-def _words_of_part(name: str) -> set[str]:
-    return set(re.split("[/@]", name.partition("/")[2]))
 
 
 def split_scored(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[OtherTokens]]:

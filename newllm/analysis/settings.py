@@ -54,8 +54,8 @@ def _identity(name: str, text: str, without: tuple[str, ...]) -> str:
 
 
 def names_of_content(configs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """What stands for a path in `nodes_of` -> a name of it: as many of the last parts of the path as tell it from the
-    others, with the hash where other content has lain at the same path."""
+    """The mark of a content, as in `nodes_of` -> its name: as many of the last parts of its path as distinguish it from
+    the others, with the hash where different contents have had the same path."""
     paths: dict[str, dict[str, PurePath]] = {}  # option -> content -> path
     for config in configs:
         for key, found in (config.get("content") or {}).items():

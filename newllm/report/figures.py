@@ -150,13 +150,8 @@ def heat_maps(maps: Mapping[tuple[int, str], pd.DataFrame], chance: float, x: st
         for row, column in zip(*np.nonzero(~shares.mask), strict=True):
             share = shares[row, column]
             pale = np.dot(scale.to_rgba(share)[:3], (0.299, 0.587, 0.114)) > 0.55
-            look: dict[str, Any] = {
-                "ha": "center",
-                "va": "center",
-                "fontsize": 8.5,
-                "color": ON_PALE if pale else ON_DARK,
-            }
-            of_group(index, axes.text(column + 0.5, row + 0.5, f"{100 * share:.0f}", **look))
+            ink, text = ON_PALE if pale else ON_DARK, f"{100 * share:.0f}"
+            of_group(index, axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8.5, color=ink))
         axes.set_xticks(np.arange(len(table.columns)) + 0.5, [short(number) for number in table.columns])
         axes.set_yticks(np.arange(len(table)) + 0.5, [f"{100 * share:.0f} %" for share in table.index])
         axes.invert_yaxis()
@@ -276,8 +271,8 @@ def _draw_line(axes: "Axes", series: Series) -> None:
     marker = _marker(series.index) if len(series.x) <= MOST_MARKS else None
     curve(axes, series.index, series.x, series.mean, marker=marker, markersize=4.5)
     if np.isfinite(series.low).any():
-        look: dict[str, Any] = {"color": colour(series.index), "alpha": 0.16, "linewidth": 0}
-        of_group(series.index, axes.fill_between(series.x, series.low, series.high, **look))
+        band = axes.fill_between(series.x, series.low, series.high, color=colour(series.index), alpha=0.16, linewidth=0)
+        of_group(series.index, band)
 
 
 def _draw_points(axes: "Axes", series: Series, panel: Panel) -> None:
@@ -287,13 +282,8 @@ def _draw_points(axes: "Axes", series: Series, panel: Panel) -> None:
         if len(neighbours) > 1:
             x[place] += 0.6 * (neighbours.index(series.index) / (len(neighbours) - 1) - 0.5)
     arms = np.nan_to_num(np.stack([series.mean - series.low, series.high - series.mean])).clip(min=0)
-    look: dict[str, Any] = {
-        "color": colour(series.index),
-        "marker": _marker(series.index),
-        "markersize": 5,
-        "linestyle": "",
-    }
-    line, caps, bars = axes.errorbar(x, series.mean, yerr=arms, capsize=2.5, elinewidth=1.2, **look).lines
+    look: dict[str, Any] = {"color": colour(series.index), "marker": _marker(series.index), "markersize": 5}
+    line, caps, bars = axes.errorbar(x, series.mean, arms, linestyle="", capsize=2.5, elinewidth=1.2, **look).lines
     of_group(series.index, line, *caps, *bars)
 
 

@@ -136,7 +136,7 @@ def difference_texts(comparison: Comparison) -> tuple[str, str]:
 
 
 def to_csv(table: Table) -> str:
-    """One line per row; the columns are those that the cells name, in order of appearance; what is not finite is blank."""
+    """One line per row; the columns are those that the cells name, in order of appearance. NaN is an empty cell."""
 
     def known(value: Any) -> Any:
         return "" if isinstance(value, float) and not isfinite(value) else value
