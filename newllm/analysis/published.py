@@ -116,6 +116,12 @@ class Distance:
     def difference(self) -> float:
         return self.ours / self.published - 1
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """As a line of tables/reference.csv."""
+        numbers = {"ours": self.ours, "published": self.published, "std": self.std, "runs": len(self.numbers)}
+        return {"run": self.run.run, "metric": self.metric, **numbers, "difference": self.difference}
+
 
 def distance(config: Mapping[str, Any] | DictConfig, results: Mapping[str, float]) -> list[Distance]:
     """The metrics of each published configuration that is equal to the run's, where they were computed as published

@@ -261,7 +261,9 @@ def _evaluate(run: Run, progress: Progress, stages: StageResult) -> dict[str, An
         run.signals.check()
     if lines := distance(run.cfg, results):
         body = for_console(lines)
-        _show(run, Findings("Distance to the published run", tables={"reference": lines}, body=body))
+        _show(
+            run, Findings("Distance to the published run", tables={"reference": [one.row for one in lines]}, body=body)
+        )
     return results
 
 
