@@ -1,5 +1,6 @@
-"""The same configurations in two sets of runs, as from two machines: how far apart their results are."""
+"""How far apart the results of equal configurations are: of two sets of runs, and of runs and published tables."""
 
+from collections.abc import Iterable
 from math import nan
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from newllm.analysis.frame import metric_names
-from newllm.analysis.run_groups import lost_runs
+from newllm.analysis.published import Distance, distance, published_runs
+from newllm.analysis.run_groups import Group, lost_runs
 from newllm.analysis.scored import fingerprint
 
 
@@ -59,3 +61,14 @@ def summarize(pairs: pd.DataFrame) -> pd.DataFrame:
         mean, largest = (float(known.mean()), max(known.tolist(), key=abs)) if len(known) else (nan, nan)
         rows.append((metric, len(some), int((some["a"] == some["b"]).sum()), mean, largest))
     return pd.DataFrame(rows, columns=["metric", "runs", "equal", "mean", "largest"])
+
+
+def compare_groups(groups: Iterable[Group]) -> list[tuple[Group, Distance]]:
+    """The means of each group with the conditions of a published run; NaN where seeds are missing."""
+    corpora = {run.conditions.get("data", "") for run in published_runs()}
+    found = []
+    for group in groups:
+        if group.config["choices"].get("data") in corpora or "" in corpora:
+            means = {name: group.mean(name) for name in metric_names(group.frame) if group.by_seed(name)}
+            found += [(group, one) for one in distance(group.config, means)]
+    return found

@@ -24,15 +24,12 @@ from importlib.resources import files
 from itertools import groupby
 from math import isfinite
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.analysis.statistics import sample_std
 from newllm.config.groups import groups, stages
-
-if TYPE_CHECKING:  # training compares itself with published runs too, and does without pandas
-    from newllm.analysis.run_groups import Group
 
 TABLES = ("runs", "rope_frequencies", "context_token")
 _DDOF = {"rope_frequencies": 0}  # of the published standard deviations
@@ -154,17 +151,6 @@ def for_console(distances: Iterable[Distance]) -> list[str | list[dict[str, Any]
         seeds = f"mean ± standard deviation of up to {run.runs} runs" if run.runs > 1 else "one seed"
         body += [f"{run.run}, {run.source} ({run.status}), {seeds}", rows]
     return body
-
-
-def compare_groups(groups: Iterable["Group"]) -> list[tuple["Group", Distance]]:
-    """The means of each group with the conditions of a published run; NaN where seeds are missing."""
-    corpora = {run.conditions.get("data", "") for run in published_runs()}
-    found = []
-    for group in groups:
-        if group.config["choices"].get("data") in corpora or "" in corpora:
-            means = {str(name): group.mean(name) for name in group.frame if "/" in str(name) and group.by_seed(name)}
-            found += [(group, one) for one in distance(group.config, means)]
-    return found
 
 
 def _equal(cell: str, value: Any) -> bool:

@@ -7,6 +7,7 @@ from math import exp, inf, log, nan
 
 import numpy as np
 import pandas as pd
+from scipy import optimize, stats
 
 from newllm.analysis.comparable import split_comparable, tokenizer_of
 from newllm.analysis.frame import metric_names
@@ -102,8 +103,6 @@ def fit(x: Numbers, y: Numbers, confidence: float = 0.95) -> Fit:
     n = len(a)
     if n < 2 or np.ptp(a) == 0:
         return Fit(nan, nan, nan, nan, nan, n, confidence)
-    from scipy import stats
-
     line = stats.linregress(a, b)
     slope, r2 = float(line.slope), float(line.rvalue**2) if np.ptp(b) else 1.0
     half = float(stats.t.ppf((1 + confidence) / 2, n - 2) * line.stderr) if n > 2 else nan
@@ -121,15 +120,13 @@ def lack_of_fit(x: Numbers, y: Numbers) -> float:
     beyond, within = len(sizes) - 2, len(a) - len(sizes)
     if beyond < 1 or within < 1:
         return nan
-    from scipy.special import fdtrc
-
     means = np.bincount(place, b) / counts
     line = np.polynomial.Polynomial.fit(a, b, 1)
     pure = float(((b - means[place]) ** 2).sum()) / within
     strayed = float((counts * (means - line(sizes)) ** 2).sum()) / beyond
     if pure < 1e-24:  # rounding
         return nan
-    return float(fdtrc(beyond, within, strayed / pure))
+    return float(stats.f.sf(strayed / pure, beyond, within))
 
 
 def saturating(x: Numbers, y: Numbers) -> Saturation:
@@ -158,7 +155,6 @@ def aic(rss: float, n: int, parameters: int) -> float:
 
 def _least_squares(u: np.ndarray, y: np.ndarray, floor: bool) -> tuple[float, float, float, float]:
     """(floor, factor, slope, sum of squares) of the best y = floor + factor u^slope; without `floor` it is 0."""
-    from scipy.optimize import minimize_scalar
 
     def fit_linear(steepness: float) -> tuple[float, float, float]:
         """(floor, factor, sum of squares) for a slope of -steepness."""
@@ -175,7 +171,9 @@ def _least_squares(u: np.ndarray, y: np.ndarray, floor: bool) -> tuple[float, fl
     grid = np.geomspace(0.02, 4, 60)
     best = int(np.argmin([fit_linear(steepness)[2] for steepness in grid]))
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    search = minimize_scalar(lambda s: fit_linear(s)[2], bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    search = optimize.minimize_scalar(
+        lambda s: fit_linear(s)[2], bounds=bounds, method="bounded", options={"xatol": 1e-9}
+    )
     bottom, factor, rss = fit_linear(float(search.x))
     return bottom, factor, -float(search.x), rss
 

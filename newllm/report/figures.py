@@ -10,14 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 INK, MUTED, GRID = "#1d2023", "#6a7076", "#e3e5e8"
 # After Okabe & Ito (2008), without their green, so that no two colours differ by red against green alone.
@@ -100,7 +105,7 @@ class Panel:
     mark_y: float | None = None
 
 
-def plot(panels: Sequence[Panel], width: float = 8.4, height: float = 3.5) -> "Figure":
+def plot(panels: Sequence[Panel], width: float = 8.4, height: float = 3.5) -> Figure:
     """A figure of panels side by side, with one legend for all of them. Sizes are in inches."""
     figure, all_axes = empty_figure(len(panels), width=width, height=height)
     for place, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
@@ -130,14 +135,11 @@ def plot(panels: Sequence[Panel], width: float = 8.4, height: float = 3.5) -> "F
     return figure
 
 
-def heat_maps(maps: Mapping[tuple[int, str], pd.DataFrame], chance: float, x: str, y: str) -> "Figure":
+def heat_maps(maps: Mapping[tuple[int, str], pd.DataFrame], chance: float, x: str, y: str) -> Figure:
     """A map of shares for each (index, label): rows are shares too, columns are numbers.
 
     The colours diverge at chance: pale is chance, blue above, brown below. Each cell shows its share in percent.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
-
     # An odd number of colours, so that chance has one of its own.
     colours, norm = LinearSegmentedColormap.from_list("chance", HEAT, 21), TwoSlopeNorm(chance, 0, 1)
     scale = ScalarMappable(norm, colours)
@@ -172,12 +174,12 @@ class Drawing:
 
     name: str
     title: str
-    figure: "Figure"
+    figure: Figure
     file: bytes
     caption: str = ""
 
     @classmethod
-    def of(cls, name: str, title: str, figure: "Figure", caption: str = "") -> "Drawing":
+    def of(cls, name: str, title: str, figure: Figure, caption: str = "") -> "Drawing":
         """Call this within `styled()`, in which the figure was drawn."""
         for number, artist in enumerate(figure.findobj(lambda one: bool(one.get_gid()))):
             artist.set_gid(f"{artist.get_gid()}-{number}")  # an id may occur only once in a document
@@ -218,20 +220,12 @@ class Drawing:
 @contextmanager
 def styled() -> Iterator[None]:
     """Within it, matplotlib uses our fonts, lines and colours."""
-    import matplotlib
-
     with matplotlib.rc_context(_RC):
         yield
 
 
-def empty_figure(
-    columns: int = 1, rows: int = 1, width: float = 8.4, height: float = 3.5
-) -> "tuple[Figure, list[Axes]]":
+def empty_figure(columns: int = 1, rows: int = 1, width: float = 8.4, height: float = 3.5) -> tuple[Figure, list[Axes]]:
     """A figure with rows and columns of axes; sizes are in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -247,12 +241,12 @@ def of_group(index: int, *artists: Any) -> None:
         artist.set_gid(f"group-{index}")
 
 
-def curve(axes: "Axes", index: int, x: Any, y: Any, **look: Any) -> None:
+def curve(axes: Axes, index: int, x: Any, y: Any, **look: Any) -> None:
     """A line in the group's colour and dash."""
     of_group(index, *axes.plot(x, y, **{"color": colour(index), "linestyle": _dash(index), **look}))
 
 
-def mark_value(axes: "Axes", x: float | None = None, y: float | None = None) -> None:
+def mark_value(axes: Axes, x: float | None = None, y: float | None = None) -> None:
     """A thin dashed line at a value that all groups share."""
     for draw, value in ((axes.axvline, x), (axes.axhline, y)):
         if value is not None:
@@ -267,7 +261,7 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _draw_line(axes: "Axes", series: Series) -> None:
+def _draw_line(axes: Axes, series: Series) -> None:
     marker = _marker(series.index) if len(series.x) <= MOST_MARKS else None
     curve(axes, series.index, series.x, series.mean, marker=marker, markersize=4.5)
     if np.isfinite(series.low).any():
@@ -275,7 +269,7 @@ def _draw_line(axes: "Axes", series: Series) -> None:
         of_group(series.index, band)
 
 
-def _draw_points(axes: "Axes", series: Series, panel: Panel) -> None:
+def _draw_points(axes: Axes, series: Series, panel: Panel) -> None:
     x = series.x.copy()
     for place, value in enumerate(series.x if panel.words else ()):  # neighbours stand within 0.3 of their word
         neighbours = [other.index for other in panel.series if value in other.x]
@@ -295,10 +289,8 @@ def _marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
-def _legend(figure: "Figure", labels: Mapping[int, str], lines: bool, marks: bool) -> None:
+def _legend(figure: Figure, labels: Mapping[int, str], lines: bool, marks: bool) -> None:
     """One legend for all panels, at their right. A legend with many entries makes the figure higher."""
-    from matplotlib.lines import Line2D
-
     handles = [
         Line2D([], [], color=colour(index), linestyle=_dash(index) if lines else "",
                marker=_marker(index) if marks else None, markersize=5)
@@ -318,8 +310,6 @@ def _scale(axis: Any, log: bool, values: Sequence[float] = ()) -> None:
 
     Ticks stand at `values` themselves where these are few and far enough apart.
     """
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
-
     if log:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
         low, high = sorted(abs(bound) for bound in axis.get_view_interval())

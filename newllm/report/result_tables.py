@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from math import expm1, isclose, isfinite
 
-from newllm.analysis.agreement import only_in_one, pair_runs, summarize
+from newllm.analysis.agreement import compare_groups, only_in_one, pair_runs, summarize
 from newllm.analysis.comparison import Comparison, repeat_noise
 from newllm.analysis.frame import load_runs
 from newllm.analysis.labels import value_text
 from newllm.analysis.metrics import lower_is_better, scale_of
-from newllm.analysis.published import compare_groups
 from newllm.analysis.run_groups import Group
 from newllm.report.figures import COLOURS
 from newllm.report.study import Part, Section, Study

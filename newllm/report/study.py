@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from newllm.analysis.baselines import Baseline, choose_baseline, unequal_groups
 from newllm.analysis.comparable import split_comparable
@@ -23,9 +24,6 @@ from newllm.report.figures import Drawing, Panel, Series, plot
 from newllm.report.options import Options
 from newllm.report.tables import Table
 from newllm.suggest import did_you_mean
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 AT_LENGTHS = r"(extrapolation/(ppl|tail_ppl|sliding_ppl)|(passkey|distance)/accuracy|ruler/[\w-]+)@\d+"  # compared too
 MOST_PARTS = 4  # the number of parts that have figures
@@ -94,7 +92,7 @@ class Part:
         filled = [panel for panel in panels if panel.series]
         return [self.drawing(name, title, plot(filled, **size), caption)] if filled else []
 
-    def drawing(self, name: str, title: str, figure: "Figure", caption: str) -> Drawing:
+    def drawing(self, name: str, title: str, figure: Figure, caption: str) -> Drawing:
         return Drawing.of(f"{name}{self.mark}", self.named(title), figure, caption)
 
     def compared(self, metrics: Sequence[str]) -> list[Comparison]:

@@ -2,9 +2,8 @@ from math import isnan
 
 import pytest
 
-from newllm.analysis.agreement import only_in_one, pair_runs, summarize
+from newllm.analysis.agreement import compare_groups, only_in_one, pair_runs, summarize
 from newllm.analysis.frame import load_runs
-from newllm.analysis.published import compare_groups
 from newllm.analysis.run_groups import groups
 from tests.support.run_folders import config, folder, table
 
