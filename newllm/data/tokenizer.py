@@ -103,11 +103,11 @@ class Tokenizer:
             raise Damaged(folder / FILE, f"cannot be read as a tokenizer ({error})", advice) from None
 
 
-def vocab_size(data_node: Mapping[str, Any], runtime: Any = None) -> int:
+def vocab_size(data_node: Mapping[str, Any]) -> int:
     """Number of ids of the data node's tokenizer, without reading any text."""
     if data_node["tokenizer"] == "auto":
         return int(data_node["vocab_size"])
-    return pretrained(data_node["tokenizer"], cache_folder(runtime)).vocab_size
+    return pretrained(data_node["tokenizer"], cache_folder()).vocab_size
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -7,7 +7,6 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 from newllm.model import build_model
 from newllm.pack.compatibility import require_compatible
@@ -32,7 +31,7 @@ def measure(paths: Sequence[Path], sizes: Sequence[int]) -> list[float]:
     """
     configs = [RunDirectory(path).config() for path in paths]
     require_compatible(configs, len(configs))
-    composed = [OmegaConf.create({**config, "run_dir": str(path)}) for config, path in zip(configs, paths, strict=True)]
+    composed = [RunDirectory(path).frozen_config() for path in paths]
     with torch.device("meta"):
         stack([build_model(cfg, tokens=cfg.model.vocab_size or 64) for cfg in composed[:2]], Rows())
     if not sizes:

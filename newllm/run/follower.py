@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from newllm.errors import STOPPING, NewllmError
 from newllm.run.prepare import prepare
@@ -76,8 +76,7 @@ def main(directory: str) -> int:
         os._exit(1)
 
     threading.Thread(target=end_with_rank_0, daemon=True).start()
-    cfg = OmegaConf.create({**RunDirectory(directory).config(), "run_dir": directory})
-    return follow(cfg, Place.from_environment())
+    return follow(RunDirectory(directory).frozen_config(), Place.from_environment())
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.content import RUN_FILES
 from newllm.errors import ConfigError
@@ -160,6 +161,10 @@ class RunDirectory:
             return config
         problem = "is no run directory, since it has no config.yaml" if self.path.exists() else "does not exist"
         raise ConfigError(f"{self.path} {problem}; runs are in outputs/runs and outputs/sweeps.")
+
+    def frozen_config(self) -> DictConfig:
+        """The configuration of a run to be executed here. Raises ConfigError if there is none."""
+        return OmegaConf.create({**self.existing_config(), "run_dir": str(self.path)})
 
     def require_config(self) -> None:
         """Raises Damaged if config.yaml is missing or broken; fast, since what has its hash is not parsed."""

@@ -167,7 +167,7 @@ def work(*paths: str | os.PathLike[str]) -> int:
     ends: Sequence[int | BaseException]
     try:
         directories = [directory for directory in directories if not directory.is_done() or directory.asked()]
-        configs = [_frozen_config(directory) for directory in directories]
+        configs = [directory.frozen_config() for directory in directories]
         if len(directories) > 1:
             ends = _work_packed(directories, configs)
         else:
@@ -206,15 +206,6 @@ def _work_packed(directories: Sequence[RunDirectory], configs: Sequence["DictCon
 def ask_to_end(directory: RunDirectory) -> None:
     """Ask one run of a pack to save and stop; a signal would end them all."""
     (directory.path / _END).touch()
-
-
-def _frozen_config(directory: RunDirectory) -> "DictConfig":
-    from omegaconf import OmegaConf
-
-    config = directory.config()
-    if not config:
-        raise ConfigError(f"{directory.path} holds no frozen run, since it has no config.yaml; plan the sweep again")
-    return OmegaConf.create({**config, "run_dir": str(directory.path)})
 
 
 def sentence(error: BaseException) -> str:

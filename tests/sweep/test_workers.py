@@ -69,7 +69,7 @@ def test_a_run_of_another_process_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_a_directory_without_a_frozen_run_is_refused(tmp_path: Path) -> None:
     assert work(tmp_path / "nothing") == 2
-    assert "holds no frozen run" in read_status(tmp_path / "nothing")["error"]
+    assert "does not exist" in read_status(tmp_path / "nothing")["error"]
 
 
 def test_errors_become_one_sentence() -> None:
