@@ -6,8 +6,8 @@ concern: for the options of a new choice, and to see which options follow an axi
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class EvaluationPlan:
     settings: the changed settings as typed, without the group: ``scaling=yarn``. If empty, the results belong to the
     run's own; else to a folder of their own.
     repeats: this repeats the run's own evaluation.
+    options: evaluator -> those of its options that differ from what the results there were made with.
     """
 
     run: RunDirectory
@@ -52,6 +53,7 @@ class EvaluationPlan:
     changes: dict[str, tuple[Any, Any]]
     settings: tuple[str, ...]
     repeats: bool
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def folder_config(self) -> dict[str, Any]:
         """The config.yaml of the folder of an evaluation under other settings.
@@ -64,7 +66,23 @@ class EvaluationPlan:
             "evaluated": ",".join(self.settings),
         }
         overrides = [*self.trained["overrides"], *self.config["overrides"]]
-        return {**self.config, "eval": self.trained["eval"], "choices": choices, "overrides": overrides}
+        other = {name: self.config["eval"][name] for name in self.options}
+        mark = {"evaluator_options": self.options} if other else {}  # gives the folder a signature of its own
+        evaluators = {**self.trained["eval"], **other}
+        return {**self.config, "eval": evaluators, "choices": choices, "overrides": overrides, **mark}
+
+    def with_other_options(self, called: Sequence[Mapping[str, Any]], names: Iterable[str]) -> "EvaluationPlan | None":
+        """The plan for a folder of its own, if each of the evaluators `names` has been called, with other options than
+        now; else None. called: the evaluators that the stored results are of, oldest first."""
+        options: dict[str, dict[str, Any]] = {}
+        for name in names:
+            others = [evaluators[name] for evaluators in called if name in evaluators]
+            own = self.config["eval"][name]
+            if not others or canonical(own) in map(canonical, others):
+                return None
+            options[name] = {key: value for key, value in own.items() if others[0].get(key, ()) != value}
+        typed = [f"{name}.{key}={shown(value)}" for name in sorted(options) for key, value in options[name].items()]
+        return replace(self, settings=(*self.settings, *typed), options=options)
 
     def differences(self) -> list[str]:
         """`changes` as lines; a group with another choice takes one line."""

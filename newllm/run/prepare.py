@@ -1,14 +1,17 @@
 """Builds and checks the parts of a run from its configuration, before anything is written."""
 
+import glob
 import time
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from newllm.build import build
-from newllm.config import effective, run_directory
-from newllm.config.identity import changed_content
+from newllm.config import effective, run_directory, signature
+from newllm.config.identity import changed, changed_content
 from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
 from newllm.errors import ConfigError
@@ -59,6 +62,8 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
         runtime.threads, runtime.load_note = earlier.threads, None
     elif runtime.load_note and not earlier:
         notes.append(runtime.load_note)
+    if trained_length is None and not directory.path.exists():
+        notes += _other_content(cfg, directory.path)
     place = Place.of_run(trainer.devices)
     device = device_of(runtime.device(), place)
     if device.type == "cuda":
@@ -93,6 +98,19 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
         data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
     parts = (runtime, trainer, optim, device, precision, data, model)
     return Run(cfg, directory, *parts, stages, place, earlier, started)
+
+
+def _other_content(cfg: DictConfig, path: Path) -> list[str]:
+    """A note for each run beside `path` that differs only in the content of what it reads: a text has been edited."""
+    stem, _, mark = path.name.rpartition("-")
+    notes = []
+    for other in sorted(path.parent.glob(f"{glob.escape(stem)}-*")) if mark == signature(cfg) else []:
+        with suppress(ConfigError):  # a damaged run
+            keys = changed(RunDirectory(other).config(), cfg).keys()
+            if keys and keys <= cfg.get("content", {}).keys():
+                read = " and ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in keys)
+                notes.append(f"{other} has read other content of {read}, so this is another run")
+    return notes
 
 
 def _require_memory(shape: LanguageModel, device: torch.device, trained: bool) -> None:

@@ -6,7 +6,8 @@ A stored number or table never changes: either it is reproduced to the last bit,
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -88,17 +89,26 @@ def reevaluate(
     metrics: dict[str, float] = counts(run) if plan.settings else {}  # the run's own directory has them already
     scored: dict[str, Any] = {}
     tables: dict[str, Any] = {}
+    made_by: dict[str, str] = {}  # result or table -> evaluator
     run.model.position.adapt(run.cfg.data.seq_len)
-    for findings in evaluate(run.cfg.eval, subject(run)):
+    for name, findings in zip(run.cfg.eval, evaluate(run.cfg.eval, subject(run)), strict=True):
         console.section(findings.title, findings.body)
         metrics |= findings.metrics
         scored |= {name: value for name, value in findings.results.items() if name not in findings.metrics}
         tables |= findings.tables
+        made_by |= dict.fromkeys([*findings.results, *(f"tables/{table}.csv" for table in findings.tables)], str(name))
         run.model.position.adapt(run.cfg.data.seq_len)  # an evaluator of other lengths may have changed it
 
     try:
         with signals.deferred() if signals else nullcontext(), plan.run.locked(LOCK_TIMEOUT):
             compared = _compare(directory, metrics | scored, tables)
+            differ = {made_by.get(line["name"], "") for line in compared["different"]}
+            other = _with_other_options(plan, directory, differ)
+            if other and not log:
+                console.line(f"The results in {directory.path} are of other options, and stay.", style="yellow")
+                plan, directory, other = other, _results_directory(other), None
+                metrics = counts(run) | metrics
+                compared = _compare(directory, metrics | scored, tables)
             if not compared["different"] and (compared["new"] or not plan.repeats):
                 _add(plan, directory, run, metrics | scored, tables, compared)
                 console.open_log(directory.log_file)
@@ -112,7 +122,7 @@ def reevaluate(
         raise RunError(
             f"{directory.path} can't be written ({error}); fix that and type the same command again."
         ) from error
-    _report(console, plan, directory, compared)
+    _report(console, plan, directory, compared, other)
     if log:
         results = metrics_of(directory.results())
         run.console, run.logger = console, build(plan.config["logger"], Logger, directory=directory.path)
@@ -238,8 +248,25 @@ def _add(
     directory.replace_files(texts)
 
 
-def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, compared: Mapping[str, Any]) -> None:
-    """Print how the results compare and where they are. Raises RunError if any differs from the stored one."""
+def _with_other_options(plan: EvaluationPlan, directory: RunDirectory, evaluators: Set[str]) -> EvaluationPlan | None:
+    """The plan for a folder of its own if other options are why the results of these evaluators differ from the stored
+    ones in `directory`; else None."""
+    called = [(directory.config() or plan.trained)["eval"], *(line["eval"] for line in directory.evaluated())]
+    known = evaluators and evaluators <= {*plan.config["eval"]}
+    return plan.with_other_options(called, evaluators) if known else None
+
+
+def _report(
+    console: Console,
+    plan: EvaluationPlan,
+    directory: RunDirectory,
+    compared: Mapping[str, Any],
+    other: EvaluationPlan | None,
+) -> None:
+    """Print how the results compare and where they are. Raises RunError if any differs from the stored one.
+
+    other: the plan for a folder of its own, if other options of evaluators are why results differ.
+    """
     different = compared["different"]
     equal, kept = (
         [line for line in compared[outcome] if not line["name"].startswith("scored/")] for outcome in ("equal", "kept")
@@ -253,19 +280,14 @@ def _report(console: Console, plan: EvaluationPlan, directory: RunDirectory, com
         pairs["torch"] = then.get("packages", {}).get("torch"), here["packages"].get("torch")
         changes = [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items() if old != new]
         console.section("Differences", [rows, *changes])
-        called = [(directory.config() or plan.trained)["eval"], *(line["eval"] for line in directory.evaluated())]
-        for name, options in plan.config["eval"].items():
-            if (others := [one[name] for one in called if name in one]) and options not in others:
-                listed = ", ".join(
-                    f"{key} was {others[-1].get(key)}, is {value}"
-                    for key, value in options.items()
-                    if others[-1].get(key) != value
-                )
-                raise ConfigError(
-                    f"eval.{name} has other options than the results in {directory.path} were made with ({listed}), "
-                    "and they would change, so nothing was written; type those options, or train a run of its own "
-                    "with hydra.run.dir=…."
-                )
+        if other:
+            typed = [f"eval.{setting}" for setting in other.settings if setting not in plan.settings]
+            words = shlex.join([f"eval=[{','.join(other.options)}]", *typed])
+            raise ConfigError(
+                f"the results in {directory.path} were made with other options than {', '.join(typed)}, and would "
+                f"change, so nothing was written; newllm evaluate {directory.path} {words} writes them into a folder "
+                "of their own."
+            )
         raise RunError(
             f"{len(rows)} of {len(equal) + len(rows)} results in {directory.path} differ from the stored ones, so "
             "nothing was written."

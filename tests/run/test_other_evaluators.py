@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import open_dict
 
-from newllm.config import effective, signature
+import newllm
+from newllm.config import effective, run_directory, signature
+from newllm.config.identity import with_content
 from newllm.errors import ConfigError
 from newllm.evaluate import main as evaluate
 from newllm.run.execute import run
+from newllm.run.prepare import prepare
 from newllm.store.run_directory import RunDirectory, metrics_of
 from newllm.sweep.command import read
 from newllm.sweep.plan import Plan, by_signature, plan
@@ -72,7 +76,9 @@ def test_train_gives_a_finished_run_the_evaluators_that_it_lacks(
     for fewer in ("eval=[position]", "eval=[]", "eval=[position,loss]"):
         train(directory.path, fewer)  # nothing is missing
     assert (len(directory.evaluated()), directory.results_file.read_bytes()) == (1, before)
-    with pytest.raises(ConfigError, match=r"eval\.loss has other options .*weighting was token.*hydra\.run\.dir"):
+    with pytest.raises(
+        ConfigError, match=r"other options than eval\.loss\.weighting=batch_mean.* 'eval=\[loss\]' eval"
+    ):
         train(directory.path, "eval=[loss]", "eval.loss.weighting=batch_mean")
     assert directory.results_file.read_bytes() == before
 
@@ -167,3 +173,20 @@ def test_a_run_whose_text_has_moved_goes_on_and_is_evaluated(
     assert evaluate([str(directory.path), f"data.path={text}", "eval=[loss]"]) == 0  # another text, and named so
     assert directory.results_file.read_bytes() == before
     assert [folder.name.rpartition("-s42-")[0] for folder in directory.evaluations.iterdir()] == ["path-a.txt"]
+
+
+def test_an_edited_text_makes_another_run_which_names_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    notes, text = [], Path(ast.__file__).read_text()
+    for content in (text, text.replace("node", "nude")):
+        Path("a.txt").write_text(content)
+        cfg = newllm.compose([*SMALL_RUN, "data=text", "data.path=a.txt"])
+        with open_dict(cfg):
+            cfg.content = with_content(effective(cfg))["content"]
+        notes.append([note for note in prepare(cfg).data.notes if "another run" in note])
+        RunDirectory(run_directory(cfg)).freeze(effective(cfg))
+    first = min(Path("outputs/runs").iterdir(), key=lambda folder: folder.stat().st_ctime_ns)
+    expected = f"{first} has read other content of data.path=a.txt, so this is another run"
+    assert notes == [[], [expected]]

@@ -125,13 +125,24 @@ def test_new_metrics_and_tables_are_added_and_the_others_stay(run: Path, capsys:
     assert {**contents(run), **added_to} == {**whole, **added_to}
 
 
-def test_evaluator_options_that_change_a_stored_number_are_refused(
+def test_evaluator_options_that_change_stored_numbers_get_a_folder_of_their_own(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(run)
-    assert main([str(run), "eval=[loss]", "eval.loss.weighting=batch_mean", "eval.loss.batch_size=3"]) == 2
-    assert "eval.loss has other options than the results in" in capsys.readouterr().err
-    assert contents(run) == before
+    options = ["eval.loss.weighting=batch_mean", "eval.loss.batch_size=3"]
+    for typed in (options, options, ["eval.loss.weighting=batch_mean", "eval.loss.batch_size=5"]):
+        assert main([str(run), "eval=[loss]", *typed]) == 0
+    out = capsys.readouterr().out
+    assert f"The results in {run} are of other options, and stay." in out
+    assert "stored results were reproduced" in out
+    assert {name: text for name, text in contents(run).items() if not name.startswith("evaluations/")} == before
+    found = load_runs(run, evaluations=True)
+    assert found["state"].tolist() == ["done"] * 3, found["error"].tolist()
+    sizes = "loss.batch_size=3,loss.weighting=batch_mean", "loss.batch_size=5,loss.weighting=batch_mean"
+    assert sorted(found["evaluated"].dropna()) == [*sizes]
+    assert found["val/loss"].nunique() == 3
+    assert found["config"].iloc[1]["eval"]["loss"]["weighting"] == "batch_mean"
+    assert load_run(found["path"].iloc[1]).model is not None
 
 
 def test_numbers_measured_in_training_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
