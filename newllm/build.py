@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.values import convert_options, resolve, signature_of
+from newllm.errors import ConfigError, NewllmError, with_place
 
 T = TypeVar("T")
 
@@ -17,8 +18,8 @@ def build(node: Mapping[str, Any] | DictConfig, base: type[T], **handed: Any) ->
 
     The caller passes the target's keyword-only parameters: of `handed`, the target gets those that its signature names
     (all, if it takes ``**``). Nested nodes are passed as plain dicts; the target builds them itself, with its own
-    sizes. Raises ConfigError for an option or a value that the target does not take, for a target of another kind, or
-    one in a package that the user has not named (`newllm.trust`).
+    sizes. Raises ConfigError for an option or a value that the target does not take, for a target of another kind, one
+    in a package that the user has not named (`newllm.trust`), or a user's class that raises an error.
     """
     plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     options = convert_options(plain)
@@ -26,4 +27,11 @@ def build(node: Mapping[str, Any] | DictConfig, base: type[T], **handed: Any) ->
     constructor, signature = resolve(target, base), signature_of(target)
     if not signature.rest:
         handed = {name: value for name, value in handed.items() if name in signature.handed}
-    return constructor(**options, **handed)
+    try:
+        return constructor(**options, **handed)
+    except NewllmError:
+        raise
+    except Exception as error:
+        if target.startswith("newllm."):
+            raise
+        raise ConfigError(f"{target} can't be made with these options: {with_place(error)}.") from error

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from newllm.errors import ConfigError, Parser, run_command
+from newllm.errors import ConfigError, Parser, run_command, with_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     parser = Parser(prog="newllm conformance", add_help=False)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--config-dir", "-cd")
+    parser.add_config_dir()
     options = parser.parse_intermixed_args(argv)
     model, ids = small_model(options.overrides, options.config_dir), token_ids()
 
@@ -195,8 +195,10 @@ def _run(argv: list[str]) -> int:
         with torch.no_grad():
             try:
                 verdict, figure = "ok  ", check(model, ids)
-            except (Violation, RuntimeError) as error:  # torch raises a RuntimeError if shapes do not fit
-                verdict, figure, failed = "FAIL", str(error).splitlines()[0], failed + 1
+            except Violation as violation:
+                verdict, figure, failed = "FAIL", str(violation), failed + 1
+            except Exception as error:  # of the class that is checked
+                verdict, figure, failed = "FAIL", with_place(error), failed + 1
         print(f"{verdict}  {check.__name__:<10} {(check.__doc__ or '').splitlines()[0]}: {figure}", flush=True)
     print(f"{len(CHECKS) - failed} of {len(CHECKS)} checks pass")
     return 1 if failed else 0

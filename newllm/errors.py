@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from newllm.streams import open_outputs, visible
 from newllm.suggest import did_you_mean
@@ -56,8 +56,31 @@ def signal_name(signum: int) -> str:
     return names.get(signum, f"signal {signum}")
 
 
+def with_place(error: Exception) -> str:
+    """The first line of an error in a user's class, with the file and line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((frame for frame in reversed(frames) if "-packages" not in frame.filename), frames[-1])
+    message = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {message} ({place.filename}, line {place.lineno})"
+
+
+class _Once(argparse.Action):
+    """Keeps the value of a flag that cannot be given twice."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, flag: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise ConfigError(f"{flag} is given twice, and one folder is read; put the files of both into one.")
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ConfigErrors; its `prog` is the command as the user types it."""
+
+    def add_config_dir(self) -> None:
+        """The flag --config-dir."""
+        self.add_argument(
+            "--config-dir", "-cd", action=_Once, metavar="FOLDER", help="YAML files and classes of your own"
+        )
 
     def error(self, message: str) -> NoReturn:
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]

@@ -51,7 +51,7 @@ def _run(argv: list[str]) -> int:
     parser = Parser(prog="newllm evaluate", add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*")
     parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--config-dir")
+    parser.add_config_dir()
     options = parser.parse_intermixed_args(argv)
     if options.help:
         catalog = catalog_for(options.config_dir)

@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     parser = Parser(prog="newllm frequencies", add_help=False)
     parser.add_argument("words", nargs="*")
-    parser.add_argument("--config-dir", "-cd")
+    parser.add_config_dir()
     parser.add_argument("--multirun", "-m", action="store_true")  # accepted, as every call is a sweep
     options = parser.parse_intermixed_args(argv)
     files = [_file(word.removeprefix("out=")) for word in options.words if word.startswith("out=")]

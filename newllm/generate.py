@@ -22,7 +22,7 @@ def _run(argv: list[str]) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus of probability P in (0, 1]")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    parser.add_argument("--config-dir", "-cd", metavar="FOLDER", help="of the run's classes outside newllm")
+    parser.add_config_dir()
     options = parser.parse_args(argv)
     catalog_for(options.config_dir)
     if not 0 <= options.temperature < math.inf:

@@ -53,7 +53,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--package", "-p")
-    parser.add_argument("--config-dir", "-cd")
+    parser.add_config_dir()
     args = parser.parse_intermixed_args(argv)
     if args.help:
         catalog = catalog_for(args.config_dir)

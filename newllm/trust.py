@@ -8,14 +8,15 @@ directory names none, since another person may have written it.
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from newllm.errors import ConfigError
 
 VARIABLE = "NEWLLM_TRUST"  # packages, separated by commas; also how processes that a command starts learn of them
-_OTHERS = ("newllm", "hydra_plugins", "torch", "numpy", "pandas", "yaml")
 _OWN = ("newllm", "hydra_plugins.newllm_launcher")
+_ROOTS = ("newllm", "hydra_plugins")
 _NAMES = ("_target_", "frequencies", "family", "scaling", "kind")  # options that may name code
 
 
@@ -59,6 +60,7 @@ def packages_of(content: Any) -> list[str]:
 
 import_folders: list[str] = []  # that this process has added to sys.path; a sweep's runs need them too
 _config_dirs: list[Path] = []  # the --config-dir of the latest command or call, if it has one
+_homes: dict[str, Path] = {}  # module -> the folder that this process imports it from
 
 
 def use_folder(folder: Path | None, contents: Iterable[Any] = ()) -> None:
@@ -70,16 +72,18 @@ def use_folder(folder: Path | None, contents: Iterable[Any] = ()) -> None:
     _config_dirs.clear()
     if folder is None:
         return
-    modules = _modules(folder)
+    for content in contents:
+        name_packages_of(content)
+    modules = modules_in(folder)
     import_from(folder, modules)
     _config_dirs.append(folder)
-    for content in [{"_target_": f"{name}.x"} for name in modules] + [*contents]:
-        name_packages_of(content)
+    for name in modules:
+        name_packages_of({"_target_": f"{name}.x"})
 
 
 def code_folder() -> Path | None:
     """The user's --config-dir if it holds Python code."""
-    return next((folder for folder in _config_dirs if _modules(folder)), None)
+    return next((folder for folder in _config_dirs if modules_in(folder)), None)
 
 
 def where_looked() -> str:
@@ -87,21 +91,37 @@ def where_looked() -> str:
     return "".join(f" in {folder} (--config-dir) or" for folder in _config_dirs) + " among the installed packages"
 
 
-def _modules(folder: Path) -> list[str]:
-    """The modules and packages at the top of a folder."""
+def modules_in(folder: Path) -> list[str]:
+    """The modules at the top of a folder, and the packages: folders with modules, or that the user has named."""
     found = {file.stem for file in folder.glob("*.py")} | {file.parent.name for file in folder.glob("*/*.py")}
+    found |= {name for name in named() if (folder / name).is_dir()}
     return sorted(name for name in found if name.isidentifier())
 
 
 def import_from(folder: Path, modules: Iterable[str]) -> None:
-    """Make these modules of a folder importable. Raises ConfigError for one that would hide another's."""
+    """Make these modules of a folder importable. Raises ConfigError for one that would hide another, or that would be
+    hidden by one of the same name which this process uses already."""
     modules = list(modules)
+    installed = [place for place in sys.path if place.endswith("-packages") and place != str(folder)]
     for name in modules:
-        if name in sys.stdlib_module_names or name in _OTHERS:
+        if name in (*sys.stdlib_module_names, *_ROOTS) or PathFinder.find_spec(name, installed):
             raise ConfigError(f"{folder / name}: {name} is the name of another module; rename this one.")
+        other = _homes.setdefault(name, folder)
+        both = {*modules_in(folder)}.intersection(modules_in(other)) if other != folder else ()
+        if differ := [one for one in both if _code(other, one) != _code(folder, one)]:
+            raise ConfigError(
+                f"{other} and {folder} hold different code called {min(differ)}, and a process can import only one; "
+                "use them in commands of their own (a run finds its own code without --config-dir)."
+            )
     if modules and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
         import_folders.append(str(folder))
+
+
+def _code(folder: Path, name: str) -> dict[str, bytes]:
+    """The Python files of a module or package, by their paths in the folder."""
+    files = [*folder.glob(f"{name}.py"), *folder.glob(f"{name}/**/*.py")]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
 def _names(content: Any) -> Iterator[str]:

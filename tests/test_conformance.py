@@ -122,6 +122,7 @@ def test_each_check_finds_a_broken_model(
         (["--confg-dir=x"], "did you mean --config-dir?"),
         (["pos_encoding=rope,alibi"], "give one value at a time"),
         (["theta=0"], "theta must be greater than 0"),
+        (["--config-dir=a", "--config-dir", "b"], "--config-dir is given twice"),
     ],
 )
 def test_bad_input(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

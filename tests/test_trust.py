@@ -20,6 +20,13 @@ from newllm.run.reevaluate import evaluate_run
 from newllm.store.run_directory import RunDirectory
 
 EVIL = "from pathlib import Path\nPath({mark!r}).touch()\ndef f(dim): ...\nclass Model: ...\n"
+OWN_WAVES = """\
+from newllm.position.encoding import PositionEncoding
+class Wave: ...
+def wave(): ...
+class Odd(PositionEncoding):
+    def __init__(self): raise ValueError("odd")
+"""
 SHELL = {"_target_": "subprocess.getoutput", "cmd": "touch MARK"}
 
 
@@ -161,6 +168,10 @@ def test_whoever_types_a_target_trusts_its_package_and_so_do_processes_started_t
         ("", r"own\.yaml has no _target_; it must name the class of pos_encoding=own"),
         ("_target_: own_wave.Wave\n", r"no module own_wave in .*/it's \[mine\], ok \(--config-dir\) or among the inst"),
         ("_target_: own_waves.Wav\n", "there is no Wav in own_waves; did you mean Wave"),
+        (
+            "_target_: own_waves.Odd\n",
+            r"own_waves.Odd can't be made with these options: ValueError: odd \(.*py, line 5\)",
+        ),
         ("_target_: own_waves.wave\n", "own_waves.wave is not a class that can be used here; expected a PositionEnc"),
     ],
 )
@@ -172,7 +183,7 @@ def test_a_mistake_in_a_folder_of_one_s_own_is_found_there(
     sys.modules.pop("own_waves", None)
     folder = tmp_path / "it's [mine], ok"
     (folder / "pos_encoding").mkdir(parents=True)
-    (folder / "own_waves.py").write_text("class Wave: ...\ndef wave(): ...\n")
+    (folder / "own_waves.py").write_text(OWN_WAVES)
     (folder / "pos_encoding/own.yaml").write_text(yaml_text)
     with pytest.raises(ConfigError, match=message):
         build_model(compose(["pos_encoding=own"], config_dir=folder), tokens=300)
@@ -183,7 +194,35 @@ def test_a_mistake_in_a_folder_of_one_s_own_is_found_there(
     assert trust.code_folder() is None, "a later call without config_dir uses no earlier one"
 
 
-def test_a_module_of_one_s_own_hides_no_other(tmp_path: Path) -> None:
-    (tmp_path / "random.py").touch()
-    with pytest.raises(ConfigError, match="random is the name of another module; rename this one"):
+@pytest.mark.parametrize("name", ["random", "datasets", "newllm"])
+def test_a_module_of_one_s_own_hides_no_other(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.py").touch()
+    with pytest.raises(ConfigError, match=f"{name} is the name of another module; rename this one"):
         compose([], config_dir=tmp_path)
+
+
+def test_a_package_whose_modules_lie_deeper_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEWLLM_TRUST", "")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(trust, "_config_dirs", [])
+    for folder in ("deep_waves/inner", "pos_encoding"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "deep_waves/inner/wave.py").write_text("class Wave:\n    def __init__(self, tau: int = 2): ...\n")
+    (tmp_path / "pos_encoding/deep.yaml").write_text("_target_: deep_waves.inner.wave.Wave\ntau: 2\n")
+    assert compose(["pos_encoding=deep"], config_dir=tmp_path).pos_encoding.tau == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["pos_encoding/rope.yaml"], "rope.yaml is not read, since newllm has a file of that name; rename yours"),
+        (["train.yaml"], "train.yaml is not read"),
+        (["pos_encodings/own.yaml"], r"there is no such pos_encoding, nor .*/pos_encoding/own.yaml; expected one of"),
+    ],
+)
+def test_a_file_of_one_s_own_that_nothing_reads_is_named(tmp_path: Path, files: list[str], message: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("_target_: newllm.position.Alibi\nslope: 1.0\n")
+    with pytest.raises(ConfigError, match=message):
+        compose(["pos_encoding=own"], config_dir=tmp_path)

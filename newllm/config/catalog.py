@@ -111,11 +111,23 @@ class Catalog:
     def users_files(self) -> list[dict[str, Any]]:
         """The contents of the user's YAML files, without broken ones."""
         contents = []
-        for folder in self.folders[:-1]:
-            for file in [*folder.glob("*/*.yaml"), *folder.glob("*/*/*.yaml")]:
-                with suppress(ConfigError):
-                    contents.append(load(file))
+        for file in self._choices_of_user():
+            with suppress(ConfigError):
+                contents.append(load(file))
         return contents
+
+    def hidden_file(self) -> Path | None:
+        """A file of the user's that Hydra would not read, since newllm has another one of the same name."""
+        for file in [*self._choices_of_user(), self.folders[0] / "train.yaml"]:
+            ours = self.folders[-1] / file.relative_to(self.folders[0])
+            if file.is_file() and ours.is_file() and file.read_bytes() != ours.read_bytes():
+                return file
+        return None
+
+    def _choices_of_user(self) -> list[Path]:
+        return [
+            file for folder in self.folders[:-1] for depth in ("*", "*/*") for file in folder.glob(f"{depth}/*.yaml")
+        ]
 
     def describe(self, group: str, option: str) -> str:
         """The first comment in an option's file that is not a Hydra directive."""

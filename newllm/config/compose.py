@@ -144,13 +144,15 @@ def compose_many(jobs: Sequence[Sequence[str]], *, config_dir: str | Path | None
 
 def catalog_for(config_dir: str | Path | None = None) -> Catalog:
     """The choices of the shipped folder and of the user's."""
-    if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such folder; expected one laid out like conf/.")
     if config_dir is None:
         use_folder(None)
         return Catalog((shipped(),))
+    if not os.path.isdir(config_dir):
+        raise ConfigError(f"--config-dir {config_dir}: no such folder; expected one laid out like conf/.")
     folder = Path(config_dir).resolve()
     catalog = Catalog((folder, shipped()))
+    if both := catalog.hidden_file():
+        raise ConfigError(f"{both} is not read, since newllm has a file of that name; rename yours.")
     use_folder(folder, catalog.users_files())
     return catalog
 

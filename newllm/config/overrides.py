@@ -180,7 +180,9 @@ def check_option(group: str, value: object, catalog: Catalog) -> None:
     for option in value if isinstance(value, list) else [value]:
         if not isinstance(option, str) or option not in names:
             name = "null" if option is None else str(option)
-            raise ConfigError(f"{group}={name}: there is no such {group}; {did_you_mean(name, names, f'{group}=')}.")
+            looked = "".join(f", nor {folder / group / name}.yaml" for folder in catalog.folders[:-1])
+            meant = did_you_mean(name, names, f"{group}=")
+            raise ConfigError(f"{group}={name}: there is no such {group}{looked}; {meant}.")
 
 
 def _is_hydra(override: "Override") -> bool:

@@ -115,7 +115,7 @@ def _module(path: str, target: str, parent: Any) -> ModuleType:
         if not place:
             raise ConfigError(f"_target_={target}: there is no module {part}{where_looked()}.") from None
         raise ConfigError(f"_target_={target}: there is no {part} in {place}; {did_you_mean(part, names)}.") from None
-    except Exception as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # whatever a user's module raises
         raise ConfigError(f"_target_={target}: {path} can't be imported ({type(error).__name__}: {error}).") from error
 
 

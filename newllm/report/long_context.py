@@ -177,10 +177,12 @@ def _spectra(part: Part) -> list[Drawing]:
     if not metrics:
         return []
     longest, trained = int(metrics[-1][0]), part.trained_length
+    spectra = {}
     for one in part.drawn:
-        with suppress(ConfigError):
+        with suppress(ConfigError):  # other code of the same name has been imported
             use_code_of_run(RunDirectory(one.group.path))
-    spectra = {one: waves for one in part.drawn if (waves := wavelengths_of(one.group.config, longest)) is not None}
+            if (waves := wavelengths_of(one.group.config, longest)) is not None:
+                spectra[one] = waves
     if len({waves.tobytes() for waves in spectra.values()}) < 2:
         return []
     channels = [one.series([waves]) for one, waves in spectra.items()]

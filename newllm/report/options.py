@@ -72,6 +72,8 @@ def read_options(argv: Sequence[str]) -> Options:
     lists = [name for name, value in node.items() if isinstance(value, list) or name == "by"]
     for word in argv:
         name, equals, text = word.partition("=")
+        if word.startswith("-"):
+            raise ConfigError(f"{word} is no flag of newllm report, which has --help; options are key=value.")
         if not equals or Path(word).is_dir():
             folders.append(str(located(word)))
             continue

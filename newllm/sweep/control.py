@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from newllm.config.identity import signature
 from newllm.errors import ConfigError, RunError
+from newllm.store.own_code import use_code_of_run
 from newllm.store.run_directory import RunDirectory
 from newllm.store.run_names import signature_in
 from newllm.suggest import listed
@@ -20,6 +21,7 @@ from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import ask
 from newllm.sweep.state import RunState, read_states
 from newllm.sweep.workers import ask_to_end
+from newllm.trust import code_folder
 
 
 def cancel(sweep: Path, runs: Sequence[Path]) -> bool:
@@ -143,6 +145,8 @@ def retry(sweep: Path, runs: Sequence[Path], which: Literal["failed", "interrupt
             )
         launcher, policy = _launcher_of(records[-1]) if records else (Local(), Policy())
         configs = {RunDirectory(run.path): _config(RunDirectory(run.path)) for run in chosen}
+        for directory in configs if code_folder() is None else ():  # runs that were started by themselves
+            use_code_of_run(directory)
         for directory, config in configs.items():
             directory.freeze(config)
     print(f"{plural(len(chosen), 'run')} of {sweep} {'resumes' if len(chosen) == 1 else 'resume'}.", flush=True)

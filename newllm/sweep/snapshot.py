@@ -10,7 +10,7 @@ from newllm.errors import ConfigError
 from newllm.store.code_digest import digest, is_unchanged
 from newllm.store.environment import CODE, git_state
 from newllm.store.intact import write_json
-from newllm.trust import code_folder, import_folders
+from newllm.trust import code_folder, import_folders, modules_in
 
 _USER = "user"  # folder of the copy with the Python files of --config-dir
 
@@ -81,6 +81,6 @@ def _inside(folder: Path, name: str) -> dict[str, Path]:
 def _users(folder: Path) -> dict[str, Path]:
     """The modules and packages at the top of the user's folder, with the packages' other files."""
     found = {f"{_USER}/{file.name}": file for file in folder.glob("*.py")}
-    for package in {file.parent for file in folder.glob("*/*.py") if file.parent.name.isidentifier()}:
+    for package in (folder / name for name in modules_in(folder)):
         found |= _inside(package, f"{_USER}/{package.name}")
     return found

@@ -1,10 +1,12 @@
 """The user's own code is used again without a word; a record that somebody else has written is not believed."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from newllm import trust
 from newllm.errors import ConfigError
 from newllm.store.intact import read_json, write_json
 from newllm.store.own_code import code_of_run, use_code_of_run
@@ -37,6 +39,20 @@ def test_a_run_of_ones_own_names_its_code(run: RunDirectory) -> None:
     assert set(run.environment()["code"]) == {"waves"}
     use_code_of_run(run)
     assert named() == ["waves"]
+
+
+def test_two_versions_of_one_module_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that evaluates two runs would evaluate both with the code of the first."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(trust, "_homes", {})
+    for name, text in (("old", "A = 1"), ("copy", "A = 1"), ("new", "A = 2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "waving.py").write_text("from helping import A")
+        (tmp_path / name / "helping.py").write_text(text)
+    trust.import_from(tmp_path / "old", ["waving"])
+    trust.import_from(tmp_path / "copy", ["waving"])
+    with pytest.raises(ConfigError, match=r"old and .*new hold different code called helping"):
+        trust.import_from(tmp_path / "new", ["waving"])
 
 
 @pytest.mark.parametrize("seal", ["0" * 64, None, 3, "ä"])
