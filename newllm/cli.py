@@ -56,10 +56,10 @@ def _complete(words: list[str]) -> int:
     from newllm import completion
 
     action, _, shell = (words or [""])[0].partition("=")
-    if action not in ("install", "query") or shell not in completion.SHELLS:
-        raise ConfigError(f"expected newllm -sc install=SHELL; SHELL is one of {', '.join(completion.SHELLS)}.")
+    if action not in ("install", "query") or shell not in completion.SCRIPTS:
+        raise ConfigError(f"expected newllm -sc install=SHELL; SHELL is one of {', '.join(completion.SCRIPTS)}.")
     if action == "install":
-        print(completion.script(shell))
+        print(completion.SCRIPTS[shell])
     else:
         line, breaks = os.environ.get("COMP_LINE", ""), os.environ.get("COMP_WORDBREAKS", "")
         print("\n".join(completion.answer(shell, line, breaks, VERBS)))

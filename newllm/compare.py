@@ -46,7 +46,6 @@ Exit status: 0; 2 for bad input, as a run that is not done.
 """
 _ENVIRONMENT = ("git", "device", "cpu", "threads", "precision", "host")
 CONFIDENCE = 0.95
-_MOST_VALUES = 4  # of a setting in one folder
 
 Pair = tuple[Group, Group]  # of A and of B
 
@@ -147,10 +146,7 @@ def _differing_settings(pairs: Sequence[Pair]) -> list[dict[str, str]]:
         for key, texts in (_changes(*pair) | _environments(*pair)).items():
             values.setdefault(key, []).append(texts)
     sides = {key: [[*dict.fromkeys(side)] for side in zip(*texts, strict=True)] for key, texts in values.items()}
-    return [
-        {"setting": key, "A": listed(here, _MOST_VALUES), "B": listed(there, _MOST_VALUES)}
-        for key, (here, there) in sides.items()
-    ]
+    return [{"setting": key, "A": listed(here), "B": listed(there)} for key, (here, there) in sides.items()]
 
 
 def _changes(ours: Group, theirs: Group) -> dict[str, tuple[str, str]]:

@@ -41,7 +41,7 @@ FLAGS: Mapping[str, Mapping[str, str | None]] = {
     "bench": {"--help": None},
 }  # fmt: skip
 
-_SCRIPTS = {
+SCRIPTS = {  # what a shell has to read once, as in eval "$(newllm -sc install=bash)"
     "bash": """\
 _newllm() {
     local IFS=$'\\n'
@@ -60,12 +60,6 @@ compdef _newllm newllm""",
     "fish": """\
 complete -c newllm -f -a '(COMP_LINE=(commandline -cp) newllm -sc query=fish 2>/dev/null)'""",
 }
-SHELLS = tuple(_SCRIPTS)
-
-
-def script(shell: str) -> str:
-    """What the shell has to read once, as in ``eval "$(newllm -sc install=bash)"``."""
-    return _SCRIPTS[shell]
 
 
 def answer(shell: str, line: str, breaks: str, verbs: Iterable[str]) -> list[str]:

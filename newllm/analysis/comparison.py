@@ -153,9 +153,9 @@ class Interval:
         )
 
     def is_real(self, comparison: Comparison) -> tuple[bool, str]:
-        n, corrected, needed = comparison.n, _p(comparison.p_corrected), comparison.seeds_needed
-        alone = f", {_p(comparison.p)} alone" if comparison.family > 1 else ""
-        test = f"(corrected p = {corrected}{alone}; {n} seeds)"
+        needed = comparison.seeds_needed
+        alone = f", alone {p_text(comparison.p)}" if comparison.family > 1 else ""
+        test = f"(corrected p: {p_text(comparison.p_corrected)}{alone}; {comparison.n} seeds)"
         if comparison.excludes_zero:
             return True, f"the interval leaves out 0 {test}"
         more = f"; an effect of this size needs about {needed:,} seeds" if needed else ""
@@ -408,5 +408,6 @@ def _on_scale(values: np.ndarray, scale: Scale) -> np.ndarray:
     return values if scale == "difference" else np.log(np.where(values > 0, values, nan))
 
 
-def _p(p: float) -> str:
-    return "below 0.0001" if p < 1e-4 else f"{p:.2g}"
+def p_text(p: float) -> str:
+    """``0.012``, or ``< 0.0001``."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"

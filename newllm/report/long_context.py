@@ -99,14 +99,6 @@ def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell
     mean = mean_cell(group, metric)
     if comparison is None:
         return mean
-    if comparison.incomplete:
-        return replace(
-            mean,
-            text=f"{mean.text} · {comparison.incomplete}",
-            csv={**mean.csv, f"{metric} verdict": comparison.verdict},
-        )
-    difference, interval = difference_texts(comparison)
-    verdict = f" {verdict_cell(comparison).text}" if comparison.verdict in ("better", "worse", "differs") else ""
     csv = {
         **mean.csv,
         f"{metric} difference": comparison.difference,
@@ -115,6 +107,10 @@ def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell
         f"{metric} p corrected": comparison.p_corrected,
         f"{metric} verdict": comparison.verdict,
     }
+    if comparison.incomplete:
+        return replace(mean, text=f"{mean.text} · {comparison.incomplete}", csv=csv)
+    difference, interval = difference_texts(comparison)
+    verdict = f" {verdict_cell(comparison).text}" if comparison.verdict in ("better", "worse", "differs") else ""
     shown = f"{difference}{verdict}" if interval == ABSENT else f"{difference} {interval}{verdict}"
     return Cell(shown, mean.value, csv, kind=verdict_kind(comparison), hint=f"{mean.text}; {comparison.why}")
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import expm1, isclose, isfinite
 
 from newllm.analysis.agreement import compare_groups, only_in_one, pair_runs, summarize
-from newllm.analysis.comparison import Comparison, repeat_noise
+from newllm.analysis.comparison import Comparison, p_text, repeat_noise
 from newllm.analysis.frame import load_runs
 from newllm.analysis.labels import value_text
 from newllm.analysis.metrics import lower_is_better, scale_of
@@ -190,7 +190,7 @@ def _comparison_row(comparison: Comparison, name_baseline: bool) -> Row:
         "baseline's mean": mean(comparison.baseline_mean, comparison.baseline_std, "baseline"),
         "spread": comparison.spread,
         "t": number_cell(comparison.t, "t", f"{comparison.t:.2f}"),
-        "p": _p_cell(comparison.p, "p"),
+        "p": number_cell(comparison.p, "p", p_text(comparison.p)),
         "left out": comparison.unpaired,
         "why": text_cell(comparison.why, "why", kind="long"),
     })  # fmt: skip
@@ -205,14 +205,10 @@ def comparison_cells(comparison: Comparison) -> Row:
         "difference": number_cell(comparison.difference, "difference", difference),
         "interval": Cell(interval, comparison.low if isfinite(comparison.low) else None, ends),
         "verdict": verdict_cell(comparison),
-        "p corrected": _p_cell(comparison.p_corrected, "p corrected"),
+        "p corrected": number_cell(comparison.p_corrected, "p corrected", p_text(comparison.p_corrected)),
         "agree": number_cell(comparison.agree if pairs else None, "agree", f"{comparison.agree} of {pairs}"),
         "seeds needed": number_cell(comparison.seeds_needed, "seeds needed"),
     }
-
-
-def _p_cell(value: float, column: str) -> Cell:
-    return number_cell(value, column, "< 0.0001" if value < 1e-4 else f"{value:.2g}")
 
 
 def verdict_cell(comparison: Comparison) -> Cell:

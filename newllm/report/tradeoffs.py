@@ -71,14 +71,10 @@ def metric_by_axis(part: Part) -> list[Drawing]:
     for place, (key, name) in enumerate(short_keys(keys).items()):
         values = {group: group.settings.get(key) for group in part.groups}
         rest = {group: canonical([group.settings.get(k) for k in keys if k != key]) for group in part.groups}
-        series = []
-        if all(
-            isinstance(value, int | float) and not isinstance(value, bool)
-            for value in values.values()
-            if value is not None
-        ):
-            first_index = part.first_index + COLOUR_CYCLE * (place + 100)
-            series = _lines_over_numbers(part, name, values, rest, first_index)
+        known = [value for value in values.values() if value is not None]
+        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+        first_index = part.first_index + COLOUR_CYCLE * (place + 100)
+        series = _lines_over_numbers(part, name, values, rest, first_index) if numeric else []
         if numbers := sorted({x for one in series for x in one.x}):
             even = len(numbers) > 2 and np.ptp(np.diff(numbers)) < 1e-6 * abs(numbers[-1])
             log = min(numbers) > 0 and max(numbers) / min(numbers) >= 2 and not even
