@@ -8,9 +8,9 @@ from newllm.config.groups import group_of, groups
 from newllm.config.identity import canonical, content_mark
 from newllm.config.values import signature_of
 from newllm.errors import ConfigError
+from newllm.suggest import listed
 
 MAY_DIFFER = "seeds, optim, eval, model.init_std and real-valued options of pos_encoding"
-_LISTED = 4  # keys in an error message
 
 Config = Mapping[str, Any]
 
@@ -79,9 +79,8 @@ def require_compatible(configs: Sequence[Config], pack: int | str) -> None:
 
 
 def _explain(different: Mapping[str, Sequence[Any]]) -> str:
-    listed = [f"{name} ({', '.join(map(str, values))})" for name, values in different.items()]
-    more = f" and {len(listed) - _LISTED} more keys" if len(listed) > _LISTED else ""
-    return f"the runs differ in {', '.join(listed[:_LISTED])}{more}; only {MAY_DIFFER} may differ"
+    keys = [f"{name} ({', '.join(map(str, values))})" for name, values in different.items()]
+    return f"the runs differ in {listed(keys, 4)}; only {MAY_DIFFER} may differ"
 
 
 def _takes_real(node: Mapping[str, Any], name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from newllm.config.identity import places
 from newllm.errors import ConfigError
 from newllm.store.run_directory import is_run
+from newllm.suggest import listed
 
 _OF_AN_EARLIER_ATTEMPT = (".lock", ".tmp", ".end")  # all that a run stopped before its config.yaml leaves
 
@@ -44,5 +45,4 @@ def _check(key: str, folder: Path, configs: Iterable[Mapping[str, Any]], is_ours
             raise ConfigError(f"{key}={folder} is what {option} reads; {advice}")
     others = [name for name in names if not name.endswith(_OF_AN_EARLIER_ATTEMPT)]
     if others and not ours:
-        listed = ", ".join(others[:3]) + (" and others" if len(others) > 3 else "")
-        raise ConfigError(f"{key}={folder} holds files of something else ({listed}); {advice}")
+        raise ConfigError(f"{key}={folder} holds files of something else ({listed(others, 3)}); {advice}")

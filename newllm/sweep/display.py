@@ -22,6 +22,7 @@ from newllm.labels import LABELS
 from newllm.labels import in_words as labels_in_words
 from newllm.store.run_directory import RunDirectory
 from newllm.store.run_names import natural, short_names, signature_in
+from newllm.suggest import listed
 from newllm.sweep.state import STATES, RunState, count_states, read_state
 
 SHOWN_ROWS = 40  # running runs in the live table
@@ -314,10 +315,8 @@ def _errors(runs: Sequence[RunState], limit: int | None) -> list[Text]:
             by_error[later + run.error].append(run)
     lines = []
     for error, failed in list(by_error.items())[:limit]:
-        names = [short[run.name] for run in failed]
-        if len(names) > 3:
-            names = [names[0], f"{names[1]} and {len(names) - 2:,} more"]
-        lines.append(Text.assemble((", ".join(names), _STYLES.get(failed[0].state, "")), f": {error}"))
+        names = listed([short[run.name] for run in failed], 3)
+        lines.append(Text.assemble((names, _STYLES.get(failed[0].state, "")), f": {error}"))
     return lines + [Text(f"… and {len(by_error) - len(lines):,} other errors")] * (len(by_error) > len(lines))
 
 

@@ -17,6 +17,7 @@ from newllm.errors import ConfigError
 from newllm.run.evaluation_plan import missing_evaluators
 from newllm.store.run_directory import RunDirectory
 from newllm.store.run_names import runs_in, signature_in
+from newllm.suggest import listed
 from newllm.sweep.state import RunState, read_states
 
 Rerun = Literal["failed", "none", "all"]
@@ -74,8 +75,8 @@ class Plan:
 
     def _refusal(self, number: int, reason: str, invalid: Sequence[int]) -> str:
         """``run 4 (pos_encoding=rope_list, seed=1) can't be built: …``"""
-        listed = ", ".join(map(str, invalid[:8])) + ", …" * (len(invalid) > 8)
-        count = f"run {number}" if len(invalid) == 1 else f"{len(invalid)} of {len(self.runs)} runs ({listed})"
+        numbers = listed([*map(str, invalid)], 8)
+        count = f"run {number}" if len(invalid) == 1 else f"{len(invalid)} of {len(self.runs)} runs ({numbers})"
         return (
             f"run {number} of the plan ({self.choices_of(number)}) can't be built: {reason}; skip_invalid=true or "
             f"only=… starts the sweep without {count}"
