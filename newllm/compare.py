@@ -20,7 +20,7 @@ from newllm.config.catalog import report_defaults
 from newllm.config.identity import ABSENT, changed
 from newllm.console import Console
 from newllm.errors import ConfigError, Parser, run_command
-from newllm.report.tables import difference_text, difference_texts, spread
+from newllm.report.tables import difference_text, difference_texts, spread, verdict_cell
 from newllm.store.run_directory import RunDirectory
 from newllm.suggest import listed
 
@@ -208,9 +208,13 @@ def _metrics(
         one = judged.get(place)
         row["difference"] = _difference(one or found[place], ours, theirs) if place in found else "other tokens"
         if judged:
-            row |= {"interval": difference_texts(one)[1] if one else "", "verdict": one.verdict if one else ""}
+            interval, verdict = (difference_texts(one)[1], verdict_cell(one).text) if one else ("", "")
+            row |= {"interval": interval, "verdict": verdict}
         rows.append(row)
-    lines = ["Differences are B / A - 1 in percent, or B - A in the unit of the metric; pairs have equal seeds."]
+    lines = [
+        "Differences are B / A - 1 in percent, or B - A in the unit of the metric; pairs have equal seeds, and seeds "
+        "that only one of the two has are left out."
+    ]
     if others := dict.fromkeys(place[0] for place in places if place not in found):
         lines.append(f"Not compared, since B scored other tokens than A: {', '.join(others)}.")
     if any(one.family for one in judged.values()):

@@ -49,13 +49,16 @@ def test_folders_are_paired_by_configuration_and_seed(tmp_path: Path, capsys: py
     for attention, cost in (("mha", 1.0), ("mla", 1.1)):
         for seed in (1, 2, 3):
             noise = 1 + 0.01 * seed
-            run(tmp_path / "here", f"attention={attention}", seed=seed, val__ppl=100 * cost * noise)
+            run(tmp_path / "here", f"attention={attention}", seed=seed, val__ppl=100 * cost * noise, val__loss=4.0)
             more = 100 * cost * noise * (1.2 + 0.001 * seed)
-            run(tmp_path / "there", "pos_encoding=alibi", f"attention={attention}", seed=seed, val__ppl=more)
+            there = {"val__ppl": more, "val__loss": 4.3 if seed == 3 else 3.9}
+            run(tmp_path / "there", "pos_encoding=alibi", f"attention={attention}", seed=seed, **there)
             run(tmp_path / "again", f"attention={attention}", seed=seed, val__ppl=100 * cost * noise)
     here, there, again = (str(tmp_path / name) for name in ("here", "there", "again"))
     assert cli.main(["compare", here, there, "metrics=val/ppl"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "+20.2 %" in line]
+    assert cli.main(["compare", here, there, "metrics=val/loss"]) == 0
+    assert capsys.readouterr().out.count("inconclusive (needs ") == 2
     assert ["mha" in line for line in lines] == [True, False]
     assert all("worse" in line for line in lines)
     assert cli.main(["compare", here, again]) == 0

@@ -1,6 +1,6 @@
 """How far apart the results of equal configurations are: of two sets of runs, and of runs and published tables."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import nan
 from typing import Any
 
@@ -11,6 +11,7 @@ from newllm.analysis.frame import metric_names
 from newllm.analysis.published import Distance, distance, published_runs
 from newllm.analysis.run_groups import Group, lost_runs
 from newllm.analysis.scored import fingerprint
+from newllm.analysis.settings import identity_of, nodes_of, places_of
 
 
 def pair_runs(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -70,5 +71,16 @@ def compare_groups(groups: Iterable[Group]) -> list[tuple[Group, Distance]]:
     for group in groups:
         if group.config["choices"].get("data") in corpora or "" in corpora:
             means = {name: group.mean(name) for name in metric_names(group.frame) if group.by_seed(name)}
-            found += [(group, one) for one in distance(group.config, means)]
+            found += [(group, one) for one in _distance_of_all(group, means)]
+    return found
+
+
+def _distance_of_all(group: Group, means: Mapping[str, float]) -> list[Distance]:
+    """Those of `distance` that hold for every run: in groups made by chosen keys, other settings may differ."""
+    found = distance(group.config, means) if means else []
+    if found:
+        configs = group.runs["config"].tolist()
+        for place, *_ in list(places_of(map(identity_of, nodes_of(configs))).values())[1:]:
+            others = [(one.run, one.metric) for one in distance(configs[place], means)]
+            found = [one for one in found if (one.run, one.metric) in others]
     return found

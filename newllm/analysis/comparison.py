@@ -39,7 +39,8 @@ class Comparison:
     scale: "log": `difference` is the ratio of the geometric means - 1 (-0.05: five percent lower), computed from
         differences of logarithms; "difference": it is the mean difference in the metric's own unit.
     lower_is_better: None for a metric without a good direction.
-    n: paired seeds. unpaired: seeds that only one of the two has, which are left out.
+    n: paired seeds. unpaired: seeds of which only one of the two has a value, which are left out.
+    unscored: those of them that ran in both, but were not measured on the same tokens.
     incomplete: which seeds have no finite value, as `2 of 7 seeds diverged`. Then there are no numbers and no verdict,
         since they would be those of the seeds that are left. Empty if all seeds have one.
     candidate_mean, …, baseline_std: arithmetic means and sample standard deviations (ddof=1) over the paired seeds.
@@ -77,6 +78,7 @@ class Comparison:
     t: float
     p: float
     agree: int
+    unscored: int = 0
     family: int = 0
     low: float = nan
     high: float = nan
@@ -112,17 +114,22 @@ def why_untested(comparison: Comparison, least_seeds: int) -> tuple[str, str] | 
     """The verdict on a comparison that cannot be tested, and why; None for one that can."""
     n = comparison.n
     if comparison.incomplete:
-        return comparison.incomplete, "the other seeds are those that went well, so they say nothing about the group"
+        why = "a group counts with all its seeds or not at all: those that went well say nothing about the others"
+        if "not measured" in comparison.incomplete:
+            why += "; newllm evaluate measures the missing ones"
+        return comparison.incomplete, why
+    unscored = comparison.unscored
+    more = f"; {unscored} more not measured on the same tokens in both groups" if unscored else ""
     if n == 0:
-        return "no common seed", "no seed is in both groups"
+        return "no common seed", f"no seed is in both groups{more.replace('more', 'are, but')}"
     if n == 1:
         seeds = "one common seed" if comparison.unpaired else "one seed"
-        return seeds, "one paired seed says nothing about other seeds"
+        return seeds, f"one paired seed says nothing about other seeds{more}"
     if comparison.spread == 0:
         what = "ratio" if comparison.scale == "log" else "difference"
         return "zero spread", f"all {n} pairs have the same {what}, so there is no noise to test it against"
     if n < least_seeds:
-        return "too few seeds", f"{n} paired seeds, and the rule asks for {least_seeds}"
+        return "too few seeds", f"{n} paired seeds, and the rule asks for {least_seeds}{more}"
     if not isfinite(comparison.p):
         return "too large", "the differences are too large for a test in double precision"
     return None
@@ -148,8 +155,8 @@ class Interval:
     @property
     def words(self) -> str:
         return (
-            "A difference is called better or worse if its interval leaves out 0 and at least "
-            f"{self.least_seeds} seeds are paired; otherwise it is inconclusive, which does not say that there is none."
+            f"Of at least {self.least_seeds} paired seeds, a difference is called better or worse if its interval "
+            "leaves out 0; otherwise it is inconclusive, which does not say that there is none."
         )
 
     def is_real(self, comparison: Comparison) -> tuple[bool, str]:
@@ -270,7 +277,9 @@ def measure(group: Group, baseline: Group, metric: str) -> Comparison | None:
         return None
     positive = all(value > 0 for side in (ours, theirs) for value in side.values())
     scale = scale_of(metric) if positive else "difference"  # no logarithm of zero
-    return paired(group.label, baseline.label, metric, scale, ours, theirs, incomplete)
+    in_both = {*group.runs["seed"]} & {*baseline.runs["seed"]}
+    one = paired(group.label, baseline.label, metric, scale, ours, theirs, incomplete)
+    return replace(one, unscored=len(in_both - (ours.keys() & theirs.keys())))
 
 
 def paired(

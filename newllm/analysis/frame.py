@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from newllm.config.identity import signature
+from newllm.analysis.settings import canonical, flatten
+from newllm.config.identity import relevant_nodes, signature
 from newllm.errors import ConfigError
 from newllm.labels import in_words
 from newllm.store.run_directory import RunDirectory, evaluated_run, metrics_of
@@ -32,8 +33,9 @@ def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
 
     A row holds what was measured under the settings of training, also by evaluations that came later. evaluations: add
     a row for each evaluation under other settings (in the run's folder evaluations/), with those settings in
-    ``config``, what they are in the column ``evaluated``, and the name of the run in ``evaluated_from``, which is
-    missing in the rows of runs. Without it such a folder is a row only if `path` names it but not its run.
+    ``config`` (and what they were in training, under ``evaluated``), what they are in the column ``evaluated``, and the
+    name of the run in ``evaluated_from``, which is missing in the rows of runs. Its ``signature`` is not that of a run
+    trained under such settings. Without it such a folder is a row only if `path` names it but not its run.
 
     Columns: ``run`` (folder name), ``path``, ``sweep`` (the folder it is in), ``evaluated_from``, ``state``,
     ``signature``, ``seed``, ``not_finite`` (tuple of the metrics whose value is null or infinite, as in a run that
@@ -99,6 +101,9 @@ def _read_run(run: RunDirectory) -> dict[str, Any]:
         config = _read_config(run)
         row |= {"config": config, "overrides": [str(line) for line in config.get("overrides") or []]}
         row |= {"seed": config["trainer"]["seed"], "signature": _signature(folder, config)}
+        if origin:
+            config = _with_settings_of_training(config, _read_config(RunDirectory(origin)))
+            row |= {"config": config, "signature": _mark(config)}
         status = run.status()
         if run.evaluations_file.name in status.get("files", {}) or os.path.lexists(run.evaluations_file):
             row["config"] = config = _with_later_evaluators(run, config)
@@ -136,6 +141,14 @@ def _read_config(run: RunDirectory) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
+def _with_settings_of_training(config: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of an evaluation with what it changes, as it was in training: two models that are evaluated
+    alike may else have equal configurations."""
+    now, then = (flatten({**relevant_nodes(one), "eval": None}) for one in (config, trained))
+    changed = [key for key in {**then, **now} if canonical(then.get(key)) != canonical(now.get(key))]
+    return {**config, "evaluated": {f"{key} in training": then.get(key) for key in changed}}
+
+
 def _with_later_evaluators(run: RunDirectory, config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with the evaluators that evaluations after the run have added."""
     later = {name: options for line in run.evaluated() for name, options in line["eval"].items()}
@@ -149,8 +162,12 @@ def _signature(folder: Path, config: Mapping[str, Any]) -> str:
 
     Raises ConfigError if newllm chose the folder's name and the signature in it is another one.
     """
-    mark = signature(config, hash_of=lambda path, patterns: None)
+    mark = _mark(config)
     named = _GENERATED_NAME.search(folder.name)
     if named and mark != named[1]:
         raise ConfigError("the configuration does not have the folder's signature: another version of newllm wrote it")
     return mark
+
+
+def _mark(config: Mapping[str, Any]) -> str:
+    return signature(config, hash_of=lambda path, patterns: None)

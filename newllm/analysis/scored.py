@@ -36,7 +36,8 @@ class OtherTokens:
         """A sentence for a report."""
         more = f" and {len(self.metrics) - 1} other metrics" if len(self.metrics) > 1 else ""
         usual = f" ({self.title}, in most runs {self.usual})" if self.usual else ""
-        scored = f"{self.metrics[0]}{more} of {len(self.places)} runs scored other tokens than most runs"
+        runs = f"{len(self.places)} run{'s' * (len(self.places) > 1)}"
+        scored = f"{self.metrics[0]}{more} of {runs} scored other tokens than most runs"
         return f"{scored}{usual}, so these numbers have tables of their own."
 
 

@@ -15,7 +15,7 @@ from newllm.position.frequencies import wavelengths
 from newllm.position.frequencies.nodes import scale, spectrum
 from newllm.position.frequencies.spectrum import rotary_dims
 from newllm.report.figures import Drawing, Panel, heat_maps
-from newllm.report.result_tables import comparison_table, verdict_cell, verdict_kind
+from newllm.report.result_tables import comparison_table
 from newllm.report.series import BAND, GEOMETRIC, Numbered, numbered_metrics, over_numbers, read_tables
 from newllm.report.study import Part, Section, Study
 from newllm.report.tables import (
@@ -27,6 +27,8 @@ from newllm.report.tables import (
     make_row,
     mean_cell,
     number_cell,
+    verdict_cell,
+    verdict_kind,
 )
 from newllm.store.own_code import use_code_of_run
 from newllm.store.run_directory import RunDirectory
@@ -110,7 +112,8 @@ def _at_length(group: Group, metric: str, comparison: Comparison | None) -> Cell
     if comparison.incomplete:
         return replace(mean, text=f"{mean.text} · {comparison.incomplete}", csv=csv)
     difference, interval = difference_texts(comparison)
-    verdict = f" {verdict_cell(comparison).text}" if comparison.verdict in ("better", "worse", "differs") else ""
+    said = comparison.verdict in ("better", "worse", "differs") or (comparison.unpaired and not comparison.family)
+    verdict = f" {verdict_cell(comparison).text}" if said else ""
     shown = f"{difference}{verdict}" if interval == ABSENT else f"{difference} {interval}{verdict}"
     return Cell(shown, mean.value, csv, kind=verdict_kind(comparison), hint=f"{mean.text}; {comparison.why}")
 

@@ -25,6 +25,7 @@ from newllm.report.tables import (
     percent_cell,
     spread,
     text_cell,
+    verdict_cell,
 )
 
 OF_EVALUATIONS = (
@@ -33,7 +34,7 @@ OF_EVALUATIONS = (
 )
 BOOTSTRAP = (
     "the BCa bootstrap, which hold less often than they say: of 20 seeds 93 % alone and 88 % of eight together, of 40 "
-    "seeds 95 % and 92 % (docs/statistics.md)"
+    "seeds 95 % and 92 % (docs/statistics.md); p-values are those of Student's t"
 )
 BEST_IS_BOLD = "the best mean is bold"
 MOST_ROWS = 200  # of unfinished runs, and of runs compared with another result set
@@ -61,8 +62,12 @@ def results(study: Study) -> list[Section]:
     every number behind a verdict, the rule in words, and the noise of repeats."""
     lines = [*_missing_seeds(study), *([study.reason] if study.reason else [])]
     lines += [note for part in study.parts for note in part.baseline.notes]
-    if any(group.runs["seed"].nunique() < 2 for part in study.parts for group in part.baseline.pairs.values()):
-        lines.append("A baseline has one seed, which says nothing about other seeds: there are no verdicts.")
+    baselines = dict.fromkeys(group for part in study.parts for group in part.baseline.pairs.values())
+    if alone := dict.fromkeys(group.label for group in baselines if group.runs["seed"].nunique() == 1):
+        lines.append(
+            f"A baseline has one seed ({', '.join(alone)}), which says nothing about other seeds: what is compared "
+            "with it has no verdict."
+        )
     tables, comparison_tables = [], []
     for part in study.parts:
         comparisons = part.compared(part.options.compare)
@@ -86,10 +91,16 @@ def _missing_seeds(study: Study) -> list[str]:
     lines = []
     for part in (part for part in study.parts if part.whole):
         for group in part.groups:
-            every = {name: group.missing_words(name) for name in [part.metric, *part.options.metrics]}
-            if name := next((name for name, words in every.items() if words), None):
-                words = f"{part.named(group.label)}: {every[name]} ({name})"
-                lines.append(f"{words}, so it has no verdict, and its mean is never the best.")
+            metrics: dict[str, list[str]] = {}
+            for name in dict.fromkeys([part.metric, *part.options.compare, *part.options.metrics]):
+                metrics.setdefault(group.missing_words(name), []).append(name)
+            for words, names in metrics.items():
+                if words:
+                    so = "its mean is never the best"
+                    if not {*names}.isdisjoint(part.options.compare):
+                        who = "what is compared with it" if group.label in part.baseline.labels else "it"
+                        so = f"{who} has no verdict, and {so}"
+                    lines.append(f"{part.named(group.label)}: {words} ({names[0]}), so {so}.")
     return lines
 
 
@@ -209,22 +220,6 @@ def comparison_cells(comparison: Comparison) -> Row:
         "agree": number_cell(comparison.agree if pairs else None, "agree", f"{comparison.agree} of {pairs}"),
         "seeds needed": number_cell(comparison.seeds_needed, "seeds needed"),
     }
-
-
-def verdict_cell(comparison: Comparison) -> Cell:
-    """The verdict, with the seeds that it would take where it is inconclusive, and with the interval where a rule that
-    does not look at it says something else."""
-    inconclusive, text = comparison.verdict == "inconclusive", comparison.verdict
-    if isfinite(comparison.low) and inconclusive == comparison.excludes_zero:
-        text += f" (the interval {'leaves out' if inconclusive else 'includes'} 0)"
-    elif inconclusive and comparison.seeds_needed:
-        text += f" (needs {comparison.seeds_needed:,} seeds)"
-    return Cell(text, text, {"verdict": comparison.verdict}, kind=verdict_kind(comparison), hint=comparison.why)
-
-
-def verdict_kind(comparison: Comparison) -> str:
-    """The look of a verdict on the page."""
-    return comparison.verdict if comparison.verdict in ("better", "worse") else "open"
 
 
 def _repeats(study: Study) -> str:

@@ -135,6 +135,22 @@ def difference_texts(comparison: Comparison) -> tuple[str, str]:
     return difference_text(comparison.difference, comparison.scale), interval
 
 
+def verdict_cell(comparison: Comparison) -> Cell:
+    """The verdict, with the seeds that it would take where it is inconclusive, and with the interval where a rule that
+    does not look at it says something else."""
+    inconclusive, text = comparison.verdict == "inconclusive", comparison.verdict
+    if isfinite(comparison.low) and inconclusive == comparison.excludes_zero:
+        text += f" (the interval {'leaves out' if inconclusive else 'includes'} 0)"
+    elif inconclusive and comparison.seeds_needed:
+        text += f" (needs {comparison.seeds_needed:,} seeds)"
+    return Cell(text, text, {"verdict": comparison.verdict}, kind=verdict_kind(comparison), hint=comparison.why)
+
+
+def verdict_kind(comparison: Comparison) -> str:
+    """The look of a verdict on the page."""
+    return comparison.verdict if comparison.verdict in ("better", "worse") else "open"
+
+
 def to_csv(table: Table) -> str:
     """One line per row; the columns are those that the cells name, in order of appearance. NaN is an empty cell."""
 

@@ -22,6 +22,12 @@ def test_a_group_is_compared_with_the_published_run_of_its_conditions():
     assert line.run.status in ("log", "document")
 
 
+def test_a_group_of_several_configurations_is_compared_with_none_of_them():
+    runs = [(PUBLISHED, 1, {"val/ppl": 100.0}), ([*PUBLISHED, "rotary_pct=0.5"], 1, {"val/ppl": 110.0})]
+    assert compare_groups(groups(table(runs)))
+    assert compare_groups(groups(table(runs), by=["attention"])) == []
+
+
 def test_one_published_value_and_one_seed():
     lines = compare_groups(groups(table([(PUBLISHED, 42, {"val/best_ppl": 107.4})])))
     (line,) = (line for _, line in lines if line.run.run == "rope25-5k")

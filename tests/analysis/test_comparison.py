@@ -217,7 +217,7 @@ def test_rules_are_options_in_yaml():
     values = {"rope": [100, 110, 120], "alibi": [92, 99, 110]}
     assert compared(**values).verdict == "better"
     assert compared(strict, **values).verdict == "too few seeds"
-    assert "at least 4 seeds" in strict.words
+    assert "at least 4 paired seeds" in strict.words
     assert compare_with_rope(groups_with(**values), confidence=0.999)[0].verdict == "inconclusive"
     assert "67 %" in make_rule("published").words
 

@@ -77,6 +77,10 @@ def test_evaluations_under_other_settings_are_rows_after_their_run(tmp_path: Pat
     assert frame["evaluated"].fillna("").tolist() == ["", "theta=100", "", "theta=100"]
     assert frame["sweep"].unique().tolist() == [str(tmp_path / "sweep")]
     assert frame["val/ppl"].tolist() == [100.0, 120.0, 100.0, 120.0]
+    trained_so = folder(tmp_path, config("pos_encoding.theta=100"), {})
+    assert load_runs(trained_so)["signature"].tolist() == [signature(config("pos_encoding.theta=100"))]
+    assert frame["signature"].nunique() == 4
+    assert not frame["signature"].isin(load_runs(trained_so)["signature"]).any()
     lost = Path(frame["path"].iloc[1])
     (lost / "results.json").unlink()
     (lost / "evaluations.jsonl").write_text(json.dumps({"eval": {}, "overrides": ["theta=100", "eval=[loss,qk]"]}))

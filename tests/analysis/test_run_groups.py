@@ -3,6 +3,7 @@ import math
 import pandas as pd
 import pytest
 
+from newllm.analysis.baselines import choose_baseline
 from newllm.analysis.comparable import split_comparable
 from newllm.analysis.frame import load_runs
 from newllm.analysis.run_groups import groups
@@ -198,6 +199,24 @@ def test_evaluations_lack_the_seeds_that_failed_in_training(tmp_path):
     (run / "status.json").write_text('{"state": "failed", "error": "Training diverged at step 7"}')
     trained, evaluated = groups(load_runs(tmp_path, evaluations=True))
     assert trained.missing("val/ppl") == evaluated.missing("val/ppl") == {4: "diverged"}
+
+
+def test_models_that_are_evaluated_alike_stay_apart(tmp_path):
+    """Even where the changed setting was the only one that told them apart."""
+    for theta, ppl in ((1000, 100.0), (2000, 200.0)):
+        for seed in (1, 2, 3):
+            run = folder(tmp_path, config(f"pos_encoding.theta={theta}", seed=seed), {"val/ppl": ppl + seed})
+            later = config("pos_encoding.theta=100", seed=seed)
+            later["choices"]["evaluated"] = "theta=100"
+            folder(run / "evaluations", later, {"val/ppl": ppl + seed * 1.1})
+    found = groups(load_runs(tmp_path, evaluations=True))
+    assert [round(group.mean("val/ppl")) for group in found] == [102, 202, 102, 202]
+    assert [group.label.rpartition(" · ")[2] for group in found[2:]] == [
+        "theta in training 1000",
+        "theta in training 2000",
+    ]
+    pairs = choose_baseline(found, None).evaluations
+    assert [(found.index(one), found.index(other)) for one, other in pairs.items()] == [(2, 0), (3, 1)]
 
 
 def parts(*runs):

@@ -113,7 +113,29 @@ def test_one_seed_never_gives_a_verdict(tmp_path: Path, capsys: pytest.CaptureFi
     line = next(line for line in read_table(tmp_path / "report" / "main.csv") if line["group"] == "nope")
     assert line["verdict"] == "one seed"
     assert line["difference low"] == ""
-    assert "no verdicts" in capsys.readouterr().out
+    said = (
+        "A baseline has one seed (rope), which says nothing about other seeds: what is compared with it has no verdict."
+    )
+    assert capsys.readouterr().out.startswith(said)
+
+
+def test_the_first_lines_say_what_missing_seeds_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A baseline costs others their verdicts; a metric that is not compared costs none."""
+    for encoding, level in (("rope", 100.0), ("alibi", 110.0)):
+        for seed in (1, 2, 3):
+            lost = {"rope": "val/loss", "alibi": "val/bits_per_byte"}[encoding] if seed == 2 else ""
+            results = {"val/ppl": level + seed**2, "val/loss": level - seed**2, "val/bits_per_byte": 1.0 + seed}
+            null = {name: None if name == lost else value for name, value in results.items()}
+            folder(tmp_path, config(f"pos_encoding={encoding}", seed=seed), null)
+    words = ["formats=[csv]", "size=data/val_tokens", "baseline=rope", "compare=[val/ppl,val/loss]"]
+    assert main([str(tmp_path), *words]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "alibi: 1 of 3 seeds not finite (val/bits_per_byte), so its mean is never the best.",
+        "rope: 1 of 3 seeds not finite (val/loss), so what is compared with it has no verdict, and its mean is never "
+        "the best.",
+    ]
+    verdicts = {line["metric"]: line["verdict"] for line in read_table(tmp_path / "report" / "comparisons.csv")}
+    assert verdicts == {"val/ppl": "worse", "val/loss": "baseline: 1 of 3 seeds not finite"}
 
 
 def test_a_verdict_of_the_published_rule_says_if_the_interval_does_not_agree(

@@ -108,7 +108,7 @@ def test_seeds_that_scored_other_tokens_are_not_averaged(tmp_path: Path) -> None
             mark = "other" if seed == 4 and encoding == "rope" else "usual"
             options = USUAL if mark == "other" else SHORT
             run(tmp_path / "runs", encoding, seed, options, {64: mark, 128: "both"})
-    tables = report(tmp_path / "runs", tmp_path / "report", "baseline=rope")
+    tables = report(tmp_path / "runs", tmp_path / "report", "baseline=rope", "verdict.least_seeds=4")
     rope = next(line for line in tables["extrapolation-tail_ppl"] if line["group"] == "rope")
     means = [math.exp(5 + 0.02 * seed + 0.001 * seed**2) * 1.064 for seed in (1, 2, 3, 4)]
     assert float(rope["extrapolation/tail_ppl@64 mean"]) == pytest.approx(sum(means[:3]) / 3)
@@ -117,6 +117,8 @@ def test_seeds_that_scored_other_tokens_are_not_averaged(tmp_path: Path) -> None
     assert float(other["extrapolation/tail_ppl@64 mean"]) == pytest.approx(means[3])
     pairs = {line["metric"]: line["pairs"] for line in tables["length-comparisons"]}
     assert pairs == {"extrapolation/tail_ppl@64": "3", "extrapolation/tail_ppl@128": "4"}
+    why = tables["length-comparisons"][0]["why"]
+    assert why == "3 paired seeds, and the rule asks for 4; 1 more not measured on the same tokens in both groups"
     assert next(line for line in tables["main"] if line["group"] == "rope")["seeds"] == "4"
 
 
