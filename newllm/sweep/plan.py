@@ -105,6 +105,11 @@ class Plan:
         for run in self.runs if labels else ():
             if run.known.state == "done" and (run.missing or not run.wanted):
                 RunDirectory(run.path).label(labels or {})
+        for run in self.runs:
+            failed = run.known.state == "done" and run.known.error and not run.known.attended
+            if failed and not missing_evaluators(RunDirectory(run.path), run.config["eval"]):
+                RunDirectory(run.path).ask({})  # not any more for the evaluators that failed
+                RunDirectory(run.path).update_status(error=None, traceback=None)
         return [run.path for run in self.wanted]
 
 

@@ -132,6 +132,10 @@ def test_a_sweep_gives_its_finished_runs_the_evaluators_that_they_lack(tmp_path:
         "failed", "done", True
     )  # fmt: skip
     assert "KeyError" in str(error)
+    again = planned(tmp_path, "seed=1,2", "eval=[loss]")
+    assert [run.known.error for run in again.runs] == [error, None]
+    assert not again.freeze()  # it no longer asks for that evaluator
+    assert (directories[0].waits(), directories[0].status()["error"]) == (False, None)
 
 
 def test_several_options_of_an_evaluator_are_no_sweep(tmp_path: Path) -> None:
