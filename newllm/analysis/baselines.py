@@ -28,7 +28,7 @@ class Baseline:
     """words: what groups are compared with, to stand after "compared with".
 
     pairs: group -> its baseline, of runs as trained (and of evaluations, where the baseline is one). evaluations: of
-    evaluations under other settings; corrected by themselves, since they are of the same trained runs. notes: sentences
+    evaluations under other settings; corrected separately, since they are of the same trained runs. notes: sentences
     on what was chosen and on groups that have no baseline.
     """
 

@@ -68,8 +68,7 @@ def long_context(study: Study) -> list[Section]:
         tables += _ruler(part)
         if every:
             title = f"Comparisons with {part.baseline.words} at each length"
-            notes = list(filter(None, [study.options.rule.words, family]))
-            comparison_tables.append(comparison_table("length-comparisons", title, part, every, notes))
+            comparison_tables.append(comparison_table("length-comparisons", title, part, every, family))
     figures = (_curves, _loss_by_position, _spectra, _retrieval, _passkey_maps)
     return [
         study.figure_section("length", "Long context", *figures, tables=tables),

@@ -30,7 +30,7 @@ from newllm.report.tables import (
 
 OF_EVALUATIONS = (
     "Evaluations under other settings are compared with the same runs as trained, where these scored the same text, "
-    "and corrected by themselves."
+    "and corrected separately."
 )
 BOOTSTRAP = (
     "the BCa bootstrap, which hold less often than they say: of 20 seeds 93 % alone and 88 % of eight together, of 40 "
@@ -71,14 +71,12 @@ def results(study: Study) -> list[Section]:
     tables, comparison_tables = [], []
     for part in study.parts:
         comparisons = part.compared(part.options.compare)
-        family = list(filter(None, [study.family_in_words(part, part.options.compare)]))
+        family = study.family_in_words(part, part.options.compare)
         if part.whole or any(group.by_seed(name) for name in part.options.metrics for group in part.groups):
             tables.append(_groups_table(part, comparisons, family))
         if comparisons:
             title = f"Comparisons with {part.baseline.words}"
-            comparison_tables.append(
-                comparison_table("comparisons", title, part, comparisons, [study.options.rule.words, *family])
-            )
+            comparison_tables.append(comparison_table("comparisons", title, part, comparisons, family))
     repeats = [_repeats(study)] if comparison_tables else []
     return [
         Section("results", "Results", lines, tables),
@@ -104,7 +102,7 @@ def _missing_seeds(study: Study) -> list[str]:
     return lines
 
 
-def _groups_table(part: Part, comparisons: Sequence[Comparison], family: Sequence[str]) -> Table:
+def _groups_table(part: Part, comparisons: Sequence[Comparison], family: str) -> Table:
     options, compared = part.options, {}
     first, *others = options.metrics
     confidence = f"{100 * options.confidence:.4g} % interval"
@@ -116,14 +114,13 @@ def _groups_table(part: Part, comparisons: Sequence[Comparison], family: Sequenc
         compared = {c.candidate: c for c in comparisons if c.metric == options.compare[0]}
         notes.append(f"Δ is the difference to {part.baseline.words}, with its {confidence}, paired by seed.")
         notes += [f"Intervals by {BOOTSTRAP}."] if options.interval == "bootstrap" else []
-        notes += family
+        notes += [family] if family else []
         if part.baseline.evaluations:
             notes.append(OF_EVALUATIONS)
         hints[delta] = f"{confidence}, paired by seed"
     best = {metric: _best_groups(part, metric) for metric in options.metrics}
-    swatches = (
-        {drawn.group: f"swatch-{drawn.index % len(COLOURS)}" for drawn in part.drawn} if len(part.drawn) > 1 else {}
-    )
+    drawn = part.drawn if len(part.drawn) > 1 else []
+    swatches = {one.group: f"swatch-{one.index % len(COLOURS)}" for one in drawn}
     rows = []
     for group in part.groups:
         settings = {
@@ -172,13 +169,11 @@ def _difference_and_verdict(comparison: Comparison | None, is_baseline: bool) ->
     return Cell(difference if interval == ABSENT else f"{difference} {interval}", comparison.difference, csv), verdict
 
 
-def comparison_table(
-    name: str, title: str, part: Part, comparisons: Sequence[Comparison], notes: Sequence[str]
-) -> Table:
-    """Every number of some comparisons of a part; `notes` stand last below them."""
+def comparison_table(name: str, title: str, part: Part, comparisons: Sequence[Comparison], family: str) -> Table:
+    """Every number of some comparisons of a part. family: what their intervals hold for, "" if none was tested."""
     method = {"t": "Student's t", "bootstrap": BOOTSTRAP}[part.options.interval]
     scales = [_SCALES[scale] for scale in dict.fromkeys(comparison.scale for comparison in comparisons)]
-    notes = [*scales, f"Intervals by {method}.", *notes]
+    notes = [*scales, f"Intervals by {method}.", part.options.rule.words, *([family] if family else [])]
     rows = [_comparison_row(comparison, len(part.baseline.labels) > 1) for comparison in comparisons]
     if part.baseline.evaluations:
         notes.append(OF_EVALUATIONS)
