@@ -4,6 +4,7 @@
 which gives the line up to the cursor in COMP_LINE.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -41,6 +42,8 @@ FLAGS: Mapping[str, Mapping[str, str | None]] = {
     "bench": {"--help": None},
 }  # fmt: skip
 
+_SHELL = re.compile(r"[\s$`;&|<>()'\"\\*?!#]")  # what a shell would not take as part of a name
+
 SCRIPTS = {  # what a shell has to read once, as in eval "$(newllm -sc install=bash)"
     "bash": """\
 _newllm() {
@@ -71,9 +74,9 @@ def answer(shell: str, line: str, breaks: str, verbs: Iterable[str]) -> list[str
     words, quoted = _words(line)
     found = complete(words[1:], Path(), verbs) if len(words) > 1 else []
     if shell != "bash" or quoted:
-        return found
+        return [word for word in found if not (quoted and _SHELL.search(word))]
     start = 1 + max((words[-1].rfind(character) for character in breaks if not character.isspace()), default=-1)
-    return [word[start:] + " " * word.startswith("-") for word in found]
+    return [_SHELL.sub(r"\\\g<0>", word[start:]) + " " * word.startswith("-") for word in found]
 
 
 def complete(words: Sequence[str], here: Path, verbs: Iterable[str]) -> list[str]:
@@ -126,7 +129,11 @@ def _folders(here: Path, text: str, files: bool = False) -> list[str]:
     found = []
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
-            if path.name.startswith(name) and (name.startswith(".") or not path.name.startswith(".")):
+            if (
+                path.name.startswith(name)
+                and path.name.isprintable()
+                and (name.startswith(".") or not path.name.startswith("."))
+            ):
                 if path.is_dir():
                     found.append(f"{parent}{slash}{path.name}/")
                 elif files:

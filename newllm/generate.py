@@ -39,7 +39,7 @@ def _run(argv: list[str]) -> int:
     from newllm.run.load import load_run
 
     run = load_run(options.run)
-    if not run.checkpoint.exists():
+    if not run.checkpoint.exists() and run.status.get("state") != "done":
         raise ConfigError(
             f"{options.run} has no weights yet, since its first epoch has not ended; the command that started it "
             "resumes it."

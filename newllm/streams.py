@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 # What moves a terminal's cursor, changes its colours or the order of letters. A line may end with \r\n.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
 def visible(text: str) -> str:

@@ -114,6 +114,10 @@ def test_the_shells_get_words_that_fit_what_they_replace(tmp_path: Path, monkeyp
     assert offered("bash", "LR=1 newllm train pos_encoding=rope,alibi_") == ["rope,alibi_per_head"]
     assert offered("bash", "newllm train 'eval=[loss,posi") == ["eval=[loss,position"]
     assert offered("bash", "newllm train --pack") == ["--package "]
+    for name in ("a $(b)", "line\nbreak"):  # a shell would execute the first
+        (tmp_path / name).mkdir()
+    assert offered("bash", "newllm status ")[:1] == ["a\\ \\$\\(b\\)/"]
+    assert offered("bash", 'newllm status "a') == offered("zsh", "newllm status li") == []
     assert offered("zsh", "newllm train pos_encoding=rope,alibi_") == ["pos_encoding=rope,alibi_per_head"]
     assert offered("zsh", "newllm train eval=\\[loss,posi") == ["eval=[loss,position"]
     assert offered("fish", "newllm sta") == ["status"]

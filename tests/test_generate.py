@@ -1,16 +1,22 @@
 """Generation, from a run that was really trained, if shortly."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 import newllm
+from newllm.config.identity import stored_signature
+from newllm.data.tokenizer import train_bpe
+from newllm.errors import ConfigError
 from newllm.generate import main
 from newllm.model import decoder
 from newllm.model.decoder import Decoder, generate
 from newllm.run.load import LoadedRun
+from newllm.run.reevaluate import evaluate_run
+from newllm.store.run_directory import RunDirectory
 from tests.support.small_runs import small_config
 
 PROMPT = "def main(self"
@@ -170,3 +176,25 @@ def test_a_run_without_weights_gives_one_sentence_and_status_2(
     printed = capsys.readouterr()
     assert f"{tmp_path} has no weights yet" in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_weights_of_another_run_and_lost_ones_are_said(
+    run_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = RunDirectory(shutil.copytree(run_directory, tmp_path / "own"))
+    config = own.config()
+    own.write_config({**config, "trainer": {**config["trainer"], "seed": 7}})
+    own.update_status(signature=stored_signature(own.config()))
+    assert main([str(own.path), PROMPT]) == 2
+    assert "own/checkpoints/best.safetensors is of the run " in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"best.safetensors is of the run .* restore the one that is not this run's"):
+        evaluate_run(own.path)
+    own.write_config(config)
+    own.update_status(signature=stored_signature(config))
+    train_bpe(["Four score and seven years ago"], 300).save(own.tokenizer)
+    assert main([str(own.path), PROMPT]) == 2
+    assert "tokenizer.meta.json is damaged or was edited" in capsys.readouterr().err
+    shutil.copytree(run_directory / "tokenizer", own.tokenizer, dirs_exist_ok=True)
+    own.best_checkpoint.unlink()
+    assert main([str(own.path), PROMPT]) == 2
+    assert "own/checkpoints/best.safetensors is missing; restore it" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """load_runs(): many run directories as one tidy table, a row per run."""
 
 import os
-import re
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from newllm.analysis.settings import canonical, flatten
-from newllm.config.identity import relevant_nodes, signature
+from newllm.config.identity import relevant_nodes, stored_signature
 from newllm.errors import ConfigError
 from newllm.labels import in_words
-from newllm.store.run_directory import RunDirectory, evaluated_run, metrics_of
+from newllm.store.run_directory import GENERATED_NAME, RunDirectory, evaluated_run, metrics_of
 from newllm.store.run_names import Paths, find_runs, located
 from newllm.suggest import did_you_mean
 
@@ -24,8 +23,6 @@ FIXED = (
 WIDE = ("not_finite", "overrides", "config", "scored", "error")  # columns of FIXED that come last
 SCORED = "scored/"  # + evaluator, or evaluator/part: names in results.json of fingerprints of the scored tokens
 NEEDED = ("choices", "data", "model", "pos_encoding", "attention", "optim", "trainer", "eval")
-
-_GENERATED_NAME = re.compile(r"-s\d+-([0-9a-f]{8})$")  # <slug>-s<seed>-<signature>
 
 
 def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
@@ -103,8 +100,10 @@ def _read_run(run: RunDirectory) -> dict[str, Any]:
         row |= {"seed": config["trainer"]["seed"], "signature": _signature(folder, config)}
         if origin:
             config = _with_settings_of_training(config, _read_config(RunDirectory(origin)))
-            row |= {"config": config, "signature": _mark(config)}
+            row |= {"config": config, "signature": stored_signature(config)}
         status = run.status()
+        if not origin:
+            run.require_same_run(run.status_file, status.get("signature"), row["signature"])
         if run.evaluations_file.name in status.get("files", {}) or os.path.lexists(run.evaluations_file):
             row["config"] = config = _with_later_evaluators(run, config)
         named: dict[str, Any] = {
@@ -158,16 +157,12 @@ def _with_later_evaluators(run: RunDirectory, config: dict[str, Any]) -> dict[st
 
 
 def _signature(folder: Path, config: Mapping[str, Any]) -> str:
-    """The signature of the configuration, by the content that it says its run has read; no such file is opened here.
+    """The signature of the configuration.
 
     Raises ConfigError if newllm chose the folder's name and the signature in it is another one.
     """
-    mark = _mark(config)
-    named = _GENERATED_NAME.search(folder.name)
+    mark = stored_signature(config)
+    named = GENERATED_NAME.search(folder.name)
     if named and mark != named[1]:
         raise ConfigError("the configuration does not have the folder's signature: another version of newllm wrote it")
     return mark
-
-
-def _mark(config: Mapping[str, Any]) -> str:
-    return signature(config, hash_of=lambda path, patterns: None)

@@ -94,6 +94,11 @@ def signature(cfg: DictConfig | Mapping[str, Any], hash_of: HashOf = content_has
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def stored_signature(config: Mapping[str, Any]) -> str:
+    """The signature of a run's stored configuration, by the content that it says its run has read; opens no file."""
+    return signature(config, hash_of=lambda path, patterns: None)
+
+
 def slug(cfg: DictConfig | Mapping[str, Any], varied: Mapping[str, str] | None = None) -> str:
     """A short, readable and safe file name: choices, then overridden values (axes first), then the seed.
 

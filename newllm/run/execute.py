@@ -168,7 +168,7 @@ def _attempt(run: Run) -> Iterator[int]:
     try:
         run.console.open_log(directory.log_file)
         yield number
-        directory.end_attempt("done")
+        directory.end_attempt("done", signature=signature(run.cfg))
     except Interrupted:
         directory.end_attempt("interrupted")
         raise

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from newllm.config.identity import stored_signature
 from newllm.config.values import check_stored
 from newllm.data import Tokenizer
 from newllm.model import LanguageModel, build_model
 from newllm.store.own_code import use_code_of_run
-from newllm.store.run_directory import RunDirectory
+from newllm.store.run_directory import TOKENIZER, RunDirectory
 from newllm.store.run_names import located
 from newllm.training.checkpoint import load_weights
 
@@ -44,7 +45,9 @@ class LoadedRun:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.directory.trained.tokenizer)
+        trained = self.directory.trained
+        trained.written(TOKENIZER)
+        return Tokenizer.load(trained.tokenizer)
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -52,7 +55,8 @@ class LoadedRun:
         trained = self.directory.trained
         length = check_stored(trained.config()).data.seq_len
         model = build_model(check_stored(self.directory.config()), self.tokenizer.vocab_size, length)
-        load_weights(self.checkpoint, model)
+        about = load_weights(self.checkpoint, model)
+        trained.require_same_run(self.checkpoint, about["signature"], stored_signature(trained.config()))
         return model.eval()
 
 
@@ -69,4 +73,7 @@ def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] | No
     if weights is None:
         weights = "last" if (config.get("trainer") or {}).get("eval_weights") == "last" else "best"
     use_code_of_run(directory.trained)
-    return LoadedRun(directory, OmegaConf.create(config), directory.results(), directory.status(), weights)
+    status = directory.status()
+    if directory.trained is directory:
+        directory.require_same_run(directory.status_file, status.get("signature"), stored_signature(config))
+    return LoadedRun(directory, OmegaConf.create(config), directory.results(status), status, weights)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from newllm.build import build
-from newllm.config.identity import canonical, folder_name
+from newllm.config.identity import canonical, folder_name, stored_signature
 from newllm.config.values import check_stored
 from newllm.console import Console, number
 from newllm.data.tokenizer import Tokenizer
@@ -171,7 +171,9 @@ def _prepare(plan: EvaluationPlan) -> Run:
     cfg.run_dir = str(directory.path)
     run = prepare(cfg, trained_length=length)
     last = cfg.trainer.eval_weights == "last"
-    about = load_weights(directory.last_checkpoint if last else directory.best_checkpoint, run.model)
+    checkpoint = directory.last_checkpoint if last else directory.best_checkpoint
+    about = load_weights(checkpoint, run.model)
+    directory.require_same_run(checkpoint, about["signature"], stored_signature(plan.trained))
     if not other_data and about["data"] != run.data.fingerprint:
         raise ConfigError(
             f"the text of {directory.path} has changed since the run was trained, so its numbers would not compare; "

@@ -8,6 +8,7 @@ from typing import Any
 
 Rows = Sequence[dict[str, Any]]
 _NUMBER = re.compile(r"[+-]?(\d[\d,.]*([eE][+-]?\d+)?( ?%)?|inf|nan|)")  # also a lone sign
+_FORMULA = re.compile(r"(^|;)(?=\s*[=+@\uff1d\uff0b\uff0d\uff20-]|[\t\r\n])")
 MEASURED = ("seconds", "peak_bytes")  # suffixes of columns that differ from one evaluation to the next
 
 
@@ -22,9 +23,9 @@ def as_csv(rows: Rows, newline: str = "\r\n") -> str:
 
 
 def _cell(value: Any) -> Any:
-    """The value; a text that a spreadsheet would execute as a formula is preceded by an apostrophe."""
-    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-    return f"'{value}" if formula and not _NUMBER.fullmatch(value) else value
+    """The value; what a spreadsheet would execute as a formula, also behind a semicolon, which separates the cells of a
+    spreadsheet in many languages, is preceded by an apostrophe."""
+    return _FORMULA.sub(r"\1'", value) if isinstance(value, str) and not _NUMBER.fullmatch(value) else value
 
 
 def equal_csv(a: str, b: str) -> bool:

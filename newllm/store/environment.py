@@ -16,8 +16,15 @@ from newllm.store.intact import Damaged, read_json, require_types
 
 CODE = "_code.json"  # in a copy of the package: the git state of its source
 
-_SECRET = re.compile(r"password|passwd|secret|(api|access|auth|private)[-_]?(key|token)|^-*token$|credential", re.I)
-_KEYS = re.compile(r"\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[bp]-|AKIA)[A-Za-z0-9_-]{12,}")
+_NAME = (
+    r"(?:pass(?:word|wd|phrase)|\bpwd\b|secret|(?:api|access|auth|private|hub|hf|wandb|signing)[-_]?(?:key|token)|"
+    r"(?<![\w-])-*token\b|credential|\bsignature\b|\bsig\b|authorization)"
+)
+_SECRET = re.compile(_NAME, re.I)
+_INNER = re.compile(rf"([\w-]*{_NAME}[\w-]*['\"]?\s*[=:]\s*)('[^']*'|\"[^\"]*\"|[^\s,&'\"}}\]]+)", re.I)
+_KEYS = re.compile(
+    r"\b(hf_|sk-|gh[opsur]_|github_pat_|glpat-|xox[a-z]-|AKIA|ASIA|AIza|wandb_v1_|eyJ)[\w.-]{12,}|Bearer \S+"
+)
 
 PACKAGES = [
     "newllm", "torch", "numpy", "hydra-core", "omegaconf", "safetensors", "tokenizers", "transformers", "datasets",
@@ -49,6 +56,7 @@ def without_secrets(words: Sequence[str]) -> list[str]:
         word = re.sub(r"(\w://)[^/@\s]+@", r"\1***@", word)  # https://user:password@host
         word = _KEYS.sub("***", word)
         name, equals, _ = word.partition("=")
+        word = _INNER.sub(r"\1***", word)  # in a URL's query, a mapping, or a line of shell
         secret = bool(_SECRET.search(name.rpartition(".")[2]))
         shown.append("***" if hide and not word.startswith("-") else f"{name}=***" if secret and equals else word)
         hide = secret and not equals and word.startswith("-")  # --token VALUE

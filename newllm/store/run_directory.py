@@ -2,7 +2,7 @@
 
 config.yaml       the resolved effective configuration
 environment.json  command line, code version, packages, machine of the latest attempt
-status.json       state, attempt, progress, times, host, error; name, tags and notes
+status.json       state, attempt, progress, times, host, error; name, tags and notes; the signature of a finished run
 metrics.jsonl     a line per logged step and per epoch
 results.json      metric name -> number, and scored/METRIC -> fingerprint of the tokens that the metric scored
 tables/*.csv      per-layer, per-position, … results
@@ -59,12 +59,14 @@ State = Literal["queued", "running", "done", "failed", "interrupted"]
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml, if available, is ten times as fast
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+GENERATED_NAME = re.compile(r"-s\d+-([0-9a-f]{8})$")  # <slug>-s<seed>-<signature>
 _TOP_LEVEL = re.compile(r"^(?=[^\s#-])", re.MULTILINE)  # where a key of the outermost mapping begins
 _NUMBER, _NONE = (int, float), type(None)
 _STATUS_TYPES: dict[str, Any] = {
     "state": str, "attempt": int, "progress": (dict, _NONE), "files": dict, "stage_seconds": (*_NUMBER, _NONE),
     "host": (str, _NONE), "pid": (int, _NONE), "error": (str, _NONE), "traceback": (str, _NONE),
-    "labels": (dict, _NONE), **dict.fromkeys(("created", "started", "finished", "updated"), (str, _NONE)),
+    "labels": (dict, _NONE), "signature": str,
+    **dict.fromkeys(("created", "started", "finished", "updated"), (str, _NONE)),
 }  # fmt: skip
 _CONFIG_TYPES: dict[str, Any] = {
     **dict.fromkeys(("choices", "content", "groups", "data", "model", "trainer"), dict),
@@ -166,6 +168,16 @@ class RunDirectory:
         """The configuration of a run to be executed here. Raises ConfigError if there is none."""
         return OmegaConf.create({**self.existing_config(), "run_dir": str(self.path)})
 
+    def require_same_run(self, file: Path, found: str | None, own: str) -> None:
+        """Raises Damaged if the signature in a file of the run, if it has one, is not `own`, that of config.yaml.
+
+        A config.yaml without its hash has been edited on purpose, and is accepted.
+        """
+        text = "" if found in (None, own) else read_text(self.config_file) or ""
+        if without_hash(self.config_file, text) != text:
+            advice = "restore the one that is not this run's"
+            raise Damaged(file, f"is of the run {found}, and config.yaml of the run {own}", advice)
+
     def require_config(self) -> None:
         """Raises Damaged if config.yaml is missing or broken; fast, since what has its hash is not parsed."""
         text = read_text(self.config_file, self._config_advice)
@@ -233,6 +245,9 @@ class RunDirectory:
         require_types(self.status_file, values, _STATUS_TYPES, advice)
         hashes = values.get("files", {})
         require_types(self.status_file, hashes, dict.fromkeys(hashes, list), advice)
+        named = GENERATED_NAME.search(self.path.name)
+        if named and values.get("signature", named[1]) != named[1]:
+            raise Damaged(self.status_file, f"is that of another run, {values['signature']}", advice)
         return values
 
     def update_status(self, durable: bool = True, **changes: Any) -> None:
@@ -265,14 +280,19 @@ class RunDirectory:
         self.update_status(state="running", attempt=attempt, **here, error=None, traceback=None)
         return attempt
 
-    def end_attempt(self, state: State, error: str | None = None, traceback: str | None = None) -> None:
-        """Record how this process's work on the run has ended; of a finished run, the hashes of its files as well."""
+    def end_attempt(self, state: State, error: str | None = None, traceback: str | None = None, **about: Any) -> None:
+        """Record how this process's work on the run has ended; of a finished run, the hashes of its files as well.
+
+        about: further fields.
+        """
         hashes: dict[str, Any] = {}
         if state == "done":
             written = [self.results_file, self.metrics_file, self.evaluations_file, *sorted(self.tables.glob("*.csv"))]
+            written.append(self.path / TOKENIZER)
             contents = {file.relative_to(self.path).as_posix(): read_bytes(file) for file in written}
             hashes["files"] = {name: [sha256(content)] for name, content in contents.items() if content is not None}
-        self.update_status(state=state, error=error, traceback=traceback, finished=timestamp(), **hashes)
+        about |= {"error": error, "traceback": traceback, "finished": timestamp()}
+        self.update_status(state=state, **hashes, **about)
 
     def replace_files(self, texts: Mapping[str, str]) -> None:
         """Write these files of a finished run, name -> content, in this order.
@@ -415,6 +435,7 @@ class RunDirectory:
         return [parse_mapping(self.path / name, text, json.loads, "JSON", _ADVICE[name]) for text in texts]
 
 
+TOKENIZER = "tokenizer/tokenizer.meta.json"  # has the hash of tokenizer.json
 _FILES = (
     ".lock", "config.yaml", "environment.json", "status.json", "metrics.jsonl", "results.json", "train.log",
     "evaluations.jsonl", "checkpoints/last.safetensors", "checkpoints/best.safetensors",
@@ -428,6 +449,7 @@ _ADVICE = {
     "tables": f"{_EVALUATE_AGAIN}; newllm evaluate RUN writes tables of its evaluators again",
     "metrics.jsonl": "restore it, or delete the run's directory to train afresh",
     "evaluations.jsonl": _EVALUATE_AGAIN,
+    TOKENIZER: _EVALUATE_AGAIN,
 }
 
 

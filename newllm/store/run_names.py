@@ -24,38 +24,40 @@ _HYPHEN = re.compile(r"(?<!\de)-")  # not the one of 1e-05
 
 def find_runs(path: Paths) -> list[Path]:
     """The run directories (folders with a config.yaml, or with a status.json if that is lost) at or below `path`,
-    sorted by name, each once; each run is followed by the folders of its evaluations.
+    sorted by name, each once; each run is followed by the folders of its evaluations, and links to runs come last.
 
-    Does not search inside run directories, nor in folders whose name begins with a dot. Raises ConfigError for a path
-    that does not exist, or that is no folder of runs, since it holds thousands of other folders.
+    Does not search inside run directories, in folders whose name begins with a dot, nor in links to other folders.
+    Raises ConfigError for a path that does not exist, or that is no folder of runs, since it holds thousands of others.
     """
     found: dict[Path, Path] = {}
     for root in map(Path, [path] if isinstance(path, str | os.PathLike) else path):
         if not root.is_dir():
             wrong = f"{root} is a file" if root.exists() else f"{root}: no such folder"
             raise ConfigError(f"{wrong}; expected a run directory or a folder of runs, as outputs/runs")
-        real = root.resolve()
-        for folder in _walk(root):  # follows no links, so only `root` has to be resolved
-            found.setdefault(real / folder.relative_to(root), folder)
+        for folder, real in _walk(root):
+            found.setdefault(real, folder)
     return list(found.values())
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    others = 0
+def _walk(root: Path) -> Iterator[tuple[Path, Path]]:
+    """The run directories and evaluations, each with its real path; those that are links come last."""
+    others, links, real = 0, list[Path](), root.resolve()
     for folder, folders, files in os.walk(root):
         if not RUN_FILES.isdisjoint([*files, *folders]):
-            yield Path(folder)
-            yield from (
-                run for run in sorted(Path(folder, "evaluations").glob("[!.]*")) if _is_finished_evaluation(run)
-            )
+            evaluations = sorted(Path(folder, "evaluations").glob("[!.]*"))
+            for run in (Path(folder), *filter(_is_finished_evaluation, evaluations)):
+                yield run, real / run.relative_to(root)
             folders.clear()
         else:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            links += [Path(folder, name) for name in folders if os.path.islink(os.path.join(folder, name))]
             others += 1
             if others > _MOST_FOLDERS:
                 raise ConfigError(
                     f"{root} holds more than {_MOST_FOLDERS:,} folders that are no runs; name one nearer to the runs."
                 )
+    for run in filter(is_run, links):
+        yield from _walk(run)
 
 
 def _is_finished_evaluation(folder: Path) -> bool:

@@ -199,7 +199,7 @@ def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> No
 def _read(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors whose names begin with `prefix`, with the prefix removed, and the header. Raises Damaged."""
     if not is_file(path, _ADVICE):
-        raise Damaged(path, "is missing", "type the training command again to make it")
+        raise Damaged(path, "is missing", _ADVICE)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

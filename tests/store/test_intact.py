@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from newllm.analysis.frame import load_runs
+from newllm.config.identity import stored_signature
 from newllm.errors import ConfigError
+from newllm.run.load import load_run
 from newllm.store import intact, run_directory
 from newllm.store.intact import check_file, file_sha256, read_json, write_json
 from newllm.store.run_directory import RunDirectory
@@ -18,16 +20,16 @@ from tests.support.run_folders import config
 RESULTS = {"val/ppl": 100.25, "data/val_tokens": 7680, "data/bytes_per_token": 3.16}
 
 
-def finished_run(path: Path) -> RunDirectory:
+def finished_run(path: Path, seed: int = 1) -> RunDirectory:
     run = RunDirectory(path)
     with run.locked():
-        run.write_config(config())
+        run.write_config(config(seed=seed))
         run.begin_attempt()
         run.write_environment({"threads": 1, "compiled": False, "precision": "fp32"})
         run.append_metrics({"step": 1, "train/loss": 4.5})
         run.write_table("position", [{"position": 0, "loss": 4.25}])
         run.write_results(RESULTS)
-        run.end_attempt("done")
+        run.end_attempt("done", signature=stored_signature(run.config()))
     return run
 
 
@@ -71,6 +73,20 @@ def test_a_damaged_file_is_named_and_never_read_as_something_else(tmp_path: Path
         if file not in absent.get(damage, ()):
             assert changed, file
             assert changed == told, (file, changed - told, found)
+
+
+@pytest.mark.parametrize("files", [["config.yaml"], ["status.json"], ["status.json", "results.json", "metrics.jsonl"]])
+def test_files_of_another_run_are_not_taken_for_this_run_s(tmp_path: Path, files: list[str]) -> None:
+    own, other = finished_run(tmp_path / "runs/a"), finished_run(tmp_path / "b", seed=2)
+    for file in files:
+        shutil.copy(other.path / file, own.path / file)
+    (error,) = load_runs(own.path.parent)["error"]
+    marks = [stored_signature(config(seed=seed)) for seed in ((1, 2) if files == ["config.yaml"] else (2, 1))]
+    assert f"status.json is of the run {marks[0]}, and config.yaml of the run {marks[1]}" in error
+    with pytest.raises(ConfigError, match="restore the one that is not this run's"):
+        load_run(own.path)
+    named = own.path.rename(own.path.with_name(f"tiny-s1-{stored_signature(config())}"))
+    assert read_states(named.parent)[0].state == ("unreadable" if "status.json" in files else "done")
 
 
 def test_a_kill_between_a_file_and_its_hash_leaves_nothing_damaged(

@@ -94,3 +94,14 @@ def test_a_folder_of_many_others_is_no_folder_of_runs(tmp_path: Path, monkeypatc
     for number in range(3):
         (tmp_path / str(number) / "config.yaml").touch()
     assert len(find_runs(tmp_path)) == 3
+
+
+def test_a_link_to_a_run_is_that_run_once(tmp_path: Path) -> None:
+    for run in ("runs/a", "elsewhere/b", "elsewhere/b/evaluations/c"):
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "config.yaml").touch()
+    (tmp_path / "runs/again").symlink_to("a")
+    (tmp_path / "runs/linked").symlink_to(tmp_path / "elsewhere/b")
+    (tmp_path / "runs/round").symlink_to(tmp_path)
+    found = [run.relative_to(tmp_path / "runs").as_posix() for run in find_runs(tmp_path / "runs")]
+    assert found == ["a", "linked", "linked/evaluations/c"]

@@ -18,7 +18,18 @@ from newllm.store.environment import without_secrets
 from newllm.store.run_directory import RunDirectory
 from newllm.streams import Output, visible
 
-STEERING = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "a\rb", "\u202eevil", "\x08\x08", "\x00", "\u2066x", "\x7f"]
+STEERING = [
+    "\x1b[2J",
+    "\x1b]0;title\x07",
+    "\x9b31m",
+    "a\rb",
+    "\u202eevil",
+    "\x08\x08",
+    "\x00",
+    "\u2066x",
+    "\x7f",
+    "a\u2028b",
+]
 
 
 @pytest.mark.parametrize("text", STEERING)
@@ -45,12 +56,14 @@ def test_a_spreadsheet_executes_no_cell() -> None:
     row = {
         "=HYPERLINK(1)": "=cmd|' /C calc'!A0", "plus": "+1+1", "minus": "-2+3", "at": "@SUM(1)", "tab": "\t=1",
         "return": "\r=1", "number": -0.5, "count": -3, "as text": "-1,234.5", "percent": "-9.6 %", "sign": "-",
-        "none": None, "quoted": 'a "b", c', "infinite": float("-inf"),
+        "none": None, "other separator": "a;=cmd", "wide": "\uff1dcmd", "space": " =1",
+        "quoted": 'a "b", c', "infinite": float("-inf"),
     }  # fmt: skip
     ((header, cells),) = [tuple(csv.reader(io.StringIO(as_csv([row]), newline="")))]
     assert header[0] == "'=HYPERLINK(1)"
     assert cells[:6] == ["'=cmd|' /C calc'!A0", "'+1+1", "'-2+3", "'@SUM(1)", "'\t=1", "'\r=1"]
-    assert cells[6:] == ["-0.5", "-3", "-1,234.5", "-9.6 %", "-", "", 'a "b", c', "-inf"]
+    assert cells[6:12] == ["-0.5", "-3", "-1,234.5", "-9.6 %", "-", ""]
+    assert cells[12:] == ["a;'=cmd", "'\uff1dcmd", "' =1", 'a "b", c', "-inf"]
     assert equal_csv(as_csv([row]), as_csv([row]))
 
 
@@ -64,6 +77,15 @@ def test_a_spreadsheet_executes_no_cell() -> None:
         ("train +logger.api_key=abc logger.password=", "train +logger.api_key=*** logger.password=***"),
         ("train notes=hf_abcdefghijklmnopqrstu", "train notes=***"),
         ("HF_AUTH_TOKEN=abc", "HF_AUTH_TOKEN=***"),
+        ("train data.path=https://h/x?token=abc&page=2", "train data.path=https://h/x?token=***&page=2"),
+        (
+            "train data.path=https://h/x?sig=a%2Fb&X-Amz-Signature=9f",
+            "train data.path=https://h/x?sig=***&X-Amz-Signature=***",
+        ),
+        ("train +logger={api_key:abc,project:x}", "train +logger={api_key:***,project:x}"),
+        ("hydra.launcher.setup=['export_WANDB_API_KEY=abc']", "hydra.launcher.setup=['export_WANDB_API_KEY=***']"),
+        ("notes=eyJhbGciOiJIUzI1NiJ9.eyJzdWIi.x", "notes=***"),
+        ("eval=[loss] pos_encoding.signature_length=3 facts.tokens=5 data.tokenizer={a:b} eot_token=x", None),
     ],
 )
 def test_the_command_line_is_kept_without_secrets(words: str, shown: str | None) -> None:
