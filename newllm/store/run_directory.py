@@ -30,10 +30,9 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
 
 from newllm.config.content import RUN_FILES
 from newllm.errors import ConfigError
@@ -54,6 +53,9 @@ from newllm.store.intact import (
     write_json,
 )
 from newllm.store.locks import is_held, locked
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 
@@ -164,8 +166,10 @@ class RunDirectory:
         problem = "is no run directory, since it has no config.yaml" if self.path.exists() else "does not exist"
         raise ConfigError(f"{self.path} {problem}; runs are in outputs/runs and outputs/sweeps.")
 
-    def frozen_config(self) -> DictConfig:
+    def frozen_config(self) -> "DictConfig":
         """The configuration of a run to be executed here. Raises ConfigError if there is none."""
+        from omegaconf import OmegaConf  # newllm status needs none
+
         return OmegaConf.create({**self.existing_config(), "run_dir": str(self.path)})
 
     def require_same_run(self, file: Path, found: str | None, own: str) -> None:
