@@ -19,6 +19,8 @@ from newllm.config.groups import group_of, groups
 from newllm.config.identity import value_at
 from newllm.errors import ConfigError
 from newllm.labels import LABELS
+from newllm.store.run_directory import evaluated_run
+from newllm.store.run_names import OUTPUTS, find_runs, short_names
 
 # Verb -> flag -> the words that may follow it; None: no word, "": a word of any kind.
 FLAGS: Mapping[str, Mapping[str, str | None]] = {
@@ -104,6 +106,8 @@ def complete(words: Sequence[str], here: Path, verbs: Iterable[str]) -> list[str
     if equals:
         return _values(catalog, verb, key, last, here)
     with_runs = verb in ("evaluate", "report", "status", "compare", "generate")
+    if with_runs and ":" in last:
+        return _runs(here, last)
     return [*(_folders(here, last) if with_runs else []), *_starting(keys(), last)]
 
 
@@ -139,6 +143,14 @@ def _folders(here: Path, text: str, files: bool = False) -> list[str]:
                 elif files:
                     found.append(f"{parent}{slash}{path.name}")
     return found
+
+
+def _runs(here: Path, text: str) -> list[str]:
+    """``FOLDER:RUN`` for the runs of a folder, by their short names; by their numbers if a digit is typed."""
+    folder, _, part = text.rpartition(":")
+    runs = [run for run in find_runs(here / (folder or OUTPUTS)) if evaluated_run(run) is None]
+    names = [*short_names(run.name for run in runs).values(), *map(str, range(len(runs)) if part.isdecimal() else ())]
+    return _starting([f"{folder}:{name}" for name in names], text)
 
 
 def _keys(catalog: Catalog, before: Sequence[str], last: str, verb: str) -> list[str]:

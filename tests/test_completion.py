@@ -83,6 +83,16 @@ def test_what_is_offered(
     assert not [word for word in found if "_target_" in word]
 
 
+def test_runs_of_a_folder_are_offered_by_name_and_number(tmp_path: Path) -> None:
+    for name in ("tiny-rope-s1-0123abcd", "tiny-alibi-s1-4567abcd"):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / "config.yaml").touch()
+    assert sorted(complete(["generate", "outputs:"], tmp_path, VERBS)) == ["outputs:alibi", "outputs:rope"]
+    assert complete(["status", "outputs:r"], tmp_path, VERBS) == ["outputs:rope"]
+    assert complete(["compare", "outputs:1"], tmp_path, VERBS) == ["outputs:1"]
+    assert complete(["evaluate", ":al"], tmp_path, VERBS) == [":alibi"]
+
+
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "bench"])
 def test_flags_are_those_of_the_command(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command's parser is looked at when it parses."""

@@ -135,13 +135,12 @@ class Catalog:
         comments = [line[1:].strip() for line in lines if line.startswith("#") and not line.startswith("# @package")]
         return comments[0] if comments else ""
 
-    def texts(self, group: str, option: str) -> Iterator[str]:
-        """The texts of a choice's file and of the files of its group that it is based on."""
-        yield self._file(f"{group}/{option}").read_text(encoding="utf-8", errors="replace")
+    def texts(self, option: str) -> Iterator[str]:
+        """The texts of the file ``group/name`` and of the files that it is based on."""
+        yield self._file(option).read_text(encoding="utf-8", errors="replace")
         with suppress(ConfigError):
-            for base in load(self._file(f"{group}/{option}")).get("defaults", []):
-                if isinstance(base, str) and (base := base.partition("@")[0]) in self.groups[group]:
-                    yield from self.texts(group, base)
+            for base in self._bases(option, load(self._file(option))):
+                yield from self.texts(base)
 
     def users(self, axis: str) -> dict[str, list[str]]:
         """Group -> options whose files refer to ``${axis}``."""
@@ -162,12 +161,16 @@ class Catalog:
     def contents(self, option: str) -> Iterator[dict[str, Any]]:
         """The contents of the files in the defaults (``base``, ``shared/base@_here_``) of the file ``group/name``; then
         its own. Raises ConfigError for a file that is missing or broken."""
-        content, home = load(self._file(option)), option.rpartition("/")[0]
-        for base in content.pop("defaults", []):
-            if isinstance(base, str) and base != "_self_":
-                path = base.partition("@")[0]
-                yield from self.contents(path[1:] if path.startswith("/") else f"{home}/{path}")
+        content = load(self._file(option))
+        for base in self._bases(option, content):
+            yield from self.contents(base)
         yield content
+
+    def _bases(self, option: str, content: dict[str, Any]) -> list[str]:
+        """The files, as ``group/name``, in the defaults of a file, which are taken out of its content."""
+        home = option.rpartition("/")[0]
+        bases = [base.partition("@")[0] for base in content.pop("defaults", []) if isinstance(base, str)]
+        return [base[1:] if base.startswith("/") else f"{home}/{base}" for base in bases if base != "_self_"]
 
 
 def report_defaults() -> dict[str, Any]:

@@ -210,7 +210,7 @@ def composed_choices(given: Overrides) -> Composed:
     for group in catalog.groups:
         for name, node in (tree.get(group) or {}).items():
             if "_target_" not in (node if group in catalog.lists else tree[group]):
-                _value_at(f"{group}.{name}", composed, catalog)  # raises ConfigError
+                value_of_key(f"{group}.{name}", composed, catalog)  # raises ConfigError
     return composed
 
 
@@ -227,7 +227,7 @@ def with_values(composed: Composed, given: Overrides, missing: dict[str, NoSuchO
         name_packages_of({key.rpartition(".")[2]: value})
         if not key.startswith(unlisted):
             try:
-                current = _value_at(key, composed, given.catalog)
+                current = value_of_key(key, composed, given.catalog)
             except NoSuchOption as error:
                 if missing is None:
                     raise
@@ -315,7 +315,7 @@ def _default(node: Any, root: Plain) -> Any:
     return root.get(axis[1]) if axis else node
 
 
-def _value_at(key: str, composed: Composed, catalog: Catalog) -> Any:
+def value_of_key(key: str, composed: Composed, catalog: Catalog) -> Any:
     """The value at `key`, None if it lies inside another value.
 
     Raises ConfigError if `key` is neither an axis nor an option of a chosen group.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from newllm.config.catalog import Catalog
-from newllm.config.compose import composed_choices, with_values
+from newllm.config.compose import composed_choices, value_of_key, with_values
 from newllm.config.identity import value_at
 from newllm.config.overrides import parse
 from newllm.config.values import REQUIRED, expected, shown, signature_of
@@ -22,17 +22,25 @@ def explain(words: Sequence[str], catalog: Catalog) -> str:
     bare = [word for word in words if "=" not in word]
     dotted = [word for word in bare if "." in word and word.partition(".")[0] in catalog.groups]
     parts = [_overview(word, catalog) for word in bare if word not in dotted]
-    single = parse([o.input_line or "" for o in given.parsed if not o.is_sweep_override()], catalog)
-    composed = with_values(composed_choices(single), single, {})
+    single = [override.input_line or "" for override in given.parsed if not override.is_sweep_override()]
+    for group in catalog.lists:  # an option of a choice that is not in the list by default
+        names = [word.split(".")[1] for word in dotted if word.startswith(f"{group}.")]
+        if names and group not in given.keys:
+            single.append(f"{group}=[{','.join(names)}]")
+    composed = with_values(composed_choices(parse(single, catalog)), parse(single, catalog), {})
+    for word in dotted:
+        value_of_key(word.rstrip("."), composed, catalog)  # raises ConfigError
     for key in dict.fromkeys(key.partition(".")[0] for key in (*given.keys, *dotted)):
         swept = [o for o in given.parsed if o.key_or_group == key and o.is_sweep_override()]
         if key not in catalog.groups or key == "experiment" or swept:
             parts.append(_overview(key, catalog))
         elif key in catalog.lists:
             for name, node in composed.tree[key].items():
-                parts.append(_choice(f"{key}.{name}", key, name, node, composed.tree, catalog))
+                parts.append(_choice(f"{key}.{name}", key, name, node, composed.tree, catalog, dotted))
         else:
-            parts.append(_choice(key, key, str(composed.choices[key]), composed.tree[key], composed.tree, catalog))
+            parts.append(
+                _choice(key, key, str(composed.choices[key]), composed.tree[key], composed.tree, catalog, dotted)
+            )
     return "\n\n".join(parts)
 
 
@@ -52,15 +60,17 @@ def _overview(word: str, catalog: Catalog) -> str:
     raise ConfigError(f"{word}: there is no such choice or key; {did_you_mean(word, [*catalog.groups, *defaults])}.")
 
 
-def _choice(path: str, group: str, name: str, node: Any, tree: Any, catalog: Catalog) -> str:
+def _choice(path: str, group: str, name: str, node: Any, tree: Any, catalog: Catalog, asked: Sequence[str] = ()) -> str:
+    """The options of a choice; of the keys in `asked`, if they name some of its options, only those."""
     title = f"{group}={f'[{name}]' if group in catalog.lists else name}"
     lines = [f"{title}  {catalog.describe(group, name)}".rstrip()]
     if not node or "_target_" not in node:
         return "\n".join([*lines, "  no options"])
+    asked = [word for word in asked if word.startswith(f"{path}.") and word != f"{path}."]
     parameters, comments = signature_of(str(node["_target_"])).options, _comments(group, name, catalog)
     rows = []
     for option, value in node.items():
-        if option == "_target_":
+        if option == "_target_" or (asked and not any(f"{word}.".startswith(f"{path}.{option}.") for word in asked)):
             continue
         source = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None  # ${theta}, ${model.bias}
         annotation = parameters[option].annotation if option in parameters else REQUIRED
@@ -76,16 +86,18 @@ def _choice(path: str, group: str, name: str, node: Any, tree: Any, catalog: Cat
 
 def _comments(group: str, name: str, catalog: Catalog) -> dict[str, str]:
     """Option -> its comment in the choice's file, in those it is based on, or in another of the same class."""
+    texts = {other: [*catalog.texts(f"{group}/{other}")] for other in catalog.groups[group]}
     found: dict[str, str] = {}
-    own, target = [*catalog.texts(group, name)], ""
-    for text in own:
-        target = target or next(iter(re.findall(r"^_target_: *(\S+)", text, re.MULTILINE)), "")
-        found = {**dict(_commented(text)), **found}
-    for other in catalog.groups[group]:
-        text = next(iter(catalog.texts(group, other)), "")
-        if target and re.search(rf"^_target_: *{re.escape(target)}\s*$", text, re.MULTILINE):
-            found = {**dict(_commented(text)), **found}
+    for other in sorted(texts, key=lambda other: other != name):
+        if _class_of(texts[other]) == _class_of(texts[name]):
+            for text in texts[other]:
+                found = {**dict(_commented(text)), **found}
     return found
+
+
+def _class_of(texts: Sequence[str]) -> str:
+    """The first `_target_` in these files."""
+    return next((target for text in texts for target in re.findall(r"^_target_: *(\S+)", text, re.MULTILINE)), "")
 
 
 def _commented(text: str) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from newllm.config.catalog import shipped
 from newllm.config.compose import catalog_for
 from newllm.config.explain import explain
 from newllm.config.values import signature_of
+from newllm.errors import ConfigError
 
 CATALOG = catalog_for()
 
@@ -28,6 +29,9 @@ CATALOG = catalog_for()
         ("pos_encoding=rope,alibi", ["rope_alibi", "newllm help pos_encoding=alibi shows the options of a choice."]),
         ("theta", ["theta=10000 RoPE base", "used by pos_encoding=fope, p_rope"]),
         ("logger=none", ["no options"]),
+        ("eval.accuracy eval.loss.weighting", ["eval=[accuracy] Share of the", "eval.loss.weighting=token token or"]),
+        ("data=text data.val_joint", ["data.val_joint=null text or null; text that joins these documents into one"]),
+        ("model=dproj_tiny model.norm", ["model.norm=rmsnorm layernorm or rmsnorm; rmsnorm | layernorm"]),
         ("trainer.patience", ["trainer.patience=null a whole number or null; stop after this many epochs without a"]),
         ("tags dry_run", ["tags=[] [long_context, draft]", "dry_run=false show the plan, start nothing"]),
     ],
@@ -38,10 +42,31 @@ def test_options_have_their_default_type_and_comment(words: str, lines: list[str
         assert line in shown, shown
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.hed", r"model\.hed is not an option of model=tiny; did you mean model\.heads\?"),
+        (
+            "eval.los",
+            r"eval\.los: unknown; did you mean eval\.loss|eval=los: there is no such eval; did you mean eval=loss",
+        ),
+        ("eval.loss.weight", r"did you mean eval\.loss\.weighting\?"),
+        ("phase1.lr", "no phase1 is chosen|phase1=none has no options"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_named(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        explain([word], CATALOG)
+
+
+def test_only_the_option_asked_for_is_shown() -> None:
+    assert explain(["model.heads"], CATALOG).count("\n") == 1
+
+
 def test_every_option_of_every_choice_is_explained() -> None:
     for group in ("attention", "optim"):
         for name in CATALOG.groups[group]:
-            target = re.search(r"^_target_: (\S+)", "\n".join(CATALOG.texts(group, name)), re.MULTILINE)
+            target = re.search(r"^_target_: (\S+)", "\n".join(CATALOG.texts(f"{group}/{name}")), re.MULTILINE)
             shown = explain([f"{group}={name}"], CATALOG)
             assert CATALOG.describe(group, name) in shown
             for option in signature_of(target[1]).options if target else ():
