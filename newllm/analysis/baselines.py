@@ -10,13 +10,15 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from newllm.analysis.labels import SEPARATOR, value_text
 from newllm.analysis.run_groups import Group, is_typed, value_of
 from newllm.analysis.settings import axes_of, canonical, choices_of, differing
-from newllm.config.catalog import Catalog, shipped
+from newllm.config.catalog import REFERENCE, Catalog, load, shipped
+from newllm.config.identity import value_at
 from newllm.errors import ConfigError
 from newllm.suggest import listed, nearest
 
@@ -72,10 +74,20 @@ def _evaluated(group: Group) -> str | None:
 
 def nearest_to_defaults(groups: Sequence[Group]) -> Group:
     """The group with the most shipped defaults; of several, the one with the most runs."""
-    usual = _usual()
+    usual, catalog, read = _usual(), Catalog((shipped(),)), cache(load)
+
+    def is_usual(group: Group, key: str) -> bool:
+        value, (name, _, option) = value_of(group.config, key), key.partition(".")
+        if value is None or key in usual:
+            return value in (usual.get(key), None)
+        choice = str(group.config["choices"].get(name))
+        node = read(shipped() / name / f"{choice}.yaml") if choice in catalog.groups.get(name, ()) else {}
+        default = value_at(node, option)
+        axis = REFERENCE.fullmatch(str(default))
+        return canonical(usual.get(axis[1]) if axis else default) == canonical(value)
 
     def likeness(group: Group) -> tuple[bool, int, int]:
-        equal = sum(value_of(group.config, key) in (usual[key], None) for key in group.settings if key in usual)
+        equal = sum(is_usual(group, key) for key in group.settings)
         return len(group.positions) > 0, equal, len(group.positions)
 
     return max(groups, key=likeness)

@@ -61,7 +61,10 @@ def long_context(study: Study) -> list[Section]:
     for part in study.parts:
         measured = [numbered for pattern in _COMPARED if (numbered := numbered_metrics(part, pattern))]
         metrics = [metric for numbered in measured for _, metric in numbered]
-        every, family = part.compared(metrics), study.family_in_words(part, metrics)
+        others = [name for name in metrics if name not in part.options.compare]
+        every, family = part.compared(metrics), study.family_in_words(part, others)
+        if part.options.family == "table" and len(others) < len(metrics):
+            family += f" {', '.join({*metrics} - {*others})}: corrected with the main comparisons."
         for numbered in measured:
             if numbered[0][1].rpartition("@")[0] in _TITLES:
                 tables.append(_groups_by_length(part, numbered, every, family))

@@ -88,6 +88,12 @@ def test_other_settings_must_be_equal():
     assert pairs(sweep(*layers), "pos_encoding=rope") == {"rnope · mha": "rope · mha", "rnope · mla": "rope · mla"}
 
 
+@pytest.mark.parametrize("option", ["pos_encoding.scaling=yarn", "model.mlp_size=64", "pos_encoding.theta=100"])
+def test_without_a_baseline_the_shipped_options_are_taken(option: str) -> None:
+    ((group, baseline),) = choose_baseline(groups(sweep([option], [])), None).pairs.items()
+    assert (group.positions.tolist(), baseline.positions.tolist()) == ([0, 1, 2], [3, 4, 5])
+
+
 def test_of_several_counterparts_the_one_with_the_defaults_is_taken_and_said():
     thetas = [[*one, f"theta={theta}"] for one in crossing("rope") for theta in (1e4, 5e5)]
     found = choose_baseline(groups(sweep(*thetas, *crossing("alibi nope"))), "pos_encoding=rope")
