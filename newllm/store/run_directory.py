@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from newllm.config.content import RUN_FILES
 from newllm.errors import ConfigError
 from newllm.store.atomic import json_line, json_text, write_text
 from newllm.store.csv_text import Rows, as_csv
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
+RUN_FILES = {"config.yaml", "status.json"}  # as in config/content.py; importing that takes newllm status too long
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml, if available, is ten times as fast
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

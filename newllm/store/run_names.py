@@ -8,9 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from newllm.config.content import RUN_FILES
 from newllm.errors import ConfigError
-from newllm.store.run_directory import RunDirectory, evaluated_run, is_run
+from newllm.store.run_directory import RUN_FILES, RunDirectory, evaluated_run, is_run
 from newllm.suggest import listed, nearest
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
