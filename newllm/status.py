@@ -120,7 +120,7 @@ def _run(argv: list[str]) -> int:
     labels = dict(word.split("=", 1) for word in options.words if word.partition("=")[0] in LABELS and "=" in word)
     names = [word for word in options.words if word.partition("=")[0] not in LABELS or "=" not in word]
     folder = Path("outputs")
-    if names and (os.path.exists(names[0]) or os.sep in names[0] or ":" in names[0]):
+    if names and (not folder.is_dir() or os.path.exists(names[0]) or os.sep in names[0] or ":" in names[0]):
         folder = located(names.pop(0))
     runs = numbered(folder)
     numbers = {} if runs == [folder] else {str(run): number for number, run in enumerate(runs)}

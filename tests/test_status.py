@@ -76,6 +76,8 @@ def test_without_a_folder_it_shows_outputs_and_labels_find_runs(
     monkeypatch.chdir(sweep.parent)
     assert main([]) == 2
     assert "outputs: no such folder" in capsys.readouterr().err
+    assert main(["nowhere"]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
     sweep.rename("outputs")
     assert sorted(shown()) == ["0", "1", "2", "3"]
     assert shown("2") == shown("alibi-s1") == ["2"]
