@@ -78,12 +78,10 @@ def test_runs_equal_those_of_this_process_and_failures_do_not_affect_them(
     tmp_path: Path, undisturbed: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     sweep = tmp_path / "a sweep's folder"
-    good = [freeze_small_run(sweep / f"tiny-s{seed}-0000000{seed}", seed) for seed in (1, 2)]
-    killed = freeze_small_run(
-        sweep / "tiny-s3-00000003", 3, logger={"_target_": "tests.support.small_runs.KillingLogger"}
-    )
+    good = [freeze_small_run(sweep / f"tiny-s{seed}", seed) for seed in (1, 2)]
+    killed = freeze_small_run(sweep / "tiny-s3", 3, logger={"_target_": "tests.support.small_runs.KillingLogger"})
     broken = freeze_small_run(
-        sweep / "tiny-s4-00000004", 4, eval={"broken": {"_target_": "tests.support.small_runs.BrokenEvaluator"}}
+        sweep / "tiny-s4", 4, eval={"broken": {"_target_": "tests.support.small_runs.BrokenEvaluator"}}
     )
     assert Local(slots=2).start(sweep, [killed, broken, *good], Policy()) == 1
 
