@@ -94,8 +94,8 @@ def test_all_comparisons_made_together_are_one_family():
 @pytest.mark.parametrize("n", [3, 4, 5, 10])
 def test_interval_verdict_p_and_seeds_needed_say_one_thing(n):
     """For every size of the effect, at one correction: "inconclusive" has 0 in its interval and asks for more seeds."""
-    noise, shared = np.random.default_rng(n).normal(0, 0.02, (41, n)), np.linspace(100, 120, n)
-    effects = {f"theta={100 + k}": 0.004 * (k - 20) for k in range(41)}
+    noise, shared = np.random.default_rng(n).normal(0, 0.02, (21, n)), np.linspace(100, 120, n)
+    effects = {f"theta={100 + k}": 0.008 * (k - 10) for k in range(21)}
     runs = [(["theta=1e4"], seed, {METRIC: value}) for seed, value in enumerate(shared)]
     for (choice, effect), row in zip(effects.items(), noise, strict=True):
         runs += [

@@ -1,5 +1,6 @@
 """Constructors judge the options that YAML gives them: names, required options, types."""
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -229,13 +230,17 @@ def test_other_yaml_files_list_all_options_of_their_class(file: str) -> None:
 def test_yaml_files_agree_with_their_constructors() -> None:
     """A constructor's default is the value in one of its YAML files, and groups.yaml lists what others pass to it."""
     values: dict[str, dict[str, list[Any]]] = {}
-    for group, name in CHOICES:
-        cfg = compose([f"{group}={name}"], unused_axes=True, check=False)
-        for _, node in nodes(plain(cfg).get(group), group):
-            for option, value in node.items():
-                values.setdefault(node["_target_"], {}).setdefault(option, []).append(value)
-        for path, node in nodes(effective(cfg)[group], group) if name != "none" else []:
-            assert {*signature_of(node["_target_"]).handed} <= {*group_of(group).handed}, path
+    names = {group: names for group, names in catalog_for().groups.items() if group != "experiment"}
+    models = [{"model": name} for name in names.pop("model")]
+    others = [dict(zip(names, row, strict=True)) for row in zip_longest(*names.values())]  # of every group at once
+    for chosen in models + [{group: name for group, name in row.items() if name} for row in others]:
+        cfg = compose([f"{group}={name}" for group, name in chosen.items()], unused_axes=True, check=False)
+        for group, name in chosen.items():
+            for _, node in nodes(plain(cfg).get(group), group):
+                for option, value in node.items():
+                    values.setdefault(node["_target_"], {}).setdefault(option, []).append(value)
+            for path, node in nodes(effective(cfg)[group], group) if name != "none" else []:
+                assert {*signature_of(node["_target_"]).handed} <= {*group_of(group).handed}, path
     for target, options in values.items():
         for option, parameter in signature_of(target).options.items():
             from_an_axis = any("${" in str(value) for value in options[option])

@@ -19,6 +19,8 @@ from newllm.report.figures import heat_maps, styled
 from newllm.report.long_context import wavelengths_of
 from tests.support.report_runs import make_run, make_runs, read_table, with_seed
 
+pytestmark = pytest.mark.xdist_group("long_context")  # one process, whose fixtures are made once
+
 BASELINE = "rope · theta 625 · scaling null"
 
 

@@ -14,6 +14,8 @@ from newllm.report.__main__ import main, shorten
 from tests.support.report_runs import grid, make_run, make_runs, read_table, with_seed, write_status
 from tests.support.run_folders import config, folder
 
+pytestmark = pytest.mark.xdist_group("report_command")  # one process, whose fixtures are made once
+
 
 @pytest.fixture(scope="module")
 def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

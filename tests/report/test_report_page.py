@@ -9,6 +9,8 @@ import pytest
 
 from newllm.report.__main__ import main
 
+pytestmark = pytest.mark.xdist_group("report_page")  # one process, whose fixtures are made once
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 

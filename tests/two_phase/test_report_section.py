@@ -15,6 +15,8 @@ from newllm.config import compose, effective, signature
 from newllm.report.__main__ import main
 from tests.support.report_runs import make_run, with_seed
 
+pytestmark = pytest.mark.xdist_group("report_section")  # one process, whose fixtures are made once
+
 SIZES = (128, 256, 512, 1024)
 SHAPES = {"6L/256/1tok": (6, 256, 1, -0.5), "3L/512/2tok": (3, 512, 2, -0.54)}  # and the exponent
 SEEDS = (1, 2, 3)
