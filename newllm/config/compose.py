@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from newllm.config.axes import nodes, referenced, refuse_unused_axes, unused, used_axes
 from newllm.config.catalog import REFERENCE, Catalog, plain, references, shipped, yaml_error
 from newllm.config.groups import group_of, read
-from newllm.config.identity import resolved, sorted_keys
+from newllm.config.identity import resolved, sorted_keys, unresolved
 from newllm.config.overrides import Overrides, parse, parse_line
 from newllm.config.values import check_values, signature_of, unknown_option
 from newllm.errors import ConfigError
@@ -88,7 +88,10 @@ def compose(
     config = {**composed.run, **about, **_user_groups(given.catalog)}
     if not unused_axes:
         refuse_unused_axes(config, given)
-    cfg = OmegaConf.create(config, flags={"struct": True})
+    try:
+        cfg = OmegaConf.create(config, flags={"struct": True})
+    except OmegaConfBaseException as error:
+        raise unresolved(error) from error
     return check_values(cfg) if check else cfg
 
 
@@ -225,6 +228,7 @@ def with_values(composed: Composed, given: Overrides, missing: dict[str, NoSuchO
     for override in given.values:
         key, value = override.key_or_group, override.value()
         name_packages_of({key.rpartition(".")[2]: value})
+        text = key.endswith("._target_")
         if not key.startswith(unlisted):
             try:
                 current = value_of_key(key, composed, given.catalog)
@@ -236,7 +240,8 @@ def with_values(composed: Composed, given: Overrides, missing: dict[str, NoSuchO
             if isinstance(current, dict) and "_target_" in current and not isinstance(value, dict):
                 example = next((f"{key}.{name}" for name in current if name != "_target_"), key)
                 raise ConfigError(f"{key} takes no value of its own, but options such as {example}=VALUE.")
-            value = _with_environment(key, value, isinstance(_default(current, tree), str))
+            text = isinstance(_default(current, tree), str)
+        value = _with_environment(key, value, text)
         group, _, option = key.partition(".")
         if option in group_of(group).paths and type(value) is int:
             value = str(value)  # a folder called 42

@@ -77,8 +77,13 @@ def resolved(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         whole = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
         return plain(whole, resolve=True)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "the configuration"
-        raise ConfigError(f"{key} can't be resolved: {str(error).splitlines()[0].rstrip('.')}.") from error
+        raise unresolved(error) from error
+
+
+def unresolved(error: OmegaConfBaseException) -> ConfigError:
+    """A value is no valid reference, or refers to what is not there."""
+    key = getattr(error, "full_key", None) or "the configuration"
+    return ConfigError(f"{key} can't be resolved: {str(error).splitlines()[0].rstrip('.')}.")
 
 
 def signature(cfg: DictConfig | Mapping[str, Any], hash_of: HashOf = content_hash) -> str:

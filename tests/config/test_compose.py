@@ -133,10 +133,13 @@ def test_bad_input_gets_one_sentence_with_advice(typed: str, message: str) -> No
     assert error.value.exit_status == 2
 
 
-@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "seeds", "zip", "only", "pack", "lr", "data.path"])
+@pytest.mark.parametrize(
+    "key", ["hydra.run.dir", "hydra.sweep.dir", "seeds", "zip", "only", "pack", "lr", "data.path", "eval.loss._target_"]
+)
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
+        ("'${seed} ${'", "can't be"),
         ("'${oc.env:NOT_SET}'", "Environment variable 'NOT_SET' not found"),
         ("'x/${hydra:nope}'", "can't be resolved"),
         ("'${nope:1}'", "Unsupported interpolation type nope"),
