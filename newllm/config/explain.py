@@ -12,6 +12,8 @@ from newllm.config.values import REQUIRED, expected, shown, signature_of
 from newllm.errors import ConfigError
 from newllm.suggest import did_you_mean
 
+LAUNCHER = "hydra/launcher"
+
 
 def explain(words: Sequence[str], catalog: Catalog) -> str:
     """Help on words of a command line: a choice (``attention=mla``) or several, a group, an axis, an option's key.
@@ -32,7 +34,11 @@ def explain(words: Sequence[str], catalog: Catalog) -> str:
         value_of_key(word.rstrip("."), composed, catalog)  # raises ConfigError
     for key in dict.fromkeys(key.partition(".")[0] for key in (*given.keys, *dotted)):
         swept = [o for o in given.parsed if o.key_or_group == key and o.is_sweep_override()]
-        if key not in catalog.groups or key == "experiment" or swept:
+        if key == LAUNCHER and not swept:
+            name = next(str(override.value()) for override in given.parsed if override.key_or_group == key)
+            node = composed.tree["hydra"]["launcher"]
+            parts.append(_choice("hydra.launcher", key, name, node, composed.tree, catalog))
+        elif key not in catalog.groups or key == "experiment" or swept:
             parts.append(_overview(key, catalog))
         elif key in catalog.lists:
             for name, node in composed.tree[key].items():
@@ -46,8 +52,8 @@ def explain(words: Sequence[str], catalog: Catalog) -> str:
 
 def _overview(word: str, catalog: Catalog) -> str:
     """A group with its choices, or another key with its default, its meaning and the choices that use it."""
-    if word in catalog.groups:
-        names = catalog.groups[word]
+    groups = _groups(catalog)
+    if names := groups.get(word):
         width = max(map(len, names), default=0)
         lines = [f"  {name:<{width}}  {catalog.describe(word, name)}".rstrip() for name in names]
         example = f"newllm help {word}={names[0]}"
@@ -57,7 +63,11 @@ def _overview(word: str, catalog: Catalog) -> str:
         lines = [f"{word}={shown(defaults[word])}  {catalog.comments.get(word, '')}".rstrip()]
         lines += [f"  used by {group}={', '.join(names)}" for group, names in catalog.users(word).items()]
         return "\n".join(lines)
-    raise ConfigError(f"{word}: there is no such choice or key; {did_you_mean(word, [*catalog.groups, *defaults])}.")
+    raise ConfigError(f"{word}: there is no such choice or key; {did_you_mean(word, [*groups, *defaults])}.")
+
+
+def _groups(catalog: Catalog) -> dict[str, list[str]]:
+    return {**catalog.groups, LAUNCHER: catalog.launchers}
 
 
 def _choice(path: str, group: str, name: str, node: Any, tree: Any, catalog: Catalog, asked: Sequence[str] = ()) -> str:
@@ -86,7 +96,7 @@ def _choice(path: str, group: str, name: str, node: Any, tree: Any, catalog: Cat
 
 def _comments(group: str, name: str, catalog: Catalog) -> dict[str, str]:
     """Option -> its comment in the choice's file, in those it is based on, or in another of the same class."""
-    texts = {other: [*catalog.texts(f"{group}/{other}")] for other in catalog.groups[group]}
+    texts = {other: [*catalog.texts(f"{group}/{other}")] for other in _groups(catalog)[group]}
     found: dict[str, str] = {}
     for other in sorted(texts, key=lambda other: other != name):
         if _class_of(texts[other]) == _class_of(texts[name]):

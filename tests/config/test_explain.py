@@ -33,6 +33,7 @@ CATALOG = catalog_for()
         ("data=text data.val_joint", ["data.val_joint=null text or null; text that joins these documents into one"]),
         ("model=dproj_tiny model.norm", ["model.norm=rmsnorm layernorm or rmsnorm; rmsnorm | layernorm"]),
         ("trainer.patience", ["trainer.patience=null a whole number or null; stop after this many epochs without a"]),
+        ("hydra/launcher=slurm", ["hydra.launcher.gpus=null a whole number or null; GPUs per job; null: none"]),
         ("tags dry_run", ["tags=[] [long_context, draft]", "dry_run=false show the plan, start nothing"]),
     ],
 )  # fmt: skip
