@@ -178,13 +178,15 @@ def _changes(ours: Group, theirs: Group) -> dict[str, tuple[str, str]]:
 def _environments(ours: Group, theirs: Group) -> dict[str, tuple[str, str]]:
     """What differs in the code, the machine and the packages of the first runs."""
 
-    def read(group: Group) -> dict[str, Any]:
+    def read(group: Group) -> dict[str, str]:
         environment = RunDirectory(group.path).trained.environment()
         packages = environment.get("packages") or {}
-        return {**{name: environment.get(name) for name in _ENVIRONMENT}, "torch": packages.get("torch")}
+        found = {**{name: environment.get(name) for name in _ENVIRONMENT}, "torch": packages.get("torch")}
+        unknown = "unknown" if environment else "environment.json is missing"
+        return {name: unknown if value is None else str(value) for name, value in found.items()}
 
     here, there = read(ours), read(theirs)
-    return {name: (str(value), str(there[name])) for name, value in here.items() if value != there[name]}
+    return {name: (value, there[name]) for name, value in here.items() if value != there[name]}
 
 
 def _metrics(

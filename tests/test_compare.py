@@ -43,6 +43,9 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert rows["extrapolation/ppl@64"][1:] == ["90", "80", "other tokens"]
     assert "scored other tokens than A: extrapolation/ppl@64" in out
     assert "verdict" not in out
+    (b / "environment.json").unlink()
+    assert cli.main(["compare", str(a), str(b)]) == 0
+    assert table(capsys.readouterr().out)["torch"][1:] == ["1.0", "environment.json is missing"]
 
 
 def test_folders_are_paired_by_configuration_and_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
