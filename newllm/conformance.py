@@ -124,7 +124,7 @@ def bf16(model: "Transformer", ids: "Tensor") -> str:
     import torch
 
     expected = model(ids)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16):
         out = model(ids).float()
     share = ((out - expected).pow(2).mean().sqrt() / expected.std()).item()
     _require(share < 0.03, f"the error is {share:.1%} of the logits' deviation, above 3 %")

@@ -5,7 +5,6 @@ The checks are those of `newllm conformance`, which users run on their own encod
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +12,7 @@ import torch
 from newllm import conformance
 from newllm.errors import ConfigError
 from newllm.model.transformer import Transformer
-
-CONF = Path(__file__).parents[1] / "conf"
-ENCODINGS, ATTENTIONS = (
-    sorted(p.stem for p in (CONF / group).glob("*.yaml") if p.stem != "none") for group in ("pos_encoding", "attention")
-)
+from tests.support.pairs import ATTENTIONS, PAIRS
 
 Build = Callable[[tuple[str, str]], Transformer | ConfigError]
 
@@ -25,7 +20,7 @@ Build = Callable[[tuple[str, str]], Transformer | ConfigError]
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test of `pair` runs for every pair of YAML files; the tests of one pair share its models, in one process."""
     if "pair" in metafunc.fixturenames:
-        pairs = {f"{encoding}-{attention}": (encoding, attention) for encoding in ENCODINGS for attention in ATTENTIONS}
+        pairs = {"-".join(pair): pair for pair in PAIRS}
         metafunc.parametrize(
             "pair", [pytest.param(pair, id=name, marks=pytest.mark.xdist_group(name)) for name, pair in pairs.items()]
         )

@@ -7,7 +7,8 @@ from newllm.checks import MOST_WIDTH, above, within
 from newllm.position.bias import MatrixBias, by_distance, past_distances
 from newllm.position.encoding import PositionEncoding
 
-_CHUNK = 2**13  # inputs of f at a time, so that its hidden layer fits in a CPU's cache, which is several times faster
+_CHUNK = {"cpu": 2**13}  # inputs of f at a time: its hidden layer fits in the cache, which is several times faster
+_CHUNK_ELSEWHERE = 2**22
 _EPS = 1e-6  # avoids division by 0 where c = 0; from the authors' listing
 
 
@@ -53,7 +54,8 @@ class Fire(PositionEncoding):
 
     def _matrix(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         threshold = (self.threshold * self.factor).abs()
-        if query_positions[-1] <= threshold:
+        # Fewer distances than pairs have to be computed. Elsewhere reading the threshold would wait for the device.
+        if threshold.device.type == "cpu" and query_positions[-1] <= threshold:
             largest = self._psi(threshold) + _EPS
             return by_distance(lambda distance: self._f(self._psi(distance) / largest), query_positions, key_positions)
         largest = self._psi(torch.maximum(query_positions, threshold)) + _EPS  # [Tq]
@@ -65,7 +67,7 @@ class Fire(PositionEncoding):
     def _f(self, x: Tensor) -> Tensor:
         """[...] -> [heads, ...]."""
         outputs = []
-        for chunk in x.flatten().split(_CHUNK):
+        for chunk in x.flatten().split(_CHUNK.get(x.device.type, _CHUNK_ELSEWHERE)):
             hidden = torch.relu(self.weight1 * chunk + self.bias1[:, None])  # [width, N]
             outputs.append(self.weight2 @ hidden + self.bias2[:, None])
         return torch.cat(outputs, dim=1).unflatten(1, x.shape)

@@ -11,6 +11,7 @@ from newllm.position.encoding import PositionEncoding
 _Scaled = tuple[Tensor, Tensor]  # matrices [N, D, D], and the logarithms [N] of the factors they were divided by
 
 _FIRST_ANGLE = 0.1  # radians per token of the fastest plane at the start
+_POSITION_BITS = 20  # positions below 2**20
 _MAX_LOG = 30.0  # of a key's factor; beyond it GELU acts as ReLU, so that the norm removes the factor
 
 
@@ -60,7 +61,8 @@ def _transformed(k: Tensor, matrix: Tensor, positions: Tensor) -> Tensor:
     size = math.ceil(count**0.5)
     blocks = math.ceil(count / size)
     once = _scaled(matrix[None], matrix.new_zeros(1))
-    low, low_logs = _powers(once, size, int(positions[0]))
+    first = int(positions[0]) if positions.device.type == "cpu" else positions[0]  # elsewhere int() would wait
+    low, low_logs = _powers(once, size, first)
     high, high_logs = _powers(_powers(once, 1, size), blocks)
     rows = F.pad(k, (0, 0, 0, blocks * size - count)).unflatten(-2, (blocks, size))  # [B, H, blocks, s, D]
     rows = torch.einsum("bhasd,sde->bhase", rows, low)
@@ -69,13 +71,18 @@ def _transformed(k: Tensor, matrix: Tensor, positions: Tensor) -> Tensor:
     return rows.flatten(2, 3)[:, :, :count] * logs.clamp(max=_MAX_LOG).exp()[:, None]
 
 
-def _powers(once: _Scaled, count: int, first: int = 0) -> _Scaled:
-    """once^first … once^(first + count - 1)."""
-    powers, step = (torch.eye(once[0].shape[-1]).to(once[0])[None], torch.zeros_like(once[1])), once
-    while first:
-        if first & 1:
+def _powers(once: _Scaled, count: int, first: Tensor | int = 0) -> _Scaled:
+    """once^first … once^(first + count - 1). A tensor `first` (0-d, integer) is not read back from its device."""
+    one = torch.eye(once[0].shape[-1], dtype=once[0].dtype, device=once[0].device)[None]
+    powers, step = (one, torch.zeros_like(once[1])), once
+    for bit in range(first.bit_length() if isinstance(first, int) else _POSITION_BITS):
+        needed = (first >> bit) & 1
+        if isinstance(needed, Tensor):
+            more = _times(powers, step)
+            powers = torch.where(needed > 0, more[0], powers[0]), torch.where(needed > 0, more[1], powers[1])
+        elif needed:
             powers = _times(powers, step)
-        step, first = _times(step, step), first >> 1
+        step = _times(step, step)
     step = once
     while len(powers[0]) < count:
         more = _times(powers, step)

@@ -26,23 +26,25 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     *,
-    total: float | None = None,
+    total: float | Tensor | None = None,
     chunk: int = CHUNK,
     outermost: bool = False,
 ) -> Tensor:
     """Mean cross-entropy in nats (fp32, 0-d) of ``softmax(hidden @ weight.T)``.
 
-    Shapes: hidden (N, D), weight (V, D), labels (N,). Rows labelled -100 are ignored. The sum
-    is divided by the number of scored rows, or by `total` (0 counts as 1): with the whole batch's number as `total`,
-    the losses and gradients of the pieces of a batch add up to those of the batch.
+    Shapes: hidden (N, D), weight (V, D), labels (N,). Rows labelled -100 are ignored. The sum is divided by the number
+    of scored rows, or by `total` (a number of which 0 counts as 1, or a 0-d tensor above 0): with the whole batch's
+    number as `total`, the losses and gradients of the pieces of a batch add up to those of the batch.
 
     With no scored row the loss is 0. backward() can run once. outermost: the caller promises that backward() starts at
     this loss or at a sum of such losses, so the gradients need no scaling by the incoming gradient.
     """
     if total is None:
         divisor = (labels != IGNORED).sum().clamp(min=1).float()  # stays on the device: no synchronisation
+    elif isinstance(total, Tensor):
+        divisor = total
     else:
-        divisor = torch.tensor(float(total or 1), device=labels.device)
+        divisor = torch.full((), float(total or 1), device=labels.device)  # unlike torch.tensor, without waiting
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, divisor, chunk, outermost)
         return loss

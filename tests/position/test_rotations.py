@@ -11,6 +11,7 @@ import newllm
 from newllm.errors import ConfigError
 from newllm.model.init import init_weights
 from newllm.position import Fope, KeyMatrix, Rope, Rope3D, XPos
+from newllm.position.key_matrix import _powers, _scaled
 from newllm.training.checkpoint import load_weights, save_weights
 
 SIZES = {"head_dim": 32, "num_layers": 2, "seq_len": 128}
@@ -295,6 +296,19 @@ def test_key_matrix_is_the_loop_over_positions(start):
     torch.testing.assert_close(moved.double(), looped, atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(encoding.parameters(), exact.parameters(), strict=True):
         assert (ours.grad - theirs.grad).abs().max() < 1e-5 * theirs.grad.abs().max()
+
+
+@pytest.mark.parametrize("first", [0, 5, 37])
+def test_key_matrix_powers_of_a_position_that_is_not_read(first):
+    """As on a GPU, where the first position stays on the device; values and gradients are the same numbers."""
+    found = []
+    for position in (first, torch.tensor(first)):
+        matrix = key_matrix().matrix
+        powers, logs = _powers(_scaled(matrix[None], torch.zeros(1)), 3, position)
+        (powers * values(3, 16, 16)).sum().backward()
+        found.append((powers, logs, matrix.grad))
+    for read, kept in zip(*found, strict=True):
+        assert torch.equal(read, kept)
 
 
 @pytest.mark.parametrize("growth", [0.9, 1.1])

@@ -1,0 +1,82 @@
+"""A training step waits for no number and makes no tensor on the CPU: tensors of the meta device hold no numbers, so
+that reading one, or mixing it with the CPU's, is an error.
+
+Every encoding is tried with every attention and every model of conf/: each pair with one model, in turn, and the other
+models with `-m slow`.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from newllm import conformance
+from newllm.attention import kernels
+from newllm.config.catalog import load
+from newllm.config.compose import catalog_for
+from newllm.config.values import signature_of
+from newllm.errors import ConfigError
+from newllm.model import build_model
+from newllm.training.optimizer import AdamW
+from newllm.training.step import Step
+from tests.support.pairs import ATTENTIONS, CONF, ENCODINGS, MODELS
+
+SIZES = {
+    "hidden_size": 32, "num_layers": 1, "heads": 2, "mlp_size": 32, "embed_dim": 48, "layers": 2, "context_dim": 16,
+    "vocab_size": conformance.VOCABULARY,
+}  # fmt: skip
+META, AXES = torch.device("meta"), catalog_for().axes
+
+
+@functools.cache
+def node(group: str, name: str) -> dict[str, Any]:
+    """The options of a choice of conf/, with those of the choices that it is based on."""
+    content = load(CONF / group / f"{name}.yaml")
+    bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+    return {key: value for base in bases for key, value in node(group, base).items()} | content
+
+
+def sized(model: str) -> dict[str, Any]:
+    """The options of a model of conf/, with small sizes."""
+    return {key: SIZES.get(key, value) for key, value in node("model", model).items()}
+
+
+def combinations() -> Iterator[Any]:
+    """(encoding, attention, model), and (none, none, model) for a model that takes neither."""
+    models = {str(sized(name)): name for name in MODELS}.values()  # those that differ in more than sizes
+    takes = {name: "attention" in signature_of(node("model", name)["_target_"]).handed for name in models}
+    taking = [name for name in models if takes[name]]
+    yield from (pytest.param("none", "none", name, id=name) for name in models if not takes[name])
+    for row, encoding in enumerate(ENCODINGS):
+        for column, attention in enumerate(ATTENTIONS):
+            for number, model in enumerate(taking):
+                marks = [] if (row + column) % len(taking) == number else [pytest.mark.slow]
+                yield pytest.param(encoding, attention, model, id=f"{encoding}-{attention}-{model}", marks=marks)
+
+
+@pytest.mark.xdist_group("meta")  # torch takes two seconds to get ready
+@pytest.mark.parametrize(("encoding", "attention", "model"), combinations())
+def test_a_training_step_reads_nothing_back(
+    encoding: str, attention: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # has no meta device
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *args: False)
+    monkeypatch.setattr(kernels, "_SHORT", 4)  # so that a few tokens take the kernel of long rows
+    ids = conformance.token_ids()[:1, :6]
+    parts = {"pos_encoding": node("pos_encoding", encoding), "attention": node("attention", attention)}
+    others = {"data": {"seq_len": ids.shape[1]}, "trainer": {"seed": 0}}
+    cfg = OmegaConf.create({**AXES, "model": sized(model), **parts, **others})
+    try:
+        with META:
+            small = build_model(cfg, tokens=conformance.VOCABULARY)
+    except ConfigError as refusal:
+        pytest.skip(str(refusal))
+    step = Step(small.train(), AdamW(lr=1e-3, betas=[0.9, 0.95]), META, "fp32")
+    loss, norm, scored = step([(ids, ids)], 1e-3)
+    assert loss.is_meta
+    assert norm.is_meta
+    assert scored == ids.numel()
