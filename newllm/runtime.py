@@ -93,6 +93,8 @@ class Runtime:
         compile: torch.compile for the training steps. "auto" measures in long runs whether it pays back
             (newllm.training.compilation); runs in a pack, on several devices or after a first phase are
             never compiled.
+        graph: replay training steps as a CUDA graph, on one CUDA device, without other runs in a pack. The numbers
+            are the same. "auto": true, unless the model cannot be recorded.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Runtime:
         keep_memory: bool = True,
         fused: bool = True,
         compile: bool | Literal["auto"] = "auto",
+        graph: bool | Literal["auto"] = "auto",
     ) -> None:
         if threads != "auto":
             within("runtime.threads", threads, 1, MOST_THREADS, 1)
@@ -118,6 +121,7 @@ class Runtime:
         self.threads, self.load_note = _automatic_threads() if threads == "auto" else (threads, None)
         self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps
         self.progress, self.keep_memory, self.fused, self.compile = progress, keep_memory, fused, compile
+        self.graph = graph
         self._device = device
 
     def checkpoint_due(self, step: int, saved: float) -> bool:

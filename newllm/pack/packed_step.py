@@ -50,7 +50,7 @@ class PackedStep:
         scored = [count_scored(request.pieces) for request in requests]
         losses = torch.zeros(len(requests), device=steps[0].device)
         for pieces in zip(*(request.pieces for request in requests), strict=True):
-            parts = self._losses(pieces, scored)
+            parts = self._losses(pieces, [number or 1 for number in scored])
             torch.autograd.backward(parts)
             losses += torch.stack(parts).detach()
         norms = [request.step.update(request.rate) for request in requests]
@@ -58,7 +58,7 @@ class PackedStep:
 
     def _check_losses(self, pieces: Sequence[Piece]) -> None:
         """Raises ConfigError if a packed loss differs from the run's own: then the model mixes the rows of a batch."""
-        scored = [count_scored([piece]) for piece in pieces]
+        scored = [count_scored([piece]) or 1 for piece in pieces]
         with torch.no_grad():
             packed = self._losses(pieces, scored)
             for step, piece, number, loss in zip(self._steps, pieces, scored, packed, strict=True):

@@ -221,6 +221,8 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
             remaining = loop.steps - loop.progress.step
             if compile_if_worthwhile(wanted, loop.step, piece, remaining, run.runtime, console.line):
                 directory.write_environment({**environment, "compiled": True})
+            if run.device.type == "cuda":
+                loop.step.graph, loop.step.say = run.runtime.graph, console.line
         loop.train()
 
     results = _evaluate(run, loop.progress, stages)

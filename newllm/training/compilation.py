@@ -54,7 +54,7 @@ def compile_if_worthwhile(
     plain, compiled = [], []
     for _ in range(_ROUNDS):
         compiled.append(_seconds(step, piece))
-        with step.batch_loss.plain():
+        with step.plain():
             plain.append(_seconds(step, piece))
     measured |= {"plain": statistics.median(plain), "compiled": statistics.median(compiled)}
     record.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ class Loop:
         elif progress.peak_bytes is not None or progress.step < min(1, self.steps - 1):
             self._pending.append(self.step(pieces, rate))
         else:  # measure memory: in the second step if there is one, since the first allocates the optimizer's state
-            with self.step.batch_loss.plain():  # memory inside compiled code cannot be observed
+            with self.step.plain():  # memory inside compiled code and graphs cannot be observed
                 progress.peak_bytes = peak_bytes(
                     lambda: self._pending.append(self.step(pieces, rate)), self.step.tensors(), run.device
                 )

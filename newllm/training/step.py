@@ -5,8 +5,10 @@ DistributedDataParallel sums their gradients, so that all ranks have the same we
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,12 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from newllm.data import Rows
 from newllm.data.facts import IGNORED
+from newllm.errors import RunError
 from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.training.cross_entropy import linear_cross_entropy
+from newllm.training.cuda_graph import Piece, StepGraph, shapes_of
 from newllm.training.optimizer import AdamW
 
-Piece = tuple[Tensor, Tensor]  # inputs and labels, [b, T] each
 Numbers = tuple[Tensor, Tensor, int]  # mean loss and gradient norm, on the device; number of scored tokens
 
 
@@ -48,6 +51,8 @@ def count_scored(pieces: list[Piece]) -> int:
 class BatchLoss(nn.Module):
     """Nats of a piece's scored tokens, divided by `total`, such as the scored tokens of the whole batch (0-d, fp32).
 
+    `total` is above 0, a number or a tensor (0-d), which is not read back from the device.
+
     backward() has to start at this loss. An auxiliary loss of the model is part of the gradient, in proportion to the
     piece's share of `total`, but not of the value, which contains only the tokens' nats.
 
@@ -60,12 +65,12 @@ class BatchLoss(nn.Module):
         self.model, self.device, self.precision, self.fused = model, device, precision, fused
         self.compiled: Callable[[Tensor], Tensor] | None = None
 
-    def forward(self, inputs: Tensor, labels: Tensor, total: float) -> Tensor:
+    def forward(self, inputs: Tensor, labels: Tensor, total: float | Tensor) -> Tensor:
         with autocast(self.device, self.precision):
             hidden = (self.compiled or self.model.hidden)(inputs)
             return self.of(hidden, labels, total, self.model.auxiliary())
 
-    def of(self, hidden: Tensor, labels: Tensor, total: float, auxiliary: Tensor | None = None) -> Tensor:
+    def of(self, hidden: Tensor, labels: Tensor, total: float | Tensor, auxiliary: Tensor | None = None) -> Tensor:
         """The loss from the model's `hidden` states [b, T, hidden], under the caller's autocast.
 
         auxiliary: [b], the model's auxiliary loss of each row.
@@ -76,26 +81,18 @@ class BatchLoss(nn.Module):
             loss = linear_cross_entropy(hidden, head, labels.flatten(), total=total, outermost=True)
         else:
             logits = F.linear(hidden, head).flatten(0, 1).float()
-            loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / (total or 1)
+            loss = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / total
         if auxiliary is None:
             return loss
-        added = auxiliary.mean() * ((labels != IGNORED).sum() / (total or 1))
+        added = auxiliary.mean() * ((labels != IGNORED).sum() / total)
         return loss + (added - added.detach())
-
-    @contextmanager
-    def plain(self) -> Iterator[None]:
-        """Run the model uncompiled within this block."""
-        compiled, self.compiled = self.compiled, None
-        try:
-            yield
-        finally:
-            self.compiled = compiled
 
 
 class Step:
     """``step(pieces, rate)``: forward, backward, clipping and AdamW on a batch, without waiting for the device.
 
-    fused=False uses torch's plain loss and optimizer, for comparison.
+    fused=False uses torch's plain loss and optimizer, for comparison. With `graph`, steps on one CUDA device become a
+    CUDA graph once two in a row have had the same shapes; with "auto" unless that fails, otherwise RunError is raised.
     """
 
     def __init__(
@@ -108,6 +105,23 @@ class Step:
         self.optimizer = optim.optimizer(model, fused)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.clip = math.inf if optim.clip is None else optim.clip
+        self.graph: bool | Literal["auto"] = False
+        self.say: Callable[[str], None] = print  # takes the line about a step that cannot be recorded
+        self._recorded: StepGraph | None = None
+        self._shapes: list[torch.Size] = []  # of the last step
+        if device.type == "cuda":  # a tensor, so that a graph can read another rate at each replay
+            for group in self.optimizer.param_groups:
+                group["lr"], group["capturable"] = torch.zeros((), device=device), True
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Neither compiled code nor a graph within this block."""
+        before = self.batch_loss.compiled, self.graph
+        self.batch_loss.compiled, self.graph = None, False
+        try:
+            yield
+        finally:
+            self.batch_loss.compiled, self.graph = before
 
     def distribute(self) -> None:
         """Share every piece with the other ranks of torch's process group from now on. Every rank calls this.
@@ -138,6 +152,9 @@ class Step:
         device) and the number of scored tokens, all of the whole batch.
         """
         scored = count_scored(pieces)
+        if self.graph and (recorded := self._graph_of(pieces)):
+            self.set_rate(rate)
+            return *recorded.replay(pieces, scored or 1), scored
         total = torch.zeros((), device=self.device)
         for number, (inputs, labels) in enumerate(pieces, 1):
             if self.ranks > 1:
@@ -149,7 +166,7 @@ class Step:
             skip_sync = self.ranks > 1 and number < len(pieces)  # the last piece synchronizes the gradients
             with self.loss.no_sync() if skip_sync else nullcontext():  # type: ignore[operator]
                 # DDP averages over ranks; dividing the total by `ranks` makes that a sum.
-                loss = self.loss(self.to_device(inputs), self.to_device(labels), scored / self.ranks)
+                loss = self.loss(self.to_device(inputs), self.to_device(labels), (scored or 1) / self.ranks)
                 loss.backward()
             total += loss.detach()
         if self.ranks > 1:
@@ -157,16 +174,52 @@ class Step:
             total /= self.ranks
         return total, self.update(rate), scored
 
+    def _graph_of(self, pieces: Sequence[Piece]) -> StepGraph | None:
+        """The graph of a step on such pieces; None as long as there is none."""
+        shapes, before = shapes_of(pieces), self._shapes
+        self._shapes = shapes
+        if self._recorded is None and shapes == before and self.optimizer.state:
+            discard = partial(self.optimizer.zero_grad, set_to_none=True)
+            try:
+                self._recorded = StepGraph(pieces, self.device, self._losses, self._apply_gradients, discard)
+            except RuntimeError as error:
+                discard()
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                if self.graph != "auto":
+                    raise RunError(f"runtime.graph=true: the step cannot be a CUDA graph: {reason}") from error
+                self.graph = False
+                self.say(f"The step cannot be a CUDA graph, so its kernels start one by one: {reason}")
+        return self._recorded if self._recorded and self._recorded.shapes == shapes else None
+
+    def _losses(self, pieces: Sequence[Piece], scored: Tensor) -> Tensor:
+        """The loss of a batch on the device; its gradients are in the parameters afterwards."""
+        total = torch.zeros((), device=self.device)
+        for inputs, labels in pieces:
+            loss = self.loss(inputs, labels, scored)
+            loss.backward()
+            total += loss.detach()
+        return total
+
     def update(self, rate: float) -> Tensor:
         """Clip the gradients and make a step of AdamW; returns the gradient norm before clipping."""
+        self.set_rate(rate)
+        return self._apply_gradients()
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * group["rate_factor"])
+            else:
+                group["lr"] = rate * group["rate_factor"]
+
+    def _apply_gradients(self) -> Tensor:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.clip < math.inf and self.optimizer.defaults["fused"]:
             # The attribute that torch's GradScaler sets: the kernel divides the gradients by it, in its own pass.
             self.optimizer.grad_scale = (norm / self.clip).clamp(min=1.0)  # type: ignore[attr-defined]
         elif self.clip < math.inf:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["rate_factor"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -210,10 +210,10 @@ class _Training:
 class _Loss(BatchLoss):
     """Mean over rows and layers of MSE(v', v), weighted by the piece's share of the scored tokens."""
 
-    def forward(self, inputs: Tensor, labels: Tensor, total: float) -> Tensor:
+    def forward(self, inputs: Tensor, labels: Tensor, total: float | Tensor) -> Tensor:
         with autocast(self.device, self.precision):
             errors = layer_errors(self.model, inputs)
-        return errors.mean() * ((labels != IGNORED).sum() / (total or 1))
+        return errors.mean() * ((labels != IGNORED).sum() / total)
 
 
 def layer_errors(model: LanguageModel, inputs: Tensor) -> Tensor:
