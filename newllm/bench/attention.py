@@ -1,7 +1,8 @@
 """Attention kernels, forward and backward, with each kind of bias. Contestants take turns in one process.
 
 Random q, k, v [batch, heads, T, width]. The kernels that newllm trains with are compared with torch's fused causal
-attention, which has no bias at all, and with the T x T masks that others pass to it for ALiBi and for learned biases.
+attention, which has no bias at all, and with the T x T masks that others pass to it for ALiBi and for learned biases;
+on a GPU also with torch's flex_attention, compiled.
 Temporary memory is the peak of what a call adds to its inputs: output, gradients, masks and saved tensors; on a CPU
 the scratch memory of kernels is not counted.
 
@@ -16,6 +17,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from newllm.attention.kernels import attend
 from newllm.bench.harness import Result, alternate
@@ -32,6 +34,9 @@ LABELS = {
     "alibi": "newllm, ALiBi, one slope",
     "alibi_heads": "newllm, ALiBi, slope per head",
     "learned": "newllm, learned bias",
+    "flex": "torch, flex, no bias",
+    "flex_alibi": "torch, flex, ALiBi",
+    "flex_learned": "torch, flex, learned bias",
     "mask": "torch, T x T ALiBi mask",
     "learned_mask": "torch, learned T x T mask",
     "mla_causal": "torch, MLA padded, no bias",
@@ -67,10 +72,11 @@ def measure(
         del dtypes["bf16"]
         result.notes.append(f"{device} has no native bf16, which is left out.")
     for dtype_name, dtype in dtypes.items():
-        times = {name: [label] for name, label in LABELS.items()}
-        memory = {name: [label] for name, label in LABELS.items()}
+        flex = device.type == "cuda"  # on a CPU it has no backward pass
+        labels = {name: label for name, label in LABELS.items() if flex or "flex" not in name}
+        times, memory = ({name: [label] for name, label in labels.items()} for _ in range(2))
         for length in lengths:
-            kernels, gradient, mask = _kernels(device, dtype, (batch, heads, length, width), rotary)
+            kernels, gradient, mask = _kernels(device, dtype, (batch, heads, length, width), rotary, flex)
 
             def forward_and_backward(name: str, kernels: Kernels = kernels, gradient: Tensor = gradient) -> None:
                 forward, inputs = kernels[name]
@@ -101,7 +107,7 @@ def measure(
 
 
 def _kernels(
-    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int], rotary: int
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int], rotary: int, flex: bool
 ) -> tuple[Kernels, Tensor, Tensor]:
     """The kernels, the gradient of their output, and the mask of the contestant "mask"."""
     batch, heads, length, width = shape
@@ -149,4 +155,15 @@ def _kernels(
         "mla": (partial(ours_mla, bias=None), wide),
         "mla_alibi": (partial(ours_mla, bias=per_head), wide),
     }
+    if flex:
+        torch.compiler.reset()  # it compiles one function for a few shapes only
+        attention = torch.compile(flex_attention, dynamic=False) if device.type == "cuda" else flex_attention
+        past = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device=str(device))
+        flexible = partial(attention, q, k, v, block_mask=past, scale=scale)
+        slopes = per_head.slopes
+        kernels |= {
+            "flex": (flexible, qkv),
+            "flex_alibi": (partial(flexible, score_mod=lambda s, b, h, i, j: s - slopes[h] * (i - j)), qkv),
+            "flex_learned": (partial(flexible, score_mod=lambda s, b, h, i, j: s + table[h, i - j]), [*qkv, table]),
+        }
     return kernels, gradient, mask

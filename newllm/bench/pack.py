@@ -1,5 +1,7 @@
 """Training steps of runs that train together (newllm.pack) against the same runs one by one, in one process.
 
+On a GPU the steps of the runs one by one are CUDA graphs.
+
 packs    runs in a pack                batches   rows of a batch
 lengths  tokens of a row               rounds    turns of each contestant
 steps    steps of each run per turn
@@ -32,7 +34,8 @@ def measure(
         for batch in batches:
             words = [*overrides, f"batch_size={batch}", f"seq_len={length}"]
             runs = [prepare(compose([*words, f"seed={seed}"])) for seed in range(1, max(packs) + 1)]
-            contestants = {f"pack{size}": stepper(runs[:size]) for size in (1, *packs)}
+            on_gpu = runs[0].device.type == "cuda"
+            contestants = {f"pack{size}": stepper(runs[:size], on_gpu and size == 1) for size in (1, *packs)}
             seconds = alternate(contestants, rounds, steps)
             per_run = {size: [time / size for time in seconds[f"pack{size}"]] for size in (1, *packs)}
             row = [f"{batch} x {length}", f"{1e3 * statistics.median(per_run[1]):.1f}"]

@@ -3,7 +3,8 @@
 All train on the same batches of real text with fused AdamW and clipping, each set up as its users run it: newllm as
 `newllm train` does, transformers as a plain script. The roofline is the time of the model's matrix products alone,
 forward and backward, in the same precision. With runtime.keep_memory=false newllm has the allocator of its peers,
-which shows what the arithmetic alone gains.
+which shows what the arithmetic alone gains. On a GPU there are also newllm's steps without a CUDA graph, and without
+what makes them deterministic.
 
   rounds    turns of each contestant          steps   training steps per turn
   compiled  measure torch.compile too (compilation takes minutes)
@@ -25,6 +26,7 @@ from newllm.bench.harness import Build, Result, alternate_in_processes, setup_me
 from newllm.bench.hf_reference import peer, peer_name
 from newllm.config import compose
 from newllm.data import Rows
+from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.run.prepare import prepare
 from newllm.runtime import keep_freed_memory
@@ -35,6 +37,9 @@ from newllm.training.step import Step
 DEFAULTS = ["model=pythia_70m", "batch_size=8", "seq_len=128", "samples=256", "facts=none"]
 LABELS = {
     "newllm": "newllm",
+    "newllm_eager": "newllm, without CUDA graph",
+    "newllm_unfilled": "newllm, new memory not filled",
+    "newllm_free": "newllm, not deterministic",
     "newllm_compiled": "newllm, torch.compile",
     "transformers_eager": "transformers, eager",
     "transformers_compiled": "transformers, torch.compile",
@@ -47,7 +52,8 @@ COMPILED = ["newllm_compiled", "transformers_compiled"]  # left out on a machine
 def measure(
     overrides: list[str], *, rounds: int = 7, steps: int = 3, compiled: bool = True, memory: bool = False
 ) -> Result:
-    """ratio/<contestant>: its time divided by newllm's; roofline/share; seconds/<contestant>.
+    """ratio/<contestant>: its time divided by newllm's; roofline/share; seconds/<contestant>; product_flops: the
+    floating-point operations of the model's matrix products in a step.
 
     With `memory`: memory/peak_bytes, memory/plain_bytes, memory/held_bytes and ratio/memory.
     """
@@ -60,10 +66,11 @@ def measure(
     batch, length = cfg.trainer.batch_size, cfg.data.seq_len
     setup = setup_metrics(cfg, run.precision, run.device, run.runtime)
     sizes = {"batch_size": batch, "seq_len": length, "rounds": rounds, "steps": steps}
+    sizes["product_flops"] = 6 * batch * length * sum(weight.numel() for weight in _multiplied(run.model))
     result = Result({"peer": reference, **setup, **sizes})
     result.notes.append(f"Peer: {reference}. Medians of {rounds} rounds of {steps} steps (min … max).")
 
-    contestants = _contestants(overrides, run.precision, compiled)
+    contestants = _contestants(overrides, run.precision, compiled, run.device.type == "cuda")
     seconds, left_out = alternate_in_processes(contestants, rounds, steps, optional=COMPILED)
     result.notes += [f"{LABELS[name]}, is left out: {reason}" for name, reason in left_out.items()]
     rows = []
@@ -92,9 +99,13 @@ def _as_pythia(overrides: list[str]) -> list[str]:
     return [*overrides, "rotary_pct=0.25"]
 
 
-def _contestants(overrides: list[str], precision: str, compiled: bool) -> dict[str, Build]:
+def _contestants(overrides: list[str], precision: str, compiled: bool, cuda: bool = False) -> dict[str, Build]:
     ours, theirs = partial(newllm_step, overrides), partial(transformers_step, overrides)
     contestants: dict[str, Build] = {"newllm": ours, "transformers_eager": theirs}
+    if cuda:
+        contestants["newllm_eager"] = partial(newllm_step, [*overrides, "runtime.graph=false"])
+        contestants["newllm_unfilled"] = partial(ours, fill=False)
+        contestants["newllm_free"] = partial(ours, deterministic=False)
     if compiled:
         contestants["newllm_compiled"] = partial(ours, compiled=True)
         contestants["transformers_compiled"] = partial(theirs, compiled=True)
@@ -106,15 +117,21 @@ def _contestants(overrides: list[str], precision: str, compiled: bool) -> dict[s
 # --- the contestants: each function is called in a process of its own and returns what is timed there ---------------
 
 
-def newllm_step(overrides: list[str], compiled: bool = False) -> Callable[[], object]:
-    """The step of `newllm train`, plain or compiled."""
+def newllm_step(
+    overrides: list[str], compiled: bool = False, deterministic: bool = True, fill: bool = True
+) -> Callable[[], object]:
+    """The step of `newllm train`, plain or compiled. fill: new memory is filled, as part of determinism."""
     run = prepare(compose(overrides))
     step = Step(run.model, run.optim, run.device, run.precision)
+    if run.device.type == "cuda":
+        step.graph = run.runtime.graph
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
     batches = _batches(run.data.train, run.trainer.batch_size)
     reasons: list[str] = []
     if compiled and not compile_if_worthwhile(True, step, next(batches), 1, run.runtime, reasons.append):
         raise RuntimeError(*reasons)
-    return _synchronized(lambda: step([next(batches)], rate=run.optim.lr), run.device)
+    return synchronized(lambda: step([next(batches)], rate=run.optim.lr), run.device)
 
 
 def transformers_step(
@@ -129,6 +146,7 @@ def transformers_step(
     optim, device, precision = run.optim, run.device, precision or run.precision
     model = peer(run.cfg, run.model.vocab_size).to(device).train()
     batches = _batches(run.data.train, run.trainer.batch_size)
+    torch.use_deterministic_algorithms(False)  # a choice of newllm's
     del run  # with our model
     module = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(
@@ -145,7 +163,7 @@ def transformers_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return _synchronized(step, device)
+    return synchronized(step, device)
 
 
 def matrix_products(overrides: list[str]) -> Callable[[], object]:
@@ -155,11 +173,9 @@ def matrix_products(overrides: list[str]) -> Callable[[], object]:
     """
     run = prepare(compose(overrides))
     keep_freed_memory()
+    torch.use_deterministic_algorithms(False)
     dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-    weights = [layer.weight for layer in run.model.modules() if isinstance(layer, nn.Linear)]
-    if run.model.head is None:  # tied: the head is the embedding's matrix
-        weights.append(run.model.head_weight)
-    shapes = [(weight.shape[0], weight.shape[1]) for weight in weights]  # (outputs, inputs)
+    shapes = [(weight.shape[0], weight.shape[1]) for weight in _multiplied(run.model)]  # (outputs, inputs)
     tokens = run.trainer.batch_size * run.cfg.data.seq_len
     operands = {
         (outputs, inputs): [
@@ -176,7 +192,13 @@ def matrix_products(overrides: list[str]) -> Callable[[], object]:
             gradient @ weight
             gradient.T @ x
 
-    return _synchronized(products, run.device)
+    return synchronized(products, run.device)
+
+
+def _multiplied(model: LanguageModel) -> list[Tensor]:
+    """The weights [outputs, inputs] of every linear layer and the head."""
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return weights if model.head is not None else [*weights, model.head_weight]  # tied: the embedding's matrix
 
 
 def _batches(rows: Rows, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -185,7 +207,7 @@ def _batches(rows: Rows, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     return itertools.cycle([rows.batch(np.arange(start, start + size)) for start in starts])
 
 
-def _synchronized(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+def synchronized(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """`call`, and wait for the device."""
 
     def run() -> None:

@@ -54,11 +54,15 @@ def measure(paths: Sequence[Path], sizes: Sequence[int]) -> list[float]:
     return [size / statistics.median(seconds[size]) for size in sizes]
 
 
-def stepper(runs: Sequence[Run]) -> Callable[[], None]:
-    """A function that makes one packed step of these runs, on the data of the first, and waits for the device."""
+def stepper(runs: Sequence[Run], graph: bool = False) -> Callable[[], None]:
+    """A function that makes one packed step of these runs, on the data of the first, and waits for the device.
+
+    graph: a single run's step is a CUDA graph, as without a pack.
+    """
     first = runs[0]
     rows, size = first.data.train, min(first.trainer.batch_size, len(first.data.train))
     steps = [Step(run.model.train(), run.optim, run.device, run.precision, run.runtime.fused) for run in runs]
+    steps[0].graph = graph
     orders = [first.data.order(run.trainer.seed, 0) for run in runs]
     packed, starts = PackedStep(), count(0, size)
 

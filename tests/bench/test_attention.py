@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from newllm.bench import main
+from newllm.bench.attention import _kernels
 
 
 def test_kernels_and_their_memory_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -23,3 +25,15 @@ def test_kernels_and_their_memory_are_compared(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out.splitlines()
     assert any("newllm, ALiBi, slope per head" in line for line in printed)
     assert max(map(len, printed)) <= 100 or "Written" in max(printed, key=len)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_torchs_flex_attention_computes_what_our_kernels_compute() -> None:
+    kernels, _, _ = _kernels(torch.device("cpu"), torch.float32, (1, 2, 16, 8), 8, flex=True)
+    for _, inputs in kernels.values():
+        for tensor in inputs:
+            tensor.requires_grad_(False)  # a GPU alone has the backward pass
+    table = kernels["learned"][1][-1]
+    table.copy_(torch.arange(table.numel()).view_as(table) / table.numel())
+    for theirs, ours in (("flex", "none"), ("flex_alibi", "alibi_heads"), ("flex_learned", "learned")):
+        torch.testing.assert_close(kernels[theirs][0](), kernels[ours][0]())
