@@ -3,12 +3,13 @@
 A bench is a module of this package with
 
     DEFAULTS: list[str]              overrides of the run that it measures; [] if it measures no run
-    measure(overrides, *, option=…)  -> Result. The keyword-only parameters are the options of the command, and their
-                                     defaults show their types; `overrides` are ready for `compose`
+    measure(overrides, *, option=…)  -> Result, or an iterator that yields it whenever it has grown. The keyword-only
+                                     parameters are the options of the command, and their defaults show their types;
+                                     `overrides` are ready for `compose`
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ BENCHES = {  # name -> module, purpose
     "data": ("data", "building a token store against datasets.map"),
     "decode": ("decode", "decoding by context length: tokens per second and cache bytes, MHA and absorbed MLA"),
     "evaluate": ("evaluation_pass", "losses of long rows and of the reversal facts: encodings, memory, all logits"),
+    "gpu": ("gpu", "one CUDA GPU: steps, kernels, decoding, packed and shared runs, and the goals; written as it goes"),
     "pack": ("pack", "training steps of packed runs against the same runs one by one, at small batches"),
     "sweep": ("sweep", "a sweep against Hydra's basic launcher and a process per run; planning against Hydra"),
     "train": ("train_step", "a training step against transformers, eager and compiled, and the roofline; peak memory"),
@@ -43,10 +45,16 @@ def measure(name: str, words: Sequence[str]) -> Result:
 
     Raises ConfigError for an unknown bench or option.
     """
+    *_, result = measured(name, words)
+    return result
+
+
+def measured(name: str, words: Sequence[str]) -> Iterator[Result]:
+    """The same, yielding the result whenever it has grown."""
     bench = _bench(name)
     options, overrides = parse(words, bench.measure, bench.DEFAULTS)
-    result: Result = bench.measure(overrides, **options)
-    return result
+    found = bench.measure(overrides, **options)
+    yield from found if isinstance(found, Iterator) else [found]
 
 
 def parse(
@@ -125,9 +133,10 @@ def _run(argv: list[str]) -> int:
             raise ConfigError(
                 f"out={file} is not a JSON or Markdown file in an existing folder; type out={name}.json or {name}.md."
             )
-    result = measure(name, [word for word in words if not word.startswith("out=")])
+    for result in measured(name, [word for word in words if not word.startswith("out=")]):
+        for file in files:
+            result.write(file, name)
     print(result.markdown())
     for file in files:
-        result.write(file, name)
         print(f"Written to {file}")
     return 0

@@ -1,5 +1,6 @@
 """What all benches share: contestants that take turns, ratios of their times, tables, figures with their machine."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -203,6 +204,7 @@ def setup_metrics(cfg: DictConfig, precision: str, device: object, runtime: Runt
     return {"model": cfg.choices.model, "precision": precision, "device": str(device), "threads": runtime.threads}
 
 
+@functools.cache
 def machine() -> dict[str, Any]:
     """CPU, cores, memory (GiB), instruction set, threads, GPUs, package versions, commit, date (UTC)."""
     import torch

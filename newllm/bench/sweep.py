@@ -70,17 +70,17 @@ def measure(
 
     def process_per_run(folder: Path) -> None:
         with ThreadPoolExecutor(slots) as pool:
-            for _ in pool.map(lambda seed: _python(folder, "newllm.train", *overrides, seed, threads=1), seeds):
+            for _ in pool.map(lambda seed: run_module(folder, "newllm.train", *overrides, seed, threads=1), seeds):
                 pass
 
     commands: dict[str, Callable[[Path], None]] = {
-        "newllm": lambda folder: _python(folder, "newllm.train", "-m", *overrides, all_seeds),
+        "newllm": lambda folder: run_module(folder, "newllm.train", "-m", *overrides, all_seeds),
         "process_per_run": process_per_run,
-        "hydra_basic": lambda folder: _python(
+        "hydra_basic": lambda folder: run_module(
             folder, "newllm.bench.hydra_app", "-m", "hydra/launcher=basic", *overrides, all_seeds
         ),
     }
-    measured = in_turns(commands, rounds, lambda name: _time_sweep(LABELS[name], commands[name], runs))
+    measured = in_turns(commands, rounds, lambda name: time_sweep(LABELS[name], commands[name], runs))
     walls = {name: [wall for wall, _ in turns] for name, turns in measured.items()}
     own = {name: [seconds for _, seconds in turns] for name, turns in measured.items()}
 
@@ -107,7 +107,7 @@ def measure(
     return result
 
 
-def _time_sweep(label: str, command: Callable[[Path], None], runs: int) -> tuple[float, float]:
+def time_sweep(label: str, command: Callable[[Path], None], runs: int) -> tuple[float, float]:
     """Seconds from the command to its end, and the sum of the seconds that its runs report."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -121,7 +121,7 @@ def _time_sweep(label: str, command: Callable[[Path], None], runs: int) -> tuple
         return wall, sum(json.loads(file.read_text(encoding="utf-8"))["speed/wall_seconds"] for file in results)
 
 
-def _python(folder: Path, module: str, *words: str, threads: int | None = None) -> None:
+def run_module(folder: Path, module: str, *words: str, threads: int | None = None) -> None:
     """Run a module in `folder` to its end. Raises RunError with its last line if it fails."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if threads:
@@ -144,7 +144,7 @@ def _planning(result: Result, planned: int, composed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         grid = [f"{key}={','.join(values)}" for key, values in GRID.items()]
-        _python(Path(folder), "newllm.train", "-m", *grid, f"seeds={seeds}", "dry_run=true")
+        run_module(Path(folder), "newllm.train", "-m", *grid, f"seeds={seeds}", "dry_run=true")
         ours = time.perf_counter() - start
     seconds = []
     with hydra.initialize_config_dir(str(shipped()), job_name="train", **version_base()):
