@@ -3,11 +3,11 @@
 All train on the same batches of real text with fused AdamW and clipping, each set up as its users run it: newllm as
 `newllm train` does, transformers as a plain script. The roofline is the time of the model's matrix products alone,
 forward and backward, in the same precision. With runtime.keep_memory=false newllm has the allocator of its peers,
-which shows what the arithmetic alone gains. On a GPU there are also newllm's steps without a CUDA graph, and without
-what makes them deterministic.
+which shows what the arithmetic alone gains.
 
   rounds    turns of each contestant          steps   training steps per turn
   compiled  measure torch.compile too (compilation takes minutes)
+  variants  on a GPU, measure steps without a CUDA graph, and without what makes them deterministic
   memory    measure only the peak memory of a step, against logits of the whole batch in fp32
 """
 
@@ -50,7 +50,13 @@ COMPILED = ["newllm_compiled", "transformers_compiled"]  # left out on a machine
 
 
 def measure(
-    overrides: list[str], *, rounds: int = 7, steps: int = 3, compiled: bool = True, memory: bool = False
+    overrides: list[str],
+    *,
+    rounds: int = 7,
+    steps: int = 3,
+    compiled: bool = True,
+    variants: bool = False,
+    memory: bool = False,
 ) -> Result:
     """ratio/<contestant>: its time divided by newllm's; roofline/share; seconds/<contestant>; product_flops: the
     floating-point operations of the model's matrix products in a step.
@@ -70,8 +76,13 @@ def measure(
     result = Result({"peer": reference, **setup, **sizes})
     result.notes.append(f"Peer: {reference}. Medians of {rounds} rounds of {steps} steps (min … max).")
 
-    contestants = _contestants(overrides, run.precision, compiled, run.device.type == "cuda")
-    seconds, left_out = alternate_in_processes(contestants, rounds, steps, optional=COMPILED)
+    contestants = _contestants(overrides, run.precision, compiled)
+    optional = COMPILED
+    if run.device.type == "cuda":  # all are in its memory at once
+        contestants.pop("transformers_eager_fp32", None)
+        contestants |= _variants(overrides) if variants else {}
+        optional = [name for name in contestants if name != "newllm"]
+    seconds, left_out = alternate_in_processes(contestants, rounds, steps, optional)
     result.notes += [f"{LABELS[name]}, is left out: {reason}" for name, reason in left_out.items()]
     rows = []
     for name in (name for name in LABELS if name in seconds):
@@ -99,19 +110,23 @@ def _as_pythia(overrides: list[str]) -> list[str]:
     return [*overrides, "rotary_pct=0.25"]
 
 
-def _contestants(overrides: list[str], precision: str, compiled: bool, cuda: bool = False) -> dict[str, Build]:
+def _contestants(overrides: list[str], precision: str, compiled: bool) -> dict[str, Build]:
     ours, theirs = partial(newllm_step, overrides), partial(transformers_step, overrides)
     contestants: dict[str, Build] = {"newllm": ours, "transformers_eager": theirs}
-    if cuda:
-        contestants["newllm_eager"] = partial(newllm_step, [*overrides, "runtime.graph=false"])
-        contestants["newllm_unfilled"] = partial(ours, fill=False)
-        contestants["newllm_free"] = partial(ours, deterministic=False)
     if compiled:
         contestants["newllm_compiled"] = partial(ours, compiled=True)
         contestants["transformers_compiled"] = partial(theirs, compiled=True)
     if precision == "bf16":  # what newllm's choice of precision gains for those who would not choose it
         contestants["transformers_eager_fp32"] = partial(theirs, precision="fp32")
     return contestants | {"matmuls": partial(matrix_products, overrides)}
+
+
+def _variants(overrides: list[str]) -> dict[str, Build]:
+    return {
+        "newllm_eager": partial(newllm_step, [*overrides, "runtime.graph=false"]),
+        "newllm_unfilled": partial(newllm_step, overrides, fill=False),
+        "newllm_free": partial(newllm_step, overrides, deterministic=False),
+    }
 
 
 # --- the contestants: each function is called in a process of its own and returns what is timed there ---------------
