@@ -44,6 +44,7 @@ def test_without_a_compiler_only_the_compiled_contestants_are_left_out(monkeypat
     compiled = ["newllm_compiled", "transformers_compiled"]
     names = {"newllm", "transformers_eager", "transformers_eager_fp32", "matmuls", *compiled}
     assert train_step._contestants(TINY, "bf16", compiled=True).keys() == names
+    assert train_step.LABELS.keys() == names | train_step._variants(TINY).keys()
     idle, broken = partial(partial, int), partial(int, "no compiler")  # one builds a contestant, the other raises
     quick = {name: broken if name in compiled else idle for name in sorted(names)}  # newllm before transformers
     monkeypatch.setattr(train_step, "_contestants", lambda *_: quick)
