@@ -223,6 +223,8 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
                 directory.write_environment({**environment, "compiled": True})
             if run.device.type == "cuda":
                 loop.step.graph, loop.step.say = run.runtime.graph, console.line
+            elif run.runtime.graph is True:
+                console.line(f"runtime.graph=true has no effect on {run.device}; a CUDA device is needed.")
         loop.train()
 
     results = _evaluate(run, loop.progress, stages)

@@ -186,7 +186,10 @@ class Step:
                 discard()
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 if self.graph != "auto":
-                    raise RunError(f"runtime.graph=true: the step cannot be a CUDA graph: {reason}") from error
+                    raise RunError(
+                        f"runtime.graph=true: the step cannot be a CUDA graph ({reason}); runtime.graph=auto goes on "
+                        "without one"
+                    ) from error
                 self.graph = False
                 self.say(f"The step cannot be a CUDA graph, so its kernels start one by one: {reason}")
         return self._recorded if self._recorded and self._recorded.shapes == shapes else None

@@ -29,9 +29,12 @@ def test_without_shuffling_every_epoch_keeps_the_order_of_the_rows() -> None:
     assert Trainer(seed=1, epochs=2, batch_size=2).order(data, 0).tolist() == [3, 0, 4, 1, 2]
 
 
-def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not(tmp_path: Path, do_run: Callable[..., int]) -> None:
-    for name in ("one", "two"):
-        assert do_run(tmp_path / name) == 0
+def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not(
+    tmp_path: Path, do_run: Callable[..., int], capsys: pytest.CaptureFixture
+) -> None:
+    assert do_run(tmp_path / "one") == 0
+    assert do_run(tmp_path / "two", "runtime.device=cpu", "runtime.graph=true") == 0
+    assert "runtime.graph=true has no effect on cpu" in " ".join(capsys.readouterr().out.split())
     assert timeless_results(tmp_path / "one") == timeless_results(tmp_path / "two")
     do_run(tmp_path / "other", "seed=43")
     assert timeless_results(tmp_path / "one") != timeless_results(tmp_path / "other")

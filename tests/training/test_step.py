@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import newllm
+from newllm.errors import RunError
 from newllm.model import Transformer, build_model
 from newllm.precision import Precision
 from newllm.run.prepare import prepare
+from newllm.training import step as step_module
 from newllm.training.cross_entropy import linear_cross_entropy
+from newllm.training.cuda_graph import shapes_of
 from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import AdamW
 from newllm.training.run_context import Run
@@ -134,6 +137,55 @@ def test_the_step_uses_the_given_rate(prepared: Run, batches: list[tuple[Tensor,
     assert all(p.grad is None for p in model.parameters())
     step([batches[1]], 1e-2)
     assert not torch.equal(weights(model), before)
+
+
+class Recording:
+    """In place of a CUDA graph: makes at each replay what a graph would record."""
+
+    def __init__(self, pieces, device, losses, update, discard) -> None:
+        self.shapes, self.losses, self.update, self.replays = shapes_of(pieces), losses, update, 0
+        losses(pieces, torch.tensor(1.0))
+        discard()
+
+    def replay(self, pieces, divisor: float) -> tuple[Tensor, Tensor]:
+        self.replays += 1
+        return self.losses(pieces, torch.tensor(float(divisor))), self.update()
+
+
+def test_steps_by_a_graph_are_the_plain_steps(
+    prepared: Run, batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph serves all batches of its shapes, whatever their scored labels; a batch of another shape has none."""
+    monkeypatch.setattr(step_module, "StepGraph", Recording)
+    found = []
+    for graph in (False, True):
+        step = Step(new_model(prepared), optim(1.0), CPU, "fp32")
+        step.graph = graph
+        for number, rows in enumerate((8, 8, 8, 6, 8)):
+            inputs, labels = (tensor[:rows] for tensor in batches[number])
+            pieces = list(zip(inputs.chunk(2), labels.masked_fill(labels % 5 < number, -100).chunk(2), strict=True))
+            step(pieces, 1e-2 / (number + 1))
+        found.append(weights(step.model))
+    assert torch.equal(*found)
+    assert step._recorded.replays == 3
+
+
+def test_a_step_that_cannot_be_a_graph(
+    prepared: Run, batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*parts: Any) -> None:
+        raise RuntimeError("it waits for the device\nC++ stack")
+
+    monkeypatch.setattr(step_module, "StepGraph", failing)
+    said: list[str] = []
+    step = Step(new_model(prepared), optim(1.0), CPU, "fp32")
+    step.graph, step.say = "auto", said.append
+    for _ in range(4):
+        step([batches[0]], 1e-2)
+    assert said == ["The step cannot be a CUDA graph, so its kernels start one by one: it waits for the device"]
+    step.graph = True
+    with pytest.raises(RunError, match=r"\(it waits for the device\); runtime.graph=auto goes on without"):
+        step([batches[0]], 1e-2)
 
 
 def test_nothing_in_a_step_reads_a_number_off_the_device(prepared: Run, batches: list[tuple[Tensor, Tensor]]) -> None:
