@@ -135,22 +135,22 @@ def sharing(small: bool) -> Figures:
 _BIG = ["model=pythia_70m", "batch_size=32", "seq_len=1024"]
 _TINY = ["model=tiny", "batch_size=32", "seq_len=128"]
 _14M = ["model=pythia_70m", "model.hidden_size=128", "model.heads=4", "model.mlp_size=512"]
-SECTIONS: dict[str, tuple[str | Callable[[bool], Figures], list[str]]] = {  # name -> bench or function, words
+SECTIONS: dict[str, tuple[str | Callable[[bool], Figures], list[str]]] = {  # bench or function, words; the goals' first
     "peak": (peak, []),
     "big": ("train", [*_BIG, "compiled=false", "variants=true", "rounds=3", "steps=10"]),
     "tiny": ("train", [*_TINY, "compiled=false", "variants=true", "rounds=3", "steps=30"]),
     "decode_32k": ("decode", ["contexts=32768", "batch=16", "rounds=3", "peer=false"]),
+    "big_compiled": ("train", [*_BIG, "rounds=3", "steps=10"]),
+    "sharing": (sharing, []),
     "pack": ("pack", ["packs=8", "batches=8,32", "lengths=128", "rounds=3"]),
     "pack_14m": ("pack", [*_14M, "packs=8", "batches=8", "lengths=512", "rounds=3"]),
     "pack_70m": ("pack", ["model=pythia_70m", "packs=8", "batches=8", "lengths=512", "rounds=3"]),
-    "big_compiled": ("train", [*_BIG, "rounds=3", "steps=10"]),
-    "tiny_compiled": ("train", [*_TINY, "rounds=3", "steps=30"]),
-    "sharing": (sharing, []),
-    "decode_4k": ("decode", ["contexts=4096", "batch=16", "rounds=3"]),
     "attention": ("attention", ["lengths=1024,8192", "batch=4", "rounds=3"]),
+    "encodings": (encodings, []),
     "memory": ("train", [*_BIG, "memory=true"]),
     "head": (head, []),
-    "encodings": (encodings, []),
+    "tiny_compiled": ("train", [*_TINY, "rounds=3", "steps=30"]),
+    "decode_4k": ("decode", ["contexts=4096", "batch=16", "rounds=3"]),
     "profile": (profile, []),
 }
 _SMALL_MODEL = ["hidden_size=32", "num_layers=1", "heads=2", "mlp_size=64", "vocab_size=512"]
@@ -165,10 +165,7 @@ GOALS = {  # figure -> at least, of what
     "big/share_of_peak": (0.45, "pythia_70m, 32 x 1024: matrix products a second, of those that the card can do"),
     "big_compiled/ratio/transformers_compiled": (1.3, "the same: a step of transformers, compiled, over ours"),
     "tiny/ratio/newllm_eager": (5.0, "tiny, 32 x 128: a step without a CUDA graph over one with it"),
-    "decode_32k/ratio/mla_over_mha/32768": (
-        2.0,
-        "decoding 16 rows after 32,768 tokens: tokens a second, MLA's over MHA's",
-    ),
+    "decode_32k/ratio/mla_over_mha/32768": (2.0, "decoding 16 rows after 32,768 tokens: speed of MLA over MHA's"),
     "sharing/packed_over_alone": (4.0, "8 runs of tiny: seconds one after another over packed"),
     "sharing/packed_over_shared": (1.5, "8 runs of tiny: seconds all at once over packed"),
 }
@@ -249,9 +246,9 @@ def lines_of(command: Sequence[str], seconds: float, environment: Mapping[str, s
 def derived(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The figures that need more than one measurement, where all are there."""
     found = {}
-    with suppress(KeyError):
-        fastest = 1e12 * statistics.median(metrics["peak/matmul_bf16_tflops"])
-        for name in ("big", "tiny"):
+    for name in ("big", "tiny"):
+        with suppress(KeyError):
+            fastest = 1e12 * statistics.median(metrics["peak/matmul_bf16_tflops"])
             step = statistics.median(metrics[f"{name}/seconds/newllm"])
             found[f"{name}/share_of_peak"] = metrics[f"{name}/product_flops"] / step / fastest
     for name in ("alone", "shared"):
