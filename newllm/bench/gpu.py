@@ -66,7 +66,7 @@ def peak(small: bool) -> Figures:
 
 
 def head(small: bool) -> Figures:
-    """Seconds and added bytes of the loss with its head, forward and backward: ours by chunk size, and torch's."""
+    """Seconds and peak bytes of the loss with its head, forward and backward: ours by chunk size, and torch's."""
     runtime, (rows, width) = Runtime(), (64, 16) if small else (32768, 512)
     runtime.apply()
     device = runtime.device()
@@ -252,7 +252,7 @@ def derived(metrics: Mapping[str, Any]) -> dict[str, float]:
             step = statistics.median(metrics[f"{name}/seconds/newllm"])
             found[f"{name}/share_of_peak"] = metrics[f"{name}/product_flops"] / step / fastest
     for name in ("alone", "shared"):
-        with suppress(KeyError, TypeError):  # not measured, or a text that says why
+        with suppress(KeyError, ValueError):  # not measured, or a text that says why
             (wall, _), (packed, _) = (metrics[f"sharing/seconds/{way}"] for way in (name, "packed"))
             found[f"sharing/packed_over_{name}"] = wall / packed
     return found

@@ -54,7 +54,14 @@ def test_each_figure_is_written_at_once_and_a_section_that_fails_loses_no_other(
         if command[-2] == "big":
             raise RunError("ended after 90 s")
         yield json.dumps(
-            {"metrics": {"matmul_bf16_tflops": [5.0], "seconds/alone": [8.0, 1.0], "seconds/packed": [2.0, 1.0]}}
+            {
+                "metrics": {
+                    "matmul_bf16_tflops": [5.0],
+                    "seconds/alone": [8.0, 1.0],
+                    "seconds/packed": [2.0, 1.0],
+                    "seconds/shared": "failed: no memory",
+                }
+            }
         )
 
     monkeypatch.setattr(gpu, "lines_of", lines)
