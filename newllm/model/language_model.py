@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from newllm.data import Dataset
+from newllm.errors import ConfigError
 from newllm.position.encoding import PositionEncoding
 
 
@@ -50,6 +51,16 @@ class LanguageModel(nn.Module):
         None if the model has none, or at a second call.
         """
         return None
+
+    def recompute_layers(self) -> None:
+        """From now on keep no layer's tensors for the backward pass, which computes them again.
+
+        Raises ConfigError if this model cannot.
+        """
+        raise ConfigError(
+            f"trainer.recompute=true: {type(self).__name__} cannot compute its layers again; leave trainer.recompute "
+            "out, trainer.accumulate=2 saves memory too"
+        )
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> Any:
         """An empty cache for `batch` rows of up to `capacity` tokens (default: the training length)."""

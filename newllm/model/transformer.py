@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from newllm.attention.cache import Cache, LayerCache
 from newllm.attention.layer import Attention, linear
@@ -77,6 +78,7 @@ class Transformer(LanguageModel):
         self.head_dim = hidden_size // heads
         self.vocab_size = _round_up(tokens) if vocab_size is None else vocab_size
         self.seq_len = seq_len
+        self.recompute = False
 
         rotary_width = class_of(attention, Attention).rotary_width(attention, self.head_dim)
         self.position = build(
@@ -132,8 +134,14 @@ class Transformer(LanguageModel):
         positions = torch.arange(start, stop, device=input_ids.device)
         x = self.inputs(input_ids, cache)
         for i, block in enumerate(self.blocks):
-            x = block(x, positions, None if cache is None else cache.layers[i])
+            if self.recompute and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, positions, use_reentrant=False)
+            else:
+                x = block(x, positions, None if cache is None else cache.layers[i])
         return self.final_norm(x)
+
+    def recompute_layers(self) -> None:
+        self.recompute = True
 
     def inputs(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Input [B, T, hidden_size] of the first block for tokens [B, T], which follow those in the cache."""

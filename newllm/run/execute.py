@@ -221,10 +221,13 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
             remaining = loop.steps - loop.progress.step
             if compile_if_worthwhile(wanted, loop.step, piece, remaining, run.runtime, console.line):
                 directory.write_environment({**environment, "compiled": True})
-            if run.device.type == "cuda":
+            if run.device.type == "cuda" and not run.trainer.recompute:
                 loop.step.graph, loop.step.say = run.runtime.graph, console.line
             elif run.runtime.graph is True:
-                console.line(f"runtime.graph=true has no effect on {run.device}; a CUDA device is needed.")
+                why = f"on {run.device}; a CUDA device is needed" if run.device.type != "cuda" else (
+                    "with trainer.recompute=true, which has to store the state of the random numbers"
+                )
+                console.line(f"runtime.graph=true has no effect {why}.")
         loop.train()
 
     results = _evaluate(run, loop.progress, stages)

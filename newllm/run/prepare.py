@@ -73,6 +73,8 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     with torch.device("meta"):
         shape = build_model(cfg, tokens=cfg.model.vocab_size or 64, seq_len=trained_length)
     shape.check_config(cfg, trained=trained_length is not None)
+    if trainer.recompute and trained_length is None:
+        shape.recompute_layers()  # raises if the model cannot
     _require_memory(shape, device, trained=trained_length is not None)
     build(cfg.logger, Logger, directory=directory.path)
     for key, path in changed_content(effective(cfg)):
@@ -88,6 +90,8 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
 
     data = shape.arrange_rows(prepare_data(cfg.data, cfg.get("facts"), seed=trainer.seed, runtime=runtime))
     model = build_model(cfg, data.tokenizer.vocab_size, trained_length).to(device)
+    if trainer.recompute and trained_length is None:
+        model.recompute_layers()
     for stage in stages.values():
         stage.check(cfg, model, data)
     for evaluator in evaluators:

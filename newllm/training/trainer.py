@@ -20,6 +20,8 @@ class Trainer:
             that a batch is one piece of text.
         tokens: training tokens instead of epochs; the last epoch may then be incomplete.
         accumulate: number of pieces that a batch is cut into, to save memory. The step is the same up to rounding.
+        recompute: keep only each layer's input for the backward pass, which computes the rest again: a third more time,
+            far less memory, the same numbers. So it is not part of a run's signature.
         devices: processes that train the run together, each with a GPU or a share of the CPU's threads. The rows of
             a batch are divided among them; the step is the same up to rounding. They are started on this machine
             unless torchrun or srun has started them already.
@@ -40,6 +42,7 @@ class Trainer:
         shuffle: bool = True,
         tokens: int | None = None,
         accumulate: int = 1,
+        recompute: bool = False,
         devices: int = 1,
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         validation: Literal["token", "batch_mean"] = "token",
@@ -66,6 +69,7 @@ class Trainer:
             )
         self.seed, self.epochs, self.tokens, self.batch_size = seed, epochs, tokens, batch_size
         self.shuffle, self.accumulate, self.devices, self.precision = shuffle, accumulate, devices, precision
+        self.recompute = recompute
         self.validation, self.patience, self.eval_weights = validation, patience, eval_weights
         self.log_every = log_every
 

@@ -302,6 +302,7 @@ def test_what_changes_a_number_changes_the_signature(change: str) -> None:
         "hydra.run.dir=x",
         "eval=[loss]",
         "trainer.log_every=1",
+        "trainer.recompute=true",
         "lr=1e-3",
         "optim.lr=0.001",
         "name=x",

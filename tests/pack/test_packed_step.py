@@ -96,6 +96,16 @@ def test_runs_may_come_and_go_and_batches_of_other_shapes_are_trained_alone(data
         torch.testing.assert_close(losses_and_norms(packed_step(packed)), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_packed_layers_can_be_recomputed(data: Dataset) -> None:
+    cfgs, found = configs([["seed=1"], ["seed=2"]], "pos_encoding=learned"), []
+    for recompute in (False, True):
+        steps, packed_step = make_steps(cfgs, data), PackedStep()
+        for step in steps[: 2 * recompute]:
+            step.model.recompute_layers()
+        found.append([losses_and_norms(packed_step(requests_at(steps, cfgs, data, number))) for number in range(2)])
+    assert torch.equal(torch.stack(found[0]), torch.stack(found[1]))
+
+
 def test_a_run_with_a_broken_weight_does_not_affect_the_others(data: Dataset) -> None:
     cfgs = configs([["seed=1"], ["seed=2"]])
     steps_alone, steps_packed, packed_step = make_steps(cfgs, data), make_steps(cfgs, data), PackedStep()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import newllm
+from newllm import conformance
 from newllm.errors import RunError
 from newllm.model import Transformer, build_model
 from newllm.precision import Precision
@@ -235,3 +236,27 @@ def test_the_fused_step_trains_as_the_plain_one_does(
         curves.append([step([batch], 1e-2)[0].item() for batch in batches * 2])
     assert curves[0] == pytest.approx(curves[1], abs=tolerance)
     assert curves[0][-1] < curves[0][0] - 0.1  # it did train
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["pos_encoding=t5", "attention=mha"],
+        ["pos_encoding=fire", "attention=mla"],
+        ["pos_encoding=rope", "attention=vdproj", "attention.reconstruction_weight=0.5"],  # a loss within the layers
+    ],
+    ids=lambda choices: "-".join(choice.partition("=")[2] for choice in choices[:2]),
+)
+def test_recomputed_layers_train_to_the_same_bits_in_less_memory(choices: list[str]) -> None:
+    ids, results, peaks = conformance.token_ids(), [], []
+    for recompute in (False, True):
+        model = conformance.small_model(choices).train()
+        if recompute:
+            model.recompute_layers()
+        step = Step(model, optim(1.0), CPU, "bf16")
+        numbers = [step([(ids, ids.roll(-1, 1))], 1e-2)[:2] for _ in range(3)]
+        results.append(torch.cat([torch.stack(pair) for pair in numbers] + [weights(model)]))
+        held = sum(tensor.nbytes for tensor in step.tensors())
+        peaks.append(peak_bytes(lambda: step([(ids, ids.roll(-1, 1))], 1e-2), step.tensors(), CPU) - held)
+    assert torch.equal(*results)
+    assert peaks[1] < 0.8 * peaks[0]
