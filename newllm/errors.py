@@ -22,6 +22,7 @@ from newllm.suggest import did_you_mean
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STOPPING = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 LESS_MEMORY = "a smaller batch_size, trainer.accumulate=2 or fewer runs at once (hydra.launcher.slots=1) need less"
 
 
@@ -170,13 +171,9 @@ def disk_is_full(error: BaseException) -> bool:
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether memory of this machine or of a GPU was refused."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "not enough memory" in text
-        or "can't allocate memory" in text
-    )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error) for words in _NO_MEMORY)
 
 
 def _require_text(word: str) -> None:

@@ -10,6 +10,7 @@ from newllm.errors import ConfigError
 from newllm.pack.packed_encoding import Rows
 from newllm.pack.stacked_model import stack
 from newllm.precision import autocast
+from newllm.training.memory import told_if_too_little
 from newllm.training.step import Numbers, Piece, Step, count_scored
 
 # Largest difference between a packed loss and the run's own that counts as rounding, in nats.
@@ -43,12 +44,17 @@ class PackedStep:
         if len(requests) == 1 or len(shapes) > 1:
             return [request.alone() for request in requests]
         steps = [request.step for request in requests]
-        if self._steps != steps:
-            self._stack = stack([step.model for step in steps], self._rows)
-            self._steps = steps
-            self._check_losses([request.pieces[0] for request in requests])
+        parameters = [parameter for step in steps for parameter in step.parameters]
+        with told_if_too_little(requests[0].pieces, parameters, steps[0].device, len(steps)):
+            if self._steps != steps:
+                self._stack = stack([step.model for step in steps], self._rows)
+                self._steps = steps
+                self._check_losses([request.pieces[0] for request in requests])
+            return self._make(requests)
+
+    def _make(self, requests: Sequence[StepRequest]) -> list[Numbers]:
         scored = [count_scored(request.pieces) for request in requests]
-        losses = torch.zeros(len(requests), device=steps[0].device)
+        losses = torch.zeros(len(requests), device=self._steps[0].device)
         for pieces in zip(*(request.pieces for request in requests), strict=True):
             parts = self._losses(pieces, [number or 1 for number in scored])
             torch.autograd.backward(parts)

@@ -214,20 +214,23 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
             console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
             earlier_seconds += loop.progress.seconds
         stage_alone = any(group_of(stage, run.cfg).pack == "alone" for stage in run.stages)
-        if not (run.packed or run.trainer.devices > 1 or stage_alone):
+        wanted = earlier.compiled if earlier else run.runtime.compile
+        if run.trainer.recompute:
+            if wanted is True or run.runtime.graph is True:
+                console.line(
+                    "trainer.recompute=true: no step is compiled or a CUDA graph, since torch does not trace layers that "
+                    f"are computed again{'; the last bits may change from here on' if earlier and wanted else ''}."
+                )
+        elif not (run.packed or run.trainer.devices > 1 or stage_alone):
             batch = run.trainer.order(loop.data, 0)[: run.trainer.batch_size]
             piece = cut(loop.data.train, batch, run.trainer.accumulate)[0]
-            wanted = earlier.compiled if earlier else run.runtime.compile
             remaining = loop.steps - loop.progress.step
             if compile_if_worthwhile(wanted, loop.step, piece, remaining, run.runtime, console.line):
                 directory.write_environment({**environment, "compiled": True})
-            if run.device.type == "cuda" and not run.trainer.recompute:
+            if run.device.type == "cuda":
                 loop.step.graph, loop.step.say = run.runtime.graph, console.line
             elif run.runtime.graph is True:
-                why = f"on {run.device}; a CUDA device is needed" if run.device.type != "cuda" else (
-                    "with trainer.recompute=true, which has to store the state of the random numbers"
-                )
-                console.line(f"runtime.graph=true has no effect {why}.")
+                console.line(f"runtime.graph=true has no effect on {run.device}; a CUDA device is needed.")
         loop.train()
 
     results = _evaluate(run, loop.progress, stages)

@@ -1,17 +1,22 @@
-"""Peak memory of a training step, as a reproducible number.
+"""Memory of a training step: its peak as a reproducible number, and what to type if there is too little.
 
 The resident memory of a process differs from run to run, so one step is measured instead: on CUDA by the allocator,
 elsewhere by adding up the storages of the tensors it creates, which excludes the scratch memory of kernels.
 """
 
+import math
+import re
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from newllm.errors import RunError, ran_out_of_memory
 
 
 def peak_bytes(step: Callable[[], object], resident: Iterable[Tensor], device: torch.device) -> int:
@@ -54,3 +59,58 @@ class _Watch(TorchDispatchMode):
 
     def _remove(self, key: int) -> None:
         self.now -= self.alive.pop(key, 0)
+
+
+@contextmanager
+def told_if_too_little(
+    pieces: Sequence[tuple[Tensor, Tensor]], parameters: Sequence[Tensor], device: torch.device, runs: int = 1
+) -> Iterator[None]:
+    """If memory runs out in this block, a RunError says what was tried and what fits.
+
+    The block makes a step of `parameters` on `pieces` ([b, T] each), or one of each of `runs` packed runs.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        asked, place, share = _bytes_asked(str(error)), "", 0.5
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            others = total - free - torch.cuda.memory_reserved(device)
+            fixed = 4 * sum(p.nbytes for p in parameters)  # weights, gradients and two moments
+            peak = torch.cuda.max_memory_allocated(device) + (asked or 0)
+            share = (total - others - fixed) / max(peak - fixed, 1)
+            place = f" on {device}, which has {_gigabytes(total)} ({_gigabytes(others)} used by other processes)"
+        rows, length = sum(len(inputs) for inputs, _ in pieces), pieces[0][0].shape[1]
+        packed = f" for each of {runs} packed runs" if runs > 1 else ""
+        more = f" when {_gigabytes(asked)} more were asked for" if asked else ""
+        raise RunError(
+            f"The memory is not enough for a step on {rows} x {length} tokens{packed}: it ran out{more}{place}; "
+            + what_fits(rows, len(pieces), share, runs)
+        ) from error
+
+
+def what_fits(rows: int, pieces: int, share: float, runs: int = 1) -> str:
+    """What to type after a step on `rows` in `pieces` has failed, if there is memory for a `share` of a piece."""
+    recompute = "trainer.recompute=true goes on with this run in less memory"
+    if runs > 1:
+        return f"{recompute}, a smaller pack=… in a new sweep"
+    largest = math.ceil(rows / pieces)
+    fitting = min(largest - 1, math.floor(largest * share))
+    if fitting < 1:
+        return f"{recompute}; a smaller seq_len or model needs less"
+    return (
+        f"{recompute}; in a new run trainer.accumulate={math.ceil(rows / fitting)} keeps the batch, or "
+        f"batch_size={fitting * pieces} should fit"
+    )
+
+
+def _bytes_asked(message: str) -> int | None:
+    """The bytes that torch could not allocate, from its message."""
+    found = re.search(r"tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", message, re.IGNORECASE)
+    return found and round(float(found[1]) * 1024 ** ("bytes", "KiB", "MiB", "GiB").index(found[2]))
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.3g} GB"

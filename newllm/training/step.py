@@ -24,6 +24,7 @@ from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
 from newllm.training.cross_entropy import linear_cross_entropy
 from newllm.training.cuda_graph import Piece, StepGraph, shapes_of
+from newllm.training.memory import told_if_too_little
 from newllm.training.optimizer import AdamW
 
 Numbers = tuple[Tensor, Tensor, int]  # mean loss and gradient norm, on the device; number of scored tokens
@@ -149,8 +150,12 @@ class Step:
         """Train on the pieces of one batch at the learning rate `rate`.
 
         Every rank gets the whole batch. Returns the mean loss, the gradient norm before clipping (both still on the
-        device) and the number of scored tokens, all of the whole batch.
+        device) and the number of scored tokens, all of the whole batch. Raises RunError if memory runs out.
         """
+        with told_if_too_little(pieces, self.parameters, self.device):
+            return self._make(pieces, rate)
+
+    def _make(self, pieces: list[Piece], rate: float) -> Numbers:
         scored = count_scored(pieces)
         if self.graph and (recorded := self._graph_of(pieces)):
             self.set_rate(rate)

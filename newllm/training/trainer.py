@@ -21,7 +21,8 @@ class Trainer:
         tokens: training tokens instead of epochs; the last epoch may then be incomplete.
         accumulate: number of pieces that a batch is cut into, to save memory. The step is the same up to rounding.
         recompute: keep only each layer's input for the backward pass, which computes the rest again: a third more time,
-            far less memory, the same numbers. So it is not part of a run's signature.
+            far less memory, the same numbers. So it is not part of a run's signature. Without torch.compile and CUDA
+            graphs.
         devices: processes that train the run together, each with a GPU or a share of the CPU's threads. The rows of
             a batch are divided among them; the step is the same up to rounding. They are started on this machine
             unless torchrun or srun has started them already.

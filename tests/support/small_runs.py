@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import newllm
 from newllm.config import effective
 from newllm.evaluation import Evaluator, Findings, Subject
+from newllm.position import NoPE
 from newllm.store.run_directory import RunDirectory
 from newllm.training.loggers import Logger
 
@@ -64,6 +67,15 @@ class KillingLogger(Logger):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def close(self) -> None: ...
+
+
+class Greedy(NoPE):
+    """Takes more memory than a GPU has, in training."""
+
+    def at_input(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        if self.training and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.")
+        return x
 
 
 class BrokenEvaluator(Evaluator):

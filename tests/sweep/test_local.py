@@ -83,7 +83,8 @@ def test_runs_equal_those_of_this_process_and_failures_do_not_affect_them(
     broken = freeze_small_run(
         sweep / "tiny-s4", 4, eval={"broken": {"_target_": "tests.support.small_runs.BrokenEvaluator"}}
     )
-    assert Local(slots=2).start(sweep, [killed, broken, *good], Policy()) == 1
+    greedy = freeze_small_run(sweep / "tiny-s5", 5, pos_encoding={"_target_": "tests.support.small_runs.Greedy"})
+    assert Local(slots=2).start(sweep, [killed, broken, greedy, *good], Policy()) == 1
 
     for seed, run in enumerate(good, 1):
         assert read_status(run)["state"] == "done"
@@ -95,13 +96,16 @@ def test_runs_equal_those_of_this_process_and_failures_do_not_affect_them(
     assert read_status(broken)["error"] == "KeyError: 'head_dim'"
     assert 'raise KeyError("head_dim")' in read_status(broken)["traceback"]
 
+    assert read_status(greedy)["state"] == "failed"
+    assert read_status(greedy)["error"].startswith("The memory is not enough for a step on 8 x 32 tokens")
+
     (launch,) = launches(sweep)
     assert not launch["alive"]
     assert Local(**launch["launcher"]).options["slots"] == 2
     printed = capfd.readouterr().out
     assert f"failed: s4: KeyError: 'head_dim' ({broken / 'train.log'})" in printed
-    assert "4 runs in 00:" in printed
-    assert "2 done, 2 failed." in printed
+    assert "5 runs in 00:" in printed
+    assert "2 done, 3 failed." in printed
 
 
 def test_a_killed_launcher_leaves_no_process_and_a_second_start_finishes_its_runs(

@@ -18,7 +18,7 @@ from newllm.errors import ConfigError, Interrupted, RunError
 from newllm.run.execute import run
 from newllm.store.run_directory import RunDirectory
 from newllm.training.loop import Loop
-from newllm.training.step import Step
+from newllm.training.step import BatchLoss, Step
 from tests.support.small_runs import SMALL_RUN, read_status, small_config, timeless_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,3 +222,28 @@ def test_a_directory_in_use_is_left_alone(tmp_path: Path, do_run: Callable[..., 
 
 def test_no_except_exception_swallows_an_interruption() -> None:
     assert not issubclass(Interrupted, Exception)
+
+
+def test_a_run_without_enough_memory_says_what_fits_and_goes_on_with_recomputed_layers(
+    tmp_path: Path, uninterrupted: tuple[list[dict], dict], do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = BatchLoss.forward, []
+
+    def refused(self: BatchLoss, *args):
+        calls.append(None)
+        if len(calls) == 7:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.")
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchLoss, "forward", refused)
+        with pytest.raises(RunError):
+            do_run(tmp_path / "run", "runtime.checkpoint_steps=3")
+    assert read_status(tmp_path / "run")["error"] == (
+        "The memory is not enough for a step on 8 x 32 tokens: it ran out when 2.15 GB more were asked for; "
+        "trainer.recompute=true goes on with this run in less memory; in a new run trainer.accumulate=2 keeps the "
+        "batch, or batch_size=4 should fit"
+    )
+    assert do_run(tmp_path / "run", "trainer.recompute=true") == 0
+    assert "goes on after step 6" in (tmp_path / "run" / "train.log").read_text()
+    assert timeless_results(tmp_path / "run") == uninterrupted

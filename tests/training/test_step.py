@@ -18,7 +18,7 @@ from newllm.run.prepare import prepare
 from newllm.training import step as step_module
 from newllm.training.cross_entropy import linear_cross_entropy
 from newllm.training.cuda_graph import shapes_of
-from newllm.training.memory import peak_bytes
+from newllm.training.memory import peak_bytes, told_if_too_little, what_fits
 from newllm.training.optimizer import AdamW
 from newllm.training.run_context import Run
 from newllm.training.step import Step
@@ -260,3 +260,35 @@ def test_recomputed_layers_train_to_the_same_bits_in_less_memory(choices: list[s
         peaks.append(peak_bytes(lambda: step([(ids, ids.roll(-1, 1))], 1e-2), step.tensors(), CPU) - held)
     assert torch.equal(*results)
     assert peaks[1] < 0.8 * peaks[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "pieces", "share", "advice"),
+    [
+        (32, 1, 0.9, "trainer.accumulate=2 keeps the batch, or batch_size=28 should fit"),
+        (32, 1, 0.2, "trainer.accumulate=6 keeps the batch, or batch_size=6 should fit"),
+        (32, 4, 0.99, "trainer.accumulate=5 keeps the batch, or batch_size=28 should fit"),
+        (32, 1, 3.0, "trainer.accumulate=2 keeps the batch, or batch_size=31 should fit"),  # other processes freed some
+        (8, 8, 0.9, "a smaller seq_len or model needs less"),
+        (32, 1, -0.1, "a smaller seq_len or model needs less"),  # the weights alone are too large
+    ],
+)
+def test_what_fits_after_memory_ran_out(rows: int, pieces: int, share: float, advice: str) -> None:
+    assert what_fits(rows, pieces, share).endswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("error", "more"),
+    [
+        (MemoryError(), ""),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000 bytes."), "4 GB"),
+        (RuntimeError("CUDA error: out of memory"), ""),
+    ],
+)
+def test_memory_that_runs_out_on_any_device_is_told(error: Exception, more: str) -> None:
+    ids = torch.zeros(2, 8, dtype=torch.int64)
+    said = rf"for a step on 4 x 8 tokens: it ran out{f' when {more} more were asked for' if more else ''};"
+    with pytest.raises(RunError, match=said), told_if_too_little([(ids, ids)] * 2, [], CPU):
+        raise error
+    with pytest.raises(ValueError, match="something else"), told_if_too_little([(ids, ids)], [], CPU):
+        raise ValueError("something else")
