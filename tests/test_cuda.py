@@ -1,6 +1,7 @@
 """What users rely on with one CUDA GPU: `pytest -m cuda`. Elsewhere these tests are skipped."""
 
 import copy
+import math
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from newllm import conformance
 from newllm.analysis.frame import load_runs
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, RunError
 from newllm.model.transformer import Transformer
 from newllm.run.execute import run
 from newllm.runtime import Place
@@ -104,6 +105,57 @@ def test_a_step_on_several_pieces_replays_the_divisor() -> None:
             losses.append(step([(ids[:1], labels[:1]), (ids[1:], labels[1:])], 1e-3)[0].item())
         results.append(losses)
     assert results[0] == results[1]
+
+
+def test_fp16_steps_do_not_wait_and_their_graph_keeps_the_scale() -> None:
+    model, ids, found = conformance.small_model(["pos_encoding=rope", "attention=mla"]), conformance.token_ids(), []
+    for graph in (False, True):
+        step = Step(copy.deepcopy(model).to(CUDA), OPTIM, CUDA, "fp16")
+        step.restore_scale({**step.scaler.state_dict(), "scale": 2.0**30})  # the first steps overflow
+        step.graph, numbers = graph, []
+        for number in range(30):
+            torch.cuda.set_sync_debug_mode("error" if number and not graph else "default")
+            try:
+                numbers.append(torch.stack(step([(ids, ids)], 1e-3)[:2]))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert (step._recorded is not None) == graph
+        found.append((torch.stack(numbers).tolist(), step.scaler.get_scale()))
+    assert str(found[0]) == str(found[1])  # NaN in the same places
+    assert found[0][1] < 2.0**30
+    assert math.isfinite(found[0][0][-1][1])
+
+
+def test_tf32_is_near_fp32_and_not_equal(tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "tf32"):
+        assert run(small_config(tmp_path / precision, f"precision={precision}", "model.hidden_size=128")) == 0
+        losses.append(timeless_results(tmp_path / precision)[1]["val/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert losses[0] != losses[1]
+
+
+def test_recomputed_layers_train_to_the_same_bits() -> None:
+    model, ids, losses = conformance.small_model(["pos_encoding=t5", "attention=mha"]), conformance.token_ids(), []
+    for recompute in (False, True):
+        copied = copy.deepcopy(model).to(CUDA).train()
+        if recompute:
+            copied.recompute_layers()
+        step = Step(copied, OPTIM, CUDA, "bf16")
+        losses.append([step([(ids, ids)], 1e-3)[0].item() for _ in range(4)])
+    assert losses[0] == losses[1]
+
+
+def test_a_gpu_out_of_memory_says_what_fits() -> None:
+    ids = conformance.token_ids().repeat(64, 1)
+    step = Step(conformance.small_model(["pos_encoding=rope", "attention=mha"]).to(CUDA), OPTIM, CUDA, "fp32")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        with pytest.raises(RunError, match=r"128 x 48 tokens: it ran out when .* asked for on cuda:0, which has .* GB"):
+            step([(ids, ids)], 1e-3)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 KILLED = """

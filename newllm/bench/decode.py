@@ -24,7 +24,7 @@ from newllm.build import build
 from newllm.config import compose
 from newllm.model import build_model
 from newllm.model.decoder import Decoder
-from newllm.precision import Precision, resolve
+from newllm.precision import DTYPES, Precision, resolve
 from newllm.runtime import Runtime
 
 DEFAULTS = ["model=pythia_70m", "seq_len=128"]
@@ -122,7 +122,7 @@ def _transformers(
     from transformers import DynamicCache
 
     cache: Any = DynamicCache()
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = DTYPES[precision]
     model: Callable[..., Any] = reference_model(cfg, int(cfg.model.vocab_size)).to(device, dtype).eval()
 
     @torch.inference_mode()

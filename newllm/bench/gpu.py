@@ -35,7 +35,7 @@ from newllm.bench.harness import Result, alternate
 from newllm.bench.sweep import run_module, time_sweep
 from newllm.bench.train_step import newllm_step, synchronized
 from newllm.errors import ConfigError, RunError
-from newllm.precision import autocast
+from newllm.precision import allow_tf32, autocast
 from newllm.runtime import Runtime
 from newllm.suggest import did_you_mean
 from newllm.training.cross_entropy import linear_cross_entropy
@@ -55,7 +55,7 @@ def peak(small: bool) -> Figures:
         ("bf16", torch.bfloat16, False), ("fp32", torch.float32, False), ("tf32", torch.float32, True),
     ):  # fmt: skip
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        allow_tf32(tf32)
         seconds = _seconds(partial(torch.matmul, a, b), device)
         yield f"matmul_{name}_tflops", [2e-12 * size**3 / one for one in seconds]
     source = torch.zeros(2 * size, 2 * size, 8, device=device, dtype=torch.uint8)

@@ -27,7 +27,7 @@ from newllm.bench.hf_reference import peer, peer_name
 from newllm.config import compose
 from newllm.data import Rows
 from newllm.model import LanguageModel
-from newllm.precision import Precision, autocast
+from newllm.precision import DTYPES, Precision, autocast
 from newllm.run.prepare import prepare
 from newllm.runtime import keep_freed_memory
 from newllm.training.compilation import compile_if_worthwhile
@@ -189,7 +189,7 @@ def matrix_products(overrides: list[str]) -> Callable[[], object]:
     run = prepare(compose(overrides))
     keep_freed_memory()
     torch.use_deterministic_algorithms(False)
-    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    dtype = DTYPES[run.precision]
     shapes = [(weight.shape[0], weight.shape[1]) for weight in _multiplied(run.model)]  # (outputs, inputs)
     tokens = run.trainer.batch_size * run.cfg.data.seq_len
     operands = {

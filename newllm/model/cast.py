@@ -1,4 +1,4 @@
-"""Cast a model's weights once for many forward passes in bf16."""
+"""Cast a model's weights once for many forward passes in bf16 or fp16."""
 
 import copy
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from newllm.attention import Cache
 from newllm.model import LanguageModel
 from newllm.model.cast import cast_products
-from newllm.precision import Precision, autocast
+from newllm.precision import DTYPES, Precision, autocast
 
 PIECE = 2048  # tokens of a prompt per forward pass, which bounds the memory that a long one needs
 
@@ -24,7 +24,7 @@ class Decoder:
     def __init__(self, model: LanguageModel, capacity: int, precision: Precision = "fp32"):
         self.device = model.embed.weight.device
         self.precision = precision
-        self.model = cast_products(model, torch.bfloat16) if precision == "bf16" else model
+        self.model = cast_products(model, DTYPES[precision]) if precision in ("bf16", "fp16") else model
         self.cache: Cache = model.new_cache(capacity=capacity)
 
     @torch.inference_mode()
@@ -49,7 +49,7 @@ def generate(
 
     temperature: 0 takes the likeliest token; else samples from softmax(logits / temperature). top_p: sample only among
     the likeliest tokens whose probabilities reach it (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751).
-    precision: of the arithmetic, "fp32" or "bf16".
+    precision: of the matrix products.
     """
     generator = torch.Generator().manual_seed(seed)
     length = len(prompt) + max_new_tokens

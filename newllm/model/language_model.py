@@ -1,6 +1,6 @@
 """The interface that all language models share."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import DictConfig
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from newllm.data import Dataset
 from newllm.errors import ConfigError
 from newllm.position.encoding import PositionEncoding
+from newllm.precision import Precision
 
 
 class LanguageModel(nn.Module):
@@ -76,7 +77,7 @@ class LanguageModel(nn.Module):
         """The same text, cut into the rows that this model reads."""
         return data
 
-    def with_stage_inputs(self, data: Dataset, device: torch.device, precision: Literal["fp32", "bf16"]) -> Dataset:
+    def with_stage_inputs(self, data: Dataset, device: torch.device, precision: Precision) -> Dataset:
         """`data` with the inputs that a stage before training computed, recomputed for evaluation."""
         return data
 

@@ -55,6 +55,8 @@ def reason_to_train_alone(config: Config) -> str | None:
     """Why a run cannot be part of any pack; None if it can."""
     if int(config["trainer"].get("devices", 1)) > 1:
         return "a packed run has one process, so leave trainer.devices at 1"
+    if config["trainer"].get("precision") == "fp16":
+        return "precision=fp16 scales the loss of each run by itself, so leave pack out, or type precision=bf16 or fp32"
     for group in groups(config).values():
         if group.pack == "alone" and config.get(group.name):
             chosen = (config.get("choices") or {}).get(group.name)

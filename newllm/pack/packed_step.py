@@ -14,7 +14,7 @@ from newllm.training.memory import told_if_too_little
 from newllm.training.step import Numbers, Piece, Step, count_scored
 
 # Largest difference between a packed loss and the run's own that counts as rounding, in nats.
-_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+_TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 2e-2}
 
 
 @dataclass(frozen=True)

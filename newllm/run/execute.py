@@ -218,8 +218,8 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
         if run.trainer.recompute:
             if wanted is True or run.runtime.graph is True:
                 console.line(
-                    "trainer.recompute=true: no step is compiled or a CUDA graph, since torch does not trace layers that "
-                    f"are computed again{'; the last bits may change from here on' if earlier and wanted else ''}."
+                    "trainer.recompute=true: no step is compiled or a CUDA graph, since torch traces no layer that is "
+                    f"computed again{'; the last bits may change from here on' if earlier and wanted else ''}."
                 )
         elif not (run.packed or run.trainer.devices > 1 or stage_alone):
             batch = run.trainer.order(loop.data, 0)[: run.trainer.batch_size]
@@ -260,6 +260,7 @@ def _evaluate(run: Run, progress: Progress, stages: StageResult) -> dict[str, An
         "val/best_ppl": progress.history[(progress.best_epoch or epoch) - 1]["val/ppl"],
         "val/best_epoch": progress.best_epoch or 0,
         "train/steps": progress.step,
+        **({"train/skipped_steps": progress.skipped_steps} if run.precision == "fp16" else {}),
         "memory/peak_bytes": progress.peak_bytes or 0,
         "speed/train_tokens_per_second": progress.trained_tokens / max(progress.seconds, 1e-9),
     }

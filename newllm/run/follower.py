@@ -55,7 +55,7 @@ def _make_steps(cfg: DictConfig, place: Place, store: dist.Store) -> None:
     step = Step(run.model, run.optim, run.device, run.precision, run.runtime.fused)
     checkpoint = run.directory.last_checkpoint
     if checkpoint.exists():  # none is written before the first step, which waits for this process
-        load_training(checkpoint, run.model, step.optimizer, {})
+        step.restore_scale(load_training(checkpoint, run.model, step.optimizer, {}).scaler)
     store.set(f"ready/{place.rank}", "")
     form_group(store, place, run.device)
     step.distribute()

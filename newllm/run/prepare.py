@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from newllm.build import build
-from newllm.config import effective, run_directory, signature
+from newllm.config import effective, groups, run_directory, signature
 from newllm.config.identity import changed, changed_content
 from newllm.data import Dataset
 from newllm.data import prepare as prepare_data
@@ -18,7 +18,7 @@ from newllm.errors import ConfigError
 from newllm.evaluation import Evaluator, Subject
 from newllm.evaluation.limits import free_bytes
 from newllm.model import LanguageModel, build_model
-from newllm.precision import autocast, resolve
+from newllm.precision import allow_tf32, autocast, resolve
 from newllm.run.stage import build_stages
 from newllm.runtime import Place, Runtime
 from newllm.store.environment import numeric_settings
@@ -66,8 +66,12 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
         notes += _other_content(cfg, directory.path)
     place = Place.of_run(trainer.devices)
     device = device_of(runtime.device(), place)
+    precision = resolve(trainer.precision, device)
+    if precision == "fp16" or (trainer.precision == "fp16" and trained_length is None):
+        _require_scale(cfg, runtime, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        allow_tf32(precision == "tf32")
     runtime.apply(place.local_size)
     stages = build_stages(cfg) if trained_length is None else {}
     with torch.device("meta"):
@@ -96,10 +100,11 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
         stage.check(cfg, model, data)
     for evaluator in evaluators:
         evaluator.check(data, model)
-    precision = resolve(trainer.precision, device)
     data.notes += notes
     if trainer.precision not in ("auto", precision):
         data.notes.append(f"{device} has no native {trainer.precision}, so this run computes in {precision}")
+    elif trainer.precision == "auto" and device.type == "cuda" and precision == "fp32":
+        data.notes.append(f"{device} has no native bf16, so this run computes in fp32; precision=fp16 may be faster")
     parts = (runtime, trainer, optim, device, precision, data, model)
     return Run(cfg, directory, *parts, stages, place, earlier, started)
 
@@ -115,6 +120,22 @@ def _other_content(cfg: DictConfig, path: Path) -> list[str]:
                 read = " and ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in keys)
                 notes.append(f"{other} has read other content of {read}, so this is another run")
     return notes
+
+
+def _require_scale(cfg: DictConfig, runtime: Runtime, device: torch.device) -> None:
+    """Raises ConfigError if the scaled losses of precision=fp16 do not work in this run."""
+    if device.type != "cuda":
+        raise ConfigError(
+            f"precision=fp16 needs a CUDA GPU, and this run is on {device}; precision=auto takes bf16 where the "
+            "processor has it, else fp32."
+        )
+    if not runtime.fused:
+        raise ConfigError("precision=fp16 needs the fused AdamW, which can skip steps; leave runtime.fused=false out.")
+    if chosen := [group for group in groups.stages(cfg) if cfg.get(group)]:
+        raise ConfigError(
+            f"precision=fp16 is not for runs with {chosen[0]}, which trains or computes without a scaled loss; type "
+            "precision=bf16 or precision=fp32."
+        )
 
 
 def _require_memory(shape: LanguageModel, device: torch.device, trained: bool) -> None:

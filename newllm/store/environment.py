@@ -69,7 +69,7 @@ class NumericSettings:
 
     threads: int
     compiled: bool
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 def numeric_settings(file: Path) -> NumericSettings | None:

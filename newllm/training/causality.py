@@ -12,7 +12,7 @@ from newllm.model import LanguageModel
 from newllm.precision import Precision, autocast
 
 # Largest change before t that counts as rounding, as a share of the change after t.
-TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}
+TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}
 
 
 @torch.no_grad()

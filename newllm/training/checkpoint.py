@@ -46,6 +46,9 @@ class Progress:
     bad_epochs: int = 0  # epochs since the best one
     last_loss: float | None = None  # training loss last written to metrics.jsonl
     finished: bool = False
+    skipped_steps: int = 0  # steps whose fp16 gradients overflowed
+    skipped_in_a_row: int = 0  # those up to now
+    scaler: dict[str, Any] | None = None  # state of the fp16 gradients' scale
     metrics_bytes: int = 0  # length of metrics.jsonl
     metrics_sha256: str | None = None  # of its content
     peak_bytes: int | None = None  # memory of a training step, measured once

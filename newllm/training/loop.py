@@ -27,6 +27,7 @@ from newllm.training.optimizer import lower_rate
 from newllm.training.run_context import Run
 from newllm.training.step import Numbers, Step, cut, read_and_clear
 
+MOST_SKIPPED = 40  # fp16 steps in a row: halved so often, any scale is far below 1
 STATUS_SECONDS = 2.0  # between two updates of status.json
 EPOCH_HEADING = f"{'epoch':>5}{'train ppl':>12}{'val loss':>10}{'val ppl':>12}   {'bits/byte':>10} {'time':>8}"
 
@@ -59,6 +60,7 @@ class Loop:
             directory.truncate_metrics(self.stage_bytes)
             return False
         self.progress = load_training(directory.last_checkpoint, self.model, self.step.optimizer, self.header)
+        self.step.restore_scale(self.progress.scaler)
         directory.truncate_metrics(self.progress.metrics_bytes, self.progress.metrics_sha256)
         return True
 
@@ -109,14 +111,19 @@ class Loop:
     def _drain(self) -> float:
         """Add the results of all pending steps to the sums; returns the last gradient norm."""
         norm = math.nan
-        first = self.progress.step - len(self._pending) + 1
+        progress = self.progress
+        first = progress.step - len(self._pending) + 1
         for step, (loss, norm, scored) in enumerate(read_and_clear(self._pending), first):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            skipped = self.step.scaler is not None and not math.isfinite(norm)
+            progress.skipped_steps += skipped
+            progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
+            finite = math.isfinite(loss) and (math.isfinite(norm) or skipped)
+            if not finite or progress.skipped_in_a_row > MOST_SKIPPED:
                 raise RunError(
                     f"Training diverged at step {step}: the loss is {loss:g} and the gradient norm {norm:g}; a lower "
                     f"rate (lr={lower_rate(self.run.optim.lr):g}) or optim.clip=1.0 usually helps, in a new run"
                 )
-            self.progress.add(loss, scored)
+            progress.add(loss, scored)
         return norm
 
     def _log(self, rate: float) -> None:
@@ -126,9 +133,10 @@ class Loop:
         now = time.monotonic()
         self._speed = (progress.trained_tokens - self._logged_tokens) / max(now - self._logged, 1e-9)
         self._logged, self._logged_tokens = now, progress.trained_tokens
+        skipped = {} if self.step.scaler is None else {"train/skipped_steps": progress.skipped_steps}
         self._record({
             "train/loss": loss, "train/lr": rate, "train/grad_norm": norm, "train/tokens": progress.trained_tokens,
-            "time/seconds": self._seconds(), "speed/train_tokens_per_second": self._speed,
+            "time/seconds": self._seconds(), "speed/train_tokens_per_second": self._speed, **skipped,
         })  # fmt: skip
         self._bar(progress.step, loss, self._speed)
         if now - self._reported > STATUS_SECONDS:
@@ -189,6 +197,7 @@ class Loop:
         self._drain()
         progress, directory = self.progress, self.run.directory
         progress.seconds = self._seconds()
+        progress.scaler = self.step.scaler.state_dict() if self.step.scaler is not None else None
         self._began = time.monotonic()
         progress.metrics_bytes = directory.sync_metrics()
         progress.metrics_sha256 = directory.metrics_sha256(progress.metrics_bytes)

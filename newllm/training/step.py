@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -106,6 +106,8 @@ class Step:
         self.optimizer = optim.optimizer(model, fused)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.clip = math.inf if optim.clip is None else optim.clip
+        self.scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
+        self._one = torch.ones((), device=device)  # times the scale is the scale
         self.graph: bool | Literal["auto"] = False
         self.say: Callable[[str], None] = print  # takes the line about a step that cannot be recorded
         self._recorded: StepGraph | None = None
@@ -171,9 +173,11 @@ class Step:
             skip_sync = self.ranks > 1 and number < len(pieces)  # the last piece synchronizes the gradients
             with self.loss.no_sync() if skip_sync else nullcontext():  # type: ignore[operator]
                 # DDP averages over ranks; dividing the total by `ranks` makes that a sum.
-                loss = self.loss(self.to_device(inputs), self.to_device(labels), (scored or 1) / self.ranks)
+                divisor = self._scaled((scored or 1) / self.ranks)
+                loss = self.loss(self.to_device(inputs), self.to_device(labels), divisor)
                 loss.backward()
             total += loss.detach()
+        total = self._unscaled(total)
         if self.ranks > 1:
             dist.all_reduce(total)
             total /= self.ranks
@@ -203,10 +207,25 @@ class Step:
         """The loss of a batch on the device; its gradients are in the parameters afterwards."""
         total = torch.zeros((), device=self.device)
         for inputs, labels in pieces:
-            loss = self.loss(inputs, labels, scored)
+            loss = self.loss(inputs, labels, self._scaled(scored))
             loss.backward()
             total += loss.detach()
-        return total
+        return self._unscaled(total)
+
+    def _scaled(self, divisor: Any) -> Any:
+        """A loss's divisor that scales its gradient for fp16, where the smallest would vanish.
+
+        The scale has to be in the divisor, since the head's gradients are rounded in the forward pass.
+        """
+        return divisor if self.scaler is None else divisor / self.scaler.scale(self._one)
+
+    def _unscaled(self, value: Tensor) -> Tensor:
+        return value if self.scaler is None else value / self.scaler.scale(self._one)
+
+    def restore_scale(self, state: dict[str, Any] | None) -> None:
+        """Go on with the scale of a checkpoint's fp16 gradients."""
+        if self.scaler is not None and state is not None:
+            self.scaler.load_state_dict(state)
 
     def update(self, rate: float) -> Tensor:
         """Clip the gradients and make a step of AdamW; returns the gradient norm before clipping."""
@@ -222,13 +241,17 @@ class Step:
                 group["lr"] = rate * group["rate_factor"]
 
     def _apply_gradients(self) -> Tensor:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = self._unscaled(torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         if self.clip < math.inf and self.optimizer.defaults["fused"]:
             # The attribute that torch's GradScaler sets: the kernel divides the gradients by it, in its own pass.
             self.optimizer.grad_scale = (norm / self.clip).clamp(min=1.0)  # type: ignore[attr-defined]
         elif self.clip < math.inf:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:  # multiplies grad_scale by its own; the kernel, on the device, skips a step with a gradient not finite
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 

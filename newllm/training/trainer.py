@@ -26,7 +26,8 @@ class Trainer:
         devices: processes that train the run together, each with a GPU or a share of the CPU's threads. The rows of
             a batch are divided among them; the step is the same up to rounding. They are started on this machine
             unless torchrun or srun has started them already.
-        precision: "auto" is bf16 autocast if the processor supports it natively, else fp32.
+        precision: of matrix products: "auto" is bf16 autocast if the processor supports it natively, else fp32. "fp16":
+            autocast with a scaled loss, for GPUs without bf16. "tf32": fp32 with TF32 products, on GPUs since Ampere.
         validation: the validation loss that picks the best epoch and that `patience` looks at. "token": the mean over
             all scored tokens. "batch_mean": the mean of the means of batches of `batch_size` rows, as published.
         patience: stop after this many epochs without a better validation loss; None: never.
@@ -45,7 +46,7 @@ class Trainer:
         accumulate: int = 1,
         recompute: bool = False,
         devices: int = 1,
-        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto",
         validation: Literal["token", "batch_mean"] = "token",
         patience: int | None = None,
         eval_weights: Literal["best", "last"] = "best",

@@ -20,12 +20,10 @@ from newllm.data.dataset import Dataset, Rows
 from newllm.data.facts import IGNORED
 from newllm.data.token_store import Stream
 from newllm.model.language_model import LanguageModel
-from newllm.precision import Precision, autocast
+from newllm.precision import DTYPES, Precision, autocast
 from newllm.store.atomic import replacing
 from newllm.store.intact import Damaged
 from newllm.two_phase.recurrence import Piece, Recurrence, sequential
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Text:
@@ -87,7 +85,7 @@ def true_contexts(recurrence: Recurrence, text: Text, precision: Precision) -> I
 def true_contexts_in_memory(model: Any, tokens: np.ndarray, device: torch.device, precision: Precision) -> Tensor:
     """The true contexts [N, L, C] of tokens [N], equal to stored ones to the bit."""
     shape = (len(tokens), model.recurrence.layers, model.recurrence.width)
-    contexts = torch.empty(shape, dtype=_DTYPES[precision])
+    contexts = torch.empty(shape, dtype=DTYPES[precision])
     for (start, stop), piece in true_contexts(model.recurrence, Text(model, tokens, device), precision):
         contexts[start:stop] = piece
     return contexts
@@ -95,7 +93,7 @@ def true_contexts_in_memory(model: Any, tokens: np.ndarray, device: torch.device
 
 def write_contexts(path: Path, shape: tuple[int, int, int], pieces: Iterable[Piece], precision: Precision) -> None:
     """Write [N, L, C] atomically. Pieces may come in any order; a later piece replaces an earlier one."""
-    dtype = _DTYPES[precision]
+    dtype = DTYPES[precision]
     with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
         if hasattr(os, "posix_fallocate") and all(shape):  # fails now if the disk is too small
             os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
@@ -113,7 +111,7 @@ def append(file: FileIO, tensor: Tensor) -> None:
 
 def open_contexts(path: Path, shape: tuple[int, int, int], precision: Precision) -> Tensor:
     """The contexts of a file, memory-mapped. Raises Damaged if it has another size."""
-    dtype, size = _DTYPES[precision], math.prod(shape)
+    dtype, size = DTYPES[precision], math.prod(shape)
     if path.stat().st_size != size * dtype.itemsize:
         raise Damaged(path, f"does not hold {shape[0]:,} contexts")
     return torch.from_file(str(path), shared=False, size=size, dtype=dtype).view(shape)

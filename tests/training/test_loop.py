@@ -229,6 +229,7 @@ def test_steps_of_epochs_and_of_tokens() -> None:
         (["trainer.devices=9"], "trainer.devices=9 would cut batches of 8 rows .* try trainer.devices=8"),
         (["trainer.devices=3", "trainer.accumulate=4"], "into more pieces than rows; try trainer.accumulate=2"),
         (["lr=-1"], "optim.lr must be above 0"),
+        (["precision=fp16"], "precision=fp16 needs a CUDA GPU, and this run is on cpu; precision=auto takes bf16"),
         (["runtime.device=tpu7"], "runtime.device=tpu7 is not on this machine"),
         (["model.hidden_size=30", "model.heads=4"], "not divisible"),
     ],

@@ -9,14 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from newllm.errors import ConfigError, Interrupted, RunError
+from newllm.run import prepare as prepare_module
 from newllm.run.execute import run
 from newllm.store.run_directory import RunDirectory
+from newllm.training import loop
 from newllm.training.loop import Loop
 from newllm.training.step import BatchLoss, Step
 from tests.support.small_runs import SMALL_RUN, read_status, small_config, timeless_results
@@ -247,3 +251,46 @@ def test_a_run_without_enough_memory_says_what_fits_and_goes_on_with_recomputed_
     assert do_run(tmp_path / "run", "trainer.recompute=true") == 0
     assert "goes on after step 6" in (tmp_path / "run" / "train.log").read_text()
     assert timeless_results(tmp_path / "run") == uninterrupted
+
+
+@pytest.fixture
+def fp16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs compute in fp16 as on a GPU, with a scale that overflows at first and again every few steps."""
+    monkeypatch.setattr(prepare_module, "resolve", lambda *args: "fp16")
+    monkeypatch.setattr(prepare_module, "_require_scale", lambda *args: None)
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**24, growth_interval=3, growth_factor=8.0)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+
+
+@pytest.mark.usefixtures("fp16_on_a_cpu")
+def test_an_fp16_run_goes_on_with_its_scale_and_counts_skipped_steps(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Step.__call__, []
+
+    def signalling(self: Step, *args):
+        calls.append(None)
+        if len(calls) == 15:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    do_run(tmp_path / "whole", "epochs=1")
+    monkeypatch.setattr(Step, "__call__", signalling)
+    assert do_run(tmp_path / "stopped", "epochs=1") == 128 + signal.SIGTERM
+    assert do_run(tmp_path / "stopped", "epochs=1") == 0
+    assert timeless_results(tmp_path / "stopped") == timeless_results(tmp_path / "whole")
+    lines, results = timeless_results(tmp_path / "whole")
+    skipped = [line["train/skipped_steps"] for line in lines if "train/lr" in line]
+    assert skipped[-1] == results["train/skipped_steps"]
+    assert 0 < skipped[14] < skipped[-1] < results["train/steps"]
+    assert [line["train/grad_norm"] is None for line in lines if "train/lr" in line] == list(np.diff([0, *skipped]) > 0)
+
+
+@pytest.mark.usefixtures("fp16_on_a_cpu")
+def test_an_fp16_run_that_skips_every_step_has_diverged(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 8)
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**60, backoff_factor=0.9))
+    with pytest.raises(RunError, match=r"diverged at step 9: the loss is 6\..* and the gradient norm (inf|nan)"):
+        do_run(tmp_path / "run")

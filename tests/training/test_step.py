@@ -1,5 +1,6 @@
 """The training step against its plain counterpart, on real text."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -153,14 +154,15 @@ class Recording:
         return self.losses(pieces, torch.tensor(float(divisor))), self.update()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_steps_by_a_graph_are_the_plain_steps(
-    prepared: Run, batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+    prepared: Run, batches: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     """A graph serves all batches of its shapes, whatever their scored labels; a batch of another shape has none."""
     monkeypatch.setattr(step_module, "StepGraph", Recording)
     found = []
     for graph in (False, True):
-        step = Step(new_model(prepared), optim(1.0), CPU, "fp32")
+        step = Step(new_model(prepared), optim(1.0), CPU, precision)
         step.graph = graph
         for number, rows in enumerate((8, 8, 8, 6, 8)):
             inputs, labels = (tensor[:rows] for tensor in batches[number])
@@ -189,7 +191,10 @@ def test_a_step_that_cannot_be_a_graph(
         step([batches[0]], 1e-2)
 
 
-def test_nothing_in_a_step_reads_a_number_off_the_device(prepared: Run, batches: list[tuple[Tensor, Tensor]]) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_nothing_in_a_step_reads_a_number_off_the_device(
+    prepared: Run, batches: list[tuple[Tensor, Tensor]], precision: Precision
+) -> None:
     """On a GPU each such read would wait for all the work queued so far. On CPUs the same reads can be counted."""
 
     class Reads(TorchDispatchMode):
@@ -199,7 +204,7 @@ def test_nothing_in_a_step_reads_a_number_off_the_device(prepared: Run, batches:
             self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
             return func(*args, **(kwargs or {}))
 
-    step = Step(new_model(prepared), optim(1.0), CPU, "bf16")
+    step = Step(new_model(prepared), optim(1.0), CPU, precision)
     step([batches[0]], 1e-2)
     with Reads() as reads:
         loss, _, _ = step([batches[1]], 1e-2)
@@ -249,15 +254,16 @@ def test_the_fused_step_trains_as_the_plain_one_does(
 )
 def test_recomputed_layers_train_to_the_same_bits_in_less_memory(choices: list[str]) -> None:
     ids, results, peaks = conformance.token_ids(), [], []
+    batch = [(ids, ids.roll(-1, 1))]
     for recompute in (False, True):
         model = conformance.small_model(choices).train()
         if recompute:
             model.recompute_layers()
         step = Step(model, optim(1.0), CPU, "bf16")
-        numbers = [step([(ids, ids.roll(-1, 1))], 1e-2)[:2] for _ in range(3)]
-        results.append(torch.cat([torch.stack(pair) for pair in numbers] + [weights(model)]))
+        numbers = [torch.stack(step(batch, 1e-2)[:2]) for _ in range(3)]
+        results.append(torch.cat([*numbers, weights(model)]))
         held = sum(tensor.nbytes for tensor in step.tensors())
-        peaks.append(peak_bytes(lambda: step([(ids, ids.roll(-1, 1))], 1e-2), step.tensors(), CPU) - held)
+        peaks.append(peak_bytes(partial(step, batch, 1e-2), step.tensors(), CPU) - held)
     assert torch.equal(*results)
     assert peaks[1] < 0.8 * peaks[0]
 
@@ -292,3 +298,25 @@ def test_memory_that_runs_out_on_any_device_is_told(error: Exception, more: str)
         raise error
     with pytest.raises(ValueError, match="something else"), told_if_too_little([(ids, ids)], [], CPU):
         raise ValueError("something else")
+
+
+def test_fp16_steps_are_those_of_fp32_but_for_skipped_ones(prepared: Run, batches: list[tuple[Tensor, Tensor]]) -> None:
+    """Clipping at 0.5, below every norm: the gradient is divided by its scale first."""
+    exact, scaled = (Step(new_model(prepared), optim(0.5), CPU, precision) for precision in ("fp32", "fp16"))
+    assert scaled.scaler is not None
+    scaled.restore_scale({**scaled.scaler.state_dict(), "scale": 2.0**40})  # its gradients overflow
+    before = weights(scaled.model)
+    loss, norm, _ = scaled([batches[0]], 1e-2)
+    assert loss.isfinite()
+    assert not norm.isfinite()
+    assert torch.equal(weights(scaled.model), before)
+    assert scaled.scaler.get_scale() == 2.0**39
+    scaled.scaler.update(2.0**16)
+    for batch in batches:
+        pieces = list(zip(batch[0].chunk(2), batch[1].chunk(2), strict=True))
+        ours, expected = scaled(pieces, 1e-2), exact(pieces, 1e-2)
+        assert ours[0].item() == pytest.approx(expected[0].item(), abs=2e-3)
+        assert ours[1].item() == pytest.approx(expected[1].item(), rel=2e-2)
+        assert ours[1] > 0.5
+    assert (weights(scaled.model) - weights(exact.model)).abs().max() < 2e-3
+    assert (weights(scaled.model) - before).abs().max() > 1e-2
