@@ -172,15 +172,17 @@ class Loop:
         batches."""
         run, rows = self.run, self.data.val
         self.model.eval()
-        totals, counts = [], []  # of each batch
+        sums, counts = [], []  # of each batch
         for start in range(0, len(rows), run.trainer.batch_size):
             self._stop_if_asked()
             inputs, labels = rows.batch(np.arange(start, min(start + run.trainer.batch_size, len(rows))))
             with autocast(run.device, run.precision):
-                hidden = self.model.hidden(inputs.to(run.device))
-                losses = token_losses(hidden.flatten(0, 1), self.model.head_weight, labels.flatten().to(run.device))
-            totals.append(losses.sum(dtype=torch.float64 if run.device.type != "mps" else None).item())
+                hidden = self.model.hidden(self.step.to_device(inputs))
+                labels_there = self.step.to_device(labels.flatten())
+                losses = token_losses(hidden.flatten(0, 1), self.model.head_weight, labels_there)
+            sums.append(losses.sum(dtype=torch.float64 if run.device.type != "mps" else None))
             counts.append(int((labels != IGNORED).sum()))
+        totals = [total.item() for total in sums]  # the first waits for the device, when all batches are under way
         if run.trainer.validation == "batch_mean":
             means = [total / count for total, count in zip(totals, counts, strict=True) if count]
             return sum(means) / max(len(means), 1)

@@ -86,6 +86,8 @@ def test_an_error_names_the_options_that_differ_and_those_that_may() -> None:
     assert "leave trainer.devices at 1" in str(
         reason_not_to_pack([config(trainer__devices=2), config(trainer__devices=2, trainer__seed=1)])
     )
+    with pytest.raises(ConfigError, match="pack=2: precision=fp16 scales the loss of each run"):
+        require_packable([config(trainer__precision="fp16"), config(trainer__precision="fp16", trainer__seed=1)], 2)
 
 
 class FakeMeasure:
