@@ -11,6 +11,7 @@ from newllm.precision import allow_tf32, resolve
 from newllm.run import prepare as prepare_module
 from newllm.run.prepare import prepare
 from newllm.runtime import Runtime
+from newllm.training.optimizer import AdamW
 from tests.support.small_runs import small_config
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -52,7 +53,7 @@ def test_tf32_is_set_so_that_compilers_can_read_it() -> None:
     ("device", "overrides", "message"),
     [
         (CPU, [], "needs a CUDA GPU"),
-        (CUDA, ["runtime.fused=false"], "leave runtime.fused=false out"),
+        (CUDA, ["runtime.fused=false"], "and leave runtime.fused=false out"),
         (CUDA, ["model=dproj_tiny", "phase1=oacd"], "not for runs with phase1, .* type precision=bf16"),
     ],
 )
@@ -61,4 +62,4 @@ def test_fp16_is_refused_where_its_scale_does_not_work(
 ) -> None:
     cfg = small_config(tmp_path / "run", "precision=fp16", *overrides)
     with pytest.raises(ConfigError, match=message):
-        prepare_module._require_scale(cfg, Runtime(threads=1, fused=cfg.runtime.fused), device)
+        prepare_module._require_scale(cfg, AdamW(1e-3, [0.9, 0.95]), Runtime(fused=cfg.runtime.fused), device)

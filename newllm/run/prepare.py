@@ -68,7 +68,7 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     device = device_of(runtime.device(), place)
     precision = resolve(trainer.precision, device)
     if precision == "fp16" or (trainer.precision == "fp16" and trained_length is None):
-        _require_scale(cfg, runtime, device)
+        _require_scale(cfg, optim, runtime, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         allow_tf32(precision == "tf32")
@@ -122,15 +122,18 @@ def _other_content(cfg: DictConfig, path: Path) -> list[str]:
     return notes
 
 
-def _require_scale(cfg: DictConfig, runtime: Runtime, device: torch.device) -> None:
+def _require_scale(cfg: DictConfig, optim: AdamW, runtime: Runtime, device: torch.device) -> None:
     """Raises ConfigError if the scaled losses of precision=fp16 do not work in this run."""
     if device.type != "cuda":
         raise ConfigError(
             f"precision=fp16 needs a CUDA GPU, and this run is on {device}; precision=auto takes bf16 where the "
             "processor has it, else fp32."
         )
-    if not runtime.fused:
-        raise ConfigError("precision=fp16 needs the fused AdamW, which can skip steps; leave runtime.fused=false out.")
+    if type(optim) is not AdamW or not runtime.fused:  # another step might not be skipped
+        raise ConfigError(
+            "precision=fp16 needs torch's fused AdamW, which can skip a step; type optim=adamw, and leave "
+            "runtime.fused=false out."
+        )
     if chosen := [group for group in groups.stages(cfg) if cfg.get(group)]:
         raise ConfigError(
             f"precision=fp16 is not for runs with {chosen[0]}, which trains or computes without a scaled loss; type "

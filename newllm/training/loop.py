@@ -60,13 +60,13 @@ class Loop:
             directory.truncate_metrics(self.stage_bytes)
             return False
         self.progress = load_training(directory.last_checkpoint, self.model, self.step.optimizer, self.header)
-        self.step.restore_scale(self.progress.scaler)
         directory.truncate_metrics(self.progress.metrics_bytes, self.progress.metrics_sha256)
         return True
 
     def train(self) -> None:
         """Train to the end. A signal stops training between two steps, with a checkpoint: see Signals."""
         run, progress, size = self.run, self.progress, self.run.trainer.batch_size
+        self.step.restore_scale(progress.scaler)
         if self.team is not None:
             self.team.join()
             self.step.distribute()
