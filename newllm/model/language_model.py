@@ -18,7 +18,7 @@ class LanguageModel(nn.Module):
     hidden_size: width of the final states, which the head multiplies. seq_len: the training length. embed: the input
     embedding. head: the output layer, or None if the embedding is used (tied). position: the position encoding, or one
     that does nothing. blocks: the layers in order. reported_parts: submodules whose parameters are also counted
-    separately.
+    separately. recompute: whether training computes the layers again in the backward pass; None: it cannot.
     """
 
     reported_parts: ClassVar[tuple[str, ...]] = ()
@@ -30,6 +30,7 @@ class LanguageModel(nn.Module):
     head: nn.Module | None
     position: PositionEncoding
     blocks: nn.ModuleList
+    recompute: bool | None = None
 
     @property
     def head_weight(self) -> nn.Parameter:

@@ -44,8 +44,7 @@ class PackedStep:
         if len(requests) == 1 or len(shapes) > 1:
             return [request.alone() for request in requests]
         steps = [request.step for request in requests]
-        parameters = [parameter for step in steps for parameter in step.parameters]
-        with told_if_too_little(requests[0].pieces, parameters, steps[0].device, len(steps)):
+        with told_if_too_little(requests[0].pieces, steps[0].model, steps[0].device, len(steps)):
             if self._steps != steps:
                 self._stack = stack([step.model for step in steps], self._rows)
                 self._steps = steps

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from newllm.errors import RunError, ran_out_of_memory
+from newllm.model import LanguageModel
 
 
 def peak_bytes(step: Callable[[], object], resident: Iterable[Tensor], device: torch.device) -> int:
@@ -63,11 +64,11 @@ class _Watch(TorchDispatchMode):
 
 @contextmanager
 def told_if_too_little(
-    pieces: Sequence[tuple[Tensor, Tensor]], parameters: Sequence[Tensor], device: torch.device, runs: int = 1
+    pieces: Sequence[tuple[Tensor, Tensor]], model: LanguageModel, device: torch.device, runs: int = 1
 ) -> Iterator[None]:
     """If memory runs out in this block, a RunError says what was tried and what fits.
 
-    The block makes a step of `parameters` on `pieces` ([b, T] each), or one of each of `runs` packed runs.
+    The block makes a training step of `model` on `pieces` ([b, T] each), or of each of `runs` packed ones like it.
     """
     try:
         yield
@@ -78,30 +79,29 @@ def told_if_too_little(
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             others = total - free - torch.cuda.memory_reserved(device)
-            fixed = 4 * sum(p.nbytes for p in parameters)  # weights, gradients and two moments
+            fixed = 4 * runs * sum(p.nbytes for p in model.parameters())  # weights, gradients and two moments
             peak = torch.cuda.max_memory_allocated(device) + (asked or 0)
             share = (total - others - fixed) / max(peak - fixed, 1)
             place = f" on {device}, which has {_gigabytes(total)} ({_gigabytes(others)} used by other processes)"
         rows, length = sum(len(inputs) for inputs, _ in pieces), pieces[0][0].shape[1]
         packed = f" for each of {runs} packed runs" if runs > 1 else ""
         more = f" when {_gigabytes(asked)} more were asked for" if asked else ""
+        goes_on = "trainer.recompute=true goes on with this run in less memory; " if model.recompute is False else ""
+        needs_less = "a smaller pack=… in a new sweep needs less" if runs > 1 else what_fits(rows, len(pieces), share)
         raise RunError(
             f"The memory is not enough for a step on {rows} x {length} tokens{packed}: it ran out{more}{place}; "
-            + what_fits(rows, len(pieces), share, runs)
+            f"{goes_on}{needs_less}"
         ) from error
 
 
-def what_fits(rows: int, pieces: int, share: float, runs: int = 1) -> str:
+def what_fits(rows: int, pieces: int, share: float) -> str:
     """What to type after a step on `rows` in `pieces` has failed, if there is memory for a `share` of a piece."""
-    recompute = "trainer.recompute=true goes on with this run in less memory"
-    if runs > 1:
-        return f"{recompute}, a smaller pack=… in a new sweep"
     largest = math.ceil(rows / pieces)
     fitting = min(largest - 1, math.floor(largest * share))
     if fitting < 1:
-        return f"{recompute}; a smaller seq_len or model needs less"
+        return "a smaller seq_len or model needs less"
     return (
-        f"{recompute}; in a new run trainer.accumulate={math.ceil(rows / fitting)} keeps the batch, or "
+        f"in a new run trainer.accumulate={math.ceil(rows / fitting)} keeps the batch, or "
         f"batch_size={fitting * pieces} should fit"
     )
 

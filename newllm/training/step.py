@@ -154,7 +154,7 @@ class Step:
         Every rank gets the whole batch. Returns the mean loss, the gradient norm before clipping (both still on the
         device) and the number of scored tokens, all of the whole batch. Raises RunError if memory runs out.
         """
-        with told_if_too_little(pieces, self.parameters, self.device):
+        with told_if_too_little(pieces, self.model, self.device):
             return self._make(pieces, rate)
 
     def _make(self, pieces: list[Piece], rate: float) -> Numbers:

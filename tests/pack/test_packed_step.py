@@ -5,7 +5,7 @@ import torch
 
 import newllm
 from newllm.data import Dataset
-from newllm.errors import ConfigError
+from newllm.errors import ConfigError, RunError
 from newllm.pack import stacked_model
 from newllm.pack.packed_encoding import PackedEncoding, Rows
 from newllm.pack.packed_step import PackedStep
@@ -104,6 +104,17 @@ def test_packed_layers_can_be_recomputed(data: Dataset) -> None:
             step.model.recompute_layers()
         found.append([losses_and_norms(packed_step(requests_at(steps, cfgs, data, number))) for number in range(2)])
     assert torch.equal(torch.stack(found[0]), torch.stack(found[1]))
+
+
+def test_a_pack_without_enough_memory_says_so(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PackedStep, "_losses", refused)
+    cfgs = configs([["seed=1"], ["seed=2"]])
+    requests = requests_at(make_steps(cfgs, data), cfgs, data, 0)
+    with pytest.raises(RunError, match="8 x 32 tokens for each of 2 packed runs: it ran out; .*; a smaller pack=… in"):
+        PackedStep()(requests)
 
 
 def test_a_run_with_a_broken_weight_does_not_affect_the_others(data: Dataset) -> None:
