@@ -274,10 +274,10 @@ def test_an_fp16_run_goes_on_with_its_scale_and_counts_skipped_steps(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *args)
 
-    do_run(tmp_path / "whole", "epochs=1")
+    do_run(tmp_path / "whole", "epochs=1", "eval=[]")
     monkeypatch.setattr(Step, "__call__", signalling)
-    assert do_run(tmp_path / "stopped", "epochs=1") == 128 + signal.SIGTERM
-    assert do_run(tmp_path / "stopped", "epochs=1") == 0
+    assert do_run(tmp_path / "stopped", "epochs=1", "eval=[]") == 128 + signal.SIGTERM
+    assert do_run(tmp_path / "stopped", "epochs=1", "eval=[]") == 0
     assert timeless_results(tmp_path / "stopped") == timeless_results(tmp_path / "whole")
     lines, results = timeless_results(tmp_path / "whole")
     skipped = [line["train/skipped_steps"] for line in lines if "train/lr" in line]
