@@ -1,6 +1,6 @@
 """The base class of all attentions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -90,10 +90,18 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class _Linear(nn.Linear):
+    def __init__(self, inputs: int, rows: Sequence[int], heads: int, bias: bool):
+        super().__init__(inputs, heads * sum(rows), bias=bias)
+        self.heads, self.rows = heads, tuple(rows)
+
     def reset_parameters(self) -> None:
         """Does nothing: `init_weights` sets the values, and computing some on the meta device imports for a second."""
 
 
-def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """A linear layer without values, which `newllm.model.init.init_weights` sets."""
-    return _Linear(inputs, outputs, bias=bias)
+def linear(inputs: int, outputs: int | Sequence[int], bias: bool = False, heads: int = 1) -> nn.Linear:
+    """A linear layer without values, which `newllm.model.init.init_weights` sets.
+
+    outputs: the rows of the weight; several numbers if it is several matrices in one, as in [d, d, d] for q | k | v.
+    heads: how often these rows follow one another, head by head. Muon takes such matrices one by one.
+    """
+    return _Linear(inputs, [outputs] if isinstance(outputs, int) else outputs, heads, bias)

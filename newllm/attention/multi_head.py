@@ -30,7 +30,7 @@ class MultiHead(Attention):
         if self.kv_heads <= 0 or heads % self.kv_heads:
             divisors = [n for n in range(1, heads + 1) if heads % n == 0]
             raise ConfigError(f"kv_heads must divide the {heads} heads: one of {divisors}; got {kv_heads}.")
-        self.qkv = linear(hidden_size, (heads + 2 * self.kv_heads) * head_dim, bias)
+        self.qkv = linear(hidden_size, [n * head_dim for n in (heads, self.kv_heads, self.kv_heads)], bias)
         self.out = linear(heads * head_dim, hidden_size, bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,7 +55,7 @@ class CompressedValues(Attention):
             )
         at_least("attention.reconstruction_weight", reconstruction_weight, 0, 0.1)
         self.reconstruction_weight = reconstruction_weight
-        self.qkv = linear(hidden_size, 3 * width, bias)  # rows: q | k | v, each head by head
+        self.qkv = linear(hidden_size, [width] * 3, bias)  # rows: q | k | v, each head by head
         self.compress = linear(width, self.value_dim, bias)
         self.restore = linear(self.value_dim, width, bias)
         self.out = linear(width, hidden_size, bias)
@@ -149,7 +149,7 @@ class NarrowValues(Attention):
                 f"got {value_dim}."
             )
         width = heads * head_dim
-        self.qkv = linear(hidden_size, 2 * width + self.value_dim, bias)
+        self.qkv = linear(hidden_size, [width, width, self.value_dim], bias)
         self.out = linear(self.value_dim, hidden_size, bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

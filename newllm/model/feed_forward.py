@@ -23,7 +23,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, mlp_size: int, bias: bool):
         super().__init__()
-        self.gate_up = linear(hidden_size, 2 * mlp_size, bias)
+        self.gate_up = linear(hidden_size, [mlp_size] * 2, bias)
         self.down = linear(mlp_size, hidden_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ class LanguageModel(nn.Module):
 
     hidden_size: width of the final states, which the head multiplies. seq_len: the training length. embed: the input
     embedding. head: the output layer, or None if the embedding is used (tied). position: the position encoding, or one
-    that does nothing. blocks: the layers in order. reported_parts: submodules whose parameters are also counted
-    separately. recompute: whether training computes the layers again in the backward pass; None: it cannot.
+    that does nothing. blocks: the layers in order. rate_divisor: the learning rate of the blocks' matrices is divided
+    by it. reported_parts: submodules whose parameters are also counted separately. recompute: whether training computes
+    the layers again in the backward pass; None: it cannot.
     """
 
     reported_parts: ClassVar[tuple[str, ...]] = ()
@@ -31,6 +32,7 @@ class LanguageModel(nn.Module):
     position: PositionEncoding
     blocks: nn.ModuleList
     recompute: bool | None = None
+    rate_divisor: float = 1.0
 
     @property
     def head_weight(self) -> nn.Parameter:
@@ -38,6 +40,10 @@ class LanguageModel(nn.Module):
         weight = self.embed.weight if self.head is None else self.head.weight
         assert isinstance(weight, nn.Parameter)
         return weight
+
+    def hidden_layers(self) -> list[nn.Linear]:
+        """The linear layers in the blocks, whose weights are the hidden matrices."""
+        return [layer for layer in self.blocks.modules() if isinstance(layer, nn.Linear)]
 
     def forward(self, input_ids: Tensor, cache: Any = None) -> Tensor:
         """Logits [B, T, vocab_size] of input_ids [B, T]; with a cache, these tokens follow those that it holds."""

@@ -1,5 +1,6 @@
 """The decoder-only transformer: one class, whose options cover the published variants."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,12 @@ class Transformer(LanguageModel):
     (attention has its own option). tied: the head is the embedding. vocab_size: None means the tokenizer's size,
     rounded up to a multiple of 64, which suits matrix kernels.
 
+    width_base: the width at which lr and init_std were chosen; None: they are used as they are. At another width the
+    model is scaled by the maximal update parametrization for Adam (Yang et al. 2022, arXiv 2203.03466, table 8), with
+    m = hidden_size / width_base: the final states are divided by m, the matrices of the blocks start with init_std /
+    sqrt(m), and the optimizer divides their rate by m (`rate_divisor`). Heads and mlp_size (and MLA's kv_dim) have to
+    grow with the width, so that a head stays as wide.
+
     `build_model` passes the nodes of attention and encoding, the tokenizer's size, the training length and the seed of
     the weights. embed_dim: width of the embedding, for subclasses that project it before the first block.
     """
@@ -46,6 +53,7 @@ class Transformer(LanguageModel):
         tied: bool = False,
         init_std: float = 0.02,
         vocab_size: int | None = None,
+        width_base: int | None = None,
         *,
         attention: dict[str, Any],
         pos_encoding: dict[str, Any],
@@ -59,6 +67,7 @@ class Transformer(LanguageModel):
             ("hidden_size", hidden_size, MOST_WIDTH, 256), ("num_layers", num_layers, MOST_LAYERS, 4),
             ("heads", heads, MOST_WIDTH, 4), ("mlp_size", mlp_size, MOST_WIDTH, 704),
             ("vocab_size", 1 if vocab_size is None else vocab_size, MOST_WIDTH, 2048),
+            ("width_base", hidden_size if width_base is None else width_base, MOST_WIDTH, 256),
         ):  # fmt: skip
             within(f"model.{name}", size, 1, most, usual)
         at_least("model.init_std", init_std, 0, 0.02)
@@ -116,6 +125,11 @@ class Transformer(LanguageModel):
         self.final_norm = make_norm()
         self.head = None if tied else linear(hidden_size, self.vocab_size)
         init_weights(self, seed, init_std)
+        if width_base is not None:
+            self.rate_divisor = hidden_size / width_base
+            with torch.no_grad():
+                for layer in self.hidden_layers():
+                    layer.weight.div_(math.sqrt(self.rate_divisor))
 
     def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits [B, T, vocab_size] of input_ids [B, T]; with a cache, these tokens follow those that it holds."""
@@ -138,7 +152,8 @@ class Transformer(LanguageModel):
                 x = checkpoint(block, x, positions, use_reentrant=False)
             else:
                 x = block(x, positions, None if cache is None else cache.layers[i])
-        return self.final_norm(x)
+        x = self.final_norm(x)
+        return x if self.rate_divisor == 1 else x / self.rate_divisor
 
     def recompute_layers(self) -> None:
         self.recompute = True

@@ -1,19 +1,28 @@
 """AdamW and the learning rate of each step."""
 
 import math
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from newllm.errors import ConfigError
+from newllm.model import LanguageModel
 
 
 class AdamW:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) with a linear warm-up, then a constant or cosine rate.
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) with a linear warm-up, then a rate that follows a schedule.
 
     With w warm-up steps of S in all, the rate of step s = 0, 1, … is ``lr * s / w`` for s < w, and afterwards
-    ``lr`` (constant) or ``lr * (final + (1 - final) * (1 + cos(pi * (s - w) / (S - w))) / 2)`` (cosine).
+    ``lr * (final + (1 - final) * f)`` with
+
+        constant    f = 1 and no `final`
+        cosine      f = (1 + cos(pi * (s - w) / (S - w))) / 2
+        wsd         f = 1 up to the cool-down, the last c steps, then 1 - sqrt(x) or 1 - x with x = (s - (S - c)) / c
+
+    wsd (warm-up, stable, decay) as in Hägele et al. 2024, arXiv 2405.18392: up to its cool-down, a run does not depend
+    on its length.
 
     Args:
         lr: highest learning rate.
@@ -24,7 +33,9 @@ class AdamW:
         clip: largest norm of the gradient over all parameters; None: no clipping.
         schedule: the rate after the warm-up.
         warmup: a fraction of all steps if below 1, else a number of steps.
-        final: last rate of the cosine as a fraction of `lr`.
+        final: last rate of cosine and wsd as a fraction of `lr`.
+        cooldown: last steps of wsd: a fraction of all steps if at most 1, else a number of steps.
+        cooldown_shape: "sqrt" (1 - sqrt(x)) or "linear" (1 - x).
     """
 
     def __init__(
@@ -35,33 +46,52 @@ class AdamW:
         weight_decay: float = 0.01,
         decay: Literal["matrices", "all"] = "matrices",
         clip: float | None = 1.0,
-        schedule: Literal["constant", "cosine"] = "cosine",
+        schedule: Literal["constant", "cosine", "wsd"] = "cosine",
         warmup: float = 0.0,
         final: float = 0.0,
+        cooldown: float = 0.2,
+        cooldown_shape: Literal["sqrt", "linear"] = "sqrt",
     ) -> None:
-        _require(lr > 0, f"optim.lr must be above 0; {lr} was given, try lr=1e-3")
-        _require(
+        require(lr > 0, f"optim.lr must be above 0; {lr} was given, try lr=1e-3")
+        require(
             len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
             f"optim.betas must be two numbers in [0, 1); {betas} was given, try 'optim.betas=[0.9,0.95]'",
         )
-        _require(eps > 0, f"optim.eps must be above 0; {eps} was given, try optim.eps=1e-8")
-        _require(weight_decay >= 0, f"optim.weight_decay must be at least 0; {weight_decay} was given")
-        _require(clip is None or clip > 0, f"optim.clip must be above 0, or null for none; {clip} was given")
-        _require(
+        require(eps > 0, f"optim.eps must be above 0; {eps} was given, try optim.eps=1e-8")
+        require(weight_decay >= 0, f"optim.weight_decay must be at least 0; {weight_decay} was given")
+        require(clip is None or clip > 0, f"optim.clip must be above 0, or null for none; {clip} was given")
+        require(
             warmup >= 0 and (warmup < 1 or warmup == int(warmup)),
             f"optim.warmup must be a share in [0, 1) or a whole number of steps; {warmup} was given",
         )
-        _require(0 <= final <= 1, f"optim.final is a share of lr in [0, 1]; {final} was given")
+        require(
+            cooldown > 0 and (cooldown <= 1 or cooldown == int(cooldown)),
+            f"optim.cooldown must be a share in (0, 1] or a whole number of steps; {cooldown} was given",
+        )
+        require(0 <= final <= 1, f"optim.final is a share of lr in [0, 1]; {final} was given")
         self.lr, self.betas, self.eps = lr, (betas[0], betas[1]), eps
         self.weight_decay, self.decay, self.clip = weight_decay, decay, clip
         self.schedule, self.warmup, self.final = schedule, warmup, final
+        self.cooldown, self.cooldown_shape = cooldown, cooldown_shape
 
     def optimizer(self, model: nn.Module, fused: bool = True) -> torch.optim.AdamW:
         """The optimizer of all trainable parameters, with the fused kernel if `fused` and the device has one.
 
         The rate of a step is multiplied by each group's `rate_factor`: 1, except for parameters that a module lists in
-        its `rate_factors` (name -> factor), which do not decay either.
+        its `rate_factors` (name -> factor), which do not decay either, and for the hidden matrices of a model with a
+        `rate_divisor`.
         """
+        divisor = model.rate_divisor if isinstance(model, LanguageModel) else 1.0
+        apart = () if divisor == 1 else hidden_matrices(model)
+        return torch.optim.AdamW(self._groups(model, apart, 1 / divisor), **self._options(model, fused))
+
+    def _options(self, model: nn.Module, fused: bool) -> dict[str, Any]:
+        fused = fused and all(p.device.type in ("cpu", "cuda", "mps") for p in model.parameters() if p.requires_grad)
+        return {"lr": self.lr, "betas": self.betas, "eps": self.eps, "fused": fused}
+
+    def _groups(self, model: nn.Module, apart: Collection[nn.Parameter], factor: float) -> list[dict[str, Any]]:
+        """Each trainable parameter in one group; those `apart` are matrices with a group and a rate factor of their
+        own."""
         factors = {
             module.get_parameter(name): factor
             for module in model.modules()
@@ -72,13 +102,12 @@ class AdamW:
         decayed = [p for p in common if self.decay == "all" or p.dim() >= 2]
         others = [p for p in common if self.decay == "matrices" and p.dim() < 2]
         groups = [
-            {"params": decayed, "weight_decay": self.weight_decay, "rate_factor": 1.0},
+            {"params": [p for p in decayed if p in apart], "weight_decay": self.weight_decay, "rate_factor": factor},
+            {"params": [p for p in decayed if p not in apart], "weight_decay": self.weight_decay, "rate_factor": 1.0},
             {"params": others, "weight_decay": 0.0, "rate_factor": 1.0},
             *({"params": [p], "weight_decay": 0.0, "rate_factor": factor} for p, factor in factors.items()),
         ]
-        fused = fused and all(p.device.type in ("cpu", "cuda", "mps") for p in parameters)
-        groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=fused)
+        return [group for group in groups if group["params"]]
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step `step` (from 0) of `steps`."""
@@ -87,8 +116,24 @@ class AdamW:
             return self.lr * step / warmup
         if self.schedule == "constant":
             return self.lr
-        cosine = (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
-        return self.lr * (self.final + (1 - self.final) * cosine)
+        if self.schedule == "cosine":
+            height = (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+        else:
+            stable = self.stable_steps(steps)
+            past = max(0, step - stable) / max(1, steps - stable)
+            height = 1 - (math.sqrt(past) if self.cooldown_shape == "sqrt" else past)
+        return self.lr * (self.final + (1 - self.final) * height)
+
+    def stable_steps(self, steps: int) -> int:
+        """Number of steps before the cool-down of wsd in a run of `steps`."""
+        cooldown = round(self.cooldown * steps) if self.cooldown <= 1 else int(self.cooldown)
+        return max(0, steps - cooldown)
+
+
+def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, nn.Linear]:
+    """The trainable matrices of the layers in a language model's blocks, with their layers; empty for other modules."""
+    layers = model.hidden_layers() if isinstance(model, LanguageModel) else []
+    return {layer.weight: layer for layer in layers if layer.weight.requires_grad}
 
 
 def lower_rate(rate: float) -> float:
@@ -96,6 +141,7 @@ def lower_rate(rate: float) -> float:
     return min(rate / 10, 1e-3)
 
 
-def _require(holds: bool, message: str) -> None:
+def require(holds: bool, message: str) -> None:
+    """Raises ConfigError with this message unless `holds`."""
     if not holds:
         raise ConfigError(message)

@@ -1,0 +1,140 @@
+"""Muon for hidden matrices: which parameters it takes, what it does to them, clipping, resuming."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from newllm.errors import ConfigError
+from newllm.model import LanguageModel
+from newllm.precision import Precision
+from newllm.training.muon import Muon
+from newllm.training.optimizer import AdamW
+from newllm.training.step import Step
+from tests.support.small_runs import timeless_results
+
+LR, DECAY = 0.02, 0.1
+TEXT = b"The rows of a batch are divided among the processes; the step is the same up to rounding. " * 2
+
+
+def muon(**options) -> Muon:
+    return Muon(**{"lr": LR, "betas": [0.9, 0.99], "weight_decay": DECAY} | options)
+
+
+def by_hand(weight: Tensor, gradients: list[Tensor]) -> Tensor:
+    """One matrix after these gradients, in float64: the formulas of Jordan's and Liu et al.'s texts."""
+    weight, mean = weight.double(), torch.zeros_like(weight, dtype=torch.float64)
+    for gradient in gradients:
+        mean = 0.95 * mean + 0.05 * gradient.double()
+        x = 0.05 * gradient.double() + 0.95 * mean
+        x = x / x.norm()
+        for _ in range(5):
+            x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
+        weight = weight * (1 - LR * DECAY) - LR * 0.2 * max(weight.shape) ** 0.5 * x
+    return weight
+
+
+def rows_of(name: str, model: LanguageModel) -> list[list[int]]:
+    """The rows of each matrix in a layer's weight, written out from the layers' docstrings."""
+    attention = model.blocks[0].attention
+    heads, width = attention.heads, attention.head_dim
+    if name == "attention.qkv":
+        return [list(range(start * width, stop * width)) for start, stop in ((0, 4), (4, 6), (6, 8))]
+    if name == "attention.kv_up":
+        key = [head * 2 * width + row for head in range(heads) for row in range(width)]
+        return [key, [row + width for row in key]]
+    return [list(range(model.blocks[0].get_submodule(name).out_features))]
+
+
+@pytest.mark.parametrize(
+    ("attention", "name"), [("gqa", "attention.qkv"), ("mla", "attention.kv_up"), ("mla", "mlp.down")]
+)
+def test_updates_are_those_of_each_matrix_alone(small_model: Callable, attention: str, name: str) -> None:
+    model = small_model("rope", attention)
+    weight = model.blocks[0].get_submodule(name).weight
+    before = weight.detach().clone()
+    optimizer = muon().optimizer(model)
+    generator = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(weight.shape, generator=generator) for _ in range(2)]
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    moved = weight.detach() - before
+    expected = torch.zeros_like(moved, dtype=torch.float64)
+    for rows in rows_of(name, model):
+        expected[rows] = by_hand(before[rows], [gradient[rows] for gradient in gradients]) - before[rows]
+
+    def distance(other: Tensor) -> float:
+        return ((moved - other).norm() / other.norm()).item()
+
+    assert distance(expected) < 0.02  # torch computes in bf16
+    if name != "mlp.down":
+        assert distance(by_hand(before, gradients) - before) > 0.05  # the layer as one matrix
+
+
+@pytest.mark.parametrize("attention", ["mha", "mla", "vdproj"])
+def test_every_parameter_is_in_one_group_and_hidden_matrices_are_muons(small_model: Callable, attention: str) -> None:
+    model = small_model("learned", attention)
+    for options in (muon(), AdamW(lr=LR, betas=[0.9, 0.99])):
+        optimizer = options.optimizer(model)
+        grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    optimizer = muon().optimizer(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        hidden = name.startswith("blocks.") and parameter.dim() == 2
+        assert optimizer.state[parameter].keys() == ({"momentum_buffer"} if hidden else {"step", "exp_avg", "exp_avg_sq"})
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_clipping_reaches_the_mean_gradient(small_model: Callable, fused: bool) -> None:
+    model = small_model("rope", "mha")
+    precision: Precision = "fp32"
+    step = Step(model, muon(clip=0.01), torch.device("cpu"), precision, fused)
+    ids = torch.tensor(list(TEXT[:128])).view(2, 64) % model.vocab_size
+    _, norm, _ = step([(ids, ids)], LR)
+    assert norm > 0.1
+    states = step.optimizer.state.values()
+    means = [s["momentum_buffer"] / 0.05 for s in states if "momentum_buffer" in s]
+    means += [s["exp_avg"] / 0.1 for s in states if "exp_avg" in s]
+    total = torch.stack([mean.norm() for mean in means]).norm()
+    assert total.item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["optim=muon", "attention=mla", "kv_dim=16", "rope_dim=8", "eval=[loss]"]
+    assert do_run(tmp_path / "whole", *overrides) == 0
+    real, calls = Step.__call__, []
+
+    def signalling(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "__call__", signalling)
+        assert do_run(tmp_path / "stopped", *overrides) == 128 + signal.SIGTERM
+    assert do_run(tmp_path / "stopped", *overrides) == 0
+    assert timeless_results(tmp_path / "stopped") == timeless_results(tmp_path / "whole")
+
+
+def test_a_model_without_blocks_is_left_to_adamw() -> None:
+    model = nn.Linear(3, 2)
+    model.weight.grad = torch.ones(2, 3)
+    optimizer = muon().optimizer(model)
+    optimizer.step()
+    assert "exp_avg" in optimizer.state[model.weight]
+
+
+def test_an_impossible_momentum_is_refused() -> None:
+    with pytest.raises(ConfigError, match="optim.momentum must lie in"):
+        muon(momentum=1.0)
