@@ -61,13 +61,15 @@ class Latent(Attention):
         self.value_dim = head_dim if value_dim is None else value_dim
         self.rotary_offset = head_dim
         self.scale = (head_dim + self.rope_dim) ** -0.5
-        query = [head_dim, self.rope_dim] if self.rope_dim else head_dim  # rows of a head
+        query = [head_dim, self.rope_dim]  # rows of a head
         if query_dim is None:
             self.q: nn.Module = linear(hidden_size, query, heads=heads)
         else:
             norm = nn.RMSNorm(query_dim, eps=_NORM_EPS)
-            self.q = nn.Sequential(linear(hidden_size, query_dim), _InFloat32(norm), linear(query_dim, query, heads=heads))
-        self.kv_down = linear(hidden_size, [kv_dim, self.rope_dim] if self.rope_dim else kv_dim)  # rows: latent | rotary key
+            self.q = nn.Sequential(
+                linear(hidden_size, query_dim), _InFloat32(norm), linear(query_dim, query, heads=heads)
+            )
+        self.kv_down = linear(hidden_size, [kv_dim, self.rope_dim])  # rows: latent | rotary key
         self.latent_norm = _InFloat32(nn.RMSNorm(kv_dim, eps=_NORM_EPS)) if latent_norm else nn.Identity()
         self.kv_up = linear(kv_dim, [head_dim, self.value_dim], heads=heads)  # rows, head by head: key | value
         self.out = linear(heads * self.value_dim, hidden_size)

@@ -46,9 +46,7 @@ class Muon(AdamW):
         cooldown_shape: Literal["sqrt", "linear"] = "sqrt",
         momentum: float = 0.95,
     ) -> None:
-        super().__init__(
-            lr, betas, eps, weight_decay, decay, clip, schedule, warmup, final, cooldown, cooldown_shape
-        )
+        super().__init__(lr, betas, eps, weight_decay, decay, clip, schedule, warmup, final, cooldown, cooldown_shape)
         require(0 <= momentum < 1, f"optim.momentum must lie in [0, 1); {momentum} was given, try optim.momentum=0.95")
         self.momentum = momentum
 

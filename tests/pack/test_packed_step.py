@@ -19,6 +19,7 @@ CASES = {
         ["pos_encoding=nope"],
         [["lr=1e-3", "optim.clip=0.1"], ["lr=1e-2", "optim.clip=null"], ["lr=1e-2", "optim.weight_decay=0.5"]],
     ),
+    "optimizers": (["attention=mla", "kv_dim=16"], [["optim=muon"], ["optim=adamw"], ["optim=muon", "seed=2"]]),
     "thetas": (["pos_encoding=rope", "rotary_pct=0.5"], [["theta=100"], ["theta=1e4"], ["theta=1e4", "seed=2"]]),
     "widths of rotation": (["pos_encoding=rope", "attention=gqa", "kv_heads=1"], [["rotary_pct=0.25"], []]),
     "learned taus": (

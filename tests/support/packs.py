@@ -12,6 +12,7 @@ from newllm.data import Dataset
 from newllm.pack.packed_step import StepRequest
 from newllm.position import PositionEncoding
 from newllm.position.bias import MatrixBias
+from newllm.training.muon import Muon
 from newllm.training.optimizer import AdamW
 from newllm.training.step import Numbers, Step, cut
 
@@ -69,7 +70,8 @@ def make_steps(cfgs: Sequence[DictConfig], data: Dataset) -> list[Step]:
 
 def optim(cfg: DictConfig) -> AdamW:
     # A large eps: Adam would otherwise divide most of a wrong scale of the gradient out again.
-    return AdamW(cfg.optim.lr, [0.9, 0.95], 1e-4, cfg.optim.weight_decay, clip=cfg.optim.clip)
+    kind = Muon if cfg.choices.optim == "muon" else AdamW
+    return kind(cfg.optim.lr, [0.9, 0.95], 1e-4, cfg.optim.weight_decay, clip=cfg.optim.clip)
 
 
 def requests_at(steps: Sequence[Step], cfgs: Sequence[DictConfig], data: Dataset, number: int) -> list[StepRequest]:

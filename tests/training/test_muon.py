@@ -76,7 +76,7 @@ def test_updates_are_those_of_each_matrix_alone(small_model: Callable, attention
         assert distance(by_hand(before, gradients) - before) > 0.05  # the layer as one matrix
 
 
-@pytest.mark.parametrize("attention", ["mha", "mla", "vdproj"])
+@pytest.mark.parametrize("attention", ["mha", "mla", "vdproj"])  # mla without the rotary part: matrices of no rows
 def test_every_parameter_is_in_one_group_and_hidden_matrices_are_muons(small_model: Callable, attention: str) -> None:
     model = small_model("learned", attention)
     for options in (muon(), AdamW(lr=LR, betas=[0.9, 0.99])):
@@ -88,8 +88,11 @@ def test_every_parameter_is_in_one_group_and_hidden_matrices_are_muons(small_mod
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     for name, parameter in model.named_parameters():
+        assert parameter.isfinite().all()
         hidden = name.startswith("blocks.") and parameter.dim() == 2
-        assert optimizer.state[parameter].keys() == ({"momentum_buffer"} if hidden else {"step", "exp_avg", "exp_avg_sq"})
+        assert optimizer.state[parameter].keys() == (
+            {"momentum_buffer"} if hidden else {"step", "exp_avg", "exp_avg_sq"}
+        )
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -125,6 +128,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert do_run(tmp_path / "stopped", *overrides) == 128 + signal.SIGTERM
     assert do_run(tmp_path / "stopped", *overrides) == 0
     assert timeless_results(tmp_path / "stopped") == timeless_results(tmp_path / "whole")
+
+
+def test_a_rate_on_the_device_is_not_read_back(small_model: Callable) -> None:
+    """As a CUDA graph needs it: a tensor of the meta device has no value to read."""
+    model = small_model("rope", "mla").to("meta")
+    optimizer = muon().optimizer(model)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.zeros((), device="meta")
+    for layer in model.hidden_layers():
+        layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.step()
+    assert all(optimizer.state[layer.weight]["momentum_buffer"].is_meta for layer in model.hidden_layers())
 
 
 def test_a_model_without_blocks_is_left_to_adamw() -> None:

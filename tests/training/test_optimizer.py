@@ -27,6 +27,21 @@ def test_constant_schedule_and_final_share() -> None:
     assert cosine.rate(999, 1000) == pytest.approx(1e-4, rel=1e-3)
 
 
+@pytest.mark.parametrize(("shape", "half"), [("sqrt", 1 - math.sqrt(0.5)), ("linear", 0.5)])
+def test_wsd_warms_up_stays_and_cools_down(shape: str, half: float) -> None:
+    optim = AdamW(lr=1e-3, betas=[0.9, 0.95], schedule="wsd", warmup=10, cooldown=20, cooldown_shape=shape)
+    assert [optim.rate(step, 100) for step in (0, 5, 10, 79, 80)] == [0.0, 5e-4, 1e-3, 1e-3, 1e-3]
+    assert optim.rate(90, 100) == pytest.approx(1e-3 * half)
+    assert 0 < optim.rate(99, 100) < optim.rate(81, 100) < 1e-3
+    assert optim.rate(100, 100) == 0  # where the cool-down ends
+    assert [optim.rate(step, 400) for step in range(80)] == [optim.rate(step, 100) for step in range(80)]
+    share = AdamW(lr=1e-3, betas=[0.9, 0.95], schedule="wsd", warmup=0.1, final=0.1, cooldown=0.2, cooldown_shape=shape)
+    assert share.rate(90, 100) == pytest.approx(1e-3 * (0.1 + 0.9 * half))
+    whole = AdamW(lr=1e-3, betas=[0.9, 0.95], schedule="wsd", cooldown=1, cooldown_shape=shape)  # a share: all steps
+    assert whole.rate(0, 100) == 1e-3
+    assert whole.rate(50, 100) == pytest.approx(1e-3 * half)
+
+
 def test_decay_applies_to_matrices_or_to_all() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
 
@@ -41,7 +56,17 @@ def test_decay_applies_to_matrices_or_to_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"lr": 0.0}, {"betas": [0.9]}, {"betas": [0.9, 1.0]}, {"clip": 0.0}, {"warmup": 1.5}, {"final": 2.0}]
+    "options",
+    [
+        {"lr": 0.0},
+        {"betas": [0.9]},
+        {"betas": [0.9, 1.0]},
+        {"clip": 0.0},
+        {"warmup": 1.5},
+        {"final": 2.0},
+        {"cooldown": 0.0},
+        {"cooldown": 2.5},
+    ],
 )
 def test_impossible_options_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError, match=f"optim.{next(iter(options))}"):
