@@ -95,6 +95,9 @@ class Runtime:
             never compiled.
         graph: replay training steps as a CUDA graph, on one CUDA device, without other runs in a pack. The numbers
             are the same. "auto": true, unless the model cannot be recorded.
+        trunk: with optim.schedule=wsd, keep the checkpoint with which the cool-down begins, and begin with that of
+            another run in the same folder that differs only in its budget and its cool-down (newllm.training.trunk).
+            The numbers are the same; times include the trunk's.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Runtime:
         fused: bool = True,
         compile: bool | Literal["auto"] = "auto",
         graph: bool | Literal["auto"] = "auto",
+        trunk: bool = True,
     ) -> None:
         if threads != "auto":
             within("runtime.threads", threads, 1, MOST_THREADS, 1)
@@ -121,7 +125,7 @@ class Runtime:
         self.threads, self.load_note = _automatic_threads() if threads == "auto" else (threads, None)
         self.checkpoint_seconds, self.checkpoint_steps = checkpoint_seconds, checkpoint_steps
         self.progress, self.keep_memory, self.fused, self.compile = progress, keep_memory, fused, compile
-        self.graph = graph
+        self.graph, self.trunk = graph, trunk
         self._device = device
 
     def checkpoint_due(self, step: int, saved: float) -> bool:

@@ -213,6 +213,12 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
         if loop.resume():
             console.line(f"Attempt {attempt}: goes on after step {loop.progress.step:,} of {loop.steps:,}.")
             earlier_seconds += loop.progress.seconds
+        elif trunk := loop.branch():
+            console.line(
+                f"Begins after step {loop.progress.step:,} of {loop.steps:,}, with the checkpoint of "
+                f"{trunk.directory.path}: until there, the two are the same run."
+            )
+            earlier, earlier_seconds = trunk.settings, earlier_seconds + loop.progress.seconds
         stage_alone = any(group_of(stage, run.cfg).pack == "alone" for stage in run.stages)
         wanted = earlier.compiled if earlier else run.runtime.compile
         if run.trainer.recompute:

@@ -8,7 +8,8 @@ results.json      metric name -> number, and scored/METRIC -> fingerprint of the
 tables/*.csv      per-layer, per-position, … results
 train.log         what the console showed
 tokenizer/        the tokenizer, so that the run can be read without its data
-checkpoints/      last.safetensors (resumable), best.safetensors (weights)
+checkpoints/      last.safetensors (resumable), best.safetensors (weights); stable.safetensors and stable_best.safetensors,
+                  the same at the beginning of the cool-down of optim.schedule=wsd
 evaluations.jsonl a line per later evaluation that added to results.json and tables/
 asked.json        evaluators that a sweep has asked for since the run was done; removed when they have been called
 evaluations/      a folder per evaluation with other settings: the same files without checkpoints
@@ -97,6 +98,8 @@ class RunDirectory:
     tables = _inside("tables")
     last_checkpoint = _inside("checkpoints/last.safetensors")
     best_checkpoint = _inside("checkpoints/best.safetensors")
+    stable_checkpoint = _inside("checkpoints/stable.safetensors")
+    stable_best_checkpoint = _inside("checkpoints/stable_best.safetensors")
     evaluations_file = _inside("evaluations.jsonl")
     evaluations = _inside("evaluations")
     asked_file = _inside("asked.json")
@@ -443,6 +446,7 @@ TOKENIZER = "tokenizer/tokenizer.meta.json"  # has the hash of tokenizer.json
 _FILES = (
     ".lock", "config.yaml", "environment.json", "status.json", "metrics.jsonl", "results.json", "train.log",
     "evaluations.jsonl", "checkpoints/last.safetensors", "checkpoints/best.safetensors",
+    "checkpoints/stable.safetensors", "checkpoints/stable_best.safetensors",
 )  # fmt: skip
 _EVALUATE_AGAIN = (
     "restore it, or delete results.json and type the training command again, which repeats the evaluation but not the "

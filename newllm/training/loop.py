@@ -19,13 +19,14 @@ from newllm.data import Dataset
 from newllm.data.facts import IGNORED
 from newllm.errors import RunError
 from newllm.precision import autocast
-from newllm.training.checkpoint import Progress, load_training, save_training, save_weights
+from newllm.training.checkpoint import Progress, load_training, load_weights, save_training, save_weights
 from newllm.training.cross_entropy import token_losses
 from newllm.training.distributed import Team
 from newllm.training.memory import peak_bytes
 from newllm.training.optimizer import lower_rate
 from newllm.training.run_context import Run
 from newllm.training.step import Numbers, Step, cut, read_and_clear
+from newllm.training.trunk import Trunk, find, keep_best, shares_trunks
 
 MOST_SKIPPED = 40  # fp16 steps in a row: halved so often, any scale is far below 1
 STATUS_SECONDS = 2.0  # between two updates of status.json
@@ -46,6 +47,7 @@ class Loop:
         self.step = Step(self.model, run.optim, run.device, run.precision, run.runtime.fused)
         self.header = {"data": self.data.fingerprint, "signature": signature(run.cfg), "precision": run.precision}
         self.epoch_steps, self.steps = run.trainer.steps(len(self.data.train), self.data.train.seq_len)
+        self._stable = run.optim.stable_steps(self.steps) if shares_trunks(run) else None
         self.progress = Progress()
         self._pending: list[Numbers] = []  # results that stay on the device until they are needed
         self._began = self._saved = self._logged = self._epoch_began = time.monotonic()
@@ -62,6 +64,25 @@ class Loop:
         self.progress = load_training(directory.last_checkpoint, self.model, self.step.optimizer, self.header)
         directory.truncate_metrics(self.progress.metrics_bytes, self.progress.metrics_sha256)
         return True
+
+    def branch(self) -> Trunk | None:
+        """Begin with the trunk of a run of another budget; returns that trunk, None if there is none."""
+        if not self._stable or (trunk := find(self.run, self._stable_header(), self._stable)) is None:
+            return None
+        directory, kept = self.run.directory, trunk.directory
+        if (epoch := trunk.header["progress"]["best_epoch"]) is not None:
+            load_weights(kept.stable_best_checkpoint, self.model)
+            save_weights(directory.best_checkpoint, self.model, {**self.header, "epoch": epoch})
+        header = {**self._stable_header(), "signature": trunk.header["signature"]}
+        self.progress = load_training(kept.stable_checkpoint, self.model, self.step.optimizer, header)
+        directory.metrics_file.write_bytes(trunk.metrics)
+        self._began = time.monotonic()
+        self._save()
+        return trunk
+
+    def _stable_header(self) -> dict[str, Any]:
+        """Of the checkpoint with which the cool-down begins: the warm-up may follow from the length of the run."""
+        return {**self.header, "warmup": self.run.optim.warmup_steps(self.steps)}
 
     def train(self) -> None:
         """Train to the end. A signal stops training between two steps, with a checkpoint: see Signals."""
@@ -105,7 +126,12 @@ class Loop:
         progress.count_step(len(indices) * self.data.train.seq_len)
         if progress.step % run.trainer.log_every == 0 or progress.step == self.steps:
             self._log(rate)
-        if run.runtime.checkpoint_due(progress.step, self._saved):
+        if progress.step == self._stable:
+            self._save()
+            keep_best(run.directory)
+            file, header = run.directory.stable_checkpoint, self._stable_header()
+            save_training(file, self.model, self.step.optimizer, progress, header)
+        elif run.runtime.checkpoint_due(progress.step, self._saved):
             self._save()
 
     def _drain(self) -> float:

@@ -111,7 +111,7 @@ class AdamW:
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step `step` (from 0) of `steps`."""
-        warmup = int(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
+        warmup = self.warmup_steps(steps)
         if step < warmup:
             return self.lr * step / warmup
         if self.schedule == "constant":
@@ -123,6 +123,10 @@ class AdamW:
             past = max(0, step - stable) / max(1, steps - stable)
             height = 1 - (math.sqrt(past) if self.cooldown_shape == "sqrt" else past)
         return self.lr * (self.final + (1 - self.final) * height)
+
+    def warmup_steps(self, steps: int) -> int:
+        """Number of steps of the warm-up in a run of `steps`."""
+        return int(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
     def stable_steps(self, steps: int) -> int:
         """Number of steps before the cool-down of wsd in a run of `steps`."""
