@@ -27,6 +27,9 @@ RUNS = {
     "alibi_slope_small": 45,
     "rotary_pct_small": 40,
     "theta_small": 40,
+    "optimizers_small": 30,
+    "wsd_small": 45,
+    "width_small": 250,
     "vdproj_small": 25,
     "dproj_small": 25,
 }

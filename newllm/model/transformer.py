@@ -128,8 +128,8 @@ class Transformer(LanguageModel):
         if width_base is not None:
             self.rate_divisor = hidden_size / width_base
             with torch.no_grad():
-                for layer in self.hidden_layers():
-                    layer.weight.div_(math.sqrt(self.rate_divisor))
+                for linear_layer in self.hidden_layers():
+                    linear_layer.weight.div_(math.sqrt(self.rate_divisor))
 
     def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits [B, T, vocab_size] of input_ids [B, T]; with a cache, these tokens follow those that it holds."""

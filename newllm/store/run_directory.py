@@ -8,8 +8,8 @@ results.json      metric name -> number, and scored/METRIC -> fingerprint of the
 tables/*.csv      per-layer, per-position, … results
 train.log         what the console showed
 tokenizer/        the tokenizer, so that the run can be read without its data
-checkpoints/      last.safetensors (resumable), best.safetensors (weights); stable.safetensors and stable_best.safetensors,
-                  the same at the beginning of the cool-down of optim.schedule=wsd
+checkpoints/      last.safetensors (resumable), best.safetensors (weights); stable.safetensors, stable_best.safetensors:
+                  the same, at the beginning of the cool-down of optim.schedule=wsd
 evaluations.jsonl a line per later evaluation that added to results.json and tables/
 asked.json        evaluators that a sweep has asked for since the run was done; removed when they have been called
 evaluations/      a folder per evaluation with other settings: the same files without checkpoints

@@ -63,7 +63,7 @@ class _MuonAndAdamW(torch.optim.AdamW):
     so that a CUDA graph can hold the step."""
 
     def __init__(
-        self, groups: list[dict[str, Any]], layers: dict[nn.Parameter, nn.Linear], momentum: float, **options: Any
+        self, groups: list[dict[str, Any]], layers: dict[Tensor, nn.Linear], momentum: float, **options: Any
     ) -> None:
         super().__init__(groups, **options)
         self._layers, self._momentum = layers, momentum

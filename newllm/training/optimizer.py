@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel
@@ -89,7 +89,7 @@ class AdamW:
         fused = fused and all(p.device.type in ("cpu", "cuda", "mps") for p in model.parameters() if p.requires_grad)
         return {"lr": self.lr, "betas": self.betas, "eps": self.eps, "fused": fused}
 
-    def _groups(self, model: nn.Module, apart: Collection[nn.Parameter], factor: float) -> list[dict[str, Any]]:
+    def _groups(self, model: nn.Module, apart: Collection[Tensor], apart_factor: float) -> list[dict[str, Any]]:
         """Each trainable parameter in one group; those `apart` are matrices with a group and a rate factor of their
         own."""
         factors = {
@@ -102,7 +102,7 @@ class AdamW:
         decayed = [p for p in common if self.decay == "all" or p.dim() >= 2]
         others = [p for p in common if self.decay == "matrices" and p.dim() < 2]
         groups = [
-            {"params": [p for p in decayed if p in apart], "weight_decay": self.weight_decay, "rate_factor": factor},
+            {"params": [p for p in decayed if p in apart], "weight_decay": self.weight_decay, "rate_factor": apart_factor},
             {"params": [p for p in decayed if p not in apart], "weight_decay": self.weight_decay, "rate_factor": 1.0},
             {"params": others, "weight_decay": 0.0, "rate_factor": 1.0},
             *({"params": [p], "weight_decay": 0.0, "rate_factor": factor} for p, factor in factors.items()),
@@ -134,7 +134,7 @@ class AdamW:
         return max(0, steps - cooldown)
 
 
-def hidden_matrices(model: nn.Module) -> dict[nn.Parameter, nn.Linear]:
+def hidden_matrices(model: nn.Module) -> dict[Tensor, nn.Linear]:
     """The trainable matrices of the layers in a language model's blocks, with their layers; empty for other modules."""
     layers = model.hidden_layers() if isinstance(model, LanguageModel) else []
     return {layer.weight: layer for layer in layers if layer.weight.requires_grad}

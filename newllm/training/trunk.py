@@ -1,7 +1,7 @@
 """Runs of several budgets with one trunk: before its cool-down, a run of schedule=wsd does not depend on its length.
 
-Each such run keeps the checkpoint with which its cool-down begins. Another run in the same folder, which differs only in
-its budget and its cool-down, begins with it, and ends with the same bytes as if it had been trained alone.
+Each such run keeps the checkpoint with which its cool-down begins. Another run in the same folder, which differs only
+in its budget and its cool-down, begins with it, and ends with the same bytes as if it had been trained alone.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""model.width_base: the factors of µP's table for Adam, and what they are for: activations that do not grow with width."""
+"""model.width_base: the factors of µP's table for Adam, and their purpose: activations that do not grow with width."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -151,5 +151,5 @@ def test_a_model_without_blocks_is_left_to_adamw() -> None:
 
 
 def test_an_impossible_momentum_is_refused() -> None:
-    with pytest.raises(ConfigError, match="optim.momentum must lie in"):
+    with pytest.raises(ConfigError, match=r"optim\.momentum must lie in"):
         muon(momentum=1.0)

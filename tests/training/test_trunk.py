@@ -31,8 +31,8 @@ def test_only_the_same_run_of_another_budget_has_a_trunk(tmp_path: Path, do_run:
     small = [*WSD, "samples=60"]
     assert do_run(tmp_path / "trunk", *small) == 0
     others = {
-        "seed": ["seed=7"], "rate": ["lr=2e-3"], "warm-up": ["epochs=3", "optim.warmup=0.3"], "shorter": ["epochs=1", "optim.cooldown=2"],
-        "refused": ["epochs=3", "runtime.trunk=false"],
+        "seed": ["seed=7"], "rate": ["lr=2e-3"], "warm-up": ["epochs=3", "optim.warmup=0.3"],
+        "shorter": ["epochs=1", "optim.cooldown=2"], "refused": ["epochs=3", "runtime.trunk=false"],
     }  # fmt: skip
     for name, words in others.items():
         assert do_run(tmp_path / name, *small, *words) == 0
@@ -42,4 +42,6 @@ def test_only_the_same_run_of_another_budget_has_a_trunk(tmp_path: Path, do_run:
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert do_run(tmp_path / "longer", *small, "epochs=3") == 0
     log = (tmp_path / "longer" / "train.log").read_text()
-    assert f"Begins after step 5 of 21, with the checkpoint of {tmp_path / 'shorter'}:" in log  # not step 6, the damaged
+    assert (
+        f"Begins after step 5 of 21, with the checkpoint of {tmp_path / 'shorter'}:" in log
+    )  # not step 6, the damaged
