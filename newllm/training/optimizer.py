@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel
+from newllm.precision import Precision
 
 
 class AdamW:
@@ -74,12 +75,12 @@ class AdamW:
         self.schedule, self.warmup, self.final = schedule, warmup, final
         self.cooldown, self.cooldown_shape = cooldown, cooldown_shape
 
-    def optimizer(self, model: nn.Module, fused: bool = True) -> torch.optim.AdamW:
+    def optimizer(self, model: nn.Module, fused: bool = True, precision: Precision = "fp32") -> torch.optim.AdamW:
         """The optimizer of all trainable parameters, with the fused kernel if `fused` and the device has one.
 
         The rate of a step is multiplied by each group's `rate_factor`: 1, except for parameters that a module lists in
         its `rate_factors` (name -> factor), which do not decay either, and for the hidden matrices of a model with a
-        `rate_divisor`.
+        `rate_divisor`. precision: of the run; AdamW always computes in that of the weights.
         """
         divisor = model.rate_divisor if isinstance(model, LanguageModel) else 1.0
         apart = () if divisor == 1 else hidden_matrices(model)
@@ -102,7 +103,11 @@ class AdamW:
         decayed = [p for p in common if self.decay == "all" or p.dim() >= 2]
         others = [p for p in common if self.decay == "matrices" and p.dim() < 2]
         groups = [
-            {"params": [p for p in decayed if p in apart], "weight_decay": self.weight_decay, "rate_factor": apart_factor},
+            {
+                "params": [p for p in decayed if p in apart],
+                "weight_decay": self.weight_decay,
+                "rate_factor": apart_factor,
+            },
             {"params": [p for p in decayed if p not in apart], "weight_decay": self.weight_decay, "rate_factor": 1.0},
             {"params": others, "weight_decay": 0.0, "rate_factor": 1.0},
             *({"params": [p], "weight_decay": 0.0, "rate_factor": factor} for p, factor in factors.items()),

@@ -103,7 +103,7 @@ class Step:
         self.batch_loss = BatchLoss(model, device, precision, fused)
         self.loss: nn.Module = self.batch_loss  # or DDP around it
         self.rank, self.ranks = 0, 1
-        self.optimizer = optim.optimizer(model, fused)
+        self.optimizer = optim.optimizer(model, fused, precision)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.clip = math.inf if optim.clip is None else optim.clip
         self.scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
