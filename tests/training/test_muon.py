@@ -1,4 +1,4 @@
-"""Muon for hidden matrices: which parameters it takes, what it does to them, clipping. test_trunk.py resumes such runs."""
+"""Muon: which parameters it takes, what it does to them, clipping. test_trunk.py resumes runs that use it."""
 
 from collections.abc import Callable
 
