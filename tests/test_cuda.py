@@ -186,9 +186,10 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path, graph: str) ->
     assert read_status(killed)["state"] == "done"
 
 
-def test_eager_and_graph_runs_are_equal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_eager_and_graph_runs_are_equal(tmp_path: Path, optim: str) -> None:
     for graph in ("true", "false"):
-        assert run(small_config(tmp_path / graph, f"runtime.graph={graph}")) == 0
+        assert run(small_config(tmp_path / graph, f"runtime.graph={graph}", f"optim={optim}")) == 0
     assert timeless_results(tmp_path / "true") == timeless_results(tmp_path / "false")
 
 
