@@ -39,7 +39,7 @@ class Muon(AdamW):
         decay: Literal["matrices", "all"] = "matrices",
         clip: float | None = 1.0,
         schedule: Literal["constant", "cosine", "wsd"] = "cosine",
-        warmup: float = 0.0,
+        warmup: float = 0.1,
         final: float = 0.0,
         cooldown: float = 0.2,
         cooldown_shape: Literal["sqrt", "linear"] = "sqrt",
