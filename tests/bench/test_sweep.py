@@ -40,7 +40,7 @@ def test_ratios_and_overhead_follow_from_the_seconds(monkeypatch: pytest.MonkeyP
             write_results(folder, [word for word in words if word.startswith("seed=")], 10.0)
 
     monkeypatch.setattr(sweep.time, "perf_counter", lambda: clock)
-    monkeypatch.setattr(sweep, "_python", run)
+    monkeypatch.setattr(sweep, "run_module", run)
     monkeypatch.setattr(sweep, "available_cores", lambda: 2)
     monkeypatch.setattr(sweep, "prepare", lambda *_, **__: None)
     result = measure("sweep", [*TINY, "runs=4", "rounds=2", "planned=200", "composed=2"])
@@ -58,7 +58,7 @@ def test_ratios_and_overhead_follow_from_the_seconds(monkeypatch: pytest.MonkeyP
 
 def test_hydra_does_the_runs_with_their_seeds(tmp_path: Path) -> None:
     words = [*TINY, "epochs=1", "facts=none", "eval=[]", "seed=1,2"]
-    sweep._python(tmp_path, "newllm.bench.hydra_app", "-m", "hydra/launcher=basic", *words)
+    sweep.run_module(tmp_path, "newllm.bench.hydra_app", "-m", "hydra/launcher=basic", *words)
     results = sorted(tmp_path.glob("outputs/*/*/results.json"))
     assert len(results) == 2
     assert len({json.loads(file.read_text())["val/loss"] for file in results}) == 2, "the seeds differ"
@@ -66,9 +66,9 @@ def test_hydra_does_the_runs_with_their_seeds(tmp_path: Path) -> None:
 
 def test_a_contestant_that_does_not_finish_its_runs_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="a process per run has finished 1 of 2 runs"):
-        sweep._time_sweep("a process per run", lambda folder: write_results(folder, [0], 1.0), 2)
+        sweep.time_sweep("a process per run", lambda folder: write_results(folder, [0], 1.0), 2)
     with pytest.raises(RunError, match=r"status 2: .*theta=abc"):
-        sweep._python(tmp_path, "newllm.train", "theta=abc")
+        sweep.run_module(tmp_path, "newllm.train", "theta=abc")
 
 
 @pytest.mark.parametrize(
