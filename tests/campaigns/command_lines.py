@@ -180,19 +180,19 @@ def _add_again(words: list[str], draw: random.Random) -> list[str]:
 @cache
 def _all_options() -> list[str]:
     """Axes and options of every choice: ``theta``, ``attention.kv_dim``, ``eval.qk.rows``."""
-    from newllm.config.catalog import Catalog, plain, shipped
-    from newllm.config.compose import compose
+    from newllm.config.catalog import Catalog, shipped
 
     catalog, options = Catalog((shipped(),)), set()
     for group, names in catalog.groups.items():
         for name in names if group != "experiment" else []:
-            choice = f"{group}=[{name}]" if group in catalog.lists else f"{group}={name}"
-            for root, value in plain(compose([choice], check=False)).items():
-                inner = value if isinstance(value, dict) and root not in ("choices", "groups") else {}
-                options |= {f"{root}.{key}" for key in inner if key != "_target_"}
-                options |= {
-                    f"{root}.{key}.{last}" for key, node in inner.items() if isinstance(node, dict) for last in node
-                }
+            root = f"{group}.{name}" if group in catalog.lists else group
+            if root != group:
+                options |= {root, f"{root}._target_"}
+            for content in catalog.contents(f"{group}/{name}"):
+                for key, value in content.items():
+                    if key not in ("defaults", "_target_"):
+                        inner = value if isinstance(value, dict) else {}
+                        options |= {f"{root}.{key}", *(f"{root}.{key}.{last}" for last in inner)}
     return sorted({*options, *catalog.axes})
 
 
