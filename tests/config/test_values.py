@@ -211,6 +211,8 @@ def nodes(value: Any, path: str) -> list[tuple[str, dict[str, Any]]]:
 def test_every_yaml_lists_all_options_of_its_target_in_their_types(group: str, name: str) -> None:
     without = name == "none" and group in ("attention", "pos_encoding")
     cfg = compose([f"{group}={name}", *(["model=context_token"] if without else [])])
+    assert cfg.choices[group] in (name, [name])
+    assert catalog_for().describe(group, name) or group == "trainer", f"{group}/{name}.yaml begins with no comment"
     for path, node in nodes(effective(cfg)[group], group) if cfg[group] else []:
         assert {*node} - {"_target_"} == {*signature_of(node["_target_"]).options}, path
         assert convert_options(node, path).keys() == node.keys()

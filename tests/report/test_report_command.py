@@ -272,8 +272,14 @@ def test_two_sweeps_show_the_noise_of_repeats(sweep: Path, tmp_path: Path, capsy
     ],
 )
 def test_bad_input_gets_a_sentence(
-    words: list[str], message: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    message: str,
+    sweep: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main([str(sweep), *words, f"out={tmp_path / 'report'}"]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -283,8 +283,14 @@ def test_a_text_that_has_changed_since_training_is_refused(tmp_path: Path, capsy
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
-    finished_run: Path, capsys: pytest.CaptureFixture[str], typed: list[str], message: str
+    finished_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     before = contents(finished_run)
     assert main([str(finished_run), *typed]) == 2
     out, err = capsys.readouterr()
