@@ -12,7 +12,7 @@ Dv] (Hk divides H; query i stands at key Tk - Tq + i) and returns [B, H, Tq, Dv]
 `attend` takes k and v as tensors of Tk tokens, `attend_cached` takes the longer storage of a cache.
 
 In fp32 on CPU `blocked` also serves short rows whose D and Dv differ, which would need padding for the fused kernel.
-Up to 128 tokens `plain` replaces `blocked`; no other kernel stores Tq x Tk scores. Softmax ignores a constant added to
+Up to 128 tokens `plain` replaces `blocked`, and on CPU the others; no other kernel stores Tq x Tk scores. Softmax ignores a constant added to
 a row, so the linear bias ``-m (i - j)`` can be written as ``m j``. `row` passes it as a broadcast mask [B, H, 1, Tk] to
 the fused kernel; `digits` encodes it in a few extra dims of q and k (FlashBias, arXiv 2505.12044), for kernels without
 masks; `blocked` adds it block by block (`newllm.attention.blocked`).
@@ -61,8 +61,11 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Kernel:
     length, padded = q.shape[2], q.shape[-1] != v.shape[-1]
     half = q.dtype in (torch.bfloat16, torch.float16)
     general = not isinstance(bias, LinearBias | None)
-    if general or (q.device.type == "cpu" and (half or (padded and length <= _UNPADDED))):
-        return "plain" if length <= _SHORT else "blocked"
+    on_cpu = q.device.type == "cpu"
+    if length <= _SHORT and (general or on_cpu):
+        return "plain"
+    if general or (on_cpu and (half or (padded and length <= _UNPADDED))):
+        return "blocked"
     if bias is not None and torch.compiler.is_compiling():
         return "blocked" if q.device.type == "cpu" else "digits"  # the probe below cannot be traced
     return "row" if bias is None or supports_row_bias(q.device.type, q.dtype) else "digits"

@@ -82,6 +82,5 @@ class Fope(Rope):
             sin_mix = self.cos_mix if self.sin_mix is None else self.sin_mix
             sin = sin @ sin_mix[:key_heads].to(sin.dtype)
         halves, group = self.layout == "half", q.shape[1] // key_heads
-        (q,) = turn(cos.repeat_interleave(group, dim=0), sin.repeat_interleave(group, dim=0), halves, q)
-        (k,) = turn(cos, sin, halves, k)
-        return q, k
+        q = turn(q, cos.repeat_interleave(group, dim=0), sin.repeat_interleave(group, dim=0), halves)
+        return q, turn(k, cos, sin, halves)

@@ -78,8 +78,8 @@ class Rope(PositionEncoding):
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self.cos_and_sin(positions)
-        q, k = turn(cos, sin, self.layout == "half", q, k)
-        return q, k
+        halves = self.layout == "half"
+        return turn(q, cos, sin, halves), turn(k, cos, sin, halves)
 
     def pairs(self) -> list[tuple[int, int, float]]:
         half = self.width // 2
@@ -89,15 +89,14 @@ class Rope(PositionEncoding):
         return [(2 * i, 2 * i + 1, frequency[i]) for i in range(half)]
 
 
-def turn(cos: Tensor, sin: Tensor, halves: bool, *xs: Tensor) -> tuple[Tensor, ...]:
-    """Rotate pair k of the first r dims of each x [B, H, T, D] by the angle with cosine cos[..., k], k < r/2.
+def turn(x: Tensor, cos: Tensor, sin: Tensor, halves: bool) -> Tensor:
+    """Rotate pair k of the first r dims of x [B, H, T, D] by the angle with cosine cos[..., k], k < r/2.
 
     halves: pairs are (k, k + r/2), else (2k, 2k + 1). Computed in the wider dtype of x and cos, returned in that of x.
-    The xs may differ only in H; passing them together takes half the operations.
     """
     if cos.requires_grad or sin.requires_grad:
-        return _turned(cos, sin, halves, *xs)
-    turned: tuple[Tensor, ...] = _Turn.apply(cos, sin, halves, *xs)
+        return _turned(x, cos, sin, halves)
+    turned: Tensor = _Turn.apply(x, cos, sin, halves)
     return turned
 
 
@@ -105,27 +104,23 @@ class _Turn(torch.autograd.Function):
     """The gradient is the inverse rotation, so that only the angles are saved."""
 
     @staticmethod
-    def forward(ctx: Any, cos: Tensor, sin: Tensor, halves: bool, *xs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, halves: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.halves = halves
-        return _turned(cos, sin, halves, *xs)
+        return _turned(x, cos, sin, halves)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return None, None, None, *_Turn.apply(cos, -sin, ctx.halves, *grad_outputs)
+        return _Turn.apply(*grad_outputs, cos, -sin, ctx.halves), None, None, None
 
 
-def _turned(cos: Tensor, sin: Tensor, halves: bool, *xs: Tensor) -> tuple[Tensor, ...]:
-    result = torch.cat(xs, dim=1)
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, halves: bool) -> Tensor:
     half = cos.shape[-1]
-    rotary = result[..., : 2 * half]
-    x = rotary.to(torch.promote_types(result.dtype, cos.dtype), copy=True)
-    if halves:
-        other = x.roll(half, -1)
-        cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-    else:
-        other = x.unflatten(-1, (half, 2)).flip(-1).flatten(-2)
-        cos, sin = cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2)
-    rotary.copy_(torch.addcmul(x * cos.to(x.dtype), other, sin.to(x.dtype)))
-    return result.split([x.shape[1] for x in xs], dim=1)
+    rotary, rest = x.split([2 * half, x.shape[-1] - 2 * half], -1)
+    rotary = rotary.to(torch.promote_types(x.dtype, cos.dtype))
+    cos, sin = cos.to(rotary.dtype), sin.to(rotary.dtype)
+    a, b = rotary.chunk(2, -1) if halves else rotary.unflatten(-1, (half, 2)).unbind(-1)
+    turned = [torch.addcmul(a * cos, b, -sin), torch.addcmul(b * cos, a, sin)]
+    rotary = torch.cat(turned, -1) if halves else torch.stack(turned, -1).flatten(-2)
+    return torch.cat((rotary.to(x.dtype), rest), -1) if rest.shape[-1] else rotary.to(x.dtype)

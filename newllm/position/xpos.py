@@ -61,6 +61,4 @@ class XPos(Rope):
         cos, sin = self.cos_and_sin(positions)  # [T, r/2]
         factor = ((positions - self.origin)[:, None].float() * self.log_decay.float()).exp()
         halves = self.layout == "half"
-        (q,) = turn(cos * factor, sin * factor, halves, q)
-        (k,) = turn(cos / factor, sin / factor, halves, k)
-        return q, k
+        return turn(q, cos * factor, sin * factor, halves), turn(k, cos / factor, sin / factor, halves)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from newllm.data.facts import IGNORED
 
 CHUNK = 1024  # rows of one GEMM; at V = 50k a chunk's bf16 logits take 100 MB
-_CPU_BLOCK = 16  # rows whose fp32 softmax stays in a CPU's cache: 3 MB at V = 50k
+_CPU_NUMBERS = 800 * 1024  # of an fp32 softmax, 3 MB, which stay in a CPU's cache: 16 rows at V = 50k
 _CPU_WORDS = 2048  # vocabulary entries in one gradient product; all 50k at once take a quarter longer
 _LOG2_E = 1 / math.log(2)
 
@@ -173,4 +173,5 @@ def _exponentials(logits: Tensor, in_place: bool = False) -> tuple[Tensor, Tenso
 
 
 def _block(logits: Tensor) -> int:
-    return _CPU_BLOCK if logits.device.type == "cpu" else len(logits)
+    """Rows of logits (chunk, V) to work on at a time."""
+    return max(1, _CPU_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)

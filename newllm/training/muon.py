@@ -26,8 +26,8 @@ class Muon(AdamW):
 
     Args:
         momentum: decay of the mean gradient, in [0, 1).
-        lr, betas, eps, weight_decay, decay, clip, schedule, warmup, final, cooldown, cooldown_shape: as in AdamW; betas
-            and eps are those of the other parameters.
+        lr, betas, eps, weight_decay, decay, clip, schedule, warmup, final, cooldown, cooldown_shape, embedding_rate: as
+            in AdamW; betas, eps and embedding_rate are those of the other parameters.
     """
 
     def __init__(
@@ -43,9 +43,12 @@ class Muon(AdamW):
         final: float = 0.0,
         cooldown: float = 0.2,
         cooldown_shape: Literal["sqrt", "linear"] = "sqrt",
+        embedding_rate: float = 1.0,
         momentum: float = 0.95,
     ) -> None:
-        super().__init__(lr, betas, eps, weight_decay, decay, clip, schedule, warmup, final, cooldown, cooldown_shape)
+        super().__init__(
+            lr, betas, eps, weight_decay, decay, clip, schedule, warmup, final, cooldown, cooldown_shape, embedding_rate
+        )
         require(0 <= momentum < 1, f"optim.momentum must lie in [0, 1); {momentum} was given, try optim.momentum=0.95")
         self.momentum = momentum
 

@@ -37,6 +37,9 @@ class AdamW:
         final: last rate of cosine and wsd as a fraction of `lr`.
         cooldown: last steps of wsd: a fraction of all steps if at most 1, else a number of steps.
         cooldown_shape: "sqrt" (1 - sqrt(x)) or "linear" (1 - x).
+        embedding_rate: rate of a language model's token embedding (and of the head that is tied to it) as a multiple of
+            the others'; its decay per step stays that of the others. Rows of frequent tokens get a gradient in each
+            step, those of rare ones seldom, so one rate for all is slow for embeddings.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class AdamW:
         final: float = 0.0,
         cooldown: float = 0.2,
         cooldown_shape: Literal["sqrt", "linear"] = "sqrt",
+        embedding_rate: float = 1.0,
     ) -> None:
         require(lr > 0, f"optim.lr must be above 0; {lr} was given, try lr=1e-3")
         require(
@@ -70,17 +74,21 @@ class AdamW:
             f"optim.cooldown must be a share in (0, 1] or a whole number of steps; {cooldown} was given",
         )
         require(0 <= final <= 1, f"optim.final is a share of lr in [0, 1]; {final} was given")
+        require(
+            embedding_rate > 0, f"optim.embedding_rate must be above 0; {embedding_rate} was given, try 1 or 10"
+        )
         self.lr, self.betas, self.eps = lr, (betas[0], betas[1]), eps
         self.weight_decay, self.decay, self.clip = weight_decay, decay, clip
         self.schedule, self.warmup, self.final = schedule, warmup, final
         self.cooldown, self.cooldown_shape = cooldown, cooldown_shape
+        self.embedding_rate = embedding_rate
 
     def optimizer(self, model: nn.Module, fused: bool = True, precision: Precision = "fp32") -> torch.optim.AdamW:
         """The optimizer of all trainable parameters, with the fused kernel if `fused` and the device has one.
 
-        The rate of a step is multiplied by each group's `rate_factor`: 1, except for parameters that a module lists in
-        its `rate_factors` (name -> factor), which do not decay either, and for the hidden matrices of a model with a
-        `rate_divisor`. precision: of the run; AdamW always computes in that of the weights.
+        The rate of a step is multiplied by each group's `rate_factor`: 1, except for the embedding, for parameters that
+        a module lists in its `rate_factors` (name -> factor), which do not decay either, and for the hidden matrices of
+        a model with a `rate_divisor`. precision: of the run; AdamW always computes in that of the weights.
         """
         divisor = model.rate_divisor if isinstance(model, LanguageModel) else 1.0
         apart = () if divisor == 1 else hidden_matrices(model)
@@ -98,17 +106,17 @@ class AdamW:
             for module in model.modules()
             for name, factor in getattr(module, "rate_factors", {}).items()
         }
+        embedding = {model.embed.weight} if isinstance(model, LanguageModel) else set()
         parameters = [p for p in model.parameters() if p.requires_grad]
         common = [p for p in parameters if p not in factors]
         decayed = [p for p in common if self.decay == "all" or p.dim() >= 2]
         others = [p for p in common if self.decay == "matrices" and p.dim() < 2]
+        usual = [p for p in decayed if p not in apart and p not in embedding]
+        decay, faster = self.weight_decay, self.embedding_rate
         groups = [
-            {
-                "params": [p for p in decayed if p in apart],
-                "weight_decay": self.weight_decay,
-                "rate_factor": apart_factor,
-            },
-            {"params": [p for p in decayed if p not in apart], "weight_decay": self.weight_decay, "rate_factor": 1.0},
+            {"params": [p for p in decayed if p in apart], "weight_decay": decay, "rate_factor": apart_factor},
+            {"params": usual, "weight_decay": decay, "rate_factor": 1.0},
+            {"params": [p for p in decayed if p in embedding], "weight_decay": decay / faster, "rate_factor": faster},
             {"params": others, "weight_decay": 0.0, "rate_factor": 1.0},
             *({"params": [p], "weight_decay": 0.0, "rate_factor": factor} for p, factor in factors.items()),
         ]
