@@ -198,7 +198,7 @@ class FixedPoint(Stage):
             f"iteration, with its noise; {min(tokens, SAMPLES):,} contexts, not centred).",
             f"On disk: {size:,.1f} MiB in {folder}.",
         ]
-        data = with_contexts(run.data, **stored) if stored else None
+        data = with_contexts(run.data, run.model.num_input_tokens, **stored) if stored else None
         return finish_phase(run, metrics, progress.history, text, data)
 
     def _load_or_train(self, run: Run, folder: Path) -> Progress:
