@@ -55,6 +55,8 @@ def find(run: Run, header: dict[str, Any], stable: int) -> Trunk | None:
         try:
             found, settings = read_header(file), numeric_settings(directory.environment_file)
             progress = found["progress"]
+            if progress["best_epoch"] is not None:
+                read_header(directory.stable_best_checkpoint)
             metrics = (read_bytes(directory.metrics_file) or b"")[: progress["metrics_bytes"]]
         except Damaged:  # it is of no use to this run
             continue
