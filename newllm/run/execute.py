@@ -194,7 +194,7 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
     run.logger = build(run.cfg.logger, Logger, directory=directory.path)
     device_name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device)
     environment = describe(device=device_name, threads=run.runtime.threads, precision=run.precision)
-    environment["compiled"] = earlier.compiled if earlier else False
+    environment |= {"compiled": earlier.compiled if earlier else False, "signature": signature(run.cfg)}
     environment |= code_of_run(directory.config())
     directory.write_environment(environment)
     directory.tokenizer.mkdir(exist_ok=True)

@@ -51,6 +51,8 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     directory = RunDirectory(run_directory(cfg))
     resuming = trained_length is None and directory.last_checkpoint.exists()
     earlier = numeric_settings(directory.environment_file) if resuming else None
+    if earlier:
+        directory.require_same_run(directory.environment_file, earlier.signature, signature(cfg))
     runtime, trainer, optim = build(cfg.runtime, Runtime), build(cfg.trainer, Trainer), build(cfg.optim, AdamW)
     evaluators = [build(node, Evaluator) for node in cfg.eval.values()]
     notes = []

@@ -162,7 +162,10 @@ def _prepare(plan: EvaluationPlan) -> Run:
     if "data.tokenizer" in plan.trained.get("content", {}):  # its folder may have moved; the run has a copy
         cfg.data.tokenizer = str(directory.tokenizer)
         cfg.content.pop("data.tokenizer", None)
+    own = stored_signature(plan.trained)
     auto = numeric_settings(directory.environment_file)  # what "auto" was in training
+    if auto:
+        directory.require_same_run(directory.environment_file, auto.signature, own)
     if auto and cfg.runtime.threads == "auto":
         cfg.runtime.threads = auto.threads
     if auto and cfg.trainer.precision == "auto":
@@ -173,7 +176,7 @@ def _prepare(plan: EvaluationPlan) -> Run:
     last = cfg.trainer.eval_weights == "last"
     checkpoint = directory.last_checkpoint if last else directory.best_checkpoint
     about = load_weights(checkpoint, run.model)
-    directory.require_same_run(checkpoint, about["signature"], stored_signature(plan.trained))
+    directory.require_same_run(checkpoint, about["signature"], own)
     if not other_data and about["data"] != run.data.fingerprint:
         raise ConfigError(
             f"the text of {directory.path} has changed since the run was trained, so its numbers would not compare; "

@@ -1,7 +1,7 @@
 """The directory of one run: its files, its lock and its state.
 
 config.yaml       the resolved effective configuration
-environment.json  command line, code version, packages, machine of the latest attempt
+environment.json  command line, code version, packages, machine of the latest attempt; the run's signature
 status.json       state, attempt, progress, times, host, error; name, tags and notes; the signature of a finished run
 metrics.jsonl     a line per logged step and per epoch
 results.json      metric name -> number, and scored/METRIC -> fingerprint of the tokens that the metric scored

@@ -60,6 +60,8 @@ def find(run: Run, header: dict[str, Any], stable: int) -> Trunk | None:
             metrics = (read_bytes(directory.metrics_file) or b"")[: progress["metrics_bytes"]]
         except Damaged:  # it is of no use to this run
             continue
+        if settings and settings.signature not in (None, found["signature"]):
+            continue
         same = all(found.get(key) == value for key, value in header.items() if key != "signature")
         usable = progress["step"] <= stable and sha256(metrics) == progress["metrics_sha256"]
         if same and usable and settings is not None and settings.threads == run.runtime.threads:
