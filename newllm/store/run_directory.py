@@ -26,6 +26,7 @@ import platform
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -386,6 +387,9 @@ class RunDirectory:
             raise Damaged(self.results_file, "holds no results", advice)
         types = {name: str if name.startswith("scored/") else (*_NUMBER, _NONE) for name in values}
         require_types(self.results_file, values, types, advice)
+        for name, value in values.items():
+            if isinstance(value, int) and abs(value) > sys.float_info.max:
+                raise Damaged(self.results_file, f"has an integer in {name} that is larger than any float", advice)
         return values
 
     def write_results(self, results: Mapping[str, float | str]) -> None:
