@@ -406,7 +406,8 @@ class RunDirectory:
     def lost_results(self) -> str:
         """What to do about results.json of a finished run that is gone: a sentence."""
         if self.trained is self:
-            return "Its results.json is gone; its command evaluates it again, without training."
+            command = shlex.join(["newllm", "status", str(self.path), "--retry", "interrupted"])
+            return f"Its results.json is gone; {command} evaluates it again, without training."
         return f"Its results.json is gone; {self.evaluation_command()} makes it again."
 
     def evaluation_command(self) -> str:
