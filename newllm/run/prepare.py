@@ -30,6 +30,11 @@ from newllm.training.run_context import Run
 from newllm.training.trainer import Trainer
 
 
+def frozen_config(directory: RunDirectory) -> DictConfig:
+    """The configuration of a run to be executed there. Raises ConfigError if there is none."""
+    return OmegaConf.create({**directory.existing_config(), "run_dir": str(directory.path)})
+
+
 def parameters(model: LanguageModel) -> dict[str, float]:
     """Numbers of parameters: all, the trainable ones, and those of each of the model's `reported_parts`."""
     counts: dict[str, float] = {

@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -54,9 +54,6 @@ from newllm.store.intact import (
     write_json,
 )
 from newllm.store.locks import is_held, locked
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 RUN_FILES = {"config.yaml", "status.json"}  # as in config/content.py; importing that takes newllm status too long
@@ -169,12 +166,6 @@ class RunDirectory:
             return config
         problem = "is no run directory, since it has no config.yaml" if self.path.exists() else "does not exist"
         raise ConfigError(f"{self.path} {problem}; runs are in outputs/runs and outputs/sweeps.")
-
-    def frozen_config(self) -> "DictConfig":
-        """The configuration of a run to be executed here. Raises ConfigError if there is none."""
-        from omegaconf import OmegaConf  # newllm status needs none
-
-        return OmegaConf.create({**self.existing_config(), "run_dir": str(self.path)})
 
     def require_same_run(self, file: Path, found: str | None, own: str) -> None:
         """Raises Damaged if the signature in a file of the run, if it has one, is not `own`, that of config.yaml.
