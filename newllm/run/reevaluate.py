@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def reevaluate(
         with signals.deferred() if signals else nullcontext(), plan.run.locked(LOCK_TIMEOUT):
             compared = _compare(directory, metrics | scored, tables)
             differ = {made_by.get(line["name"], "") for line in compared["different"]}
-            other = _with_other_options(plan, directory, differ)
+            other = plan.with_other_options(directory, differ)
             if other and not log:
                 console.line(f"The results in {directory.path} are of other options, and stay.", style="yellow")
                 plan, directory, other = other, _results_directory(other), None
@@ -251,14 +251,6 @@ def _add(
     texts["evaluations.jsonl"] = "".join(map(json_line, [*directory.evaluated(), line]))
     directory.path.mkdir(parents=True, exist_ok=True)
     directory.replace_files(texts)
-
-
-def _with_other_options(plan: EvaluationPlan, directory: RunDirectory, evaluators: Set[str]) -> EvaluationPlan | None:
-    """The plan for a folder of its own if other options are why the results of these evaluators differ from the stored
-    ones in `directory`; else None."""
-    called = [(directory.config() or plan.trained)["eval"], *(line["eval"] for line in directory.evaluated())]
-    known = evaluators and evaluators <= {*plan.config["eval"]}
-    return plan.with_other_options(called, evaluators) if known else None
 
 
 def _report(
