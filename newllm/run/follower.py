@@ -46,6 +46,9 @@ def follow(cfg: DictConfig, place: Place) -> int:
             if running and not isinstance(error, NewllmError):
                 traceback.print_exception(error)
         return 1
+    finally:
+        with suppress(dist.DistError):
+            store.set(f"ended/{place.rank}", "")
     return 0
 
 
