@@ -6,19 +6,15 @@ models with `-m slow`.
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from newllm import conformance
 from newllm.attention import kernels
-from newllm.config.catalog import load
-from newllm.config.compose import catalog_for
 from newllm.config.values import signature_of
 from newllm.errors import ConfigError
 from newllm.model import LanguageModel, build_model
@@ -26,21 +22,13 @@ from newllm.training.optimizer import AdamW
 from newllm.training.step import Piece, Step
 from newllm.two_phase.context_token import ContextToken
 from newllm.two_phase.stored_contexts import ContextReader, ContextRows
-from tests.support.pairs import ATTENTIONS, CONF, ENCODINGS, MODELS
+from tests.support.pairs import ATTENTIONS, ENCODINGS, MODELS, model_config, node
 
 SIZES = {
     "hidden_size": 32, "num_layers": 1, "heads": 2, "mlp_size": 32, "embed_dim": 48, "layers": 2, "context_dim": 16,
     "vocab_size": conformance.VOCABULARY,
 }  # fmt: skip
-META, AXES = torch.device("meta"), catalog_for().axes
-
-
-@functools.cache
-def node(group: str, name: str) -> dict[str, Any]:
-    """The options of a choice of conf/, with those of the choices that it is based on."""
-    content = load(CONF / group / f"{name}.yaml")
-    bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    return {key: value for base in bases for key, value in node(group, base).items()} | content
+META = torch.device("meta")
 
 
 def sized(model: str) -> dict[str, Any]:
@@ -84,12 +72,9 @@ def test_a_training_step_reads_nothing_back(
 ) -> None:
     monkeypatch.setattr(kernels, "_SHORT", 4)  # so that a few tokens take the kernel of long rows
     ids = conformance.token_ids()[:1, :6]
-    parts = {"pos_encoding": node("pos_encoding", encoding), "attention": node("attention", attention)}
-    others = {"data": {"seq_len": 12}, "trainer": {"seed": 0}}
-    cfg = OmegaConf.create({**AXES, "model": sized(model), **parts, **others})
     try:
         with META:
-            small = build_model(cfg, tokens=conformance.VOCABULARY)
+            small = build_model(model_config(encoding, attention, sized(model), 12), tokens=conformance.VOCABULARY)
     except ConfigError as refusal:
         pytest.skip(str(refusal))
     step_on_meta(small, (ids, ids))
