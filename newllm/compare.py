@@ -96,7 +96,7 @@ def _runs(folder: str) -> pd.DataFrame:
         raise ConfigError(f"{folder} has no runs; runs are in outputs/runs and sweeps in outputs/sweeps.")
     if not (frame["state"] == "done").any():
         first = frame.iloc[0]
-        why = f": {first['error']}" if first["state"] in ("failed", "unreadable") and first["error"] else ""
+        why = f": {first['error']}" if first["error"] else ""
         raise ConfigError(f"{folder} has no finished run ({states_in_words(frame)}){why}")
     return frame
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from newllm.errors import ConfigError, Parser, run_command, with_place
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from torch import Tensor
 
     from newllm.model.transformer import Transformer
@@ -143,20 +144,26 @@ def _require(condition: bool, message: str) -> None:
 
 
 def small_model(overrides: Sequence[str] = (), config_dir: str | None = None) -> "Transformer":
-    """A small model with these choices; parameters of the encoding that start at 0 are drawn, so that they matter."""
-    import torch
-
+    """A small model with these choices; see `model_of`."""
     from newllm.config.compose import catalog_for, compose
     from newllm.config.overrides import parse
-    from newllm.model import build_model
-    from newllm.model.transformer import Transformer
 
     for override in parse(overrides, catalog_for(config_dir), sweep=True).parsed:
         if override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: newllm conformance checks one model; give one value at a time.")
     keys = {override.lstrip("+").partition("=")[0] for override in overrides}
     sizes = [f"{key}={value}" for key, value in SIZES.items() if key not in keys]
-    model = build_model(compose([*sizes, *overrides], config_dir=config_dir), tokens=VOCABULARY).eval()
+    return model_of(compose([*sizes, *overrides], config_dir=config_dir))
+
+
+def model_of(cfg: "DictConfig") -> "Transformer":
+    """The model of a configuration; parameters of its encoding that start at 0 are drawn, so that they matter."""
+    import torch
+
+    from newllm.model import build_model
+    from newllm.model.transformer import Transformer
+
+    model = build_model(cfg, tokens=VOCABULARY).eval()
     if not isinstance(model, Transformer):
         raise ConfigError("newllm conformance checks encodings and attentions of a transformer; leave model= out.")
     generator = torch.Generator().manual_seed(0)

@@ -12,8 +12,10 @@ import torch
 from newllm import conformance
 from newllm.errors import ConfigError
 from newllm.model.transformer import Transformer
-from tests.support.pairs import ATTENTIONS, PAIRS
+from tests.support.pairs import ATTENTIONS, PAIRS, model_config, node
 
+SIZES = {"hidden_size": 64, "num_layers": 3, "heads": 4, "mlp_size": 96, "vocab_size": 128, "init_std": 0.15}
+MODEL = node("model", "tiny") | SIZES  # as in conformance.SIZES
 Build = Callable[[tuple[str, str]], Transformer | ConfigError]
 
 
@@ -33,7 +35,7 @@ def build() -> Build:
     @functools.cache
     def model_of(pair: tuple[str, str]) -> Transformer | ConfigError:
         try:
-            return conformance.small_model([f"pos_encoding={pair[0]}", f"attention={pair[1]}"])
+            return conformance.model_of(model_config(*pair, MODEL, 256))
         except ConfigError as refusal:
             return refusal
 
@@ -77,6 +79,13 @@ def test_same_weights_elsewhere(build, model):
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_command_checks_the_same_models(build: Build) -> None:
+    composed, model = conformance.small_model(["pos_encoding=fire", "attention=mla"]), build(("fire", "mla"))
+    assert isinstance(model, Transformer)
+    assert torch.equal(composed(conformance.token_ids()), model(conformance.token_ids()))
 
 
 def test_the_command_prints_a_line_per_check(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,8 @@ from newllm.sweep.plan import by_signature, plan
 from newllm.training.optimizer import AdamW
 from newllm.training.trainer import Trainer
 
+pytestmark = pytest.mark.xdist_group("experiments")  # in one process, so that each sweep is composed once
+
 RUNS = {
     "rope_frequencies_split_a": 12,
     "rope_frequencies_split_b": 12,

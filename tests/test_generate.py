@@ -178,7 +178,7 @@ def test_a_run_without_weights_gives_one_sentence_and_status_2(
     assert printed.err.count("\n") == 1
 
 
-def test_weights_of_another_run_and_lost_ones_are_said(
+def test_files_of_another_run_and_lost_ones_are_said(
     run_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = RunDirectory(shutil.copytree(run_directory, tmp_path / "own"))
@@ -187,6 +187,9 @@ def test_weights_of_another_run_and_lost_ones_are_said(
     own.update_status(signature=stored_signature(own.config()))
     assert main([str(own.path), PROMPT]) == 2
     assert "own/checkpoints/best.safetensors is of the run " in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"environment.json is of the run .* restore the one that is not this run's"):
+        evaluate_run(own.path)
+    own.environment_file.unlink()
     with pytest.raises(ConfigError, match=r"best.safetensors is of the run .* restore the one that is not this run's"):
         evaluate_run(own.path)
     own.write_config(config)

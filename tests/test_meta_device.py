@@ -6,38 +6,29 @@ models with `-m slow`.
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from newllm import conformance
 from newllm.attention import kernels
-from newllm.config.catalog import load
-from newllm.config.compose import catalog_for
 from newllm.config.values import signature_of
 from newllm.errors import ConfigError
-from newllm.model import build_model
+from newllm.model import LanguageModel, build_model
 from newllm.training.optimizer import AdamW
-from newllm.training.step import Step
-from tests.support.pairs import ATTENTIONS, CONF, ENCODINGS, MODELS
+from newllm.training.step import Piece, Step
+from newllm.two_phase.context_token import ContextToken
+from newllm.two_phase.stored_contexts import ContextReader, ContextRows
+from tests.support.pairs import ATTENTIONS, ENCODINGS, MODELS, model_config, node
 
 SIZES = {
     "hidden_size": 32, "num_layers": 1, "heads": 2, "mlp_size": 32, "embed_dim": 48, "layers": 2, "context_dim": 16,
     "vocab_size": conformance.VOCABULARY,
 }  # fmt: skip
-META, AXES = torch.device("meta"), catalog_for().axes
-
-
-@functools.cache
-def node(group: str, name: str) -> dict[str, Any]:
-    """The options of a choice of conf/, with those of the choices that it is based on."""
-    content = load(CONF / group / f"{name}.yaml")
-    bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    return {key: value for base in bases for key, value in node(group, base).items()} | content
+META = torch.device("meta")
 
 
 def sized(model: str) -> dict[str, Any]:
@@ -58,25 +49,41 @@ def combinations() -> Iterator[Any]:
                 yield pytest.param(encoding, attention, model, id=f"{encoding}-{attention}-{model}", marks=marks)
 
 
+@pytest.fixture
+def without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # has no meta device
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *args: False)
+
+
+def step_on_meta(model: LanguageModel, piece: Piece) -> None:
+    """A training step, after which no number is known."""
+    step = Step(model.train(), AdamW(lr=1e-3, betas=[0.9, 0.95]), META, "fp32")
+    loss, norm, scored = step([piece], 1e-3)
+    assert loss.is_meta
+    assert norm.is_meta
+    assert scored == piece[1].numel()
+
+
 @pytest.mark.xdist_group("meta")  # torch takes two seconds to get ready
+@pytest.mark.usefixtures("without_autocast")
 @pytest.mark.parametrize(("encoding", "attention", "model"), combinations())
 def test_a_training_step_reads_nothing_back(
     encoding: str, attention: str, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # has no meta device
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *args: False)
     monkeypatch.setattr(kernels, "_SHORT", 4)  # so that a few tokens take the kernel of long rows
     ids = conformance.token_ids()[:1, :6]
-    parts = {"pos_encoding": node("pos_encoding", encoding), "attention": node("attention", attention)}
-    others = {"data": {"seq_len": 12}, "trainer": {"seed": 0}}
-    cfg = OmegaConf.create({**AXES, "model": sized(model), **parts, **others})
     try:
         with META:
-            small = build_model(cfg, tokens=conformance.VOCABULARY)
+            small = build_model(model_config(encoding, attention, sized(model), 12), tokens=conformance.VOCABULARY)
     except ConfigError as refusal:
         pytest.skip(str(refusal))
-    step = Step(small.train(), AdamW(lr=1e-3, betas=[0.9, 0.95]), META, "fp32")
-    loss, norm, scored = step([(ids, ids)], 1e-3)
-    assert loss.is_meta
-    assert norm.is_meta
-    assert scored == ids.numel()
+    step_on_meta(small, (ids, ids))
+
+
+@pytest.mark.xdist_group("meta")
+@pytest.mark.usefixtures("without_autocast")
+def test_a_step_on_stored_contexts_reads_nothing_back() -> None:
+    with META:
+        model = ContextToken(2, 16, 3, 24, tokens=50, seq_len=6, seed=0)
+    rows = ContextRows(np.arange(25), 6, torch.zeros(25, 2, 16), window=3)
+    step_on_meta(ContextReader(model, torch.float32), rows.batch(np.array([0, 2])))

@@ -1,6 +1,7 @@
 """A stranger's encodings: a Python file and YAML files in a folder that --config-dir names, and nothing elsewhere.
 
-Every step is the command that a user would type, in that folder; it works with newllm installed from a wheel as well.
+Every step is the command that a user would type, in that folder: training, sweeps, text and reports in processes of
+their own. It works with newllm installed from a wheel as well.
 """
 
 import csv
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from newllm import conformance, frequencies
 
 MODULE = '''
 """Encodings of a stranger: rotations with frequencies of their own, and a bias."""
@@ -115,13 +118,18 @@ def newllm(folder: Path) -> Newllm:
 
 
 @pytest.mark.parametrize(("encoding", "attention"), [("stretched", "mla"), ("falling", "mha")])
-def test_it_conforms(newllm: Newllm, encoding: str, attention: str) -> None:
-    output = newllm("conformance", f"pos_encoding={encoding}", f"attention={attention}", "--config-dir", "conf")
-    assert output.splitlines()[-1] == "6 of 6 checks pass"
+def test_it_conforms(
+    folder: Path, encoding: str, attention: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert conformance.main([f"pos_encoding={encoding}", f"attention={attention}", "--config-dir", "conf"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "6 of 6 checks pass"
 
 
-def test_its_spectrum_is_shown(newllm: Newllm, folder: Path) -> None:
-    newllm("frequencies", "pos_encoding=stretched", "theta=100", "--config-dir", "conf", "out=spectrum.csv")
+def test_its_spectrum_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    words = ["pos_encoding=stretched", "theta=100", "--config-dir", "conf", "out=spectrum.csv"]
+    assert frequencies.main(words) == 0
     shown = [float(line["inv_freq"]) for line in csv.DictReader((folder / "spectrum.csv").open())]
     np.testing.assert_allclose(shown, 100.0 ** -((np.arange(32) / 32) ** 2), rtol=1e-6)
 

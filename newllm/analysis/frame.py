@@ -124,7 +124,7 @@ def _read_run(run: RunDirectory) -> dict[str, Any]:
             results = {name: float("nan") if v is None else float(v) for name, v in metrics_of(stored).items()}
             row["not_finite"] = tuple(name for name, value in results.items() if not isfinite(value))
             row = {**results, **row}
-    except (ConfigError, OSError, OverflowError) as error:
+    except (ConfigError, OSError) as error:
         row |= {"state": "unreadable", "error": str(error)}
     return row
 

@@ -43,14 +43,19 @@ def find(path: str | Path, patterns: Sequence[str]) -> Found:
     patterns: as in .gitignore, in any case: ``*.txt`` fits at any depth, ``/name`` only in the folder itself. A file
     counts as its pattern, so that names do not matter, and with the pattern ``*`` as its name.
     Reads no hidden files and no run directories in the folder, and follows links to files, but none to folders.
+    Raises ConfigError for the root of the file system and the user's home.
     """
     root, found = Path(path).expanduser(), Found()
     try:
         if root.is_file():
             kind = _kind(root.name, patterns)
             return Found([(root.name if kind == "*" else kind, root)]) if kind else found
+        place = Path(os.path.abspath(root))
     except OSError:  # a name that is too long, or a folder that must not be entered
         return found
+    if place in (place.parent, Path(os.path.expanduser("~"))):
+        which = "the root of the file system" if place == place.parent else "your home"
+        raise ConfigError(f"{place} is {which}, and all files in it would be read; name the folder that is meant.")
     relative: list[tuple[str, str, Path]] = []
     folders = [root]
     while folders:

@@ -13,7 +13,7 @@ from newllm.pack.compatibility import require_compatible
 from newllm.pack.packed_encoding import Rows
 from newllm.pack.packed_step import PackedStep, StepRequest
 from newllm.pack.stacked_model import stack
-from newllm.run.prepare import prepare
+from newllm.run.prepare import frozen_config, prepare
 from newllm.store.run_directory import RunDirectory
 from newllm.training.run_context import Run
 from newllm.training.step import Step, cut
@@ -31,7 +31,7 @@ def measure(paths: Sequence[Path], sizes: Sequence[int]) -> list[float]:
     """
     configs = [RunDirectory(path).config() for path in paths]
     require_compatible(configs, len(configs))
-    composed = [RunDirectory(path).frozen_config() for path in paths]
+    composed = [frozen_config(RunDirectory(path)) for path in paths]
     with torch.device("meta"):
         stack([build_model(cfg, tokens=cfg.model.vocab_size or 64) for cfg in composed[:2]], Rows())
     if not sizes:

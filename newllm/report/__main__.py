@@ -65,6 +65,8 @@ def _print_summary(study: "Study", sections: "Sequence[Section]", written: Seque
     problems = [
         f"{run} is left out: {error}." for run, error in zip(unreadable["run"], unreadable["error"], strict=True)
     ]
+    lost = study.frame[(study.frame["state"] == "interrupted") & study.frame["error"].notna()]
+    problems += [f"{run}: {error}" for run, error in zip(lost["run"], lost["error"], strict=True)]
     damaged = dict.fromkeys(error for part in study.parts for group in part.groups for error in group.damaged)
     problems += [f"Not drawn: {error}." for error in damaged]
     for line in problems[:MOST_PROBLEMS]:

@@ -6,7 +6,7 @@ concern: for the options of a new choice, and to see which options follow an axi
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -71,9 +71,12 @@ class EvaluationPlan:
         evaluators = {**self.trained["eval"], **other}
         return {**self.config, "eval": evaluators, "choices": choices, "overrides": overrides, **mark}
 
-    def with_other_options(self, called: Sequence[Mapping[str, Any]], names: Iterable[str]) -> "EvaluationPlan | None":
-        """The plan for a folder of its own, if each of the evaluators `names` has been called, with other options than
-        now; else None. called: the evaluators that the stored results are of, oldest first."""
+    def with_other_options(self, directory: RunDirectory, names: Set[str]) -> "EvaluationPlan | None":
+        """The plan for a folder of its own if other options are why the results of the evaluators `names` differ from
+        the stored ones in `directory`, so that each has been called, with other options than now; else None."""
+        if not names or not names <= {*self.config["eval"]}:
+            return None
+        called = [(directory.config() or self.trained)["eval"], *(line["eval"] for line in directory.evaluated())]
         options: dict[str, dict[str, Any]] = {}
         for name in names:
             others = [evaluators[name] for evaluators in called if name in evaluators]

@@ -46,7 +46,7 @@ from newllm.suggest import listed
 from newllm.training import causality
 from newllm.training.checkpoint import Progress, load_weights
 from newllm.training.compilation import compile_if_worthwhile
-from newllm.training.distributed import launched_store, team
+from newllm.training.distributed import end_launched, launched_store, team
 from newllm.training.loggers import Logger
 from newllm.training.loop import Loop
 from newllm.training.run_context import Run, StepMaker
@@ -69,7 +69,7 @@ def run(cfg: DictConfig) -> int:
             return execute(cfg, signals)
         finally:
             if store is not None:
-                store.set("train", "no")  # ends launched ranks that still wait for training
+                end_launched(store, place)
 
 
 def execute(cfg: DictConfig, signals: Signals, packed: StepMaker | None = None) -> int:
@@ -194,7 +194,7 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
     run.logger = build(run.cfg.logger, Logger, directory=directory.path)
     device_name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device)
     environment = describe(device=device_name, threads=run.runtime.threads, precision=run.precision)
-    environment["compiled"] = earlier.compiled if earlier else False
+    environment |= {"compiled": earlier.compiled if earlier else False, "signature": signature(run.cfg)}
     environment |= code_of_run(directory.config())
     directory.write_environment(environment)
     directory.tokenizer.mkdir(exist_ok=True)

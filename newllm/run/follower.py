@@ -16,7 +16,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from newllm.errors import STOPPING, NewllmError
-from newllm.run.prepare import prepare
+from newllm.run.prepare import frozen_config, prepare
 from newllm.runtime import Place
 from newllm.store.run_directory import RunDirectory
 from newllm.training.checkpoint import load_training
@@ -46,6 +46,9 @@ def follow(cfg: DictConfig, place: Place) -> int:
             if running and not isinstance(error, NewllmError):
                 traceback.print_exception(error)
         return 1
+    finally:
+        with suppress(dist.DistError):
+            store.set(f"ended/{place.rank}", "")
     return 0
 
 
@@ -76,7 +79,7 @@ def main(directory: str) -> int:
         os._exit(1)
 
     threading.Thread(target=end_with_rank_0, daemon=True).start()
-    return follow(RunDirectory(directory).frozen_config(), Place.from_environment())
+    return follow(frozen_config(RunDirectory(directory)), Place.from_environment())
 
 
 if __name__ == "__main__":

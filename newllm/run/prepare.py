@@ -30,6 +30,11 @@ from newllm.training.run_context import Run
 from newllm.training.trainer import Trainer
 
 
+def frozen_config(directory: RunDirectory) -> DictConfig:
+    """The configuration of a run to be executed there. Raises ConfigError if there is none."""
+    return OmegaConf.create({**directory.existing_config(), "run_dir": str(directory.path)})
+
+
 def parameters(model: LanguageModel) -> dict[str, float]:
     """Numbers of parameters: all, the trainable ones, and those of each of the model's `reported_parts`."""
     counts: dict[str, float] = {
@@ -51,6 +56,8 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     directory = RunDirectory(run_directory(cfg))
     resuming = trained_length is None and directory.last_checkpoint.exists()
     earlier = numeric_settings(directory.environment_file) if resuming else None
+    if earlier:
+        directory.require_same_run(directory.environment_file, earlier.signature, signature(cfg))
     runtime, trainer, optim = build(cfg.runtime, Runtime), build(cfg.trainer, Trainer), build(cfg.optim, AdamW)
     evaluators = [build(node, Evaluator) for node in cfg.eval.values()]
     notes = []

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def reevaluate(
         with signals.deferred() if signals else nullcontext(), plan.run.locked(LOCK_TIMEOUT):
             compared = _compare(directory, metrics | scored, tables)
             differ = {made_by.get(line["name"], "") for line in compared["different"]}
-            other = _with_other_options(plan, directory, differ)
+            other = plan.with_other_options(directory, differ)
             if other and not log:
                 console.line(f"The results in {directory.path} are of other options, and stay.", style="yellow")
                 plan, directory, other = other, _results_directory(other), None
@@ -162,7 +162,10 @@ def _prepare(plan: EvaluationPlan) -> Run:
     if "data.tokenizer" in plan.trained.get("content", {}):  # its folder may have moved; the run has a copy
         cfg.data.tokenizer = str(directory.tokenizer)
         cfg.content.pop("data.tokenizer", None)
+    own = stored_signature(plan.trained)
     auto = numeric_settings(directory.environment_file)  # what "auto" was in training
+    if auto:
+        directory.require_same_run(directory.environment_file, auto.signature, own)
     if auto and cfg.runtime.threads == "auto":
         cfg.runtime.threads = auto.threads
     if auto and cfg.trainer.precision == "auto":
@@ -173,7 +176,7 @@ def _prepare(plan: EvaluationPlan) -> Run:
     last = cfg.trainer.eval_weights == "last"
     checkpoint = directory.last_checkpoint if last else directory.best_checkpoint
     about = load_weights(checkpoint, run.model)
-    directory.require_same_run(checkpoint, about["signature"], stored_signature(plan.trained))
+    directory.require_same_run(checkpoint, about["signature"], own)
     if not other_data and about["data"] != run.data.fingerprint:
         raise ConfigError(
             f"the text of {directory.path} has changed since the run was trained, so its numbers would not compare; "
@@ -248,14 +251,6 @@ def _add(
     texts["evaluations.jsonl"] = "".join(map(json_line, [*directory.evaluated(), line]))
     directory.path.mkdir(parents=True, exist_ok=True)
     directory.replace_files(texts)
-
-
-def _with_other_options(plan: EvaluationPlan, directory: RunDirectory, evaluators: Set[str]) -> EvaluationPlan | None:
-    """The plan for a folder of its own if other options are why the results of these evaluators differ from the stored
-    ones in `directory`; else None."""
-    called = [(directory.config() or plan.trained)["eval"], *(line["eval"] for line in directory.evaluated())]
-    known = evaluators and evaluators <= {*plan.config["eval"]}
-    return plan.with_other_options(called, evaluators) if known else None
 
 
 def _report(

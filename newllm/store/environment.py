@@ -70,6 +70,7 @@ class NumericSettings:
     threads: int
     compiled: bool
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
+    signature: str | None  # of the run
 
 
 def numeric_settings(file: Path) -> NumericSettings | None:
@@ -78,9 +79,9 @@ def numeric_settings(file: Path) -> NumericSettings | None:
     values = read_json(file, advice)
     if values is None:
         return None
-    require_types(file, values, {"threads": int, "compiled": bool, "precision": str}, advice)
+    require_types(file, values, {"threads": int, "compiled": bool, "precision": str, "signature": str}, advice)
     try:
-        return NumericSettings(values["threads"], values["compiled"], values["precision"])
+        return NumericSettings(values["threads"], values["compiled"], values["precision"], values.get("signature"))
     except KeyError as missing:
         raise Damaged(file, f"has no {missing.args[0]}", advice) from None
 

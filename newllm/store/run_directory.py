@@ -1,7 +1,7 @@
 """The directory of one run: its files, its lock and its state.
 
 config.yaml       the resolved effective configuration
-environment.json  command line, code version, packages, machine of the latest attempt
+environment.json  command line, code version, packages, machine of the latest attempt; the run's signature
 status.json       state, attempt, progress, times, host, error; name, tags and notes; the signature of a finished run
 metrics.jsonl     a line per logged step and per epoch
 results.json      metric name -> number, and scored/METRIC -> fingerprint of the tokens that the metric scored
@@ -26,12 +26,13 @@ import platform
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -53,9 +54,6 @@ from newllm.store.intact import (
     write_json,
 )
 from newllm.store.locks import is_held, locked
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 RUN_FILES = {"config.yaml", "status.json"}  # as in config/content.py; importing that takes newllm status too long
@@ -168,12 +166,6 @@ class RunDirectory:
             return config
         problem = "is no run directory, since it has no config.yaml" if self.path.exists() else "does not exist"
         raise ConfigError(f"{self.path} {problem}; runs are in outputs/runs and outputs/sweeps.")
-
-    def frozen_config(self) -> "DictConfig":
-        """The configuration of a run to be executed here. Raises ConfigError if there is none."""
-        from omegaconf import OmegaConf  # newllm status needs none
-
-        return OmegaConf.create({**self.existing_config(), "run_dir": str(self.path)})
 
     def require_same_run(self, file: Path, found: str | None, own: str) -> None:
         """Raises Damaged if the signature in a file of the run, if it has one, is not `own`, that of config.yaml.
@@ -386,6 +378,9 @@ class RunDirectory:
             raise Damaged(self.results_file, "holds no results", advice)
         types = {name: str if name.startswith("scored/") else (*_NUMBER, _NONE) for name in values}
         require_types(self.results_file, values, types, advice)
+        for name, value in values.items():
+            if isinstance(value, int) and abs(value) > sys.float_info.max:
+                raise Damaged(self.results_file, f"has an integer in {name} that is larger than any float", advice)
         return values
 
     def write_results(self, results: Mapping[str, float | str]) -> None:
@@ -402,7 +397,8 @@ class RunDirectory:
     def lost_results(self) -> str:
         """What to do about results.json of a finished run that is gone: a sentence."""
         if self.trained is self:
-            return "Its results.json is gone; its command evaluates it again, without training."
+            command = shlex.join(["newllm", "status", str(self.path), "--retry", "interrupted"])
+            return f"Its results.json is gone; {command} evaluates it again, without training."
         return f"Its results.json is gone; {self.evaluation_command()} makes it again."
 
     def evaluation_command(self) -> str:

@@ -77,6 +77,16 @@ def numbered(folder: Path) -> list[Path]:
 
     Raises ConfigError if there is none.
     """
+    if runs := _by_age(folder):
+        return runs
+    raise ConfigError(
+        f"{folder} holds no runs, which are folders with a config.yaml; sweeps land in outputs/sweeps and single runs "
+        "in outputs/runs."
+    )
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """The runs at or below a folder, oldest first, without their evaluations."""
 
     def age(run: Path) -> tuple[str, list[int | str]]:
         created: Any = ""
@@ -84,13 +94,7 @@ def numbered(folder: Path) -> list[Path]:
             created = RunDirectory(run).status().get("created")
         return created if isinstance(created, str) else "", natural(run.as_posix())
 
-    runs = [run for run in find_runs(folder) if evaluated_run(run) is None]
-    if not runs:
-        raise ConfigError(
-            f"{folder} holds no runs, which are folders with a config.yaml; sweeps land in outputs/sweeps and single "
-            "runs in outputs/runs."
-        )
-    return sorted(runs, key=age)
+    return sorted((run for run in find_runs(folder) if evaluated_run(run) is None), key=age)
 
 
 def natural(name: str) -> list[int | str]:
@@ -111,11 +115,12 @@ def located(typed: str | os.PathLike[str]) -> Path:
         return Path(text)
     if colon and run and os.path.isdir(folder or OUTPUTS):
         word, inside = run, Path(folder or OUTPUTS)
-    elif os.sep not in text and OUTPUTS.is_dir() and find_runs(OUTPUTS):
+        runs = numbered(inside)
+    elif os.sep not in text and OUTPUTS.is_dir() and (runs := _by_age(OUTPUTS)):
         word, inside = text, OUTPUTS
     else:
         return Path(text)
-    found = choose([word], numbered(inside), inside)
+    found = choose([word], runs, inside)
     if len(found) > 1:
         raise ConfigError(f"{text!r} fits {len(found)} runs; type one of {', '.join(map(str, found[:4]))}.")
     return found[0]

@@ -167,7 +167,9 @@ def work(*paths: str | os.PathLike[str]) -> int:
     ends: Sequence[int | BaseException]
     try:
         directories = [directory for directory in directories if not directory.is_done() or directory.asked()]
-        configs = [directory.frozen_config() for directory in directories]
+        from newllm.run.prepare import frozen_config
+
+        configs = [frozen_config(directory) for directory in directories]
         if len(directories) > 1:
             ends = _work_packed(directories, configs)
         else:

@@ -5,7 +5,7 @@ make the steps that rank 0 orders through torch's store, the server at MASTER_AD
 torch's process group: nccl between GPUs, gloo between processes on CPUs. If no launcher has started the other ranks,
 rank 0 starts them with the variables that torchrun would set.
 
-Keys of the store: train (yes or no), ready/RANK, error/RANK, and the queues orders/RANK.
+Keys of the store: train (yes or no), ready/RANK, error/RANK, ended/RANK, and the queues orders/RANK.
 """
 
 import os
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import cache
 
 import numpy as np
@@ -68,6 +69,13 @@ def open_store() -> dist.Store:
 
 
 launched_store = cache(open_store)  # the connection that every launched rank opens at its start
+
+
+def end_launched(store: dist.Store, place: Place) -> None:
+    """End launched ranks that still wait for training. Rank 0, whose process may be the server, lets them read that."""
+    store.set("train", "no")
+    with suppress(dist.DistError):  # a rank was killed
+        store.wait([f"ended/{rank}" for rank in range(1, place.size)], timedelta(seconds=GRACE))
 
 
 def form_group(store: dist.Store, place: Place, device: torch.device) -> None:

@@ -55,8 +55,12 @@ def find(run: Run, header: dict[str, Any], stable: int) -> Trunk | None:
         try:
             found, settings = read_header(file), numeric_settings(directory.environment_file)
             progress = found["progress"]
+            if progress["best_epoch"] is not None:
+                read_header(directory.stable_best_checkpoint)
             metrics = (read_bytes(directory.metrics_file) or b"")[: progress["metrics_bytes"]]
         except Damaged:  # it is of no use to this run
+            continue
+        if settings and settings.signature not in (None, found["signature"]):
             continue
         same = all(found.get(key) == value for key, value in header.items() if key != "signature")
         usable = progress["step"] <= stable and sha256(metrics) == progress["metrics_sha256"]

@@ -1,6 +1,5 @@
 """The context/token model: a recurrence trained to a fixed point, and a block that reads its states."""
 
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +17,13 @@ from newllm.model.language_model import LanguageModel
 from newllm.position.nope import NoPE
 from newllm.precision import Precision
 from newllm.two_phase.recurrence import Recurrence, scan
-from newllm.two_phase.stored_contexts import ContextReader, ContextRows, as_streams, true_contexts_in_memory
+from newllm.two_phase.stored_contexts import (
+    ContextReader,
+    ContextRows,
+    as_streams,
+    true_contexts_in_memory,
+    with_contexts,
+)  # fmt: skip
 
 _PIECE = 4096  # tokens whose contexts of all layers are in memory at a time
 
@@ -101,10 +106,10 @@ class ContextToken(LanguageModel):
     def with_stage_inputs(self, data: Dataset, device: torch.device, precision: Precision) -> Dataset:
         """Recomputes the true contexts of the validation text, with the bits that the first phase has stored."""
         contexts = true_contexts_in_memory(self, data.stream("val"), device, precision)
-        return replace(data, val=ContextRows(data.stream("val"), self.seq_len, contexts))
+        return with_contexts(data, self.num_input_tokens, contexts)
 
     def model_for_rows(self, data: Dataset) -> LanguageModel:
-        return ContextReader(self, data) if isinstance(data.val, ContextRows) else self
+        return ContextReader(self, data.val.contexts.dtype) if isinstance(data.val, ContextRows) else self
 
     def recurrent_inputs(self, tokens: Tensor, before: Tensor | None = None) -> Tensor:
         """The windows [.., T, n E] of tokens [.., T]: the last n normed embeddings up to each token, in order.
@@ -117,6 +122,11 @@ class ContextToken(LanguageModel):
         normed = self.embed_norm(self.embed(tokens))
         normed = F.pad(normed, (0, 0, max(0, length + n - 1 - normed.shape[-2]), 0))[..., -(length + n - 1) :, :]
         return torch.cat([normed[..., i : i + length, :] for i in range(n)], dim=-1)
+
+    def windows(self, ids: Tensor) -> Tensor:
+        """The same windows [.., n E] from the ids [.., n] in each; -1 for the missing ones."""
+        normed: Tensor = self.embed_norm(self.embed(ids.clamp(min=0)))
+        return normed.masked_fill((ids < 0)[..., None], 0).flatten(-2)
 
     def read(self, contexts: Tensor, windows: Tensor) -> Tensor:
         """Final states [.., E] from the contexts [.., L, C] and windows [.., n E] of the same tokens."""

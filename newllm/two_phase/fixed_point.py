@@ -188,8 +188,8 @@ class FixedPoint(Stage):
                 f"it more with phase1.iterations={2 * self.iterations}."
             )
         reached = "reached its fixed point" if metrics["phase1/reached"] else "stopped without a fixed point"
-        recurrence: Any = run.model.recurrence
-        tokens, width, rank = len(run.data.stream("train")), recurrence.width, metrics["context/rank@train"]
+        model: Any = run.model
+        tokens, width, rank = len(run.data.stream("train")), model.recurrence.width, metrics["context/rank@train"]
         size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
         text = [
             f"Phase 1 {reached}: {metrics['phase1/converged']:.1%} of {tokens:,} contexts converged after "
@@ -198,7 +198,7 @@ class FixedPoint(Stage):
             f"iteration, with its noise; {min(tokens, SAMPLES):,} contexts, not centred).",
             f"On disk: {size:,.1f} MiB in {folder}.",
         ]
-        data = with_contexts(run.data, **stored) if stored else None
+        data = with_contexts(run.data, model.num_input_tokens, **stored) if stored else None
         return finish_phase(run, metrics, progress.history, text, data)
 
     def _load_or_train(self, run: Run, folder: Path) -> Progress:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from io import FileIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,19 +149,34 @@ class StreamRows(Rows):
 
 
 class ContextRows(StreamRows):
-    """The same rows with positions in the stream as inputs, instead of tokens.
+    """The same rows, whose batches hold all that the second phase reads: the windows of token ids and the contexts.
 
-    contexts: of the stream's tokens, [N, L, C] on the CPU. first: the first position. Positions of the validation text
-    continue after those of the training text, so an input identifies its text.
+    contexts: of the stream's tokens, [N, L, C] on the CPU. window: ids in a window, which ends with the input itself.
     """
 
-    def __init__(self, tokens: np.ndarray, seq_len: int, contexts: Tensor, first: int = 0) -> None:
+    def __init__(self, tokens: np.ndarray, seq_len: int, contexts: Tensor, window: int) -> None:
         super().__init__(tokens, seq_len)
-        self.contexts, self.first = contexts, first
+        self.contexts, self.window = contexts, window
 
-    def arrays(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        _, labels = super().arrays(indices)
-        return self.first + np.minimum(self.positions(indices), len(self.tokens) - 1), labels
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Inputs uint8 [B, T, bytes] and labels int64 [B, T].
+
+        The bytes are those of the window's ids, int32 with -1 before the stream, and of the context [L, C] after them:
+        one tensor, so that it goes to the device like other inputs.
+        """
+        labels = self.arrays(indices)[1]
+        positions = np.minimum(self.positions(indices), len(self.tokens) - 1).flatten()
+        places = positions[:, None] + np.arange(1 - self.window, 1)
+        ids = np.where(places < 0, -1, self.tokens[places].astype(np.int32)).view(np.uint8)  # [B T, 4 window]
+        contexts = self.contexts.view(len(self.tokens), -1).view(torch.uint8)
+        # numpy's memory uses huge pages, which makes this copy several times as fast.
+        inputs = torch.from_numpy(np.empty((len(ids), ids.shape[1] + contexts.shape[1]), np.uint8))
+        inputs[:, : ids.shape[1]] = torch.from_numpy(ids)
+        cuts = np.flatnonzero(np.diff(positions) != 1) + 1  # between runs of consecutive positions
+        for start, stop in pairwise([0, *cuts.tolist(), len(positions)]):
+            first = int(positions[start])
+            inputs[start:stop, ids.shape[1] :] = contexts[first : first + stop - start]
+        return inputs.unflatten(0, labels.shape), torch.from_numpy(labels)
 
 
 def as_streams(data: Dataset) -> Dataset:
@@ -178,46 +194,35 @@ def as_streams(data: Dataset) -> Dataset:
     return replace(data, train=train, val=val, counts={**data.counts, **counts}, val_bytes=val_bytes)
 
 
-def with_contexts(data: Dataset, train: Tensor, val: Tensor) -> Dataset:
-    """`data` with positions as inputs. train, val: the contexts [N, L, C] of the two texts."""
-    stream, length = data.stream("train"), data.train.seq_len
-    rows = ContextRows(data.stream("val"), length, val, first=len(stream))
-    return replace(data, train=ContextRows(stream, length, train), val=rows)
+def with_contexts(data: Dataset, window: int, val: Tensor, train: Tensor | None = None) -> Dataset:
+    """`data` with ContextRows. val, train: the contexts [N, L, C] of the two texts; None: training rows stay."""
+    length = data.train.seq_len
+    rows = data.train if train is None else ContextRows(data.stream("train"), length, train, window)
+    return replace(data, train=rows, val=ContextRows(data.stream("val"), length, val, window))
 
 
 class ContextReader(LanguageModel):
-    """A context/token model in its second phase: `hidden` takes positions [B, T] instead of tokens and reads their
-    stored contexts.
+    """A context/token model in its second phase: `hidden` takes the inputs of ContextRows instead of tokens.
 
     It shares the model's parameters and their names. The windows of embeddings get no gradient, as published, where
     they are stored with the contexts.
     """
 
-    def __init__(self, model: Any, data: Dataset) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
         super().__init__()
         for name, part in model.named_children():
             self.add_module(name, part)
         object.__setattr__(self, "model", model)  # not as a submodule: its parts are registered above
         self.hidden_size, self.vocab_size, self.seq_len = model.hidden_size, model.vocab_size, model.seq_len
-        self.head = model.head
-        self._train, self._val = data.train, data.val
+        self.head, self.dtype = model.head, dtype
 
     def hidden(self, input_ids: Tensor, cache: None = None, start: int = 0) -> Tensor:
-        """Final states [B, T, hidden_size] of the positions [B, T], all of the same text."""
+        """Final states [B, T, hidden_size] of inputs [B, T, bytes], as `ContextRows.batch` gives them."""
         model: Any = self.model
-        assert isinstance(self._val, ContextRows)
-        rows = self._val if int(input_ids[0, 0]) >= self._val.first else self._train
-        assert isinstance(rows, ContextRows)
-        text = Text(model, rows.tokens, input_ids.device)
-        positions = input_ids.flatten().cpu().numpy() - rows.first
-        cuts = np.flatnonzero(np.diff(positions) != 1) + 1  # between runs of consecutive positions
-        runs = [(int(part[0]), int(part[-1]) + 1) for part in np.split(positions, cuts)]
-        # numpy's memory uses huge pages, which makes this copy several times as fast.
-        shape = (len(positions), *rows.contexts.shape[1:])
-        memory = np.empty(math.prod(shape) * rows.contexts.itemsize, np.uint8)
-        contexts = torch.from_numpy(memory).view(rows.contexts.dtype).view(shape)  # [B T, L, C]
-        torch.cat([rows.contexts[begin:end] for begin, end in runs], out=contexts)
+        inputs, of_ids = input_ids.flatten(0, 1), 4 * model.num_input_tokens
+        ids = inputs[:, :of_ids].contiguous().view(torch.int32)  # [B T, n]
+        contexts = inputs[:, of_ids:].view(self.dtype).unflatten(1, (-1, model.context_dim))  # [B T, L, C]
         with torch.no_grad():
-            windows = torch.cat([text(begin, end) for begin, end in runs])  # [B T, n E]
-        states: Tensor = model.read(contexts.to(input_ids.device), windows)
-        return states.unflatten(0, input_ids.shape)
+            windows = model.windows(ids)
+        states: Tensor = model.read(contexts, windows)
+        return states.unflatten(0, input_ids.shape[:2])

@@ -121,6 +121,7 @@ def test_unfinished_runs_are_rows_without_metrics(tmp_path: Path):
         ("results.json", '{"val/ppl": 1', "results.json is not valid JSON"),
         ("results.json", "[1, 2]", "results.json does not hold a mapping"),
         ("results.json", '{"val/ppl": "high"}', 'val/ppl="high"'),
+        ("results.json", '{"val/ppl": 1%s}' % ("0" * 400), "results.json has an integer in val/ppl that is larger"),
         ("status.json", "", "status.json is not valid JSON"),
         ("config.yaml", "a: [1, 2", "config.yaml is not valid YAML"),
         ("config.yaml", "just text", "config.yaml does not hold a mapping"),

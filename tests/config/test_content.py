@@ -8,6 +8,7 @@ import pytest
 
 from newllm.config import content
 from newllm.config.content import content_hash, find
+from newllm.errors import ConfigError
 
 TEXT = ("*.txt", "*.jsonl")
 
@@ -56,6 +57,12 @@ def test_nothing_is_read_where_nothing_can_be(tmp_path: Path, name: str) -> None
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe.txt")
     assert content_hash(tmp_path / name, TEXT) is None
+
+
+@pytest.mark.parametrize(("path", "which"), [("/", "the root"), ("//..", "the root"), ("~/", "your home")])
+def test_a_whole_file_system_is_not_searched(path: str, which: str) -> None:
+    with pytest.raises(ConfigError, match=rf"is {which}.*; name the folder"):
+        find(path, ["*.txt"])
 
 
 def test_patterns_with_a_slash_are_of_the_folder_itself(tmp_path: Path) -> None:

@@ -129,9 +129,13 @@ def test_the_first_lines_say_what_missing_seeds_cost(tmp_path: Path, capsys: pyt
             results = {"val/ppl": level + seed**2, "val/loss": level - seed**2, "val/bits_per_byte": 1.0 + seed}
             null = {name: None if name == lost else value for name, value in results.items()}
             folder(tmp_path, config(f"pos_encoding={encoding}", seed=seed), null)
+    lost = folder(tmp_path, config("pos_encoding=rope", seed=4), None)
     words = ["formats=[csv]", "size=data/val_tokens", "baseline=rope", "compare=[val/ppl,val/loss]"]
     assert main([str(tmp_path), *words]) == 0
-    assert capsys.readouterr().out.splitlines()[:2] == [
+    out = capsys.readouterr().out
+    gone = f"Its results.json is gone; newllm status {lost} --retry interrupted evaluates it again, without training."
+    assert f"{lost.name}: {gone}" in out
+    assert out.splitlines()[:2] == [
         "alibi: 1 of 3 seeds not finite (val/bits_per_byte), so its mean is never the best.",
         "rope: 1 of 3 seeds not finite (val/loss), so what is compared with it has no verdict, and its mean is never "
         "the best.",

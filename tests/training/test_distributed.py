@@ -2,10 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,44 +20,19 @@ from safetensors.torch import load_file
 
 from newllm import train
 from newllm.errors import ConfigError, RunError
-from newllm.run.prepare import prepare
+from newllm.run import follower
+from newllm.run.prepare import frozen_config, prepare
 from newllm.runtime import Place, Runtime
+from newllm.store.run_directory import RunDirectory
 from newllm.training import distributed
 from newllm.training.distributed import Team, device_of
 from newllm.training.loop import Loop
 from newllm.training.step import Step
+from tests.support.forks import ended, forked
 from tests.support.small_runs import SMALL_RUN, read_status, small_config, timeless_results
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-# What a sweep does: a process that has everything imported forks, and the child does the run. Then the other rank is
-# killed where this one cannot notice by itself, as in a kernel that waits for it.
-STUCK = """
-import os, signal, sys, time
-sys.path[:0] = [{tests!r}]
-from tests.support.small_runs import small_config
-from newllm.run.execute import run
-from newllm.training.distributed import Team
-from newllm.training.step import Step
-join, step, calls, teams = Team.join, Step.__call__, [], []
-def joining(self):
-    teams.append(self)
-    join(self)
-def stuck(self, *args):
-    calls.append(None)
-    if len(calls) == 3:
-        os.kill(teams[0]._processes[0].pid, signal.SIGKILL)
-        time.sleep(600)
-    return step(self, *args)
-Team.join, Step.__call__ = joining, stuck
-child = os.fork()
-if child == 0:
-    os.setsid()
-    os._exit(run(small_config({directory!r}, "trainer.devices=2")))
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
 
 # Imported by a rank's interpreter before everything else: its prepare() fails.
 BROKEN = """
@@ -83,6 +61,23 @@ def test_two_processes_reproduce_the_result_of_one(tmp_path: Path, do_run: Calla
     assert (tmp_path / "2" / "train.log").read_text().count("Best: epoch") == 1
 
 
+class ForkedRank:
+    """Another rank in a forked process, which does what its command would: a subprocess.Popen for `Team`."""
+
+    def __init__(self, command: list[str], env: dict[str, str], **streams: Any) -> None:
+        log, changed = Path(command[-1], "rank.log"), dict(env.items() - os.environ.items())
+
+        def follow() -> int:
+            return follower.follow(frozen_config(RunDirectory(command[-1])), Place.from_environment())
+
+        self._process = forked(follow, log, **changed)
+        self.pid, self.kill = self._process.pid, self._process.kill
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        return self._process.exitcode or 0
+
+
 def test_a_run_of_three_processes_resumes_to_the_bit(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +91,8 @@ def test_a_run_of_three_processes_resumes_to_the_bit(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *args)
 
+    popen = SimpleNamespace(Popen=ForkedRank, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(distributed, "subprocess", popen)
     overrides = ["trainer.devices=3", "epochs=1", "attention=mla", "kv_dim=8"]
     with monkeypatch.context() as patch:
         patch.setattr(Step, "__call__", signalling)
@@ -162,60 +159,73 @@ def test_a_launched_process_that_never_gets_ready_fails_the_run(monkeypatch: pyt
     assert store.get("train") == b"no"
 
 
-def test_a_run_stuck_waiting_for_a_lost_process_ends_with_its_reason(tmp_path: Path) -> None:
-    script = STUCK.format(tests=str(Path(__file__).parent), directory=str(tmp_path / "run"))
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("newllm: Process 2 of this run's 2 was killed by SIGKILL")
+def test_a_run_stuck_waiting_for_a_lost_process_ends_with_its_reason(
+    tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a forked process, as in a sweep. The other rank is killed where this one cannot notice by itself, as in a
+    kernel that waits for it."""
+    join, step, calls, teams = Team.join, Step.__call__, [], []
+
+    def joining(self: Team) -> None:
+        teams.append(self)
+        join(self)
+
+    def stuck(self: Step, *args):
+        calls.append(None)
+        if len(calls) == 3:
+            teams[0]._processes[0].kill()
+            time.sleep(600)
+        return step(self, *args)
+
+    monkeypatch.setattr(distributed, "GRACE", 0.5)
+    monkeypatch.setattr(Team, "join", joining)
+    monkeypatch.setattr(Step, "__call__", stuck)
+    log = tmp_path / "log"
+    assert ended(forked(lambda: do_run(tmp_path / "run", "trainer.devices=2"), log), 120) == 1
+    assert log.read_text().splitlines()[-1].startswith("newllm: Process 2 of this run's 2 was killed by SIGKILL")
     assert read_status(tmp_path / "run")["state"] == "failed"
 
 
 def test_ctrl_c_to_all_processes_saves_and_a_killed_run_leaves_none_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "newllm.train", *SMALL_RUN, "epochs=400", "trainer.devices=2"]
-    command.append(f"hydra.run.dir={tmp_path / 'run'}")
-    log = tmp_path / "run" / "metrics.jsonl"
+    command = [*SMALL_RUN, "epochs=400", "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}"]
+    metrics, log = tmp_path / "run" / "metrics.jsonl", tmp_path / "log"
 
-    def started(more: int) -> subprocess.Popen[str]:
+    def started(more: int) -> ForkProcess:
         """The run in a process group of its own, once metrics.jsonl has `more` lines more."""
-        lines = (log.read_bytes().count(b"\n") if log.exists() else 0) + more
-        process = subprocess.Popen(
-            command, env=ENVIRONMENT, cwd=ROOT, start_new_session=True, text=True, stderr=subprocess.STDOUT,
-            stdout=subprocess.PIPE,
-        )  # fmt: skip
+        log.unlink(missing_ok=True)
+        lines = (metrics.read_bytes().count(b"\n") if metrics.exists() else 0) + more
+        process = forked(lambda: train.main(command), log)
         deadline = time.monotonic() + 90
-        while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
-            if process.poll() is not None or time.monotonic() > deadline:
-                os.killpg(process.pid, signal.SIGKILL)
-                pytest.fail(f"the run did not come to {lines} lines: {process.communicate()[0]}")
+        while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
+            if not process.is_alive() or time.monotonic() > deadline:
+                os.killpg(process.pid or 0, signal.SIGKILL)
+                pytest.fail(f"the run did not come to {lines} lines: {log.read_text()}")
             time.sleep(0.01)
         return process
 
-    def group_ends(process: subprocess.Popen[str]) -> bool:
+    def group_ends(process: ForkProcess) -> bool:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             try:
-                os.killpg(process.pid, 0)
+                os.killpg(process.pid or 0, 0)
             except ProcessLookupError:
                 return True
             time.sleep(0.02)
         return False
 
     process = started(5)
-    os.killpg(process.pid, signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, output
-    assert "Stopped by Ctrl-C. The same command goes on" in output
-    assert "Traceback" not in output
+    os.killpg(process.pid or 0, signal.SIGINT)
+    assert ended(process) == 130, log.read_text()
+    assert "Stopped by Ctrl-C. The same command goes on" in log.read_text()
+    assert "Traceback" not in log.read_text()
     assert read_status(tmp_path / "run")["state"] == "interrupted"
     assert group_ends(process)
 
     process = started(5)
     process.kill()
-    output = process.communicate(timeout=60)[0]
-    assert "goes on after step" in output
-    assert "Traceback" not in output
+    assert ended(process) == -signal.SIGKILL
+    assert "goes on after step" in log.read_text()
+    assert "Traceback" not in log.read_text()
     assert group_ends(process)
 
 
@@ -233,25 +243,22 @@ def test_missing_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         device_of(torch.device("mps"), Place(0, 2, 0, 2))
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
-    """`newllm train` in two processes, as torchrun starts it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*command, "-m", "newllm.train", *SMALL_RUN, *words], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
-        timeout=120,
-    )  # fmt: skip
-
-
 def test_torchrun_reproduces_the_result_of_trainer_devices(tmp_path: Path, do_run: Callable[..., int]) -> None:
-    """To the bit, since trainer.devices starts the same processes; then the run is done, and all processes end."""
-    first = torchrun(f"hydra.run.dir={tmp_path / 'torchrun'}")
+    """To the bit, since trainer.devices starts the same processes. Once the run is done, all launched processes end."""
+    words = ["-m", "newllm.train", *SMALL_RUN, f"hydra.run.dir={tmp_path / 'torchrun'}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    first = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("Best: epoch") == 1
     assert do_run(tmp_path / "devices", "trainer.devices=2") == 0
     assert timeless_results(tmp_path / "torchrun") == timeless_results(tmp_path / "devices")
-    again = torchrun(f"hydra.run.dir={tmp_path / 'torchrun'}")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("This run is done") == 1
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        about = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    about |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    log, again = tmp_path / "log", partial(train.main, words[2:])
+    ranks = [forked(again, log, **about, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    assert [ended(rank) for rank in ranks] == [0, 0], log.read_text()
+    assert log.read_text().count("This run is done") == 1
 
 
 def test_trainer_devices_must_equal_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

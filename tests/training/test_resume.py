@@ -5,11 +5,11 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,9 @@ from newllm.store.run_directory import RunDirectory
 from newllm.training import loop
 from newllm.training.loop import Loop
 from newllm.training.step import BatchLoss, Step
-from tests.support.small_runs import SMALL_RUN, read_status, small_config, timeless_results
+from tests.support.forks import ended, forked
+from tests.support.small_runs import read_status, small_config, timeless_results
 
-ROOT = Path(__file__).resolve().parents[2]
 OVERRIDES = [
     "facts=reversal",
     "facts.repeats=2",
@@ -36,14 +36,6 @@ OVERRIDES = [
 ]
 
 
-def start(directory: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "newllm.train", *SMALL_RUN, *OVERRIDES, f"hydra.run.dir={directory}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], dict]:
     """The metrics and results of a small run that nothing has stopped."""
@@ -52,14 +44,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict],
     return timeless_results(directory)
 
 
-def wait_for_lines(process: subprocess.Popen[str], directory: Path, lines: int) -> None:
+def wait_for_lines(process: ForkProcess, directory: Path, lines: int) -> None:
     """Wait until metrics.jsonl has this many lines."""
     metrics = directory / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if not process.is_alive() or time.monotonic() > deadline:
             process.kill()
-            pytest.fail(f"the run did not come to {lines} lines: {process.communicate()[0]}")
+            pytest.fail(f"the run did not come to {lines} lines: {(directory.parent / 'log').read_text()}")
         time.sleep(0.002)
 
 
@@ -68,10 +60,10 @@ def test_killed_at_random_steps_and_resumed_equals_uninterrupted(tmp_path: Path,
     directory = tmp_path / "killed"
     total = len(timeless_results(tmp_path / "whole")[0])
     for lines in sorted(random.sample(range(3, total - 8), 2)):
-        process = start(directory)
+        process = forked(partial(do_run, directory, *OVERRIDES), tmp_path / "log")
         wait_for_lines(process, directory, lines)
         process.kill()
-        process.communicate()
+        assert ended(process) == -signal.SIGKILL
         assert read_status(directory)["state"] == "running"  # kill -9 leaves no chance to say otherwise
     assert do_run(directory, *OVERRIDES) == 0
     assert "Attempt 3: goes on after step" in (directory / "train.log").read_text()

@@ -28,7 +28,7 @@ def test_a_run_on_another_ones_trunk_equals_the_same_run_alone(tmp_path: Path, d
 
 
 def test_only_the_same_run_of_another_budget_has_a_trunk(tmp_path: Path, do_run: Callable[..., int]) -> None:
-    small = [*WSD, "samples=60"]
+    small = [*WSD, "samples=60", "optim.cooldown=6"]
     assert do_run(tmp_path / "trunk", *small) == 0
     others = {
         "rate": ["lr=2e-3"], "warm-up": ["epochs=3", "optim.warmup=0.3"], "shorter": ["epochs=1", "optim.cooldown=2"],
@@ -36,11 +36,12 @@ def test_only_the_same_run_of_another_budget_has_a_trunk(tmp_path: Path, do_run:
     for name, words in others.items():
         assert do_run(tmp_path / name, *small, *words) == 0
         assert "Begins after step" not in (tmp_path / name / "train.log").read_text(), name
-    damaged = tmp_path / "trunk" / "checkpoints" / "stable.safetensors"
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert do_run(tmp_path / "longer", *small, "epochs=3") == 0
-    log = (tmp_path / "longer" / "train.log").read_text()
-    assert (
-        f"Begins after step 5 of 21, with the checkpoint of {tmp_path / 'shorter'}:" in log
-    )  # not step 6, the damaged
+    for name, cooldown in (("stable", 6), ("stable_best", 7)):
+        damaged = tmp_path / "trunk" / "checkpoints" / f"{name}.safetensors"
+        content = damaged.read_bytes()
+        damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert do_run(tmp_path / name, *small, "epochs=3", f"optim.cooldown={cooldown}") == 0
+        log = (tmp_path / name / "train.log").read_text()
+        found = f"Begins after step 5 of 21, with the checkpoint of {tmp_path / 'shorter'}:"
+        assert found in log, name  # not step 8, the damaged one's
+        damaged.write_bytes(content)

@@ -60,14 +60,19 @@ def test_every_label_is_scored_once_and_in_order(seq_len: int, rows: int) -> Non
     assert inputs.min() >= 100  # the padding is a token, too
 
 
-def test_positions_lead_to_the_same_tokens_and_labels() -> None:
-    token_rows, context_rows = StreamRows(TOKENS, 4), ContextRows(TOKENS, 4, torch.zeros(11, 1, 2), first=50)
-    indices = np.array([2, 0])
-    tokens, labels = token_rows.arrays(indices)
-    positions, same_labels = context_rows.arrays(indices)
-    assert (same_labels == labels).all()
-    assert (TOKENS[positions - 50] == tokens).all()
-    assert positions.min() == 50
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_hold_windows_and_contexts(dtype: torch.dtype) -> None:
+    contexts = torch.arange(11.0).to(dtype)[:, None, None].expand(11, 1, 3).contiguous()
+    rows, indices = ContextRows(TOKENS, 4, contexts, window=3), np.array([2, 0])
+    tokens, labels = StreamRows(TOKENS, 4).batch(indices)
+    inputs, same_labels = rows.batch(indices)
+    ids = inputs[..., :12].contiguous().view(torch.int32)
+    assert torch.equal(same_labels, labels)
+    assert torch.equal(ids[..., -1], tokens.int())
+    assert ids[1].tolist() == [[-1, -1, 100], [-1, 100, 101], [100, 101, 102], [101, 102, 103]]
+    assert ids[0].tolist() == [[106, 107, 108], [107, 108, 109], *[[108, 109, 110]] * 2]
+    read = inputs[..., 12:].view(dtype)
+    assert torch.equal(read, (tokens - 100).to(dtype)[..., None].expand(2, 4, 3))
 
 
 def test_joined_rows_are_one_row() -> None:
