@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from newllm import train
 from newllm.errors import ConfigError, RunError
 from newllm.run.prepare import prepare
 from newllm.runtime import Place, Runtime
+from newllm.train import __main__ as train
 from newllm.training import distributed
 from newllm.training.distributed import Team, device_of
 from newllm.training.loop import Loop
