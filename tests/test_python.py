@@ -1,6 +1,7 @@
 """newllm from Python: what scripts and notebooks call, what they get, and what they see when something is wrong."""
 
 import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import newllm
+from newllm.console import Console
 from newllm.store.run_directory import RunDirectory
 from newllm.training.loop import Loop
 from tests.support.small_runs import SMALL_RUN
@@ -138,3 +140,15 @@ def test_an_edited_class_is_imported_again(tmp_path: Path) -> None:
         model = newllm.build_model(newllm.compose(overrides, config_dir=tmp_path), 512)
         names += {module.name for module in model.modules() if type(module).__name__ == "Redrawn"}
     assert names == ["first", "second one"]
+
+
+def test_a_notebook_shows_how_far_a_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, which the next text overwrites."""
+    notebook = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stdout", notebook)
+    console = Console()
+    with console.progress(20, 0) as bar:
+        bar(10, 2.5, 1000.0)
+        console.line("the epoch")
+    progress = "10/20  loss 2.500  1,000 tokens/s"
+    assert notebook.getvalue().endswith(f"\r{progress}\r{' ' * len(progress)}\rthe epoch\n")
