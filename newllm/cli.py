@@ -40,8 +40,12 @@ def _dispatch(argv: list[str]) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is not a command; {did_you_mean(verb, VERBS, prefix='newllm ')}.")
-    module = "newllm.report.__main__" if verb == "report" else f"newllm.{verb}"  # `newllm.report` itself is a package
-    return int(import_module(module).main(rest))
+    return int(import_module(module_of(verb)).main(rest))
+
+
+def module_of(verb: str) -> str:
+    """The module whose function `main` is the command."""
+    return f"newllm.{verb}.__main__" if verb in ("train", "evaluate", "report") else f"newllm.{verb}"
 
 
 def _usage() -> str:

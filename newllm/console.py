@@ -26,6 +26,9 @@ Bar = Callable[[int, float, float], None]  # takes the step, the loss and the to
 class Screen(RichConsole):
     """rich's console on stdout, stderr or a file; control characters in what is printed are shown as text."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, force_jupyter=False)  # else each line in a notebook would be a block of HTML
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
@@ -51,6 +54,8 @@ class Console:
         terminal = sys.stdout.isatty()
         self._screen = Screen(width=None if terminal else LOG_WIDTH, highlight=False)
         self._bar = bar and terminal
+        self._notebook = bar and type(sys.stdout).__module__ == "ipykernel.iostream"
+        self._overwritten = 0  # characters of the line in a notebook that the next text overwrites
         self._log: Screen | None = None
         self._waiting: list[RenderableType] = []
 
@@ -101,9 +106,13 @@ class Console:
 
     @contextmanager
     def progress(self, steps: int, done: int) -> Iterator[Bar]:
-        """A bar over the steps of training with loss, tokens per second and time left; on a terminal only."""
+        """A bar over the steps of training with loss, tokens per second and time left on a terminal; a line with
+        loss and speed in a notebook; nothing elsewhere."""
         if not self._bar:
-            yield lambda step, loss, speed: None
+            yield lambda step, loss, speed: self._overwrite(
+                f"{step:,}/{steps:,}  loss {loss:.3f}  {speed:,.0f} tokens/s"
+            )
+            self._overwrite("")
             return
         columns = [
             BarColumn(bar_width=24),
@@ -118,7 +127,14 @@ class Console:
                 task, completed=step, loss=f"loss {loss:.3f}", speed=f"{speed:,.0f} tokens/s"
             )
 
+    def _overwrite(self, text: str) -> None:
+        """In a notebook, show a text instead of the last one."""
+        if self._notebook and (text or self._overwritten):
+            sys.stdout.write("\r" + " " * self._overwritten + "\r" + text)
+            self._overwritten = len(text)
+
     def _print(self, screen: RenderableType, plain: RenderableType | None = None) -> None:
+        self._overwrite("")
         plain = screen if plain is None else plain
         # Soft wrapping leaves long lines to the terminal, so that paths and commands can be copied whole.
         self._screen.print(screen, soft_wrap=isinstance(screen, Text))

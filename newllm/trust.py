@@ -8,6 +8,7 @@ directory names none, since another person may have written it.
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import invalidate_caches
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def packages_of(content: Any) -> list[str]:
 import_folders: list[str] = []  # that this process has added to sys.path; a sweep's runs need them too
 _config_dirs: list[Path] = []  # the --config-dir of the latest command or call, if it has one
 _homes: dict[str, Path] = {}  # module -> the folder that this process imports it from
+_latest: dict[str, dict[str, bytes]] = {}  # module -> its files, as they were when it was last made importable
 
 
 def use_folder(folder: Path | None, contents: Iterable[Any] = ()) -> None:
@@ -116,6 +118,19 @@ def import_from(folder: Path, modules: Iterable[str]) -> None:
     if modules and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
         import_folders.append(str(folder))
+    if modules and str(folder) in import_folders:
+        sys.path.sort(key=lambda place: place != str(folder))  # before the copies of this code in sweeps
+        for name in modules:
+            _forget_if_edited(name, _code(folder, name))
+
+
+def _forget_if_edited(name: str, code: dict[str, bytes]) -> None:
+    """Let the next import read a module again that was edited, as between two cells of a notebook."""
+    if _latest.setdefault(name, code) != code:
+        _latest[name] = code
+        for loaded in [module for module in sys.modules if _is_in(module, [name])]:
+            del sys.modules[loaded]
+        invalidate_caches()
 
 
 def _code(folder: Path, name: str) -> dict[str, bytes]:

@@ -13,15 +13,15 @@ from types import ModuleType
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from newllm import cli, train
+from newllm import cli, load_runs
 from newllm.config import compose, run_directory
 from newllm.errors import ConfigError, RunError, run_command
-from newllm.results import load_runs
 from newllm.store.run_directory import RunDirectory
 from newllm.sweep import command as sweep_command
 from newllm.sweep.check import build_all, parts
 from newllm.sweep.launches import Policy
 from newllm.sweep.local import Local
+from newllm.train import __main__ as train
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pandas")
@@ -481,7 +481,7 @@ def _python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("argv", [["--cfg", "job"], ["--help"], ["thta=1"], ["-sc", "query=bash"]])
 def test_composition_and_help_load_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
     loaded = f"print(*(m for m in {HEAVY} if m in sys.modules), file=sys.stderr)"
-    done = _python(f"import sys, newllm.train; newllm.train.main({argv}); {loaded}", tmp_path)
+    done = _python(f"import sys; from newllm.train.__main__ import main; main({argv}); {loaded}", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1].strip() == ""
     assert not any(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm import completion
+from newllm import cli, completion
 from newllm.cli import VERBS
 from newllm.completion import FLAGS, complete
 from newllm.errors import Parser
@@ -104,9 +104,8 @@ def test_flags_are_those_of_the_command(verb: str, monkeypatch: pytest.MonkeyPat
 
     for method in ("parse_args", "parse_intermixed_args"):
         monkeypatch.setattr(Parser, method, parse)
-    module = "newllm.report.__main__" if verb == "report" else f"newllm.{verb}"
     try:
-        import_module(module).main(["x"])
+        import_module(cli.module_of(verb)).main(["x"])
     except SystemExit:
         long = {flag for flag in found if flag.startswith("--")} | {"--help"}
         assert long == {*FLAGS[verb]}

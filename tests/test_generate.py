@@ -11,11 +11,11 @@ import newllm
 from newllm.config.identity import stored_signature
 from newllm.data.tokenizer import train_bpe
 from newllm.errors import ConfigError
+from newllm.evaluate import evaluate
 from newllm.generate import main
 from newllm.model import decoder
 from newllm.model.decoder import Decoder, generate
-from newllm.run.load import LoadedRun
-from newllm.run.reevaluate import evaluate_run
+from newllm.run.load import Run
 from newllm.store.run_directory import RunDirectory
 from tests.support.small_runs import small_config
 
@@ -33,16 +33,16 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(run_directory: Path) -> LoadedRun:
+def trained(run_directory: Path) -> Run:
     return newllm.load_run(run_directory)
 
 
 @pytest.fixture(scope="module")
-def prompt(trained: LoadedRun) -> list[int]:
+def prompt(trained: Run) -> list[int]:
     return trained.tokenizer.encode(PROMPT)
 
 
-def test_greedy_decoding_is_the_argmax_of_full_forward_passes(trained: LoadedRun, prompt: list[int]) -> None:
+def test_greedy_decoding_is_the_argmax_of_full_forward_passes(trained: Run, prompt: list[int]) -> None:
     ids = list(prompt)
     with torch.inference_mode():
         for _ in range(24):
@@ -52,7 +52,7 @@ def test_greedy_decoding_is_the_argmax_of_full_forward_passes(trained: LoadedRun
 
 @torch.inference_mode()
 def test_a_long_prompt_is_read_in_pieces_with_logits_for_its_last_token_only(
-    trained: LoadedRun, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+    trained: Run, prompt: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows side by side; the pieces' logits are those of the whole."""
     monkeypatch.setattr(decoder, "PIECE", 7)
@@ -71,7 +71,7 @@ def test_a_long_prompt_is_read_in_pieces_with_logits_for_its_last_token_only(
 
 
 @torch.inference_mode()
-def test_bf16_decoding_equals_autocast(trained: LoadedRun, prompt: list[int]) -> None:
+def test_bf16_decoding_equals_autocast(trained: Run, prompt: list[int]) -> None:
     """Decoding in a run's precision: greedy tokens are those of the model under autocast with a cache."""
     cache, step, expected = trained.model.new_cache(), torch.tensor([prompt]), []
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -81,7 +81,7 @@ def test_bf16_decoding_equals_autocast(trained: LoadedRun, prompt: list[int]) ->
     assert list(generate(trained.model, prompt, 12, precision="bf16")) == expected
 
 
-def test_the_seed_decides_the_sampled_text(trained: LoadedRun, prompt: list[int]) -> None:
+def test_the_seed_decides_the_sampled_text(trained: Run, prompt: list[int]) -> None:
     def sampled(seed: int) -> list[int]:
         return list(generate(trained.model, prompt, 30, temperature=1.5, seed=seed))
 
@@ -89,14 +89,14 @@ def test_the_seed_decides_the_sampled_text(trained: LoadedRun, prompt: list[int]
     assert sampled(1) != sampled(2)
 
 
-def test_a_tiny_nucleus_contains_the_likeliest_token_only(trained: LoadedRun, prompt: list[int]) -> None:
+def test_a_tiny_nucleus_contains_the_likeliest_token_only(trained: Run, prompt: list[int]) -> None:
     greedy = list(generate(trained.model, prompt, 20))
     assert list(generate(trained.model, prompt, 20, temperature=1.5, top_p=1e-6, seed=3)) == greedy
     assert list(generate(trained.model, prompt, 20, temperature=1e-320, seed=3)) == greedy
     assert list(generate(trained.model, prompt, 20, temperature=1.5, top_p=1.0, seed=3)) != greedy
 
 
-def test_generation_ends_before_the_stop_token(trained: LoadedRun, prompt: list[int]) -> None:
+def test_generation_ends_before_the_stop_token(trained: Run, prompt: list[int]) -> None:
     free = list(generate(trained.model, prompt, 30, temperature=1.5, seed=5))
     assert len(free) == 30
     stop = free[12]
@@ -105,7 +105,7 @@ def test_generation_ends_before_the_stop_token(trained: LoadedRun, prompt: list[
 
 
 def test_the_command_stops_at_end_of_text(
-    run_directory: Path, trained: LoadedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    run_directory: Path, trained: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     name = trained.tokenizer.encode(" name")
     monkeypatch.setattr(decoder, "_choose", lambda *_: next(tokens))
@@ -115,7 +115,7 @@ def test_the_command_stops_at_end_of_text(
 
 
 def test_the_command_prints_the_prompt_and_the_continuation(
-    run_directory: Path, trained: LoadedRun, prompt: list[int], capsys: pytest.CaptureFixture
+    run_directory: Path, trained: Run, prompt: list[int], capsys: pytest.CaptureFixture
 ) -> None:
     assert main([str(run_directory), PROMPT, "--max-new-tokens", "12"]) == 0
     printed = capsys.readouterr()
@@ -126,7 +126,7 @@ def test_the_command_prints_the_prompt_and_the_continuation(
 
 
 def test_an_empty_prompt_starts_after_an_end_of_text(
-    run_directory: Path, trained: LoadedRun, capsys: pytest.CaptureFixture
+    run_directory: Path, trained: Run, capsys: pytest.CaptureFixture
 ) -> None:
     eot = trained.tokenizer.eot_id
     assert eot is not None
@@ -191,7 +191,7 @@ def test_files_of_another_run_and_lost_ones_are_said(
         evaluate_run(own.path)
     own.environment_file.unlink()
     with pytest.raises(ConfigError, match=r"best.safetensors is of the run .* restore the one that is not this run's"):
-        evaluate_run(own.path)
+        evaluate(own.path)
     own.write_config(config)
     own.update_status(signature=stored_signature(config))
     train_bpe(["Four score and seven years ago"], 300).save(own.tokenizer)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 RUN = """
 import sys
-from newllm.train import main
+from newllm.train.__main__ import main
 status = main(sys.argv[1:])
 print(status, sorted({"transformers", "datasets", "pandas", "matplotlib", "scipy"} & set(sys.modules)))
 """

@@ -13,10 +13,10 @@ from newllm import generate, trust
 from newllm.config import compose, effective
 from newllm.data.tokenizer import train_bpe
 from newllm.errors import ConfigError
+from newllm.evaluate import evaluate
 from newllm.model import build_model
 from newllm.run.evaluation_plan import plan_evaluation
 from newllm.run.load import load_run
-from newllm.run.reevaluate import evaluate_run
 from newllm.store.run_directory import RunDirectory
 
 EVIL = "from pathlib import Path\nPath({mark!r}).touch()\ndef f(dim): ...\nclass Model: ...\n"
@@ -71,7 +71,7 @@ def run_of_a_stranger(folder: Path, **nodes: Any) -> Path:
 def test_only_models_of_newllm_are_imported_for_a_model(mark: Path, target: str) -> None:
     imported = {*sys.modules}
     run = run_of_a_stranger(mark.parent / "run", model={"_target_": target, "cmd": f"touch {mark}"})
-    for read in (lambda: load_run(run).model, lambda: evaluate_run(run)):
+    for read in (lambda: load_run(run).model, lambda: evaluate(run)):
         with pytest.raises(ConfigError):
             read()
     assert generate.main([str(run), "hi"]) == 2
@@ -110,7 +110,7 @@ def test_only_models_of_newllm_are_imported_for_a_model(mark: Path, target: str)
 def test_no_part_of_a_stranger_s_run_is_imported(mark: Path, nodes: dict[str, Any]) -> None:
     run = run_of_a_stranger(mark.parent / "run", **nodes)
     with pytest.raises(ConfigError):
-        evaluate_run(run)
+        evaluate(run)
     assert not mark.exists()
     assert "evil" not in sys.modules
 
@@ -136,13 +136,13 @@ def test_the_choices_of_a_run_add_no_folder_of_yaml_files(mark: Path) -> None:
 def test_the_message_advises_nobody_to_trust_python_s_own_modules(mark: Path) -> None:
     run = run_of_a_stranger(mark.parent / "run", pos_encoding=SHELL)
     with pytest.raises(ConfigError, match=r"subprocess is a module of Python, and no config.*; do not use this conf"):
-        evaluate_run(run)
+        evaluate(run)
 
 
 def test_the_message_says_what_to_set(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of_a_stranger(mark.parent / "run", pos_encoding={"_target_": "evil.inner.Model"})
     with pytest.raises(ConfigError, match=r"set NEWLLM_TRUST=evil or type --config-dir FOLDER\.$"):
-        evaluate_run(run)
+        evaluate(run)
     monkeypatch.setenv("NEWLLM_TRUST", "other, evil")
     with pytest.raises(ConfigError, match="expected a PositionEncoding"):
         _ = load_run(run).model

@@ -26,7 +26,11 @@ NEEDED = ("choices", "data", "model", "pos_encoding", "attention", "optim", "tra
 
 
 def load_runs(path: Paths, evaluations: bool = False) -> pd.DataFrame:
-    """One row per run directory at or below `path` (a folder, or a list of folders). Reads no checkpoint.
+    """One row per run directory at or below `path` (a folder, or a list of folders or runs). Reads no checkpoint.
+
+    ::
+
+        newllm.load_runs("outputs/sweeps").groupby("pos_encoding")["val/ppl"].agg(["mean", "std", "count"])
 
     A row holds what was measured under the settings of training, also by evaluations that came later. evaluations: add
     a row for each evaluation under other settings (in the run's folder evaluations/), with those settings in

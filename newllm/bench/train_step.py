@@ -76,7 +76,10 @@ def measure(
     result = Result({"peer": reference, **setup, **sizes})
     result.notes.append(f"Peer: {reference}. Medians of {rounds} rounds of {steps} steps (min … max).")
 
-    overrides = [*overrides, f"runtime.threads={run.runtime.threads}"]  # as they start, they keep each other's cores busy
+    overrides = [
+        *overrides,
+        f"runtime.threads={run.runtime.threads}",
+    ]  # as they start, they keep each other's cores busy
     contestants = _contestants(overrides, run.precision, compiled)
     optional = COMPILED
     if run.device.type == "cuda":  # all are in its memory at once

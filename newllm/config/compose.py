@@ -71,6 +71,10 @@ def compose(
 ) -> DictConfig:
     """The configuration that `overrides` (as on the command line) describe.
 
+    ::
+
+        cfg = newllm.compose(["pos_encoding=alibi", "attention=mla", "kv_dim=64"])
+
     Groups, choices, axes and names of options are checked against the YAML files, and with `check` values against the
     types of the constructors, most of which import torch. Besides the group nodes and the root axes, the configuration
     has the keys `choices` (group -> option, a list for eval, including `experiment`), `overrides` (as given, without

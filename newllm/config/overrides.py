@@ -69,6 +69,8 @@ def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Ov
     Options of `sweep` may be typed without the prefix: ``dry_run=true`` is ``sweep.dry_run=true``.
     sweep: allow ``a=1,2``.
     """
+    if isinstance(overrides, str):  # from Python
+        raise ConfigError(f"{overrides!r} is a text; expected a list of overrides, as in ['pos_encoding=alibi'].")
     parsed = []
     for line in overrides:
         key, equals, text = line.lstrip("+").partition("=")
@@ -152,7 +154,9 @@ def _check(override: "Override", catalog: Catalog, sweep: bool, other_sweeper: b
     if override.is_sweep_override() and not sweep:
         listed = takes_list and "," in line and "(" not in line
         example = f", or write a list as '{line.replace('=', '=[', 1)}]'" if listed else ""
-        raise ConfigError(f"{line} is a sweep over several runs; add -m to run them{example}.")
+        raise ConfigError(
+            f"{line} is a sweep over several runs; add -m (in Python: newllm.sweep) to run them{example}."
+        )
     if key == "hydra/launcher" and override.value() not in catalog.launchers:
         meant = did_you_mean(str(override.value()), catalog.launchers, prefix="hydra/launcher=")
         raise ConfigError(f"{line}: {meant}.")

@@ -50,10 +50,13 @@ class Signature:
         return self.rest and not self.handed
 
 
-@cache
 def signature_of(target: str) -> Signature:
     """The signature of the class or function at the dotted path `target`. Raises ConfigError if there is none."""
-    value = _find(target)
+    return _signature(_find(target), target)
+
+
+@cache
+def _signature(value: type | FunctionType, target: str) -> Signature:
     try:
         parameters = inspect.signature(value, eval_str=True).parameters.values()
     except NameError:  # an annotation that is imported only for type checkers

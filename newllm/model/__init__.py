@@ -15,6 +15,10 @@ __all__ = ["LanguageModel", "Transformer", "build_model"]
 def build_model(cfg: DictConfig, tokens: int | None = None, seq_len: int | None = None) -> LanguageModel:
     """Build the model of a composed configuration; its weights are drawn from its seed.
 
+    ::
+
+        logits = newllm.build_model(newllm.compose(["pos_encoding=alibi"]))(ids)  # [B, T] -> [B, T, vocabulary]
+
     tokens: size of the tokenizer (default: model.vocab_size, else that of data.tokenizer, which is opened for it).
     seq_len: the training length (default: data.seq_len).
     """

@@ -29,17 +29,25 @@ def _run(argv: list[str]) -> int:
         return 0
     if not argv:
         raise ConfigError("name a folder of runs, as in newllm report outputs; newllm report --help has the options.")
+    make_report(argv)
+    return 0
+
+
+def make_report(words: Sequence[str]) -> "tuple[list[Section], list[Path]]":
+    """Write the report that these folders and options describe, and print its summary; returns its sections and
+    files."""
     from newllm.report.options import read_options
 
-    options = read_options(argv)
+    options = read_options(words)
     from newllm.report.page import write_report
     from newllm.report.sections import make_sections
     from newllm.report.study import read_study
 
     study = read_study(options)
     sections = make_sections(study)
-    _print_summary(study, sections, write_report(study, sections))
-    return 0
+    written = write_report(study, sections)
+    _print_summary(study, sections, written)
+    return sections, written
 
 
 def _print_summary(study: "Study", sections: "Sequence[Section]", written: Sequence[Path]) -> None:

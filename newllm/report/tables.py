@@ -57,6 +57,10 @@ class Table:
     def columns(self) -> list[str]:
         return list(self.rows[0])
 
+    def csv_rows(self) -> list[dict[str, Any]]:
+        """What the CSV file holds, in full precision: in each row a value per column that its cells name."""
+        return [{key: value for cell in row.values() for key, value in cell.csv.items()} for row in self.rows]
+
     def numeric(self, column: str) -> bool:
         return not any(isinstance(row[column].value, str) for row in self.rows)
 
@@ -157,7 +161,7 @@ def to_csv(table: Table) -> str:
     def known(value: Any) -> Any:
         return "" if isinstance(value, float) and not isfinite(value) else value
 
-    rows = [{key: known(value) for cell in row.values() for key, value in cell.csv.items()} for row in table.rows]
+    rows = [{key: known(value) for key, value in row.items()} for row in table.csv_rows()]
     return as_csv(rows, newline="\n")
 
 

@@ -7,9 +7,8 @@ import math
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from newllm.data.tokenizer import Tokenizer
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation import evaluate
 from newllm.model import build_model
-from newllm.run.evaluation_plan import EvaluationPlan, plan_evaluation
+from newllm.run.evaluation_plan import EvaluationPlan
 from newllm.run.prepare import counts, prepare, subject
 from newllm.store.atomic import json_line, json_text
 from newllm.store.csv_text import as_csv, equal_csv
@@ -37,23 +36,6 @@ from newllm.training.signals import Signals
 # Training measures these too, in other batches than eval.loss, so that the last bits may differ.
 MEASURED_IN_TRAINING = ("val/loss", "val/ppl")
 LOCK_TIMEOUT = 60.0  # seconds; other processes lock a finished run's directory only while they add to it
-
-
-def evaluate_run(
-    path: str | os.PathLike[str],
-    overrides: Sequence[str] = (),
-    *,
-    config_dir: str | Path | None = None,
-    rerun: bool = False,
-) -> dict[str, float]:
-    """Does what `newllm evaluate PATH …` does for one run; returns the metrics of this evaluation.
-
-    overrides: as on the command line, ``["eval=[extrapolation]", "pos_encoding.scaling=yarn"]``; empty: repeat the
-    run's own evaluation. rerun: compute even what an earlier evaluation has stored.
-
-    Raises ConfigError for an override that is not allowed, RunError if a result differs from the stored one.
-    """
-    return reevaluate(plan_evaluation(path, overrides, config_dir), rerun)
 
 
 def reevaluate(

@@ -1,1 +1,56 @@
-"""Sweeps: planned once, frozen on disk, run by a launcher. Works on run directories and imports no model."""
+"""Sweeps: planned once, frozen on disk, run by a launcher. Works on run directories and imports no model.
+
+`newllm.sweep(…)` does in Python what `newllm train -m …` does.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from newllm.run.load import Run
+
+
+def sweep(overrides: Sequence[str], *, config_dir: str | Path | None = None) -> "list[Run]":
+    """Train the runs of a sweep and return them in the order of its plan; the same as ``newllm train -m OVERRIDES``.
+
+    ::
+
+        runs = newllm.sweep(["pos_encoding=rope,alibi", "seeds=3"])
+        newllm.report(runs)
+
+    The runs, their folder and the launcher are those of the command, in processes of their own; the same call goes on
+    where an earlier one or the command has stopped. Runs that no launch has begun (``dry_run=true``, ``only=…``,
+    ``skip_invalid=true``) are left out, and those that are not done, as with ``hydra.launcher.wait=false``, have no
+    results; `Run.state` says which. Ctrl-C lets the running ones save and raises KeyboardInterrupt.
+
+    Args:
+        overrides: as on the command line, one per item; ``a=1,2`` varies a.
+        config_dir: a folder of YAML files and classes of your own, laid out like conf/.
+
+    Raises:
+        ConfigError: the input is wrong; nothing has been written.
+        RunError: where the command ends with status 1: names the runs that have failed. The others are done.
+    """
+    from newllm.errors import ConfigError, Interrupted, RunError
+    from newllm.run.load import load_run
+    from newllm.store.run_directory import RunDirectory
+    from newllm.suggest import listed
+    from newllm.sweep.command import run_sweep
+    from newllm.training.signals import redelivered
+
+    if any(line.startswith("hydra/sweeper=") for line in overrides):
+        raise ConfigError("hydra/sweeper is of the command newllm train -m; newllm.sweep makes the plan itself.")
+    with redelivered():
+        plan, status = run_sweep(overrides, config_dir=config_dir)
+        if status > 128:
+            raise Interrupted(status - 128)
+    begun = [run.path for run in plan.runs if run.known.state != "invalid" and (run.path / "config.yaml").exists()]
+    if status:
+        left = {path.name: RunDirectory(path) for path in begun if not RunDirectory(path).is_done()}
+        words = [f"{name} {run.observed()} ({run.status().get('error') or 'no error'})" for name, run in left.items()]
+        raise RunError(
+            f"{len(left)} of {len(plan.runs)} runs are not done: {listed(words)}; the same call goes on with them, and "
+            f"newllm.load_runs('{plan.sweep}') has the others"
+        )
+    return [load_run(path) for path in begun]

@@ -98,8 +98,13 @@ class Request:
             yield plan(distinct, folder, settings.rerun, settings.only, self.run_dir, len(self.runs))
 
 
-def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, several: bool = True) -> int:
-    """Plan and execute the runs of a command line; returns the exit status. `several`: -m was given."""
+def run_sweep(
+    overrides: Sequence[str], *, config_dir: str | Path | None = None, several: bool = True
+) -> tuple[Plan, int]:
+    """Plan and execute the runs of a command line; returns the plan, with the states before it, and the exit status.
+
+    several: -m was given.
+    """
     if not any(line.startswith(("dry_run=", "sweep.dry_run=", "hydra/launcher=")) for line in overrides):
         warm_up()
     try:
@@ -108,7 +113,7 @@ def run_sweep(overrides: Sequence[str], *, config_dir: str | None = None, severa
         discard_warm()
 
 
-def _plan_and_start(overrides: Sequence[str], config_dir: str | None, several: bool) -> int:
+def _plan_and_start(overrides: Sequence[str], config_dir: str | Path | None, several: bool) -> tuple[Plan, int]:
     from newllm.sweep.plan_table import show
 
     request = read(overrides, config_dir=config_dir, several=several)
@@ -123,7 +128,7 @@ def _plan_and_start(overrides: Sequence[str], config_dir: str | None, several: b
                 build_all(parts(run.config for run in planned.wanted)), request.settings.skip_invalid
             )
             show(planned, whole=True)
-            return 0
+            return planned, 0
         require_packable([run.config for run in planned.runs], request.settings.policy.pack)
         if planned.wanted:
             invalid = launcher.check(planned.sweep, [run.config for run in planned.wanted])
@@ -131,8 +136,8 @@ def _plan_and_start(overrides: Sequence[str], config_dir: str | None, several: b
         show(planned, whole=False)
         runs = planned.freeze(afresh=request.settings.rerun == "all", labels=request.labels)
     if not runs:
-        return int(any(run.state in ("failed", "unreadable") for run in planned.runs))
-    return int(launcher.start(planned.sweep, runs, request.settings.policy))
+        return planned, int(any(run.state in ("failed", "unreadable") for run in planned.runs))
+    return planned, int(launcher.start(planned.sweep, runs, request.settings.policy))
 
 
 @contextmanager
@@ -152,7 +157,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise
 
 
-def read(overrides: Sequence[str], *, config_dir: str | None, several: bool) -> Request:
+def read(overrides: Sequence[str], *, config_dir: str | Path | None, several: bool) -> Request:
     """Check a command line and compose all its runs. Writes nothing. Raises ConfigError if any run is wrong."""
     catalog = catalog_for(config_dir)
     given = parse(overrides, catalog, sweep=several)

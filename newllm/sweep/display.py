@@ -69,7 +69,7 @@ class Display:
         self._say(f"{plural(self._total, 'run')}, {how}, in {self._sweep}")
         for line in notes:
             self._say(line)
-        if self._console.is_terminal:
+        if self._console.is_terminal and sys.stdout.isatty():  # FORCE_COLOR, as in notebooks, makes no terminal
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._last_shown -= REFRESH_SECONDS
             with suppress(OSError):  # here and below: the terminal may have been closed

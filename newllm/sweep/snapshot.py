@@ -4,7 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-import newllm
 from newllm.config.catalog import shipped
 from newllm.errors import ConfigError
 from newllm.store.code_digest import digest, is_unchanged
@@ -31,7 +30,7 @@ def snapshot(sweep: Path) -> Path:
 
     The same code is copied once. Raises ConfigError if the copy has been changed since.
     """
-    package = Path(newllm.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     files = _files(package)
     name = digest(files)
     folder = sweep.resolve() / ".sweep" / "code" / name

@@ -74,9 +74,7 @@ class AdamW:
             f"optim.cooldown must be a share in (0, 1] or a whole number of steps; {cooldown} was given",
         )
         require(0 <= final <= 1, f"optim.final is a share of lr in [0, 1]; {final} was given")
-        require(
-            embedding_rate > 0, f"optim.embedding_rate must be above 0; {embedding_rate} was given, try 1 or 10"
-        )
+        require(embedding_rate > 0, f"optim.embedding_rate must be above 0; {embedding_rate} was given, try 1 or 10")
         self.lr, self.betas, self.eps = lr, (betas[0], betas[1]), eps
         self.weight_decay, self.decay, self.clip = weight_decay, decay, clip
         self.schedule, self.warmup, self.final = schedule, warmup, final

@@ -60,6 +60,19 @@ class Signals:
 
 
 @contextmanager
+def redelivered() -> Iterator[None]:
+    """Raise a signal again that has stopped the work in this block, so that it takes its usual course for the caller:
+    Ctrl-C becomes KeyboardInterrupt, and SIGTERM ends the process unless the caller handles it."""
+    try:
+        yield
+        return
+    except Interrupted as interrupted:
+        stop = interrupted
+    signal.raise_signal(stop.signum)
+    raise stop
+
+
+@contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Install `handler` for the stopping signals in this block, except for ignored ones. No-op outside the main thread,
     as Python requires."""

@@ -190,7 +190,7 @@ def test_runs_share_the_parts_of_their_configurations(tmp_path: Path):
 def test_torch_is_not_imported(tmp_path: Path):
     folder(tmp_path, config(), {**SCORED, "val/ppl": 100.0})
     code = (
-        "import sys; from newllm.results import load_runs; from newllm.analysis.run_groups import groups; "
+        "import sys; from newllm import load_runs; from newllm.analysis.run_groups import groups; "
         f"assert len(groups(load_runs({str(tmp_path)!r}))) == 1; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'scipy', 'matplotlib')))"
     )

@@ -260,7 +260,7 @@ def import_everything() -> None:
     names = (
         "report.__main__ report.sections report.page report.study report.options run.execute run.load run.reevaluate "
         "run.evaluation_plan sweep.control sweep.plan_table pack.meeting model.decoder frequencies conformance status "
-        "evaluate generate train bench"
+        "evaluate.__main__ generate train.__main__ bench"
     )
     for name in names.split():
         import_module(f"newllm.{name}")

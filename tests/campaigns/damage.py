@@ -194,13 +194,13 @@ def _child(verb: str, work: Path, log: Path) -> None:
 
 
 def _train(name: str, *overrides: str) -> int:
-    from newllm.train import main
+    from newllm.train.__main__ import main
 
     return main([*SMALL, *overrides, f"hydra.run.dir=runs/{name}"])
 
 
 def _sweep() -> int:
-    from newllm.train import main
+    from newllm.train.__main__ import main
 
     runs = ["-m", "seed=1,2", "hydra.sweep.dir=sweep", "hydra.launcher.slots=1"]
     return main([*SMALL, *RUN[:-1], "eval=[loss]", *runs])
@@ -222,15 +222,20 @@ def _train_and_stop() -> int:
 
 
 def _load_runs() -> int:
+    from newllm import load_runs
     from newllm.errors import run_command
-    from newllm.results import load_runs
     from newllm.run.load import load_run
 
     def command(argv: list[str]) -> int:
         frame = load_runs("runs", evaluations=True)
         print(frame[["run", "state", "error"]].to_json(), frame["val/ppl"].to_json())
         run = load_run("runs/a")
-        print(run.metrics[-1]["val/loss"], run.results["val/ppl"], run.status["state"], run.tokenizer.decode([65, 66]))
+        print(
+            run.metrics["val/loss"].iloc[-1],
+            run.results["val/ppl"],
+            run.status["state"],
+            run.tokenizer.decode([65, 66]),
+        )
         print(float(run.model.embed.weight.sum()))
         return 0
 

@@ -20,7 +20,7 @@ from newllm.sweep import slurm
 from newllm.sweep.launches import Policy
 from newllm.sweep.slurm import Slurm
 from newllm.sweep.slurm_states import job_states
-from newllm.train import main
+from newllm.train.__main__ import main
 from tests.support.small_runs import SMALL_RUN, read_status, timeless_results
 
 pytestmark = pytest.mark.xdist_group("slurm")

@@ -12,7 +12,7 @@ import newllm
 from newllm.config import effective, run_directory, signature
 from newllm.config.identity import with_content
 from newllm.errors import ConfigError
-from newllm.evaluate import main as evaluate
+from newllm.evaluate.__main__ import main as evaluate
 from newllm.run.execute import run
 from newllm.run.prepare import prepare
 from newllm.store.run_directory import RunDirectory, metrics_of

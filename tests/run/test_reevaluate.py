@@ -14,7 +14,7 @@ import yaml
 import newllm
 from newllm.analysis.frame import load_runs
 from newllm.errors import ConfigError, RunError
-from newllm.evaluate import _show_together, main
+from newllm.evaluate.__main__ import _show_together, main
 from newllm.run.load import load_run
 from newllm.store.atomic import json_text
 from newllm.store.run_directory import RunDirectory
@@ -345,21 +345,21 @@ def test_ctrl_c_changes_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert contents(run) == before
 
 
-def test_evaluate_run_from_python(run: Path) -> None:
-    found = newllm.evaluate_run(run, ["eval=[rank]"])
+def test_evaluate_from_python(run: Path) -> None:
+    found = newllm.evaluate(run, ["eval=[rank]"])
     assert found == {name: results(run)[name] for name in ("rank/effective_rank", "rank/share")}
     with pytest.raises(ConfigError, match=r"eval=rank"):
-        newllm.evaluate_run(run, ["eval=[rnak]"])
+        newllm.evaluate(run, ["eval=[rnak]"])
     stored = results(run)
     stored["rank/share"] = 2.0
     RunDirectory(run).replace_files({"results.json": json_text(stored)})
     with pytest.raises(RunError):
-        newllm.evaluate_run(run, ["eval=[rank]"], rerun=True)
+        newllm.evaluate(run, ["eval=[rank]"], rerun=True)
 
 
 def test_help_needs_no_torch(finished_run: Path) -> None:
     code = (
-        "import sys; from newllm.evaluate import main\n"
+        "import sys; from newllm.evaluate.__main__ import main\n"
         f"assert main(['--help']) == 0 and main([{str(finished_run)!r}, 'eval=[los]']) == 2\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'matplotlib')))"
     )

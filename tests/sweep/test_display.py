@@ -61,7 +61,7 @@ def test_a_terminal_shows_how_far_each_run_is(runs: list[Path], monkeypatch: pyt
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr("newllm.sweep.display.REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["newllm.sweep.display"], "REFRESH_SECONDS", 0.0)
     display = Display(runs[0].parent, runs)
     with display.shown(2):
         display.tick()  # nothing is running yet
@@ -85,7 +85,7 @@ def test_the_live_table_keeps_what_has_ended_best_first_and_trusts_what_runs_say
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("LINES", "30")
-    monkeypatch.setattr("newllm.sweep.display.REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["newllm.sweep.display"], "REFRESH_SECONDS", 0.0)
     display = Display(tmp_path, paths)
     with display.shown(1):
         for path, ppl in zip(paths, (30.5, 20.25), strict=False):
@@ -114,7 +114,7 @@ def test_ten_thousand_queued_runs_are_not_read(tmp_path: Path, monkeypatch: pyte
         read.append(run.path)
         return RunState(run.path.name, str(run.path), "running")
 
-    monkeypatch.setattr("newllm.sweep.display.read_state", record)
+    monkeypatch.setattr(sys.modules["newllm.sweep.display"], "read_state", record)
     display = Display(tmp_path, paths)
     with display.shown(2):
         display.started(paths[0])

@@ -177,7 +177,7 @@ def test_if_the_process_that_forks_is_killed_runs_go_on_in_a_new_one(
 
 def test_a_sweep_that_cannot_begin_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = freeze_small_run(tmp_path / "s1", 1)
-    monkeypatch.setattr("newllm.sweep.local.python_path", lambda sweep: str(tmp_path / "nothing"))
+    monkeypatch.setattr(sys.modules["newllm.sweep.local"], "python_path", lambda sweep: str(tmp_path / "nothing"))
     (tmp_path / "nothing" / "newllm").mkdir(parents=True)
     (tmp_path / "nothing" / "newllm" / "__init__.py").write_text("raise ImportError('no such machine')")
     with pytest.raises(RunError, match="ImportError: no such machine"):

@@ -1,6 +1,7 @@
 """The pool's decisions, with fake workers; test_local.py tests its processes."""
 
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -196,7 +197,9 @@ def test_a_signal_before_the_first_run_starts_leaves_all_runs_queued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = Sweep(tmp_path, "a", "b")
-    monkeypatch.setattr("newllm.sweep.pool.pack", lambda *arguments: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        sys.modules["newllm.sweep.pool"], "pack", lambda *arguments: signal.raise_signal(signal.SIGTERM)
+    )
     handlers = {signum: signal.getsignal(signum) for signum in STOPPING}
     try:
         assert execute(tmp_path, sweep.runs, Policy(), partial(Slots, 1, ()), nullcontext()) == 143

@@ -128,7 +128,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], list[list[str]]
             queries.append(ids)
             return answer(ids)
 
-        monkeypatch.setattr("newllm.sweep.state.job_states", job_states)
+        monkeypatch.setattr(sys.modules["newllm.sweep.state"], "job_states", job_states)
         return queries
 
     return set_answer

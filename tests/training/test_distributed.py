@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from newllm import train
 from newllm.errors import ConfigError, RunError
 from newllm.run import follower
 from newllm.run.prepare import frozen_config, prepare
 from newllm.runtime import Place, Runtime
 from newllm.store.run_directory import RunDirectory
+from newllm.train import __main__ as train
 from newllm.training import distributed
 from newllm.training.distributed import Team, device_of
 from newllm.training.loop import Loop

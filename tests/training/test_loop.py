@@ -91,7 +91,7 @@ def test_the_run_directory_is_complete_and_can_be_read_back(tmp_path: Path, do_r
 
 def test_metrics_have_a_line_per_logged_step_and_per_epoch(tmp_path: Path, do_run: Callable[..., int]) -> None:
     do_run(tmp_path / "run", "trainer.log_every=4")
-    lines = load_run(tmp_path / "run").metrics
+    lines = RunDirectory(tmp_path / "run").metrics()
     steps = [line["step"] for line in lines if "train/lr" in line]
     epochs = [line for line in lines if "val/loss" in line]
     total = epochs[-1]["step"]
@@ -111,7 +111,7 @@ def test_status_json_has_the_progress_of_training(
 
     monkeypatch.setattr(RunDirectory, "update_status", recording)
     do_run(tmp_path / "run", "trainer.log_every=3")
-    losses = [line["train/loss"] for line in load_run(tmp_path / "run").metrics if "train/lr" in line]
+    losses = [line["train/loss"] for line in RunDirectory(tmp_path / "run").metrics() if "train/lr" in line]
     assert reports[0]["step"] == 3  # at once, and not only after some seconds
     assert reports[0]["loss"] == losses[0]
     assert reports[0]["tokens_per_second"] > 0
@@ -134,7 +134,7 @@ def test_the_log_has_no_control_characters(tmp_path: Path, do_run: Callable[...,
 def test_pieces_of_a_batch_make_the_same_steps(tmp_path: Path, do_run: Callable[..., int]) -> None:
     do_run(tmp_path / "whole", "precision=fp32")
     do_run(tmp_path / "pieces", "precision=fp32", "trainer.accumulate=3")
-    whole, pieces = (load_run(tmp_path / name).metrics for name in ("whole", "pieces"))
+    whole, pieces = (RunDirectory(tmp_path / name).metrics() for name in ("whole", "pieces"))
     for one, two in zip(whole[:10], pieces[:10], strict=True):
         assert one["train/loss"] == pytest.approx(two["train/loss"], rel=1e-4)
         assert one["train/grad_norm"] == pytest.approx(two["train/grad_norm"], rel=1e-3)
@@ -146,7 +146,7 @@ def test_patience_stops_training_when_the_loss_stays_worse(
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
     monkeypatch.setattr(Loop, "_validation_loss", lambda self: next(losses))
     do_run(tmp_path / "run", "trainer.patience=2", "epochs=9", "eval=[]")
-    epochs = [line for line in load_run(tmp_path / "run").metrics if "val/loss" in line]
+    epochs = [line for line in RunDirectory(tmp_path / "run").metrics() if "val/loss" in line]
     assert [line["val/loss"] for line in epochs] == [3.0, 2.0, 2.5, 2.1]
     assert [line["val/best"] for line in epochs] == [True, True, False, False]
     results = load_run(tmp_path / "run").results
@@ -159,7 +159,7 @@ def test_the_mean_of_batch_means_picks_the_epoch(tmp_path: Path, do_run: Callabl
     batches = ["batch_size=6", "eval=[loss]", "eval.loss.weighting=batch_mean", "eval.loss.batch_size=6"]  # 6, 6, 4
     do_run(tmp_path / "run", "precision=fp32", "trainer.validation=batch_mean", *batches)
     run = load_run(tmp_path / "run")
-    (picked,) = [line["val/loss"] for line in run.metrics if line.get("epoch") == run.results["val/best_epoch"]]
+    (picked,) = [line["val/loss"] for line in run.files.metrics() if line.get("epoch") == run.results["val/best_epoch"]]
     assert picked == pytest.approx(run.results["val/loss"], rel=1e-6)
     do_run(tmp_path / "tokens", "precision=fp32", "batch_size=6", "eval=[]")
     assert load_run(tmp_path / "tokens").results["val/loss"] != pytest.approx(picked, rel=1e-6)
@@ -174,7 +174,7 @@ def test_the_chosen_weights_are_evaluated_and_loaded(
         Loop, "_validation_loss", lambda self: real(self) + 9 * self.progress.epoch
     )
     do_run(tmp_path / "run", f"trainer.eval_weights={weights}")
-    epochs = [line for line in load_run(tmp_path / "run").metrics if "val/loss" in line]
+    epochs = [line for line in RunDirectory(tmp_path / "run").metrics() if "val/loss" in line]
     true_losses = [line["val/loss"] - 9 * i for i, line in enumerate(epochs)]
     expected = true_losses[0 if weights == "best" else 1]
     results = load_run(tmp_path / "run").results
@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_at_its_step(
 
 def test_a_budget_of_tokens_ends_training_after_enough_steps(tmp_path: Path, do_run: Callable[..., int]) -> None:
     do_run(tmp_path / "run", "trainer.tokens=2000", "epochs=null")
-    lines = [line for line in load_run(tmp_path / "run").metrics if "train/tokens" in line]
+    lines = [line for line in RunDirectory(tmp_path / "run").metrics() if "train/tokens" in line]
     assert lines[-1]["train/tokens"] - 8 * 32 < 2000 <= lines[-1]["train/tokens"]
 
 

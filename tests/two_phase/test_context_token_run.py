@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 import newllm
-from newllm import evaluate, generate
+from newllm import generate
 from newllm.config import effective, signature
 from newllm.config.values import check_values
 from newllm.errors import ConfigError
+from newllm.evaluate import __main__ as evaluate
 from newllm.pack.compatibility import reason_not_to_pack
 from newllm.run.execute import run
 from newllm.run.prepare import prepare

@@ -87,7 +87,7 @@ def _main(argv: list[str]) -> int:
                 "torchrun and srun start the processes of a single run, and a sweep starts those of its runs itself; "
                 "leave torchrun out and type trainer.devices=N."
             )
-        return run_sweep(args.overrides, config_dir=args.config_dir, several=args.multirun)
+        return run_sweep(args.overrides, config_dir=args.config_dir, several=args.multirun)[1]
     overrides = list(args.overrides)
     if place.launched and "trainer.devices" not in given:
         overrides.append(f"trainer.devices={place.size}")
@@ -150,6 +150,7 @@ def _hand_to_hydra(argv: list[str]) -> int:
     def task(cfg: DictConfig) -> None:
         raise AssertionError("the launchers of newllm run frozen directories and never call the task")
 
+    task.__module__ = "newllm.train"  # Hydra names the job after it
     own = sys.argv
     sys.argv = [own[0] if own[0].endswith("newllm") else "newllm", *argv]
     try:
