@@ -48,4 +48,3 @@ class TensorBoard(Logger):
 
     def close(self) -> None:
         self._writer.close()
-

@@ -38,9 +38,10 @@ class WandB(Logger):
             raise RuntimeError("there is no API key; type wandb login, or logger.wandb.mode=offline")
         identity = run.directory.tracker_id()
         self._run = wandb.init(
-            project=self.project, entity=self.entity, mode=mode, dir=str(self.directory), id=identity, resume="allow",
-            reinit="create_new", name=run.name, group=run.group, tags=run.tags, notes=run.notes, config=dict(run.config),
-            settings=wandb.Settings(console="off", silent=True, init_timeout=60, finish_timeout=300),
+            project=self.project, entity=self.entity, mode=mode, dir=str(self.directory), id=identity,
+            resume="allow", reinit="create_new", name=run.name, group=run.group, tags=run.tags, notes=run.notes,
+            config=dict(run.config),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=60, finish_timeout=60),
         )  # fmt: skip
         if not self._run.offline:
             return self._run.starting_step - 1

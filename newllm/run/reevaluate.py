@@ -59,7 +59,8 @@ def reevaluate(
     plan: EvaluationPlan, rerun: bool = False, signals: Signals | None = None, log: bool = False
 ) -> dict[str, float]:
     """Carry out a plan; returns its metrics. If an earlier evaluation stored them, they are read; else they are
-    computed, compared with what is stored, and added. log: send all results of the run to its loggers, as training does.
+    computed, compared with what is stored, and added. log: send all results of the run to its loggers, as training
+    does.
     """
     directory, console = _results_directory(plan), Console(bar=False)
     read = not rerun and not plan.repeats and directory.is_done()

@@ -85,12 +85,12 @@ def test_a_tracker_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with all installed trackers that was killed two steps after a checkpoint, and resumed."""
     folder = tmp_path_factory.mktemp("trackers") / "sweep"
     (folder / ".sweep").mkdir(parents=True)
     run_folder = folder / "run"
-    options = ["runtime.checkpoint_steps=3", "samples=60", f"logger=[{','.join(INSTALLED)}]"]
+    options = ["epochs=1", "runtime.checkpoint_steps=3", f"logger=[{','.join(INSTALLED)}]"]
     for killed in (True, False):
         child = os.fork()
         if not child:
@@ -107,7 +107,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     log = (run_folder / "train.log").read_text()
     assert "Attempt 2: goes on after step 3" in log
     assert " failed (" not in log
-    yield folder
+    return folder
 
 
 def _away_from_home(folder: Path) -> None:
@@ -196,7 +196,7 @@ def _read_trackio(folder: Path) -> Rows:
     (file,) = (file for file in (folder / "trackio").glob("newllm*.db"))
     rows = sqlite3.connect(file).execute("select step, metrics, run_name from metrics order by id").fetchall()
     (*rows, last) = [(step, json.loads(metrics), name) for step, metrics, name in rows]
-    assert "results/val/loss" in last[1] and "tables/position" in last[1]
+    assert {"results/val/loss", "tables/position"} <= {*last[1]}
     assert {name for _, _, name in rows} == {f"run-{RunDirectory(folder / 'run').tracker_id()}"}
     found: Rows = {}
     for step, metrics, _ in rows:
@@ -220,3 +220,11 @@ def _read_mlflow(folder: Path) -> Rows:
             rows.append({})
         rows[-1][key] = value
     return found
+
+
+def test_a_run_trained_afresh_is_another_one_to_trackers(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    first = directory.tracker_id()
+    assert directory.tracker_id() == first
+    directory.clear()
+    assert directory.tracker_id() != first
