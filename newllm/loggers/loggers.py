@@ -8,8 +8,9 @@ next one, and one that is added to a run gets its beginning.
 
 This is exact if what a tracker says holds. Trackers of local files (csv, tensorboard, wandb offline) say "none" and
 write their files again from the beginning. mlflow and trackio ask their database, and write each step in one
-transaction. wandb online asks its server: steps that a killed process sent and that the server has not stored yet when
-the next attempt asks come twice, and the server keeps one row per step.
+transaction; what trackio had not written when it was killed is sent again. wandb online and trackio in a space ask a
+server: a step that a killed process has sent and that the server stores only after the next attempt asks may come
+twice. That is tested for local files and databases, not for servers.
 """
 
 import math
@@ -43,7 +44,8 @@ class Loggers:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Take a line of metrics.jsonl. A step may have two, of the step and of the epoch that ends with it; its row is
-        sent with the first line of another step. Lines of stages before training are not sent."""
+        sent with the first line of another step. Lines of a first phase, which have no step, are not sent; they are its
+        table phase1."""
         if "train/loss" not in line:
             return
         if line["step"] != self._step:
