@@ -188,7 +188,7 @@ def test_files_of_another_run_and_lost_ones_are_said(
     assert main([str(own.path), PROMPT]) == 2
     assert "own/checkpoints/best.safetensors is of the run " in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"environment.json is of the run .* restore the one that is not this run's"):
-        evaluate_run(own.path)
+        evaluate(own.path)
     own.environment_file.unlink()
     with pytest.raises(ConfigError, match=r"best.safetensors is of the run .* restore the one that is not this run's"):
         evaluate(own.path)

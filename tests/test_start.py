@@ -9,7 +9,8 @@ RUN = """
 import sys
 from newllm.train.__main__ import main
 status = main(sys.argv[1:])
-print(status, sorted({"transformers", "datasets", "pandas", "matplotlib", "scipy"} & set(sys.modules)))
+unused = {"transformers", "datasets", "pandas", "matplotlib", "scipy", "wandb", "trackio", "mlflow", "tensorboard"}
+print(status, sorted(unused & set(sys.modules)))
 """
 
 

@@ -12,10 +12,10 @@ Dv] (Hk divides H; query i stands at key Tk - Tq + i) and returns [B, H, Tq, Dv]
 `attend` takes k and v as tensors of Tk tokens, `attend_cached` takes the longer storage of a cache.
 
 In fp32 on CPU `blocked` also serves short rows whose D and Dv differ, which would need padding for the fused kernel.
-Up to 128 tokens `plain` replaces `blocked`, and on CPU the others; no other kernel stores Tq x Tk scores. Softmax ignores a constant added to
-a row, so the linear bias ``-m (i - j)`` can be written as ``m j``. `row` passes it as a broadcast mask [B, H, 1, Tk] to
-the fused kernel; `digits` encodes it in a few extra dims of q and k (FlashBias, arXiv 2505.12044), for kernels without
-masks; `blocked` adds it block by block (`newllm.attention.blocked`).
+Up to 128 tokens `plain` replaces `blocked`, and on CPU the others; no other kernel stores Tq x Tk scores. Softmax
+ignores a constant added to a row, so the linear bias ``-m (i - j)`` can be written as ``m j``. `row` passes it as a
+broadcast mask [B, H, 1, Tk] to the fused kernel; `digits` encodes it in a few extra dims of q and k (FlashBias, arXiv
+2505.12044), for kernels without masks; `blocked` adds it block by block (`newllm.attention.blocked`).
 """
 
 import functools

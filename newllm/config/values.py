@@ -280,10 +280,10 @@ def check_values(cfg: DictConfig) -> DictConfig:
 def check_stored(config: Mapping[str, Any]) -> DictConfig:
     """The configuration of a run directory, which somebody else may have written, with checked values.
 
-    Raises ConfigError.
+    Its loggers are left out: they were of the attempt that trained it. Raises ConfigError.
     """
     require_parts(config)
-    return check_values(OmegaConf.create(dict(config)))
+    return check_values(OmegaConf.create({**config, "logger": {}}))
 
 
 def require_parts(config: Mapping[str, Any]) -> None:

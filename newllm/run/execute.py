@@ -5,7 +5,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from newllm.analysis.published import distance, for_console
-from newllm.build import build
 from newllm.config import differences, effective, run_directory, signature
 from newllm.config.compose import labels_of
 from newllm.config.groups import group_of
@@ -30,6 +29,7 @@ from newllm.errors import (
     ran_out_of_memory,
 )  # fmt: skip
 from newllm.evaluation import Findings, evaluate
+from newllm.loggers import Tracked
 from newllm.run import printing
 from newllm.run.evaluation_plan import EvaluationPlan, missing_evaluators
 from newllm.run.follower import follow
@@ -47,7 +47,6 @@ from newllm.training import causality
 from newllm.training.checkpoint import Progress, load_weights
 from newllm.training.compilation import compile_if_worthwhile
 from newllm.training.distributed import end_launched, launched_store, team
-from newllm.training.loggers import Logger
 from newllm.training.loop import Loop
 from newllm.training.run_context import Run, StepMaker
 from newllm.training.signals import Signals
@@ -105,7 +104,7 @@ def execute(cfg: DictConfig, signals: Signals, packed: StepMaker | None = None) 
                 raise Interrupted(signal.SIGTERM)
             signals.check()
             if not done:
-                with _attempt(this) as attempt:
+                with _attempt(this) as attempt, closing(this.loggers):
                     _train_and_evaluate(this, attempt)
         if done or directory.asked():
             return _evaluate_done(cfg, directory, console, signals)
@@ -191,7 +190,6 @@ def _attempt(run: Run) -> Iterator[int]:
 
 def _train_and_evaluate(run: Run, attempt: int) -> None:
     directory, console, earlier = run.directory, run.console, run.earlier
-    run.logger = build(run.cfg.logger, Logger, directory=directory.path)
     device_name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device)
     environment = describe(device=device_name, threads=run.runtime.threads, precision=run.precision)
     environment |= {"compiled": earlier.compiled if earlier else False, "signature": signature(run.cfg)}
@@ -219,6 +217,7 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
                 f"{trunk.directory.path}: until there, the two are the same run."
             )
             earlier, earlier_seconds = trunk.settings, earlier_seconds + loop.progress.seconds
+        run.loggers.start(Tracked(directory, effective(run.cfg)), directory.metrics(), console.line)
         stage_alone = any(group_of(stage, run.cfg).pack == "alone" for stage in run.stages)
         wanted = earlier.compiled if earlier else run.runtime.compile
         if run.trainer.recompute:
@@ -241,7 +240,7 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
 
     results = _evaluate(run, loop.progress, stages)
     results["speed/wall_seconds"] = earlier_seconds + time.monotonic() - run.started
-    run.log(loop.progress.step, metrics_of(results), close=True)
+    run.loggers.finish(metrics_of(results), directory.tables)
     printing.summary(console, metrics_of(results), str(directory.path))
     # If the run was done and its results or its status are lost, the evaluators it was given later are called again.
     directory.ask({name: options for line in directory.evaluated() for name, options in line["eval"].items()})

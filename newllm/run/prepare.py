@@ -17,6 +17,7 @@ from newllm.data import prepare as prepare_data
 from newllm.errors import ConfigError
 from newllm.evaluation import Evaluator, Subject
 from newllm.evaluation.limits import free_bytes
+from newllm.loggers import Loggers
 from newllm.model import LanguageModel, build_model
 from newllm.precision import allow_tf32, autocast, resolve
 from newllm.run.stage import build_stages
@@ -24,7 +25,6 @@ from newllm.runtime import Place, Runtime
 from newllm.store.environment import numeric_settings
 from newllm.store.run_directory import RunDirectory
 from newllm.training.distributed import device_of
-from newllm.training.loggers import Logger
 from newllm.training.optimizer import AdamW
 from newllm.training.run_context import Run
 from newllm.training.trainer import Trainer
@@ -87,7 +87,7 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     if trainer.recompute and trained_length is None:
         shape.recompute_layers()  # raises if the model cannot
     _require_memory(shape, device, trained=trained_length is not None)
-    build(cfg.logger, Logger, directory=directory.path)
+    loggers = Loggers(cfg.logger, directory.path)
     for key, path in changed_content(effective(cfg)):
         if trained_length is None:
             raise ConfigError(
@@ -113,7 +113,7 @@ def prepare(cfg: DictConfig, *, trained_length: int | None = None) -> Run:
     elif trainer.precision == "auto" and device.type == "cuda" and precision == "fp32":
         data.notes.append(f"{device} has no native bf16, so this run computes in fp32; precision=fp16 may be faster")
     parts = (runtime, trainer, optim, device, precision, data, model)
-    return Run(cfg, directory, *parts, stages, place, earlier, started)
+    return Run(cfg, directory, *parts, stages, place, earlier, started, loggers)
 
 
 def _other_content(cfg: DictConfig, path: Path) -> list[str]:

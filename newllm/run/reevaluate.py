@@ -8,18 +8,18 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
 
-from newllm.build import build
 from newllm.config.identity import canonical, folder_name, stored_signature
 from newllm.config.values import check_stored
 from newllm.console import Console, number
 from newllm.data.tokenizer import Tokenizer
 from newllm.errors import ConfigError, RunError
 from newllm.evaluation import evaluate
+from newllm.loggers import Loggers, Tracked
 from newllm.model import build_model
 from newllm.run.evaluation_plan import EvaluationPlan
 from newllm.run.prepare import counts, prepare, subject
@@ -29,7 +29,6 @@ from newllm.store.environment import describe, numeric_settings
 from newllm.store.intact import Damaged
 from newllm.store.run_directory import RunDirectory, metrics_of, timestamp
 from newllm.training.checkpoint import load_weights, weight_shapes
-from newllm.training.loggers import Logger
 from newllm.training.run_context import Run
 from newllm.training.signals import Signals
 
@@ -42,7 +41,8 @@ def reevaluate(
     plan: EvaluationPlan, rerun: bool = False, signals: Signals | None = None, log: bool = False
 ) -> dict[str, float]:
     """Carry out a plan; returns its metrics. If an earlier evaluation stored them, they are read; else they are
-    computed, compared with what is stored, and added. log: send all results of the run to its logger, as training does.
+    computed, compared with what is stored, and added. log: send all results of the run to its loggers, as training
+    does.
     """
     directory, console = _results_directory(plan), Console(bar=False)
     read = not rerun and not plan.repeats and directory.is_done()
@@ -106,9 +106,9 @@ def reevaluate(
         ) from error
     _report(console, plan, directory, compared, other)
     if log:
-        results = metrics_of(directory.results())
-        run.console, run.logger = console, build(plan.config["logger"], Logger, directory=directory.path)
-        run.log(int(results.get("train/steps", 0)) + 1, results, close=True)  # a step after those that training logged
+        with closing(Loggers(plan.config["logger"], directory.path)) as loggers:
+            loggers.start(Tracked(directory, directory.config()), directory.metrics(), console.line)
+            loggers.finish(metrics_of(directory.results()), directory.tables)
     return metrics
 
 
@@ -152,7 +152,6 @@ def _prepare(plan: EvaluationPlan) -> Run:
         cfg.runtime.threads = auto.threads
     if auto and cfg.trainer.precision == "auto":
         cfg.trainer.precision = auto.precision
-    cfg.logger = {"_target_": "newllm.training.loggers.NoLogger"}
     cfg.run_dir = str(directory.path)
     run = prepare(cfg, trained_length=length)
     last = cfg.trainer.eval_weights == "last"

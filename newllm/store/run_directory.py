@@ -13,6 +13,7 @@ checkpoints/      last.safetensors (resumable), best.safetensors (weights); stab
 evaluations.jsonl a line per later evaluation that added to results.json and tables/
 asked.json        evaluators that a sweep has asked for since the run was done; removed when they have been called
 evaluations/      a folder per evaluation with other settings: the same files without checkpoints
+tracker_id        what trackers on servers know this training by, if there are any
 
 Files have content hashes, which are checked when they are read (store/intact.py). status.json has those of
 results.json, metrics.jsonl, tables and evaluations.jsonl of a finished run, in `files`: name -> one hash, or two while
@@ -24,6 +25,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shlex
 import shutil
 import sys
@@ -101,6 +103,7 @@ class RunDirectory:
     evaluations_file = _inside("evaluations.jsonl")
     evaluations = _inside("evaluations")
     asked_file = _inside("asked.json")
+    tracker_id_file = _inside("tracker_id")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -210,7 +213,7 @@ class RunDirectory:
         with suppress(ConfigError):
             kept = {key: value for key, value in self.status().items() if key in ("created", "labels")}
         records = (self.results_file, self.metrics_file, self.status_file, self.environment_file, self.evaluations_file)
-        for file in (*records, self.log_file, self.asked_file):
+        for file in (*records, self.log_file, self.asked_file, self.tracker_id_file):
             file.unlink(missing_ok=True)
         for folder in (self.tables, self.last_checkpoint.parent, self.tokenizer, self.evaluations):
             shutil.rmtree(folder, ignore_errors=True)
@@ -227,6 +230,12 @@ class RunDirectory:
         state: State = (self.status() if status is None else status).get("state", "queued")
         gone = state == "running" and not self.in_use()
         return "interrupted" if gone or (state == "done" and not is_file(self.results_file)) else state
+
+    def tracker_id(self) -> str:
+        """Eight hex digits by which trackers know this training; made on the first call, and anew after `clear`."""
+        if not is_file(self.tracker_id_file):
+            write_text(self.tracker_id_file, secrets.token_hex(4))
+        return self.tracker_id_file.read_text(encoding="utf-8").strip()
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         write_json(self.environment_file, dict(environment))

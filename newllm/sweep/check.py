@@ -93,8 +93,9 @@ def _build(path: str, content: dict[str, Any]) -> None:
         count_parameters(plain(cfg, resolve=True), cfg.model.get("vocab_size") or 64)
     elif path in known and known[path].stage:
         build_stage(path, {name: plain(cfg[name], resolve=True) for name in content if name != "groups"}, seed=0)
-    elif path not in known or known[path].numbers:  # else it depends on the machine and the directory of the run
-        part: Any = build(plain(cfg[path], resolve=True), kinds.get(path.partition(".")[0], object))
+    elif (root := path.partition(".")[0]) not in known or known[root].numbers:
+        # else it depends on the machine and the directory of the run
+        part: Any = build(plain(cfg[path], resolve=True), kinds.get(root, object))
         if path == "data":
             part.fingerprint()  # raises if files of the corpus are missing
 

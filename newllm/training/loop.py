@@ -243,9 +243,9 @@ class Loop:
         self._reported = time.monotonic()
 
     def _record(self, values: dict[str, float]) -> None:
-        step = self.progress.step
-        self.run.directory.append_metrics({"step": step, **values})
-        self.run.log(step, values)
+        line = {"step": self.progress.step, **values}
+        self.run.directory.append_metrics(line)
+        self.run.loggers.log(line)
 
     def _epoch_line(self, values: Mapping[str, Any], duration: str = "") -> str:
         """One line of the epoch table; `*` marks the best epoch so far."""

@@ -1,8 +1,8 @@
 """The context of one run: what its stages, training loop and evaluators work with."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 
 from newllm.console import Console
 from newllm.data import Dataset
+from newllm.loggers import Loggers
 from newllm.model import LanguageModel
 from newllm.precision import Precision
 from newllm.runtime import Place, Runtime
 from newllm.store.environment import NumericSettings
 from newllm.store.run_directory import RunDirectory
-from newllm.training.loggers import Logger
 from newllm.training.optimizer import AdamW
 from newllm.training.signals import Signals
 from newllm.training.step import Numbers, Piece, Step
@@ -51,18 +51,7 @@ class Run:
     place: Place = field(default_factory=Place)
     earlier: NumericSettings | None = None
     started: float = field(default_factory=time.monotonic)
-    logger: Logger | None = None
+    loggers: Loggers = field(default_factory=lambda: Loggers({}, Path()))
     console: Console = field(default_factory=lambda: Console(bar=False))
     signals: Signals = field(default_factory=Signals)
     packed: StepMaker | None = None
-
-    def log(self, step: int, metrics: Mapping[str, float], *, close: bool = False) -> None:
-        """Send metrics to the logger, and `close` it. A logger that fails is switched off, and the run goes on."""
-        try:
-            if self.logger is not None:
-                self.logger.log(step, metrics)
-                if close:
-                    self.logger.close()
-        except Exception as error:
-            name, self.logger = type(self.logger).__name__, None
-            self.console.line(f"The logger {name} failed ({error}) and is off for the rest of the run.")

@@ -262,7 +262,6 @@ class FixedPoint(Stage):
             progress.history.append(line)
             save_training(state, iteration.recurrence, iteration.optimizer, progress, {})
             write_lines(run.directory, progress.history)
-            run.log(progress.epoch, values)
             run.console.line(_iteration_line(progress.history))
         update_progress(run, _NAME, progress.epoch, self.iterations, progress.history)
         return progress

@@ -162,7 +162,6 @@ class _Training:
         progress.finished = progress.out_of_patience(self.phase.patience) or progress.epoch == self.phase.epochs
         self._save()
         write_lines(run.directory, progress.history)
-        run.log(progress.step, values)
         run.console.line(_epoch_line(line, time.monotonic() - began))
 
     @torch.no_grad()

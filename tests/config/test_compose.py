@@ -296,6 +296,7 @@ def test_what_changes_a_number_changes_the_signature(change: str) -> None:
         "runtime.threads=2",
         "runtime.checkpoint_steps=5",
         "logger=tensorboard",
+        "logger=[wandb,csv]",
         "hydra.run.dir=x",
         "eval=[loss]",
         "trainer.log_every=1",

@@ -13,9 +13,9 @@ import torch
 import newllm
 from newllm.config import effective
 from newllm.evaluation import Evaluator, Findings, Subject
+from newllm.loggers import Logger
 from newllm.position import NoPE
 from newllm.store.run_directory import RunDirectory
-from newllm.training.loggers import Logger
 
 SMALL_RUN = [
     "samples=160", "seq_len=32", "data.vocab_size=512", "facts=none", "batch_size=8", "epochs=2",

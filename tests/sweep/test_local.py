@@ -18,7 +18,8 @@ from newllm.sweep.local import Local
 from newllm.sweep.workers import work
 from tests.support.small_runs import freeze_small_run, read_status, timeless_results
 
-SLOW = {"_target_": "tests.support.small_runs.SlowLogger"}
+KILLING = {"killing": {"_target_": "tests.support.small_runs.KillingLogger"}}
+SLOW = {"slow": {"_target_": "tests.support.small_runs.SlowLogger"}}
 LAUNCH = """
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_runs_equal_those_of_this_process_and_failures_do_not_affect_them(
 ) -> None:
     sweep = tmp_path / "a sweep's folder"
     good = [freeze_small_run(sweep / f"tiny-s{seed}", seed) for seed in (1, 2)]
-    killed = freeze_small_run(sweep / "tiny-s3", 3, logger={"_target_": "tests.support.small_runs.KillingLogger"})
+    killed = freeze_small_run(sweep / "tiny-s3", 3, logger=KILLING)
     broken = freeze_small_run(
         sweep / "tiny-s4", 4, eval={"broken": {"_target_": "tests.support.small_runs.BrokenEvaluator"}}
     )

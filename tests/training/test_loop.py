@@ -278,7 +278,7 @@ def test_a_directory_of_another_configuration_is_refused(tmp_path: Path, do_run:
 def test_a_failing_logger_does_not_end_the_run(
     tmp_path: Path, do_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from newllm.training.loggers import NoLogger
+    from newllm.loggers.logger import NoLogger
 
     def fail(self, step, metrics) -> None:
         raise OSError("the server has gone")
