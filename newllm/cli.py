@@ -13,11 +13,14 @@ VERBS = {
     "status": "the runs of a sweep and their logs; cancel, retry",
     "compare": "what differs between two runs or folders of runs: settings, and metrics side by side",
     "report": "tables, figures and verdicts of finished runs, as files and as a page",
+    "import": "make a run directory of a released Hugging Face checkpoint",
     "generate": "continue a text with a finished run",
     "frequencies": "rotary spectra of configurations as a table and a picture; trains nothing",
     "conformance": "check that an encoding keeps the contract with an attention; trains nothing",
     "bench": "speed as ratios: training, attention, decoding, evaluation, data, sweeps",
 }
+
+MODULES = {"report": "newllm.report.__main__", "import": "newllm.import_checkpoint"}  # others have the verb's name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +43,7 @@ def _dispatch(argv: list[str]) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         raise ConfigError(f"{verb!r} is not a command; {did_you_mean(verb, VERBS, prefix='newllm ')}.")
-    module = "newllm.report.__main__" if verb == "report" else f"newllm.{verb}"  # `newllm.report` itself is a package
+    module = MODULES.get(verb, f"newllm.{verb}")
     return int(import_module(module).main(rest))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from newllm import completion
-from newllm.cli import VERBS
+from newllm.cli import MODULES, VERBS
 from newllm.completion import FLAGS, complete
 from newllm.errors import Parser
 
@@ -104,7 +104,7 @@ def test_flags_are_those_of_the_command(verb: str, monkeypatch: pytest.MonkeyPat
 
     for method in ("parse_args", "parse_intermixed_args"):
         monkeypatch.setattr(Parser, method, parse)
-    module = "newllm.report.__main__" if verb == "report" else f"newllm.{verb}"
+    module = MODULES.get(verb, f"newllm.{verb}")
     try:
         import_module(module).main(["x"])
     except SystemExit:

@@ -89,6 +89,17 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+class InFloat32(nn.Module):
+    """A norm computed in fp32, also under autocast."""
+
+    def __init__(self, norm: nn.RMSNorm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.float()).to(x.dtype)
+
+
 class _Linear(nn.Linear):
     def __init__(self, inputs: int, rows: Sequence[int], heads: int, bias: bool):
         super().__init__(inputs, heads * sum(rows), bias=bias)
