@@ -50,10 +50,10 @@ class Checkpoint:
                 found = {str(name): str(file) for name, file in self._json(INDEX)["weight_map"].items()}
             except (KeyError, AttributeError):
                 raise ConfigError(f"{self.folder / INDEX} has no weight_map; copy the file again.") from None
-            for file in {*found.values()}:
-                if Path(file).name != file or not (self.folder / file).is_file():
-                    raise ConfigError(f"{self.name} has no {file}, which {INDEX} names; copy the whole folder.")
-            return {name: self.folder / file for name, file in found.items()}
+            for shard in {*found.values()}:
+                if Path(shard).name != shard or not (self.folder / shard).is_file():
+                    raise ConfigError(f"{self.name} has no {shard}, which {INDEX} names; copy the whole folder.")
+            return {name: self.folder / shard for name, shard in found.items()}
         file = self.folder / WEIGHTS
         if not file.is_file():
             raise ConfigError(
@@ -106,7 +106,9 @@ def find(name: str, revision: str | None = None) -> Checkpoint:
         if not folder.is_dir():
             raise ConfigError(f"{name} is a file; name the folder that holds {CONFIG} and the weights.")
         if revision is not None:
-            raise ConfigError(f"--revision {revision} is of a repository on the hub, and {name} is a folder; leave it out.")
+            raise ConfigError(
+                f"--revision {revision} is of a repository on the hub, and {name} is a folder; leave it out."
+            )
         return Checkpoint(folder.resolve().name, folder)
     if name.count("/") > 1 or name.startswith(("/", ".", "~")):
         raise ConfigError(f"{name} does not exist; expected a folder with {CONFIG}, or the name of a model on the hub.")
@@ -126,8 +128,8 @@ def _download(name: str, revision: str | None) -> Path:
         if cached := cached_snapshot(name, revision, "model"):
             return cached
         raise ConfigError(
-            f"{where} is no folder and not in the hub's cache on this machine, and {str(error).partition(';')[0]}; name "
-            "a folder, or type the same command with a network."
+            f"{where} is no folder and not in the hub's cache on this machine, and {str(error).partition(';')[0]}; "
+            "name a folder, or type the same command with a network."
         ) from None
     try:
         found = snapshot_download(
@@ -142,7 +144,8 @@ def _download(name: str, revision: str | None) -> Path:
         ) from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise ConfigError(
-            f"the Hugging Face hub has no model {where}, or it is private; check the name, or log in with hf auth login."
+            f"the Hugging Face hub has no model {where}, or it is private; check the name, or log in with hf auth "
+            "login."
         ) from None
     except OSError as error:
         reason = " ".join(str(error).split())[:200]

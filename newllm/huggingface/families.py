@@ -1,4 +1,4 @@
-"""The families of released models that are a `Transformer`: their config.json as overrides, and where their weights are.
+"""The families of released models that are a `Transformer`: their config.json as overrides, and where weights are.
 
 What a family's code in transformers does beyond that is refused, with the name of the field.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from newllm.checks import MOST_LAYERS
 from newllm.config.values import shown
 from newllm.errors import ConfigError
 
@@ -65,6 +66,13 @@ class Fields:
             raise self.refusal(field, "must be a whole number above 0")
         return value
 
+    def layers(self, field: str) -> range:
+        """The numbers of the layers."""
+        count = self.size(field)
+        if count > MOST_LAYERS:
+            raise self.refusal(field, f"must be at most {MOST_LAYERS:,}")
+        return range(count)
+
     def flag(self, field: str, default: bool) -> bool:
         value = self.get(field, default)
         if type(value) is not bool:
@@ -90,7 +98,7 @@ class Fields:
 def translate(name: str, config: Mapping[str, Any]) -> Translation:
     """The translation of a checkpoint with this config.json. Raises ConfigError for what our model cannot compute."""
     fields = Fields(name, config)
-    family = fields.get("model_type")
+    family = str(fields.get("model_type"))
     if family not in FAMILIES:
         raise fields.refusal("model_type", f"is not among {', '.join(FAMILIES)}")
     for field, why in {
@@ -100,7 +108,8 @@ def translate(name: str, config: Mapping[str, Any]) -> Translation:
         if config.get(field):
             raise ConfigError(f"{name} does not fit newllm's transformer: {field} in its config.json {why}.")
     fields.require("use_sliding_window", False)
-    if {*fields.get("layer_types", [])} - {"full_attention"}:
+    kinds = fields.get("layer_types", [])
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise fields.refusal("layer_types", "has layers without full attention")
     return FAMILIES[family](fields)
 
@@ -129,7 +138,7 @@ def _gpt_neox(fields: Fields) -> Translation:
         **_matrix("embed", "embed_in", fields.size("vocab_size"), width),
         **_norm("final_norm", "final_layer_norm", width),
     }
-    for i in range(fields.size("num_hidden_layers")):
+    for i in fields.layers("num_hidden_layers"):
         ours, theirs = f"blocks.{i}", f"layers.{i}"
         sources |= {
             **_norm(f"{ours}.norm", f"{theirs}.input_layernorm", width),
@@ -171,7 +180,7 @@ def _gpt2(fields: Fields) -> Translation:
         "position.table": Source({"wpe.weight": (fields.size("n_positions"), width)}),
         **_norm("final_norm", "ln_f", width),
     }
-    for i in range(fields.size("n_layer")):
+    for i in fields.layers("n_layer"):
         ours, theirs = f"blocks.{i}", f"h.{i}"
         sources |= {
             **_norm(f"{ours}.norm", f"{theirs}.ln_1", width),
@@ -221,10 +230,12 @@ def _of_llama_form(
         **_matrix("embed", "embed_tokens", fields.size("vocab_size"), width),
         "final_norm.weight": Source({"norm.weight": (width,)}),
     }
-    for i in range(fields.size("num_hidden_layers")):
+    for i in fields.layers("num_hidden_layers"):
         ours, theirs = f"blocks.{i}", f"layers.{i}"
         attention = f"{theirs}.self_attn"
-        rows = {f"{attention}.{part}_proj": n * head_dim for part, n in zip("qkv", (heads, kv_heads, kv_heads), strict=True)}
+        rows = {
+            f"{attention}.{part}_proj": n * head_dim for part, n in zip("qkv", (heads, kv_heads, kv_heads), strict=True)
+        }
         gates = {f"{theirs}.mlp.{part}_proj": inner for part in ("gate", "up")}
         sources |= {
             f"{ours}.norm.weight": Source({f"{theirs}.input_layernorm.weight": (width,)}),
@@ -255,7 +266,7 @@ FAMILIES: Mapping[str, Callable[[Fields], Translation]] = {
 def _sizes(fields: Fields, width: int, heads: int, inner: int, layers: str, length: str) -> list[str]:
     return [
         f"model.hidden_size={width}",
-        f"model.num_layers={fields.size(layers)}",
+        f"model.num_layers={len(fields.layers(layers))}",
         f"model.heads={heads}",
         f"model.mlp_size={inner}",
         f"model.vocab_size={fields.size('vocab_size')}",
@@ -280,7 +291,10 @@ def _gelu(fields: Fields, field: str, default: str) -> str:
     return "gelu_tanh"
 
 
-_SCALINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {  # rope_type -> our kind, and its options by their names
+_SCALINGS: Mapping[
+    str, tuple[str | None, Mapping[str, str]]
+] = {  # rope_type -> our kind, and its options by their names
+    "default": (None, {}),
     "linear": ("position_interpolation", {"factor": "factor"}),
     "dynamic": ("dynamic_ntk_transformers", {"factor": "factor"}),
     "llama3": (
@@ -301,27 +315,32 @@ def _rope(fields: Fields, rotary_pct: float) -> list[str]:
 
     rotary_pct: the family's default.
     """
-    where = "rope_parameters" if fields.get("rope_parameters", {}) else "rope_scaling"
+    where = "rope_scaling" if fields.get("rope_scaling", {}) else "rope_parameters"
     options = fields.get(where, {})
     if not isinstance(options, dict) or any(isinstance(value, dict) for value in options.values()):
         raise fields.refusal(where, "is not one mapping for all layers")
-    outer = {"rope_theta": fields.get("rotary_emb_base", 10000.0), "partial_rotary_factor": fields.get("rotary_pct", rotary_pct)}
+    outer = {
+        "rope_theta": fields.get("rotary_emb_base", 10000.0),
+        "partial_rotary_factor": fields.get("rotary_pct", rotary_pct),
+    }
     inner = Fields(fields.name, {**outer, **fields.values, **{key: v for key, v in options.items() if v is not None}})
     overrides = [
         "pos_encoding=rope",
         f"theta={inner.number('rope_theta')}",
         f"rotary_pct={inner.number('partial_rotary_factor')}",
     ]
-    kind = options.get("rope_type") or options.get("type") or "default"
-    if kind == "default":
-        return overrides
+    kind = str(options.get("rope_type") or options.get("type") or "default")
     if kind not in _SCALINGS:
-        raise fields.refusal(where, f"is of a type that is not among default, {', '.join(_SCALINGS)}")
+        raise fields.refusal(where, f"is of a type that is not among {', '.join(_SCALINGS)}")
     our_kind, names = _SCALINGS[kind]
     known = {*names, "rope_type", "type", "rope_theta", "partial_rotary_factor"}
     if unknown := [key for key, value in options.items() if key not in known and value is not None]:
         raise fields.refusal(where, f"has {unknown[0]}, which is not supported")
-    given = {ours: shown(inner.values[theirs]) for theirs, ours in names.items() if inner.values.get(theirs) is not None}
+    if our_kind is None:
+        return overrides
+    given = {
+        ours: shown(inner.values[theirs]) for theirs, ours in names.items() if inner.values.get(theirs) is not None
+    }
     text = ",".join(f"{key}:{value}" for key, value in {"kind": our_kind, **given}.items())
     return [*overrides, f"pos_encoding.scaling={{{text}}}"]
 

@@ -76,15 +76,13 @@ def _config(checkpoint: Checkpoint, overrides: list[str], label: str) -> dict[st
 def _weights(checkpoint: Checkpoint, translation: Translation) -> dict[str, Tensor]:
     """The checkpoint's tensors under our names. Raises ConfigError if one is missing, extra or of another shape."""
     names = {  # without the prefix -> in the file
-        name.removeprefix(translation.base): name
-        for name in checkpoint.files
-        if not translation.ignored.search(name)
+        name.removeprefix(translation.base): name for name in checkpoint.files if not translation.ignored.search(name)
     }
     sources = dict(translation.sources)
     (embedding,) = sources["embed.weight"].parts
     head = next((name for name in HEADS if name in names), None)
-    tied = checkpoint.config.get("tie_word_embeddings", head is None)
-    if not tied:
+    tied = checkpoint.config.get("tie_word_embeddings")
+    if not (head is None if tied is None else tied):
         sources["head.weight"] = Source({head or HEADS[0]: sources["embed.weight"].parts[embedding]})
     elif head and embedding in names and torch.equal(*(checkpoint.tensor(names[one]) for one in (head, embedding))):
         del names[head]  # a copy

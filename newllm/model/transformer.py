@@ -23,7 +23,8 @@ from newllm.position.encoding import PositionEncoding
 class Transformer(LanguageModel):
     """A causal language model: ``model(input_ids [B, T]) -> logits [B, T, vocab_size]``.
 
-    mlp: "gelu" (two matrices) | "gelu_tanh" (the same with GPT-2's approximation) | "swiglu" (three). norm: "layernorm" | "rmsnorm".
+    mlp: "gelu" (two matrices) | "gelu_tanh" (the same with GPT-2's approximation) | "swiglu" (three).
+    norm: "layernorm" | "rmsnorm".
     residual: "sequential" ``x += attn(norm1 x); x += mlp(norm2 x)`` | "parallel" ``x += attn(norm1 x) + mlp(norm2 x)``
     (GPT-NeoX) | "parallel_shared", the same with one norm for both. bias: linear layers of the MLP have biases
     (attention has its own option). tied: the head is the embedding. vocab_size: None means the tokenizer's size,
@@ -78,7 +79,8 @@ class Transformer(LanguageModel):
             near = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0]
             raise ConfigError(
                 f"model.hidden_size={hidden_size} is not divisible by model.heads={heads}; "
-                f"try model.heads={min(near, key=lambda n: abs(n - heads))}, or give a head its own width (model.head_dim=…)."
+                f"try model.heads={min(near, key=lambda n: abs(n - heads))}, or give a head "
+                "its own width (model.head_dim=…)."
             )
         if vocab_size is not None and vocab_size < tokens:
             raise ConfigError(

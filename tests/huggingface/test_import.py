@@ -5,6 +5,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def test_shards_prefixes_and_fields_of_older_files_are_read(save: Save, tmp_path
 
     theirs = save("gpt-2", tmp_path / "gpt2")
     change(tmp_path / "gpt2", lambda w: {name.removeprefix("transformer."): tensor for name, tensor in w.items()})
-    change(tmp_path / "gpt2", lambda w: {**w, "h.0.attn.bias": torch.ones(1), "lm_head.weight": w["wte.weight"].clone()})
+    change(
+        tmp_path / "gpt2", lambda w: {**w, "h.0.attn.bias": torch.ones(1), "lm_head.weight": w["wte.weight"].clone()}
+    )
     assert cli.main(["import", str(tmp_path / "gpt2"), str(tmp_path / "run2")]) == 0
     torch.testing.assert_close(newllm.load_run(tmp_path / "run2").model(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
 
@@ -128,22 +131,25 @@ def configure(folder: Path, **fields: Any) -> None:
 
 
 Q = "model.layers.1.self_attn.q_proj.weight"
-WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "another activation": (lambda folder: configure(folder, hidden_act="relu"), "hidden_act=relu"),
-    "another family": (lambda folder: configure(folder, model_type="mamba"), "model_type=mamba"),
+WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {  # how to spoil a folder, and what is named
+    "another activation": (partial(configure, hidden_act="relu"), "hidden_act=relu"),
+    "another family": (partial(configure, model_type="mamba"), "model_type=mamba"),
     "another scaling": (
-        lambda folder: configure(folder, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}), "rope_parameters"
+        partial(configure, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}), "rope_parameters"
     ),
     "an unknown part of a scaling": (
-        lambda folder: configure(folder, rope_parameters={"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}), "mscale"
+        partial(configure, rope_parameters={"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}), "mscale"
     ),
-    "sliding windows": (lambda folder: configure(folder, use_sliding_window=True), "use_sliding_window=true"),
+    "an unknown part of no scaling": (
+        partial(configure, rope_parameters={"rope_type": "default", "mrope_section": [1]}), "mrope_section"
+    ),
+    "sliding windows": (partial(configure, use_sliding_window=True), "use_sliding_window=true"),
     "windows in some layers": (
-        lambda folder: configure(folder, layer_types=["full_attention", "sliding_attention"]), "layer_types"
+        partial(configure, layer_types=["full_attention", "sliding_attention"]), "layer_types"
     ),
-    "code of its own": (lambda folder: configure(folder, auto_map={"AutoModel": "x.Y"}), "auto_map"),
-    "quantized weights": (lambda folder: configure(folder, quantization_config={"bits": 4}), "quantization_config"),
-    "no size": (lambda folder: configure(folder, hidden_size=None), "hidden_size"),
+    "code of its own": (partial(configure, auto_map={"AutoModel": "x.Y"}), "auto_map"),
+    "quantized weights": (partial(configure, quantization_config={"bits": 4}), "quantization_config"),
+    "no size": (partial(configure, hidden_size=None), "hidden_size"),
     "a missing tensor": (lambda folder: change(folder, lambda w: {n: t for n, t in w.items() if n != Q}), "q_proj"),
     "an extra tensor": (lambda folder: change(folder, lambda w: {**w, "score.weight": torch.ones(2)}), "score.weight"),
     "a wrong shape": (lambda folder: change(folder, lambda w: {**w, Q: torch.ones(WIDTH, 2)}), "(64, 2)"),
@@ -194,7 +200,7 @@ def test_an_imported_run_is_a_run(
     assert found["val/loss"] > 0
     assert found["kv_cache/reduction"] == 0.5
     assert cli.main(["evaluate", str(run), "eval=[loss]", "pos_encoding.scaling=yarn", *words]) == 0
-    assert cli.main(["report", str(run)]) == 0
+    assert cli.main(["report", str(run), "formats=[csv]"]) == 0
     assert cli.main(["status", str(run)]) == 0
     capfd.readouterr()
     assert cli.main(["evaluate", str(run), "eval=[loss]"]) == 2  # its text is unknown
