@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from newllm.attention.cache import LayerCache
@@ -90,14 +91,14 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class InFloat32(nn.Module):
-    """A norm computed in fp32, also under autocast."""
+    """A norm computed in fp32 or wider, also under autocast."""
 
     def __init__(self, norm: nn.RMSNorm):
         super().__init__()
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.float()).to(x.dtype)
+        return self.norm(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
 
 class _Linear(nn.Linear):
