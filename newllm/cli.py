@@ -13,6 +13,7 @@ VERBS = {
     "status": "the runs of a sweep and their logs; cancel, retry",
     "compare": "what differs between two runs or folders of runs: settings, and metrics side by side",
     "report": "tables, figures and verdicts of finished runs, as files and as a page",
+    "import": "make a run directory of a released Hugging Face checkpoint",
     "generate": "continue a text with a finished run",
     "frequencies": "rotary spectra of configurations as a table and a picture; trains nothing",
     "conformance": "check that an encoding keeps the contract with an attention; trains nothing",
@@ -45,6 +46,8 @@ def _dispatch(argv: list[str]) -> int:
 
 def module_of(verb: str) -> str:
     """The module whose function `main` is the command."""
+    if verb == "import":
+        return "newllm.import_checkpoint"  # `import` is a word of Python's grammar
     return f"newllm.{verb}.__main__" if verb in ("train", "evaluate", "report") else f"newllm.{verb}"
 
 

@@ -35,6 +35,7 @@ FLAGS: Mapping[str, Mapping[str, str | None]] = {
     },
     "report": {"--help": None},
     "compare": {"--help": None},
+    "import": {"--help": None, "--revision": ""},
     "generate": {
         "--help": None, "--max-new-tokens": "", "--temperature": "", "--top-p": "", "--seed": "",
         "--config-dir": "FOLDER",
@@ -99,6 +100,7 @@ def complete(words: Sequence[str], here: Path, verbs: Iterable[str]) -> list[str
         "report": lambda: [f"{key}=" for key in report_defaults() if key != "_target_"],
         "status": lambda: [f"{label}=" for label in LABELS],
         "compare": lambda: ["metrics="],
+        "import": list,
         "generate": list,
         "bench": lambda: [*BENCHES, "gate"],
     }.get(verb, lambda: _keys(catalog, before, last, verb))
@@ -108,7 +110,7 @@ def complete(words: Sequence[str], here: Path, verbs: Iterable[str]) -> list[str
     with_runs = verb in ("evaluate", "report", "status", "compare", "generate")
     if with_runs and ":" in last:
         return _runs(here, last)
-    return [*(_folders(here, last) if with_runs else []), *_starting(keys(), last)]
+    return [*(_folders(here, last) if with_runs or verb == "import" else []), *_starting(keys(), last)]
 
 
 def _words(line: str) -> tuple[list[str], bool]:

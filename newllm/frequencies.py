@@ -96,7 +96,7 @@ def _encoding(config: Mapping[str, Any]) -> Any:
     from newllm.position.encoding import PositionEncoding
 
     model, attention = config["model"], config["attention"]
-    head_dim = model["hidden_size"] // model["heads"]
+    head_dim = model.get("head_dim") or model["hidden_size"] // model["heads"]
     return build(
         config["pos_encoding"],
         PositionEncoding,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from newllm.attention.cache import LayerCache
 from newllm.attention.kernels import Kernel
-from newllm.attention.layer import Attention, linear, merge_heads
+from newllm.attention.layer import Attention, InFloat32, linear, merge_heads
 from newllm.checks import MOST_WIDTH, within
 from newllm.errors import ConfigError
 from newllm.position.encoding import PositionEncoding
@@ -67,10 +67,10 @@ class Latent(Attention):
         else:
             norm = nn.RMSNorm(query_dim, eps=_NORM_EPS)
             self.q = nn.Sequential(
-                linear(hidden_size, query_dim), _InFloat32(norm), linear(query_dim, query, heads=heads)
+                linear(hidden_size, query_dim), InFloat32(norm), linear(query_dim, query, heads=heads)
             )
         self.kv_down = linear(hidden_size, [kv_dim, self.rope_dim])  # rows: latent | rotary key
-        self.latent_norm = _InFloat32(nn.RMSNorm(kv_dim, eps=_NORM_EPS)) if latent_norm else nn.Identity()
+        self.latent_norm = InFloat32(nn.RMSNorm(kv_dim, eps=_NORM_EPS)) if latent_norm else nn.Identity()
         self.kv_up = linear(kv_dim, [head_dim, self.value_dim], heads=heads)  # rows, head by head: key | value
         self.out = linear(heads * self.value_dim, hidden_size)
 
@@ -131,17 +131,6 @@ class Latent(Attention):
         """[B, H, T, value] -> [B, T, hidden]."""
         projected: Tensor = self.out(merge_heads(out))
         return projected
-
-
-class _InFloat32(nn.Module):
-    """A norm computed in fp32, also under autocast."""
-
-    def __init__(self, norm: nn.RMSNorm):
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.float()).to(x.dtype)
 
 
 def _join(nope: Tensor, rope: Tensor) -> Tensor:

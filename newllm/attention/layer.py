@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from newllm.attention.cache import LayerCache
@@ -87,6 +88,17 @@ class Attention(nn.Module):
 def merge_heads(x: Tensor) -> Tensor:
     """[B, H, T, D] -> [B, T, H D]."""
     return x.transpose(1, 2).flatten(2)
+
+
+class InFloat32(nn.Module):
+    """A norm computed in fp32 or wider, also under autocast."""
+
+    def __init__(self, norm: nn.RMSNorm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
 
 class _Linear(nn.Linear):

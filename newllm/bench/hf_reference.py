@@ -14,6 +14,8 @@ def peer_name(cfg: DictConfig) -> str:
     model, choices = cfg.model, cfg.choices
     if choices.pos_encoding != "rope" or choices.attention != "mha":
         raise ConfigError("transformers has a peer for pos_encoding=rope attention=mha only; leave these as they are.")
+    if model.get("head_dim") or cfg.attention.qk_norm or cfg.attention.bias != model.bias:
+        raise ConfigError("the peers have plain attention; leave model.head_dim and the options of attention out.")
     if model.residual != "sequential" and model.mlp == "gelu" and model.norm == "layernorm":
         return "GPTNeoXForCausalLM"
     if cfg.pos_encoding.rotary_pct != 1:

@@ -21,6 +21,7 @@ class Group:
     numbers: bool = True
     trained: bool = True
     idle: tuple[str, ...] = ()
+    added: Mapping[str, Any] = field(default_factory=dict)
     part_of: str | None = None
     suggest: str | None = None
     stage: bool = False

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from newllm.config.axes import axes, nodes, used_axes
 from newllm.config.catalog import plain
 from newllm.config.content import content_hash
-from newllm.config.groups import groups
+from newllm.config.groups import Group, groups
 from newllm.errors import ConfigError
 
 SCHEMA = 1  # incremented when the same configuration comes to produce other numbers
@@ -220,8 +220,12 @@ def relevant_nodes(config: Mapping[str, Any]) -> dict[str, Any]:
     relevant: dict[str, Any] = {}
     for key, node in config.items():
         if isinstance(node, Mapping) and node and key not in left_out:
-            idle = known[key].idle if key in known else ()
-            relevant[str(key)] = {option: value for option, value in node.items() if option not in idle}
+            group = known.get(key) or Group(str(key))
+            relevant[str(key)] = {
+                option: value
+                for option, value in node.items()
+                if option not in group.idle and not (option in group.added and value == group.added[option])
+            }
     for key, found in content.items():
         group, _, option = key.partition(".")
         if option in relevant.get(group, {}):

@@ -1,5 +1,7 @@
 """MLPs of a transformer block."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,15 +9,19 @@ from newllm.attention.layer import linear
 
 
 class Gelu(nn.Module):
-    """``W_2 gelu(W_1 x)``, the exact (erf) GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
+    """``W_2 gelu(W_1 x)`` (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 
-    def __init__(self, hidden_size: int, mlp_size: int, bias: bool):
+    approximate: "none" is the exact (erf) GELU, "tanh" the paper's approximation, which GPT-2 has.
+    """
+
+    def __init__(self, hidden_size: int, mlp_size: int, bias: bool, approximate: Literal["none", "tanh"] = "none"):
         super().__init__()
+        self.approximate = approximate
         self.up = linear(hidden_size, mlp_size, bias)
         self.down = linear(mlp_size, hidden_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
+        return self.down(F.gelu(self.up(x), approximate=self.approximate))
 
 
 class SwiGLU(nn.Module):

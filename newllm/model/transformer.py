@@ -23,11 +23,12 @@ from newllm.position.encoding import PositionEncoding
 class Transformer(LanguageModel):
     """A causal language model: ``model(input_ids [B, T]) -> logits [B, T, vocab_size]``.
 
-    mlp: "gelu" (two matrices) | "swiglu" (three). norm: "layernorm" | "rmsnorm".
+    mlp: "gelu" (two matrices) | "gelu_tanh" (the same with GPT-2's approximation) | "swiglu" (three).
+    norm: "layernorm" | "rmsnorm".
     residual: "sequential" ``x += attn(norm1 x); x += mlp(norm2 x)`` | "parallel" ``x += attn(norm1 x) + mlp(norm2 x)``
     (GPT-NeoX) | "parallel_shared", the same with one norm for both. bias: linear layers of the MLP have biases
     (attention has its own option). tied: the head is the embedding. vocab_size: None means the tokenizer's size,
-    rounded up to a multiple of 64, which suits matrix kernels.
+    rounded up to a multiple of 64, which suits matrix kernels. head_dim: width of a head; None: hidden_size / heads.
 
     width_base: the width at which lr and init_std were chosen; None: they are used as they are. At another width the
     model is scaled by the maximal update parametrization for Adam (Yang et al. 2022, arXiv 2203.03466, table 8), with
@@ -45,7 +46,7 @@ class Transformer(LanguageModel):
         num_layers: int,
         heads: int,
         mlp_size: int,
-        mlp: Literal["gelu", "swiglu"] = "gelu",
+        mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu",
         norm: Literal["layernorm", "rmsnorm"] = "layernorm",
         norm_eps: float = 1e-5,
         residual: Literal["sequential", "parallel", "parallel_shared"] = "sequential",
@@ -54,6 +55,7 @@ class Transformer(LanguageModel):
         init_std: float = 0.02,
         vocab_size: int | None = None,
         width_base: int | None = None,
+        head_dim: int | None = None,
         *,
         attention: dict[str, Any],
         pos_encoding: dict[str, Any],
@@ -68,15 +70,17 @@ class Transformer(LanguageModel):
             ("heads", heads, MOST_WIDTH, 4), ("mlp_size", mlp_size, MOST_WIDTH, 704),
             ("vocab_size", 1 if vocab_size is None else vocab_size, MOST_WIDTH, 2048),
             ("width_base", hidden_size if width_base is None else width_base, MOST_WIDTH, 256),
+            ("head_dim", 1 if head_dim is None else head_dim, MOST_WIDTH, 64),
         ):  # fmt: skip
             within(f"model.{name}", size, 1, most, usual)
         at_least("model.init_std", init_std, 0, 0.02)
         at_least("model.norm_eps", norm_eps, 0, 1e-5)
-        if hidden_size % heads:
+        if head_dim is None and hidden_size % heads:
             near = [n for n in range(1, hidden_size + 1) if hidden_size % n == 0]
             raise ConfigError(
                 f"model.hidden_size={hidden_size} is not divisible by model.heads={heads}; "
-                f"try model.heads={min(near, key=lambda n: abs(n - heads))}."
+                f"try model.heads={min(near, key=lambda n: abs(n - heads))}, or give a head "
+                "its own width (model.head_dim=…)."
             )
         if vocab_size is not None and vocab_size < tokens:
             raise ConfigError(
@@ -84,7 +88,7 @@ class Transformer(LanguageModel):
                 f"give model.vocab_size={_round_up(tokens)} or model.vocab_size=null."
             )
         self.hidden_size, self.num_layers, self.heads = hidden_size, num_layers, heads
-        self.head_dim = hidden_size // heads
+        self.head_dim = hidden_size // heads if head_dim is None else head_dim
         self.vocab_size = _round_up(tokens) if vocab_size is None else vocab_size
         self.seq_len = seq_len
         self.recompute = False
@@ -114,9 +118,13 @@ class Transformer(LanguageModel):
                 hidden_size=hidden_size,
                 heads=heads,
                 head_dim=self.head_dim,
+                norm_eps=norm_eps,
                 rotates=encoding is not None and encoding.rotates,
             )
-            feed_forward = (Gelu if mlp == "gelu" else SwiGLU)(hidden_size, mlp_size, bias)
+            if mlp == "swiglu":
+                feed_forward: nn.Module = SwiGLU(hidden_size, mlp_size, bias)
+            else:
+                feed_forward = Gelu(hidden_size, mlp_size, bias, "none" if mlp == "gelu" else "tanh")
             second_norm = None if residual == "parallel_shared" else make_norm()
             blocks.append(
                 Block(attention_layer, feed_forward, make_norm(), second_norm, residual != "sequential", encoding)

@@ -167,7 +167,7 @@ class Norms(nn.Module):
             normed = F.rms_norm(x, self._shape, eps=self._eps)
         if not self._scales:
             return normed
-        rows = normed.view(len(self._scales), -1, *self._shape) * torch.stack(self._scales)[:, None]
+        rows = normed.reshape(len(self._scales), -1, *self._shape) * torch.stack(self._scales)[:, None]
         if self._shifts:
             rows = rows + torch.stack(self._shifts)[:, None]
         return rows.view_as(x)

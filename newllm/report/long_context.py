@@ -210,7 +210,8 @@ def wavelengths_of(config: Mapping[str, Any], length: int) -> np.ndarray | None:
         return None
     model, rope_dim = config["model"], config["attention"].get("rope_dim")  # the rotary key of latent attention
     try:
-        head_dim, seq_len = int(rope_dim or model["hidden_size"] // model["heads"]), config["data"]["seq_len"]
+        head_dim = int(rope_dim or model.get("head_dim") or model["hidden_size"] // model["heads"])
+        seq_len = config["data"]["seq_len"]
         dims = rotary_dims(head_dim, node.get("rotary_pct", 1.0))
         trained = spectrum(node["frequencies"], dims, theta=node.get("theta"), head_dim=head_dim, seq_len=seq_len)
         scaled, _ = scale(trained, node.get("scaling"), length=length, seq_len=seq_len)

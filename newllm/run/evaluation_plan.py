@@ -199,10 +199,11 @@ def _with_overrides(
 
     # The YAML files are read for the groups that the overrides concern: all of them if an axis is among the overrides.
     axes = roots & {*catalog.axes}
+    unread = ("experiment", "model") if "imported" in trained else ("experiment",)  # an imported model has no YAML file
     concerned = {
         name
         for name in choices
-        if name in catalog.groups and choices[name] is not None and name != "experiment" and (axes or name in roots)
+        if name in catalog.groups and choices[name] is not None and name not in unread and (axes or name in roots)
     }
     typed = {override.key_or_group: override for override in given.parsed if override.key_or_group in catalog.groups}
     stored_lines = {name: f"{name}={json.dumps(choices[name])}" for name in sorted(concerned)}

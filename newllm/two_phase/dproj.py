@@ -58,7 +58,7 @@ class DProjTransformer(Transformer):
         num_layers: int,
         heads: int,
         mlp_size: int,
-        mlp: Literal["gelu", "swiglu"] = "gelu",
+        mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu",
         norm: Literal["layernorm", "rmsnorm"] = "layernorm",
         norm_eps: float = 1e-5,
         residual: Literal["sequential", "parallel", "parallel_shared"] = "sequential",

@@ -23,7 +23,7 @@ CATALOG = catalog_for()
             "attention.latent_norm=false true or false; RMS norm on the latent (true in DeepSeek)",
         ]),
         ("attention=mla kv_dim=32", ["attention.kv_dim=32 a whole number; follows kv_dim; MLA latent width"]),
-        ("attention=gqa", ["attention.bias=false true or false; follows model.bias"]),
+        ("attention=gqa", ["attention.bias=false true, false or qkv; follows model.bias"]),
         ("model=llama_350m", ["model.vocab_size=50304 a whole number or null; null: the tokenizer's, rounded up"]),
         ("eval=[loss]", ["eval.loss.batch_size=8 a whole number; rows in a batch of batch_mean"]),
         ("pos_encoding=rope,alibi", ["rope_alibi", "newllm help pos_encoding=alibi shows the options of a choice."]),

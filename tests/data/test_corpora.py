@@ -140,6 +140,19 @@ def test_hub_set_in_a_local_folder(load: Load, tmp_path: Path, texts: list[str])
     assert alone.fingerprint() != separate.fingerprint()
 
 
+def test_a_hub_set_in_the_hubs_cache_needs_no_network(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "datasets--someone--texts"
+    (repository / "snapshots/0123456789").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0123456789")
+    write_jsonl(repository / "snapshots/0123456789/train.jsonl", texts[:3])
+    assert documents(Hub(name="someone/texts")) == texts[:3]
+
+
 def test_chats_are_joined_by_newlines(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
     (tmp_path / "train.jsonl").write_text(json.dumps({"messages": chat}) + "\n")

@@ -37,6 +37,10 @@ CASES = {
         ["model=pythia_70m", "model.hidden_size=32", "model.num_layers=2", "model.heads=2", "model.mlp_size=64"],
         [["seed=1"], ["seed=2"]],
     ),
+    "norms of queries and keys, biases of q, k and v": (
+        ["attention=gqa", "kv_heads=1", "attention.qk_norm=true", "attention.bias=qkv", "model.head_dim=24"],
+        [["seed=1"], ["seed=2"]],
+    ),
     "a user's encoding": (
         ["pos_encoding=nope", "pos_encoding._target_=tests.support.packs.Distances"],
         [["pos_encoding.scale=1.0"], ["pos_encoding.scale=2.0", "seed=3"]],

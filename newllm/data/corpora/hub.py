@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from newllm.config.content import content_hash
 from newllm.config.groups import group_of
@@ -19,7 +20,7 @@ OFFLINE_CHOICES = "type data=stdlib or data=text data.path=FILE_OR_FOLDER, which
 class Hub(Corpus):
     """Each row is a document.
 
-    name: repository on the hub, or a folder in the hub's layout.
+    name: repository on the hub, or a folder in the hub's layout. Without a network the hub's cache is read.
     config: its configuration, if it has several.
     revision: commit, tag or branch.
     hub_split: the split of the repository to read (`split` is newllm's own).
@@ -51,15 +52,21 @@ class Hub(Corpus):
     def _rows(self, split: str) -> Iterator[Piece]:
         if not self.name:
             raise ConfigError("data.name is not set; type data.name=OWNER/NAME, a repository on the hub")
-        if not Path(self.name).is_dir():
-            require_hub(f"data set {self.name}")
+        place, revision = self.name, self.revision
+        if not Path(place).is_dir():
+            try:
+                require_hub(f"data set {place}")
+            except ConfigError:
+                if not (cached := cached_snapshot(place, revision, "dataset")):
+                    raise
+                place, revision = str(cached), None
         os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")
         import datasets
 
         datasets.config.STREAMING_READ_MAX_RETRIES = 3
         datasets.config.STREAMING_READ_RETRY_INTERVAL = 2
         try:
-            rows = datasets.load_dataset(self.name, self.config, split=split, revision=self.revision, streaming=True)
+            rows = datasets.load_dataset(place, self.config, split=split, revision=revision, streaming=True)
             for row in rows:
                 value = row.get(self.column)
                 if isinstance(value, list) and all(isinstance(message, dict) for message in value):
@@ -83,6 +90,18 @@ class Hub(Corpus):
         found = content_hash(self.name, group_of("data").paths["name"]) if self.name else None
         splits = self.hub_split if self.val_hub_split is None else f"{self.hub_split}+{self.val_hub_split}"
         return f"hub:{found or self.name}:{self.config}:{self.revision}:{splits}:{self.column}"
+
+
+def cached_snapshot(name: str, revision: str | None, kind: Literal["model", "dataset"]) -> Path | None:
+    """The folder of a repository in the hub's cache on this machine, None if it is not there. It may lack files."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[])
+        )
+    except (OSError, ValueError):  # not in the cache; no name of a repository
+        return None
 
 
 def require_hub(what: str) -> None:

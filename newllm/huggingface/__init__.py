@@ -1,0 +1,1 @@
+"""Checkpoints in the layout of the Hugging Face hub: released models become run directories."""
