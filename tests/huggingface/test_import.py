@@ -18,7 +18,6 @@ from newllm import cli
 from newllm.config import compose, effective, signature
 from newllm.data.tokenizer import EOT, train_bpe
 from newllm.model.decoder import Decoder
-from newllm.results import load_runs
 
 TEXT = "\n\n".join(inspect.getsource(module) for module in (json, shutil, argparse))
 VOCABULARY, WIDTH, HEADS, LENGTH = 512, 64, 4, 96
@@ -196,7 +195,7 @@ def test_an_imported_run_is_a_run(
     assert capfd.readouterr().out.startswith("import")
     words = ["data=text", "data.path=text.txt", "seq_len=48", "runtime.threads=1"]
     assert cli.main(["evaluate", str(run), "eval=[loss,position,kv_cache,qk]", *words]) == 0
-    (found,) = load_runs(run, evaluations=True).query("evaluated_from.notna()").to_dict("records")
+    (found,) = newllm.load_runs(run, evaluations=True).query("evaluated_from.notna()").to_dict("records")
     assert found["val/loss"] > 0
     assert found["kv_cache/reduction"] == 0.5
     assert cli.main(["evaluate", str(run), "eval=[loss]", "pos_encoding.scaling=yarn", *words]) == 0
