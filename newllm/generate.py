@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     parser = Parser(prog="newllm generate", description=__doc__)
-    parser.add_argument("run", help="run directory, as in outputs/runs/tiny-rope-…")
+    parser.add_argument("run", help="run directory, as in outputs/runs/nano-rope-…")
     parser.add_argument("prompt", help="the text to continue")
     parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")

@@ -225,7 +225,7 @@ def test_every_sweep_has_a_folder_of_its_own(launches: list[Launch]) -> None:
     started = len(launches)
     assert folder("eval=[loss],[loss,qk]", "seed=1,2") == "outputs/sweeps/seed"
     assert len(launches) == started, "evaluators make no other runs, and these have been called"
-    assert folder("seed=7") == "outputs/sweeps/tiny-rope-mha-stdlib-s7"
+    assert folder("seed=7") == "outputs/sweeps/nano-rope-mha-stdlib-s7"
     started = len(launches)
     assert train.main(["-m", "pos_encoding=rope,alibi", "seeds=1"]) == 0
     assert len(launches) == started, "the same command finds its finished runs"

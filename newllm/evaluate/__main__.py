@@ -19,7 +19,7 @@ Evaluate finished runs again. Nothing is trained, and stored results never chang
 RUN is a run directory, or a folder of runs; then all finished runs in it are evaluated.
 
 Examples
-  newllm evaluate outputs/runs/tiny-rope-…                       repeat its own evaluation and compare all numbers
+  newllm evaluate outputs/runs/nano-rope-…                       repeat its own evaluation and compare all numbers
   newllm evaluate outputs/sweeps/lengths 'eval=[extrapolation]'    add metrics to the results of each run
   newllm evaluate outputs/sweeps/lengths 'eval=[extrapolation]' 'eval.extrapolation.lengths=[512,1024]'
   newllm evaluate RUN 'eval=[extrapolation]' pos_encoding.scaling=yarn
@@ -73,7 +73,7 @@ def _run(argv: list[str]) -> int:
         else:
             raise ConfigError(f"{word}: no such folder; expected a run directory, a folder of runs, or key=value.")
     if not folders:
-        raise ConfigError("no run is given; type newllm evaluate RUN, as in newllm evaluate outputs/runs/tiny-rope-….")
+        raise ConfigError("no run is given; type newllm evaluate RUN, as in newllm evaluate outputs/runs/nano-rope-….")
 
     from newllm.run.evaluation_plan import EvaluationPlan, parse_overrides, plan_evaluation
 

@@ -173,7 +173,7 @@ def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] | No
 
     ::
 
-        run = newllm.load_run("outputs/runs/tiny-rope-…")
+        run = newllm.load_run("outputs/runs/nano-rope-…")
         run.results["val/bits_per_byte"], run.config.pos_encoding
 
     weights: None takes those that the results are of (trainer.eval_weights).

@@ -364,10 +364,10 @@ def test_differences_name_the_keys() -> None:
 
 def test_slug_reads_well_and_is_a_safe_short_file_name() -> None:
     typed = ["pos_encoding=alibi", "attention=mla", "slope=1.25e-1", "kv_dim=64", "runtime.threads=1"]
-    assert slug(compose(typed)) == "tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42"
+    assert slug(compose(typed)) == "nano-alibi-mla-stdlib-slope0.125-kv_dim64-s42"
     nasty = compose(["data=text", "data.path='/tmp/a b/c:d?*'", "slope=0.5", "pos_encoding=alibi", "seed=123"])
-    assert slug(nasty) == "tiny-alibi-mha-text-slope0.5-pathc_d-s123"
-    assert slug(compose(["samples=null", "tokens=2e3"])) == "tiny-rope-mha-stdlib-samplesnull-tokens2000-s42"
+    assert slug(nasty) == "nano-alibi-mha-text-slope0.5-pathc_d-s123"
+    assert slug(compose(["samples=null", "tokens=2e3"])) == "nano-rope-mha-stdlib-samplesnull-tokens2000-s42"
 
 
 def test_a_long_slug_leaves_values_out_whole() -> None:
@@ -376,7 +376,7 @@ def test_a_long_slug_leaves_values_out_whole() -> None:
         "model.hidden_size=128", "kv_dim=96", "data.vocab_size=512",
     ])  # fmt: skip
     assert len(slug(many)) <= 80
-    assert slug(many).startswith("tiny-rope-mla-stdlib-kv_dim96-")
+    assert slug(many).startswith("nano-rope-mla-stdlib-kv_dim96-")
     known = {"tokenizer_bytes1000000", "vocab_size512", "hidden_size128", "warmup0.25", "weight_decay0.31", "s42"}
     assert set(slug(many).split("-")[5:]) < known
 

@@ -36,7 +36,7 @@ def test_a_run_carries_the_entries_of_a_users_groups(user_folder: Path) -> None:
     assert stages(run) == [*stages(), "warmup"]
     assert group_of("warmup", run).idle == ("folder",)
     assert signature(run) == signature(elsewhere) != signature(other)
-    assert slug(run).startswith("tiny-rope-mha-stdlib-short-")
+    assert slug(run).startswith("nano-rope-mha-stdlib-short-")
     assert "groups" not in effective(compose())
 
 

@@ -3,7 +3,9 @@ import math
 import pytest
 from torch import nn
 
+import newllm
 from newllm.errors import ConfigError
+from newllm.training.muon import Muon
 from newllm.training.optimizer import AdamW, lower_rate
 
 
@@ -53,6 +55,17 @@ def test_decay_applies_to_matrices_or_to_all() -> None:
     for parameter in model.parameters():
         assert matrices[id(parameter)] == (0.1 if parameter.dim() == 2 else 0.0)
         assert everything[id(parameter)] == 0.1
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_the_embedding_has_a_rate_of_its_own_and_the_decay_of_the_others(kind: type[AdamW]) -> None:
+    model = newllm.build_model(newllm.compose(["model.hidden_size=32", "model.num_layers=1"]), tokens=64)
+    optim = kind(lr=1e-3, betas=[0.9, 0.95], weight_decay=0.1, embedding_rate=10.0)
+    groups = {id(p): group for group in optim.optimizer(model).param_groups for p in group["params"]}
+    assert len(groups) == len(list(model.parameters()))
+    embedding, matrix = groups[id(model.embed.weight)], groups[id(model.blocks[0].mlp.down.weight)]
+    assert (embedding["rate_factor"], matrix["rate_factor"]) == (10, 1)
+    assert embedding["weight_decay"] * embedding["rate_factor"] == matrix["weight_decay"] == 0.1
 
 
 @pytest.mark.parametrize(
