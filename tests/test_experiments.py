@@ -29,7 +29,7 @@ RUNS = {
     "alibi_slope_small": 45,
     "rotary_pct_small": 40,
     "theta_small": 40,
-    "optimizers_small": 30,
+    "optimizers_small": 45,
     "wsd_small": 45,
     "width_small": 250,
     "vdproj_small": 25,

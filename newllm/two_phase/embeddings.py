@@ -139,8 +139,8 @@ class Corpus(Embeddings):
             f"model.heads={embed_dim // HEAD_DIM if embed_dim % HEAD_DIM == 0 else 1}",
             f"model.mlp_size={8 * embed_dim // 3}",  # as many parameters as two matrices of 4 x the width
             "facts=none", "eval=[loss]",
-            f"epochs={self.epochs}", f"batch_size={rows}", f"lr={self.lr}", "optim.embedding_rate=1.0", f"seed={self.seed}",
-            f"precision={cfg.trainer.precision}",
+            f"epochs={self.epochs}", f"batch_size={rows}", f"lr={self.lr}", "optim.embedding_rate=1.0",
+            f"seed={self.seed}", f"precision={cfg.trainer.precision}",
         ])  # fmt: skip
         data: Any = OmegaConf.to_container(cfg.data, resolve=True)
         if self.tokens != "same":

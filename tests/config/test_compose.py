@@ -108,10 +108,10 @@ def test_axes_in_shared_base_files_are_known() -> None:
         ("theta", "'theta' is not an override; expected key=value, as in theta=VALUE"),
         (
             "theta=1,2",
-            "theta=1,2 is a sweep over several runs; add -m to run them, or write a list as 'theta=[1,2]'",
+            "theta=1,2 is a sweep over several runs; add -m (in Python: newllm.sweep) to run them, or write a list as 'theta=[1,2]'",
         ),
-        ("pos_encoding=rope,alibi", "is a sweep over several runs; add -m to run them."),
-        ("seed=range(1,4)", "is a sweep over several runs; add -m to run them."),
+        ("pos_encoding=rope,alibi", "is a sweep over several runs; add -m (in Python: newllm.sweep) to run them."),
+        ("seed=range(1,4)", "is a sweep over several runs; add -m (in Python: newllm.sweep) to run them."),
         ("~facts", "nothing can be deleted from a configuration; type facts=none"),
         ("~theta", "can be deleted"),
         ("~pos_encoding.layout", "can be deleted"),

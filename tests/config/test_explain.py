@@ -46,7 +46,7 @@ def test_options_have_their_default_type_and_comment(words: str, lines: list[str
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("model.hed", r"model\.hed is not an option of model=tiny; did you mean model\.heads\?"),
+        ("model.hed", r"model\.hed is not an option of model=nano; did you mean model\.heads\?"),
         (
             "eval.los",
             r"eval\.los: unknown; did you mean eval\.loss|eval=los: there is no such eval; did you mean eval=loss",

@@ -120,7 +120,7 @@ def test_sentences_about_a_node(module: str, options: dict[str, Any], message: s
         ("eval.qk.batches=two", "eval.qk.batches=two: expected a whole number"),
         ("pos_encoding._target_=newllm.position.Rop", "there is no Rop in newllm.position; did you mean Rope?"),
         ("runtime.threads=many", "runtime.threads=many: expected a whole number or auto"),
-        ("attention=none", "attention=none: model=tiny needs one; type attention=mha."),
+        ("attention=none", "attention=none: model=nano needs one; type attention=mha."),
     ],
 )
 def test_a_wrong_value_gets_one_sentence_with_advice(typed: str, message: str) -> None:

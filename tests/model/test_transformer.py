@@ -58,7 +58,7 @@ def test_cache_refuses_more_than_its_capacity(small_model):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.heads=3"], "model.hidden_size=256 is not divisible by model.heads=3; try model.heads=2"),
+        (["model.heads=3"], "model.hidden_size=128 is not divisible by model.heads=3; try model.heads=2"),
         (["model.heads=0"], r"model.heads must lie in \[1, 1e\+06\], as in model.heads=4; got 0"),
         (["model.hidden_size=-8"], r"model.hidden_size must lie in \[1, "),
         (["model.init_std=-1"], "model.init_std must be 0 or greater, as in model.init_std=0.02; got -1"),
