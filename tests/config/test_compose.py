@@ -108,7 +108,8 @@ def test_axes_in_shared_base_files_are_known() -> None:
         ("theta", "'theta' is not an override; expected key=value, as in theta=VALUE"),
         (
             "theta=1,2",
-            "theta=1,2 is a sweep over several runs; add -m (in Python: newllm.sweep) to run them, or write a list as 'theta=[1,2]'",
+            "theta=1,2 is a sweep over several runs; add -m (in Python: newllm.sweep) to run them, or write a list as "
+            "'theta=[1,2]'",
         ),
         ("pos_encoding=rope,alibi", "is a sweep over several runs; add -m (in Python: newllm.sweep) to run them."),
         ("seed=range(1,4)", "is a sweep over several runs; add -m (in Python: newllm.sweep) to run them."),
