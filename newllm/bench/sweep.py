@@ -34,7 +34,7 @@ from newllm.data import prepare
 from newllm.errors import ConfigError, RunError
 from newllm.runtime import Runtime, available_cores
 
-DEFAULTS = ["samples=300", "epochs=1", "facts=none", "eval=[loss]"]
+DEFAULTS = ["model=tiny", "samples=300", "epochs=1", "facts=none", "eval=[loss]"]
 GRID = {
     "theta": ("1e4", "2e4", "5e4", "1e5", "5e5"),
     "rotary_pct": ("0.25", "0.5", "0.75", "1"),
