@@ -1,5 +1,5 @@
-"""Trackers: where a run's metrics and results are shown besides its own files. One per file; none imports its package
-before a run begins with it."""
+"""Trackers show the metrics and results of a run outside its directory. There is one per file, and its package is
+imported only when a run starts with it."""
 
 from newllm.loggers.logger import Logger, Tracked, require
 from newllm.loggers.loggers import Loggers

@@ -61,7 +61,8 @@ class Logger(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Write out what is pending. Without `finish` before, the run was interrupted or has failed."""
+        """Write out what is pending. Called only after `start`. Without `finish` before it, the run was interrupted or
+        has failed."""
 
 
 class NoLogger(Logger):

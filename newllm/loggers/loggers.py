@@ -62,8 +62,8 @@ class Loggers:
         self._each(lambda name, logger: logger.finish(_finite(results), files))
 
     def close(self) -> None:
-        """Close all trackers. The step whose lines may not be complete is left to the next attempt."""
-        self._each(lambda name, logger: logger.close())
+        """Close the trackers that have started. A step whose lines may not be complete is left to the next attempt."""
+        self._each(lambda name, logger: logger.close() if name in self._has else None)
         self._loggers.clear()
 
     def _send(self) -> None:

@@ -56,6 +56,7 @@ def reevaluate(
             return stored
 
     started = timestamp()
+    loggers = Loggers(plan.config["logger"] if log else {}, directory.path)
     run = _prepare(plan)
     console.title("newllm evaluate")
     console.settings({
@@ -106,7 +107,7 @@ def reevaluate(
         ) from error
     _report(console, plan, directory, compared, other)
     if log:
-        with closing(Loggers(plan.config["logger"], directory.path)) as loggers:
+        with closing(loggers):
             loggers.start(Tracked(directory, directory.config()), directory.metrics(), console.line)
             loggers.finish(metrics_of(directory.results()), directory.tables)
     return metrics
