@@ -107,7 +107,7 @@ def find(name: str, revision: str | None = None) -> Checkpoint:
             raise ConfigError(f"{name} is a file; name the folder that holds {CONFIG} and the weights.")
         if revision is not None:
             raise ConfigError(
-                f"--revision {revision} is of a repository on the hub, and {name} is a folder; leave it out."
+                f"--revision {revision} is for a repository on the hub, and {name} is a folder; leave it out."
             )
         return Checkpoint(folder.resolve().name, folder)
     if name.count("/") > 1 or name.startswith(("/", ".", "~")):
@@ -128,7 +128,7 @@ def _download(name: str, revision: str | None) -> Path:
         if cached := cached_snapshot(name, revision, "model"):
             return cached
         raise ConfigError(
-            f"{where} is no folder and not in the hub's cache on this machine, and {str(error).partition(';')[0]}; "
+            f"{where} is neither a folder nor in the hub's cache on this machine, and {str(error).partition(';')[0]}; "
             "name a folder, or type the same command with a network."
         ) from None
     try:
@@ -147,7 +147,7 @@ def _download(name: str, revision: str | None) -> Path:
             f"the Hugging Face hub has no model {where}, or it is private; check the name, or log in with hf auth "
             "login."
         ) from None
-    except OSError as error:
+    except Exception as error:  # the client raises those of its HTTP library, too
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{where} could not be downloaded ({reason}); type the same command again.") from None
     return Path(found)

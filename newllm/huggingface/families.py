@@ -1,6 +1,6 @@
 """The families of released models that are a `Transformer`: their config.json as overrides, and where weights are.
 
-What a family's code in transformers does beyond that is refused, with the name of the field.
+Whatever else a family's code in transformers can do is refused with the name of the field.
 """
 
 import re
@@ -23,7 +23,7 @@ _REQUIRED = object()
 class Source:
     """Where a parameter is in a checkpoint.
 
-    parts: name -> shape of the tensors that are joined along their rows. arrange: what makes them one of ours.
+    parts: name -> shape of the tensors that are joined along their rows. arrange: turns the result into our parameter.
     """
 
     parts: Mapping[str, tuple[int, ...]]
@@ -32,7 +32,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Translation:
-    """A checkpoint's model in our terms.
+    """How a checkpoint becomes one of our models.
 
     overrides: of the configuration. sources: name of each parameter but the head -> where it is. base: prefix of the
     checkpoint's names, which may be missing. ignored: names of tensors that hold constants.
@@ -291,9 +291,8 @@ def _gelu(fields: Fields, field: str, default: str) -> str:
     return "gelu_tanh"
 
 
-_SCALINGS: Mapping[
-    str, tuple[str | None, Mapping[str, str]]
-] = {  # rope_type -> our kind, and its options by their names
+# rope_type -> our kind, and its options by their names
+_SCALINGS: Mapping[str, tuple[str | None, Mapping[str, str]]] = {
     "default": (None, {}),
     "linear": ("position_interpolation", {"factor": "factor"}),
     "dynamic": ("dynamic_ntk_transformers", {"factor": "factor"}),
@@ -323,7 +322,8 @@ def _rope(fields: Fields, rotary_pct: float) -> list[str]:
         "rope_theta": fields.get("rotary_emb_base", 10000.0),
         "partial_rotary_factor": fields.get("rotary_pct", rotary_pct),
     }
-    inner = Fields(fields.name, {**outer, **fields.values, **{key: v for key, v in options.items() if v is not None}})
+    given = {key: value for key, value in [*fields.values.items(), *options.items()] if value is not None}
+    inner = Fields(fields.name, {**outer, **given})
     overrides = [
         "pos_encoding=rope",
         f"theta={inner.number('rope_theta')}",
@@ -338,10 +338,8 @@ def _rope(fields: Fields, rotary_pct: float) -> list[str]:
         raise fields.refusal(where, f"has {unknown[0]}, which is not supported")
     if our_kind is None:
         return overrides
-    given = {
-        ours: shown(inner.values[theirs]) for theirs, ours in names.items() if inner.values.get(theirs) is not None
-    }
-    text = ",".join(f"{key}:{value}" for key, value in {"kind": our_kind, **given}.items())
+    scaling = {ours: shown(inner.values[theirs]) for theirs, ours in names.items() if theirs in inner.values}
+    text = ",".join(f"{key}:{value}" for key, value in {"kind": our_kind, **scaling}.items())
     return [*overrides, f"pos_encoding.scaling={{{text}}}"]
 
 
@@ -361,7 +359,7 @@ def _matrix(
 
 
 def _joined(ours: str, rows: Mapping[str, int], inputs: int, bias: bool) -> dict[str, Source]:
-    """Several matrices of theirs, name -> rows, that are one of ours."""
+    """One of our matrices, which a checkpoint has as several (name -> rows)."""
     sources = {f"{ours}.weight": Source({f"{name}.weight": (count, inputs) for name, count in rows.items()})}
     if bias:
         sources[f"{ours}.bias"] = Source({f"{name}.bias": (count,) for name, count in rows.items()})

@@ -1,4 +1,4 @@
-"""A released checkpoint as a run directory, which evaluations, generation and reports read like those of runs here."""
+"""Makes a run directory of a released checkpoint; evaluation, generation and reports read it like any other."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def import_checkpoint(name: str, directory: str | os.PathLike[str] | None = None
     directory: the run directory (default: one in outputs/runs, named after the checkpoint). If it holds this checkpoint
     already, nothing is done.
 
-    Raises ConfigError, before anything is written, for a checkpoint that is not one of our models in every respect.
+    Raises ConfigError, before anything is written, for a checkpoint that does not fit one of our models exactly.
     """
     checkpoint = find(name, revision)
     translation = translate(checkpoint.name, checkpoint.config)
@@ -95,7 +95,7 @@ def _weights(checkpoint: Checkpoint, translation: Translation) -> dict[str, Tens
         )
     if extra := [names[name] for name in names if name not in wanted]:
         raise ConfigError(
-            f"{checkpoint.name} has tensors that a {checkpoint.config['model_type']} with its config.json has not: "
+            f"{checkpoint.name} has tensors that a {checkpoint.config['model_type']} of its config.json does not have: "
             f"{listed(extra, 3)}; newllm has no model of this kind."
         )
     weights = {}

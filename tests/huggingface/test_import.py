@@ -224,7 +224,7 @@ def test_what_is_in_the_hubs_cache_is_read_without_a_network(
     assert config.choices.model == "small"
     capfd.readouterr()
     assert cli.main(["import", "someone/other", str(tmp_path / "run2")]) == 2
-    assert "not in the hub's cache" in capfd.readouterr().err
+    assert "nor in the hub's cache" in capfd.readouterr().err
 
 
 def test_options_that_came_later_do_not_change_signatures() -> None:
