@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# These four are named as the packages that they are in. They are bound here, once, since the first import of a
-# submodule binds its name in this module, and would later replace the function.
+# These four have the names of the packages that they are in. They are imported here because the first import of a
+# submodule binds its name in this module, which would later replace the function.
 from newllm.evaluate import evaluate
 from newllm.report import report
 from newllm.sweep import sweep

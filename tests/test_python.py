@@ -86,10 +86,10 @@ def test_evaluate_and_report_take_the_run_itself(run: newllm.Run, tmp_path: Path
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("epochs=1", r"'epochs=1' is a text; expected a list"),
+        ("epochs=1", r"'epochs=1' is a string; expected a list"),
         (["thta=1"], r"did you mean theta\?"),
         (["seed=1,2"], r"\(in Python: newllm\.sweep\)"),
-        (["dry_run=true"], r"dry_run is of sweeps; newllm\.sweep takes it"),
+        (["dry_run=true"], r"dry_run is an option of sweeps; pass it to newllm\.sweep"),
     ],
 )
 def test_wrong_input_is_an_exception(overrides: list[str], message: str, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_sweep_returns_the_runs_of_its_plan(tmp_path: Path) -> None:
     assert [run.config.theta for run in runs] == [1e4, 1e3]
     assert newllm.load_runs(runs)["val/loss"].tolist() == [run.results["val/loss"] for run in runs]
     runs[1].files.update_status(state="failed", error="the loss is nan")
-    with pytest.raises(newllm.RunError, match=r"1 of 2 runs are not done: .* failed \(the loss is nan\)"):
+    with pytest.raises(newllm.RunError, match=r"1 of 2 runs are not complete: .* failed \(the loss is nan\)"):
         newllm.sweep([*words, "rerun=none"])
 
 

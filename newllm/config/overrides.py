@@ -70,7 +70,7 @@ def parse(overrides: Sequence[str], catalog: Catalog, sweep: bool = False) -> Ov
     sweep: allow ``a=1,2``.
     """
     if isinstance(overrides, str):  # from Python
-        raise ConfigError(f"{overrides!r} is a text; expected a list of overrides, as in ['pos_encoding=alibi'].")
+        raise ConfigError(f"{overrides!r} is a string; expected a list of overrides, as in ['pos_encoding=alibi'].")
     parsed = []
     for line in overrides:
         key, equals, text = line.lstrip("+").partition("=")

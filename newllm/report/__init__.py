@@ -44,7 +44,9 @@ def report(runs: "Paths", overrides: Sequence[str] = ()) -> Report:
     from newllm.errors import ConfigError
 
     if isinstance(overrides, str):
-        raise ConfigError(f"{overrides!r} is a text; expected a list of options, as in ['baseline=pos_encoding=rope'].")
+        raise ConfigError(
+            f"{overrides!r} is a string; expected a list of options, as in ['baseline=pos_encoding=rope']."
+        )
     folders = [os.fspath(one) for one in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     if not folders:
         raise ConfigError("the list of runs is empty; expected a folder of runs, or a list of them.")

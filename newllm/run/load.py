@@ -27,18 +27,18 @@ from newllm.training.checkpoint import load_weights
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = ("val/bits_per_byte", "val/ppl")  # in one line on a run, the first that it has
+SHOWN = ("val/bits_per_byte", "val/ppl")  # the repr has the first of these that the run has
 _USUAL = (None, "none", "default")  # choices that say nothing about a run
 
 
 @dataclass(repr=False, eq=False)
 class Run:
-    """A run and what its directory holds; metrics, tables, tokenizer and model are read when they are used. It stands
-    for its directory wherever a path is expected.
+    """A run and what its directory holds. Metrics, tables, tokenizer and model are read when they are used. It can be
+    passed wherever the path of a run directory is expected.
 
-    `results`: metric -> number, and scored/METRIC -> fingerprint of the tokens that the metric scored. They are those
-    of when the run was loaded; {} before it is done. For an evaluation under other settings, `config` and `results`
-    are those of the evaluation, the weights the run's.
+    `results`: metric -> number, and scored/METRIC -> fingerprint of the tokens that the metric scored, as they were
+    when the run was loaded; {} before it is done. For an evaluation under other settings, `config` and `results` are
+    those of the evaluation, and the weights are the run's.
     """
 
     files: RunDirectory

@@ -19,10 +19,10 @@ def sweep(overrides: Sequence[str], *, config_dir: str | Path | None = None) -> 
         runs = newllm.sweep(["pos_encoding=rope,alibi", "seeds=3"])
         newllm.report(runs)
 
-    The runs, their folder and the launcher are those of the command, in processes of their own; the same call goes on
-    where an earlier one or the command has stopped. Runs that no launch has begun (``dry_run=true``, ``only=…``,
-    ``skip_invalid=true``) are left out, and those that are not done, as with ``hydra.launcher.wait=false``, have no
-    results; `Run.state` says which. Ctrl-C lets the running ones save and raises KeyboardInterrupt.
+    Runs, folder and launcher are the same as for the command, and each run has a process of its own. The same call
+    continues where an earlier call or the command stopped. Runs that were not launched (``dry_run=true``, ``only=…``,
+    ``skip_invalid=true``) are left out. Runs that are not done yet, as with ``hydra.launcher.wait=false``, have no
+    results; see `Run.state`. Ctrl-C lets the running ones save and raises KeyboardInterrupt.
 
     Args:
         overrides: as on the command line, one per item; ``a=1,2`` varies a.
@@ -30,7 +30,7 @@ def sweep(overrides: Sequence[str], *, config_dir: str | Path | None = None) -> 
 
     Raises:
         ConfigError: the input is wrong; nothing has been written.
-        RunError: where the command ends with status 1: names the runs that have failed. The others are done.
+        RunError: some runs are not complete (the command would exit with status 1). It names them; the others are done.
     """
     from newllm.errors import ConfigError, Interrupted, RunError
     from newllm.run.load import load_run
@@ -40,17 +40,17 @@ def sweep(overrides: Sequence[str], *, config_dir: str | Path | None = None) -> 
     from newllm.training.signals import redelivered
 
     if any(line.startswith("hydra/sweeper=") for line in overrides):
-        raise ConfigError("hydra/sweeper is of the command newllm train -m; newllm.sweep makes the plan itself.")
+        raise ConfigError("hydra/sweeper is for the command newllm train -m; newllm.sweep always uses its own planner.")
     with redelivered():
         plan, status = run_sweep(overrides, config_dir=config_dir)
         if status > 128:
             raise Interrupted(status - 128)
     begun = [run.path for run in plan.runs if run.known.state != "invalid" and (run.path / "config.yaml").exists()]
     if status:
-        left = {path.name: RunDirectory(path) for path in begun if not RunDirectory(path).is_done()}
-        words = [f"{name} {run.observed()} ({run.status().get('error') or 'no error'})" for name, run in left.items()]
+        left = [run for run in map(RunDirectory, begun) if not run.is_done() or run.asked()]
+        words = [f"{run.path.name} {run.observed()} ({run.status().get('error') or 'no error'})" for run in left]
         raise RunError(
-            f"{len(left)} of {len(plan.runs)} runs are not done: {listed(words)}; the same call goes on with them, and "
-            f"newllm.load_runs('{plan.sweep}') has the others"
+            f"{len(left)} of {len(plan.runs)} runs are not complete: {listed(words)}; the same call continues them, "
+            f"and newllm.load_runs('{plan.sweep}') reads the others"
         )
     return [load_run(path) for path in begun]

@@ -16,9 +16,8 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None
         run = newllm.train(["pos_encoding=alibi", "epochs=1"])
         run.results["val/bits_per_byte"]
 
-    A run that was interrupted goes on, and one that is done is read. Ctrl-C (in a notebook, to interrupt the kernel)
-    saves a checkpoint and raises KeyboardInterrupt; any other signal that stops a run takes its usual course when the
-    run has saved.
+    An interrupted run is resumed, and a finished one is only read. Ctrl-C ("interrupt the kernel" in a notebook) saves
+    a checkpoint and raises KeyboardInterrupt; any other stopping signal takes its usual effect once the run has saved.
 
     Args:
         overrides: choices, axes and options as on the command line, one per item.
@@ -40,7 +39,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None
         )
     for key in parse(overrides, catalog_for(config_dir)).keys:
         if key.startswith(("sweep.", "hydra/", "hydra.launcher.", "hydra.sweep")):
-            raise ConfigError(f"{key.removeprefix('sweep.')} is of sweeps; newllm.sweep takes it.")
+            raise ConfigError(f"{key.removeprefix('sweep.')} is an option of sweeps; pass it to newllm.sweep.")
     cfg = compose(overrides, config_dir=config_dir)
     from newllm.run.execute import run
     from newllm.run.load import load_run

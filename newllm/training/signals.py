@@ -61,7 +61,7 @@ class Signals:
 
 @contextmanager
 def redelivered() -> Iterator[None]:
-    """Raise a signal again that has stopped the work in this block, so that it takes its usual course for the caller:
+    """Raise the signal that has stopped the work in this block again, so that it has its usual effect for the caller:
     Ctrl-C becomes KeyboardInterrupt, and SIGTERM ends the process unless the caller handles it."""
     try:
         yield
