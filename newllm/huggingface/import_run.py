@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,8 @@ def _write(
     """Write the run beside its place and move it there, so that nothing half-written is left."""
     root = Path("outputs/runs") if directory is None else Path(directory).expanduser().parent
     root.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".import-", dir=root))
+    temporary = root / f".import-{name}-{os.getpid()}"
+    temporary.mkdir()
     try:
         run = RunDirectory(temporary)
         run.tokenizer.mkdir()
@@ -143,14 +143,7 @@ def _write(
         save_weights(run.best_checkpoint, model, {"data": None, "signature": signature})
         run.write_results(parameters(model))
         run.end_attempt("done", signature=signature)
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
         temporary.replace(path)
         return path
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
