@@ -47,7 +47,7 @@ def _dispatch(argv: list[str]) -> int:
 def module_of(verb: str) -> str:
     """The module whose function `main` is the command."""
     if verb == "import":
-        return "newllm.import_checkpoint"  # `import` is a word of Python's grammar
+        return "newllm.import_checkpoint"  # `import` is a keyword of Python
     return f"newllm.{verb}.__main__" if verb in ("train", "evaluate", "report") else f"newllm.{verb}"
 
 

@@ -1,16 +1,16 @@
 """The trackers of a run together: each gets each step once, whenever the run is killed.
 
-metrics.jsonl is the truth. When an attempt at the run begins, it has been cut back to the last checkpoint, and every
-tracker says which step it has last; it gets the steps after that, first from the file and then as they are made. A step
-that is made again, since the process was killed after its last checkpoint, has the same numbers (all but the times) and
-is not sent again. So nothing about what was sent is stored, a tracker that failed in one attempt is complete after the
-next one, and one that is added to a run gets its beginning.
+metrics.jsonl is the record. When an attempt at the run begins, the file has been cut back to the last checkpoint, and
+every tracker says which step it has last. It gets the steps after that one, first from the file and then as they are
+made. A step that is repeated because the process was killed after its last checkpoint has the same numbers (except for
+the times) and is not sent again. So nothing has to be stored about what was sent: a tracker that failed in one attempt
+is complete after the next one, and a tracker that is added to a run gets all earlier steps.
 
-This is exact if what a tracker says holds. Trackers of local files (csv, tensorboard, wandb offline) say "none" and
-write their files again from the beginning. mlflow and trackio ask their database, and write each step in one
-transaction; what trackio had not written when it was killed is sent again. wandb online and trackio in a space ask a
-server: a step that a killed process has sent and that the server stores only after the next attempt asks may come
-twice. That is tested for local files and databases, not for servers.
+This is exact if a tracker reports its last step correctly. Trackers of local files (csv, tensorboard, wandb offline)
+report none and write their files again from the beginning. mlflow and trackio ask their database and write each step in
+one transaction; what trackio had not written when it was killed is sent again. wandb online and trackio in a space ask
+a server: a step may come twice if a killed process has sent it and the server stores it only after the next attempt has
+asked. This is tested for local files and databases, not for servers.
 """
 
 import math
@@ -43,9 +43,9 @@ class Loggers:
             self.log(line)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Take a line of metrics.jsonl. A step may have two, of the step and of the epoch that ends with it; its row is
-        sent with the first line of another step. Lines of a first phase, which have no step, are not sent; they are its
-        table phase1."""
+        """Take a line of metrics.jsonl. A step may have two lines, its own and that of the epoch that ends with it, so
+        its row is sent when the first line of another step comes. Lines of a first phase are not sent; the table phase1
+        has them."""
         if "train/loss" not in line:
             return
         if line["step"] != self._step:

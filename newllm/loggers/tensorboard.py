@@ -13,7 +13,7 @@ from newllm.loggers.logger import Logger, Tracked, require
 class TensorBoard(Logger):
     """Event files in `folder` of the run directory; written again from the beginning when a run is resumed.
 
-    Configuration and tables are texts, results a line of the page "hparams".
+    Configuration and tables are shown as text, results as a line of the page "hparams".
     """
 
     def __init__(self, folder: str = "tensorboard", *, directory: Path) -> None:

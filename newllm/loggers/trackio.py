@@ -12,8 +12,8 @@ from newllm.loggers.logger import Logger, Tracked, require
 class Trackio(Logger):
     """A run in trackio's database ($TRACKIO_DIR), or in a space. The database says which step it has.
 
-    Trackio knows a run by its name alone, so that the name ends with eight digits of this training. Results and tables
-    are a row after the last step.
+    Trackio identifies a run by its name alone, so the name ends with the eight digits of `tracker_id`. Results and
+    tables are a row after the last step.
     """
 
     def __init__(self, project: str = "newllm", space_id: str | None = None) -> None:

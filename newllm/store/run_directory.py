@@ -13,7 +13,7 @@ checkpoints/      last.safetensors (resumable), best.safetensors (weights); stab
 evaluations.jsonl a line per later evaluation that added to results.json and tables/
 asked.json        evaluators that a sweep has asked for since the run was done; removed when they have been called
 evaluations/      a folder per evaluation with other settings: the same files without checkpoints
-tracker_id        what trackers on servers know this training by, if there are any
+tracker_id        eight digits by which trackers identify this training, if one needs them
 
 Files have content hashes, which are checked when they are read (store/intact.py). status.json has those of
 results.json, metrics.jsonl, tables and evaluations.jsonl of a finished run, in `files`: name -> one hash, or two while
@@ -232,7 +232,7 @@ class RunDirectory:
         return "interrupted" if gone or (state == "done" and not is_file(self.results_file)) else state
 
     def tracker_id(self) -> str:
-        """Eight hex digits by which trackers know this training; made on the first call, and anew after `clear`."""
+        """Eight hex digits by which trackers identify this training; new ones after `clear`."""
         if not is_file(self.tracker_id_file):
             write_text(self.tracker_id_file, secrets.token_hex(4))
         return self.tracker_id_file.read_text(encoding="utf-8").strip()
