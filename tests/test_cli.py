@@ -422,6 +422,7 @@ def test_options_of_sweeps_need_m(runs: list[DictConfig], capfd: pytest.CaptureF
         (["seed=1,2", "hydra.sweep.dirr=x"], "did you mean hydra.sweep.dir?"),
         (["zip={lr:[1,2]}"], "zip={lr:[1,2]}: expected a list"),
         (["zip=[{lr:1}]"], "got {lr:1}"),
+        (["lr=1e-2", "sweep.grids=[{lr:[1e-3,2e-3]}]"], "lr is given in sweep.grids and beside it"),
     ],
 )
 def test_sweeps_that_cannot_be_planned(

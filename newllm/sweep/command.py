@@ -169,6 +169,9 @@ def read(overrides: Sequence[str], *, config_dir: str | Path | None, several: bo
             _refuse(_PLANNING, settings, "of sweeps, and this is a single run; add -m, or leave it out")
         if several and composed.run_dir:
             raise ConfigError("hydra.run.dir is the directory of one run; that of a sweep is hydra.sweep.dir=FOLDER.")
+        both = [key for grid in settings.grids for key in grid if key in given.keys]
+        if both and {"grids", "sweep.grids"} & {*given.keys}:
+            raise ConfigError(f"{both[0]} is given in sweep.grids and beside it; give it in one of the two places.")
         if several:
             jobs += combinations(swept, seeds=settings.seeds, grids=settings.grids, zips=settings.zip)
         else:
