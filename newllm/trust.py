@@ -62,7 +62,7 @@ def packages_of(content: Any) -> list[str]:
 import_folders: list[str] = []  # that this process has added to sys.path; a sweep's runs need them too
 _config_dirs: list[Path] = []  # the --config-dir of the latest command or call, if it has one
 _homes: dict[str, Path] = {}  # module -> the folder that this process imports it from
-_latest: dict[str, dict[str, bytes]] = {}  # module -> its files, as they were when it was last made importable
+_latest: dict[str, dict[str, bytes]] = {}  # module -> its files at the latest call of `import_from`
 
 
 def use_folder(folder: Path | None, contents: Iterable[Any] = ()) -> None:
@@ -125,7 +125,7 @@ def import_from(folder: Path, modules: Iterable[str]) -> None:
 
 
 def _forget_if_edited(name: str, code: dict[str, bytes]) -> None:
-    """Let the next import read a module again that was edited, as between two cells of a notebook."""
+    """Let the next import read a module again if it was edited, as between two cells of a notebook."""
     if _latest.setdefault(name, code) != code:
         _latest[name] = code
         for loaded in [module for module in sys.modules if _is_in(module, [name])]:

@@ -107,7 +107,7 @@ def stored_signature(config: Mapping[str, Any]) -> str:
 def slug(cfg: DictConfig | Mapping[str, Any], varied: Mapping[str, str] | None = None) -> str:
     """A short, readable and safe file name: choices, then overridden values (axes first), then the seed.
 
-    ``tiny-alibi-mla-stdlib-slope0.125-kv_dim64-s42``; at most 80 characters; values that do not fit are left out.
+    ``nano-alibi-mla-stdlib-slope0.125-kv_dim64-s42``; at most 80 characters; values that do not fit are left out.
     Takes a composed configuration or an effective one. varied: of a run of a sweep, see `varied_parts`; these come
     first and are never left out, and the other values are equal in the names of all its runs.
     """

@@ -10,7 +10,7 @@ from newllm.store.csv_text import as_csv
 
 
 class Csv(Logger):
-    """A row per step in `file` of the run directory; written again from the beginning when a run is resumed."""
+    """A row per step in `file` of the run directory, which is written again from the beginning when a run resumes."""
 
     def __init__(self, file: str = "metrics.csv", *, directory: Path) -> None:
         self.path = directory / file

@@ -41,13 +41,13 @@ class Tracked:
 class Logger(ABC):
     """A tracker of one run, which gets each step of metrics.jsonl once (see `Loggers`).
 
-    The constructor only takes options, and refuses them or a missing package by a ConfigError. Any error later
+    The constructor only checks its options and raises ConfigError for a wrong one or a missing package. Any later error
     switches the tracker off, and the run goes on.
     """
 
     def start(self, run: Tracked) -> int:
-        """Open the tracker; returns the last step that it has of the run, -1 if none. Called before `log`, once in an
-        attempt at the run."""
+        """Open the tracker; returns the last step of the run that it has, -1 if none. Called once in an attempt at the
+        run, before `log`."""
         return -1
 
     @abstractmethod

@@ -14,8 +14,10 @@ _PARAMS = 100  # in one call, by MLflow's limit
 
 
 class MLflow(Logger):
-    """A run on the server or in the database at `uri`, which says which step it has. Results are metrics results/…,
-    tables are artifacts."""
+    """A run on the server or in the database at `uri`, which is asked for the last step when a run is resumed.
+
+    Results are metrics results/…, tables are artifacts.
+    """
 
     def __init__(self, experiment: str = "newllm", uri: str | None = None) -> None:
         require("mlflow", "mlflow")
@@ -41,7 +43,7 @@ class MLflow(Logger):
                 self._client.log_batch(self._run, params=params[first : first + _PARAMS])
             self._client.log_dict(self._run, dict(run.config), "config.yaml")
         tags = {"group": run.group, "tags": ", ".join(run.tags), "mlflow.note.content": run.notes, _TAG: identity}
-        for key, text in tags.items():  # the one by which the run is found is the last
+        for key, text in tags.items():  # the tag by which the run is found is set last
             if text:
                 self._client.set_tag(self._run, key, text)
         self._step = max((metric.step for metric in self._client.get_metric_history(self._run, _STEP)), default=-1)
@@ -74,7 +76,7 @@ class MLflow(Logger):
         self._client.set_terminated(self._run, self._status)
 
     def _send(self, step: int, metrics: Mapping[str, float]) -> None:
-        """All in one call, which a database stores whole or not at all."""
+        """Send all in one call, which a database stores completely or not at all."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)

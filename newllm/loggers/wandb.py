@@ -14,7 +14,7 @@ class WandB(Logger):
     """A run on wandb's server, or in the folder wandb of the run directory, for `wandb sync`.
 
     Results are the run's summary. Offline, a resumed run writes its folder again from the beginning and removes that of
-    the earlier attempt; online, the server says which step it has.
+    the earlier attempt; online, the server is asked for the last step.
     """
 
     def __init__(

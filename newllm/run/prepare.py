@@ -31,7 +31,7 @@ from newllm.training.trainer import Trainer
 
 
 def frozen_config(directory: RunDirectory) -> DictConfig:
-    """The configuration of a run to be executed there. Raises ConfigError if there is none."""
+    """The configuration with which the run in `directory` is executed. Raises ConfigError if there is none."""
     return OmegaConf.create({**directory.existing_config(), "run_dir": str(directory.path)})
 
 

@@ -154,7 +154,7 @@ def choose(words: Sequence[str], runs: Sequence[Path], folder: Path) -> list[Pat
     """The run directories among `runs`, all that are in `folder`, that the user named.
 
     A word is the number of a run (its place in `runs`), its path, name or signature, or a part of its name that no
-    other run has. Parts may be left out (``alibi-s2`` for ``tiny-alibi-mha-stdlib-s2-1a2b3c4d``), as in the short names
+    other run has. Parts may be left out (``alibi-s2`` for ``nano-alibi-mha-stdlib-s2-1a2b3c4d``), as in the short names
     of a table. Raises ConfigError with the candidates if a word matches no run or several.
     """
     short = short_names(dict.fromkeys(path.name for path in runs))
