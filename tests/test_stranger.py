@@ -128,7 +128,7 @@ def test_it_conforms(
 
 def test_its_spectrum_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    words = ["pos_encoding=stretched", "theta=100", "--config-dir", "conf", "out=spectrum.csv"]
+    words = ["model=tiny", "pos_encoding=stretched", "theta=100", "--config-dir", "conf", "out=spectrum.csv"]
     assert frequencies.main(words) == 0
     shown = [float(line["inv_freq"]) for line in csv.DictReader((folder / "spectrum.csv").open())]
     np.testing.assert_allclose(shown, 100.0 ** -((np.arange(32) / 32) ** 2), rtol=1e-6)
