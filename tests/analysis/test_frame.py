@@ -24,7 +24,7 @@ def test_a_row_per_run_with_choices_axes_and_metrics(tmp_path: Path):
     assert row["signature"] == signature(cfg)
     assert row["config"] == cfg
     assert (row["seed"], row["kv_dim"], row["slope"]) == (3, 128, (0.5, 0.25, 0.125, 0.0625))
-    assert (row["pos_encoding"], row["attention"], row["model"]) == ("alibi", "mla", "tiny")
+    assert (row["pos_encoding"], row["attention"], row["model"]) == ("alibi", "mla", "nano")
     assert row["eval"].startswith("loss+position+")
     assert "pos_encoding=alibi" in row["overrides"]
     assert (row["val/ppl"], row["val/best_epoch"]) == (150.25, 2.0)

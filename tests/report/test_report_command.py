@@ -256,7 +256,7 @@ def test_two_sweeps_show_the_noise_of_repeats(sweep: Path, tmp_path: Path, capsy
     ("words", "message"),
     [
         (["baseline=ropee"], "baseline=ropee"),
-        (["baseline=model=tiny"], "fits 6 groups"),
+        (["baseline=model=nano"], "fits 6 groups"),
         (["basline=rope"], "did you mean baseline"),
         (["metrics=[val/pl]"], "did you mean val/ppl"),
         (["by=pos_encodin"], "did you mean pos_encoding"),

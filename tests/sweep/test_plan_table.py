@@ -37,7 +37,7 @@ def test_time_is_that_of_the_most_similar_runs_scaled_by_tokens(tmp_path: Path) 
 def test_parameters_are_counted_or_known_from_a_finished_run(tmp_path: Path) -> None:
     make_finished_run(tmp_path / "a", 10.0, "data.tokenizer=some/where", "seed=1")
     estimates = Estimates([tmp_path])
-    assert estimates.parameters(effective(compose(["seed=2"]))) == 3_737_856
+    assert estimates.parameters(effective(compose(["seed=2"]))) == 1_066_112
     assert estimates.parameters(effective(compose(["data.tokenizer=some/where", "seed=2"]))) == 7
     assert estimates.parameters(effective(compose(["data.tokenizer=some/where", "pos_encoding=nope"]))) is None
 
@@ -64,5 +64,5 @@ def test_a_plan_has_the_numbers_for_only_and_those_of_begun_runs_side_by_side(
     plan(runs, Path("sweep"), only=[1]).freeze()
     show(plan(runs, Path("sweep")), whole=True)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[:3]] == [["plan", "#"], ["0", "tiny"], ["1", "0"]]
+    assert [line.split()[:2] for line in lines[:3]] == [["plan", "#"], ["0", "nano"], ["1", "0"]]
     assert "only= takes the numbers under plan" in lines[3]
