@@ -103,6 +103,7 @@ def _encoding(config: Mapping[str, Any]) -> Any:
         num_layers=model["num_layers"],
         heads=model["heads"],
         head_dim=class_of(attention, Attention).rotary_width(attention, head_dim),
+        query_dim=head_dim,
         hidden_size=model["hidden_size"],
         seq_len=config["data"]["seq_len"],
     )

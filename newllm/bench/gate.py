@@ -1,7 +1,8 @@
 """`newllm bench gate [FILE=docs/speed/gate.yaml]`: short measurements against lower bounds of ratios.
 
 FILE holds a list of checks: `bench`, its `words`, and `bounds`, which give `at_least` and the reason `why` for each
-metric. Only ratios, since seconds differ between machines, while the ratio of two things measured in turns hardly
+metric; with `native_bf16`, only for processors that have (true) or lack (false) products in bf16. Only ratios, since
+seconds differ between machines, while the ratio of two things measured in turns hardly
 does. The exit status is 1 if a ratio is below its bound.
 """
 
@@ -11,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from newllm.bench import measure
-from newllm.bench.harness import Result
+from newllm.bench.harness import Result, machine
 from newllm.errors import ConfigError, RunError
 
 FILE = "docs/speed/gate.yaml"
@@ -26,6 +27,7 @@ class Check(BaseModel):
     bench: str
     words: list[str]
     bounds: dict[str, Bound]  # by metric
+    native_bf16: bool | None = None
 
 
 def main(argv: list[str]) -> int:
@@ -35,6 +37,8 @@ def main(argv: list[str]) -> int:
         return 0 if argv[0] in ("-h", "--help") else 2
     rows, failed = [], []
     for check in read(Path(argv[0] if argv else FILE)):
+        if check.native_bf16 not in (None, machine()["native_bf16"]):
+            continue
         command = " ".join(["newllm bench", check.bench, *check.words])
         print(command, flush=True)
         metrics = measure(check.bench, check.words).metrics

@@ -76,10 +76,8 @@ def measure(
     result = Result({"peer": reference, **setup, **sizes})
     result.notes.append(f"Peer: {reference}. Medians of {rounds} rounds of {steps} steps (min … max).")
 
-    overrides = [
-        *overrides,
-        f"runtime.threads={run.runtime.threads}",
-    ]  # as they start, they keep each other's cores busy
+    # The same for all, which would see the cores busy with each other as they start.
+    overrides = [*overrides, f"runtime.threads={run.runtime.threads}"]
     contestants = _contestants(overrides, run.precision, compiled)
     optional = COMPILED
     if run.device.type == "cuda":  # all are in its memory at once

@@ -21,7 +21,7 @@ from newllm.evaluation.fingerprint import fingerprint
 from newllm.evaluation.limits import parse_lengths, require_room, try_length
 from newllm.evaluation.scoring import score
 from newllm.evaluation.subject import Evaluator, Findings, Subject, Table
-from newllm.model import LanguageModel
+from newllm.model import LanguageModel, Transformer
 from newllm.seeding import stream
 from newllm.training.cross_entropy import CHUNK, token_losses
 
@@ -79,7 +79,8 @@ class Retrieval(Evaluator):
         for trials in self.rounds(subject.data, model, self.row_lengths(model)):
             length = trials[0].labels["length"]
             # Keys and values of a prompt in fp32 and their copy for its candidates, at most as in multi-head attention.
-            cache = 2 * 4 * len(model.blocks) * 2 * model.hidden_size * length
+            width = model.heads * model.head_dim if isinstance(model, Transformer) else model.hidden_size
+            cache = 2 * 4 * len(model.blocks) * 2 * width * length
             results, failed = try_length(subject, length, partial(judge, subject, trials), cache)
             if results and not np.isfinite([trial["margin"] for trial in results]).all():
                 results, failed = None, "its losses are not finite"

@@ -67,7 +67,7 @@ def _config(checkpoint: Checkpoint, overrides: list[str], label: str) -> dict[st
         "name": checkpoint.name,
         "revision": checkpoint.commit,
         "family": checkpoint.config["model_type"],
-        "weights": content_hash(checkpoint.folder, ["/*.safetensors"]),
+        "weights": content_hash(checkpoint.folder, sorted({f"/{file.name}" for file in checkpoint.files.values()})),
     }
     return {**config, "choices": {**config["choices"], "model": label}, "overrides": []}
 

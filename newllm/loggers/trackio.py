@@ -13,7 +13,7 @@ class Trackio(Logger):
     """A run in trackio's database ($TRACKIO_DIR), or in a space. The database says which step it has.
 
     Trackio identifies a run by its name alone, so the name ends with the eight digits of `tracker_id`. Results and
-    tables are a row after the last step.
+    tables are a row after the last step, one more for each later evaluation.
     """
 
     def __init__(self, project: str = "newllm", space_id: str | None = None) -> None:

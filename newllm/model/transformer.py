@@ -100,6 +100,7 @@ class Transformer(LanguageModel):
             num_layers=num_layers,
             heads=heads,
             head_dim=rotary_width,
+            query_dim=self.head_dim,
             hidden_size=hidden_size,
             seq_len=seq_len,
         )

@@ -32,8 +32,7 @@ class Cope(PositionEncoding):
         shared: bool = True,
         layers: str | list[int] = "all",
         *,
-        hidden_size: int,
-        heads: int,
+        query_dim: int,
         seq_len: int,
         num_layers: int,
     ):
@@ -45,7 +44,7 @@ class Cope(PositionEncoding):
             )
         self._tables = {layer: "table" if shared else f"table{layer}" for layer in sorted(self.layers)}
         self._own = next(iter(self._tables.values()), "table")  # the table of this view
-        shape = (seq_len if npos_max is None else npos_max, hidden_size // heads)
+        shape = (seq_len if npos_max is None else npos_max, query_dim)
         for name in dict.fromkeys(self._tables.values()):
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 

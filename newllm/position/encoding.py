@@ -14,7 +14,8 @@ class PositionEncoding(nn.Module):
 
     A subclass overrides the methods it needs. One object serves all layers of a model, so they share its parameters.
     Arguments before the ``*`` of ``__init__`` are options; those after it (`num_layers`, `heads`, `head_dim`,
-    `hidden_size`, `seq_len`) are sizes, which the model passes if the signature names them.
+    `query_dim`, `hidden_size`, `seq_len`) are sizes, which the model passes if the signature names them. head_dim: of
+    what is rotated; query_dim: width of a head's query, without the rotary part that MLA adds.
 
     layers: the layers in which the encoding acts: "all", a list (0 is the first), or a pattern that fits any depth:
     "every 4th" means layers 3, 7, 11, …, and "all but every 4th" the others.

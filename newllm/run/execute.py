@@ -240,12 +240,12 @@ def _train_and_evaluate(run: Run, attempt: int) -> None:
 
     results = _evaluate(run, loop.progress, stages)
     results["speed/wall_seconds"] = earlier_seconds + time.monotonic() - run.started
-    run.loggers.finish(metrics_of(results), directory.tables)
     printing.summary(console, metrics_of(results), str(directory.path))
     # If the run was done and its results or its status are lost, the evaluators it was given later are called again.
     directory.ask({name: options for line in directory.evaluated() for name, options in line["eval"].items()})
     directory.evaluations_file.unlink(missing_ok=True)
     directory.write_results(results)
+    run.loggers.finish(metrics_of(results), directory.tables)
 
 
 def _evaluate(run: Run, progress: Progress, stages: StageResult) -> dict[str, Any]:

@@ -105,6 +105,7 @@ class Run:
     def model(self) -> LanguageModel:
         """The trained model on the CPU, in evaluation mode. Reads safetensors only."""
         trained = self.files.trained
+        use_code_of_run(trained)
         length = check_stored(trained.config()).data.seq_len
         model = build_model(check_stored(self.files.config()), self.tokenizer.vocab_size, length)
         about = load_weights(self.checkpoint, model)
@@ -185,7 +186,6 @@ def load_run(path: str | os.PathLike[str], weights: Literal["best", "last"] | No
     config = directory.existing_config()
     if weights is None:
         weights = "last" if (config.get("trainer") or {}).get("eval_weights") == "last" else "best"
-    use_code_of_run(directory.trained)
     status = directory.status()
     if directory.trained is directory:
         directory.require_same_run(directory.status_file, status.get("signature"), stored_signature(config))

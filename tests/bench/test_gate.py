@@ -40,6 +40,18 @@ def test_the_gate_passes_if_no_ratio_is_below_its_bound(
     assert "ratio/peer" in capsys.readouterr().out
 
 
+def test_a_check_may_be_for_processors_with_or_without_native_bf16(
+    bounds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    bounds.write_text(f"{FILE}  native_bf16: true\n")
+    measuring(monkeypatch, peer=1.0, other=2.0)
+    monkeypatch.setattr(gate, "machine", lambda: {"native_bf16": False})
+    assert main(["gate", str(bounds)]) == 0
+    monkeypatch.setattr(gate, "machine", lambda: {"native_bf16": True})
+    assert main(["gate", str(bounds)]) == 1
+    assert "ratio/peer is 1.00" in capsys.readouterr().err
+
+
 def test_the_gate_fails_with_the_reason_of_a_bound_that_is_not_reached(
     bounds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

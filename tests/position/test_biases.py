@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import newllm
 from newllm.attention import kernels
 from newllm.position import Cope, Fire, KerpleLog, KerplePower, PositionEncoding
 from newllm.position.alibi import geometric_slopes
@@ -201,7 +202,7 @@ def test_a_compiler_does_not_look_into_the_blocks():
 
 
 def cope(npos_max: int = 6) -> Cope:
-    return filled(Cope(npos_max, hidden_size=HEADS * D, seq_len=T, **SIZES))
+    return filled(Cope(npos_max, query_dim=D, seq_len=T, num_layers=1))
 
 
 def cope_by_hand(q, k, v, table) -> torch.Tensor:
@@ -239,8 +240,18 @@ def test_cope_is_its_formula(monkeypatch, kernel, key_heads):
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-8)
 
 
+@pytest.mark.parametrize("attention", ["mha", "mla"])
+def test_cope_reads_whole_queries_when_heads_have_a_width_of_their_own(attention):
+    sizes = ["model.hidden_size=32", "model.heads=4", "model.head_dim=16", "model.num_layers=1", "model.vocab_size=64"]
+    model = newllm.build_model(newllm.compose(["pos_encoding=cope", f"attention={attention}", *sizes])).double()
+    table = filled(model.position).table
+    assert table.shape[1] == 16
+    (gradient,) = torch.autograd.grad(model(torch.arange(24)[None] % 7).square().sum(), table)
+    assert (gradient.abs().sum(0) > 0).all()
+
+
 def test_cope_with_a_table_in_each_layer():
-    sizes = {"hidden_size": HEADS * D, "heads": HEADS, "seq_len": T, "num_layers": 4}
+    sizes = {"query_dim": D, "seq_len": T, "num_layers": 4}
     encoding, (q, k, v) = filled(Cope(6, shared=False, layers=[1, 3], **sizes)), inputs(24)
     assert [name for name, _ in encoding.named_parameters()] == ["table1", "table3"]
     assert encoding.at_layer(0) is None

@@ -38,7 +38,7 @@ def family(name: str, **options) -> Rope:
         (lambda: Fire(width=0, **HEADS), "width must lie in [1, "),
         (lambda: Fire(c=-0.1, **HEADS), "c must be greater than 0"),
         (lambda: Fire(threshold=0.0, **HEADS), "threshold must be greater than 0"),
-        (lambda: Cope(1, hidden_size=32, seq_len=8, **HEADS), "npos_max must be at least 2"),
+        (lambda: Cope(1, query_dim=8, seq_len=8, num_layers=2), "npos_max must be at least 2"),
         (lambda: XPos(scale_base=0.0, **SIZES), "scale_base must be greater than 0, as in scale_base=512; got 0"),
         (lambda: XPos(gamma=-0.4, **SIZES), "gamma must be greater than 0"),
         (lambda: Fope(gain=-1.0, heads=4, **SIZES), "gain must be 0 or greater"),
