@@ -84,7 +84,9 @@ def test_evaluations_under_other_settings_are_rows_after_their_run(tmp_path: Pat
     lost = Path(frame["path"].iloc[1])
     (lost / "results.json").unlink()
     (lost / "evaluations.jsonl").write_text(json.dumps({"eval": {}, "overrides": ["theta=100", "eval=[loss,qk]"]}))
-    state, error = load_runs(tmp_path, evaluations=True)[["state", "error"]].iloc[1]
+    ((state, error),) = (
+        load_runs(tmp_path, evaluations=True).set_index("path").loc[[str(lost)], ["state", "error"]].values
+    )
     command = f"newllm evaluate {runs[0]} theta=100 'eval=[loss,qk]'"
     assert (state, error) == ("interrupted", f"Its results.json is gone; {command} makes it again.")
 

@@ -32,7 +32,7 @@ def baseline(wanted: str) -> Callable[[], object]:
             "by=atention is not a choice, axis or setting of these runs",
         ),
         (lambda: groups(frame(), by=["optim.clp"]), "did you mean optim.clip"),
-        (baseline("model=tiny"), "baseline=model=tiny fits 4 groups (alibi · mha, alibi · mla, "),
+        (baseline("model=nano"), "baseline=model=nano fits 4 groups (alibi · mha, alibi · mla, "),
         (baseline("alibi · mal"), "baseline=alibi · mal is not a group; did you mean alibi · mla"),
         (baseline("pos_encoding=nope"), "baseline=pos_encoding=nope is not a group; expected one of: "),
         (

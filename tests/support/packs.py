@@ -44,10 +44,10 @@ class Tempered(MultiHead):
     """An attention with a parameter of its own."""
 
     def __init__(
-        self, kv_heads: int | None = None, bias: bool = False, kernel: str = "auto",
+        self, kv_heads: int | None = None, bias: bool = False, kernel: str = "auto", qk_norm: bool = False,
         *, hidden_size: int, heads: int, head_dim: int,
     ):  # fmt: skip
-        super().__init__(kv_heads, bias, kernel, hidden_size=hidden_size, heads=heads, head_dim=head_dim)
+        super().__init__(kv_heads, bias, kernel, qk_norm, hidden_size=hidden_size, heads=heads, head_dim=head_dim)
         self.temperature = nn.Parameter(torch.ones(1))
 
 

@@ -46,7 +46,7 @@ def test_former_runs_with_the_text_and_model_of_a_plan_are_found(tmp_path: Path)
     make_finished_run(tmp_path / "a", 1.0, "seed=1")
     make_finished_run(tmp_path / "b", 1.0, "seed=2", "pos_encoding=nope")
     make_finished_run(tmp_path / "c", 1.0, "samples=100")
-    make_finished_run(tmp_path / "d", 1.0, "model.hidden_size=128")
+    make_finished_run(tmp_path / "d", 1.0, "model.hidden_size=64")
     found = Estimates([tmp_path]).same_text_and_model([effective(compose(["pos_encoding=alibi"]))])
     assert {folder.name for folder in found} == {"a", "b"}
 

@@ -156,7 +156,7 @@ def test_compiling_does_not_unroll_the_recurrence(model: DProjTransformer, ids: 
 
     compiled = torch.compile(model.hidden, backend=backend)
     assert torch.equal(compiled(ids), model.hidden(ids))
-    assert 0 < len(operations) < 4 * LENGTH  # a step of the recurrence has more than four
+    assert 0 < len(operations) < 6 * LENGTH  # unrolled, the recurrence alone would have nearly as many
 
 
 @pytest.mark.parametrize("option", ["embed_dim=0", "projection_std=-1", "projection_bias_std=-1", "hidden_size=30"])
