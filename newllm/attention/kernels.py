@@ -67,7 +67,7 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Kernel:
     if general or (on_cpu and (half or (padded and length <= _UNPADDED))):
         return "blocked"
     if bias is not None and torch.compiler.is_compiling():
-        return "blocked" if q.device.type == "cpu" else "digits"  # the probe below cannot be traced
+        return "blocked" if on_cpu else "digits"  # the probe below cannot be traced
     return "row" if bias is None or supports_row_bias(q.device.type, q.dtype) else "digits"
 
 

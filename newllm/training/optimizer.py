@@ -38,8 +38,7 @@ class AdamW:
         cooldown: last steps of wsd: a fraction of all steps if at most 1, else a number of steps.
         cooldown_shape: "sqrt" (1 - sqrt(x)) or "linear" (1 - x).
         embedding_rate: rate of a language model's token embedding (and of the head that is tied to it) as a multiple of
-            the others'; its decay per step stays that of the others. Rows of frequent tokens get a gradient in each
-            step, those of rare ones seldom, so one rate for all is slow for embeddings.
+            the others'; its decay per step stays that of the others (docs/optimization_small.md measures it).
     """
 
     def __init__(
