@@ -18,11 +18,11 @@ class Muon(AdamW):
         B = momentum B + (1 - momentum) G          O = orthogonalize((1 - momentum) G + momentum B)
         W = (1 - lr weight_decay) W - lr 0.2 sqrt(max(rows, columns)) O
 
-    The factor gives the update the root mean square of AdamW's, so that one lr and weight_decay serve both (Liu et
-    al. 2025, arXiv 2502.16982). A layer that holds several matrices in one (q | k | v, gate | up, MLA's keys and
-    values) has each of them orthogonalized alone, in trainer.precision. With model.width_base, Muon's rate is divided
-    by the root of what AdamW's is divided by, since the norm of an orthogonal matrix with this factor grows only with
-    the root of the width.
+    The factor gives the update the root mean square of AdamW's, so that one lr and weight_decay can serve both (Liu et
+    al. 2025, arXiv 2502.16982); the best lr is above that of AdamW alone (docs/optimization_small.md). A layer that
+    holds several matrices in one (q | k | v, gate | up, MLA's keys and values) has each of them orthogonalized alone,
+    in trainer.precision. With model.width_base, Muon's rate is divided by the root of what AdamW's is divided by, since
+    the norm of an orthogonal matrix with this factor grows only with the root of the width.
 
     Args:
         momentum: decay of the mean gradient, in [0, 1).
